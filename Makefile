@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check env results wheel clean
+.PHONY: demo test check env results bench bench-full wheel clean
 
 demo: env
 	$(BIN)/skysift demo --folder skysift-demo
@@ -19,6 +19,14 @@ check: env
 # The losses on the real labelled set (see docs/results.md); needs AID_TAR and MOBILENET_V2.
 results: env
 	$(BIN)/python -m benchmarks.results
+
+# Every benchmark beside its peers, into docs/performance.md; the long forms take hours.
+bench bench-full: $(VENV)/.bench
+	$(BIN)/python -m benchmarks $(if $(filter bench-full,$@),--full)
+
+$(VENV)/.bench: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch $@
 
 env: $(VENV)/.ready
 

@@ -1,6 +1,7 @@
 """Serve an index with Ray Serve: bind, guard, run until told to stop."""
 
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from storage.errors import ConfigError, SkysiftError
@@ -85,6 +87,33 @@ def serve_index(
         ) from error
     finally:
         serve.shutdown()
+
+
+class Arguments(BaseModel):
+    """The ``args`` of the application in a config file of Ray Serve."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    index: str
+    encoder: str | None = None
+    replicas: int = 1
+
+
+def application(arguments: Arguments) -> serve.Application:
+    """Build the application for Ray Serve's config files, such as ``deploy/kuberay``'s.
+
+    Ray Serve does the listening there, on every node; the token is the variable SKYSIFT_TOKEN.
+
+    Raises
+    ------
+    ConfigError
+        There is no token.
+    """
+    spec = ServiceSpec(host="0.0.0.0", token=os.environ.get("SKYSIFT_TOKEN"))
+    served = Served(
+        index_uri=arguments.index, encoder_uri=arguments.encoder, replicas=arguments.replicas
+    )
+    return _application(served, spec, check_exposure(spec))
 
 
 def check_exposure(spec: ServiceSpec) -> str | None:

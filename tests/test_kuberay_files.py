@@ -1,0 +1,115 @@
+"""The Kubernetes files fit the published definitions of their kinds, and one another."""
+
+import gzip
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from ray.serve.schema import ServeDeploySchema
+
+from storage.errors import ConfigError
+from workflows.service.deploy import Arguments, application
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFINITIONS = ROOT.parent / "shared/schemas/kuberay"
+CLUSTERS = {
+    "raycluster": lambda spec: spec,
+    "rayjob": lambda spec: spec["rayClusterSpec"],
+    "rayservice": lambda spec: spec["rayClusterConfig"],
+}
+
+
+def _read(name):
+    return yaml.safe_load((ROOT / f"deploy/kuberay/{name}.yaml").read_text())
+
+
+def _cluster(name):
+    return CLUSTERS[name](_read(name)["spec"])
+
+
+def _closed(schema):
+    """Refuse unknown fields, which the API server would drop without a word."""
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed(part) for key, part in schema.items()}
+    open_ended = schema.get("x-kubernetes-preserve-unknown-fields") or (
+        "additionalProperties" in schema
+    )
+    if isinstance(schema.get("properties"), dict) and not open_ended:
+        closed["additionalProperties"] = False
+    return closed
+
+
+@pytest.mark.skipif(not DEFINITIONS.exists(), reason="../shared/schemas/kuberay is not here")
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_the_file_fits_the_definition_of_its_kind(name):
+    document = _read(name)
+    text = gzip.decompress((DEFINITIONS / f"ray.io_{name}s.yaml.gz").read_bytes())
+    definition = yaml.load(text, yaml.CSafeLoader)
+    group, served = document["apiVersion"].split("/")
+    assert (group, document["kind"]) == (
+        definition["spec"]["group"],
+        definition["spec"]["names"]["kind"],
+    )
+    schema = next(
+        each["schema"]["openAPIV3Schema"]["properties"]["spec"]
+        for each in definition["spec"]["versions"]
+        if each["name"] == served
+    )
+    check = Draft202012Validator(_closed(schema))
+    assert [error.message for error in check.iter_errors(document["spec"])] == []
+    assert list(check.iter_errors({**document["spec"], "workerGroups": []}))
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_the_roles_are_those_of_the_cluster_file(name):
+    cluster = _cluster(name)
+    aws = yaml.safe_load((ROOT / "cluster.yaml").read_text())["available_node_types"]
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == str(
+        aws["head"]["resources"]["CPU"]
+    )
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    assert {"head", *groups} == set(aws)
+    for role, group in groups.items():
+        (container,) = group["template"]["spec"]["containers"]
+        asked = container["resources"]["requests"]
+        assert int(asked["cpu"]) == aws[role]["resources"]["CPU"]
+        assert int(asked.get("nvidia.com/gpu", 0)) == aws[role]["resources"].get("GPU", 0)
+        assert group["maxReplicas"] == aws[role]["max_workers"]
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_tokens_are_on_and_ray_is_the_version_of_the_tests(name):
+    cluster = _cluster(name)
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["rayVersion"] == version("ray")
+    dockerfile = (ROOT / "deploy/Dockerfile").read_text()
+    assert set(re.findall(r"rayproject/ray:([\d.]+)-py311", dockerfile)) == {version("ray")}
+
+
+def test_ray_serve_accepts_the_service_and_its_arguments(monkeypatch):
+    config = ServeDeploySchema.model_validate(
+        yaml.safe_load(_read("rayservice")["spec"]["serveConfigV2"])
+    )
+    (served,) = config.applications
+    assert served.import_path == f"{application.__module__}:{application.__name__}"
+    arguments = Arguments(**served.args)
+    monkeypatch.delenv("SKYSIFT_TOKEN", raising=False)
+    with pytest.raises(ConfigError, match="needs a token"):
+        application(arguments)
+    monkeypatch.setenv("SKYSIFT_TOKEN", "0123456789abcdef" * 4)
+    (deployment,) = served.deployments
+    assert application(arguments)._bound_deployment.name == deployment.name
+
+
+def test_every_value_that_a_user_must_set_is_marked():
+    for path in (ROOT / "deploy/kuberay").glob("*.yaml"):
+        for line in path.read_text().splitlines():
+            value, _, comment = line.partition("#")
+            if re.search(r"image: &|s3://|karpenter", value) and value.strip():
+                assert "CHANGE-ME:" in comment, (path.name, line)
