@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import losses, results
+from benchmarks import losses, results, vectors
 from benchmarks.results_page import baselines, dominated_by, gains, write_page
 from benchmarks.results_plan import (
     COLUMNS,
@@ -17,6 +17,7 @@ from benchmarks.results_plan import (
 )
 from benchmarks.results_runs import Run, World, measure, score, train
 from encoders.losses import LabelStatistics, build_loss, loss_names
+from storage.archive import Archive
 
 BASE = Run(loss="macl", epochs=2, batch_size=16, hidden=8, dimension=4)
 
@@ -106,3 +107,17 @@ def test_a_temperature_schedule_changes_the_run(world):
     run = with_settings(BASE, "mulsupcon", {"temperature": 0.2})
     falling = with_settings(run, "mulsupcon", {"temperature": 0.2, "temperature_end": 0.05})
     assert np.abs(train(world, run) - train(world, falling)).max() > 1e-4
+
+
+def test_a_benchmark_archive_is_an_archive_of_the_same_vectors(tmp_path):
+    uri = vectors.make_archive(tmp_path, 5000, dimension=8, clusters=20)
+    archive = Archive.open(uri)
+    (segment,) = archive.segments
+    rows = archive.read_segment(segment.ordinal)
+    (drawn,) = vectors.clustered(5000, dimension=8, clusters=20)
+    np.testing.assert_array_equal(rows["embedding"], drawn.astype(np.float16))
+    assert len(set(zip(rows["tile_key"], rows["scene"], strict=True))) == 5000
+    assert np.linalg.norm(drawn, axis=1) == pytest.approx(1, abs=1e-5)
+    assert vectors.make_archive(tmp_path, 5000, dimension=8, clusters=20) == uri
+    vectors.add_rows(uri, 100, clusters=20, seed=1)
+    assert len(Archive.open(uri)) == 5100
