@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from pipeline.grids import TileGrid
 from storage.archive import Archive, Columns
-from storage.errors import NotFoundError
 from storage.object_store import StorageOptions
 from storage.scenes import Scene
 from workflows.charts import Footprints
-from workflows.pictures import data_uri, scene_stretch, tile_image
+from workflows.pictures import TileRenderer, data_uri
 from workflows.report import LedgerSummary, Shown
 
 MAP_TILES = 20_000
@@ -35,9 +33,7 @@ class Gallery:
         self, archive: Archive, scenes: Sequence[Scene], options: StorageOptions | None = None
     ) -> None:
         self._archive = archive
-        self._scenes = {scene.id: scene for scene in scenes}
-        self._options = options
-        self._stretches: dict[tuple[str, str], NDArray[np.float32]] = {}
+        self._renderer = TileRenderer(archive, scenes, options)
 
     def show(self, rows: ArrayLike, scores: ArrayLike | None = None) -> tuple[Shown, ...]:
         """Draw rows in their order.
@@ -56,27 +52,15 @@ class Gallery:
         SceneError
             A scene can no longer be read.
         """
-        names = ["scene", "tile", "tile_key", "datetime", "bbox"]
+        names = ["scene", "tile_key", "datetime", "bbox"]
         names += ["labels"] if self._archive.spec.classes else []
         columns = self._archive.read(rows, names)
         values = [None] * len(columns["row"]) if scores is None else np.asarray(scores).tolist()
         return tuple(self._shown(columns, i, score) for i, score in enumerate(values))
 
     def _shown(self, columns: Columns, i: int, score: float | None) -> Shown:
-        scene_id = str(columns["scene"][i])
-        if scene_id not in self._scenes:
-            raise NotFoundError(
-                f"scene {scene_id} of archive {self._archive.uri} is not in the catalog; "
-                "give the catalog that was ingested"
-            )
-        scene = self._scenes[scene_id]
-        grid_id = str(columns["tile_key"][i]).rsplit("/", 2)[0]
-        grid = TileGrid.from_dict(self._archive.ledger.grids[grid_id])
-        if (scene_id, grid_id) not in self._stretches:
-            self._stretches[scene_id, grid_id] = scene_stretch(scene, grid, self._options)
-        column, row = columns["tile"][i].tolist()
-        stretch = self._stretches[scene_id, grid_id]
-        image = tile_image(scene, grid, (column, row), stretch, self._options)
+        scene_id, tile_key = str(columns["scene"][i]), str(columns["tile_key"][i])
+        image = self._renderer.draw(scene_id, tile_key)
         west, south, east, north = columns["bbox"][i].tolist()
         east += 360 if east < west else 0
         present = columns["labels"][i] if self._archive.spec.classes else ()

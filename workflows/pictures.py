@@ -1,6 +1,7 @@
 """Pictures of tiles for people: true colour, stretched by their scene's own brightness."""
 
 import base64
+from collections.abc import Iterable
 from io import BytesIO
 
 import numpy as np
@@ -8,6 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.tiling import TileGrid
+from storage.archive import Archive
+from storage.errors import NotFoundError
 from storage.object_store import StorageOptions
 from storage.pixels import PixelGrid
 from storage.rasters import SceneReader
@@ -15,6 +18,88 @@ from storage.scenes import Scene
 
 _PREVIEW_PX = 256
 _GAMMA = 0.7
+
+
+class TileRenderer:
+    """Draws tiles of an archive from the scenes that they came from.
+
+    It remembers the stretch of every scene it has drawn from, so that one scene's tiles compare.
+    Threads may share it.
+
+    Parameters
+    ----------
+    archive
+        Knows the grids.
+    scenes
+        The scenes of its catalog, with the bands to show.
+    options
+        How to reach the scenes.
+    """
+
+    def __init__(
+        self, archive: Archive, scenes: Iterable[Scene], options: StorageOptions | None = None
+    ) -> None:
+        self._archive = archive
+        self._scenes = {scene.id: scene for scene in scenes}
+        self._options = options
+        self._stretches: dict[tuple[str, str], NDArray[np.float32]] = {}
+
+    def draw(self, scene_id: str, tile_key: str) -> NDArray[np.uint8]:
+        """Draw one tile as one scene shows it.
+
+        Returns
+        -------
+        ndarray
+            uint8 (tile_px, tile_px, 3); invalid pixels are light grey.
+
+        Raises
+        ------
+        NotFoundError
+            The scene is not in the catalog, or the key is not of a grid of the archive.
+        SceneError
+            The scene can no longer be read.
+        """
+        if scene_id not in self._scenes:
+            raise NotFoundError(
+                f"scene {scene_id} of archive {self._archive.uri} is not in the catalog; "
+                "give the catalog that was ingested"
+            )
+        grid_id, place = grid_and_place(tile_key)
+        grids = self._archive.ledger.grids
+        if grid_id not in grids:
+            raise NotFoundError(
+                f"tile {tile_key} is on no grid of archive {self._archive.uri}; "
+                f"it has {', '.join(grids)}"
+            )
+        scene, grid = (
+            self._scenes[scene_id],
+            TileGrid.from_dict(self._archive.ledger.grids[grid_id]),
+        )
+        if (scene_id, grid_id) not in self._stretches:
+            self._stretches[scene_id, grid_id] = scene_stretch(scene, grid, self._options)
+        return tile_image(scene, grid, place, self._stretches[scene_id, grid_id], self._options)
+
+
+def grid_and_place(tile_key: str) -> tuple[str, tuple[int, int]]:
+    """Take a tile's key apart: the id of its grid, its column and its row.
+
+    Raises
+    ------
+    NotFoundError
+        It is not such a key.
+
+    Examples
+    --------
+    >>> grid_and_place("epsg32648-10-64/566/-3103")
+    ('epsg32648-10-64', (566, -3103))
+    """
+    try:
+        grid_id, column, row = tile_key.rsplit("/", 2)
+        return grid_id, (int(column), int(row))
+    except ValueError as error:
+        raise NotFoundError(
+            f"{tile_key!r} is not the key of a tile, such as epsg32648-10-64/566/-3103"
+        ) from error
 
 
 def scene_stretch(
@@ -109,6 +194,27 @@ def stretched(values: NDArray[np.float32], stretch: NDArray[np.float32]) -> NDAr
     return image
 
 
+def encoded(image: NDArray[np.uint8], kind: str, side_px: int) -> bytes:
+    """Encode a picture.
+
+    Parameters
+    ----------
+    image
+        uint8 (h, w, 3).
+    kind
+        ``PNG`` or ``JPEG``.
+    side_px
+        Longer side of the encoded picture.
+    """
+    height, width = image.shape[:2]
+    factor = side_px / max(height, width)
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    sink = BytesIO()
+    picture.save(sink, kind, **({"quality": 88} if kind == "JPEG" else {}), optimize=True)
+    return sink.getvalue()
+
+
 def data_uri(image: NDArray[np.uint8], side_px: int = 144) -> str:
     """Encode a picture as a ``data:`` URI, so that a page needs no file beside it.
 
@@ -119,10 +225,4 @@ def data_uri(image: NDArray[np.uint8], side_px: int = 144) -> str:
     side_px
         Longer side of the encoded picture.
     """
-    height, width = image.shape[:2]
-    factor = side_px / max(height, width)
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
-    sink = BytesIO()
-    picture.save(sink, "JPEG", quality=88, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(encoded(image, "JPEG", side_px)).decode()
