@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check env results bench bench-full wheel clean
+.PHONY: demo test check env results bench bench-full docs wheel clean
 
 demo: env
 	$(BIN)/skysift demo --folder skysift-demo
@@ -27,6 +27,10 @@ bench bench-full: $(VENV)/.bench
 $(VENV)/.bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	touch $@
+
+# The pages of docs/reference, from the code.
+docs: env
+	$(BIN)/python docs/build_reference.py
 
 env: $(VENV)/.ready
 

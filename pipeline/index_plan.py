@@ -40,7 +40,7 @@ class IndexSpec:
     ----------
     kind
         How vectors are stored; ``auto`` is the most exact kind that fits ``memory_bytes``.
-    shards
+    shards, rows_per_shard
         How many shards; by default one for every ``rows_per_shard`` rows.
     nlist
         Lists of the coarse quantizer; by default about twice the square root of the rows.
@@ -52,6 +52,8 @@ class IndexSpec:
         Most rows to train on.
     rerank
         Score candidates of lossy kinds with the archive's vectors, kept beside the shards on disk.
+    seed
+        Of the training sample and the clustering.
     """
 
     kind: Kind | Literal["auto"] = "auto"

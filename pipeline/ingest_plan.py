@@ -14,9 +14,22 @@ from storage.scenes import Scene
 class IngestSpec:
     """What to embed, with what, into where.
 
-    ``grid`` is None for the encoder's own tile size and resolution. ``labels_uri`` names a table
-    of tile labels to store beside the vectors. A segment is written when ``segment_rows`` rows of
-    finished scenes are waiting, and committed with all others every ``commit_interval_s`` seconds.
+    Attributes
+    ----------
+    catalog, encoder_uri, archive_uri
+        Which scenes, with which bundle, into which archive.
+    grid, rules
+        How scenes are cut (None: the encoder's own tile size and resolution); which tiles count.
+    labels_uri
+        A table of tile labels to store beside the vectors.
+    retry_quarantined
+        Try the scenes again that an earlier run quarantined.
+    batch_tiles
+        Tiles embedded at once.
+    segment_rows
+        A segment is written when this many rows of finished scenes are waiting.
+    commit_interval_s
+        Seconds between commits; a killed run loses at most this much work.
     """
 
     catalog: CatalogSpec

@@ -41,9 +41,20 @@ class TrainingSpec:
         ``features`` below it (they transfer better to labels that were not trained).
     loss, loss_options
         For `encoders.losses.build_loss`.
-    batch_size, epochs, learning_rate, weight_decay, warmup_epochs, gradient_clip, sampling_power,
-    precision, queue_rows, chunk_rows, seed
-        See `encoders.loop.LoopSpec`; the batch is the global one.
+    batch_size, epochs
+        Rows of the global batch; passes over the training rows.
+    learning_rate, weight_decay, warmup_epochs, gradient_clip
+        AdamW with a linear warm-up and a cosine to zero; the gradient's norm is clipped.
+    sampling_power
+        Lift of rare labels by the batch sampler, 0 (none) to 1.
+    precision
+        ``bf16`` runs the network under autocast.
+    queue_rows
+        Further keys kept from earlier batches; 0 for none.
+    chunk_rows
+        Rows encoded at once when a batch does not fit into memory; 0 for all.
+    seed
+        Of the weights, the batches and the augmentation.
     augment
         Options of `encoders.augment.Augmentation`; None for none. Not used with a frozen backbone.
     monitor, eval_every, eval_rows, patience

@@ -31,6 +31,17 @@ class StorageOptions:
     """Where the object store is and who asks; secrets never appear in ``repr``.
 
     Any value left None falls back to the usual AWS variables and files.
+
+    Attributes
+    ----------
+    endpoint_url
+        Of an S3 that is not Amazon's.
+    region
+        Of the buckets.
+    anonymous
+        Send no credentials: for public buckets.
+    access_key_id, secret_access_key, session_token
+        Credentials; better left to the environment or the machine's role.
     """
 
     endpoint_url: str | None = None

@@ -163,7 +163,17 @@ class BandMapping:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskMapping:
-    """Where the cloud mask is found (as in :class:`BandMapping`) and what means cloud."""
+    """Where the cloud mask is found, and what means cloud.
+
+    Attributes
+    ----------
+    asset, index
+        As in :class:`BandMapping`.
+    cloud_values
+        Pixel values that mean cloud or shadow.
+    cloud_bits
+        Bits, from 0, any of which set means cloud or shadow.
+    """
 
     asset: str | None = None
     index: int = 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
+from docs.build_reference import FOLDER, PAGES
 from workflows.cli import cli
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -31,6 +32,14 @@ def test_every_module_in_the_picture_exists():
     assert len(names) > 10
     for name in names:
         assert importlib.util.find_spec(name), f"docs/architecture.md names {name}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_reference_is_what_the_code_says(name: str):
+    made = PAGES[name]()
+    assert (FOLDER / name).read_text() == made, "run `make docs`"
+    without_meaning = re.findall(r"^\| `(\w+)` \|.*\|  \|$", made, re.MULTILINE)
+    assert not without_meaning or name == "http.md"
 
 
 def documented_commands() -> list[str]:

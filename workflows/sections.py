@@ -6,7 +6,7 @@ test holds them together), so that reading a recipe imports none of the librarie
 
 import re
 from datetime import UTC, date, datetime, time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -82,13 +82,20 @@ Box = Annotated[tuple[Number, Number, Number, Number], AfterValidator(_ordered_b
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, values never change."""
+    """A part of a recipe: unknown keys are refused, values never change.
+
+    ``mirrors`` names the dataclass whose fields, defaults and documentation the section shares.
+    """
+
+    mirrors: ClassVar[str] = ""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class StorageSection(Section):
     """How to reach the object store; what is left out comes from the ``AWS_*`` variables."""
+
+    mirrors: ClassVar[str] = "storage.object_store.StorageOptions"
 
     endpoint_url: str | None = None
     region: str | None = None
@@ -101,6 +108,8 @@ class StorageSection(Section):
 class BandSection(Section):
     """Where one band of the encoder is in a scene."""
 
+    mirrors: ClassVar[str] = "storage.scenes.BandMapping"
+
     asset: str | None = None
     index: Count = 1
     scale: Number | None = None
@@ -110,6 +119,8 @@ class BandSection(Section):
 
 class QuerySection(Section):
     """Which scenes of a catalog to take."""
+
+    mirrors: ClassVar[str] = "storage.scenes.SceneQuery"
 
     bbox: Box | None = None
     since: Moment | None = None
@@ -121,6 +132,8 @@ class QuerySection(Section):
 class MaskSection(Section):
     """Where the cloud mask of a scene is, and which of its numbers mean cloud or shadow."""
 
+    mirrors: ClassVar[str] = "storage.scenes.MaskMapping"
+
     asset: str | None = None
     index: Count = 1
     cloud_values: tuple[Whole, ...] = ()
@@ -129,6 +142,8 @@ class MaskSection(Section):
 
 class CatalogSection(Section):
     """Where the scenes are: STAC documents, or a folder or glob of GeoTIFFs."""
+
+    mirrors: ClassVar[str] = "storage.scenes.CatalogSpec"
 
     source: str | None = None
     bands: dict[str, BandSection] = {}
@@ -140,6 +155,8 @@ class CatalogSection(Section):
 class GridSection(Section):
     """How scenes are cut into tiles; what is left out follows from the scene and the encoder."""
 
+    mirrors: ClassVar[str] = "pipeline.grids.GridSpec"
+
     crs: str = "native"
     resolution: Positive | Literal["native"] = "native"
     tile_px: Count | None = None
@@ -150,13 +167,27 @@ class GridSection(Section):
 class TilesSection(Section):
     """Which tiles are worth an embedding."""
 
+    mirrors: ClassVar[str] = "pipeline.tiling.TileRules"
+
     edge: Literal["pad", "drop"] = "pad"
     min_valid_fraction: Fraction = 0.5
     max_cloud_fraction: Fraction = 1.0
 
 
 class EncoderSection(Section):
-    """The encoder: its bundle, and what `skysift encoder make` makes it from."""
+    """The encoder: its bundle, and what `skysift encoder make` makes it from.
+
+    Attributes
+    ----------
+    bundle
+        The encoder that a command uses or makes.
+    pretrained
+        Folder of the backbone's weights.
+    seed
+        Of the weights that are drawn.
+    """
+
+    mirrors: ClassVar[str] = "encoders.bundle.EncoderSpec"
 
     bundle: str | None = None
     backbone: str = "mobilenet_v2"
@@ -175,13 +206,25 @@ class EncoderSection(Section):
 class SplitSection(Section):
     """How images without a split of their own are divided; the rest is for training."""
 
+    mirrors: ClassVar[str] = "pipeline.datasets.SplitRule"
+
     val: Fraction = 0.15
     test: Fraction = 0.15
     seed: Whole = 0
 
 
 class LandcoverSection(Section):
-    """A land-cover raster that labels tiles: its values and their class names."""
+    """A land-cover raster that labels tiles.
+
+    Attributes
+    ----------
+    href
+        The GeoTIFF.
+    classes
+        Pixel value to class name.
+    min_fraction
+        Share of a tile's pixels from which on a class is one of its labels.
+    """
 
     href: str | None = None
     classes: dict[int, str] = {}
@@ -189,7 +232,31 @@ class LandcoverSection(Section):
 
 
 class DatasetSection(Section):
-    """A labelled dataset: where it is, and what it is imported from."""
+    """A labelled dataset: where it is, and what it is imported from.
+
+    Attributes
+    ----------
+    uri
+        Folder of the dataset.
+    importer
+        What `source` is: see `skysift dataset --help`.
+    source
+        Folder or tar file of images.
+    table
+        Name of the table of labels beside the images.
+    tile_px
+        Side of the tiles; None keeps the images' own.
+    bands
+        Names of the images' bands, in their order.
+    resolution_m
+        Metres per pixel; None when unknown.
+    split
+        How rows without a split are divided.
+    landcover
+        What labels the tiles of scenes.
+    block_tiles
+        Tiles on a side of one block of land cover read at once.
+    """
 
     uri: str | None = None
     importer: Literal["folder", "scenes"] = "folder"
@@ -204,7 +271,15 @@ class DatasetSection(Section):
 
 
 class TrainingSection(Section):
-    """A training run: where it is kept, and `pipeline.training_spec.TrainingSpec`."""
+    """A training run: where it is kept, and how it trains.
+
+    Attributes
+    ----------
+    output
+        Folder of the run: bundle, checkpoints, logs.
+    """
+
+    mirrors: ClassVar[str] = "pipeline.training_spec.TrainingSpec"
 
     output: str | None = None
     backbone: str = "tiny-cnn"
@@ -241,7 +316,15 @@ class TrainingSection(Section):
 
 
 class ArchiveSection(Section):
-    """The embedding archive."""
+    """The embedding archive.
+
+    Attributes
+    ----------
+    uri
+        Where it is.
+    snapshot
+        A commit or tag to read; None for the newest.
+    """
 
     uri: str | None = None
     snapshot: str | None = None
@@ -249,6 +332,8 @@ class ArchiveSection(Section):
 
 class IngestSection(Section):
     """How an ingest works; see `pipeline.ingest_plan.IngestSpec`."""
+
+    mirrors: ClassVar[str] = "pipeline.ingest_plan.IngestSpec"
 
     labels_uri: str | None = None
     retry_quarantined: Flag = False
@@ -258,7 +343,15 @@ class IngestSection(Section):
 
 
 class IndexSection(Section):
-    """A search index: where it is, and `pipeline.index_plan.IndexSpec`."""
+    """A search index: where it is, and how it is built.
+
+    Attributes
+    ----------
+    uri
+        Folder of the index's versions.
+    """
+
+    mirrors: ClassVar[str] = "pipeline.index_plan.IndexSpec"
 
     uri: str | None = None
     kind: Literal["auto", "flat", "ivf_flat", "ivf_sq8", "ivf_pq"] = "auto"
@@ -275,6 +368,8 @@ class IndexSection(Section):
 class FilterSection(Section):
     """Which rows a search may return."""
 
+    mirrors: ClassVar[str] = "storage.filters.Filter"
+
     bbox: Box | None = None
     polygon: str | dict[str, Any] | None = None
     since: Moment | None = None
@@ -286,7 +381,17 @@ class FilterSection(Section):
 
 
 class SearchSection(Section):
-    """How searches are made."""
+    """How searches are made.
+
+    Attributes
+    ----------
+    k
+        Hits of a query.
+    replicas
+        Nodes that hold a copy of each shard.
+    filter
+        Which rows may be returned.
+    """
 
     k: Count = 10
     replicas: Count = 1
@@ -294,7 +399,21 @@ class SearchSection(Section):
 
 
 class EvaluateSection(Section):
-    """How retrieval is scored."""
+    """How retrieval is scored.
+
+    Attributes
+    ----------
+    k
+        Depth of nDCG@k, WAP@k and their like.
+    same_place_k
+        Depths at which a tile's other acquisitions are looked for.
+    split
+        Which images ask.
+    most_queries
+        Tiles that ask at most, drawn by `seed`.
+    seed
+        Of that draw.
+    """
 
     k: Count = 50
     same_place_k: tuple[Count, ...] = (1, 5, 10)
@@ -304,7 +423,17 @@ class EvaluateSection(Section):
 
 
 class ClusterSection(Section):
-    """Which Ray cluster to use; a private one on this machine when there is no address."""
+    """Which Ray cluster to use.
+
+    Attributes
+    ----------
+    address
+        Of the cluster; None starts a private one on this machine.
+    cpus
+        Of the private one; None for all.
+    dashboard
+        Where `skysift submit` sends jobs.
+    """
 
     address: str | None = None
     cpus: Count | None = None
@@ -312,7 +441,23 @@ class ClusterSection(Section):
 
 
 class ServiceSection(Section):
-    """How searches are answered over HTTP."""
+    """How searches are answered over HTTP.
+
+    Attributes
+    ----------
+    host, port
+        Where to listen.
+    token
+        What every request must carry; beyond this machine there has to be one.
+    max_k
+        Most hits of one answer.
+    max_body_bytes
+        Largest request.
+    request_timeout_s
+        Seconds after which a request is given up.
+    replicas
+        Processes that answer.
+    """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Strict(), Field(ge=0, le=65535)] = 8000

@@ -174,44 +174,29 @@ def test_a_size_that_is_none_is_refused(text):
         parse_bytes(text)
 
 
-# Section, the dataclass it mirrors, what the section has besides, and what it leaves out.
-MIRRORS = [
-    ("StorageSection", "storage.object_store.StorageOptions", set(), set()),
-    ("BandSection", "storage.scenes.BandMapping", set(), set()),
-    ("MaskSection", "storage.scenes.MaskMapping", set(), set()),
-    ("QuerySection", "storage.scenes.SceneQuery", set(), set()),
-    ("CatalogSection", "storage.scenes.CatalogSpec", set(), set()),
-    ("GridSection", "pipeline.grids.GridSpec", set(), set()),
-    ("TilesSection", "pipeline.tiling.TileRules", set(), set()),
-    ("SplitSection", "pipeline.datasets.SplitRule", set(), set()),
-    ("TrainingSection", "pipeline.training_spec.TrainingSpec", {"output"}, set()),
-    (
-        "EncoderSection",
-        "encoders.bundle.EncoderSpec",
-        {"bundle", "pretrained", "seed"},
-        {"classes", "loss", "training"},
-    ),
-    (
-        "IngestSection",
-        "pipeline.ingest_plan.IngestSpec",
-        set(),
-        {"catalog", "encoder_uri", "archive_uri", "grid", "rules"},
-    ),
-    ("IndexSection", "pipeline.index_plan.IndexSpec", {"uri"}, set()),
-    ("FilterSection", "storage.filters.Filter", set(), set()),
-]
+# What a section has besides the dataclass it mirrors, and what it leaves out of it.
+BESIDES = {
+    "TrainingSection": {"output"},
+    "EncoderSection": {"bundle", "pretrained", "seed"},
+    "IndexSection": {"uri"},
+}
+LEFT_OUT = {
+    "EncoderSection": {"classes", "loss", "training"},
+    "IngestSection": {"catalog", "encoder_uri", "archive_uri", "grid", "rules"},
+}
+MIRRORING = [section for section in sections.Section.__subclasses__() if section.mirrors]
 OWN_DEFAULTS = {("EncoderSection", "head"), ("EncoderSection", "pretrained")}
 
 
-@pytest.mark.parametrize(("section", "target", "extra", "left_out"), MIRRORS)
-def test_a_section_has_the_keys_and_defaults_of_what_it_configures(
-    section, target, extra, left_out
-):
-    module, _, name = target.rpartition(".")
+@pytest.mark.parametrize("section", MIRRORING, ids=lambda section: section.__name__)
+def test_a_section_has_the_keys_and_defaults_of_what_it_configures(section):
+    module, _, name = section.mirrors.rpartition(".")
+    extra = BESIDES.get(section.__name__, set())
+    left_out = LEFT_OUT.get(section.__name__, set())
     mirrored = {
         part.name: part for part in dataclasses.fields(getattr(import_module(module), name))
     }
-    fields = getattr(sections, section).model_fields
+    fields = section.model_fields
     assert set(fields) - extra == set(mirrored) - left_out
     for key in set(fields) - extra:
         part = mirrored[key]
@@ -221,5 +206,5 @@ def test_a_section_has_the_keys_and_defaults_of_what_it_configures(
             expected = part.default
         else:
             continue  # required there; the section may leave it open until a verb needs it
-        if (section, key) not in OWN_DEFAULTS and not isinstance(expected, SceneQuery):
-            assert fields[key].default == expected, f"{section}.{key}"
+        if (section.__name__, key) not in OWN_DEFAULTS and not isinstance(expected, SceneQuery):
+            assert fields[key].default == expected, f"{section.__name__}.{key}"

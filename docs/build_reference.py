@@ -1,0 +1,277 @@
+"""Make ``docs/reference/`` from the code: commands, recipe keys, HTTP API, Python surface.
+
+    python docs/build_reference.py
+
+A test compares the pages with what this makes, so they cannot fall behind.
+"""
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel
+
+from workflows.cli import cli
+from workflows.sections import Recipe
+from workflows.service.app import create_app
+
+FOLDER = Path(__file__).parent / "reference"
+MADE = "Made by `make docs` from the code (do not edit).\n"
+SURFACE = {
+    "storage.archive.Archive": (
+        "create",
+        "open",
+        "segments",
+        "scenes",
+        "read",
+        "to_dask",
+        "to_xarray",
+    ),
+    "encoders.bundle.load_encoder": (),
+    "encoders.bundle.Encoder": (),
+    "encoders.losses.build_loss": (),
+    "encoders.losses.LabelStatistics": ("from_labels",),
+    "encoders.metrics.retrieval_metrics": (),
+    "pipeline.ingest_plan.IngestSpec": (),
+    "pipeline.ingest.plan_ingest": (),
+    "pipeline.ingest.ingest": (),
+    "pipeline.index_plan.IndexSpec": (),
+    "pipeline.indexing.build_index": (),
+    "pipeline.indexing.update_index": (),
+    "pipeline.search.Searcher": ("connect", "search"),
+    "pipeline.search.Filter": (),
+    "pipeline.search.Hits": ("to_arrow",),
+}
+
+
+def commands_page() -> str:
+    """Return the help of every command."""
+    parts = ["# Commands\n", MADE]
+    for words, command in _commands(cli, ("skysift",)):
+        context = click.Context(command, info_name=" ".join(words), terminal_width=88)
+        context.help_option_names = ["-h", "--help"]
+        parts += [f"{'#' * (len(words) + 1)} {' '.join(words)}\n"]
+        parts += ["```text", command.get_help(context).rstrip(), "```\n"]
+    return "\n".join(parts)
+
+
+def _commands(
+    command: click.Command, words: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield words, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from _commands(found, (*words, name))
+
+
+def recipe_page() -> str:
+    """Return every key of a recipe with its type, default and meaning."""
+    opening = (
+        "`${NAME}` and `${NAME:-default}` are replaced from the environment, secrets above all.\n"
+        "`--set section.key=value` overrides any key on the command line.\n"
+    )
+    parts = ["# Recipe keys\n", MADE, opening]
+    for name, field in Recipe.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            parts += _section(name, type(field.default))
+    return "\n".join(parts)
+
+
+def _section(name: str, section: type[BaseModel]) -> list[str]:
+    first = inspect.cleandoc(section.__doc__ or "").split("\n\n")[0]
+    lines = [
+        f"## {name}\n",
+        f"{first}\n",
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    below: list[str] = []
+    meanings = _meanings(section)
+    types = section.model_json_schema()["properties"]
+    for key, field in section.model_fields.items():
+        inner = _model_in(field.annotation)
+        if inner is not None:
+            below += _section(f"{name}.{key}", inner)
+        default = "see below" if isinstance(field.default, BaseModel) else f"`{field.default!r}`"
+        lines.append(
+            f"| `{key}` | {_json_type(types[key])} | {default} | {meanings.get(key, '')} |"
+        )
+    return [*lines, "", *below]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    for part in (annotation, *getattr(annotation, "__args__", ())):
+        if inspect.isclass(part) and issubclass(part, BaseModel):
+            return part
+    return None
+
+
+def _meanings(section: type[BaseModel]) -> dict[str, str]:
+    """Return what each key means: the section's own words, else those of what it mirrors."""
+    found: dict[str, str] = {}
+    if mirrored := getattr(section, "mirrors", ""):
+        found |= _attributes(_resolve(mirrored).__doc__)
+    return found | _attributes(section.__doc__)
+
+
+def _attributes(docstring: str | None) -> dict[str, str]:
+    """Return name to meaning from the Attributes (or Parameters) of a NumPy docstring."""
+    text = inspect.cleandoc(docstring or "")
+    match = re.search(r"^(?:Attributes|Parameters)\n-+\n(.*?)(?=^\w+\n-+$|\Z)", text, re.M | re.S)
+    if not match:
+        return {}
+    found: dict[str, str] = {}
+    listed = re.sub(r",\n(?=\S)", ", ", match.group(1)) + "\n"
+    entries = re.findall(r"^(\S[^\n]*)\n((?:[ ]+[^\n]*\n?|\n)*)", listed, re.M)
+    for names, body in entries:
+        meaning = " ".join(body.split()).replace("|", "\\|")
+        found |= {name.strip(): meaning for name in names.split(":")[0].split(",")}
+    return found
+
+
+def http_page() -> str:
+    """Return the HTTP API from its OpenAPI description."""
+    described = create_app(_Nothing(), digest="0" * 64).openapi()
+    parts = ["# HTTP API\n", MADE, "The whole description is served at `/openapi.json`.\n"]
+    for path, methods in described["paths"].items():
+        for method, operation in methods.items():
+            parts += [f"## {method.upper()} {path}\n", f"{operation.get('summary', '')}.\n"]
+            if operation.get("description"):
+                parts.append(f"{operation['description']}\n")
+            answers = ", ".join(
+                f"{code} {answer['description'].lower()}"
+                for code, answer in operation["responses"].items()
+            )
+            parts.append(f"Answers: {answers}.\n")
+    parts.append("# Bodies\n")
+    for name, schema in described.get("components", {}).get("schemas", {}).items():
+        parts += _schema(name, schema)
+    return "\n".join(parts)
+
+
+class _Nothing:
+    """Stands where the API would have an index: its description needs none."""
+
+
+def _schema(name: str, schema: Mapping[str, Any]) -> list[str]:
+    if not schema.get("properties"):
+        return []
+    lines = [f"## {name}\n", "| field | type | meaning |", "|---|---|---|"]
+    for key, part in schema["properties"].items():
+        lines.append(f"| `{key}` | {_json_type(part)} | {part.get('description', '')} |")
+    return [*lines, ""]
+
+
+def _json_type(part: Mapping[str, Any]) -> str:
+    if "$ref" in part:
+        return str(part["$ref"]).rsplit("/", 1)[-1]
+    if "anyOf" in part:
+        return " or ".join(_json_type(each) for each in part["anyOf"])
+    if "enum" in part:
+        return " or ".join(f"`{value}`" for value in part["enum"])
+    if "const" in part:
+        return f"`{part['const']}`"
+    if "prefixItems" in part:
+        return f"{len(part['prefixItems'])} of {_json_type(part['prefixItems'][0])}"
+    if part.get("type") == "array" and "items" in part:
+        return f"list of {_json_type(part['items'])}"
+    if part.get("type") == "object" and isinstance(part.get("additionalProperties"), dict):
+        return f"mapping to {_json_type(part['additionalProperties'])}"
+    return {"password": "secret", "date-time": "time"}.get(
+        part.get("format", ""), str(part.get("type", "anything"))
+    ) + _limits(part)
+
+
+def _limits(part: Mapping[str, Any]) -> str:
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    found = [f"{sign} {part[key]:g}" for key, sign in signs.items() if key in part]
+    return f" {', '.join(found)}" if found else ""
+
+
+def python_page() -> str:
+    """Return signatures and docstrings of the public names."""
+    parts = ["# Python\n", MADE, "What notebooks and jobs import; everything else may change.\n"]
+    for path, members in SURFACE.items():
+        named = _resolve(path)
+        parts += [f"## {path}\n", *_entry(named, path.rsplit(".", 1)[-1])]
+        for member in members:
+            parts += [f"### {named.__name__}.{member}\n"]
+            parts += _entry(inspect.getattr_static(named, member), member)
+    return "\n".join(parts)
+
+
+def _entry(named: Any, name: str) -> list[str]:
+    if isinstance(named, property):
+        return [f"{inspect.cleandoc(named.__doc__ or '')}\n"]
+    target = getattr(named, "__func__", named)
+    words = inspect.cleandoc(target.__doc__ or "")
+    return ["```python", signature(target, name), "```\n", "```text", words, "```\n"]
+
+
+def signature(target: Callable[..., object], name: str) -> str:
+    """Return a signature as it is written, one parameter a line where it is long."""
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(target))).body
+    if isinstance(node, ast.ClassDef):
+        return _call(name, _fields(node), "")
+    assert isinstance(node, ast.FunctionDef)
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    return _call(name, _parameters(node), returns)
+
+
+def _call(name: str, parts: Sequence[str], returns: str) -> str:
+    one_line = f"{name}({', '.join(parts)}){returns}"
+    if len(one_line) <= 88:
+        return one_line
+    return f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){returns}"
+
+
+def _fields(node: ast.ClassDef) -> list[str]:
+    """Return the parameters of ``__init__``, or a dataclass's fields (keyword-only here)."""
+    for part in node.body:
+        if isinstance(part, ast.FunctionDef) and part.name == "__init__":
+            return _parameters(part)
+    return [ast.unparse(part) for part in node.body if isinstance(part, ast.AnnAssign)]
+
+
+def _parameters(node: ast.FunctionDef) -> list[str]:
+    """Return the parameters without ``self`` or ``cls``."""
+    given = node.args
+    positional = [*given.posonlyargs, *given.args]
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(given.defaults))
+    pairs = list(zip(positional, [*defaults, *given.defaults], strict=True))
+    parts = [_parameter(*pair) for pair in pairs if pair[0].arg not in ("self", "cls")]
+    if given.vararg or given.kwonlyargs:
+        parts.append(f"*{given.vararg.arg if given.vararg else ''}")
+    parts += [_parameter(*pair) for pair in zip(given.kwonlyargs, given.kw_defaults, strict=True)]
+    return [*parts, f"**{given.kwarg.arg}"] if given.kwarg else parts
+
+
+def _parameter(argument: ast.arg, default: ast.expr | None) -> str:
+    return ast.unparse(argument) + (f" = {ast.unparse(default)}" if default else "")
+
+
+def _resolve(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+PAGES: Mapping[str, Callable[[], str]] = {
+    "commands.md": commands_page,
+    "recipe.md": recipe_page,
+    "http.md": http_page,
+    "python.md": python_page,
+}
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, make in PAGES.items():
+        (FOLDER / name).write_text(make())
