@@ -5,50 +5,32 @@ dies is replaced and all go on from the last checkpoint; a run killed whole goes
 started again; a run that is done returns at once.
 """
 
-import json
-import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow.fs
-import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from pipeline.cluster import ray_session
-from pipeline.training_spec import (
-    FIXED,
-    RUNTIME,
-    TrainingJob,
-    TrainingResult,
-    TrainingSpec,
-    plain,
-)
+from pipeline.training_record import reconcile, write_record
+from pipeline.training_resources import Demand, Waiting, refuse_impossible
+from pipeline.training_spec import TrainingJob, TrainingResult, TrainingSpec
+from storage.claims import sole_owner
 from storage.datasets import read_info
-from storage.errors import ConfigError, NotFoundError, SkysiftError
-from storage.object_store import (
-    StorageOptions,
-    absolute_uri,
-    filesystem,
-    is_local,
-    join_uri,
-    read_bytes,
-    write_bytes,
-)
+from storage.errors import ConfigError, SkysiftError
+from storage.object_store import StorageOptions, absolute_uri, filesystem, is_local
 from storage.progress import Progress, ProgressSink, quiet
 
 __all__ = ["TrainingResult", "TrainingSpec", "baseline_bundle", "train"]
 
-logger = logging.getLogger(__name__)
-
-_RECORD = "run.json"
 _CHECKPOINTS = "checkpoints"
 _KEPT = 2
 _PRINCIPAL_ROWS = 2000
@@ -66,8 +48,9 @@ def train(
 ) -> TrainingResult:
     """Train an encoder.
 
-    ``output_uri`` holds ``bundle/`` (the best epoch), ``history.csv``, ``checkpoints/`` and
-    ``run.json``. The same call again continues an unfinished run and returns a finished one.
+    ``output_uri`` holds ``bundle/`` (the best epoch), ``history.csv``, ``tensorboard/``,
+    ``checkpoints/`` and ``run.json``. The same call again continues an unfinished run and returns
+    a finished one. Only one process at a time may work on a folder.
 
     Parameters
     ----------
@@ -91,7 +74,8 @@ def train(
     NotFoundError
         The dataset is not there.
     SkysiftError
-        Training failed more often than ``max_failures`` allows.
+        Training failed more often than ``max_failures`` allows, or another process (it is named)
+        works on the folder.
     """
     dataset_uri, output_uri = absolute_uri(dataset_uri), absolute_uri(output_uri)
     spec = _with_absolute_paths(spec)
@@ -103,16 +87,19 @@ def train(
         output_uri=output_uri,
         options=options,
     )
-    done = _reconcile(job, _read_record(job), resume)
-    if done is not None:
+    if (done := reconcile(job, resume)) is not None:
         return done
-    _write_record(job, None)
-    with ray_session():
-        _check_resources(spec)
-        outcome = _run_on_ray(job, progress)
-    result = TrainingResult(bundle_uri=job.bundle_uri, history_csv=job.history_uri, **outcome)
-    _write_record(job, result)
-    return result
+    with sole_owner(output_uri, "training", options) as check_claim:
+        if (done := reconcile(job, resume)) is not None:
+            return done  # the process that was at work here a moment ago has finished it
+        write_record(job, None)
+        with ray_session():
+            demand = Demand.of(spec)
+            refuse_impossible(demand)
+            outcome = _run_on_ray(job, demand, progress, check_claim)
+        result = TrainingResult(bundle_uri=job.bundle_uri, history_csv=job.history_uri, **outcome)
+        write_record(job, result)
+        return result
 
 
 def baseline_bundle(
@@ -170,74 +157,9 @@ def _with_absolute_paths(spec: TrainingSpec) -> TrainingSpec:
     return replace(spec, pretrained=pretrained, features_uri=features)
 
 
-def _reconcile(
-    job: TrainingJob, record: Mapping[str, Any] | None, resume: bool
-) -> TrainingResult | None:
-    """Return the result of a finished run; None when there is work to do."""
-    if record is None:
-        return None
-    if record["digest"] == job.digest:
-        return TrainingResult(**record["result"]) if record["result"] else None
-    changed = [name for name in job.spec.differences(record["spec"]) if name not in RUNTIME]
-    if record["dataset"] != job.dataset_digest:
-        raise ConfigError(
-            f"{job.output_uri} holds a run on another dataset; choose another output or delete it"
-        )
-    if not resume or FIXED.intersection(changed):
-        held = ", ".join(sorted(FIXED.intersection(changed))) if resume else ", ".join(changed)
-        step = "choose another output" if resume else "choose another output, or resume it"
-        raise ConfigError(f"{job.output_uri} holds a run with other settings ({held}); {step}")
-    logger.warning("%s resumes with other settings: %s", job.output_uri, ", ".join(changed))
-    return None
-
-
-def _read_record(job: TrainingJob) -> dict[str, Any] | None:
-    where = join_uri(job.output_uri, _RECORD)
-    try:
-        record: dict[str, Any] = json.loads(read_bytes(where, job.options))
-    except NotFoundError:
-        return None
-    except ValueError as error:
-        raise ConfigError(f"{where} is not JSON ({error}); delete the run's folder") from error
-    if not {"digest", "dataset", "spec", "result"} <= set(record):
-        raise ConfigError(f"{where} is not a training run's record; choose another output")
-    return record
-
-
-def _write_record(job: TrainingJob, result: TrainingResult | None) -> None:
-    record = {
-        "digest": job.digest,
-        "dataset": job.dataset_digest,
-        "spec": plain(job.spec),
-        "result": asdict(result) if result else None,
-    }
-    data = (json.dumps(record, indent=2) + "\n").encode()
-    write_bytes(join_uri(job.output_uri, _RECORD), data, job.options)
-
-
-def _uses_gpu(spec: TrainingSpec) -> bool:
-    if spec.device == "auto":
-        return bool(ray.cluster_resources().get("GPU", 0) >= spec.workers)
-    return spec.device == "gpu"
-
-
-def _check_resources(spec: TrainingSpec) -> None:
-    """Refuse what a cluster of one machine can never give, instead of waiting for it."""
-    if len(ray.nodes()) > 1:
-        return
-    has = ray.cluster_resources()
-    wants = {"CPU": spec.workers * spec.cpus_per_worker}
-    if spec.device == "gpu":
-        wants["GPU"] = spec.workers
-    for kind, count in wants.items():
-        if has.get(kind, 0) < count:
-            raise ConfigError(
-                f"training: {spec.workers} workers need {count} {kind}s, this machine gives Ray "
-                f"{has.get(kind, 0):.0f}; ask for fewer workers"
-            )
-
-
-def _run_on_ray(job: TrainingJob, progress: ProgressSink) -> dict[str, Any]:
+def _run_on_ray(
+    job: TrainingJob, demand: Demand, progress: ProgressSink, check_claim: Callable[[], None]
+) -> dict[str, Any]:
     """Run the workers to the end and return what rank 0 came to."""
     spec = job.spec
     fs, path = filesystem(job.output_uri, job.options)
@@ -250,8 +172,8 @@ def _run_on_ray(job: TrainingJob, progress: ProgressSink) -> dict[str, Any]:
         train_loop_config={"job": job, "reports": reports},
         scaling_config=ray.train.ScalingConfig(
             num_workers=spec.workers,
-            use_gpu=_uses_gpu(spec),
-            resources_per_worker={"CPU": spec.cpus_per_worker},
+            use_gpu=demand.uses_gpu,
+            resources_per_worker=dict(demand.per_worker),
         ),
         run_config=ray.train.RunConfig(
             name=_CHECKPOINTS,
@@ -262,10 +184,11 @@ def _run_on_ray(job: TrainingJob, progress: ProgressSink) -> dict[str, Any]:
         ),
     )
     with _environment("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S):
-        fit = _Fit(trainer)
+        fit, told = _Fit(trainer), Waiting(demand, progress)
         try:
             while fit.is_alive():
-                _forward(reports, progress)
+                check_claim()
+                _forward(reports, told)
         finally:
             reports.shutdown()
     if fit.error is not None:
@@ -295,14 +218,14 @@ class _Fit(threading.Thread):
             self.error = error
 
 
-def _forward(reports: Queue, progress: ProgressSink) -> None:
+def _forward(reports: Queue, told: Waiting) -> None:
     """Hand on what the workers said, for up to half a second."""
     try:
-        progress(reports.get(timeout=0.5))
+        told.heard(reports.get(timeout=0.5))
         for report in reports.get_nowait_batch(reports.qsize()):
-            progress(report)
+            told.heard(report)
     except Empty:
-        return
+        told.silence()
 
 
 def _train_on_worker(config: dict[str, Any]) -> Any:

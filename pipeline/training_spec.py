@@ -152,6 +152,11 @@ class TrainingJob:
         return join_uri(self.output_uri, "history.csv")
 
     @property
+    def board_uri(self) -> str:
+        """Folder of the TensorBoard log."""
+        return join_uri(self.output_uri, "tensorboard")
+
+    @property
     def digest(self) -> str:
         """SHA-256 (hexadecimal) over what decides the result."""
         settings = {k: v for k, v in plain(self.spec).items() if k not in RUNTIME}

@@ -5,7 +5,6 @@ split, and hands metrics and checkpoints to whoever runs it. A checkpoint is ``s
 ``tensors.safetensors``: model, optimiser, queue, best weights, schedule, sampler and history.
 """
 
-import csv
 import hashlib
 import io
 import json
@@ -28,6 +27,7 @@ from encoders.bundle import Encoder, EncoderSpec, new_encoder, save_bundle
 from encoders.loop import Ints, LoopSpec, TrainingLoop, TrainingRows, sharded
 from encoders.losses import LabelStatistics, build_loss
 from encoders.metrics import retrieval_metrics
+from pipeline.training_log import TrainingLog
 from pipeline.training_spec import TrainingJob, TrainingSpec
 from storage.datasets import LabelledDataset
 from storage.errors import ConfigError, NotFoundError
@@ -92,7 +92,7 @@ class TrainingWorker:
             dimension=self.spec.dimension,
             **self.spec.loss_options,
         )
-        self.history: list[dict[str, float]] = []
+        self.log = TrainingLog(job.history_uri, job.board_uri, job.options)
         self.best, self.best_weights = _Best(), dict[str, Tensor]()
         self._told_at = 0.0
 
@@ -119,6 +119,7 @@ class TrainingWorker:
         while self.loop.epoch < self.spec.epochs and not self._is_over():
             self._run_epoch(report)
         fingerprint = self._finish() if self.rank == 0 else ""
+        self.log.close()
         return {
             "fingerprint": fingerprint,
             "best_epoch": self.best.epoch,
@@ -146,19 +147,20 @@ class TrainingWorker:
             every = self.spec.checkpoint_every_steps
             if every and step % every == 0 and step % self.loop.steps_per_epoch:
                 report({"epoch": float(self.loop.epoch), "step": float(step)}, self.save)
-        seconds = time.monotonic() - started
+        trained = time.monotonic()
         row = {
             "epoch": float(self.loop.epoch),
             "loss": self.loop.epoch_loss,
             "learning_rate": self.loop.learning_rate,
-            "images_per_s": (self.loop.step - first) * self.spec.batch_size / seconds,
+            "images_per_s": (self.loop.step - first) * self.spec.batch_size / (trained - started),
+            "train_s": trained - started,
         }
         if self.loop.epoch % self.spec.eval_every == 0 or self.loop.epoch == self.spec.epochs:
-            row |= self._evaluate()
-        self.history.append(row)
+            row |= {**self._evaluate(), "evaluate_s": time.monotonic() - trained}
+        self.log.add(row)
         report(row, self.save)
         if self.rank == 0:
-            self._write_history()
+            self.log.write()
         self._tell(self.loop.step, self.loop.total_steps, force=True)
 
     def _evaluate(self) -> dict[str, float]:
@@ -206,6 +208,7 @@ class TrainingWorker:
 
     def _finish(self) -> str:
         """Write the bundle of the best epoch and return its fingerprint."""
+        self.log.write()
         self.loop.load_weights(self.best_weights)
         spec = replace(
             self.encoder.spec,
@@ -221,7 +224,6 @@ class TrainingWorker:
         if self.spec.embedding == "features":
             spec = replace(spec, head={"kind": "identity"}, dimension=backbone.dimension)
             head = nn.Identity()
-        self._write_history()
         return save_bundle(Encoder(spec, backbone, head), self.job.bundle_uri, self.job.options)
 
     def save(self, folder: Path) -> None:
@@ -234,7 +236,7 @@ class TrainingWorker:
             "world_size": self.world_size,
             "loop": plain,
             "best": asdict(self.best),
-            "history": self.history,
+            "history": self.log.rows,
         }
         contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         safetensors.torch.save_file(contiguous, folder / _TENSORS)
@@ -246,7 +248,7 @@ class TrainingWorker:
             tensors = safetensors.torch.load_file(folder / _TENSORS)
             if state["format"] != FORMAT:
                 raise ConfigError(f"checkpoint {folder.name} is not of format {FORMAT}")
-            self.history, best = state["history"], _Best(**state["best"])
+            history, best = state["history"], _Best(**state["best"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ConfigError(
                 f"checkpoint {folder.name} of {self.job.output_uri} cannot be read ({error}); "
@@ -260,6 +262,7 @@ class TrainingWorker:
         }
         rest = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
         self.loop.restore(rest, state["loop"])
+        self.log.resume(history)
         self.best = best
 
     def _features(self) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -305,23 +308,15 @@ class TrainingWorker:
             return None
         return stored if stored.shape == shape and stored.dtype == np.float32 else None
 
-    def _write_history(self) -> None:
-        columns = list(dict.fromkeys(name for row in self.history for name in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, "epoch": int(row["epoch"])} for row in self.history)
-        write_bytes(self.job.history_uri, text.getvalue().encode(), self.job.options)
-
     def _tell(self, step: int, total: int, *, force: bool = False) -> None:
         now = time.monotonic()
         if not force and now - self._told_at < _TOLD_EVERY_S:
             return
         self._told_at = now
         note = f"epoch {min(self.loop.epoch + 1, self.spec.epochs)}/{self.spec.epochs}"
-        if self.history:
-            note += f", loss {self.history[-1]['loss']:.3f}"
-        scores = [row[self.spec.monitor] for row in self.history if self.spec.monitor in row]
+        if self.log.rows:
+            note += f", loss {self.log.rows[-1]['loss']:.3f}"
+        scores = [row[self.spec.monitor] for row in self.log.rows if self.spec.monitor in row]
         if scores:
             note += f", {self.spec.monitor} {scores[-1]:.3f}"
         self.progress(Progress(stage="train", done=step, total=total, unit="batches", note=note))

@@ -18,11 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
 from rasterio.session import Session
 from rasterio.transform import Affine
 from rasterio.warp import transform as reproject_points
+from rasterio.windows import Window
 
 from storage.errors import ConfigError, GridError, SceneError
 from storage.object_store import (
@@ -220,6 +222,50 @@ def opened(href: str, georeferenced: bool = True) -> Iterator[Any]:
     with dataset:
         _check(dataset, href, georeferenced)
         yield dataset
+
+
+def decode_square(data: bytes, name: str, side_px: int) -> npt.NDArray[Any]:
+    """Return the central square of a GeoTIFF in memory, all bands, as (bands, side_px, side_px).
+
+    Another size is resampled (bilinear, filtered when shrinking). Pixel values keep their type;
+    where the file names a value for "no data" they become float32, with NaN there.
+
+    Raises
+    ------
+    SceneError
+        It is not such a file (``name`` is what it is called).
+    """
+    with _in_memory(data, name) as dataset:
+        side = min(dataset.width, dataset.height)
+        left, top = (dataset.width - side) // 2, (dataset.height - side) // 2
+        pixels = dataset.read(
+            window=Window(left, top, side, side),
+            out_shape=(dataset.count, side_px, side_px),
+            resampling=Resampling.bilinear if side != side_px else Resampling.nearest,
+            masked=dataset.nodata is not None,
+        )
+    if not isinstance(pixels, np.ma.MaskedArray):
+        return np.asarray(pixels)
+    return np.where(np.ma.getmaskarray(pixels), np.float32(np.nan), pixels.data.astype(np.float32))
+
+
+def shorter_side(data: bytes, name: str) -> int:
+    """Return the shorter side of a GeoTIFF in memory, in pixels."""
+    with _in_memory(data, name) as dataset:
+        return int(min(dataset.width, dataset.height))
+
+
+@contextmanager
+def _in_memory(data: bytes, name: str) -> Iterator[Any]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with MemoryFile(data) as file, file.open(driver="GTiff") as dataset:
+                yield dataset
+    except RasterioError as error:
+        raise SceneError(f"image {name} is not a readable TIFF ({cause(error)}); replace it") from (
+            error
+        )
 
 
 def _check(dataset: Any, href: str, georeferenced: bool) -> None:

@@ -262,7 +262,7 @@ def exists(uri: str, options: StorageOptions | None = None) -> bool:
         The store refuses or cannot be reached.
     """
     fs, path = filesystem(uri, options)
-    with _named_failures(uri):
+    with named_failures(uri):
         return bool(fs.exists(path))
 
 
@@ -272,7 +272,7 @@ def list_files(uri: str, options: StorageOptions | None = None) -> list[str]:
     The result is sorted; it is empty when nothing is there.
     """
     fs, path = filesystem(uri, options)
-    with _named_failures(uri):
+    with named_failures(uri):
         is_pattern = any(mark in path for mark in "*?[")
         found = fs.glob(path) if is_pattern else fs.find(path)
         if is_pattern:
@@ -292,7 +292,7 @@ def read_bytes(uri: str, options: StorageOptions | None = None) -> bytes:
         The store refuses or cannot be reached.
     """
     fs, path = filesystem(uri, options)
-    with _named_failures(uri):
+    with named_failures(uri):
         return bytes(fs.cat_file(path))
 
 
@@ -313,7 +313,7 @@ def write_bytes(uri: str, data: bytes, options: StorageOptions | None = None) ->
             raise
         return
     fs, path = filesystem(uri, options)
-    with _named_failures(uri):
+    with named_failures(uri):
         fs.pipe_file(path, data)
 
 
@@ -321,14 +321,14 @@ def download(uri: str, target: Path, options: StorageOptions | None = None) -> N
     """Copy a file to a local path."""
     fs, path = filesystem(uri, options)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _named_failures(uri):
+    with named_failures(uri):
         fs.get_file(path, str(target))
 
 
 def upload(source: Path, uri: str, options: StorageOptions | None = None) -> None:
     """Copy a local file to a URI; a local target appears whole or not at all."""
     fs, path = filesystem(uri, options)
-    with _named_failures(uri):
+    with named_failures(uri):
         if not is_local(uri):
             fs.put_file(str(source), path)
             return
@@ -341,7 +341,7 @@ def upload(source: Path, uri: str, options: StorageOptions | None = None) -> Non
 def delete(uri: str, options: StorageOptions | None = None) -> None:
     """Delete a file, or a folder with all that is in it; nothing happens if it is not there."""
     fs, path = filesystem(uri, options)
-    with _named_failures(uri):
+    with named_failures(uri):
         if fs.exists(path):
             fs.rm(path, recursive=True)
 
@@ -355,7 +355,7 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-class _named_failures:
+class named_failures:
     """Turn a storage library's failure into one of ours that names the URI."""
 
     def __init__(self, uri: str) -> None:

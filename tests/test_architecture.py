@@ -19,7 +19,12 @@ HOMES = {
     "icechunk": ("storage/archive.py", "storage/commits.py", "storage/object_store.py"),
     "faiss": ("storage/shards.py",),
     "geopandas": ("storage/export.py",),
-    "torch": ("encoders/", "pipeline/training.py", "pipeline/training_worker.py"),
+    "torch": (
+        "encoders/",
+        "pipeline/training.py",
+        "pipeline/training_worker.py",
+        "pipeline/training_log.py",
+    ),
     "ray": ("pipeline/", "workflows/"),
 }
 FORBIDDEN_CALLS = ("pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load")

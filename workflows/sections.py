@@ -239,15 +239,18 @@ class DatasetSection(Section):
     uri
         Folder of the dataset.
     importer
-        What `source` is: see `skysift dataset --help`.
+        What `source` is: see `skysift dataset import --help`.
     source
         Folder or tar file of images.
     table
-        Name of the table of labels beside the images.
+        Importer `folder`: name of the table of labels beside the images.
+    min_share
+        Importers `dlrsd` and `whdld`: share of an image's pixels from which on a class is one of
+        its labels.
     tile_px
         Side of the tiles; None keeps the images' own.
     bands
-        Names of the images' bands, in their order.
+        Names of the images' bands, in their order; for `bigearthnet` those to import.
     resolution_m
         Metres per pixel; None when unknown.
     split
@@ -259,9 +262,10 @@ class DatasetSection(Section):
     """
 
     uri: str | None = None
-    importer: Literal["folder", "scenes"] = "folder"
+    importer: Literal["folder", "dlrsd", "whdld", "uc-merced", "bigearthnet", "scenes"] = "folder"
     source: str | None = None
     table: str = "labels.csv"
+    min_share: Fraction = 0.01
     tile_px: Count | None = None
     bands: tuple[str, ...] = ("red", "green", "blue")
     resolution_m: Positive | None = None

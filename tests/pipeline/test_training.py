@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -346,8 +347,21 @@ def test_a_run_lives_in_an_object_store(tmp_path: Path, moto_s3, ray_session, mo
 def test_what_a_worker_finds_wrong_is_raised_as_it_is(dataset, tmp_path: Path, ray_session):
     with pytest.raises(ConfigError, match="no option 'tau'"):
         train(dataset, replace(SPEC, loss_options={"tau": 1}), str(tmp_path / "a"))
-    with pytest.raises(ConfigError, match="64 CPUs"):
-        train(dataset, replace(SPEC, cpus_per_worker=64), str(tmp_path / "b"))
+
+
+def test_a_second_driver_is_refused_while_the_first_is_at_work(
+    dataset, tmp_path: Path, ray_session
+):
+    refused: list[str] = []
+
+    def start_another(report: Progress) -> None:
+        if not refused:
+            with pytest.raises(SkysiftError) as error:
+                train(dataset, SPEC, str(tmp_path / "run"))
+            refused.append(str(error.value))
+
+    assert train(dataset, SPEC, str(tmp_path / "run"), progress=start_another).epochs == 3
+    assert f"training: process {os.getpid()} on {socket.gethostname()}" in refused[0]
 
 
 def test_a_failed_run_is_told_in_one_line(dataset, tmp_path: Path):

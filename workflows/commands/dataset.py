@@ -11,6 +11,16 @@ if TYPE_CHECKING:
     from storage.progress import ProgressSink
 
 
+# The recipe keys that each importer of images takes.
+_SETTINGS = {
+    "folder": ("table", "tile_px", "bands", "resolution_m", "split"),
+    "dlrsd": ("min_share", "tile_px", "split"),
+    "whdld": ("min_share", "tile_px", "split"),
+    "uc-merced": ("tile_px", "split"),
+    "bigearthnet": ("bands", "tile_px"),
+}
+
+
 @click.group()
 def dataset() -> None:
     """Make labelled datasets."""
@@ -21,13 +31,14 @@ def dataset() -> None:
     cls=Verb,
     example="""
     skysift dataset import --source aid.tar --dataset work/aid/dataset --set dataset.tile_px=128
+    skysift dataset import --importer dlrsd --source DLRSD --dataset work/dlrsd
     skysift dataset import -r world.yaml --importer scenes""",
 )
 @recipe_option(
     "--importer",
     "dataset.importer",
-    "folder: images and a CSV table. scenes: tiles labelled by a land-cover raster.",
-    type=click.Choice(["folder", "scenes"]),
+    "What the source is, see above.",
+    type=click.Choice([*_SETTINGS, "scenes"]),
 )
 @recipe_option("--source", "dataset.source", "Folder or .tar to import.", metavar="PATH")
 @recipe_option("--dataset", "dataset.uri", "Dataset to write.", metavar="URI")
@@ -35,10 +46,24 @@ def dataset() -> None:
 @catalog_options
 @pass_run
 def import_(run: Run) -> None:
-    """Import a labelled dataset; one that is there from the same source is kept."""
-    importers = {"folder": _import_folder, "scenes": _import_scenes}
+    """Import a labelled dataset; one that is there from the same source is kept.
+
+    \b
+    folder       labels.csv (image, 0/1 columns, maybe split) and PNG, JPEG or
+                 GeoTIFF images in images/ or beside the table
+    dlrsd        Images/<scene>/<name>.tif and Labels/<scene>/<name>.png
+    whdld        Images/<name>.jpg and ImagesPNG/<name>.png
+    uc-merced    Images/<scene>/<name>.tif and LandUse_Multilabeled.txt or .csv,
+                 or LandUse_multilabels.mat
+    bigearthnet  version 2: metadata.parquet and
+                 BigEarthNet-S2/<tile>/<patch>/<patch>_<band>.tif
+    scenes       scenes of one's own (--scenes) and a land-cover raster
+
+    All but bigearthnet and scenes may also be a .tar. What is missing is named.
+    """  # noqa: D301
+    by_name = _import_scenes if run.recipe.dataset.importer == "scenes" else _import_images
     with run.progress() as progress:
-        found = importers[run.recipe.dataset.importer](run, progress)
+        found = by_name(run, progress)
     run.show(
         {"dataset": run.need("dataset.uri"), "info": found},
         {
@@ -51,19 +76,18 @@ def import_(run: Run) -> None:
     )
 
 
-def _import_folder(run: Run, progress: "ProgressSink") -> "DatasetInfo":
-    from pipeline.datasets import import_folder
+def _import_images(run: Run, progress: "ProgressSink") -> "DatasetInfo":
+    from pipeline.datasets import importers
     from workflows.build import split_rule
 
     section = run.recipe.dataset
-    return import_folder(
+    settings = {name: getattr(section, name) for name in _SETTINGS[section.importer]}
+    if "split" in settings:
+        settings["split"] = split_rule(run.settings)
+    return importers[section.importer](
         run.need_path("dataset.source", "--source"),
         run.need("dataset.uri", "--dataset"),
-        table=section.table,
-        tile_px=section.tile_px,
-        bands=section.bands,
-        resolution_m=section.resolution_m,
-        split=split_rule(run.settings),
+        **settings,
         options=run.storage,
         progress=progress,
     )

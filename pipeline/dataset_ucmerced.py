@@ -1,0 +1,168 @@
+"""UC Merced Land Use with multi-labels, as a dataset.
+
+References
+----------
+Yang and Newsam, Bag-of-visual-words and spatial extensions for land-use classification, ACM GIS
+2010 (images). Chaudhuri et al., Multilabel Remote Sensing Image Retrieval Using a Semisupervised
+Graph-Theoretic Method, IEEE TGRS 2018 (labels).
+"""
+
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.dataset_rows import Rows, SplitRule, write_rows
+from pipeline.image_files import Files, decode_image, open_files
+from storage.datasets import DatasetInfo
+from storage.errors import ConfigError, NotFoundError
+from storage.object_store import StorageOptions
+from storage.progress import ProgressSink, quiet
+
+_BANDS = ("red", "green", "blue")
+_SIDE_PX, _RESOLUTION_M = 256, 0.3048
+_TABLES = ("LandUse_Multilabeled.txt", "LandUse_Multilabeled.csv", "LandUse_multilabels.mat")
+_IMAGE_COLUMN = "IMAGE\\LABEL"
+CLASSES = (
+    *("airplane", "bare-soil", "buildings", "cars", "chaparral", "court", "dock", "field"),
+    *("grass", "mobile-home", "pavement", "sand", "sea", "ship", "tanks", "trees", "water"),
+)
+SCENES = (
+    *("agricultural", "airplane", "baseballdiamond", "beach", "buildings", "chaparral"),
+    *("denseresidential", "forest", "freeway", "golfcourse", "harbor", "intersection"),
+    *("mediumresidential", "mobilehomepark", "overpass", "parkinglot", "river", "runway"),
+    *("sparseresidential", "storagetanks", "tenniscourt"),
+)
+"""The 21 scene classes, a folder each; the columns of the MATLAB table go by them, 100 each."""
+
+
+def import_uc_merced(
+    source: str,
+    uri: str,
+    *,
+    tile_px: int | None = None,
+    split: SplitRule | None = None,
+    options: StorageOptions | None = None,
+    progress: ProgressSink = quiet,
+) -> DatasetInfo:
+    r"""Import UC Merced with its 17 labels.
+
+    Expected is a folder (or ``.tar``) with ``Images/<scene>/<scene><NN>.tif`` (RGB) and, anywhere
+    below the source, a table of labels: ``LandUse_Multilabeled.txt`` (tab-separated, a row for
+    each image, first column ``IMAGE\LABEL``), the same as ``LandUse_Multilabeled.csv``, or
+    ``LandUse_multilabels.mat`` (``labels``, 17 x 2100, the images by scene and number). The first
+    of them that is there is read.
+
+    Parameters
+    ----------
+    source
+        Folder, or a tar that holds one.
+    uri
+        Dataset to write.
+    tile_px
+        Images are resized to this; None makes 256 px of all (a few are smaller by some pixels).
+    split
+        How images are divided; default 70 : 15 : 15.
+
+    Raises
+    ------
+    NotFoundError
+        No table, or an image of the table is not there (the first one is named).
+    ConfigError
+        The table is not as described.
+    SceneError
+        An image cannot be decoded.
+    """
+    split, side_px = split or SplitRule(), tile_px or _SIDE_PX
+    with open_files(source, options) as files:
+        listed = files.names()
+        table = _find(listed, source)
+        labels = _read_table(files, table)
+        images = {PurePosixPath(name).stem: name for name in listed if name.endswith(".tif")}
+        for name in labels:
+            if name not in images:
+                raise NotFoundError(
+                    f"uc-merced: image Images/{name.rstrip('0123456789')}/{name}.tif of {table} is "
+                    f"missing in {source}; unpack UCMerced_LandUse there"
+                )
+        names = list(labels)
+        rows = Rows(
+            sources=names,
+            groups=names,
+            splits=[split.of(name) for name in names],
+            bands=_BANDS,
+            classes=CLASSES,
+            resolution_m=_RESOLUTION_M * _SIDE_PX / side_px,
+            origin={
+                "importer": "uc-merced",
+                "source": source,
+                "table_sha256": hashlib.sha256(files.read(table)).hexdigest(),
+                "tile_px": side_px,
+                "split": repr(split),
+            },
+        )
+
+        def read(row: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+            path = images[names[row]]
+            return decode_image(files.read(path), path, side_px, len(_BANDS)), labels[names[row]]
+
+        return write_rows(uri, rows, read, options=options, progress=progress)
+
+
+def _find(listed: list[str], source: str) -> str:
+    for wanted in _TABLES:
+        for name in sorted(listed):
+            if PurePosixPath(name).name == wanted:
+                return name
+    raise NotFoundError(
+        f"uc-merced: {_TABLES[0]} is missing in {source} (so are {' and '.join(_TABLES[1:])}); "
+        "unpack the multi-labels there"
+    )
+
+
+def _read_table(files: Files, table: str) -> Mapping[str, NDArray[np.uint8]]:
+    """Return the labels (17,) of each image by its name without suffix, in the table's order."""
+    data = files.read(table)
+    if table.endswith(".mat"):
+        return _read_matlab(data, table)
+    try:
+        frame = pd.read_csv(io.BytesIO(data), sep=r"\t|[,;]", engine="python", index_col=False)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ConfigError(f"uc-merced: {table} is not a table ({error}); download it again") from (
+            error
+        )
+    frame = frame.rename(columns=lambda name: str(name).strip().replace(" ", "-"))
+    lacking = [name for name in (_IMAGE_COLUMN, *CLASSES) if name not in frame]
+    if lacking:
+        raise ConfigError(f"uc-merced: {table} has no column {lacking[0]}; download it again")
+    return _checked(frame[_IMAGE_COLUMN].tolist(), frame[list(CLASSES)].to_numpy(), table)
+
+
+def _read_matlab(data: bytes, table: str) -> Mapping[str, NDArray[np.uint8]]:
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        labels = np.asarray(loadmat(io.BytesIO(data), variable_names=["labels"])["labels"])
+    except (MatReadError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"uc-merced: {table} holds no readable `labels` ({error}); download it again"
+        ) from error
+    names = [f"{scene}{number:02d}" for scene in SCENES for number in range(100)]
+    if labels.shape != (len(CLASSES), len(names)):
+        raise ConfigError(
+            f"uc-merced: `labels` of {table} has shape {labels.shape}, not "
+            f"{(len(CLASSES), len(names))}; download it again"
+        )
+    return _checked(names, labels.T, table)
+
+
+def _checked(names: list[str], labels: NDArray[Any], table: str) -> Mapping[str, NDArray[np.uint8]]:
+    if not np.isin(labels, (0, 1)).all():
+        raise ConfigError(f"uc-merced: {table} holds labels that are not 0 or 1; download it again")
+    return dict(zip(map(str, names), labels.astype(np.uint8), strict=True))
