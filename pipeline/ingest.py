@@ -9,7 +9,7 @@ bytes a tile), because a segment holds whole scenes and one process then both wr
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from pipeline.tiling import GridSpec
 from storage.archive import Archive
 from storage.archive_spec import ArchiveSpec
 from storage.catalog import Rejected, SceneList, read_scenes
-from storage.errors import EncoderMismatchError, GridError, SkysiftError
+from storage.errors import ArchiveConflictError, EncoderMismatchError, GridError, SkysiftError
 from storage.ledger import LedgerEntry
 from storage.object_store import StorageOptions
 from storage.progress import Progress, ProgressSink, quiet
@@ -97,14 +97,22 @@ def ingest(
         Receives scenes done, tiles and tiles per second.
     """
     started = time.monotonic()
-    if not Archive.exists(plan.spec.archive_uri, options):
-        Archive.create(plan.spec.archive_uri, plan.archive, options)
+    _ensure_archive(plan, options)
     committer = Committer(plan, options)
     committer.reject(plan.rejected)
     if plan.todo:
         with ray_session(address):
             _run_stages(plan, committer, options, progress)
     return committer.report(time.monotonic() - started)
+
+
+def _ensure_archive(plan: IngestPlan, options: StorageOptions | None) -> None:
+    """Make the archive when it is new; another ingest may do so at the same moment."""
+    uri = plan.spec.archive_uri
+    if not Archive.exists(uri, options):
+        with suppress(ArchiveConflictError):
+            Archive.create(uri, plan.archive, options)
+    _check_same(Archive.open(uri, options=options).spec, plan.archive, uri)
 
 
 def _run_stages(

@@ -12,11 +12,12 @@ import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from storage.archive import BRANCH, Archive, commit_lock, open_repository
-from storage.commits import ArchiveWriter, store_refusals
+from storage.archive import Archive
+from storage.commits import ArchiveWriter
 from storage.errors import ConfigError, NotFoundError
 from storage.ledger import LedgerEntry
 from storage.object_store import StorageOptions
+from storage.repository import BRANCH, commit_lock, open_repository, store_refusals
 
 MINIMUM_AGE = dt.timedelta(hours=1)
 """No object younger than this is collected: a running ingest may be about to commit it."""

@@ -1,0 +1,180 @@
+"""Ingest under faults: whatever dies, a rerun ends with the rows of an undisturbed run."""
+
+import inspect
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from storage.archive import Archive
+from storage.audit import verify
+from storage.object_store import StorageOptions
+from tests.conftest import MotoS3
+from tests.ingest_forks import Forks, Run, evenly, forks
+from tests.pipeline.test_ingest import SIZE_PX, TILE_PX, make_bundle, write_scene
+
+Truth = dict[tuple[str, str], bytes]
+
+
+@pytest.fixture(scope="module")
+def fork() -> Iterator[Forks]:
+    with forks() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two scenes to embed, one without data, one that cannot be read; each in its own commit."""
+    folder = tmp_path_factory.mktemp("faults")
+    scenes = folder / "scenes"
+    scenes.mkdir()
+    write_scene(scenes, "site_20240501", seed=1, nodata_columns=2 * TILE_PX)
+    write_scene(scenes, "site_20240601", seed=2, nodata_columns=3 * TILE_PX)
+    write_scene(scenes, "dark_20240702", seed=3, nodata_columns=SIZE_PX)
+    (scenes / "torn_20240703.tif").write_bytes((scenes / "site_20240501.tif").read_bytes()[:9000])
+    return Run(source=str(scenes), encoder=make_bundle(folder / "bundle"), archive="")
+
+
+@pytest.fixture(scope="module")
+def truth(fork: Forks, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Truth:
+    """The rows of an undisturbed run."""
+    whole = replace(run, archive=str(tmp_path_factory.mktemp("truth") / "archive"))
+    assert fork.run(whole)[0].error == ""
+    rows = rows_of(whole.archive)
+    assert len(rows) == 8 + 4
+    return rows
+
+
+def rows_of(uri: str, options: StorageOptions | None = None) -> Truth:
+    """Every live row by (scene, tile key), with its vector; fails when one is there twice."""
+    archive = Archive.open(uri, options=options)
+    assert verify(archive) == []
+    found: Truth = {}
+    for segment in archive.segments:
+        rows = archive.read_segment(segment.ordinal, ["scene", "tile_key", "embedding"])
+        for scene, key, vector in zip(
+            rows["scene"], rows["tile_key"], rows["embedding"], strict=True
+        ):
+            assert (scene, key) not in found
+            found[scene, key] = vector.tobytes()
+    return found
+
+
+def states_of(uri: str, options: StorageOptions | None = None) -> dict[str, str]:
+    return {one.scene_id: one.state for one in Archive.open(uri, options=options).scenes()}
+
+
+STATES = {
+    "site_20240501": "embedded",
+    "site_20240601": "embedded",
+    "dark_20240702": "empty",
+    "torn_20240703": "quarantined",
+}
+
+
+def killed_and_run_again(fork: Forks, run: Run, truth: Truth, step: int, before: Truth) -> None:
+    """Kill a run at a line; what survived is sound, and the same command finishes the rest."""
+    assert fork.run(replace(run, kill_at=step))[0].signal == 9
+    if Archive.exists(run.archive):
+        survived = rows_of(run.archive).items()
+        assert survived <= truth.items() | before.items(), step
+    again = fork.run(run)[0]
+    assert again.error == "", step
+    assert rows_of(run.archive) == truth, step
+    assert states_of(run.archive) == STATES, step
+
+
+def test_a_driver_killed_while_it_makes_the_archive_leaves_nothing_in_the_way(
+    fork: Forks, run: Run, truth: Truth, tmp_path: Path
+):
+    whole = fork.run(replace(run, archive=str(tmp_path / "whole")))[0]
+    source, first = inspect.getsourcelines(Archive.create)
+    inside = {f"storage/archive.py:{first + n}" for n in range(len(source))}
+    steps = [step for step, line in enumerate(whole.lines) if line in inside]
+    assert len(steps) > 5
+    for step in steps:
+        mine = replace(run, archive=str(tmp_path / f"killed-{step}"))
+        killed_and_run_again(fork, mine, truth, step, {})
+
+
+def test_a_driver_killed_at_any_line_is_finished_by_the_next_run(
+    fork: Forks, run: Run, truth: Truth, tmp_path: Path
+):
+    whole = fork.run(replace(run, archive=str(tmp_path / "whole")))[0]
+    for step in evenly(whole.lines, 8):
+        mine = replace(run, archive=str(tmp_path / f"killed-{step}"))
+        killed_and_run_again(fork, mine, truth, step, {})
+
+
+@pytest.fixture(scope="module")
+def old(fork: Forks, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of other pixels of the same scenes: all of it is to be superseded."""
+    folder = tmp_path_factory.mktemp("old")
+    scenes = folder / "scenes"
+    scenes.mkdir()
+    for number, path in enumerate(sorted(Path(run.source).iterdir())):
+        write_scene(scenes, path.stem, seed=10 + number)
+    before = replace(run, source=str(scenes), archive=str(folder / "archive"))
+    assert fork.run(before)[0].rows == 4 * 16
+    return folder / "archive"
+
+
+def test_a_driver_killed_while_it_supersedes_hides_no_row_too_early(
+    fork: Forks, run: Run, truth: Truth, old: Path, tmp_path: Path
+):
+    before = rows_of(str(old))
+    shutil.copytree(old, tmp_path / "whole")
+    whole = fork.run(replace(run, archive=str(tmp_path / "whole")))[0]
+    for step in evenly(whole.lines, 6):
+        mine = replace(run, archive=str(tmp_path / f"killed-{step}"))
+        shutil.copytree(old, mine.archive)
+        killed_and_run_again(fork, mine, truth, step, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("superseding", [False, True])
+@pytest.mark.parametrize(("segment_rows", "interval_s"), [(1, 0.0), (10, 3600.0)])
+def test_a_driver_killed_at_every_line(
+    fork: Forks, run: Run, truth: Truth, old: Path, tmp_path: Path, superseding: bool,
+    segment_rows: int, interval_s: float,
+):  # fmt: skip
+    """The first and the last time that each line of driver, committer and archive runs."""
+    run = replace(run, segment_rows=segment_rows, commit_interval_s=interval_s)
+    mine = replace(run, archive=str(tmp_path / "archive"))
+
+    def reset() -> None:
+        shutil.rmtree(mine.archive, ignore_errors=True)
+        if superseding:
+            shutil.copytree(old, mine.archive)
+
+    reset()
+    lines = fork.run(mine)[0].lines
+    first = {line: step for step, line in reversed(list(enumerate(lines)))}
+    last = {line: step for step, line in enumerate(lines)}
+    for step in sorted({*first.values(), *last.values()}):
+        reset()
+        killed_and_run_again(fork, mine, truth, step, rows_of(str(old)) if superseding else {})
+
+
+def test_two_ingests_at_once_leave_the_rows_of_one(
+    fork: Forks, run: Run, truth: Truth, tmp_path: Path
+):
+    for attempt in range(3):
+        mine = replace(run, archive=str(tmp_path / f"archive-{attempt}"))
+        ends = fork.run(mine, mine, mine)
+        assert [one.error for one in ends] == ["", "", ""]
+        assert rows_of(mine.archive) == truth
+        assert states_of(mine.archive) == STATES
+
+
+def test_two_ingests_at_once_into_an_object_store(
+    fork: Forks, run: Run, truth: Truth, moto_s3: MotoS3
+):
+    options = moto_s3.options
+    mine = replace(run, archive=moto_s3.uri("archive"), options=asdict(options))
+    ends = fork.run(mine, mine)
+    assert [one.error for one in ends] == ["", ""]
+    assert rows_of(mine.archive, options) == truth
+    assert states_of(mine.archive, options) == STATES
