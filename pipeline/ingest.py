@@ -27,7 +27,13 @@ from pipeline.tiling import GridSpec
 from storage.archive import Archive
 from storage.archive_spec import ArchiveSpec
 from storage.catalog import Rejected, SceneList, read_scenes
-from storage.errors import ArchiveConflictError, EncoderMismatchError, GridError, SkysiftError
+from storage.errors import (
+    ArchiveConflictError,
+    ConfigError,
+    EncoderMismatchError,
+    GridError,
+    SkysiftError,
+)
 from storage.ledger import LedgerEntry
 from storage.object_store import StorageOptions
 from storage.progress import Progress, ProgressSink, quiet
@@ -49,6 +55,8 @@ def plan_ingest(spec: IngestSpec, options: StorageOptions | None = None) -> Inge
         The archive was made with another encoder.
     GridError
         The archive was made with another grid, other rules or other labels.
+    ConfigError
+        The rules and the labels do not go together.
     """
     encoder = load_encoder(spec.encoder_uri, options)
     grid = spec.grid or GridSpec(
@@ -186,6 +194,11 @@ def _archive_spec(
     spec: IngestSpec, encoder: Encoder, grid: GridSpec, options: StorageOptions | None
 ) -> ArchiveSpec:
     classes: tuple[str, ...] = ()
+    if spec.labels_uri and spec.rules.edge == "shift":
+        raise ConfigError(
+            "labels name whole tiles of the grid, which tiles shifted to a scene's edge are not; "
+            "give the tile rule edge 'pad' or 'drop', or no labels"
+        )
     if spec.labels_uri:
         classes = tuple(TileLabels.from_parquet(spec.labels_uri, options).classes)
     if grid.tile_px != encoder.tile_px:

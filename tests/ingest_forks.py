@@ -40,7 +40,11 @@ TRACED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One ingest; ``kill_at`` counts lines of the driver's modules, None lets it live."""
+    """One ingest.
+
+    ``kill_at`` counts lines of the driver's modules, None lets it live. ``pid_file`` is where the
+    process writes its number before it begins.
+    """
 
     source: str
     encoder: str
@@ -50,6 +54,7 @@ class Run:
     retry: bool = False
     kill_at: int | None = None
     options: dict[str, Any] | None = None
+    pid_file: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +137,8 @@ def _wait(child: int, reading: int) -> dict[str, Any]:
 
 
 def _carry_out(run: Run) -> dict[str, Any]:
+    if run.pid_file:
+        Path(run.pid_file).write_text(str(os.getpid()))
     pipeline.ingest._embedded_batches = _batches_here
     pipeline.ingest.ray_session = lambda address: nullcontext()
     options = StorageOptions(**run.options) if run.options else None

@@ -2,16 +2,18 @@
 
 import inspect
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from storage.archive import Archive
 from storage.audit import verify
-from storage.object_store import StorageOptions
+from storage.object_store import StorageOptions, upload
 from tests.conftest import MotoS3
+from tests.fault_proxy import Fault, FaultProxy, fault_proxy
 from tests.ingest_forks import Forks, Run, evenly, forks
 from tests.pipeline.test_ingest import SIZE_PX, TILE_PX, make_bundle, write_scene
 
@@ -178,3 +180,137 @@ def test_two_ingests_at_once_into_an_object_store(
     assert [one.error for one in ends] == ["", ""]
     assert rows_of(mine.archive, options) == truth
     assert states_of(mine.archive, options) == STATES
+
+
+@pytest.fixture(scope="module")
+def proxy(moto_server: str) -> Iterator[FaultProxy]:
+    with fault_proxy(moto_server) as running:
+        yield running
+
+
+@pytest.fixture
+def remote(run: Run, moto_s3: MotoS3, proxy: FaultProxy) -> Iterator[Run]:
+    """The run with its archive behind the proxy, which is told of no fault yet."""
+    options = replace(moto_s3.options, endpoint_url=proxy.address)
+    proxy.plan()
+    yield replace(run, archive=moto_s3.uri("archive"), options=asdict(options))
+    proxy.plan()
+
+
+def healed(fork: Forks, proxy: FaultProxy, remote: Run, truth: Truth) -> None:
+    """Run again without faults; the archive is that of an undisturbed run."""
+    proxy.plan()
+    assert fork.run(replace(remote, retry=True))[0].error == ""
+    options = StorageOptions(**(remote.options or {}))
+    assert rows_of(remote.archive, options) == truth
+    assert states_of(remote.archive, options) == STATES
+
+
+def every(step: int, first: int = 0) -> Callable[[int], bool]:
+    return lambda number: number % step == first
+
+
+def test_a_store_that_refuses_dawdles_and_loses_replies_gets_the_rows(
+    fork: Forks, proxy: FaultProxy, remote: Run, truth: Truth
+):
+    proxy.plan(
+        Fault(kind="refuse", methods=("PUT",), turn=every(4)),
+        Fault(kind="lose", methods=("PUT",), turn=every(4, 2)),
+        Fault(kind="refuse", methods=("GET",), turn=every(5)),
+        Fault(kind="lose", methods=("GET",), turn=every(5, 2)),
+        Fault(kind="slow", turn=every(10), delay_s=0.1),
+    )
+    assert fork.run(remote)[0].error == ""
+    assert proxy.struck > 20
+    options = StorageOptions(**(remote.options or {}))
+    proxy.plan()
+    assert rows_of(remote.archive, options) == truth
+    assert states_of(remote.archive, options) == STATES
+
+
+def test_a_reply_that_breaks_off_ends_in_a_clear_error_and_the_next_run_heals(
+    fork: Forks, proxy: FaultProxy, remote: Run, truth: Truth
+):
+    proxy.plan(Fault(kind="cut", methods=("GET",), path="refs/", turn=lambda number: number > 12))
+    error = fork.run(remote)[0].error
+    assert error.startswith(f"SkysiftError: archive {remote.archive}: its store failed: ")
+    assert "then repeat: what was committed is kept" in error
+    healed(fork, proxy, remote, truth)
+
+
+@pytest.mark.parametrize("kind", ["kill", "kill-after"])
+def test_a_driver_killed_as_it_moves_the_branch_is_finished_by_the_next_run(
+    fork: Forks, proxy: FaultProxy, remote: Run, truth: Truth, tmp_path: Path, kind: Any
+):
+    mine = replace(remote, pid_file=str(tmp_path / "pid"))
+    moving = Fault(
+        kind=kind,
+        methods=("PUT",),
+        path="refs/branch.main",
+        turn=lambda number: number == 3,  # the repository, the archive, a scene, and this one
+        victim=lambda: int(Path(mine.pid_file).read_text()),
+    )
+    proxy.plan(moving)
+    assert fork.run(mine)[0].signal == 9
+    healed(fork, proxy, mine, truth)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["refuse", "lose", "cut", "kill", "kill-after"])
+def test_every_single_request_may_fail(
+    fork: Forks, proxy: FaultProxy, remote: Run, truth: Truth, tmp_path: Path, kind: Any
+):
+    assert fork.run(replace(remote, archive=f"{remote.archive}-whole"))[0].error == ""
+    for number in range(len(proxy.passed)):
+        mine = replace(
+            remote, archive=f"{remote.archive}-{number}", pid_file=str(tmp_path / f"pid-{number}")
+        )
+        fault = Fault(
+            kind=kind,
+            turn=lambda count, number=number: count == number,
+            victim=lambda mine=mine: int(Path(mine.pid_file).read_text()),
+        )
+        proxy.plan(fault)
+        end = fork.run(mine)[0]
+        if kind.startswith("kill"):
+            assert end.signal == 9
+        else:
+            assert end.error == "" or end.error.startswith("SkysiftError: "), number
+        healed(fork, proxy, mine, truth)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("refuse", "cut", "lose", "slow"),
+        *(pytest.param((kind,), marks=pytest.mark.slow) for kind in ("refuse", "cut", "lose")),
+    ],
+)
+def test_scenes_behind_a_failing_store_are_embedded_right_or_set_aside(
+    fork: Forks, proxy: FaultProxy, run: Run, moto_s3: MotoS3, truth: Truth, tmp_path: Path,
+    kinds: tuple[Any, ...],
+):  # fmt: skip
+    for path in Path(run.source).iterdir():
+        upload(path, moto_s3.uri("scenes", path.name), moto_s3.options)
+    mine = replace(
+        run,
+        source=moto_s3.uri("scenes", "*.tif"),
+        archive=str(tmp_path / "archive"),
+        options=asdict(replace(moto_s3.options, endpoint_url=proxy.address)),
+    )
+    every_third = [
+        Fault(
+            kind=kind,
+            methods=("GET",),
+            path=".tif",
+            turn=every(3 * len(kinds), 3 * number + 1),
+            delay_s=0.2,
+        )
+        for number, kind in enumerate(kinds)
+    ]
+    proxy.plan(*every_third)
+    assert fork.run(mine)[0].error == ""
+    assert proxy.struck > 0
+    assert rows_of(mine.archive).items() <= truth.items()
+    assert states_of(mine.archive).keys() == STATES.keys()
+    healed(fork, proxy, mine, truth)
