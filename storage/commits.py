@@ -21,7 +21,7 @@ from storage.archive import STORED_COLUMNS, read_ledger
 from storage.archive_spec import ArchiveSpec
 from storage.errors import ArchiveConflictError, SkysiftError
 from storage.ledger import Ledger, LedgerEntry, Segment, page_bytes
-from storage.object_store import StorageOptions
+from storage.object_store import StorageOptions, is_local
 from storage.repository import BRANCH, commit_lock, open_repository, store_failures
 
 CHUNK_ROWS = 8192
@@ -83,8 +83,8 @@ class ArchiveWriter:
 
         An entry whose scene is in one of the segments gets that segment's ordinal here. When
         another writer commits first, the same segments are merged onto its commit and tried
-        again, without the scenes that it settled with the same pixels. A store that fails is
-        tried again as well: a commit that took effect unseen is recognised by its entries.
+        again, without the scenes that it settled with the same pixels. An object store that fails
+        is tried again as well: a commit that took effect unseen is recognised by its entries.
 
         Raises
         ------
@@ -110,8 +110,8 @@ class ArchiveWriter:
             except icechunk.ConflictError:
                 continue
             except SkysiftError:
-                if attempt == _COMMIT_ATTEMPTS - 1:
-                    raise
+                if is_local(self.uri) or attempt == _COMMIT_ATTEMPTS - 1:
+                    raise  # a disk that is full stays full
                 time.sleep(_RETRY_AFTER_S * 2**attempt)
         raise ArchiveConflictError(
             f"archive {self.uri}: other writers committed first {_COMMIT_ATTEMPTS} times; "

@@ -1,7 +1,9 @@
 """Ingest under faults: whatever dies, a rerun ends with the rows of an undisturbed run."""
 
 import inspect
+import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,11 +13,13 @@ import pytest
 
 from storage.archive import Archive
 from storage.audit import verify
+from storage.errors import SkysiftError
 from storage.object_store import StorageOptions, upload
 from tests.conftest import MotoS3
 from tests.fault_proxy import Fault, FaultProxy, fault_proxy
 from tests.ingest_forks import Forks, Run, evenly, forks
 from tests.pipeline.test_ingest import SIZE_PX, TILE_PX, make_bundle, write_scene
+from workflows.failures import is_no_space
 
 Truth = dict[tuple[str, str], bytes]
 
@@ -314,3 +318,40 @@ def test_scenes_behind_a_failing_store_are_embedded_right_or_set_aside(
     assert rows_of(mine.archive).items() <= truth.items()
     assert states_of(mine.archive).keys() == STATES.keys()
     healed(fork, proxy, mine, truth)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own in memory, to be made smaller and larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(mounting, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_nothing_is_lost(
+    fork: Forks, run: Run, truth: Truth, small_disk: Path
+):
+    def resize(size_bytes: int) -> None:
+        command = ["mount", "-o", f"remount,size={size_bytes}", str(small_disk)]
+        subprocess.run(command, check=True)
+
+    mine = replace(run, archive=str(small_disk / "archive"))
+    assert fork.run(mine)[0].error == ""
+    usage = os.statvfs(small_disk)
+    full_bytes = (usage.f_blocks - usage.f_bfree) * usage.f_bsize
+    for share in (0.1, 0.5, 0.9):
+        shutil.rmtree(mine.archive)
+        resize(int(full_bytes * share))
+        error = fork.run(mine)[0].error
+        assert error.startswith("SkysiftError: "), share
+        assert is_no_space(SkysiftError(error)), error
+        resize(2 * full_bytes)
+        if Archive.exists(mine.archive):
+            assert rows_of(mine.archive).items() <= truth.items()
+        assert fork.run(mine)[0].error == ""
+        assert rows_of(mine.archive) == truth
+        assert states_of(mine.archive) == STATES
