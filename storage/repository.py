@@ -80,7 +80,7 @@ def read_session(
                 else repository.readonly_session(BRANCH)
             )
         except icechunk.IcechunkError as error:
-            if "snapshot" not in _reason(error):
+            if "snapshot" not in store_reason(error):
                 raise
             raise missing from error
         if not has_root(session):
@@ -110,8 +110,8 @@ def store_failures(uri: str) -> Iterator[None]:
         yield
     except icechunk.IcechunkError as error:
         raise SkysiftError(
-            f"archive {uri}: its store failed: {_reason(error)}; check the endpoint, the bucket, "
-            "the credentials and the disk, then repeat: what was committed is kept"
+            f"archive {uri}: its store failed: {store_reason(error)}; check the endpoint, the "
+            "bucket, the credentials and the disk, then repeat: what was committed is kept"
         ) from error
 
 
@@ -134,7 +134,7 @@ def store_refusals(uri: str, what: str) -> Iterator[None]:
         ) from error
 
 
-def _reason(error: icechunk.IcechunkError) -> str:
+def store_reason(error: icechunk.IcechunkError) -> str:
     """Return what Icechunk says went wrong, without the trace that it draws below it."""
     said = " ".join(str(error).partition("context:")[0].replace("|", " ").split())
     return said.removeprefix("x ")[:200]

@@ -18,6 +18,7 @@ HOMES = {
     "zarr": ("storage/archive.py", "storage/commits.py", "storage/repository.py"),
     "icechunk": (
         "storage/archive.py",
+        "storage/care.py",
         "storage/commits.py",
         "storage/object_store.py",
         "storage/repository.py",

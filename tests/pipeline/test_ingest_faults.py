@@ -141,14 +141,13 @@ def test_a_driver_killed_while_it_supersedes_hides_no_row_too_early(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("superseding", [False, True])
-@pytest.mark.parametrize(("segment_rows", "interval_s"), [(1, 0.0), (10, 3600.0)])
 def test_a_driver_killed_at_every_line(
-    fork: Forks, run: Run, truth: Truth, old: Path, tmp_path: Path, superseding: bool,
-    segment_rows: int, interval_s: float,
-):  # fmt: skip
-    """The first and the last time that each line of driver, committer and archive runs."""
-    run = replace(run, segment_rows=segment_rows, commit_interval_s=interval_s)
+    fork: Forks, run: Run, truth: Truth, old: Path, tmp_path: Path, superseding: bool
+):
+    """Every line that runs: where it runs last with many commits, and first with a single one."""
     mine = replace(run, archive=str(tmp_path / "archive"))
+    if superseding:
+        mine = replace(mine, segment_rows=10, commit_interval_s=3600.0)
 
     def reset() -> None:
         shutil.rmtree(mine.archive, ignore_errors=True)
@@ -156,12 +155,12 @@ def test_a_driver_killed_at_every_line(
             shutil.copytree(old, mine.archive)
 
     reset()
-    lines = fork.run(mine)[0].lines
-    first = {line: step for step, line in reversed(list(enumerate(lines)))}
-    last = {line: step for step, line in enumerate(lines)}
-    for step in sorted({*first.values(), *last.values()}):
+    steps = list(enumerate(fork.run(mine)[0].lines))
+    chosen = {line: step for step, line in (reversed(steps) if superseding else steps)}
+    before = rows_of(str(old)) if superseding else {}
+    for step in sorted(chosen.values()):
         reset()
-        killed_and_run_again(fork, mine, truth, step, rows_of(str(old)) if superseding else {})
+        killed_and_run_again(fork, mine, truth, step, before)
 
 
 def test_two_ingests_at_once_leave_the_rows_of_one(
