@@ -69,6 +69,11 @@ def import_scenes(
                 f"{', '.join(bands)}; read the catalog with the dataset's bands"
             )
     rules, split = rules or TileRules(), split or SplitRule()
+    if rules.edge == "shift":
+        raise ConfigError(
+            "tile rule edge 'shift' makes tiles overlap across the blocks of a split, so that "
+            "training would see validation ground; give 'pad' or 'drop' for a dataset"
+        )
     book = _LabelBook.of([labels] if isinstance(labels, TileLabels) else list(labels))
     grids = [grid_for_scene(scene, grid, options) for scene in scenes]
     origin = {

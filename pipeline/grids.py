@@ -5,7 +5,7 @@ have the same tile keys. :mod:`pipeline.tiling` reads the pixels.
 """
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from storage.object_store import StorageOptions
 from storage.pixels import PixelGrid, Window
 from storage.scenes import Scene
 
-Edge = Literal["pad", "drop"]
+Edge = Literal["pad", "shift", "drop"]
 Int32 = npt.NDArray[np.int32]
 Float64 = npt.NDArray[np.float64]
 
@@ -129,6 +129,14 @@ class TileGrid:
         """Return the grid that :meth:`to_dict` described."""
         return TileGrid(**(values | {"anchor": tuple(values["anchor"])}))
 
+    def naming(self, edge: Edge) -> "TileGrid":
+        """Return the grid whose columns and rows name the tiles of an edge rule.
+
+        Shifted tiles begin at any pixel, so the grid of stride 1 names them, and with them all
+        other tiles of their scene: equal keys still mean equal ground.
+        """
+        return replace(self, stride_px=1) if edge == "shift" else self
+
     def tiles_over(self, extent: Window, edge: Edge = "pad") -> Int32:
         """Return the tiles over a window of grid pixels.
 
@@ -137,11 +145,12 @@ class TileGrid:
         extent
             Usually :attr:`storage.rasters.SceneReader.extent`.
         edge
-            ``pad``: every tile that shares a pixel with it; ``drop``: those wholly within.
+            ``pad``: every tile that shares a pixel with it; ``drop``: those wholly within;
+            ``shift``: those, and for what they leave of it tiles moved inwards to its edge.
 
         Returns
         -------
-        int32 (n, 2): column and row, row by row.
+        int32 (n, 2): column and row on :meth:`naming`'s grid, row by row.
         """
         columns = self._along(extent.column, extent.width, edge)
         rows = self._along(extent.row, extent.height, edge)
@@ -154,7 +163,12 @@ class TileGrid:
             first, last = (start - size) // stride + 1, (stop - 1) // stride
         else:
             first, last = -(-start // stride), (stop - size) // stride
-        return np.arange(first, last + 1, dtype=np.int32)
+        within = np.arange(first, last + 1, dtype=np.int32)
+        if edge != "shift":
+            return within
+        # Of a scene smaller than a tile the one tile begins at its edge and reaches beyond it.
+        ends = np.array([start, max(stop - size, start)], np.int32)
+        return np.unique(np.concatenate([ends, within * np.int32(stride)]))
 
     def tile_at(self, lon: float, lat: float) -> tuple[int, int]:
         """Return column and row of the tile that holds a point; of several, the most central.

@@ -9,7 +9,7 @@ bytes a tile), because a segment holds whole scenes and one process then both wr
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -27,7 +27,13 @@ from pipeline.tiling import GridSpec
 from storage.archive import Archive
 from storage.archive_spec import ArchiveSpec
 from storage.catalog import Rejected, SceneList, read_scenes
-from storage.errors import EncoderMismatchError, GridError, SkysiftError
+from storage.errors import (
+    ArchiveConflictError,
+    ConfigError,
+    EncoderMismatchError,
+    GridError,
+    SkysiftError,
+)
 from storage.ledger import LedgerEntry
 from storage.object_store import StorageOptions
 from storage.progress import Progress, ProgressSink, quiet
@@ -49,6 +55,8 @@ def plan_ingest(spec: IngestSpec, options: StorageOptions | None = None) -> Inge
         The archive was made with another encoder.
     GridError
         The archive was made with another grid, other rules or other labels.
+    ConfigError
+        The rules and the labels do not go together.
     """
     encoder = load_encoder(spec.encoder_uri, options)
     grid = spec.grid or GridSpec(
@@ -97,14 +105,22 @@ def ingest(
         Receives scenes done, tiles and tiles per second.
     """
     started = time.monotonic()
-    if not Archive.exists(plan.spec.archive_uri, options):
-        Archive.create(plan.spec.archive_uri, plan.archive, options)
+    _ensure_archive(plan, options)
     committer = Committer(plan, options)
     committer.reject(plan.rejected)
     if plan.todo:
         with ray_session(address):
             _run_stages(plan, committer, options, progress)
     return committer.report(time.monotonic() - started)
+
+
+def _ensure_archive(plan: IngestPlan, options: StorageOptions | None) -> None:
+    """Make the archive when it is new; another ingest may do so at the same moment."""
+    uri = plan.spec.archive_uri
+    if not Archive.exists(uri, options):
+        with suppress(ArchiveConflictError):
+            Archive.create(uri, plan.archive, options)
+    _check_same(Archive.open(uri, options=options).spec, plan.archive, uri)
 
 
 def _run_stages(
@@ -178,6 +194,11 @@ def _archive_spec(
     spec: IngestSpec, encoder: Encoder, grid: GridSpec, options: StorageOptions | None
 ) -> ArchiveSpec:
     classes: tuple[str, ...] = ()
+    if spec.labels_uri and spec.rules.edge == "shift":
+        raise ConfigError(
+            "labels name whole tiles of the grid, which tiles shifted to a scene's edge are not; "
+            "give the tile rule edge 'pad' or 'drop', or no labels"
+        )
     if spec.labels_uri:
         classes = tuple(TileLabels.from_parquet(spec.labels_uri, options).classes)
     if grid.tile_px != encoder.tile_px:

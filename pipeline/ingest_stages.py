@@ -51,7 +51,8 @@ class ReadScenes:
                     counts=counts,
                 ):
                     yield _tile_rows(index, part)
-                note = {"grid_id": grid.id, "grid": grid.to_dict(), "counts": asdict(counts)}
+                named = grid.naming(self._rules.edge)
+                note = {"grid_id": named.id, "grid": named.to_dict(), "counts": asdict(counts)}
             except Exception as error:  # one bad scene never stops a job
                 logger.warning("scene %s: %s", scene.id, error)
                 note = {"reason": " ".join(str(error).split()) or type(error).__name__}

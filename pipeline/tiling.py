@@ -6,6 +6,7 @@ that are worth an embedding, one strip of them at a time.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,8 @@ class TileRules:
     ----------
     edge
         ``pad`` keeps the tiles that reach beyond the scene, the rest of them invalid; ``drop``
-        keeps only those wholly within it.
+        keeps only those wholly within it; ``shift`` keeps those and adds, for what they leave,
+        tiles that are moved inwards to the scene's edge and overlap their neighbours.
     min_valid_fraction
         Least share of a tile's pixels that hold data; a tile without any is never kept.
     max_cloud_fraction
@@ -51,8 +53,8 @@ class TileRules:
     max_cloud_fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.edge not in ("pad", "drop"):
-            raise ConfigError(f"tile rule edge is {self.edge!r}; give 'pad' or 'drop'")
+        if self.edge not in get_args(Edge):
+            raise ConfigError(f"tile rule edge is {self.edge!r}; give 'pad', 'shift' or 'drop'")
         for name in ("min_valid_fraction", "max_cloud_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"tile rule {name} is {getattr(self, name)}; give 0 to 1")
@@ -90,7 +92,8 @@ class TileBatch:
     pixels
         float32 (n, bands, tile_px, tile_px), NaN where invalid.
     tiles
-        int32 (n, 2): column and row on the grid.
+        int32 (n, 2): column and row on the grid that names the tiles of the edge rule
+        (:meth:`TileGrid.naming`).
     window
         int32 (n, 4): row, column, height and width in pixels from the scene's upper-left corner;
         rows and columns of padded tiles may be negative.
@@ -154,9 +157,11 @@ def read_tiles(
         raise ConfigError(f"batch_size is {batch_size}; give at least 1")
     counts = counts if counts is not None else TileCounts()
     with SceneReader(scene, grid.pixels, options, resampling) as reader:
-        batch = _Batch(batch_size, reader, grid)
-        for tiles in _strips(grid.tiles_over(reader.extent, rules.edge), grid, len(scene.bands)):
-            left, top = grid.window(*tiles[0].tolist()), grid.window(*tiles[-1].tolist())
+        named = grid.naming(rules.edge)
+        batch = _Batch(batch_size, reader, named)
+        every, pitch = grid.tiles_over(reader.extent, rules.edge), grid.stride_px // named.stride_px
+        for tiles in _strips(every, pitch, grid, len(scene.bands)):
+            left, top = named.window(*tiles[0].tolist()), named.window(*tiles[-1].tolist())
             block = reader.read(left.union(top))
             valid, cloud = _fractions(block, len(tiles), grid)
             has_data = (valid > 0) & (valid >= rules.min_valid_fraction)
@@ -214,14 +219,18 @@ class _Batch:
         return batch
 
 
-def _strips(tiles: Int32, grid: TileGrid, bands: int) -> Iterator[Int32]:
-    """Split tiles into rows; a row too long for the memory bound into pieces."""
+def _strips(tiles: Int32, pitch: int, grid: TileGrid, bands: int) -> Iterator[Int32]:
+    """Split tiles into rows of evenly spaced ones; what breaks the memory bound into pieces.
+
+    ``pitch`` is the distance of two tiles in the columns that count them.
+    """
     column_bytes = bands * grid.tile_px * grid.stride_px * np.dtype(np.float32).itemsize
     longest = max(1, _STRIP_BYTES // column_bytes)
     for row in np.unique(tiles[:, 1]):
-        strip = tiles[tiles[:, 1] == row]
-        for start in range(0, len(strip), longest):
-            yield strip[start : start + longest]
+        whole = tiles[tiles[:, 1] == row]
+        for strip in np.split(whole, np.flatnonzero(np.diff(whole[:, 0]) != pitch) + 1):
+            for start in range(0, len(strip), longest):
+                yield strip[start : start + longest]
 
 
 def _fractions(block: Block, count: int, grid: TileGrid) -> tuple[Float64, Float64]:

@@ -10,23 +10,21 @@ Layout, below the repository's root group::
 
 A row is addressed by ``ordinal * 2**32 + position`` in its segment: an int64 that stays the same
 in every later snapshot. This module reads; :mod:`storage.commits` writes, whole commits or
-nothing. The two are the only home of zarr and icechunk.
+nothing; :mod:`storage.repository` opens. These are the only homes of zarr and icechunk.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import icechunk
 import numpy as np
 import numpy.typing as npt
 import zarr
-from filelock import FileLock
 
 from storage.archive_spec import ArchiveSpec, root_attributes, spec_of
-from storage.errors import ArchiveConflictError, NotFoundError, SkysiftError
+from storage.errors import ArchiveConflictError, NotFoundError
 from storage.ledger import (
     Ledger,
     LedgerEntry,
@@ -34,7 +32,16 @@ from storage.ledger import (
     first_page_to_read,
     fold_page,
 )
-from storage.object_store import StorageOptions, icechunk_storage, is_local, local_path
+from storage.object_store import StorageOptions
+from storage.repository import (
+    BRANCH,
+    commit_lock,
+    has_root,
+    make_repository,
+    open_repository,
+    read_session,
+    store_failures,
+)
 
 if TYPE_CHECKING:
     import xarray
@@ -42,7 +49,6 @@ if TYPE_CHECKING:
 Columns = dict[str, npt.NDArray[Any]]
 
 ROW_BITS = 32
-BRANCH = "main"
 STORED_COLUMNS = (
     "embedding",
     "scene_index",
@@ -54,7 +60,6 @@ STORED_COLUMNS = (
     "cloud_fraction",
 )
 DERIVED_COLUMNS = ("scene", "tile_key", "row")
-icechunk.set_logs_filter("error")  # the local-storage warning: commits hold a file lock below
 
 
 class Archive:
@@ -66,20 +71,9 @@ class Archive:
     def __init__(self, uri: str, snapshot: str | None, options: StorageOptions | None) -> None:
         self.uri = uri
         self._options = options
-        repository = open_repository(uri, options)
-        try:
-            session = (
-                repository.readonly_session(snapshot_id=snapshot)
-                if snapshot
-                else repository.readonly_session(BRANCH)
-            )
-            self.snapshot: str = session.snapshot_id
-            self._root = zarr.open_group(session.store, mode="r")
-        except (icechunk.IcechunkError, zarr.errors.GroupNotFoundError) as error:
-            raise NotFoundError(
-                f"archive {uri} has no snapshot {snapshot or 'yet'!r}; "
-                "`skysift archive info` prints those it has"
-            ) from error
+        session = read_session(uri, snapshot, options)
+        self.snapshot: str = session.snapshot_id
+        self._root = zarr.open_group(session.store, mode="r")
         self.spec = spec_of(self._root.attrs, uri)
         self.ledger = read_ledger(self._root)
 
@@ -107,26 +101,32 @@ class Archive:
         ArchiveConflictError
             Something is there already.
         """
-        with commit_lock(uri):
-            if cls.exists(uri, options):
-                raise ArchiveConflictError(
-                    f"an archive exists at {uri}; open it, or choose another place"
-                )
-            repository = icechunk.Repository.create(icechunk_storage(uri, options))
-            session = repository.writable_session(BRANCH)
+        with commit_lock(uri), store_failures(uri):
+            session = make_repository(uri, options).writable_session(BRANCH)
+            taken = ArchiveConflictError(
+                f"an archive exists at {uri}; open it, or choose another place"
+            )
+            if has_root(session):
+                raise taken
             root = zarr.open_group(session.store, mode="a")
             root.attrs.update(root_attributes(spec))
             root.create_group("segments")
             root.create_group("ledger")
-            session.commit("create archive")
+            try:
+                session.commit("create archive")
+            except icechunk.ConflictError as error:
+                raise taken from error
         return cls.open(uri, options=options)
 
     @staticmethod
     def exists(uri: str, options: StorageOptions | None = None) -> bool:
-        """Tell whether an archive is at the URI."""
-        if is_local(uri) and not local_path(uri).exists():
-            return False  # asking Icechunk would create the folder
-        return bool(icechunk.Repository.exists(icechunk_storage(uri, options)))
+        """Tell whether an archive is at the URI; one whose creation was cut off is not."""
+        try:
+            repository = open_repository(uri, options)
+        except NotFoundError:
+            return False
+        with store_failures(uri):
+            return has_root(repository.readonly_session(BRANCH))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Archive, (self.uri, self.snapshot, self._options)
@@ -347,50 +347,3 @@ def read_ledger(root: zarr.Group) -> Ledger:
         assert isinstance(page, zarr.Array)
         ledger = fold_page(ledger, np.asarray(page[:]).tobytes())
     return ledger
-
-
-def open_repository(uri: str, options: StorageOptions | None) -> icechunk.Repository:
-    """Open the Icechunk repository of an archive.
-
-    Raises
-    ------
-    NotFoundError
-        Nothing is there.
-    SkysiftError
-        The store refuses or cannot be reached.
-    """
-    if is_local(uri) and not local_path(uri).exists():
-        raise NotFoundError(f"no archive at {uri}; `skysift ingest` creates one")
-    try:
-        return icechunk.Repository.open(icechunk_storage(uri, options))
-    except icechunk.IcechunkError as error:
-        if "doesn't exist" in str(error):
-            raise NotFoundError(f"no archive at {uri}; `skysift ingest` creates one") from error
-        raise SkysiftError(
-            f"archive {uri} could not be opened: {' '.join(str(error).split())[:200]}; "
-            "check the endpoint, the bucket and the credentials"
-        ) from error
-
-
-class commit_lock:
-    """Serialise commits to a local archive; object stores do it themselves."""
-
-    def __init__(self, uri: str) -> None:
-        self._lock: FileLock | None = None
-        if is_local(uri):
-            path = local_path(uri).absolute()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(f"{path}.lock")
-
-    def __enter__(self) -> None:
-        if self._lock:
-            self._lock.acquire()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._lock:
-            self._lock.release()

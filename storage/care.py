@@ -9,14 +9,28 @@ its pixels changed, or when that was asked for (``again=True``, which forgets th
 """
 
 import datetime as dt
-from collections.abc import Sequence
+import hashlib
+import itertools
+import logging
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from storage.archive import BRANCH, Archive, commit_lock, open_repository
-from storage.commits import ArchiveWriter, store_refusals
+import icechunk
+
+from storage.archive import Archive
+from storage.commits import ArchiveWriter
 from storage.errors import ConfigError, NotFoundError
 from storage.ledger import LedgerEntry
-from storage.object_store import StorageOptions
+from storage.object_store import StorageOptions, absolute_uri
+from storage.repository import (
+    BRANCH,
+    commit_lock,
+    open_repository,
+    store_reason,
+    store_refusals,
+)
+
+logger = logging.getLogger(__name__)
 
 MINIMUM_AGE = dt.timedelta(hours=1)
 """No object younger than this is collected: a running ingest may be about to commit it."""
@@ -157,7 +171,7 @@ def create_tag(
     ArchiveConflictError
         The name is or was taken: a tag means one snapshot for ever, also after its deletion.
     """
-    if not name or "/" in name or not name.isprintable() or name != name.strip():
+    if not name or {*"/:"}.intersection(name) or not name.isprintable() or name != name.strip():
         raise ConfigError(f"{name!r} is no name for a tag; use letters, digits, '-' and '.'")
     target = Archive.open(uri, snapshot, options).snapshot
     with store_refusals(uri, f"tag {name!r}"):
@@ -180,6 +194,58 @@ def delete_tag(uri: str, name: str, options: StorageOptions | None = None) -> No
         )
     with store_refusals(uri, f"deleting tag {name!r}"):
         open_repository(uri, options).delete_tag(name)
+
+
+def pin_snapshot(
+    uri: str, snapshot: str, index_uri: str, version: str, options: StorageOptions | None = None
+) -> None:
+    """Keep a snapshot for as long as a version of an index reads it.
+
+    A pin is a tag that :func:`unpin_snapshots` takes back. Without leave to write to the archive
+    nothing is pinned, and a warning says so.
+    """
+    base = f"{_pin_prefix(index_uri)}{version}"
+    repository = open_repository(uri, options)
+    for number in itertools.count(1):
+        name = base if number == 1 else f"{base}:{number}"
+        if list_tags(uri, options).get(name) == snapshot:
+            return
+        try:
+            repository.create_tag(name, snapshot)
+        except icechunk.IcechunkError as error:
+            if "already exists" in str(error):
+                continue  # the name of a pin that was taken back cannot be used again
+            logger.warning(
+                "snapshot %s of archive %s could not be pinned for index %s; do not collect the "
+                "archive's garbage while the index is in use: %s",
+                *(snapshot, uri, index_uri, store_reason(error)),
+            )
+        return
+
+
+def unpin_snapshots(
+    uri: str, index_uri: str, keep: Collection[str], options: StorageOptions | None = None
+) -> None:
+    """Take back the pins of all versions of an index but some.
+
+    Raises
+    ------
+    NotFoundError
+        There is no archive.
+    ArchiveConflictError
+        The store refuses.
+    """
+    repository, prefix = open_repository(uri, options), _pin_prefix(index_uri)
+    with store_refusals(uri, f"taking back the pins of index {index_uri}"):
+        for name in repository.list_tags():
+            if name.startswith(prefix) and name.removeprefix(prefix).split(":")[0] not in keep:
+                repository.delete_tag(name)
+
+
+def _pin_prefix(index_uri: str) -> str:
+    """Return how the tags of an index begin; people's tags have no colon."""
+    digest = hashlib.sha256(absolute_uri(index_uri).encode()).hexdigest()[:12]
+    return f"index:{digest}:"
 
 
 def rollback(uri: str, to: str, options: StorageOptions | None = None) -> Rollback:
@@ -225,9 +291,8 @@ def collect_garbage(
 ) -> Garbage:
     """Forget old snapshots and free what only they needed.
 
-    The newest state and tagged snapshots always stay, as do all their rows. A search whose index
-    pins an expired snapshot cannot read vectors any more: update the index first, or tag the
-    snapshot.
+    The newest state, tagged snapshots and those that a version of an index pins always stay, as
+    do all their rows; collecting the garbage of the index takes pins back.
 
     Parameters
     ----------

@@ -7,8 +7,8 @@ slower one reads what the faster one settled and tries again with the rest.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,20 +17,16 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from storage.archive import (
-    BRANCH,
-    STORED_COLUMNS,
-    commit_lock,
-    open_repository,
-    read_ledger,
-)
+from storage.archive import STORED_COLUMNS, read_ledger
 from storage.archive_spec import ArchiveSpec
 from storage.errors import ArchiveConflictError, SkysiftError
 from storage.ledger import Ledger, LedgerEntry, Segment, page_bytes
-from storage.object_store import StorageOptions
+from storage.object_store import StorageOptions, is_local
+from storage.repository import BRANCH, commit_lock, open_repository, store_failures
 
 CHUNK_ROWS = 8192
 _COMMIT_ATTEMPTS = 5
+_RETRY_AFTER_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,32 +83,36 @@ class ArchiveWriter:
 
         An entry whose scene is in one of the segments gets that segment's ordinal here. When
         another writer commits first, the same segments are merged onto its commit and tried
-        again, without the scenes that it settled with the same pixels.
+        again, without the scenes that it settled with the same pixels. An object store that fails
+        is tried again as well: a commit that took effect unseen is recognised by its entries.
 
         Raises
         ------
         ArchiveConflictError
             Other writers were faster on every attempt.
+        SkysiftError
+            The store failed on every attempt.
         """
-        for _attempt in range(_COMMIT_ATTEMPTS):
-            with commit_lock(self.uri):
-                session = self._repository.writable_session(BRANCH)
-                ledger = read_ledger(zarr.open_group(session.store, mode="r"))
-                open_entries = [e for e in entries if not _settled(ledger, e)]
-                if not open_entries:
-                    return str(session.snapshot_id)
-                wanted = {entry.scene_id for entry in open_entries}
-                fresh = [r for r in receipts if wanted.intersection(r.scenes)]
-                if fresh:
-                    session.merge(*{id(r.fork): r.fork for r in fresh}.values())
-                after = _advance(ledger, fresh, open_entries, grids)
-                _write_page(session, ledger, after)
-                try:
+        for attempt in range(_COMMIT_ATTEMPTS):
+            try:
+                with store_failures(self.uri), commit_lock(self.uri):
+                    session = self._repository.writable_session(BRANCH)
+                    ledger = read_ledger(zarr.open_group(session.store, mode="r"))
+                    entries, receipts = _news(ledger, entries, receipts)
+                    if not entries:
+                        return str(session.snapshot_id)
+                    session.merge(*{id(r.fork): r.fork for r in receipts}.values())
+                    after = _advance(ledger, receipts, entries, grids)
+                    _write_page(session, ledger, after)
                     snapshot = str(session.commit(message))
-                except icechunk.ConflictError:
-                    continue
-            self.fork = self._repository.writable_session(BRANCH).fork()
-            return snapshot
+                    self.fork = self._repository.writable_session(BRANCH).fork()
+                    return snapshot
+            except icechunk.ConflictError:
+                continue
+            except SkysiftError:
+                if is_local(self.uri) or attempt == _COMMIT_ATTEMPTS - 1:
+                    raise  # a disk that is full stays full
+                time.sleep(_RETRY_AFTER_S * 2**attempt)
         raise ArchiveConflictError(
             f"archive {self.uri}: other writers committed first {_COMMIT_ATTEMPTS} times; "
             "run one ingest at a time, then repeat this one: finished scenes are skipped"
@@ -175,25 +175,6 @@ def _unused_id(fork: Any, segment_id: str) -> str:
     return unused
 
 
-@contextmanager
-def store_refusals(uri: str, what: str) -> Iterator[None]:
-    """Name the archive and the attempt when the repository refuses a change.
-
-    Raises
-    ------
-    ArchiveConflictError
-        It refused.
-    """
-    try:
-        yield
-    except icechunk.IcechunkError as error:
-        reason = " ".join(str(error).split("`->")[-1].split())[:200]
-        raise ArchiveConflictError(
-            f"archive {uri}: {what} was refused: {reason}; "
-            "`skysift archive snapshots` shows how it stands, then repeat"
-        ) from error
-
-
 def _chunk_rows(rows: int) -> int:
     """Cut rows into equal chunks of at most CHUNK_ROWS: edge chunks are stored whole."""
     chunks = max(math.ceil(rows / CHUNK_ROWS), 1)
@@ -217,9 +198,33 @@ def _checked_embedding(rows: SegmentRows, spec: ArchiveSpec) -> npt.NDArray[np.f
     return embedding.astype(np.float16)
 
 
+def _news(
+    ledger: Ledger, entries: Sequence[LedgerEntry], receipts: Sequence[SegmentReceipt]
+) -> tuple[list[LedgerEntry], list[SegmentReceipt]]:
+    """Return what a commit adds to the ledger; the forks keep no other segment.
+
+    A segment that is committed already was made by another job from the same pixels; what the
+    ledger says of its scenes by now is newer than what this writer says.
+    """
+    committed = {segment.id for segment in ledger.segments}
+    outrun = {scene for r in receipts if r.id in committed for scene in r.scenes}
+    news = [e for e in entries if e.scene_id not in outrun and not _settled(ledger, e)]
+    wanted = {entry.scene_id for entry in news}
+    kept = [r for r in receipts if wanted.intersection(r.scenes)]
+    for receipt in receipts:
+        if receipt not in kept:
+            # Merged as well, it would be there twice, or without the ledger knowing.
+            del zarr.open_group(receipt.fork.store, mode="a", path="segments")[receipt.id]
+    return news, kept
+
+
 def _settled(ledger: Ledger, entry: LedgerEntry) -> bool:
     known = ledger.entries.get(entry.scene_id)
-    return known is not None and (known.state, known.fingerprint, known.reason) == (
+    if known is None:
+        return False
+    if known.state == "deleted" and entry.fingerprint and entry.fingerprint == known.fingerprint:
+        return True  # since this job began: an ingest leaves out what is deleted
+    return (known.state, known.fingerprint, known.reason) == (
         entry.state,
         entry.fingerprint,
         entry.reason,
@@ -232,21 +237,11 @@ def _advance(
     entries: Sequence[LedgerEntry],
     grids: Mapping[str, dict[str, Any]],
 ) -> Ledger:
-    ordinals = {segment.id: segment.ordinal for segment in ledger.segments}
-    fresh: list[Segment] = []
-    home: dict[str, int] = {}
-    for receipt in receipts:
-        if receipt.id not in ordinals:
-            ordinals[receipt.id] = len(ordinals)
-            fresh.append(
-                Segment(
-                    ordinal=ordinals[receipt.id],
-                    id=receipt.id,
-                    rows=receipt.rows,
-                    scenes=receipt.scenes,
-                )
-            )
-        home.update(dict.fromkeys(receipt.scenes, ordinals[receipt.id]))
+    fresh = [
+        Segment(ordinal=ordinal, id=receipt.id, rows=receipt.rows, scenes=receipt.scenes)
+        for ordinal, receipt in enumerate(receipts, start=len(ledger.segments))
+    ]
+    home = {scene: segment.ordinal for segment in fresh for scene in segment.scenes}
     placed = [
         replace(entry, segment_ordinal=home[entry.scene_id]) if entry.scene_id in home else entry
         for entry in entries

@@ -15,8 +15,14 @@ HOMES = {
     "pystac": ("storage/stac.py",),
     "pystac_client": ("storage/stac_api.py",),
     "rasterio": ("storage/geotiff.py", "storage/layers.py"),
-    "zarr": ("storage/archive.py", "storage/commits.py"),
-    "icechunk": ("storage/archive.py", "storage/commits.py", "storage/object_store.py"),
+    "zarr": ("storage/archive.py", "storage/commits.py", "storage/repository.py"),
+    "icechunk": (
+        "storage/archive.py",
+        "storage/care.py",
+        "storage/commits.py",
+        "storage/object_store.py",
+        "storage/repository.py",
+    ),
     "faiss": ("storage/shards.py",),
     "geopandas": ("storage/export.py",),
     "torch": (

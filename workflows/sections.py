@@ -169,7 +169,7 @@ class TilesSection(Section):
 
     mirrors: ClassVar[str] = "pipeline.tiling.TileRules"
 
-    edge: Literal["pad", "drop"] = "pad"
+    edge: Literal["pad", "shift", "drop"] = "pad"
     min_valid_fraction: Fraction = 0.5
     max_cloud_fraction: Fraction = 1.0
 

@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     row=st.integers(-40, 40),
     tile_px=st.integers(1, 24),
     overlap=st.floats(0, 0.9),
-    edge=st.sampled_from(["pad", "drop"]),
+    edge=st.sampled_from(["pad", "shift", "drop"]),
     seed=st.integers(0, 9),
 )
 def test_every_valid_pixel_is_in_a_tile(
@@ -91,17 +91,17 @@ def test_every_valid_pixel_is_in_a_tile(
         for pixels, window in zip(batch.pixels, batch.window, strict=True):
             y, x = np.mgrid[: window[2], : window[3]] + window[:2, None, None]
             inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
-            assert edge == "pad" or inside.all()
+            assert edge == "pad" or inside.all() or min(width, height) < tile_px
             assert np.isnan(pixels[0][~inside]).all()
             seen[y[inside], x[inside]] = np.nan_to_num(pixels[0][inside])
             times[y[inside], x[inside]] += 1
-    if edge == "pad":
-        np.testing.assert_array_equal(seen[array[0] > 0], array[0][array[0] > 0])
-    else:
+    if edge == "drop":
         np.testing.assert_array_equal(seen[times > 0], array[0][times > 0])
+    else:
+        np.testing.assert_array_equal(seen[array[0] > 0], array[0][array[0] > 0])
     if stride == tile_px:
-        assert times.max(initial=0) <= 1
-    keys = [key for batch in batches for key in grid.keys(batch.tiles)]
+        assert times.max(initial=0) <= (9 if edge == "shift" else 1)
+    keys = [key for batch in batches for key in grid.naming(edge).keys(batch.tiles)]
     assert len(keys) == len(set(keys))
 
 
@@ -131,6 +131,33 @@ def test_acquisitions_of_one_ground_share_keys(
     np.testing.assert_array_equal(a["tiles"], b["tiles"])
     both = ~np.isnan(b["pixels"])
     np.testing.assert_array_equal(a["pixels"][both], b["pixels"][both])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    starts=st.tuples(st.integers(-90, 90), st.integers(-90, 90)),
+    lengths=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    tile_px=st.integers(1, 24),
+    stride=st.integers(1, 24),
+)
+def test_shifted_keys_are_those_of_their_ground(
+    starts: tuple[int, int], lengths: tuple[int, int], tile_px: int, stride: int
+) -> None:
+    """Two scenes side by side: a key that both have names the same pixels, and only then."""
+    grid = TileGrid(crs=UTM, resolution=10, tile_px=tile_px, stride_px=min(stride, tile_px))
+    named, ground = grid.naming("shift"), {}
+    for start, length in zip(starts, lengths, strict=True):
+        extent = Window(column=start, row=7, width=length, height=30)
+        tiles = grid.tiles_over(extent, "shift")
+        windows = [named.window(*tile) for tile in tiles.tolist()]
+        assert len(set(windows)) == len(windows)
+        columns = {w.column for w in windows}
+        assert {min(columns), max(columns)} == {start, max(start + length - tile_px, start)}
+        for key, window in zip(named.keys(tiles), windows, strict=True):
+            assert ground.setdefault(key, window) == window
+        whole = {tuple(t) for t in (grid.tiles_over(extent, "drop") * grid.stride_px).tolist()}
+        assert whole <= {tuple(t) for t in tiles.tolist()}
+    assert len(set(ground.values())) == len(ground)
 
 
 # --- batches, rules, counts -------------------------------------------------------------------
@@ -305,7 +332,7 @@ def test_impossible_grids_are_refused() -> None:
     with pytest.raises(ConfigError, match="min_valid_fraction"):
         TileRules(min_valid_fraction=50)
     with pytest.raises(ConfigError, match="edge"):
-        TileRules(edge="shift")  # type: ignore[arg-type]
+        TileRules(edge="cut")  # type: ignore[arg-type]
 
 
 # --- real scenes ------------------------------------------------------------------------------

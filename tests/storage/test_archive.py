@@ -11,6 +11,8 @@ import pytest
 
 from storage.archive import Archive
 from storage.archive_spec import ArchiveSpec, root_attributes
+from storage.audit import verify
+from storage.care import delete_scenes
 from storage.commits import ArchiveWriter, SegmentRows, write_segment
 from storage.errors import ArchiveConflictError, NotFoundError, SkysiftError
 from storage.ledger import CHECKPOINT_EVERY_PAGES, LedgerEntry
@@ -201,3 +203,35 @@ def test_the_archive_lives_on_s3_just_the_same(moto_s3: MotoS3):
     assert len(Archive.open(uri, options=moto_s3.options)) == 3
     with pytest.raises(NotFoundError, match="no archive at"):
         Archive.open(moto_s3.uri("other"), options=moto_s3.options)
+
+
+def test_what_another_job_settled_from_the_same_pixels_is_neither_merged_nor_revived(uri: str):
+    """Two jobs embed the same scenes; then one scene is deleted, before the second commits."""
+    first, second = ArchiveWriter(uri), ArchiveWriter(uri)
+    both = rows("same", {"a": 2, "b": 3})
+    receipt = write_segment(second.fork, both, SPEC)
+    other = write_segment(second.fork, rows("other", {"c": 1}), SPEC)
+    commit(first, both)
+    delete_scenes(uri, ["a"], again=True)
+    second.commit(
+        [receipt, other], [entry("a", 2), entry("b", 3), entry("c", 1)], {"g10": {}}, "late"
+    )
+    archive = Archive.open(uri)
+    assert {one.scene_id: one.state for one in archive.scenes()} == {
+        "a": "deleted",
+        "b": "embedded",
+        "c": "embedded",
+    }
+    assert [segment.id for segment in archive.segments] == ["same", "other"]
+    assert sorted(name for name, _ in archive._root["segments"].groups()) == ["other", "same"]
+    assert verify(archive) == []
+
+
+def test_a_scene_deleted_while_it_is_embedded_again_stays_deleted(uri: str):
+    commit(ArchiveWriter(uri), rows("one", {"a": 2}))
+    late = ArchiveWriter(uri)
+    delete_scenes(uri, ["a"])
+    commit(late, rows("two", {"a": 2, "b": 1}))
+    states = {one.scene_id: one.state for one in Archive.open(uri).scenes()}
+    assert states == {"a": "deleted", "b": "embedded"}
+    assert len(Archive.open(uri)) == 1

@@ -15,8 +15,10 @@ from storage.care import (
     delete_tag,
     list_snapshots,
     list_tags,
+    pin_snapshot,
     resolve_snapshot,
     rollback,
+    unpin_snapshots,
 )
 from storage.commits import ArchiveWriter
 from storage.errors import ArchiveConflictError, ConfigError, NotFoundError
@@ -147,6 +149,35 @@ def test_garbage_is_freed_and_the_newest_and_tagged_states_stay(uri: str):
     assert len(Archive.open(uri)) == 4
     add_scenes(uri, {"d": 2}, seed=5)
     assert len(Archive.open(uri)) == 6
+
+
+def test_snapshots_that_an_index_reads_are_never_collected(uri: str, tmp_path: Path):
+    """Pinned by version; a pin that was taken back can be made again."""
+    index, other = str(tmp_path / "index"), str(tmp_path / "other")
+    first = Archive.open(uri).snapshot
+    pin_snapshot(uri, first, index, "0001-a")
+    pin_snapshot(uri, first, index, "0001-a")
+    second = delete_scenes(uri, ["a"]).snapshot
+    pin_snapshot(uri, second, index, "0002-b")
+    pin_snapshot(uri, second, other, "0001-c")
+    delete_scenes(uri, ["b"])
+    later = dt.datetime.now(dt.UTC) + 2 * DAY
+    assert {first, second}.isdisjoint(collect_garbage(uri, DAY, now=later).expired)
+    assert len(Archive.open(uri, snapshot=first)) == 9
+    unpin_snapshots(uri, index, keep=["0001-a"])
+    collect_garbage(uri, DAY, now=later)
+    assert len(Archive.open(uri, snapshot=second)) == 6  # the other index reads it
+    unpin_snapshots(uri, other, keep=[])
+    pin_snapshot(uri, second, index, "0002-b")
+    collect_garbage(uri, DAY, now=later)
+    assert len(Archive.open(uri, snapshot=second)) == 6
+    unpin_snapshots(uri, index, keep=[])
+    collect_garbage(uri, DAY, now=later)
+    for snapshot in (first, second):
+        with pytest.raises(NotFoundError, match="no snapshot"):
+            Archive.open(uri, snapshot=snapshot)
+    with pytest.raises(ConfigError, match="no name for a tag"):
+        create_tag(uri, "index:mine")
 
 
 def test_young_objects_are_never_collected(uri: str):

@@ -74,7 +74,10 @@ def test_secrets_are_masked_wherever_a_recipe_is_shown(recipe_file):
         ("grid:\n  tile_px: wide\n", ["line 2: grid.tile_px: expected", "integer", "'wide'"]),
         ("grid:\n  tile_px: 0\n", ["line 2: grid.tile_px: expected greater than 0, got 0"]),
         ("grid:\n\n  resolution: fine\n", ["line 3: grid.resolution", "number or 'native'"]),
-        ("tiles:\n  edge: cut\n", ["line 2: tiles.edge: expected 'pad' or 'drop', got 'cut'"]),
+        (
+            "tiles:\n  edge: cut\n",
+            ["line 2: tiles.edge: expected 'pad', 'shift' or 'drop', got 'cut'"],
+        ),
         (
             "catalog:\n  query:\n    bbox:\n      - 1\n      - 2\n      - x\n      - 4\n",
             ["line 6: catalog.query.bbox.2: expected a valid number, got 'x'"],

@@ -1,0 +1,164 @@
+"""The Icechunk repository below an archive: opening, making, locking, and its failures by name.
+
+:mod:`storage.archive` reads what is in it, :mod:`storage.commits` writes, :mod:`storage.care` looks
+after it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+import icechunk
+import zarr
+from filelock import FileLock
+
+from storage.errors import ArchiveConflictError, NotFoundError, SkysiftError
+from storage.object_store import StorageOptions, icechunk_storage, is_local, local_path
+
+BRANCH = "main"
+icechunk.set_logs_filter("error")  # the local-storage warning: commits hold a file lock below
+
+
+def open_repository(uri: str, options: StorageOptions | None) -> icechunk.Repository:
+    """Open the repository of an archive.
+
+    Raises
+    ------
+    NotFoundError
+        Nothing is there.
+    SkysiftError
+        The store refuses or cannot be reached.
+    """
+    missing = NotFoundError(f"no archive at {uri}; `skysift ingest` creates one")
+    if is_local(uri) and not local_path(uri).exists():
+        raise missing  # asking Icechunk would create the folder
+    with store_failures(uri):
+        try:
+            return icechunk.Repository.open(icechunk_storage(uri, options))
+        except icechunk.IcechunkError as error:
+            if "doesn't exist" not in str(error):
+                raise
+            raise missing from error
+
+
+def make_repository(uri: str, options: StorageOptions | None) -> icechunk.Repository:
+    """Open the repository of an archive, or make it; another process may do so at this moment.
+
+    Raises
+    ------
+    SkysiftError
+        The store refuses or cannot be reached.
+    """
+    try:
+        return icechunk.Repository.open_or_create(icechunk_storage(uri, options))
+    except icechunk.IcechunkError:
+        return open_repository(uri, options)
+
+
+def read_session(
+    uri: str, snapshot: str | None, options: StorageOptions | None
+) -> icechunk.Session:
+    """Open an archive at a snapshot, None for the newest, for reading.
+
+    Raises
+    ------
+    NotFoundError
+        There is no archive, or it has no such snapshot.
+    SkysiftError
+        The store refuses or cannot be reached.
+    """
+    repository = open_repository(uri, options)
+    missing = NotFoundError(
+        f"archive {uri} has no snapshot {snapshot or 'yet'!r}; "
+        "`skysift archive snapshots` prints those it has"
+    )
+    with store_failures(uri):
+        try:
+            session = (
+                repository.readonly_session(snapshot_id=snapshot)
+                if snapshot
+                else repository.readonly_session(BRANCH)
+            )
+        except icechunk.IcechunkError as error:
+            if "snapshot" not in store_reason(error):
+                raise
+            raise missing from error
+        if not has_root(session):
+            raise missing
+    return session
+
+
+def has_root(session: icechunk.Session) -> bool:
+    """Tell whether an archive was made in a repository; its making may have been cut off."""
+    try:
+        zarr.open_group(session.store, mode="r")
+    except zarr.errors.GroupNotFoundError:
+        return False
+    return True
+
+
+@contextmanager
+def store_failures(uri: str) -> Iterator[None]:
+    """Name the archive when its store fails; conflicts between writers pass as they are.
+
+    Raises
+    ------
+    SkysiftError
+        The store refuses, breaks off or cannot be reached.
+    """
+    try:
+        yield
+    except icechunk.IcechunkError as error:
+        raise SkysiftError(
+            f"archive {uri}: its store failed: {store_reason(error)}; check the endpoint, the "
+            "bucket, the credentials and the disk, then repeat: what was committed is kept"
+        ) from error
+
+
+@contextmanager
+def store_refusals(uri: str, what: str) -> Iterator[None]:
+    """Name the archive and the attempt when the repository refuses a change.
+
+    Raises
+    ------
+    ArchiveConflictError
+        It refused.
+    """
+    try:
+        yield
+    except icechunk.IcechunkError as error:
+        reason = " ".join(str(error).split("`->")[-1].split())[:200]
+        raise ArchiveConflictError(
+            f"archive {uri}: {what} was refused: {reason}; "
+            "`skysift archive snapshots` shows how it stands, then repeat"
+        ) from error
+
+
+def store_reason(error: icechunk.IcechunkError) -> str:
+    """Return what Icechunk says went wrong, without the trace that it draws below it."""
+    said = " ".join(str(error).partition("context:")[0].replace("|", " ").split())
+    return said.removeprefix("x ")[:200]
+
+
+class commit_lock:
+    """Serialise commits to a local archive; object stores do it themselves."""
+
+    def __init__(self, uri: str) -> None:
+        self._lock: FileLock | None = None
+        if is_local(uri):
+            path = local_path(uri).absolute()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(f"{path}.lock")
+
+    def __enter__(self) -> None:
+        if self._lock:
+            self._lock.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._lock:
+            self._lock.release()
