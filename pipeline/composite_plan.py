@@ -5,11 +5,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import reduce
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.grids import GridSpec, grid_for_scene, window_of_bbox
+from pipeline.periods import PERIODS, PeriodKind, period_of
 from pipeline.stack import Placed, place
 from storage.catalog import CatalogSpec, read_scenes
 from storage.errors import ConfigError, SceneError
@@ -18,10 +19,6 @@ from storage.pixels import PixelGrid, Window
 from storage.scenes import Scene
 from storage.stac_items import FINGERPRINT, written_items
 
-PeriodKind = Literal["month", "season", "year"]
-
-_MONTHS = {"month": 1, "season": 3, "year": 12}
-_SEASONS = ("DJF", "MAM", "JJA", "SON")
 _BLOCK_STEP_PX = 64
 _LARGEST_BLOCK_PX = 1024
 _READERS = 16
@@ -105,34 +102,6 @@ class CompositeReport:
     left_out: Mapping[str, str]
 
 
-def period_of(moment: datetime, kind: PeriodKind) -> tuple[str, datetime, datetime]:
-    """Return label, first and last second of the period that holds a moment, in UTC.
-
-    Examples
-    --------
-    >>> label, start, end = period_of(datetime(2024, 12, 5, tzinfo=UTC), "season")
-    >>> label, start.isoformat(), end.isoformat()
-    ('2025-DJF', '2024-12-01T00:00:00+00:00', '2025-02-28T23:59:59+00:00')
-    >>> period_of(datetime(2024, 2, 5, tzinfo=UTC), "month")[0]
-    '2024-02'
-    """
-    when = moment.astimezone(UTC)
-    months = when.year * 12 + when.month - 1
-    lead = 1 if kind == "season" else 0  # December begins the winter of the next year
-    first = (months + lead) // _MONTHS[kind] * _MONTHS[kind]
-    labels = {
-        "month": f"{first // 12}-{first % 12 + 1:02}",
-        "season": f"{first // 12}-{_SEASONS[first % 12 // 3]}",
-        "year": f"{first // 12}",
-    }
-    start, after = (_month(n - lead) for n in (first, first + _MONTHS[kind]))
-    return labels[kind], start, after - timedelta(seconds=1)
-
-
-def _month(count: int) -> datetime:
-    return datetime(count // 12, count % 12 + 1, 1, tzinfo=UTC)
-
-
 def plan_composites(spec: CompositeSpec, options: StorageOptions | None = None) -> CompositePlan:
     """Find the composites that a catalog makes and that are not there yet.
 
@@ -145,8 +114,8 @@ def plan_composites(spec: CompositeSpec, options: StorageOptions | None = None) 
     GridError
         The spec's area has no place on its grid.
     """
-    if spec.period not in _MONTHS:
-        raise ConfigError(f"a composite's period is {spec.period!r}: use {', '.join(_MONTHS)}")
+    if spec.period not in PERIODS:
+        raise ConfigError(f"a composite's period is {spec.period!r}: use {', '.join(PERIODS)}")
     listing = read_scenes(spec.catalog, spec.bands, options)
     left_out = {one.scene_id: one.reason for one in listing.rejected}
     pixels, readable = _common_grid(listing.scenes, spec.grid, left_out, options)

@@ -16,10 +16,11 @@ from hypothesis.extra import numpy as hnp
 
 from encoders.bundle import EncoderSpec, pretrained_bundle
 from pipeline.composite import make_composites, median_of_days
-from pipeline.composite_plan import CompositeSpec, period_of, plan_composites
+from pipeline.composite_plan import CompositeSpec, plan_composites
 from pipeline.grids import GridSpec
 from pipeline.ingest import ingest, plan_ingest
 from pipeline.ingest_plan import IngestSpec
+from pipeline.periods import period_of
 from storage.archive import Archive
 from storage.catalog import CatalogSpec, SceneQuery, read_scenes
 from storage.errors import ConfigError
