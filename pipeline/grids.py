@@ -5,6 +5,7 @@ have the same tile keys. :mod:`pipeline.tiling` reads the pixels.
 """
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -18,13 +19,14 @@ from storage.errors import GridError
 from storage.geotiff import crs_name, inspect, resolution_in
 from storage.object_store import StorageOptions
 from storage.pixels import PixelGrid, Window
-from storage.scenes import Scene
+from storage.scenes import BBox, Scene
 
 Edge = Literal["pad", "shift", "drop"]
 Int32 = npt.NDArray[np.int32]
 Float64 = npt.NDArray[np.float64]
 
 _EDGE_POINTS = 3
+_ROUNDING_PX = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,6 +259,28 @@ def grid_for_scene(scene: Scene, spec: GridSpec, options: StorageOptions | None 
         stride_px=spec.stride_px or spec.tile_px,
         anchor=spec.anchor,
     )
+
+
+def window_of_bbox(pixels: PixelGrid, bbox: BBox) -> Window:
+    """Return the window, rounded outwards, that a WGS84 box covers on a pixel grid.
+
+    Raises
+    ------
+    GridError
+        The grid's CRS has no such place.
+    """
+    west, south, east, north = bbox
+    east += 360 * (west > east)
+    along = np.linspace(0.0, 1.0, 21)
+    low, high = np.zeros_like(along), np.ones_like(along)
+    lons = west + (east - west) * np.concatenate([along, high, along, low])
+    lats = south + (north - south) * np.concatenate([low, along, high, along])
+    xs, ys = _project(_to_crs(pixels.crs), lons, lats, f"box {bbox} is not in {pixels.crs}")
+    columns = (xs - pixels.anchor[0]) / pixels.resolution
+    rows = (pixels.anchor[1] - ys) / pixels.resolution
+    left, top = (math.floor(v.min() + _ROUNDING_PX) for v in (columns, rows))
+    right, bottom = (math.ceil(v.max() - _ROUNDING_PX) for v in (columns, rows))
+    return Window(column=left, row=top, width=max(1, right - left), height=max(1, bottom - top))
 
 
 def _around(lons: Float64, lats: Float64) -> Float64:

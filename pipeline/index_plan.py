@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from storage.errors import ConfigError
 from storage.shards import (
@@ -252,21 +251,3 @@ def _morton(lon: float, lat: float) -> int:
     """Return the place of a point on the Z-order curve over the WGS84 rectangle."""
     across, up = int((lon + 180) / 360 * 65535), int((lat + 90) / 180 * 65535)
     return sum((across >> bit & 1) << 2 * bit | (up >> bit & 1) << 2 * bit + 1 for bit in range(16))
-
-
-def sample_positions(counts: npt.ArrayLike, sample: int, seed: int) -> list[npt.NDArray[np.int64]]:
-    """Draw rows uniformly, without replacement, over segments of so many rows.
-
-    Returns
-    -------
-    list
-        The positions drawn in each segment, ascending.
-    """
-    edges = np.concatenate([[0], np.cumsum(np.asarray(counts, dtype=np.int64))])
-    drawn = np.random.default_rng(seed).choice(int(edges[-1]), size=sample, replace=False)
-    drawn.sort()
-    places = np.searchsorted(drawn, edges)
-    return [
-        drawn[start:stop] - first
-        for start, stop, first in zip(places[:-1], places[1:], edges[:-1], strict=True)
-    ]

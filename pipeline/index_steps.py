@@ -12,8 +12,9 @@ import numpy as np
 import ray
 
 from pipeline.index_build import ShardBuilder, ShardJob
-from pipeline.index_plan import IndexPlan, Piece, Segments, sample_positions
+from pipeline.index_plan import IndexPlan, Piece, Segments
 from pipeline.index_recall import RECALL_AT, RecallProbe, measured_recall
+from pipeline.samples import uniform_rows
 from pipeline.tasks import run_tasks
 from storage.archive import Archive
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
@@ -50,9 +51,7 @@ def survey(archive: Archive, skip: frozenset[str] = frozenset()) -> Segments:
 
 def draw_sample(archive: Archive, plan: IndexPlan, seed: int) -> tuple[Float32, Int64]:
     """Return a uniform sample of the live rows: vectors (n, D) and row ids (n,)."""
-    live = [archive.live_rows(segment.ordinal) for segment in archive.segments]
-    places = sample_positions([len(rows) for rows in live], plan.sample_rows, seed)
-    rows = np.concatenate([ids[at] for ids, at in zip(live, places, strict=True)])
+    rows = uniform_rows(archive, plan.sample_rows, seed)
     return archive.read(rows, ["embedding"])["embedding"].astype(np.float32), rows
 
 

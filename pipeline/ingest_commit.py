@@ -109,6 +109,8 @@ class Committer:
                 reason="" if len(rows) else _why_empty(rows),
                 rows=len(rows),
                 grid_id=rows.note["grid_id"],
+                end=scene.end,
+                sources=scene.sources,
             )
         )
 

@@ -219,4 +219,7 @@ def _scene(entry: Candidate, bands: Sequence[str]) -> Scene | Rejected:
         cloud_cover_percent=entry.cloud_cover_percent,
         bbox=entry.bbox,
         revision=sources.revision,
+        end=sources.end,
+        sources=sources.sources,
+        document=sources.document,
     )

@@ -1,17 +1,15 @@
-"""Open, check and write one GeoTIFF (Cloud Optimized or plain), and say what its header says.
+"""Open and check one GeoTIFF, and say what its header says.
 
 Only the GTiff driver is ever used to read, so a catalog cannot make GDAL open a VRT, a network
-service or another format. :mod:`storage.rasters` puts files on a grid; these two modules are the
-only homes of rasterio.
+service or another format. :mod:`storage.geotiff_writer` writes them, :mod:`storage.layers` and
+:mod:`storage.rasters` put them on a grid.
 """
 
 import math
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +31,6 @@ from storage.object_store import (
     gdal_path,
     is_local,
     local_path,
-    upload,
 )
 from storage.scenes import BBox
 
@@ -122,65 +119,6 @@ def resolution_in(info: RasterInfo, crs: str) -> float:
         raise GridError(f"a raster in {info.crs} lies outside the area of {crs}; choose another")
     area = (x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])
     return math.sqrt(abs(area))
-
-
-def write_geotiff(
-    uri: str,
-    array: npt.NDArray[Any],
-    crs: str,
-    transform: Sequence[float],
-    *,
-    nodata: float | None = None,
-    descriptions: Sequence[str] = (),
-    cog: bool = True,
-    block_px: int = 256,
-    options: StorageOptions | None = None,
-) -> None:
-    """Write an array as a GeoTIFF: Cloud Optimized with overviews, or plain and tiled.
-
-    Parameters
-    ----------
-    uri
-        Where; a local file appears whole or not at all.
-    array
-        (bands, height, width).
-    crs, transform
-        As in :class:`RasterInfo`.
-    nodata
-        The number that means "no data".
-    descriptions
-        Names of the bands.
-    cog
-        Cloud Optimized, with overviews by averaging (nearest for one uint8 band of classes).
-    block_px
-        Size of the internal tiles.
-    options
-        How to reach the target.
-    """
-    count, height, width = array.shape
-    profile = {
-        "width": width,
-        "height": height,
-        "count": count,
-        "dtype": array.dtype.name,
-        "crs": crs,
-        "transform": Affine(*transform[:6]),
-        "nodata": nodata,
-    }
-    classes = count == 1 and array.dtype == np.uint8
-    layout = (
-        {"driver": "COG", "blocksize": block_px, "overviews": "AUTO"}
-        | {"resampling": "NEAREST" if classes else "AVERAGE"}
-        if cog
-        else {"driver": "GTiff", "tiled": True, "blockxsize": block_px, "blockysize": block_px}
-    )
-    with tempfile.TemporaryDirectory(prefix="skysift-") as folder, rasterio.Env():
-        target = Path(folder) / "raster.tif"
-        with rasterio.open(target, "w", **profile, **layout, compress="deflate") as dataset:
-            dataset.write(array)
-            for index, name in enumerate(descriptions, start=1):
-                dataset.set_band_description(index, name)
-        upload(target, uri, options)
 
 
 class _Credentials(Session):  # type: ignore[misc]

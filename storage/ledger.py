@@ -24,8 +24,9 @@ class LedgerEntry:
 
     ``rows`` counts its tiles in segment ``segment_ordinal`` (None unless embedded);
     ``fingerprint`` identifies the pixels that were seen, so a changed scene is noticed;
-    ``grid_id`` names the tile grid that was used. A deleted scene keeps its entry, so that an
-    ingest does not bring it back unasked.
+    ``grid_id`` names the tile grid that was used. ``end`` and ``sources`` are the last moment of a
+    composite and the ids of the scenes it was made from. A deleted scene keeps its entry, so that
+    an ingest does not bring it back unasked.
     """
 
     scene_id: str
@@ -36,6 +37,8 @@ class LedgerEntry:
     rows: int = 0
     segment_ordinal: int | None = None
     grid_id: str | None = None
+    end: dt.datetime | None = None
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,5 +131,8 @@ def first_page_to_read(page_count: int) -> int:
 
 
 def _entry(item: dict[str, Any]) -> LedgerEntry:
-    when = item["datetime"]
-    return LedgerEntry(**{**item, "datetime": dt.datetime.fromisoformat(when) if when else None})
+    values = item | {"sources": tuple(item.get("sources", ()))}
+    for name in ("datetime", "end"):
+        moment = item.get(name)
+        values[name] = dt.datetime.fromisoformat(moment) if moment else None
+    return LedgerEntry(**values)

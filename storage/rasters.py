@@ -34,8 +34,8 @@ from storage.geotiff import (
     inspect,
     opened,
     resolution_in,
-    write_geotiff,
 )
+from storage.geotiff_writer import write_geotiff
 from storage.layers import Layer, Placement, corner_on, layer_of, plain_layer
 from storage.object_store import StorageOptions, read_bytes
 from storage.pixels import Block, Float32, PixelGrid, Window

@@ -4,6 +4,7 @@ Plain frozen values without I/O, so that a plan can be printed, hashed and sent 
 :mod:`storage.catalog` makes them, :mod:`storage.rasters` reads them.
 """
 
+import datetime as dt
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +65,12 @@ class Scene:
         West, south, east, north in WGS84 degrees; west > east across the antimeridian.
     revision
         What tells two versions of the same scene apart (time of update, checksum, size).
+    end
+        Last moment of a composite, whose ``datetime`` is its first; None for one acquisition.
+    sources
+        Ids of the scenes that a composite was made from.
+    document
+        Where its STAC document lies; empty for plain files.
     """
 
     id: str
@@ -74,6 +81,9 @@ class Scene:
     cloud_cover_percent: float | None = None
     bbox: BBox | None = None
     revision: str = ""
+    end: dt.datetime | None = None
+    sources: tuple[str, ...] = ()
+    document: str = ""
 
     def __post_init__(self) -> None:
         if self.datetime.tzinfo is None:
@@ -222,8 +232,11 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sources:
-    """The files of a scene, as :attr:`Candidate.resolve` finds them."""
+    """What :attr:`Candidate.resolve` finds of a scene; see :class:`Scene`."""
 
     bands: tuple[BandSource, ...]
     mask: MaskSource | None
     revision: str
+    end: datetime | None = None
+    sources: tuple[str, ...] = ()
+    document: str = ""

@@ -216,7 +216,15 @@ class _Item:
                 cloud_values=mask.cloud_values,
                 cloud_bits=mask.cloud_bits,
             )
-        return Sources(bands=found, mask=source, revision=self._revision())
+        item = self._item
+        return Sources(
+            bands=found,
+            mask=source,
+            revision=self._revision(),
+            end=item.common_metadata.end_datetime if item.datetime is None else None,
+            sources=tuple(item.properties.get("skysift:sources", ())),
+            document=item.get_self_href() or self._uri,
+        )
 
     def _band(self, name: str) -> BandSource:
         mapping = self._spec.bands.get(name)

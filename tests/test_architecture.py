@@ -12,9 +12,10 @@ HOMES = {
     "s3fs": ("storage/object_store.py",),
     "fsspec": ("storage/object_store.py",),
     "botocore": ("storage/object_store.py",),
-    "pystac": ("storage/stac.py",),
+    "pystac": ("storage/stac.py", "storage/stac_items.py"),
     "pystac_client": ("storage/stac_api.py",),
-    "rasterio": ("storage/geotiff.py", "storage/layers.py"),
+    "rasterio": ("storage/geotiff.py", "storage/geotiff_writer.py", "storage/layers.py"),
+    "odc": ("pipeline/stack.py",),
     "zarr": ("storage/archive.py", "storage/commits.py", "storage/repository.py"),
     "icechunk": (
         "storage/archive.py",

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.evaluation import same_place_recall
+from pipeline.samples import uniform_rows
 from pipeline.search import Searcher
 from storage.archive import Archive
 from storage.object_store import StorageOptions, join_uri, read_bytes
@@ -105,7 +105,7 @@ def archive_report(
 def _answers(
     searcher: Searcher, archive: Archive, gallery: Gallery, spec: ReportSpec
 ) -> tuple[Answer, ...]:
-    rows = _drawn_rows(archive, spec)
+    rows = uniform_rows(archive, spec.queries, spec.seed)
     vectors = archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
     found = searcher.search(vectors, k=min(spec.hits + 1, searcher.manifest.rows))
     answers = []
@@ -125,13 +125,6 @@ def _commands(index_uri: str, answers: Sequence[Answer]) -> tuple[Command, ...]:
         *(Command(why="Ask by the place of the first query.", line=line) for line in asked),
         Command(why="Answer searches over HTTP.", line=f"skysift serve {index}"),
     )
-
-
-def _drawn_rows(archive: Archive, spec: ReportSpec) -> NDArray[np.int64]:
-    live = [archive.live_rows(segment.ordinal) for segment in archive.segments]
-    rows = np.concatenate(live) if live else np.empty(0, np.int64)
-    drawn = np.random.default_rng(spec.seed).permutation(len(rows))[: spec.queries]
-    return np.asarray(rows[np.sort(drawn)], dtype=np.int64)
 
 
 def _place_scores(archive: Archive) -> tuple[Score, ...]:

@@ -15,6 +15,7 @@ from workflows.sections import Section, StorageSection
 
 if TYPE_CHECKING:
     from encoders.bundle import EncoderSpec
+    from pipeline.composite_plan import CompositeSpec
     from pipeline.datasets import SplitRule
     from pipeline.grids import GridSpec
     from pipeline.index_plan import IndexSpec
@@ -66,6 +67,21 @@ def grid_spec(loaded: LoadedRecipe, tile_px: int) -> "GridSpec":
 
     section = loaded.recipe.grid
     return plain(GridSpec, section, tile_px=section.tile_px or tile_px)
+
+
+def composite_spec(loaded: LoadedRecipe) -> "CompositeSpec":
+    """Return what to make composites of, and where."""
+    from pipeline.composite_plan import CompositeSpec
+
+    section = loaded.recipe.composite
+    return plain(
+        CompositeSpec,
+        section,
+        catalog=catalog_spec(loaded),
+        output_uri=loaded.need("composite.output_uri", "--out"),
+        bands=section.bands or loaded.recipe.encoder.bands,
+        grid=grid_spec(loaded, loaded.recipe.encoder.tile_px),
+    )
 
 
 def tile_rules(loaded: LoadedRecipe) -> "TileRules":

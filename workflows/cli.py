@@ -17,6 +17,7 @@ VERBS = {
     "dataset": ("dataset", "dataset", "Make labelled datasets."),
     "train": ("train", "train", "Train an encoder on a labelled dataset."),
     "encoder": ("encoder", "encoder", "Make an encoder without training, or look at one."),
+    "composite": ("composite", "composite", "Make cloud-free composites of a series of scenes."),
     "ingest": ("ingest", "ingest", "Tile and embed scenes into an archive."),
     "watch": ("watch", "watch", "Embed what is new in a source, again and again."),
     "index": ("index", "index", "Build and check search indexes."),

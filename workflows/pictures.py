@@ -194,6 +194,14 @@ def stretched(values: NDArray[np.float32], stretch: NDArray[np.float32]) -> NDAr
     return image
 
 
+def sized(image: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
+    """Resize a picture (h, w, 3) so that its longer side is so many pixels."""
+    height, width = image.shape[:2]
+    factor = side_px / max(height, width)
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
 def encoded(image: NDArray[np.uint8], kind: str, side_px: int) -> bytes:
     """Encode a picture.
 
@@ -206,12 +214,9 @@ def encoded(image: NDArray[np.uint8], kind: str, side_px: int) -> bytes:
     side_px
         Longer side of the encoded picture.
     """
-    height, width = image.shape[:2]
-    factor = side_px / max(height, width)
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
     sink = BytesIO()
-    picture.save(sink, kind, **({"quality": 88} if kind == "JPEG" else {}), optimize=True)
+    quality = {"quality": 88} if kind == "JPEG" else {}
+    Image.fromarray(sized(image, side_px)).save(sink, kind, **quality, optimize=True)
     return sink.getvalue()
 
 

@@ -174,6 +174,18 @@ class TilesSection(Section):
     max_cloud_fraction: Fraction = 1.0
 
 
+class CompositeSection(Section):
+    """Composites of a series of scenes; without bands, of the encoder's."""
+
+    mirrors: ClassVar[str] = "pipeline.composite_plan.CompositeSpec"
+
+    output_uri: str | None = None
+    bands: tuple[str, ...] = ()
+    period: Literal["month", "season", "year"] = "month"
+    name: str = "composite"
+    block_bytes: Bytes = 128 * 1024 * 1024
+
+
 class EncoderSection(Section):
     """The encoder: its bundle, and what `skysift encoder make` makes it from.
 
@@ -482,6 +494,7 @@ class Recipe(Section):
     catalog: CatalogSection = CatalogSection()
     grid: GridSection = GridSection()
     tiles: TilesSection = TilesSection()
+    composite: CompositeSection = CompositeSection()
     dataset: DatasetSection = DatasetSection()
     training: TrainingSection = TrainingSection()
     encoder: EncoderSection = EncoderSection()

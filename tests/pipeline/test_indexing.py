@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.index_plan import IndexSpec, cut_into_shards, plan_index, sample_positions
+from pipeline.index_plan import IndexSpec, cut_into_shards, plan_index
 from pipeline.indexing import (
     build_index,
     collect_garbage,
@@ -18,6 +18,7 @@ from pipeline.indexing import (
     update_index,
     verify_index,
 )
+from pipeline.samples import sample_positions
 from storage.archive import Archive
 from storage.care import delete_scenes, rollback
 from storage.errors import (

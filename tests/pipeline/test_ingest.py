@@ -21,8 +21,8 @@ from storage.archive import Archive
 from storage.audit import verify
 from storage.catalog import CatalogSpec, read_scenes
 from storage.errors import EncoderMismatchError, GridError, SkysiftError
-from storage.geotiff import write_geotiff
 from storage.object_store import StorageOptions, upload
+from storage.rasters import write_geotiff
 from tests.conftest import MotoS3
 
 TILE_PX = 32

@@ -10,7 +10,8 @@ import shapely
 from storage.archive import Archive
 from storage.audit import audit, verify
 from storage.commits import ArchiveWriter
-from storage.export import footprints, hits_to_geojson, to_geoparquet
+from storage.export import hits_to_geojson, to_geoparquet
+from storage.footprints import footprints
 from storage.ledger import LedgerEntry
 from tests.storage.test_archive import SPEC, commit, rows
 

@@ -184,6 +184,7 @@ BESIDES = {
     "IndexSection": {"uri"},
 }
 LEFT_OUT = {
+    "CompositeSection": {"catalog", "grid"},
     "EncoderSection": {"classes", "loss", "training"},
     "IngestSection": {"catalog", "encoder_uri", "archive_uri", "grid", "rules"},
 }

@@ -15,7 +15,7 @@ from PIL import Image
 from encoders.bundle import EncoderSpec, load_encoder, pretrained_bundle
 from pipeline.indexing import build_index, update_index
 from storage.errors import ConfigError, NotFoundError, SearchUnavailableError
-from storage.geotiff import write_geotiff
+from storage.rasters import write_geotiff
 from tests.archive_world import add_scenes, create_archive
 from workflows.service.app import Limits, create_app, token_digest
 from workflows.service.backend import IndexBackend, Served

@@ -1,25 +1,22 @@
 """`skysift archive`: look at, check, export and care for archives."""
 
 import datetime as dt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from workflows.commands.common import Run, Verb, catalog_options, pass_run, recipe_option
+from workflows.commands.archive_options import (
+    archive_option,
+    archive_uri,
+    open_archive,
+    snapshot_option,
+)
+from workflows.commands.common import Run, Verb, catalog_options, pass_run
+from workflows.commands.drift import drift
 from workflows.commands.durations import Duration
+from workflows.commands.sheet import sheet
 from workflows.console import format_pairs, format_table
 from workflows.failures import EXIT_FAILED
-
-if TYPE_CHECKING:
-    from storage.archive import Archive
-
-_ARCHIVE = recipe_option("--archive", "archive.uri", "Archive to read.", metavar="URI")
-_SNAPSHOT = recipe_option(
-    "--snapshot",
-    "archive.snapshot",
-    "Snapshot or tag to read; the newest by default.",
-    metavar="ID",
-)
 
 
 @click.group()
@@ -28,15 +25,15 @@ def archive() -> None:
 
 
 @archive.command("info", cls=Verb, example="skysift archive info --archive work/archive")
-@_ARCHIVE
-@_SNAPSHOT
+@archive_option
+@snapshot_option
 @click.option("--scenes", is_flag=True, help="List what became of every scene.")
 @pass_run
 def info(run: Run, scenes: bool) -> None:
     """Say what is in an archive and what made it."""
     from collections import Counter
 
-    opened = _open(run)
+    opened = open_archive(run)
     entries = opened.scenes()
     states = Counter(entry.state for entry in entries)
     spec = opened.spec
@@ -67,7 +64,7 @@ def info(run: Run, scenes: bool) -> None:
 
 
 @archive.command("audit", cls=Verb, example="skysift archive audit -r naip-series")
-@_ARCHIVE
+@archive_option
 @catalog_options
 @pass_run
 @click.pass_context
@@ -77,7 +74,7 @@ def audit(ctx: click.Context, run: Run) -> None:
     from storage.catalog import read_scenes
     from workflows.build import catalog_spec
 
-    opened = _open(run)
+    opened = open_archive(run)
     listing = read_scenes(catalog_spec(run.settings), opened.spec.bands, run.storage)
     wanted = [(scene.id, scene.fingerprint) for scene in listing.scenes]
     wanted += [(item.scene_id, "") for item in listing.rejected]
@@ -100,15 +97,15 @@ def audit(ctx: click.Context, run: Run) -> None:
 
 
 @archive.command("verify", cls=Verb, example="skysift archive verify --archive work/archive")
-@_ARCHIVE
-@_SNAPSHOT
+@archive_option
+@snapshot_option
 @pass_run
 @click.pass_context
 def verify(ctx: click.Context, run: Run) -> None:
     """Read every row again and check it (exit code 1 when something is wrong)."""
     from storage.audit import verify as check
 
-    opened = _open(run)
+    opened = open_archive(run)
     faults = check(opened)
     sound = f"{len(opened):,} rows in {len(opened.segments):,} segments: sound"
     run.show({"rows": len(opened), "faults": faults}, faults or [sound])
@@ -121,26 +118,26 @@ def verify(ctx: click.Context, run: Run) -> None:
     cls=Verb,
     example="skysift archive export --archive work/archive --out rows.parquet",
 )
-@_ARCHIVE
-@_SNAPSHOT
+@archive_option
+@snapshot_option
 @click.option("--out", required=True, metavar="URI", help="GeoParquet file to write.")
 @pass_run
 def export(run: Run, out: str) -> None:
     """Write all rows as GeoParquet: footprint, time, scene, labels and vector."""
     from storage.export import to_geoparquet
 
-    rows = to_geoparquet(_open(run), out, options=run.storage)
+    rows = to_geoparquet(open_archive(run), out, options=run.storage)
     run.show({"file": out, "rows": rows})
 
 
 @archive.command("snapshots", cls=Verb, example="skysift archive snapshots --archive work/archive")
-@_ARCHIVE
+@archive_option
 @pass_run
 def snapshots(run: Run) -> None:
     """List the commits of an archive, the newest first, and their tags."""
     from storage.care import list_snapshots
 
-    found = list_snapshots(_uri(run), run.storage)
+    found = list_snapshots(archive_uri(run), run.storage)
     rows = [
         [one.id, f"{one.written_at:%Y-%m-%d %H:%M:%S}", ", ".join(one.tags), one.message]
         for one in found
@@ -156,7 +153,7 @@ def snapshots(run: Run) -> None:
     skysift archive delete-scene S2A_20240501 --archive work/archive --again""",
 )
 @click.argument("scene_ids", metavar="SCENE...", nargs=-1, required=True)
-@_ARCHIVE
+@archive_option
 @click.option("--reason", default="deleted", help="Why; kept in the ledger.", metavar="TEXT")
 @click.option("--again", is_flag=True, help="Let the next ingest embed them again.")
 @pass_run
@@ -168,7 +165,9 @@ def delete_scene(run: Run, scene_ids: tuple[str, ...], reason: str, again: bool)
     """
     from storage.care import delete_scenes
 
-    done = delete_scenes(_uri(run), scene_ids, reason=reason, again=again, options=run.storage)
+    done = delete_scenes(
+        archive_uri(run), scene_ids, reason=reason, again=again, options=run.storage
+    )
     lines = {"scenes deleted": len(done.scenes), "rows hidden": done.rows}
     run.show(done, {**lines, "snapshot": done.snapshot})
 
@@ -181,15 +180,15 @@ def delete_scene(run: Run, scene_ids: tuple[str, ...], reason: str, again: bool)
     skysift archive tag release-1 --archive work/archive --delete""",
 )
 @click.argument("name")
-@_ARCHIVE
-@_SNAPSHOT
+@archive_option
+@snapshot_option
 @click.option("--delete", is_flag=True, help="Remove the tag; its name cannot be used again.")
 @pass_run
 def tag(run: Run, name: str, delete: bool) -> None:
     """Name a snapshot, the newest by default; tagged snapshots are never collected."""
     from storage.care import create_tag, delete_tag, resolve_snapshot
 
-    uri, wanted = _uri(run), run.recipe.archive.snapshot
+    uri, wanted = archive_uri(run), run.recipe.archive.snapshot
     if delete:
         delete_tag(uri, name, run.storage)
         run.show({"tag": name, "deleted": True})
@@ -202,7 +201,7 @@ def tag(run: Run, name: str, delete: bool) -> None:
     "rollback", cls=Verb, example="skysift archive rollback release-1 --archive work/archive"
 )
 @click.argument("snapshot", metavar="SNAPSHOT|TAG")
-@_ARCHIVE
+@archive_option
 @pass_run
 def rollback(run: Run, snapshot: str) -> None:
     """Make an earlier state the newest one again; let no ingest run meanwhile.
@@ -211,7 +210,7 @@ def rollback(run: Run, snapshot: str) -> None:
     """
     from storage.care import rollback as go_back
 
-    done = go_back(_uri(run), snapshot, run.storage)
+    done = go_back(archive_uri(run), snapshot, run.storage)
     lines = {"newest snapshot": done.snapshot, "previous, to undo this": done.previous}
     run.show(done, {**lines, "next": "build the indexes of this archive again"})
 
@@ -223,7 +222,7 @@ def rollback(run: Run, snapshot: str) -> None:
     skysift archive gc --archive work/archive --dry-run
     skysift archive gc --archive work/archive --older-than 90d""",
 )
-@_ARCHIVE
+@archive_option
 @click.option(
     "--older-than",
     type=Duration(),
@@ -242,25 +241,17 @@ def gc(run: Run, older_than: dt.timedelta, dry_run: bool) -> None:
     """
     from storage.care import collect_garbage
 
-    done = collect_garbage(_uri(run), older_than, dry_run=dry_run, options=run.storage)
+    done = collect_garbage(archive_uri(run), older_than, dry_run=dry_run, options=run.storage)
     verb = "would go" if dry_run else "gone"
     lines = {f"snapshots {verb}": len(done.expired), f"bytes {verb}": f"{done.freed_bytes:,}"}
     run.show(done, lines)
-
-
-def _open(run: Run) -> "Archive":
-    from storage.archive import Archive
-    from storage.care import resolve_snapshot
-
-    uri, name = _uri(run), run.recipe.archive.snapshot
-    return Archive.open(uri, name and resolve_snapshot(uri, name, run.storage), run.storage)
-
-
-def _uri(run: Run) -> str:
-    return str(run.need_path("archive.uri", "--archive"))
 
 
 def _fields(value: Any) -> dict[str, Any]:
     from dataclasses import fields
 
     return {part.name: getattr(value, part.name) for part in fields(value)}
+
+
+archive.add_command(sheet)
+archive.add_command(drift)

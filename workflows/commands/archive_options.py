@@ -1,0 +1,30 @@
+"""What the verbs of `skysift archive` share: which archive, and which state of it."""
+
+from typing import TYPE_CHECKING
+
+from workflows.commands.common import Run, recipe_option
+
+if TYPE_CHECKING:
+    from storage.archive import Archive
+
+archive_option = recipe_option("--archive", "archive.uri", "Archive to read.", metavar="URI")
+snapshot_option = recipe_option(
+    "--snapshot",
+    "archive.snapshot",
+    "Snapshot or tag to read; the newest by default.",
+    metavar="ID",
+)
+
+
+def archive_uri(run: Run) -> str:
+    """Return the archive's URI."""
+    return str(run.need_path("archive.uri", "--archive"))
+
+
+def open_archive(run: Run) -> "Archive":
+    """Open the archive at the snapshot or tag that is asked for."""
+    from storage.archive import Archive
+    from storage.care import resolve_snapshot
+
+    uri, name = archive_uri(run), run.recipe.archive.snapshot
+    return Archive.open(uri, name and resolve_snapshot(uri, name, run.storage), run.storage)

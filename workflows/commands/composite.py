@@ -1,0 +1,98 @@
+"""`skysift composite`: cloud-free composites of a series, as scenes."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workflows.commands.common import Run, Verb, catalog_options, pass_run, recipe_option
+from workflows.failures import EXIT_QUARANTINED
+
+if TYPE_CHECKING:
+    from pipeline.composite_plan import CompositePlan, CompositeReport
+
+
+class _Names(click.ParamType[tuple[str, ...]]):
+    name = "NAME,NAME,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        """Read names with commas between them."""
+        return tuple(part.strip() for part in str(value).split(",") if part.strip())
+
+
+@click.command(
+    "composite",
+    cls=Verb,
+    example="""
+    skysift composite --scenes items.json --bands red,green,blue --period season --out work/seasons
+    skysift composite -r series.yaml --crs EPSG:32648 --resolution 10 --dry-run
+    skysift ingest --scenes work/seasons --encoder work/bundle --archive work/archive""",
+)
+@catalog_options
+@recipe_option("--bands", "composite.bands", "Bands; the encoder's by default.", type=_Names())
+@recipe_option(
+    "--period",
+    "composite.period",
+    "What one composite covers.",
+    type=click.Choice(["month", "season", "year"]),
+)
+@recipe_option("--crs", "grid.crs", "CRS of the composites; the scenes' own.", metavar="CODE")
+@recipe_option(
+    "--resolution", "grid.resolution", "CRS units per pixel; the scenes' own.", type=float
+)
+@recipe_option("--name", "composite.name", "How the composites' ids begin.", metavar="NAME")
+@recipe_option("--out", "composite.output_uri", "Folder to write them to.", metavar="URI")
+@click.option("--dry-run", is_flag=True, help="Say what would be made of what, and stop.")
+@pass_run
+@click.pass_context
+def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
+    """Make the median of the clear pixels of each month, season or year.
+
+    Each composite is a Cloud Optimized GeoTIFF with a STAC item that names its period and its
+    sources; `skysift ingest` takes the folder as a catalog. Clouds are what the recipe's
+    `catalog.mask` says. With --bbox, composites end at the box. The same command makes only what
+    is new or has other sources. Exit code 3 when something could not be read.
+    """
+    from pipeline.composite import make_composites
+    from pipeline.composite_plan import plan_composites
+    from workflows.build import composite_spec
+
+    plan = plan_composites(composite_spec(run.settings), run.storage)
+    if dry_run:
+        run.show(plan.summary(), _plan_lines(plan))
+        return
+    if run.recipe.cluster.address is None and not os.environ.get("RAY_ADDRESS"):
+        with run.progress() as progress:
+            report = make_composites(plan, options=run.storage, progress=progress)
+    else:
+        with run.ray(), run.progress() as progress:
+            report = make_composites(plan, scheduler="ray", options=run.storage, progress=progress)
+    run.show(report, _report_lines(report))
+    if report.failed or report.left_out:
+        ctx.exit(EXIT_QUARANTINED)
+
+
+def _plan_lines(plan: "CompositePlan") -> dict[str, Any]:
+    size = sum(one.extent.width * one.extent.height for one in plan.todo) * len(plan.spec.bands) * 4
+    return {
+        "folder": plan.spec.output_uri,
+        "grid": f"{plan.pixels.crs}, {plan.pixels.resolution:g} per pixel",
+        "composites to make": len(plan.todo),
+        **{f"  {one.id}": f"of {len(one.placed)} scenes" for one in plan.todo},
+        "composites unchanged": len(plan.unchanged),
+        "to write": f"{size / 1e9:,.3f} GB at most",
+        "scenes left out": len(plan.left_out),
+        **{f"  {scene}": reason for scene, reason in plan.left_out.items()},
+    }
+
+
+def _report_lines(report: "CompositeReport") -> dict[str, Any]:
+    return {
+        "folder": report.output,
+        "composites made": len(report.made),
+        "composites unchanged": len(report.unchanged),
+        "composites failed": len(report.failed),
+        **{f"  {name}": reason for name, reason in report.failed.items()},
+        "scenes left out": len(report.left_out),
+        **{f"  {scene}": reason for scene, reason in report.left_out.items()},
+    }

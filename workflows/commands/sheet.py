@@ -1,0 +1,99 @@
+"""`skysift archive sheet`: pictures of tiles on one page."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from workflows.commands.archive_options import archive_option, open_archive, snapshot_option
+from workflows.commands.common import Run, Verb, catalog_options, pass_run
+
+if TYPE_CHECKING:
+    from storage.archive import Archive
+    from workflows.sheet import SheetTile
+
+
+@click.command(
+    "sheet",
+    cls=Verb,
+    example="""
+    skysift archive sheet -r naip-series --out sheet.png
+    skysift archive sheet -r naip-series --hits hits.geojson --out hits.png
+    skysift archive sheet -r naip-series --tile epsg26914-5-64/1520/-16278 --out place.png""",
+)
+@archive_option
+@snapshot_option
+@catalog_options
+@click.option("--tile", "tiles", multiple=True, metavar="KEY", help="This tile; again for more.")
+@click.option("--of-scene", "scenes", multiple=True, metavar="ID", help="Tiles of this scene.")
+@click.option("--hits", metavar="URI", help="What search wrote: --out, or --json in a file.")
+@click.option("--count", type=click.IntRange(1, 1000), default=24, show_default=True,
+              help="Tiles at most; of more, a random sample. The best hits.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Decides what is drawn.")
+@click.option("--columns", type=click.IntRange(1, 50), default=6, show_default=True,
+              help="Tiles in a row.")  # fmt: skip
+@click.option("--side", type=click.IntRange(32, 1024), default=192, show_default=True,
+              help="Pixels on a side of each tile.")  # fmt: skip
+@click.option("--out", default="sheet.png", show_default=True, metavar="URI", help="PNG to write.")
+@pass_run
+def sheet(
+    run: Run,
+    tiles: tuple[str, ...],
+    scenes: tuple[str, ...],
+    hits: str | None,
+    count: int,
+    seed: int,
+    columns: int,
+    side: int,
+    out: str,
+) -> None:
+    """Draw tiles as a contact sheet: picture, score, date, place and scene of each.
+
+    Without --tile, --of-scene and --hits, tiles drawn by chance from the whole archive. The
+    pictures come from the scenes of the catalog, stretched by each scene's own brightness.
+    """
+    from storage.catalog import read_scenes
+    from storage.object_store import write_bytes
+    from workflows.build import catalog_spec
+    from workflows.pictures import TileRenderer
+    from workflows.sheet import contact_sheet
+
+    if sum(map(bool, (tiles, scenes, hits))) > 1:
+        raise click.UsageError("give at most one of --tile, --of-scene and --hits")
+    archive = open_archive(run)
+    chosen, of = _chosen(run, archive, tiles, scenes, hits, count, seed)
+    listing = read_scenes(catalog_spec(run.settings), archive.spec.bands, run.storage)
+    title = f"{len(chosen):,} of {of}  ·  {archive.uri}  ·  snapshot {archive.snapshot}"
+    renderer = TileRenderer(archive, listing.scenes, run.storage)
+    page = contact_sheet(chosen, renderer, title=title, columns=columns, side_px=side)
+    write_bytes(out, page, run.storage)
+    run.show({"file": out, "tiles": len(chosen)})
+
+
+def _chosen(
+    run: Run,
+    archive: "Archive",
+    tiles: tuple[str, ...],
+    scenes: tuple[str, ...],
+    hits: str | None,
+    count: int,
+    seed: int,
+) -> tuple[list["SheetTile"], str]:
+    """Return the tiles to draw, and of what they are."""
+    import numpy as np
+
+    from pipeline.samples import uniform_rows
+    from storage.errors import NotFoundError
+    from workflows.selection import rows_where, tiles_of_hits, tiles_of_rows
+
+    if hits:
+        found = tiles_of_hits(hits, run.storage)
+        if not found:
+            raise NotFoundError(f"{hits} holds no hit; search for something that is there")
+        return found[:count], f"{len(found):,} hits"
+    if not len(archive):
+        raise NotFoundError(f"archive {archive.uri} holds no tiles; ingest some first")
+    if tiles or scenes:
+        rows = rows_where(archive, "tile_key" if tiles else "scene", tiles or scenes)
+        drawn = np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])
+        return tiles_of_rows(archive, rows[drawn]), f"{len(rows):,} tiles"
+    return tiles_of_rows(archive, uniform_rows(archive, count, seed)), f"{len(archive):,} tiles"
