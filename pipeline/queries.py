@@ -19,6 +19,7 @@ from storage.rasters import read_image
 Float32 = npt.NDArray[np.float32]
 
 _CANDIDATES = 10_000
+_NAMED = 3
 
 
 class QueryEncoder(Protocol):
@@ -44,13 +45,19 @@ class QueryEncoder(Protocol):
 class Query:
     """A query vector (D,) float32 and where it is from.
 
-    ``row`` is the archive row that the vector is, so that a caller can leave it out of the hits;
-    ``label`` says for people what was asked.
+    ``row`` is the archive row that the vector is, and ``examples`` are those it was combined from,
+    so that a caller can leave them out of the hits; ``label`` says for people what was asked.
     """
 
     vector: Float32
     label: str
     row: int | None = None
+    examples: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The archive rows that the query is made of."""
+        return self.examples if self.row is None else (self.row, *self.examples)
 
 
 class QueryResolver:
@@ -184,6 +191,32 @@ class QueryResolver:
         best = max(range(len(rows["row"])), key=lambda i: (rows["datetime"][i], rows["scene"][i]))
         return self._of_row(rows, best, tile_key)
 
+    def tiles(self, where: Filter, limit: int = _CANDIDATES) -> list[Query]:
+        """Take every tile that a filter lets through: a region of a scene, a set of labels.
+
+        Raises
+        ------
+        NotFoundError
+            There is none.
+        ConfigError
+            There are more than ``limit``, or the filter makes no sense.
+        """
+        found = self._searcher.find(where, limit + 1)
+        if not len(found):
+            raise NotFoundError("no tile of the archive matches the examples' filter; widen it")
+        if len(found) > limit:
+            raise ConfigError(
+                f"more than {limit:,} tiles match the examples' filter; narrow it by scene, place "
+                "or date"
+            )
+        rows = found["row"].to_pylist()
+        vectors = self._archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
+        names = zip(found["tile_key"].to_pylist(), found["scene"].to_pylist(), strict=True)
+        return [
+            Query(vector=vector, label=f"tile {tile} of {scene}", row=row)
+            for vector, row, (tile, scene) in zip(vectors, rows, names, strict=True)
+        ]
+
     def row(self, row: int) -> Query:
         """Take an archive row.
 
@@ -226,9 +259,9 @@ def combine(positive: Sequence[Query], negative: Sequence[Query] = ()) -> Query:
     if not positive:
         raise ConfigError("a combined query needs at least one positive example")
     vector = _mean(positive) - (0.5 * _mean(negative) if negative else 0)
-    label = " + ".join(query.label for query in positive)
-    label += "".join(f" - {query.label}" for query in negative)
-    return Query(vector=np.asarray(vector, dtype=np.float32), label=label)
+    label = _names(positive, " + ") + (f" - {_names(negative, ' - ')}" if negative else "")
+    examples = tuple(sorted({row for query in (*positive, *negative) for row in query.rows}))
+    return Query(vector=np.asarray(vector, dtype=np.float32), label=label, examples=examples)
 
 
 def fit_picture(values: Float32, tile_px: int) -> Float32:
@@ -270,6 +303,11 @@ def fit_picture(values: Float32, tile_px: int) -> Float32:
             total, weight, out=np.full_like(total, np.nan), where=weight > 1e-6
         )
     return tile
+
+
+def _names(queries: Sequence[Query], between: str) -> str:
+    named = between.join(query.label for query in queries[:_NAMED])
+    return named if len(queries) <= _NAMED else f"{named} and {len(queries) - _NAMED} more"
 
 
 def _mean(queries: Sequence[Query]) -> npt.NDArray[np.float64]:

@@ -6,8 +6,7 @@ snapshot they are from and what share of the shards answered.
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,62 +14,20 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.search_fleet import Fleet, Gathered, require_ray, shared
+from pipeline.search_hits import AboveScore, Hits, merge
 from pipeline.search_node import SearchNode
 from storage.errors import ConfigError, SearchUnavailableError
 from storage.filters import Filter, may_match
 from storage.manifest import IndexManifest, read_manifest
 from storage.object_store import StorageOptions, absolute_uri
-from storage.ranking import Float32, Int64, best_in_order, canonical_queries
-from storage.shardset import Found
-from storage.sidecar import Columns, empty_rows, hit_table, join_rows, row_keys
+from storage.ranking import Float64, canonical_queries
+from storage.sidecar import hit_table, join_rows, row_keys
 
 __all__ = ["Filter", "Hits", "Searcher"]
 
 _INLINE_BYTES = 100_000
 _RECOVERY_POLL_S = 0.1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hits:
-    """The answer to a batch of Q queries.
-
-    Attributes
-    ----------
-    scores
-        (Q, k) float32 cosine similarities, highest first; -inf where there are fewer rows.
-    rows
-        (Q, k) int64 archive rows at ``snapshot``; -1 where there are fewer.
-    coverage
-        Share of the shards in question that answered; below 1 only when that was allowed.
-    missing
-        Names of the shards that did not.
-    snapshot, version
-        The archive's snapshot and the index's version that the answer is from.
-    columns
-        What the index knows of the rows that are there, query by query.
-    """
-
-    scores: Float32
-    rows: Int64
-    coverage: float
-    missing: tuple[str, ...]
-    snapshot: str
-    version: str
-    columns: Columns
-    classes: tuple[str, ...]
-
-    def to_arrow(self) -> pa.Table:
-        """Return one row a hit: query, rank, score, then row, tile_key, scene, west, ... labels."""
-        query, rank = np.nonzero(self.rows >= 0)
-        table = hit_table(self.columns, self.classes)
-        heads: list[tuple[str, npt.NDArray[Any]]] = [
-            ("query", query.astype(np.int32)),
-            ("rank", rank.astype(np.int32)),
-            ("score", self.scores[query, rank]),
-        ]
-        for place, (name, values) in enumerate(heads):
-            table = table.add_column(place, name, pa.array(values))
-        return table
+_FIRST_DEPTH, _DEEPER, _HITS_AT_ONCE = 64, 8, 200_000
 
 
 class Searcher:
@@ -201,25 +158,61 @@ class Searcher:
         SearchUnavailableError
             A shard did not answer, and a complete answer is required.
         """
-        where = where or Filter()
-        self._check(k, nprobe, where)
         queries = canonical_queries(vectors, self.manifest.parameters.dimension)
-        names = self._in_question(where)
-        sent: Any = queries.astype(np.float32)  # exact: multiples of 2**-24 up to 1
-        if isinstance(self._backend, Fleet) and sent.nbytes > _INLINE_BYTES:
-            sent = shared(sent)
-        gathered = self._gather("search", names, (sent, k, where, nprobe), require_complete)
-        merged = _merge(gathered.answers, len(queries), k, len(self.manifest.classes))
-        return Hits(
-            scores=merged.scores,
-            rows=merged.rows,
-            coverage=1 - len(gathered.missing) / len(names) if names else 1.0,
-            missing=tuple(sorted(gathered.missing)),
-            snapshot=self.manifest.snapshot,
-            version=self.manifest.version,
-            columns=merged.columns,
-            classes=self.manifest.classes,
-        )
+        return self._answer(queries, k, where or Filter(), nprobe, require_complete)
+
+    def search_above(
+        self,
+        vectors: npt.ArrayLike,
+        score: float,
+        where: Filter | None = None,
+        *,
+        limit: int = 10_000,
+        nprobe: int | None = None,
+        require_complete: bool = True,
+    ) -> Hits:
+        """Return every row whose score is at least ``score``, up to ``limit`` rows a query.
+
+        Queries with more such rows get the best of them and are named in ``Hits.truncated``.
+        Searches deeper, eight times each turn, until a query's last row is below the score.
+
+        Parameters
+        ----------
+        vectors
+            Queries (Q, D), or one (D,).
+        score
+            Least cosine similarity, from -1 to 1.
+        where, nprobe, require_complete
+            As in :meth:`search`.
+        limit
+            Most rows of one query.
+
+        Raises
+        ------
+        ConfigError
+            The queries, the score, the limit, nprobe or the filter make no sense.
+        SearchUnavailableError
+            A shard did not answer, and a complete answer is required.
+        """
+        if not -1 <= score <= 1:
+            raise ConfigError(f"search: score is {score}; give a cosine similarity in [-1, 1]")
+        if limit < 1:
+            raise ConfigError(f"search: limit is {limit}; give at least 1")
+        queries = canonical_queries(vectors, self.manifest.parameters.dimension)
+        if not len(queries):
+            raise ConfigError("search: there is no query; give at least one vector")
+        where = where or Filter()
+        deepest = min(limit + 1, self.manifest.rows)
+        found = AboveScore(len(queries), score, limit)
+        waiting, depth = np.arange(len(queries)), min(_FIRST_DEPTH, deepest)
+        while len(waiting):
+            step, deeper = max(_HITS_AT_ONCE // depth, 1), []
+            for start in range(0, len(waiting), step):
+                block = waiting[start : start + step]
+                hits = self._answer(queries[block], depth, where, nprobe, require_complete)
+                deeper.append(found.take(block, hits, last=depth == deepest))
+            waiting, depth = np.concatenate(deeper), min(depth * _DEEPER, deepest)
+        return found.hits()
 
     def find(self, where: Filter, limit: int = 1000) -> pa.Table:
         """Return the first rows that match a filter, by (tile key, scene id), without a query.
@@ -243,6 +236,28 @@ class Searcher:
         """End the search actors of this version, for all clients; a local searcher has none."""
         if isinstance(self._backend, Fleet):
             self._backend.stop()
+
+    def _answer(
+        self, queries: Float64, k: int, where: Filter, nprobe: int | None, complete: bool
+    ) -> Hits:
+        """Answer canonical queries (Q, D)."""
+        self._check(k, nprobe, where)
+        names = self._in_question(where)
+        sent: Any = queries.astype(np.float32)  # exact: multiples of 2**-24 up to 1
+        if isinstance(self._backend, Fleet) and sent.nbytes > _INLINE_BYTES:
+            sent = shared(sent)
+        gathered = self._gather("search", names, (sent, k, where, nprobe), complete)
+        merged = merge(gathered.answers, len(queries), k, len(self.manifest.classes))
+        return Hits(
+            scores=merged.scores,
+            rows=merged.rows,
+            coverage=1 - len(gathered.missing) / len(names) if names else 1.0,
+            missing=tuple(sorted(gathered.missing)),
+            snapshot=self.manifest.snapshot,
+            version=self.manifest.version,
+            columns=merged.columns,
+            classes=self.manifest.classes,
+        )
 
     def _check(self, k: int, nprobe: int | None, where: Filter) -> None:
         if not 1 <= k <= self.manifest.rows:
@@ -297,29 +312,3 @@ def _reopen(
     if not replicas:
         return Searcher.local(index_uri, version=version, options=options)
     return Searcher.connect(index_uri, version=version, options=options, replicas=replicas)
-
-
-def _merge(answers: Sequence[Found], queries: int, k: int, classes: int) -> Found:
-    """Merge answers over different shards into one."""
-    if len(answers) == 1:
-        return answers[0]
-    scores = np.full((queries, k), -np.inf, dtype=np.float32)
-    rows = np.full((queries, k), -1, dtype=np.int64)
-    if not answers:
-        return Found(scores=scores, rows=rows, columns=empty_rows(classes))
-    places = [np.nonzero(answer.rows >= 0) for answer in answers]
-    sizes = [len(query) for query, _ in places]
-    query = np.concatenate([query for query, _ in places])
-    score = np.concatenate([a.scores[at] for a, at in zip(answers, places, strict=True)])
-    group = np.repeat(np.arange(len(answers)), sizes)
-    position = np.concatenate([np.arange(size) for size in sizes])
-
-    def keys(answer: int, at: Int64) -> list[tuple[str, str]]:
-        return row_keys({name: v[at] for name, v in answers[answer].columns.items()})
-
-    kept, rank = best_in_order(query, score, group, position, k, keys)
-    joined = join_rows([answer.columns for answer in answers], classes)
-    columns = {name: values[kept] for name, values in joined.items()}
-    scores[query[kept], rank] = score[kept]
-    rows[query[kept], rank] = columns["row"]
-    return Found(scores=scores, rows=rows, columns=columns)

@@ -18,7 +18,8 @@ import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.search_node import SearchNode
+from pipeline.search_actor import SearchActor
+from pipeline.search_node import NodeState
 from storage.errors import ConfigError, SearchUnavailableError, SkysiftError
 from storage.object_store import StorageOptions
 
@@ -28,6 +29,7 @@ NAMESPACE = "skysift"
 LOAD_TIMEOUT_S = 600.0
 _START_ATTEMPTS = 3
 _RETRY_S = 1.0
+_STATE_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,8 +112,7 @@ class Fleet:
         self._source = (index_uri, version, options)
         self._shards = {name: number for number, name in enumerate(shards)}
         self._timeout_s = timeout_s
-        digest = hashlib.sha256(f"{index_uri}\n{version}".encode()).hexdigest()[:16]
-        self._prefix = f"skysift-search/{digest}"
+        self._prefix = _prefix(index_uri, version)
         slots = max(len(_nodes()), replicas)
         self.placement = self._existing(replicas) or Placement(slots=slots, replicas=replicas)
         self._lock = threading.Lock()
@@ -194,12 +195,8 @@ class Fleet:
 
     def _existing(self, replicas: int) -> Placement | None:
         """Return the placement of actors that are there already and suffice."""
-        pattern = re.compile(re.escape(self._prefix) + r"/(\d+)x(\d+)/\d+")
-        found = set()
-        for entry in ray.util.list_named_actors(all_namespaces=True):
-            match = pattern.fullmatch(entry["name"])
-            if match and entry["namespace"] == NAMESPACE and int(match[2]) >= replicas:
-                found.add((int(match[1]), int(match[2])))
+        there = {tuple(map(int, name.split("/")[2].split("x"))) for name in _named(self._prefix)}
+        found = [pair for pair in there if pair[1] >= replicas]
         return Placement(slots=min(found)[0], replicas=min(found)[1]) if found else None
 
     def _actor(self, slot: int) -> Any:
@@ -210,7 +207,7 @@ class Fleet:
         threads = max(int(node["Resources"].get("CPU", 1)) // neighbours, 1)
         names = tuple(n for n, number in self._shards.items() if slot in placement.holders(number))
         index_uri, version, options = self._source
-        remote: Any = ray.remote(SearchNode)
+        remote: Any = ray.remote(SearchActor)
         return remote.options(
             name=f"{self._prefix}/{placement.slots}x{placement.replicas}/{slot}",
             namespace=NAMESPACE,
@@ -278,6 +275,23 @@ class Fleet:
         self._down[slot] = _Down(error=error, probe=probe, since=time.monotonic())
 
 
+def running_nodes(index_uri: str, version: str) -> dict[str, NodeState | str]:
+    """Return the state of each running search actor of a version by name, or why it gave none.
+
+    Starts nothing.
+    """
+    prefix = _prefix(index_uri, version)
+    names = sorted(_named(prefix))
+    asked: list[Any] = [ray.get_actor(name, namespace=NAMESPACE).state.remote() for name in names]
+    states: dict[str, NodeState | str] = {}
+    for name, reference in zip(names, asked, strict=True):
+        try:
+            states[name.removeprefix(f"{prefix}/")] = _get(reference, _STATE_TIMEOUT_S)
+        except _NoAnswerError as error:
+            states[name.removeprefix(f"{prefix}/")] = str(error)
+    return states
+
+
 def require_ray() -> None:
     """Check that this process is connected to Ray.
 
@@ -296,6 +310,19 @@ def require_ray() -> None:
 def shared(value: Any) -> Any:
     """Put a large argument into Ray's object store once, for all messages that carry it."""
     return ray.put(value)
+
+
+def _prefix(index_uri: str, version: str) -> str:
+    digest = hashlib.sha256(f"{index_uri}\n{version}".encode()).hexdigest()[:16]
+    return f"skysift-search/{digest}"
+
+
+def _named(prefix: str) -> list[str]:
+    """Return the names of the actors of one version of an index."""
+    pattern = re.compile(re.escape(prefix) + r"/\d+x\d+/\d+")
+    entries = ray.util.list_named_actors(all_namespaces=True)
+    mine = (entry["name"] for entry in entries if entry["namespace"] == NAMESPACE)
+    return [name for name in mine if pattern.fullmatch(name)]
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -2,8 +2,11 @@
 
 import os
 import threading
+import time
 from collections.abc import Collection
+from dataclasses import dataclass
 
+from pipeline.search_meter import MeterReading, SearchMeter
 from storage.filters import Filter
 from storage.manifest import IndexFiles, read_manifest
 from storage.object_store import StorageOptions
@@ -11,6 +14,17 @@ from storage.ranking import Float32
 from storage.shards import set_threads
 from storage.shardset import Found, ShardSet
 from storage.sidecar import Columns
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeState:
+    """A search node: where it is, the rows it holds by shard, and what it has done."""
+
+    node_id: str
+    process_id: int
+    threads: int
+    rows: dict[str, int]
+    meter: MeterReading
 
 
 class SearchNode:
@@ -42,6 +56,7 @@ class SearchNode:
         self._source = (index_uri, version, options)
         self._names = names
         self._threads = threads or len(os.sched_getaffinity(0))
+        self.meter = SearchMeter()
         self._lock = threading.Lock()
         self._loaded: ShardSet | None = None
 
@@ -65,8 +80,27 @@ class SearchNode:
         names: Collection[str],
     ) -> Found:
         """Answer canonical queries (Q, D) from the named shards."""
+        started = time.perf_counter()
         set_threads(self._threads)  # OpenMP keeps this for each calling thread
-        return self._shards().search_canonical(queries.astype("f8"), k, where, nprobe, names)
+        found = self._shards().search_canonical(queries.astype("f8"), k, where, nprobe, names)
+        self.meter.answered(time.perf_counter() - started, len(queries))
+        return found
+
+    def state(self, node_id: str = "") -> NodeState:
+        """Return what this node holds and has done.
+
+        Raises
+        ------
+        CorruptIndexError
+            A file is missing or is not what the manifest says.
+        """
+        return NodeState(
+            node_id=node_id,
+            process_id=os.getpid(),
+            threads=self._threads,
+            rows={name: len(shard) for name, shard in self._shards().shards.items()},
+            meter=self.meter.read(),
+        )
 
     def find(self, where: Filter, limit: int, names: Collection[str]) -> Columns:
         """Return the first rows of the named shards that match a filter."""
@@ -85,5 +119,7 @@ class SearchNode:
                     if self._names is None or shard.name in self._names
                 ]
                 shards = [files.load(shard) for shard in wanted]
-                self._loaded = ShardSet(shards, manifest.nprobe, manifest.rerank)
+                self._loaded = ShardSet(
+                    shards, manifest.nprobe, manifest.rerank, self.meter.scanned
+                )
             return self._loaded

@@ -6,7 +6,7 @@ id). So at exhaustive ``nprobe`` the answer is the brute-force answer, however r
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,13 +74,23 @@ class ShardSet:
         Lists to look into when a search does not say.
     rerank
         Candidates per wanted result that lossy shards read exact vectors for.
+    on_scan
+        Told of each pass over a shard: its name, queries, lists looked into and rows in them.
     """
 
-    def __init__(self, shards: Sequence[Shard], nprobe: int = 1, rerank: int = 1) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        nprobe: int = 1,
+        rerank: int = 1,
+        on_scan: Callable[[str, int, int, int], None] | None = None,
+    ) -> None:
         self.shards = {shard.name: shard for shard in shards}
         self._nprobe = nprobe
         self._rerank = rerank
         self._classes = len(shards[0].sidecar.classes)
+        self._on_scan = on_scan
+        self._list_rows = {shard.name: _list_rows(shard) for shard in shards}
 
     def __len__(self) -> int:
         return sum(map(len, self.shards.values()))
@@ -216,6 +226,7 @@ class ShardSet:
         parts = []
         for (shard, selection), width in zip(asked, widths, strict=True):
             mine = probes.head(width) if probes and width else None
+            self._report(shard.name, len(queries), mine, selection.count)
             if mine is None:
                 scores, positions = shard.scan(queries, min(k, selection.count), selection)
             else:
@@ -231,6 +242,20 @@ class ShardSet:
                 )
             )
         return parts
+
+    def _report(self, name: str, queries: int, probes: Probes | None, selected: int) -> None:
+        if self._on_scan is None:
+            return
+        if probes is None:
+            self._on_scan(name, queries, 0, queries * selected)
+            return
+        rows = int(self._list_rows[name][probes.lists].sum())
+        self._on_scan(name, queries, probes.lists.size, rows)
+
+
+def _list_rows(shard: Shard) -> Int64:
+    lists = shard.index.invlists
+    return np.array([lists.list_size(i) for i in range(shard.nlist)], dtype=np.int64)
 
 
 def _settle(

@@ -272,3 +272,47 @@ def test_copies_of_a_shard_are_on_different_slots():
         assert len(set(placement.holders(shard))) == 3
     held = np.bincount([slot for shard in range(20) for slot in placement.holders(shard)])
     assert held.tolist() == [12] * 5
+
+
+@pytest.mark.parametrize("limit", [10_000, 20])
+@pytest.mark.parametrize("where", [Filter(), WHERE])
+def test_a_search_by_score_returns_every_row_that_reaches_it(
+    world: tuple[str, str, Rows], searcher: Searcher, where: Filter, limit: int
+):
+    asked, rows = queries(4), world[2]
+    keep = np.array([passes(where, rows, n) for n in range(600)])
+    scores, found = brute_force(rows, asked, 600, keep)
+    level = float(scores[0, min(100, int(keep.sum()) // 2)])
+    hits = searcher.search_above(asked, level, where, limit=limit, nprobe=EXHAUSTIVE)
+    local = Searcher.local(world[1])
+    same = local.search_above(asked, level, where, limit=limit, nprobe=EXHAUSTIVE)
+    assert same.to_arrow().equals(hits.to_arrow())
+    reach = (scores >= np.float32(level)).sum(axis=1)
+    assert hits.truncated == tuple(np.flatnonzero(reach > limit).tolist())
+    for i, count in enumerate(np.minimum(reach, limit).tolist()):
+        there = hits.rows[i] >= 0
+        assert there.sum() == count
+        np.testing.assert_array_equal(hits.rows[i, :count], found[i, :count])
+        np.testing.assert_array_equal(hits.scores[i, :count], scores[i, :count])
+    np.testing.assert_array_equal(hits.columns["row"], hits.rows[hits.rows >= 0])
+
+
+def test_a_score_that_no_row_reaches_gives_no_hit(world: tuple[str, str, Rows]):
+    hits = Searcher.local(world[1]).search_above(queries(3), 1.0)
+    assert (hits.rows.shape, hits.truncated, len(hits.to_arrow())) == ((3, 0), (), 0)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "score", "limit", "message"),
+    [
+        (np.ones((1, DIMENSION)), 1.5, 10, "score is 1.5"),
+        (np.ones((1, DIMENSION)), float("nan"), 10, "score is nan"),
+        (np.ones((1, DIMENSION)), 0.5, 0, "limit is 0"),
+        (np.ones((0, DIMENSION)), 0.5, 10, "there is no query"),
+    ],
+)
+def test_wrong_searches_by_score_are_named(
+    world: tuple[str, str, Rows], vectors: Any, score: float, limit: int, message: str
+):
+    with pytest.raises(ConfigError, match=message):
+        Searcher.local(world[1]).search_above(vectors, score, limit=limit)

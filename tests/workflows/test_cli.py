@@ -342,7 +342,7 @@ def test_the_same_commands_work_on_an_object_store(world, moto_s3):
     [
         (["ingest"], "encoder.bundle is not given: use --encoder"),
         (["ingst"], "No such command 'ingst'"),
-        (["search", "--index", "/nowhere"], "give exactly one of --image"),
+        (["search", "--index", "/nowhere"], "give an example: --image"),
         (["search", "--index", "/nowhere", "--lonlat=91"], "LON,LAT"),
         (["search", "--index", "/nowhere", "--lonlat=7,43"], "/nowhere"),
         (["search", "--index", "x", "--lonlat=7,43", "-k", "0"], "--k: search.k: expected"),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.commands.index_stats import stats
 from workflows.failures import EXIT_FAILED
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ _INDEX = recipe_option("--index", "index.uri", "Folder of the index.", metavar="
 @click.group()
 def index() -> None:
     """Build, update and verify search indexes."""
+
+
+index.add_command(stats)
 
 
 @index.command(

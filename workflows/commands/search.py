@@ -1,37 +1,22 @@
 """`skysift search`: the tiles most like something."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.commands.search_examples import check_examples, example_options, examples
 from workflows.console import format_table
 
 if TYPE_CHECKING:
     from pipeline.queries import Query
-    from pipeline.search import Searcher
+    from pipeline.search import Hits, Searcher
 
 _WIDE = 100
-
-
-class _LonLat(click.ParamType[tuple[float, float]]):
-    name = "LON,LAT"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, float]:
-        """Read two numbers with a comma between them."""
-        try:
-            lon, lat = (float(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not LON,LAT, such as 103.75,17.92", param, ctx)
-        if not (-180 <= lon <= 180 and -90 <= lat <= 90):
-            self.fail(f"{value!r} is outside -180..180, -90..90; longitude comes first", param, ctx)
-        return lon, lat
 
 
 @click.command(
@@ -40,16 +25,12 @@ class _LonLat(click.ParamType[tuple[float, float]]):
     example="""
     skysift search --index work/index --lonlat=-99.15,47.02 -k 5
     skysift search -r naip-series --tile epsg26914-5-64/1520/-16278 --since 2012-01-01
-    skysift search -r naip-series --image chip.png --out hits.geojson""",
+    skysift search -r naip-series --image chip.png --out hits.geojson
+    skysift search -r naip-series --tile A/1/2 --tile A/1/3 --not-tile A/5/5 --min-score 0.8
+    skysift search -r naip-series --like-label water --each --out hits.parquet""",
 )
 @recipe_option("--index", "index.uri", "Index to search.", metavar="URI")
-@click.option("--image", metavar="FILE", help="Like this PNG, JPEG or GeoTIFF.")
-@click.option("--bands", metavar="N,N,...", help="With --image: its bands, in the encoder's order.")
-@click.option("--lonlat", "--at", type=_LonLat(), help="Like the tile at this place.")
-@click.option("--date", metavar="DATE", help="With --lonlat: the acquisition nearest to this.")
-@click.option("--tile", metavar="KEY", help="Like this tile of the archive.")
-@click.option("--scene", metavar="ID", help="With --tile: of this scene, not of the newest.")
-@click.option("--vector", metavar="FILE", help="Like the vector in this .npy or JSON file.")
+@example_options
 @recipe_option("-k --k", "search.k", "Number of hits.", type=int, metavar="N")
 @recipe_option(
     "--bbox", "search.filter.bbox", "Only in this box.", type=float, nargs=4, metavar="W S E N"
@@ -80,52 +61,49 @@ class _LonLat(click.ParamType[tuple[float, float]]):
     multiple=True,
     metavar="NAME",
 )
-@click.option("--include-self", is_flag=True, help="Keep the tile that asks among the hits.")
+@click.option("--min-score", type=float, metavar="S", help="All hits with this score, not -k.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=10_000,
+    metavar="N",
+    help="With --min-score: no more of each query (10,000).",
+)
+@click.option("--each", is_flag=True, help="Ask with each example by itself; needs --out.")
+@click.option("--include-self", is_flag=True, help="Keep the tiles that ask among the hits.")
 @recipe_option("--encoder", "encoder.bundle", "Bundle for --image; the archive's.", metavar="URI")
 @click.option("--out", metavar="URI", help="Write the hits to a .geojson, .parquet or .csv file.")
 @pass_run
 def search(run: Run, /, **options: Any) -> None:
-    """Find the tiles most like an image, a place, a tile or a vector.
+    """Find the tiles most like examples: images, places, tiles, scenes, labels or vectors.
 
-    Give exactly one of --image, --lonlat, --tile and --vector. Searches in this process; on the
-    cluster's search actors when the recipe names a cluster or RAY_ADDRESS is set.
+    Several examples make one query, their mean; --not- examples are subtracted with half the
+    weight. With --each they are asked one by one and all hits go to one GeoParquet file, however
+    many. Searches in this process; on the cluster's search actors when the recipe names a cluster
+    or RAY_ADDRESS is set.
     """
-    from workflows.build import search_filter
-    from workflows.hits import check_format, hit_records, without_row, write_hits
+    from pipeline.queries import combine
 
     _check(options)
-    if options["out"]:
-        check_format(options["out"])
-    where = search_filter(run.settings)
-    k = run.recipe.search.k
     with _searcher(run) as searcher:
-        query = _query(run, searcher, options)
-        own = None if options["include_self"] else query.row
-        wanted = k + (own is not None and k < searcher.manifest.rows)
-        hits = searcher.search(query.vector, k=wanted, where=where)
-    table = without_row(hits, own, k)
-    if options["out"]:
-        write_hits(table, options["out"], run.storage)
-    records = hit_records(table)
-    answer = {
-        "query": query.label,
-        "snapshot": hits.snapshot,
-        "version": hits.version,
-        "coverage": hits.coverage,
-        "hits": records,
-    }
-    lines = _lines(records)
-    run.show(answer, [f"like {query.label}", *lines] if records else ["no hits"])
+        positive, negative = examples(run, searcher, options)
+        asking = _Asking(run, searcher, options)
+        if options["each"]:
+            asking.each(positive)
+        else:
+            alone = len(positive) == 1 and not negative
+            asking.one(positive[0] if alone else combine(positive, negative))
 
 
 def _check(options: dict[str, Any]) -> None:
-    given = [name for name in ("image", "lonlat", "tile", "vector") if options[name] is not None]
-    if len(given) != 1:
-        found = f", not {' and '.join(f'--{name}' for name in given)}" if given else ""
-        raise click.UsageError(f"give exactly one of --image, --lonlat, --tile, --vector{found}")
-    for name, owner in (("bands", "image"), ("date", "lonlat"), ("scene", "tile")):
-        if options[name] is not None and options[owner] is None:
-            raise click.UsageError(f"--{name} goes with --{owner}")
+    from workflows.hits import check_format
+
+    check_examples(options)
+    out = options["out"]
+    if out:
+        check_format(out)
+    if options["each"] and not (out and out.lower().endswith(".parquet")):
+        raise click.UsageError("--each writes GeoParquet; give --out FILE.parquet")
 
 
 @contextmanager
@@ -140,57 +118,76 @@ def _searcher(run: Run) -> Iterator["Searcher"]:
         yield Searcher.connect(uri, options=run.storage, replicas=run.recipe.search.replicas)
 
 
-def _query(run: Run, searcher: "Searcher", options: dict[str, Any]) -> "Query":
-    from pipeline.queries import QueryResolver
+class _Asking:
+    """Asks an index as the options say, and shows or writes the hits."""
 
-    if options["vector"] is not None:
-        return _vector(options["vector"])
-    encoder = _encoder(run, searcher) if options["image"] is not None else None
-    resolver = QueryResolver(searcher, encoder, run.storage)
-    if options["image"] is not None:
-        bands = options["bands"]
-        indexes = [_band(part) for part in bands.split(",")] if bands else None
-        return resolver.image(options["image"], indexes)
-    if options["lonlat"] is not None:
-        lon, lat = options["lonlat"]
-        return resolver.point(lon, lat, options["date"])
-    return resolver.tile(options["tile"], options["scene"])
+    def __init__(self, run: Run, searcher: "Searcher", options: dict[str, Any]) -> None:
+        from workflows.build import search_filter
 
+        self._run, self._searcher, self._options = run, searcher, options
+        self._where = search_filter(run.settings)
+        by_score = options["min_score"] is not None
+        self._k: int = options["limit"] if by_score else run.recipe.search.k
+        self._rows = searcher.manifest.rows
+        self._truncated = 0
 
-def _encoder(run: Run, searcher: "Searcher") -> Any:
-    from encoders.bundle import load_encoder
-    from storage.archive import Archive
+    def one(self, query: "Query") -> None:
+        """Show the hits of one query."""
+        from pipeline.search_batch import hits_without
+        from workflows.hits import hit_records, write_hits
 
-    if run.recipe.encoder.bundle is not None:
-        return load_encoder(run.need_path("encoder.bundle"), run.storage)
-    manifest = searcher.manifest
-    archive = Archive.open(manifest.archive_uri, manifest.snapshot, run.storage)
-    return load_encoder(archive.spec.encoder_uri, run.storage)
+        own = () if self._options["include_self"] else query.rows
+        hits = self._search(query.vector, min(self._k + len(own), self._rows))
+        table = hits_without(hits.to_arrow(), [query], self._k) if own else hits.to_arrow()
+        if self._options["out"]:
+            write_hits(table, self._options["out"], self._run.storage)
+        records = hit_records(table)
+        answer = {
+            "query": query.label,
+            "snapshot": hits.snapshot,
+            "version": hits.version,
+            "coverage": hits.coverage,
+            "truncated": bool(self._truncated),
+            "hits": records,
+        }
+        lines = [f"like {query.label}", *_lines(records)] if records else ["no hits"]
+        self._run.show(answer, lines + self._warnings())
 
+    def each(self, queries: list["Query"]) -> None:
+        """Write the hits of every query, block by block."""
+        from pipeline.search_batch import search_each
+        from storage.geoparquet import write_geoparquet
 
-def _vector(path: str) -> "Query":
-    import numpy as np
+        out, keep = self._options["out"], self._options["include_self"]
+        tables = search_each(queries, self._search, self._k, self._rows, keep_own=keep)
+        count = write_geoparquet(tables, out, self._run.storage)
+        manifest = self._searcher.manifest
+        answer = {
+            "queries": len(queries),
+            "hits": count,
+            "out": out,
+            "snapshot": manifest.snapshot,
+            "version": manifest.version,
+            "truncated": self._truncated,
+        }
+        lines = [f"{count:,} hits of {len(queries):,} queries written to {out}"]
+        self._run.show(answer, lines + self._warnings())
 
-    from pipeline.queries import Query
-    from storage.errors import ConfigError
+    def _search(self, vectors: Any, k: int) -> "Hits":
+        least = self._options["min_score"]
+        if least is None:
+            return self._searcher.search(vectors, k, self._where)
+        hits = self._searcher.search_above(vectors, least, self._where, limit=k)
+        self._truncated += len(hits.truncated)
+        return hits
 
-    try:
-        if path.endswith(".npy"):
-            values = np.load(path, allow_pickle=False)
-        else:
-            values = np.asarray(json.loads(Path(path).read_text(encoding="utf-8")))
-        return Query(vector=np.asarray(values, np.float32).reshape(-1), label=path)
-    except ValueError as error:
-        raise ConfigError(f"{path} holds no vector of numbers ({error}); give .npy or JSON") from (
-            error
-        )
-
-
-def _band(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise click.UsageError(f"--bands: {text!r} is no band number") from None
+    def _warnings(self) -> list[str]:
+        if not self._truncated:
+            return []
+        return [
+            f"{self._truncated:,} queries have more hits than {self._k:,}: raise --limit, or "
+            "--min-score"
+        ]
 
 
 def _lines(records: list[dict[str, Any]]) -> list[str]:

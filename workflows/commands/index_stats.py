@@ -1,0 +1,74 @@
+"""`skysift index stats`: what the running search actors of an index hold and do."""
+
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.console import format_table
+
+if TYPE_CHECKING:
+    from pipeline.search_node import NodeState
+
+_ACTOR = ("actor", "node", "rows", "queries", "per s", "p50 ms", "p95 ms", "p99 ms")
+_SHARD = ("shard", "actor", "rows", "queries", "lists probed", "rows compared")
+
+
+@click.command("stats", cls=Verb, example="skysift index stats --index work/index")
+@recipe_option("--index", "index.uri", "Folder of the index.", metavar="URI")
+@click.option("--version", metavar="VERSION", help="Which version; the current one by default.")
+@pass_run
+def stats(run: Run, version: str | None) -> None:
+    """Show latency, rate and work of the search actors that run for an index.
+
+    Rates are of the last minute, percentiles of the last 4,096 messages, the rest since the actor
+    started. The same figures are on the metrics port of each Ray node, for Prometheus.
+    """
+    import ray
+
+    from pipeline.search_fleet import running_nodes
+    from storage.manifest import read_manifest
+    from storage.object_store import absolute_uri
+
+    uri = absolute_uri(run.need_path("index.uri", "--index"))
+    manifest = read_manifest(uri, version, run.storage)
+    nodes: dict[str, NodeState | str] = {}
+    if run.recipe.cluster.address or os.environ.get("RAY_ADDRESS") or ray.is_initialized():
+        with run.ray():
+            nodes = running_nodes(uri, manifest.version)
+    answer: dict[str, Any] = {
+        "index": uri,
+        "version": manifest.version,
+        "rows": manifest.rows,
+        "actors": {n: s if isinstance(s, str) else asdict(s) for n, s in nodes.items()},
+    }
+    head = f"version {manifest.version}: {manifest.rows:,} rows in {len(manifest.shards)} shards"
+    run.show(
+        answer,
+        [head, *_tables(nodes)] if nodes else [head, "no search actor runs for it in this cluster"],
+    )
+
+
+def _tables(nodes: dict[str, "NodeState | str"]) -> list[str]:
+    from pipeline.search_meter import ShardWork
+
+    actors: list[list[Any]] = []
+    shards: list[list[Any]] = []
+    silent = []
+    for name, node in nodes.items():
+        if isinstance(node, str):
+            silent.append(f"actor {name} does not answer: {node}")
+            continue
+        meter = node.meter
+        figures = (meter.queries_per_s, meter.p50_ms, meter.p95_ms, meter.p99_ms)
+        held = sum(node.rows.values())
+        rounded = [round(figure, 2) for figure in figures]
+        actors.append([name, node.node_id[:8], held, meter.queries, *rounded])
+        for shard, rows in node.rows.items():
+            work = meter.shards.get(shard, ShardWork())
+            shards.append([shard, name, rows, work.queries, work.probes, work.rows_scanned])
+    if not nodes:
+        return []
+    return [*format_table(_ACTOR, actors), *format_table(_SHARD, sorted(shards)), *silent]
