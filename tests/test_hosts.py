@@ -44,24 +44,22 @@ def run(
     cluster: Hosts, job: str, folder: Path, name: str, halfway: Callable[[], None] | None = None
 ) -> dict[str, object]:
     """Run a job on the head; call ``halfway`` once it is half done."""
-    process = cluster.start([sys.executable, "-m", "tests.host_jobs", job, str(folder), name])
-    watchdog = threading.Timer(400, process.kill)
-    watchdog.start()
+    command = [sys.executable, "-m", "tests.host_jobs", job, str(folder), name]
     printed, called = [], False
-    assert process.stdout is not None
-    for line in process.stdout:
-        words = line.decode(errors="replace").split()
-        printed.append(line.decode(errors="replace"))
-        if words[:1] == ["result"]:
-            assert called or halfway is None, "it was over before anything was broken"
-            process.wait(timeout=60)
-            watchdog.cancel()
-            return dict(json.loads(line.split(maxsplit=1)[1]))
-        if halfway and not called and _half_done(words):
-            called = True
-            halfway()
-    watchdog.cancel()
-    raise AssertionError("".join(printed[-30:]))
+    with cluster.start(command) as process:
+        watchdog = threading.Timer(400, process.kill)
+        watchdog.start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            printed.append(line.decode(errors="replace"))
+            words = printed[-1].split()
+            if halfway and not called and _half_done(words):
+                called = True
+                halfway()
+        watchdog.cancel()
+    assert printed[-1].startswith("result "), "".join(printed[-30:])
+    assert called or halfway is None, "it was over before anything was broken"
+    return dict(json.loads(printed[-1].removeprefix("result ")))
 
 
 def _half_done(words: list[str]) -> bool:
