@@ -30,9 +30,10 @@ from benchmarks.results_plan import (
     SEARCH,
     SHARED_SEARCH,
     Budget,
+    common_trials,
     dial,
+    own_trials,
     selection,
-    trials,
     with_settings,
 )
 from benchmarks.results_runs import (
@@ -47,6 +48,7 @@ from benchmarks.results_runs import (
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
+_TOLD = ("loss", "options", "seed")
 PARTS = ("dial", "ablation", "search")
 Spread = dict[str, tuple[float, float]]
 Say = Callable[[str], None]
@@ -62,13 +64,18 @@ class Bench:
     def tune(self) -> dict[str, dict[str, Any]]:
         """Return each loss's best run on the validation split, with its score and trials."""
         best: dict[str, dict[str, Any]] = {}
-        for loss, run in trials(self.budget):
-            scores = self._measure(run, "val")
-            found = best.setdefault(loss, {"value": -np.inf, "trials": 0})
-            found["trials"] += 1
-            if selection(scores) > found["value"]:
-                found |= {"run": run, "value": selection(scores), "scores": scores}
+        for name, run in own_trials(self.budget):
+            self._try(best.setdefault(name, {"value": -np.inf, "trials": 0}), run)
+        for found in best.values():
+            for run in common_trials(found["run"]):
+                self._try(found, run)
         return best
+
+    def _try(self, found: dict[str, Any], run: Run) -> None:
+        scores = self._measure(run, "val")
+        found["trials"] += 1
+        if selection(scores) > found["value"]:
+            found |= {"run": run, "value": selection(scores), "scores": scores}
 
     def spread(self, run: Run) -> Spread:
         """Return mean and standard deviation of a run's test scores over the seeds."""
@@ -93,12 +100,10 @@ class Bench:
                 k: (v, 0.0) for k, v in score(self.world, self.world.features_NF, "test").items()
             },
             "losses": rows,
-            "tuned": {loss: _described(found) for loss, found in tuned.items()},
+            "tuned": {name: _described(found, base) for name, found in tuned.items()},
         }
         if "dial" in parts:
-            result["dial"] = {
-                str(value): self.spread(run) for value, run in dial(tuned[DEFAULT]["run"]).items()
-            }
+            result["dial"] = {str(value): self.spread(run) for value, run in dial(base).items()}
         if "ablation" in parts:
             result["ablation"] = {
                 name: self.spread(with_settings(base, DEFAULT, settings))
@@ -137,11 +142,11 @@ class Bench:
         return scores
 
 
-def _described(found: Mapping[str, Any]) -> dict[str, Any]:
-    run: Run = found["run"]
-    plain = {"learning_rate": run.learning_rate} if not run.options else {}
+def _described(found: Mapping[str, Any], base: Run) -> dict[str, Any]:
+    plain, usual = asdict(found["run"]), asdict(base)
+    other = {name: value for name, value in plain.items() if value != usual[name]}
     return {
-        "options": {**run.options, **(plain if run.loss == "bce" else {})},
+        "options": plain["options"] | {k: v for k, v in other.items() if k not in _TOLD},
         "trials": found["trials"],
         "validation": {name: found["scores"][name] for name in COLUMNS},
     }

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from encoders.backbones import Backbone
 from encoders.bundle import Encoder, EncoderSpec
 from encoders.loop import LoopSpec, TrainingLoop, TrainingRows
-from encoders.losses import LabelStatistics, build_loss
+from encoders.losses import LabelStatistics, build_loss, loss_options
 from encoders.metrics import random_ranking_metrics, retrieval_metrics
 from encoders.projection import build_head
 from encoders.sampling import LabelAwareBatchSampler
@@ -86,6 +86,7 @@ class Run:
     def digest(self, world: World, split: str) -> str:
         """Return 16 hexadecimal digits that name the run."""
         said = {name: value for name, value in asdict(self).items() if value is not None}
+        said["options"] = {**loss_options(self.loss), **self.options}
         text = json.dumps([said, world.digest, split, K], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -168,9 +169,8 @@ def train(world: World, run: Run) -> NDArray[np.float32]:
     )
     loop.sampler = _Remembering(labels, run.batch_size, seed=run.seed, power=run.sampling_power)
     while loop.epoch < run.epochs:
-        loss.progress = loop.epoch / run.epochs
         if run.temperature_end is not None:
-            gone = loss.progress * (run.temperature_end - run.options["temperature"])
+            gone = loop.epoch / run.epochs * (run.temperature_end - run.options["temperature"])
             loss.temperature = run.options["temperature"] + gone
         for _ in loop.run_epoch():
             pass

@@ -280,6 +280,7 @@ class TrainingLoop:
         torch.manual_seed(seed)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
+        self.loss.progress = self.step / self.total_steps
         if not self.spec.frozen:
             x = self.encoder.normalise(x)
             if self.spec.augment is not None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import torch
+
 from encoders.losses.bce import Bce
 from encoders.losses.cbml import Cbml
 from encoders.losses.core import Keys, Loss, Sums, divide
@@ -94,7 +96,7 @@ def loss_options(name: str) -> dict[str, Any]:
 def build_loss(
     name: str, statistics: LabelStatistics, *, dimension: int | None = None, **options: Any
 ) -> Loss:
-    """Build a loss by name.
+    """Build a loss by name; its own parameters start the same in every process.
 
     Parameters
     ----------
@@ -103,7 +105,8 @@ def build_loss(
     statistics
         Label counts of the training set.
     dimension
-        D, the width of the embeddings; needed by losses with parameters, ignored by the others.
+        D, the width of the embeddings; needed by losses with parameters (``macl`` only with
+        ``prototypes``), ignored by the others.
     options
         What :func:`loss_options` lists.
 
@@ -117,11 +120,13 @@ def build_loss(
     for option in options:
         if option not in known:
             raise ConfigError(f"loss {name}: no option {option!r}; it has {', '.join(known)}")
-    if "dimension" in inspect.signature(kind).parameters:
-        if dimension is None:
+    if wanted := inspect.signature(kind).parameters.get("dimension"):
+        if dimension is None and wanted.default is wanted.empty:
             raise ConfigError(f"loss {name}: has parameters of its own; pass dimension=D")
         options["dimension"] = dimension
-    return kind(statistics, **fixed, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return kind(statistics, **fixed, **options)
 
 
 def _find(name: str) -> tuple[type[Loss], Mapping[str, Any]]:

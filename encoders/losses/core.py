@@ -54,8 +54,8 @@ class Loss(nn.Module):
     anchors themselves. Embeddings have unit norm; labels are multi-hot. bfloat16 and float16 are
     computed in float32, also under autocast. A batch without a single usable anchor gives 0.
 
-    ``progress`` is the share of the training that is done, 0 to 1; the trainer sets it before each
-    epoch for the losses that change over time (``ifnd``).
+    ``progress`` is the share of the training that is done, 0 to 1; the training loop sets it
+    before each step for the losses that change over time (``macl``, ``ifnd``).
     """
 
     progress: float = 1.0

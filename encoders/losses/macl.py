@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from encoders.losses.core import Fraction, PairLoss, Pairs, Reduction, contrast, require
 from encoders.losses.statistics import LabelStatistics
 
-Reweighting = Literal["pairs", "labels", "product", "none"]
+Reweighting = Literal["sets", "pairs", "labels", "product", "none"]
 _PAIR_COLUMNS = 512  # label pairs per matrix product, so that C (C + 1) / 2 columns never exist
 
 
@@ -30,29 +31,39 @@ class Macl(PairLoss):
     statistics
         Label counts of the training set.
     reweighting
-        Pairwise label reweighting (PLR). ``"pairs"``: ``w_ip = Σ_{c≤d, both in S} (N/n_cd)^β``;
-        ``"labels"``: ``Σ_{c∈S} (N/n_c)^β``; ``"product"``: the mean of ``(N/n_cd)^β`` over all
-        (c, d) of Y_i × Y_p; ``"none"``: ``w_ip = 1``.
-    beta
-        Exponent β of the reweighting; 0 counts shared label pairs (or labels).
-    temperature, alpha, gamma, temperature_min, temperature_max
+        Pairwise label reweighting (PLR): shared and rare label combinations pull harder. With
+        ``r_c = δ (N/n_c)^β``, ``"sets"`` sums ``Π_{c∈T} r_c`` over all non-empty T ⊆ S, as a share
+        of the sum over T ⊆ Y_i: ``w_ip = (Π_{c∈S} (1 + r_c) - 1) / (Π_{c∈Y_i} (1 + r_c) - 1)``.
+        ``"pairs"``: ``Σ_{c≤d, both in S} (N/n_cd)^β``; ``"labels"``: ``Σ_{c∈S} (N/n_c)^β``;
+        ``"product"``: the mean of ``(N/n_cd)^β`` over all (c, d) of Y_i × Y_p; ``"none"``: 1.
+    beta, discount
+        Exponent β of the reweighting, and what each further label of a set counts, δ. With β = 0
+        and δ = 1 ``"sets"`` weighs by ``2^|S| - 1``, the gain of nDCG; towards δ = 0 by
+        ``"labels"``.
+    temperature, temperature_start, alpha, gamma, temperature_min, temperature_max
         Dynamic temperature scaling (DTS): ``τ_ij = clip(τ0 (1 + α (J_ij - J̄)) (1 + γ (ρ_i - ρ̄)))``
         with ρ_i the mean of ``1 - n_c/N`` over Y_i (ρ̄ for an empty set). α > 0 softens pairs with
-        much overlap; γ < 0 sharpens the temperature of anchors with rare labels.
+        much overlap; γ < 0 sharpens the temperature of anchors with rare labels. τ0 is
+        ``temperature``; with a start it is ``start + progress (temperature - start)``.
     kappa
         Label-aware negatives: ``v_ia = exp(κ s_ia)`` (no gradient, scaled to mean 1 per anchor)
         where Y_i and Y_a are disjoint, else 1: a partly overlapping sample is never pushed harder.
+    prototypes
+        π > 0: one learned unit vector per label joins the keys of every anchor, with that label as
+        its label set and π times the weight a sample would have, so that no label lacks a positive.
+        Needs ``dimension``.
     weighted
         Positives are weighted by ``J_ip`` as well.
     exactness, exactness_power
         The dial between coverage and exactness: adds λ times SupCon (mean over anchors, τ0) with
-        positives weighted by ``J_ip^q``.
+        positives weighted by ``J_ip^q``, without prototypes.
     reduction
         ``"anchor"``: the mean over anchors of each anchor's weighted mean, as above; ``"total"``:
         one weighted mean over all positives, ``Σ_i Σ_p (..) / Σ_i Σ_p w_ip``.
 
     Notes
     -----
+    A pair with ``"sets"`` weighs at most 1, which it does where ``Y_i ⊆ Y_p``.
     ``reweighting="none", alpha=0, gamma=0, kappa=0`` is SupCon over any shared label; with
     ``reweighting="labels", beta=1, reduction="total"`` it is close to MulSupCon.
 
@@ -62,6 +73,7 @@ class Macl(PairLoss):
     """
 
     rarity_C: Tensor
+    log_reach_C: Tensor
     pair_first_P: Tensor
     pair_second_P: Tensor
     pair_weight_P: Tensor
@@ -71,12 +83,16 @@ class Macl(PairLoss):
         self,
         statistics: LabelStatistics,
         *,
-        temperature: float = 0.15,
-        reweighting: Reweighting = "pairs",
-        beta: float = 1.0,
-        alpha: float = 0.0,
+        dimension: int | None = None,
+        temperature: float = 0.1,
+        temperature_start: float | None = None,
+        reweighting: Reweighting = "sets",
+        beta: float = 1.5,
+        discount: float = 0.3,
+        alpha: float = -0.1,
         gamma: float = -1.0,
         kappa: float = 0.0,
+        prototypes: float = 0.0,
         weighted: bool = False,
         exactness: float = 0.0,
         exactness_power: float = 1.0,
@@ -90,6 +106,10 @@ class Macl(PairLoss):
         require(reweighting in modes, "reweighting", f"one of {modes}", reweighting)
         require(reduction in ("total", "anchor"), "reduction", "'total' or 'anchor'", reduction)
         require(kappa >= 0, "kappa", "0 or more", kappa)
+        require(discount > 0, "discount", "more than 0", discount)
+        require(prototypes >= 0, "prototypes", "0 or more", prototypes)
+        start = temperature if temperature_start is None else temperature_start
+        require(start > 0, "temperature_start", "more than 0", start)
         require(exactness >= 0, "exactness", "0 or more", exactness)
         require(exactness_power > 0, "exactness_power", "more than 0", exactness_power)
         limits = (temperature_min, temperature_max)
@@ -97,13 +117,17 @@ class Macl(PairLoss):
             0 < limits[0] <= limits[1], "temperature_min, temperature_max", "0 < min ≤ max", limits
         )
         self.reweighting, self.reduction, self.weighted = reweighting, reduction, weighted
-        self.alpha, self.gamma, self.kappa = alpha, gamma, kappa
+        self.temperature_start = start
+        self.alpha, self.gamma, self.kappa, self.prototypes = alpha, gamma, kappa, prototypes
         self.exactness, self.exactness_power = exactness, exactness_power
         self.temperature_limits = limits
         self.mean_jaccard, self.mean_rarity = statistics.mean_jaccard, statistics.mean_rarity
-        self._count(statistics, beta)
+        self._count(statistics, beta, discount)
+        if prototypes:
+            require(dimension is not None, "prototypes", "dimension=D with it", dimension)
+            self.prototype_CD = nn.Parameter(torch.randn(statistics.classes, dimension or 0))
 
-    def _count(self, statistics: LabelStatistics, beta: float) -> None:
+    def _count(self, statistics: LabelStatistics, beta: float, discount: float) -> None:
         """Keep the rarity of each label and the weight of each label pair as buffers."""
         counts_CC = torch.tensor(statistics.pair_counts, dtype=torch.float64)
         weight_CC = (statistics.rows / counts_CC.clamp_min(1)).pow(beta)
@@ -112,6 +136,8 @@ class Macl(PairLoss):
         else:
             first, second = torch.triu_indices(statistics.classes, statistics.classes)
         self.register_buffer("rarity_C", 1 - counts_CC.diagonal() / statistics.rows, False)
+        reach_C = discount * weight_CC.diagonal()
+        self.register_buffer("log_reach_C", torch.log1p(reach_C), False)
         self.register_buffer("weight_CC", weight_CC, False)
         self.register_buffer("pair_first_P", first, False)
         self.register_buffer("pair_second_P", second, False)
@@ -119,22 +145,35 @@ class Macl(PairLoss):
 
     def terms(self, pairs: Pairs) -> Sequence[Fraction]:
         """Return the reweighted contrast and, with ``exactness``, the exactness term."""
-        weight_RG = self.positive_weights(pairs)
-        logits_RG = pairs.similarity_RG / self.temperatures(pairs)
+        full = self._with_prototypes(pairs) if self.prototypes else pairs
+        weight_RK = self.positive_weights(full)
+        weight_RK[:, len(pairs.z_GD) :] *= self.prototypes
         fractions = [
             contrast(
-                pairs,
-                weight_RG,
-                logits_RG,
+                full,
+                weight_RK,
+                full.similarity_RG / self.temperatures(full),
                 reduction=self.reduction,
-                log_presence_RK=self.log_presence(pairs) if self.kappa else None,
+                log_presence_RK=self.log_presence(full) if self.kappa else None,
             )
         ]
         if self.exactness:
             power_RG = pairs.jaccard_RG.pow(self.exactness_power)
-            plain = contrast(pairs, power_RG, pairs.similarity_RG / self.temperature)
+            plain = contrast(pairs, power_RG, pairs.similarity_RG / self.current_temperature)
             fractions.append(Fraction(self.exactness * plain.numerator, plain.denominator))
         return fractions
+
+    @property
+    def current_temperature(self) -> float:
+        """τ0 at this point of the training."""
+        return self.temperature_start + self.progress * (self.temperature - self.temperature_start)
+
+    def _with_prototypes(self, pairs: Pairs) -> Pairs:
+        """Return the pairs with C further keys: key G + c is the prototype of label c."""
+        z_CD = normalize(self.prototype_CD, dim=1)
+        one_hot_CC = torch.eye(len(z_CD), dtype=pairs.y_GC.dtype, device=z_CD.device)
+        keys = torch.cat([pairs.z_GD, z_CD]), torch.cat([pairs.y_GC, one_hot_CC])
+        return Pairs(pairs.z_RD, pairs.y_RC, *keys, pairs.offset)
 
     def positive_weights(self, pairs: Pairs) -> Tensor:
         """Return ``w_ip``, shape (R, G), zero where no label is shared."""
@@ -142,9 +181,20 @@ class Macl(PairLoss):
             weight_RG = pairs.any_RG.clone()
         elif self.reweighting == "product":
             weight_RG = self._product_mean(pairs)
+        elif self.reweighting == "sets":
+            weight_RG = self._set_share(pairs.y_RC, pairs.y_GC)
         else:
             weight_RG = self._pair_sum(pairs.y_RC, pairs.y_GC)
         return weight_RG.mul_(pairs.jaccard_RG) if self.weighted else weight_RG
+
+    def _set_share(self, y_RC: Tensor, y_GC: Tensor) -> Tensor:
+        """``(Π_{c∈S} (1 + r_c) - 1) / (Π_{c∈Y_i} (1 + r_c) - 1)``, in logarithms: no overflow."""
+        reach_RC = y_RC * self.log_reach_C.to(y_RC.dtype)
+        own_R1 = reach_RC.sum(1, keepdim=True)
+        shared_RG = reach_RC @ y_GC.T
+        weight_RG = (shared_RG - own_R1).exp_().sub_((-own_R1).exp())
+        whole_R1 = -torch.expm1(-own_R1)
+        return weight_RG.div_(whole_R1.clamp_min_(torch.finfo(whole_R1.dtype).tiny))
 
     def _pair_sum(self, y_RC: Tensor, y_GC: Tensor) -> Tensor:
         """``φ(y_R) diag(r) φ(y_G)ᵀ`` with φ the indicator of the label pairs (or labels)."""
@@ -166,10 +216,10 @@ class Macl(PairLoss):
     def temperatures(self, pairs: Pairs) -> Tensor | float:
         """Return ``τ_ij`` as (R, G), as (R, 1) when α is 0, or the constant τ0."""
         if self.alpha == self.gamma == 0:
-            return self.temperature
+            return self.current_temperature
         rarity_R = pairs.y_RC @ self.rarity_C.to(pairs.y_RC.dtype) / pairs.size_R.clamp_min(1)
         rarity_R = torch.where(pairs.size_R > 0, rarity_R - self.mean_rarity, 0)
-        scale: Tensor = self.temperature * (1 + self.gamma * rarity_R[:, None])
+        scale: Tensor = self.current_temperature * (1 + self.gamma * rarity_R[:, None])
         if self.alpha:
             scale = scale * (1 + self.alpha * (pairs.jaccard_RG - self.mean_jaccard))
         return scale.clamp(*self.temperature_limits)

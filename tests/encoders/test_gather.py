@@ -15,18 +15,27 @@ from encoders.losses import LabelStatistics, build_loss, loss_names
 from storage.errors import ConfigError
 
 LOCAL, FEATURES, DIMENSION, CLASSES = 6, 5, 4, 4
-CHUNKED = {"macl": {"chunk_pairs": 20, "kappa": 2.0, "alpha": 0.5, "exactness": 0.5}}
+CHUNKED = {
+    "macl": {
+        "chunk_pairs": 20,
+        "kappa": 2.0,
+        "alpha": 0.5,
+        "exactness": 0.5,
+        "prototypes": 0.5,
+        "temperature_start": 0.3,
+    }
+}
 
 
 def world(workers):
-    """Features and labels of a global batch whose workers have 6, 3 and 1 usable anchors."""
+    """Features and labels of a global batch whose workers have 6, 3, 1 and some usable anchors."""
     rng = np.random.default_rng(workers)
     rows = LOCAL * workers
     x_GF = torch.tensor(rng.normal(size=(rows, FEATURES)))
     y_GC = torch.tensor((rng.random((rows, CLASSES)) < 0.4).astype(np.float64))
     y_GC[:LOCAL, 0] = 1
     y_GC[LOCAL + 3 : LOCAL + 6] = 0
-    y_GC[2 * LOCAL + 1 : 2 * LOCAL + 6] = 0
+    y_GC[2 * LOCAL + 1 : 3 * LOCAL] = 0
     return x_GF, y_GC
 
 
@@ -85,12 +94,12 @@ def worker(rank, store, results):
         "gloo",
         init_method=f"file://{store}",
         rank=rank,
-        world_size=3,
+        world_size=4,
         timeout=timedelta(seconds=60),
     )
-    pair = dist.new_group([0, 1])
+    groups = {4: dist.group.WORLD, 3: dist.new_group([0, 1, 2]), 2: dist.new_group([0, 1])}
     out = {}
-    for workers, group in ((3, dist.group.WORLD), (2, pair)):
+    for workers, group in groups.items():
         if rank < workers:
             for name in loss_names():
                 out[f"{name} {workers}"] = gathered_step(name, workers, group, plain)
@@ -103,14 +112,14 @@ def worker(rank, store, results):
 
 @pytest.fixture(scope="module")
 def gathered(tmp_path_factory):
-    """Loss and gradients of every loss at 2 and 3 workers, from real gloo processes."""
+    """Loss and gradients of every loss at 2, 3 and 4 workers, from real gloo processes."""
     folder = tmp_path_factory.mktemp("gather")
     results = folder / "results.pt"
-    torch.multiprocessing.spawn(worker, (folder / "store", results), nprocs=3)
+    torch.multiprocessing.spawn(worker, (folder / "store", results), nprocs=4)
     return torch.load(results, weights_only=True)
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, 3, 4])
 @pytest.mark.parametrize("name", [*loss_names(), "macl cached"])
 def test_gathered_gradient_is_that_of_one_process(gathered, name, workers):
     name, *cached_ = name.split()

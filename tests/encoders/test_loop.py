@@ -51,9 +51,13 @@ def _encoder(double: bool = False) -> Encoder:
     return new_encoder(spec).double() if double else new_encoder(spec)
 
 
-def _loop(spec: LoopSpec, *, double: bool = False, loss: str = "macl", **place) -> TrainingLoop:
+def _loop(
+    spec: LoopSpec, *, double: bool = False, options: dict | None = None, **place
+) -> TrainingLoop:
     data = _data()
-    criterion = build_loss(loss, LabelStatistics.from_labels(data.labels), dimension=8)
+    torch.manual_seed(0)
+    statistics = LabelStatistics.from_labels(data.labels)
+    criterion = build_loss("macl", statistics, dimension=8, **(options or {}))
     return TrainingLoop(_encoder(double), criterion, data, spec, **place)
 
 
@@ -129,24 +133,26 @@ def test_chunks_give_the_gradient_of_the_whole_batch():
     torch.testing.assert_close(_gradient(parts), _gradient(whole), atol=1e-9, rtol=1e-6)
 
 
-@pytest.mark.parametrize("queue_rows", [0, 24])
-def test_a_loop_restored_in_mid_epoch_ends_with_the_same_weights(queue_rows: int):
+@pytest.mark.parametrize(
+    ("queue_rows", "options"), [(0, {"prototypes": 1.0, "temperature_start": 0.3}), (24, {})]
+)
+def test_a_loop_restored_in_mid_epoch_ends_with_the_same_weights(queue_rows: int, options: dict):
     spec = LoopSpec(
         epochs=2,
         batch_size=12,
         augment=Augmentation(noise=0.1),
         queue_rows=queue_rows,
     )
-    straight = _loop(spec)
+    straight = _loop(spec, options=options)
     for _ in range(spec.epochs):
         list(straight.run_epoch())
-    first = _loop(spec)
+    first = _loop(spec, options=options)
     list(first.run_epoch())
     steps = iter(first.run_epoch())
     next(steps)
     tensors, plain = first.state()
     saved = {name: value.clone() for name, value in tensors.items()}
-    second = _loop(spec)
+    second = _loop(spec, options=options)
     second.restore(saved, plain)
     assert second.step == first.steps_per_epoch + 1
     list(second.run_epoch())
@@ -188,6 +194,20 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert np.all(np.diff(rates[: peak + 1]) > 0)
     assert np.all(np.diff(rates[peak:]) < 0)
     assert rates[-1] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_loss_knows_how_much_of_the_training_is_done():
+    loop, seen = _loop(SPEC), []
+    sums = loop.loss.sums
+
+    def spy(*args):
+        seen.append(loop.loss.progress)
+        return sums(*args)
+
+    loop.loss.sums = spy
+    for _ in range(SPEC.epochs):
+        list(loop.run_epoch())
+    assert seen == [step / loop.total_steps for step in range(loop.total_steps)]
 
 
 def test_mixed_precision_trains_in_float32_vectors():

@@ -1,14 +1,14 @@
 """MACL against loops over its docstring, its reductions to other losses, and each of its parts."""
 
 import math
-from itertools import combinations_with_replacement, product
+from itertools import combinations, combinations_with_replacement, product
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from encoders.losses import LabelStatistics, build_loss
+from encoders.losses import LabelStatistics, build_loss, loss_options
 from encoders.losses.core import Pairs
 from storage.errors import ConfigError
 
@@ -30,9 +30,11 @@ def training():
     return (np.random.default_rng(7).random((50, CLASSES)) < [0.6, 0.3, 0.1, 0.02]).astype(float)
 
 
-def by_loops(z, y, train, o):
+def by_loops(z, y, train, o, prototypes=None):
     """The docstring of Macl, one pair at a time."""
-    rows = len(train)
+    rows, anchors = len(train), len(z)
+    if prototypes is not None:
+        z, y = torch.cat([z, prototypes]), torch.cat([y, torch.eye(CLASSES, dtype=y.dtype)])
     counts = np.maximum(train.T @ train, 1)
     rarity = 1 - np.diag(train.T @ train) / rows
     sets = [set(row.nonzero().flatten().tolist()) for row in y]
@@ -45,7 +47,7 @@ def by_loops(z, y, train, o):
         if i != k
     ]
     above, below, terms = 0.0, 0.0, []
-    for i, mine in enumerate(sets):
+    for i, mine in enumerate(sets[:anchors]):
         s = (z[i] @ z.T).tolist()
         rho = np.mean([rarity[c] for c in mine]) - rho_bar if mine else 0.0
         others = [a for a in range(len(z)) if a != i]
@@ -63,6 +65,7 @@ def by_loops(z, y, train, o):
         presence = {a: hard[a] / mean if a in hard else 1.0 for a in others}
         log_sum = math.log(sum(presence[a] * math.exp(s[a] / tau[a]) for a in others))
         weights = {p: pair_weight(mine, sets[p], counts, rows, o) for p in others if mine & sets[p]}
+        weights = {p: w * (o["prototypes"] if p >= anchors else 1) for p, w in weights.items()}
         if o["weighted"]:
             weights = {p: w * jaccard[p] for p, w in weights.items()}
         value = sum(w * (log_sum - s[p] / tau[p]) for p, w in weights.items())
@@ -74,6 +77,9 @@ def by_loops(z, y, train, o):
 
 def pair_weight(mine, other, counts, rows, o):
     shared = mine & other
+    rare = {c: o["discount"] * (rows / counts[c, c]) ** o["beta"] for c in mine}
+    if o["reweighting"] == "sets":
+        return combinations_of(shared, rare) / combinations_of(mine, rare)
     if o["reweighting"] == "none":
         return 1.0
     if o["reweighting"] == "labels":
@@ -84,10 +90,19 @@ def pair_weight(mine, other, counts, rows, o):
     return np.mean([(rows / counts[c, d]) ** o["beta"] for c, d in product(mine, other)])
 
 
+def combinations_of(labels, rare):
+    """Sum over all non-empty subsets of the product of their labels' rarities."""
+    subsets = (t for size in range(1, len(labels) + 1) for t in combinations(labels, size))
+    return sum(math.prod(rare[c] for c in subset) for subset in subsets)
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {},
+        {"discount": 1.0, "beta": 0.0, "reduction": "total"},
+        {"prototypes": 0.5, "kappa": 1.0, "weighted": True},
+        {"reweighting": "pairs", "beta": 1.0, "prototypes": 2.0},
         {"beta": 0.5, "gamma": 1.0},
         {"reweighting": "labels", "alpha": 0.8},
         {"reweighting": "product", "reduction": "total"},
@@ -97,21 +112,41 @@ def pair_weight(mine, other, counts, rows, o):
 )
 def test_every_part_follows_its_formula(training, options):
     z, y = batch()
-    loss = build_loss("macl", LabelStatistics.from_labels(training), **options)
-    defaults = {
-        "temperature": 0.15,
-        "reweighting": "pairs",
-        "beta": 1.0,
-        "alpha": 0.0,
-        "gamma": -1.0,
-        "kappa": 0.0,
-        "weighted": False,
-        "reduction": "anchor",
-        "temperature_min": 0.02,
-        "temperature_max": 1.0,
-    }
-    want = by_loops(z, y, training, defaults | options)
+    loss = build_loss("macl", LabelStatistics.from_labels(training), dimension=3, **options)
+    vectors = [normalize(p.detach().double()) for p in loss.parameters()]
+    want = by_loops(z, y, training, loss_options("macl") | options, *vectors)
     assert loss(z, y).item() == pytest.approx(want, rel=1e-6)
+
+
+def test_the_temperature_moves_from_its_start_as_training_goes_on(training):
+    z, y = batch()
+    statistics = LabelStatistics.from_labels(training)
+    moving = build_loss("macl", statistics, temperature_start=0.3, temperature=0.1, exactness=0.5)
+    for progress, temperature in ((0.0, 0.3), (0.25, 0.25), (1.0, 0.1)):
+        moving.progress = progress
+        fixed = build_loss("macl", statistics, temperature=temperature, exactness=0.5)
+        torch.testing.assert_close(moving(z, y), fixed(z, y))
+
+
+def test_a_label_that_the_batch_lacks_still_has_its_prototype(training):
+    statistics = LabelStatistics.from_labels(training)
+    z, y = normalize(torch.eye(3)), torch.eye(3, CLASSES)
+    assert build_loss("macl", statistics)(z, y) == 0
+    loss = build_loss("macl", statistics, prototypes=1.0, dimension=3)
+    loss(z, y).backward()
+    # Descending moves the prototype towards the only holder of its label, as far as it can turn.
+    toward = -(loss.prototype_CD.grad[:3] * z).sum(1)
+    assert (toward > 0).all()
+
+
+def test_huge_label_tables_do_not_overflow():
+    y = (torch.arange(200)[:, None] % torch.arange(2, 62) == 0).float()
+    y[0] = 1
+    z = normalize(torch.randn(200, 8)).requires_grad_()
+    loss = build_loss("macl", LabelStatistics.from_labels(y[1:2].repeat(10_000, 1)), beta=3.0)
+    loss(z, y).backward()
+    assert loss(z, y).isfinite()
+    assert z.grad.isfinite().all()
 
 
 def test_without_its_parts_it_is_supcon(training):
@@ -150,7 +185,7 @@ def test_exactness_adds_a_jaccard_power_term(training):
     z, y = batch()
     statistics = LabelStatistics.from_labels(training)
     plain = build_loss("macl", statistics)(z, y)
-    jaccard = build_loss("jaccard", statistics, temperature=0.15)(z, y)
+    jaccard = build_loss("jaccard", statistics, temperature=0.1)(z, y)
     both = build_loss("macl", statistics, exactness=0.25, exactness_power=1.0)(z, y)
     torch.testing.assert_close(both, plain + 0.25 * jaccard)
     # A high power leaves only equal label sets; here everybody has a twin.
@@ -158,7 +193,7 @@ def test_exactness_adds_a_jaccard_power_term(training):
     plain = build_loss("macl", statistics)(z, y)
     sharp = build_loss("macl", statistics, exactness=1.0, exactness_power=200.0)(z, y)
     torch.testing.assert_close(
-        sharp, plain + build_loss("supcon-all", statistics, temperature=0.15)(z, y)
+        sharp, plain + build_loss("supcon-all", statistics, temperature=0.1)(z, y)
     )
 
 
@@ -198,12 +233,12 @@ def test_gamma_sharpens_or_softens_rare_anchors():
     z = normalize(torch.eye(3))
     pairs = Pairs(z, y, z, y, 0)
     common, rare, empty = (
-        build_loss("macl", statistics, temperature=0.1, gamma=-1.0).temperatures(pairs).flatten()
+        build_loss("macl", statistics, alpha=0.0, gamma=-1.0).temperatures(pairs).flatten()
     )
     assert rare < 0.05 < 0.1 < common < 0.11
     assert empty == pytest.approx(0.1)
     common, rare, _ = (
-        build_loss("macl", statistics, temperature=0.1, gamma=1.0).temperatures(pairs).flatten()
+        build_loss("macl", statistics, alpha=0.0, gamma=1.0).temperatures(pairs).flatten()
     )
     assert common < 0.1 < 0.18 < rare
 
@@ -212,6 +247,10 @@ def test_gamma_sharpens_or_softens_rare_anchors():
     ("options", "message"),
     [
         ({"reweighting": "pair"}, "reweighting: expected one of"),
+        ({"discount": 0.0}, "discount: expected more than 0"),
+        ({"prototypes": -1.0}, "prototypes: expected 0 or more"),
+        ({"prototypes": 1.0}, "prototypes: expected dimension=D"),
+        ({"temperature_start": 0.0}, "temperature_start: expected more than 0"),
         ({"kappa": -1.0}, "kappa: expected 0 or more"),
         ({"exactness_power": 0.0}, "exactness_power: expected more than 0"),
         ({"temperature_min": 2.0}, "temperature_min, temperature_max"),
