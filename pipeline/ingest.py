@@ -34,6 +34,7 @@ from storage.errors import (
     GridError,
     SkysiftError,
 )
+from storage.events import Event, EventSink, unheard
 from storage.ledger import LedgerEntry
 from storage.object_store import StorageOptions
 from storage.progress import Progress, ProgressSink, quiet
@@ -87,6 +88,7 @@ def ingest(
     options: StorageOptions | None = None,
     address: str | None = None,
     progress: ProgressSink = quiet,
+    events: EventSink = unheard,
 ) -> IngestReport:
     """Carry out a plan: read, embed, write and commit every open scene.
 
@@ -102,16 +104,29 @@ def ingest(
     address
         Ray cluster to join; a private one is started when None and none is known.
     progress
-        Receives scenes done, tiles and tiles per second.
+        Receives scenes done, tiles per second, and how many scenes were empty or quarantined.
+    events
+        Receives what became of each scene, and every commit.
     """
     started = time.monotonic()
     _ensure_archive(plan, options)
-    committer = Committer(plan, options)
+    events(Event(event="started", archive=plan.spec.archive_uri, scenes=len(plan.todo)))
+    committer = Committer(plan, options, events)
     committer.reject(plan.rejected)
     if plan.todo:
         with ray_session(address):
             _run_stages(plan, committer, options, progress)
-    return committer.report(time.monotonic() - started)
+    report = committer.report(time.monotonic() - started)
+    events(
+        Event(
+            event="finished",
+            snapshot=report.snapshot,
+            scenes=report.embedded + report.empty + len(report.quarantined),
+            rows=report.rows,
+            seconds=round(report.seconds, 3),
+        )
+    )
+    return report
 
 
 def _ensure_archive(plan: IngestPlan, options: StorageOptions | None) -> None:
@@ -134,9 +149,17 @@ def _run_stages(
 
     def tell() -> None:
         rate = tiles / (time.monotonic() - started)
-        note = f"{tiles} tiles, {rate:.0f} tiles/s, {len(committer.quarantined)} quarantined"
-        total = len(plan.todo)
-        progress(Progress(stage="ingest", done=scenes, total=total, unit="scenes", note=note))
+        counts = {"empty": committer.counts["empty"], "quarantined": len(committer.quarantined)}
+        progress(
+            Progress(
+                stage="ingest",
+                done=scenes,
+                total=len(plan.todo),
+                unit="scenes",
+                speed=f"{rate:,.0f} tiles/s",
+                note=", ".join(f"{count:,} {name}" for name, count in counts.items() if count),
+            )
+        )
 
     tell()
     try:

@@ -15,6 +15,7 @@ from pipeline.landcover import TileLabels
 from storage.archive import Archive
 from storage.catalog import Rejected
 from storage.commits import ArchiveWriter, SegmentReceipt, SegmentRows, write_segment
+from storage.events import Event, EventSink, unheard
 from storage.ledger import LedgerEntry
 from storage.object_store import StorageOptions
 from storage.scenes import Scene
@@ -23,9 +24,12 @@ from storage.scenes import Scene
 class Committer:
     """The driver's side: finished scenes wait here until they are written and committed."""
 
-    def __init__(self, plan: IngestPlan, options: StorageOptions | None) -> None:
+    def __init__(
+        self, plan: IngestPlan, options: StorageOptions | None, events: EventSink = unheard
+    ) -> None:
         self._plan = plan
         self._options = options
+        self._events = events
         self._writer = ArchiveWriter(plan.spec.archive_uri, options)
         self._labels = _LabelLookup(plan, options)
         self._waiting: list[SceneRows] = []
@@ -65,6 +69,14 @@ class Committer:
                 self._grids,
                 f"ingest {len(self._entries)} scenes",
             )
+            self._events(
+                Event(
+                    event="committed",
+                    snapshot=self._snapshot,
+                    scenes=len(self._entries),
+                    rows=sum(entry.rows for entry in self._entries),
+                )
+            )
         self._receipts, self._entries, self._grids = [], [], {}
         self._last_commit = time.monotonic()
 
@@ -83,13 +95,25 @@ class Committer:
 
     def _quarantine(self, scene_id: str, fingerprint: str, when: Any, reason: str) -> None:
         self.quarantined[scene_id] = reason
-        self._entries.append(
+        self._note(
             LedgerEntry(
                 scene_id=scene_id,
                 state="quarantined",
                 fingerprint=fingerprint,
                 datetime=when,
                 reason=reason,
+            )
+        )
+
+    def _note(self, entry: LedgerEntry) -> None:
+        self._entries.append(entry)
+        self._events(
+            Event(
+                event="scene",
+                scene=entry.scene_id,
+                state=entry.state,
+                rows=entry.rows,
+                reason=entry.reason or None,
             )
         )
 
@@ -100,7 +124,7 @@ class Committer:
         self._grids[rows.note["grid_id"]] = rows.note["grid"]
         if len(rows):
             self._waiting.append(rows)
-        self._entries.append(
+        self._note(
             LedgerEntry(
                 scene_id=scene.id,
                 state="embedded" if len(rows) else "empty",

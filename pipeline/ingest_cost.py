@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,9 @@ class IngestCost:
         CPU (450 MB each, strips and batches of pixels), the rows that wait for a commit. Ray's
         object store and a large encoder come on top. For 2 CPUs and 12 scenes of 2,048 pixels a
         side it says 3.2 GB; 2.7 GB were measured.
+    machine_bytes
+        Memory of this machine, or what its container may use of it; None when a cluster does the
+        work.
     unreadable
         Scenes that would be quarantined, and why.
     """
@@ -65,12 +69,18 @@ class IngestCost:
     archive_bytes: int
     free_bytes: int | None
     memory_bytes: int
+    machine_bytes: int | None
     unreadable: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def fits(self) -> bool:
+    def fits_disk(self) -> bool:
         """Whether the archive's disk has room for it."""
         return self.free_bytes is None or self.archive_bytes <= self.free_bytes
+
+    @property
+    def fits_memory(self) -> bool:
+        """Whether the machine's memory has room for it."""
+        return self.machine_bytes is None or self.memory_bytes <= self.machine_bytes
 
     def summary(self) -> dict[str, Any]:
         """Return the costs as plain values, for printing."""
@@ -80,7 +90,8 @@ class IngestCost:
             "archive_bytes": self.archive_bytes,
             "free_bytes": self.free_bytes,
             "memory_bytes": self.memory_bytes,
-            "fits": self.fits,
+            "machine_bytes": self.machine_bytes,
+            "fits": self.fits_disk and self.fits_memory,
             "scenes_unreadable": dict(self.unreadable),
         }
 
@@ -100,6 +111,7 @@ def estimate_cost(
     *,
     sample_scenes: int | None = None,
     cpus: int | None = None,
+    on_cluster: bool = False,
     progress: ProgressSink = quiet,
 ) -> IngestCost:
     """Open the headers of a plan's scenes and add up what embedding them costs.
@@ -115,6 +127,8 @@ def estimate_cost(
         None looks at all.
     cpus
         CPUs of the run; all of this machine's when None.
+    on_cluster
+        Another machine's memory will be used, not this one's.
     progress
         Receives scenes looked at.
     """
@@ -140,24 +154,39 @@ def estimate_cost(
         archive_bytes=_archive_bytes(plan, tiles, scenes),
         free_bytes=_free_bytes(plan.spec.archive_uri),
         memory_bytes=_memory_bytes(plan, found, cpus or os.cpu_count() or 1) if found else 0,
+        machine_bytes=None if on_cluster else machine_bytes(),
         unreadable=unreadable,
     )
 
 
 def require_room(cost: IngestCost, archive_uri: str) -> None:
-    """Refuse a run whose archive cannot fit its disk.
+    """Refuse a run that cannot fit the archive's disk or this machine's memory.
 
     Raises
     ------
     SkysiftError
         It cannot.
     """
-    if not cost.fits:
+    if not cost.fits_memory:
+        raise SkysiftError(
+            f"this run would take about {cost.memory_bytes:,} bytes of memory, but this machine "
+            f"has {cost.machine_bytes:,}; use fewer CPUs (cluster.cpus), smaller batches "
+            "(ingest.batch_tiles), or a cluster (cluster.address)"
+        )
+    if not cost.fits_disk:
         raise SkysiftError(
             f"archive {archive_uri} would grow by {cost.archive_bytes:,} bytes for {cost.tiles:,} "
             f"tiles, but its disk has {cost.free_bytes:,} free; free some space, choose another "
             "place, or take fewer scenes (--since, --until, --bbox)"
         )
+
+
+def machine_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the memory of this machine, or what its container may use of it."""
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    limits = (groups / "memory.max", groups / "memory" / "memory.limit_in_bytes")
+    texts = (limit.read_text().strip() for limit in limits if limit.is_file())
+    return min([*sizes, *(int(text) for text in texts if text.isdecimal())])
 
 
 def _spread(scenes: Sequence[Scene], count: int | None) -> list[Scene]:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from storage.errors import CatalogError, ConfigError, SkysiftError
+from storage.errors import CatalogError, ConfigError, EmptyCatalogError, SkysiftError
 from storage.geotiff_files import GEOTIFF_SUFFIXES, file_candidates
 from storage.object_store import StorageOptions, exists, is_local, join_uri, list_files
 from storage.scenes import (
@@ -74,7 +74,9 @@ def read_scenes(
     Raises
     ------
     CatalogError
-        The source is not a catalog, is empty, or nothing in it satisfies the query.
+        The source is not a catalog.
+    EmptyCatalogError
+        It is empty, or nothing in it satisfies the query.
     NotFoundError
         The source does not exist.
     ConfigError
@@ -84,15 +86,17 @@ def read_scenes(
         raise ConfigError("no bands are asked for; name at least one")
     found = list(_entries(spec, options))
     if not found and is_api(spec.source):
-        raise CatalogError(f"the STAC API at {spec.source} finds nothing for the query; widen it")
+        raise EmptyCatalogError(
+            f"the STAC API at {spec.source} finds nothing for the query; widen it"
+        )
     if not found:
-        raise CatalogError(
+        raise EmptyCatalogError(
             f"{spec.source} holds no scenes; give a STAC document or API, a GeoTIFF, "
             "a folder of them, or a pattern such as folder/*.tif"
         )
     kept, rejected = _select(found, spec.query)
     if not kept and not rejected:
-        raise CatalogError(
+        raise EmptyCatalogError(
             f"none of the {len(found)} entries of {spec.source} satisfies the query; widen it"
         )
     scenes: list[Scene] = []

@@ -5,6 +5,7 @@ The tree::
     SkysiftError
     ├── ConfigError (ValueError)      a recipe, option or argument is wrong
     ├── CatalogError                  a catalog or one of its items cannot be used
+    │   └── EmptyCatalogError         it holds nothing, or nothing for the query
     ├── SceneError                    one scene's pixels cannot be read as asked
     ├── GridError                     a grid, window or coordinate does not fit
     ├── EncoderMismatchError          vectors of two encoders would be mixed
@@ -27,6 +28,10 @@ class ConfigError(SkysiftError, ValueError):
 
 class CatalogError(SkysiftError):
     """A catalog, or one item of it, cannot be used."""
+
+
+class EmptyCatalogError(CatalogError):
+    """A catalog can be read and holds nothing, or nothing that the query asks for."""
 
 
 class SceneError(SkysiftError):

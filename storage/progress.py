@@ -10,12 +10,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """One report: ``done`` of ``total`` units (``total`` is None while unknown) of a stage."""
+    """One report: ``done`` of ``total`` units (``total`` is None while unknown) of a stage.
+
+    ``speed`` replaces units per second where another measure says more.
+    """
 
     stage: str
     done: int
     total: int | None = None
     unit: str = "items"
+    speed: str = ""
     note: str = ""
 
 

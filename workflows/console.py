@@ -239,7 +239,8 @@ class _Stage:
         parts = [f"{report.done:,}{of_total} {report.unit}"]
         rate = (report.done - self.first_done) / elapsed if elapsed > 0 else 0.0
         if rate > 0:
-            parts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
+            per_second = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
+            parts.append(report.speed or per_second)
             if report.total is not None and not self.finished:
                 parts.append(f"{duration((report.total - report.done) / rate)} left")
         if self.finished:
@@ -342,12 +343,15 @@ class ProgressView:
         if self._bars is None:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as RichProgress
+            from rich.table import Column
 
+            console = stderr_console()
+            one_line = Column(no_wrap=True, overflow="ellipsis")
             self._bars = RichProgress(
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[detail]}", markup=False),
-                console=stderr_console(),
+                BarColumn(bar_width=24 if console.width >= 100 else 8),
+                TextColumn("{task.fields[detail]}", markup=False, table_column=one_line),
+                console=console,
             )
             self._bars.start()
         if stage.task is None:

@@ -23,13 +23,16 @@ from pipeline.ingest_plan import IngestPlan, IngestSpec
 from storage.archive import Archive
 from storage.errors import (
     ConfigError,
+    EmptyCatalogError,
     EncoderMismatchError,
     GridError,
     NotFoundError,
     SkysiftError,
 )
+from storage.events import EventSink, unheard
 from storage.object_store import StorageOptions, is_local, local_path
 from storage.progress import ProgressSink, quiet
+from storage.scenes import SceneQuery
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +43,15 @@ _FATAL = (ConfigError, EncoderMismatchError, GridError)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WatchJob:
-    """What to keep up to date: the ingest, and the index of its archive unless that is None."""
+    """What to keep up to date: the ingest, and the index of its archive unless that is None.
+
+    ``on_cluster`` says that another machine's memory is used, not this one's.
+    """
 
     ingest: IngestSpec
     index_uri: str | None = None
     index: IndexSpec = field(default_factory=IndexSpec)
+    on_cluster: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +70,8 @@ class PollReport:
     """What one poll found and did, at ``snapshot`` of the archive.
 
     ``index_version`` is the version that is now current, None without an index;
-    ``index_changed`` tells whether this poll made it.
+    ``index_changed`` tells whether this poll made it. ``nothing`` says why the source had nothing
+    to offer; empty when it had.
     """
 
     started_at: dt.datetime
@@ -73,6 +81,7 @@ class PollReport:
     snapshot: str | None
     index_version: str | None = None
     index_changed: bool = False
+    nothing: str = ""
 
     @property
     def is_news(self) -> bool:
@@ -123,6 +132,7 @@ def poll(
     session: RaySession = nullcontext,
     options: StorageOptions | None = None,
     progress: ProgressSink = quiet,
+    events: EventSink = unheard,
 ) -> PollReport:
     """Look at the source once, embed what is new or changed, and bring the index up to date.
 
@@ -139,22 +149,26 @@ def poll(
         Where the object store is.
     progress
         Receives the stages of the ingest and of the index.
+    events
+        Receives what becomes of each scene.
 
     Raises
     ------
     SkysiftError
-        The source cannot be read, the disk has no room, or as :func:`pipeline.ingest.ingest` and
-        :func:`pipeline.indexing.update_index` say.
+        The source cannot be read or holds nothing any more, the disk has no room, or as
+        :func:`pipeline.ingest.ingest` and :func:`pipeline.indexing.update_index` say.
     """
     started, started_at = time.monotonic(), dt.datetime.now(dt.UTC)
-    plan = plan_ingest(job.ingest, options)
     arrivals: tuple[Arrival, ...] = ()
-    if plan.todo or plan.rejected:
-        cost = estimate_cost(plan, options, sample_scenes=SAMPLE_SCENES)
-        require_room(cost, job.ingest.archive_uri)
-        with session() if plan.todo else nullcontext():
-            ingest(plan, options=options, progress=progress)
-        arrivals = _arrivals(plan, options)
+    nothing = ""
+    try:
+        plan = plan_ingest(job.ingest, options)
+    except EmptyCatalogError as error:
+        if _has_vanished(job, options):
+            raise
+        nothing = str(error)
+    else:
+        arrivals = _embed(job, plan, session, options, progress, events)
     archive = _archive(job, options)
     version, changed = _bring_index(job, archive, session, options, progress)
     return PollReport(
@@ -165,7 +179,32 @@ def poll(
         snapshot=None if archive is None else archive.snapshot,
         index_version=version,
         index_changed=changed,
+        nothing=nothing,
     )
+
+
+def _has_vanished(job: WatchJob, options: StorageOptions | None) -> bool:
+    """Tell whether a source that is empty now held scenes before: a disk that is not mounted."""
+    archive = _archive(job, options)
+    asks_for_all = job.ingest.catalog.query == SceneQuery()
+    return asks_for_all and archive is not None and bool(archive.ledger.entries)
+
+
+def _embed(
+    job: WatchJob,
+    plan: IngestPlan,
+    session: RaySession,
+    options: StorageOptions | None,
+    progress: ProgressSink,
+    events: EventSink,
+) -> tuple[Arrival, ...]:
+    if not (plan.todo or plan.rejected):
+        return ()
+    cost = estimate_cost(plan, options, sample_scenes=SAMPLE_SCENES, on_cluster=job.on_cluster)
+    require_room(cost, plan.spec.archive_uri)
+    with session() if plan.todo else nullcontext():
+        ingest(plan, options=options, progress=progress, events=events)
+    return _arrivals(plan, options)
 
 
 def watch(
@@ -176,19 +215,20 @@ def watch(
     session: RaySession = nullcontext,
     options: StorageOptions | None = None,
     progress: ProgressSink = quiet,
+    events: EventSink = unheard,
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
     """Poll again and again, until interrupted.
 
     Parameters
     ----------
-    job, session, options, progress
+    job, session, options, progress, events
         As for :func:`poll`.
     interval_s
         Seconds from the beginning of one poll to that of the next.
     report
         Receives what each poll did, or the error that ended it: an unreachable store or a
-        catalog that is empty for the moment does not end the watch.
+        source that is gone for the moment does not end the watch.
     wait
         How to let seconds pass.
 
@@ -202,7 +242,7 @@ def watch(
             started = time.monotonic()
             try:
                 outcome: PollReport | SkysiftError = poll(
-                    job, session=session, options=options, progress=progress
+                    job, session=session, options=options, progress=progress, events=events
                 )
             except _FATAL:
                 raise

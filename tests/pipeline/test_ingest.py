@@ -21,6 +21,7 @@ from storage.archive import Archive
 from storage.audit import verify
 from storage.catalog import CatalogSpec, read_scenes
 from storage.errors import EncoderMismatchError, GridError, SkysiftError
+from storage.events import Event
 from storage.object_store import StorageOptions, upload
 from storage.rasters import write_geotiff
 from tests.conftest import MotoS3
@@ -138,8 +139,20 @@ def test_a_bad_scene_is_quarantined_with_its_reason_and_an_empty_one_is_said_to_
     whole = (scenes / "site_20240501.tif").read_bytes()
     (scenes / "bad_20240901.tif").write_bytes(whole[: len(whole) // 2])
     write_scene(scenes, "dark_20240902", seed=5, nodata_columns=SIZE_PX)
-    report = ingest(plan_ingest(job))
+    events: list[Event] = []
+    report = ingest(plan_ingest(job), events=events.append)
     assert list(report.quarantined) == ["bad_20240901"]
+    told = {one.scene: (one.state, one.rows, one.reason) for one in events if one.scene}
+    assert {name: told[name][:2] for name in told} == {
+        "site_20240501": ("embedded", 16),
+        "site_20240601": ("embedded", 16),
+        "site_20240701": ("embedded", 8),
+        "dark_20240902": ("empty", 0),
+        "bad_20240901": ("quarantined", 0),
+    }
+    assert told["bad_20240901"][2] == report.quarantined["bad_20240901"]
+    others = [(one.event, one.scenes, one.rows) for one in events if not one.scene]
+    assert others == [("started", 4, None), ("committed", 5, 40), ("finished", 5, 40)]
     assert (report.embedded, report.empty) == (3, 1)
     states = {s.scene_id: (s.state, s.reason) for s in Archive.open(job.archive_uri).scenes()}
     assert states["bad_20240901"][0] == "quarantined"

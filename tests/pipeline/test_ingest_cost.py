@@ -10,7 +10,12 @@ import pytest
 from pipeline.grids import TileGrid
 from pipeline.ingest import plan_ingest
 from pipeline.ingest_commit import Committer
-from pipeline.ingest_cost import _archive_bytes, estimate_cost, require_room
+from pipeline.ingest_cost import (
+    _archive_bytes,
+    estimate_cost,
+    machine_bytes,
+    require_room,
+)
 from pipeline.ingest_plan import IngestPlan, IngestSpec
 from pipeline.ingest_stages import SceneRows
 from pipeline.tiling import GridSpec, TileRules, count_tiles, grid_for_scene, read_tiles
@@ -91,7 +96,7 @@ def test_a_run_that_cannot_fit_the_disk_is_refused(
     plan: IngestPlan, monkeypatch: pytest.MonkeyPatch
 ):
     cost = estimate_cost(plan)
-    assert cost.fits
+    assert cost.fits_disk
     require_room(cost, plan.spec.archive_uri)
     asked: list[Path] = []
 
@@ -104,6 +109,23 @@ def test_a_run_that_cannot_fit_the_disk_is_refused(
     with pytest.raises(SkysiftError, match="for 48 tiles, but its disk has 1,000 free"):
         require_room(tight, plan.spec.archive_uri)
     assert [path.exists() for path in asked] == [True]
+
+
+def test_a_run_that_cannot_fit_the_memory_is_refused(plan: IngestPlan, tmp_path: Path):
+    cost = estimate_cost(plan)
+    require_room(cost, plan.spec.archive_uri)
+    tight = replace(cost, machine_bytes=cost.memory_bytes - 1)
+    assert tight.summary()["fits"] is False
+    with pytest.raises(SkysiftError, match="bytes of memory, but this machine has"):
+        require_room(tight, plan.spec.archive_uri)
+    with pytest.raises(SkysiftError, match="use fewer CPUs"):
+        require_room(estimate_cost(plan, cpus=10**6), plan.spec.archive_uri)
+    require_room(estimate_cost(plan, cpus=10**6, on_cluster=True), plan.spec.archive_uri)
+    whole = machine_bytes(tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine_bytes(tmp_path) == whole
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert machine_bytes(tmp_path) == 1_000_000
 
 
 def test_memory_grows_with_cpus_and_batches(plan: IngestPlan):
@@ -127,7 +149,7 @@ def test_files_on_s3_count_and_an_object_store_is_never_full(plan: IngestPlan, m
     local = estimate_cost(plan)
     assert (remote.tiles, remote.read_bytes) == (local.tiles, local.read_bytes)
     assert remote.free_bytes is None
-    assert remote.fits
+    assert remote.fits_disk
 
 
 def _size(folder: str) -> int:

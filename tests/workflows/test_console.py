@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -97,7 +98,8 @@ def test_a_terminal_gets_a_bar():
         "from storage.progress import Progress\n"
         "with ProgressView() as sink:\n"
         "    for done in range(6):\n"
-        "        sink(Progress(stage='ingest', done=done, total=5, unit='tiles'))\n"
+        "        sink(Progress(stage='ingest', done=2000 * done, total=10000, unit='scenes',\n"
+        "                      speed='1,234 tiles/s', note='12 empty, 3 quarantined'))\n"
         "        time.sleep(0.6)\n"
     )
     terminal, end = pty.openpty()
@@ -111,9 +113,11 @@ def test_a_terminal_gets_a_bar():
     os.close(terminal)
     assert process.returncode == 0
     text = shown.decode()
-    assert "ingest" in text
-    assert "5/5 tiles" in text
-    assert "━" in text
+    assert "10,000/10,000 scenes" in text
+    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "\n").split("\n")
+    assert max(map(len, drawn)) <= 80
+    whole = r"ingest [━╸╺]+ 6,000/10,000 scenes  1,234 tiles/s  \d s left  12 empty, 3 quarantined"
+    assert any(re.fullmatch(whole, line.strip()) for line in drawn)
 
 
 @dataclass(frozen=True)

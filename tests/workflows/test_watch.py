@@ -181,13 +181,36 @@ def test_the_command_polls_once_for_cron_and_tells(job: WatchJob):
     assert again.code == 0
     assert "scenes new or changed  0" in again.out
     (_scenes(job) / "bad_20240702.tif").write_bytes(b"II*\0")
-    third = run(*_cli(job), "--once")
+    log = Path(job.ingest.archive_uri).parent / "logs" / "events.jsonl"
+    third = run(*_cli(job), "--once", "--events", str(log))
     assert third.code == 3
     assert "bad_20240702" in third.out
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [one["event"] for one in events] == ["started", "scene", "committed", "finished"]
+    assert (events[1]["scene"], events[1]["state"]) == ("bad_20240702", "quarantined")
     with sole_watcher(job.ingest.archive_uri):
         busy = run(*_cli(job), "--once")
     assert busy.code == 1
     assert "another `skysift watch` is at work" in busy.err
+
+
+def test_a_source_that_holds_nothing_yet_is_no_failure_but_one_that_was_emptied_is(
+    broken: WatchJob, tmp_path: Path
+):
+    (_scenes(broken) / "bad_20240501.tif").rename(tmp_path / "later.tif")
+    first = run(*_cli(broken), "--once")
+    assert first.code == 0, first.err
+    assert "holds no scenes" in first.out
+    assert run(*_cli(broken), "--once", "--json").data["snapshot"] is None
+    (tmp_path / "later.tif").rename(_scenes(broken) / "bad_20240501.tif")
+    assert run(*_cli(broken), "--once").code == 3
+    nothing_new = run(*_cli(broken), "--once", "--since", "2025-01-01")
+    assert nothing_new.code == 0, nothing_new.err
+    assert "none of the 1 entries" in nothing_new.out
+    (_scenes(broken) / "bad_20240501.tif").unlink()
+    emptied = run(*_cli(broken), "--once")
+    assert emptied.code == 1
+    assert "holds no scenes" in emptied.err
 
 
 def test_a_watch_that_was_killed_can_be_started_again(broken: WatchJob):

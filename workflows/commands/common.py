@@ -7,6 +7,7 @@ override the recipe. The function gets a :class:`Run`.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -204,6 +205,13 @@ def recipe_option(flag: str, key: str, text: str, **attributes: Any) -> Callable
 
 
 pass_run = click.make_pass_decorator(Run)
+
+events_option = click.option(
+    "--events",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Append what happens to a file, one JSON object a line.",
+)
 
 
 def catalog_options(function: F) -> F:

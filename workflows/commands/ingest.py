@@ -1,10 +1,18 @@
 """`skysift ingest`: scenes into an archive."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.commands.common import Run, Verb, catalog_options, pass_run, recipe_option
+from workflows.commands.common import (
+    Run,
+    Verb,
+    catalog_options,
+    events_option,
+    pass_run,
+    recipe_option,
+)
 from workflows.failures import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
@@ -29,10 +37,11 @@ if TYPE_CHECKING:
     "Try scenes again that could not be read before.",
     is_flag=True,
 )
+@events_option
 @click.option("--dry-run", is_flag=True, help="Print what would be done and cost, and stop.")
 @pass_run
 @click.pass_context
-def ingest(ctx: click.Context, run: Run, dry_run: bool) -> None:
+def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> None:
     """Tile and embed scenes into an archive, exactly once.
 
     Scenes that the archive has are skipped, so the same command continues what was stopped and
@@ -42,6 +51,7 @@ def ingest(ctx: click.Context, run: Run, dry_run: bool) -> None:
     from pipeline.ingest import ingest as run_ingest
     from pipeline.ingest import plan_ingest
     from pipeline.ingest_cost import SAMPLE_SCENES, estimate_cost, require_room
+    from storage.events import event_log
     from workflows.build import ingest_spec
 
     bundle = run.need_path("encoder.bundle", "--encoder")
@@ -49,14 +59,21 @@ def ingest(ctx: click.Context, run: Run, dry_run: bool) -> None:
     plan = plan_ingest(spec, run.storage)
     with run.progress() as progress:
         sample = None if dry_run else SAMPLE_SCENES
-        cost = estimate_cost(plan, run.storage, sample_scenes=sample, progress=progress)
+        cost = estimate_cost(
+            plan,
+            run.storage,
+            sample_scenes=sample,
+            cpus=run.recipe.cluster.cpus,
+            on_cluster=run.recipe.cluster.address is not None,
+            progress=progress,
+        )
     if dry_run:
         run.show({**plan.summary(), **cost.summary()}, _plan_lines(plan, cost))
     require_room(cost, spec.archive_uri)
     if dry_run:
         return
-    with run.ray(), run.progress() as progress:
-        report = run_ingest(plan, options=run.storage, progress=progress)
+    with event_log(events) as log, run.ray(), run.progress() as progress:
+        report = run_ingest(plan, options=run.storage, progress=progress, events=log)
     lines = {
         "archive": spec.archive_uri,
         "snapshot": report.snapshot,
@@ -75,13 +92,15 @@ def ingest(ctx: click.Context, run: Run, dry_run: bool) -> None:
 
 def _plan_lines(plan: "IngestPlan", cost: "IngestCost") -> dict[str, Any]:
     """Return plan and costs for people: sizes in GB, unreadable scenes by name."""
+    machine = cost.machine_bytes
+    of_machine = "" if machine is None else f" of {machine / 1e9:,.1f} GB"
     free = "" if cost.free_bytes is None else f" of {cost.free_bytes / 1e9:,.2f} GB free"
     return {
         **plan.summary(),
         "tiles at most": f"{cost.tiles:,}",
         "to read": f"{cost.read_bytes / 1e9:,.3f} GB",
         "archive grows by": f"{cost.archive_bytes / 1e9:,.3f} GB at most{free}",
-        "memory on this machine": f"about {cost.memory_bytes / 1e9:,.1f} GB",
+        "memory": f"about {cost.memory_bytes / 1e9:,.1f} GB{of_machine}",
         "scenes unreadable": len(cost.unreadable),
         **{f"  {scene}": reason for scene, reason in cost.unreadable.items()},
     }

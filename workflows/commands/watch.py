@@ -2,11 +2,19 @@
 
 import datetime as dt
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from workflows.commands.common import Run, Verb, catalog_options, pass_run, recipe_option
+from workflows.commands.common import (
+    Run,
+    Verb,
+    catalog_options,
+    events_option,
+    pass_run,
+    recipe_option,
+)
 from workflows.commands.durations import Duration
 from workflows.console import format_pairs, plain_value
 from workflows.failures import EXIT_QUARANTINED, one_line
@@ -36,23 +44,28 @@ if TYPE_CHECKING:
     metavar="SPAN",
     help="From the beginning of one poll to that of the next.",
 )
+@events_option
 @click.option("--once", is_flag=True, help="Poll once and stop, as for cron.")
 @pass_run
 @click.pass_context
-def watch(ctx: click.Context, run: Run, interval: dt.timedelta, once: bool) -> None:
+def watch(
+    ctx: click.Context, run: Run, interval: dt.timedelta, events: Path | None, once: bool
+) -> None:
     """Embed what is new in a source, update the index, and do so again and again.
 
     Stopped in any way, the same command goes on where it was. One instance at a time works on an
-    archive; a second one fails at once. Without --once, a source that is empty or out of reach is
-    reported and polled again, and --json writes one line a poll. With it, scenes that were set
-    aside give exit code 3.
+    archive; a second one fails at once. Without --once, a source that is out of reach is reported
+    and polled again, and --json writes one line a poll. With it, scenes that were set aside give
+    exit code 3. A source that holds nothing yet, or nothing for the query, is no failure; one that
+    held scenes and is empty now is.
     """
+    from storage.events import event_log
     from workflows.watch import poll, sole_watcher
     from workflows.watch import watch as keep_watching
 
     job = _job(run)
-    if not once:
-        with run.progress() as progress:
+    with event_log(events) as log, run.progress() as progress:
+        if not once:
             keep_watching(
                 job,
                 interval.total_seconds(),
@@ -60,9 +73,10 @@ def watch(ctx: click.Context, run: Run, interval: dt.timedelta, once: bool) -> N
                 session=run.ray,
                 options=run.storage,
                 progress=progress,
+                events=log,
             )
-    with sole_watcher(job.ingest.archive_uri), run.progress() as progress:
-        done = poll(job, session=run.ray, options=run.storage, progress=progress)
+        with sole_watcher(job.ingest.archive_uri):
+            done = poll(job, session=run.ray, options=run.storage, progress=progress, events=log)
     run.show(done, _lines(done))
     if done.quarantined:
         ctx.exit(EXIT_QUARANTINED)
@@ -78,6 +92,7 @@ def _job(run: Run) -> "WatchJob":
         ingest=ingest_spec(run.settings, load_encoder(bundle, run.storage).tile_px),
         index_uri=run.recipe.index.uri,
         index=index_spec(run.settings),
+        on_cluster=run.recipe.cluster.address is not None,
     )
 
 
@@ -97,6 +112,7 @@ def _lines(done: "PollReport") -> list[str]:
     states = [one.state for one in done.arrivals]
     facts = {
         "polled (UTC)": f"{done.started_at:%Y-%m-%d %H:%M:%S}",
+        **({"source": done.nothing} if done.nothing else {}),
         "scenes new or changed": len(done.arrivals),
         **{
             f"  {one.scene_id}": one.reason
