@@ -116,18 +116,38 @@ def verify(ctx: click.Context, run: Run) -> None:
 @archive.command(
     "export",
     cls=Verb,
-    example="skysift archive export --archive work/archive --out rows.parquet",
+    example="""
+    skysift archive export --archive work/archive --out rows.parquet
+    skysift archive export --archive work/archive --format stac --out archive.json""",
 )
 @archive_option
 @snapshot_option
-@click.option("--out", required=True, metavar="URI", help="GeoParquet file to write.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["geoparquet", "stac"]),
+    default="geoparquet",
+    show_default=True,
+    help="All rows as GeoParquet, or one STAC item that describes the archive.",
+)
+@click.option("--out", required=True, metavar="URI", help="File to write.")
 @pass_run
-def export(run: Run, out: str) -> None:
-    """Write all rows as GeoParquet: footprint, time, scene, labels and vector."""
+def export(run: Run, kind: str, out: str) -> None:
+    """Write an archive for other programs.
+
+    GeoParquet holds every row: footprint, time, scene, labels and vector. The STAC item (of the
+    embeddings extension) says where, when and by which encoder, and links to the archive itself.
+    """
+    opened = open_archive(run)
+    if kind == "stac":
+        from storage.stac_archive import write_archive_item
+
+        item = write_archive_item(opened, out, run.storage)
+        run.show({"file": out, "item": item["id"], "rows": len(opened)})
+        return
     from storage.export import to_geoparquet
 
-    rows = to_geoparquet(open_archive(run), out, options=run.storage)
-    run.show({"file": out, "rows": rows})
+    run.show({"file": out, "rows": to_geoparquet(opened, out, options=run.storage)})
 
 
 @archive.command("snapshots", cls=Verb, example="skysift archive snapshots --archive work/archive")
