@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import shapely
 
 from storage.errors import ConfigError
-from storage.export import footprints
+from storage.footprints import footprints
 from storage.object_store import StorageOptions, is_local, local_path, upload
 
 EDGES = ("west", "south", "east", "north")
