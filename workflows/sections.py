@@ -370,7 +370,7 @@ class IndexSection(Section):
     mirrors: ClassVar[str] = "pipeline.index_plan.IndexSpec"
 
     uri: str | None = None
-    kind: Literal["auto", "flat", "ivf_flat", "ivf_sq8", "ivf_pq"] = "auto"
+    kind: Literal["auto", "flat", "ivf_flat", "ivf_sq8", "ivf_rabitq", "ivf_opq", "ivf_pq"] = "auto"
     shards: Count | None = None
     rows_per_shard: Count = 1_000_000
     nlist: Count | None = None
