@@ -6,9 +6,11 @@ every version that a reader may have opened as the current one within the time t
 """
 
 import datetime as dt
+import logging
 from dataclasses import dataclass
 from itertools import pairwise
 
+from storage.care import unpin_snapshots
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.index_files import IndexFiles
 from storage.manifest import (
@@ -27,6 +29,8 @@ from storage.object_store import (
     modified_at,
 )
 from storage.progress import Progress, ProgressSink, quiet
+
+logger = logging.getLogger(__name__)
 
 READERS_GRACE = dt.timedelta(days=1)
 """How long a version that was replaced is left to those who read it."""
@@ -228,10 +232,21 @@ def collect_garbage(
         if name not in needed and modified_at(name, options) < limit
     ]
     garbage.sort(key=lambda name: not name.endswith("/manifest.json"))  # a version goes as a whole
-    for name in [] if dry_run else garbage:
-        delete(name, options)
+    if not dry_run:
+        for name in garbage:
+            delete(name, options)
+        _unpin(root, kept, options)
     gone = tuple(version for version in versions if version not in kept)
     return IndexGarbage(versions=gone, files=tuple(garbage), dry_run=dry_run)
+
+
+def _unpin(root: str, kept: set[str], options: StorageOptions | None) -> None:
+    """Let the archive forget the snapshots that only versions which are gone have read."""
+    archive = read_manifest(root, options=options).archive_uri
+    try:
+        unpin_snapshots(archive, root, kept, options)
+    except NotFoundError:
+        logger.warning("archive %s is gone; its snapshots stay as they are", archive)
 
 
 def _kept_versions(

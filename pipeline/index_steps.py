@@ -18,6 +18,7 @@ from pipeline.index_update import growth_advice, list_health, mean_fit
 from pipeline.samples import uniform_rows
 from pipeline.tasks import run_tasks
 from storage.archive import Archive
+from storage.care import pin_snapshot
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.index_files import IndexFiles, file_entry
 from storage.manifest import (
@@ -229,6 +230,7 @@ def publish(
             f"index {index_uri} takes {manifest.measured_bytes} bytes, more than the {budget} "
             "allowed; raise the memory or build it again: the current version stays"
         )
+    pin_snapshot(manifest.archive_uri, manifest.snapshot, index_uri, manifest.version, options)
     write_manifest(index_uri, manifest, options)
     if manifest.advice:
         logger.warning("index %s: %s", index_uri, manifest.advice)

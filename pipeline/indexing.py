@@ -21,6 +21,7 @@ from pipeline.index_care import (
     verify_index,
 )
 from pipeline.index_compact import ShardMerger, groups_to_merge, shards_after
+from pipeline.index_pilot import with_pilot
 from pipeline.index_plan import IndexPlan, IndexSpec, cut_into_shards, plan_index
 from pipeline.index_steps import (
     draw_sample,
@@ -122,7 +123,7 @@ def build_index(
     NotFoundError
         There is no archive.
     ConfigError
-        The archive is empty, or nothing fits what is asked for.
+        The archive is empty, nothing fits what is asked for, or the index is of another archive.
     """
     spec = spec or IndexSpec()
     archive = Archive.open(absolute_uri(archive_uri), options=options)
@@ -131,6 +132,11 @@ def build_index(
     current = _current(index_uri, options)
     if current and current.digest == digest:
         return current
+    if current and current.archive_uri != archive.uri:
+        raise ConfigError(
+            f"index {index_uri} is of archive {current.archive_uri}, not {archive.uri}; "
+            "choose another folder for the new index"
+        )
     plan, version = _plan(archive, spec), next_version(current, digest)
     logger.info("index %s: version %s: %s", index_uri, version, plan)
     with ray_session(address):
@@ -283,7 +289,8 @@ def _next_number(current: IndexManifest) -> int:
 
 
 def _plan(archive: Archive, spec: IndexSpec) -> IndexPlan:
-    return plan_index(spec, archive.spec.dimension, len(archive.spec.classes), survey(archive))
+    sizes = archive.spec.dimension, len(archive.spec.classes)
+    return with_pilot(archive, plan_index(spec, *sizes, survey(archive)), spec)
 
 
 def _current(index_uri: str, options: StorageOptions | None) -> IndexManifest | None:

@@ -268,6 +268,15 @@ def fit_of(trained: Bytes, vectors: Float32) -> Fit:
     )
 
 
+def proposals(trained: Bytes, rows: Float32, queries: Float32, depth: int) -> Int64:
+    """Return the rows (Q, depth) that a shard of ``rows`` (n, D) ranks best, every list probed."""
+    index = loaded(trained)
+    index.whole.add(np.ascontiguousarray(rows))
+    index.lists.nprobe = index.lists.nlist
+    _, found = index.whole.search(np.ascontiguousarray(queries), depth)
+    return np.asarray(found)
+
+
 class Filled:
     """A shard in memory, that grows from the trained index and goes to a file."""
 

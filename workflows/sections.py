@@ -375,6 +375,7 @@ class IndexSection(Section):
     rows_per_shard: Count = 1_000_000
     nlist: Count | None = None
     memory_bytes: Bytes | None = None
+    builder_memory_bytes: Bytes | None = None
     recall: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.95
     sample_rows: Count = 262_144
     rerank: Flag = True

@@ -1,4 +1,4 @@
-"""`skysift index` for its growth and care: each verb tells what it did, mistakes end in one line."""
+"""`skysift index` for its growth and care: what each verb tells, and mistakes in one line."""
 
 import datetime as dt
 from pathlib import Path
@@ -56,7 +56,12 @@ def test_a_dry_run_predicts_what_the_build_measures(at: list[str]):
     built = run("index", "build", *options, "--json").data
     assert built["measured_bytes"] <= told["predicted_bytes"] <= 1_000_000
     shown = run("index", "build", *options, "--dry-run").out
-    for word in ("bytes per row", "memory when loaded", "recall@10 expected", "memory of a builder"):
+    for word in (
+        "bytes per row",
+        "memory when loaded",
+        "recall@10 expected",
+        "memory of a builder",
+    ):
         assert word in shown
 
 

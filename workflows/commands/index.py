@@ -9,6 +9,7 @@ from workflows.commands.index_care import INDEX, gc, info, list_, rollback, size
 from workflows.commands.index_stats import stats
 
 if TYPE_CHECKING:
+    from pipeline.index_plan import IndexPlan, IndexSpec
     from storage.manifest import IndexManifest
 
 
@@ -34,6 +35,12 @@ def index() -> None:
 )
 @recipe_option("--shards", "index.shards", "Number of shards.", type=int, metavar="N")
 @recipe_option("--memory", "index.memory_bytes", "Most memory of all shards.", metavar="SIZE")
+@recipe_option(
+    "--builder-memory",
+    "index.builder_memory_bytes",
+    "Most memory of a process that builds a shard.",
+    metavar="SIZE",
+)
 @recipe_option("--recall", "index.recall", "Recall@10 to reach.", type=float, metavar="FRACTION")
 @click.option("--dry-run", is_flag=True, help="Print what would be built, and stop.")
 @pass_run
@@ -47,16 +54,7 @@ def build(run: Run, dry_run: bool) -> None:
     spec = index_spec(run.settings)
     if dry_run:
         plan = plan_build(archive, spec, run.storage)
-        lines = {
-            "rows": plan.rows,
-            "kind": plan.parameters.kind,
-            "lists": plan.parameters.nlist,
-            "shards": len(plan.pieces),
-            "memory when loaded": size(plan.predicted_bytes),
-            "on disk besides": size(plan.disk_bytes),
-            "rows to train on": plan.sample_rows,
-        }
-        run.show(plan, lines)
+        run.show(plan, _prediction(plan, spec))
         return
     with run.ray(), run.progress() as progress:
         manifest = build_index(archive, target, spec, options=run.storage, progress=progress)
@@ -93,6 +91,24 @@ for care in (list_, info, stats, verify, rollback, gc):
     index.add_command(care)
 
 
+def _prediction(plan: "IndexPlan", spec: "IndexSpec") -> dict[str, Any]:
+    p, expected = plan.parameters, min(spec.recall, plan.recall_ceiling)
+    return {
+        "rows": plan.rows,
+        "kind": p.kind + (f", {p.bits} bits" if p.kind == "ivf_rabitq" else ""),
+        "bytes per row": round(plan.predicted_bytes / plan.rows, 1),
+        "of which the vector": p.code_bytes,
+        "lists": p.nlist,
+        "shards": len(plan.pieces),
+        "memory when loaded": size(plan.predicted_bytes),
+        "on disk besides": size(plan.disk_bytes),
+        "recall@10 expected": f"{expected:.3f}, {plan.recall_ceiling:.3f} with every list probed",
+        "rescored per result": plan.rerank,
+        "rows to train on": plan.sample_rows,
+        "memory of a builder": size(plan.builder_bytes),
+    }
+
+
 def _show(run: Run, target: str, manifest: "IndexManifest") -> None:
     facts: dict[str, Any] = {
         "index": target,
@@ -104,6 +120,7 @@ def _show(run: Run, target: str, manifest: "IndexManifest") -> None:
         "shards": len(manifest.shards),
         "memory predicted": size(manifest.predicted_bytes),
         "memory measured": size(manifest.measured_bytes),
+        "bytes per row measured": round(manifest.measured_bytes / manifest.rows, 1),
         "lists probed": f"{manifest.nprobe} of {manifest.parameters.nlist}",
         "recall@10 measured": manifest.recall.get(str(manifest.nprobe)),
         "drift": manifest.drift,
