@@ -39,6 +39,7 @@ def make_rows(count: int, dimension: int, seed: int = 0, distinct: int | None = 
     return {
         "row": rng.permutation(count).astype(np.int64) + (3 << 32),
         "embedding": embedding,
+        "grid": np.full(count, GRID, dtype=object),
         "tile": tile,
         "tile_key": np.array([f"{GRID}/{c}/{r}" for c, r in tile.tolist()], object),
         "scene": np.array([f"S{i}" for i in rng.integers(0, 30, count)], object),
@@ -65,7 +66,6 @@ def make_shards(
         if start == stop:
             continue
         part = {name: values[start:stop] for name, values in rows.items()}
-        part["grid"] = np.full(stop - start, GRID, dtype=object)
         order = order_of(part)
         part = {name: values[order] for name, values in part.items()}
         sidecar = Sidecar(encode_columns(part, CLASSES), "columns")

@@ -1,13 +1,14 @@
 """`skysift index` for its growth and care: what each verb tells, and mistakes in one line."""
 
 import datetime as dt
+import re
 from pathlib import Path
 
 import pytest
 
 from pipeline.indexing import read_manifest
-from storage.care import collect_garbage, delete_scenes
-from tests.archive_world import add_scenes, create_archive
+from storage.care import collect_garbage, delete_scenes, unpin_snapshots
+from tests.archive_world import add_scenes, create_archive, live_rows
 from tests.workflows.test_cli import run
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -37,9 +38,9 @@ def test_an_index_grows_is_compacted_rolled_back_and_cleaned(at: list[str]):
     assert [one["current"] for one in listed] == [False, False, True]
     table = run("index", "list", *index).out.splitlines()
     assert [line[:1] for line in table[1:]] == [" ", " ", "*"]
-    stats = run("index", "stats", *index).out
-    assert "rows                340" in stats
-    assert "recall@10" in stats
+    shown = run("index", "info", *index).out
+    assert re.search(r"^rows +340$", shown, re.MULTILINE)
+    assert "recall@10" in shown
     back = run("index", "rollback", *index, "--json").data
     assert back["current version"] == listed[1]["version"]
     chosen = run("index", "rollback", *index, "--to", listed[2]["version"], "--json").data
@@ -76,7 +77,7 @@ def test_a_dry_run_predicts_what_the_build_measures(at: list[str]):
         (["rollback", "--to", "0007-00000000"], 1, "has no version 0007-00000000; it has 0001-"),
         (["verify", "--version", "x"], 1, "has no version x"),
         (["gc", "--keep", "0"], 2, "--keep"),
-        (["stats", "--version", "x"], 1, "has no version x"),
+        (["info", "--version", "x"], 1, "has no version x"),
     ],
 )
 def test_mistakes_end_in_one_line(at: list[str], arguments: list[str], code: int, text: str):
@@ -98,11 +99,17 @@ def test_an_index_belongs_to_one_archive_and_an_archive_has_rows(at: list[str], 
     assert "is of archive" in refused.err
 
 
-def test_a_query_from_a_snapshot_that_gc_removed_is_one_clear_error(at: list[str]):
-    archive, index = at[1], at[2:]
-    pinned = read_manifest(at[3]).snapshot
+def test_archive_gc_keeps_what_an_index_pins_and_a_lost_snapshot_is_one_clear_error(at: list[str]):
+    archive, index = at[1], at[3]
+    pinned, key = read_manifest(index).snapshot, live_rows(archive)["tile_key"][0]
     add_scenes(archive, {"c": 5}, seed=4)
     later = dt.datetime.now(dt.UTC) + dt.timedelta(days=3)
-    assert pinned in collect_garbage(archive, dt.timedelta(hours=1), now=later).expired
-    found = run("search", *index, "--bbox", "-180,-90,180,90", "--tile", "g/0/0")
-    assert (found.code, found.err.count("\n")) == (1, 1), found.err
+    hour = dt.timedelta(hours=1)
+    assert pinned not in collect_garbage(archive, hour, now=later).expired
+    ask = ("search", "--index", index, "--tile", key)
+    assert run(*ask).code == 0
+    unpin_snapshots(archive, index, keep=[])
+    collect_garbage(archive, hour, now=later)
+    lost = run(*ask)
+    assert (lost.code, lost.err.count("\n")) == (1, 1), lost.err
+    assert f"has no snapshot '{pinned}'" in lost.err
