@@ -5,23 +5,26 @@ and files are as they should be is not built again.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.index_plan import Piece
-from storage.archive import Archive, Columns
+from storage.archive import Archive
+from storage.commits import CHUNK_ROWS
 from storage.errors import CorruptIndexError, NotFoundError
-from storage.manifest import FileEntry, IndexFiles, ShardEntry, file_entry, shard_entry
+from storage.index_files import IndexFiles, ShardDraft, Vectors
+from storage.manifest import FileEntry, ShardEntry, shard_entry
 from storage.object_store import StorageOptions, join_uri, read_bytes, write_bytes
+from storage.quantizers import Filled, Fit, fit_of, set_threads
 from storage.ranking import Float32, Int64
-from storage.shards import Bytes, Shard, fill, set_threads, similarity_to_lists
-from storage.sidecar import SOURCE_COLUMNS, Sidecar, encode_columns, order_of
+from storage.sidecar import Columns, encode_columns, join_rows, order_of
 
-_DRIFT_ROWS = 4096
+J = TypeVar("J", "ShardJob", "MergeJob")
+_FIT_ROWS = 4096
+_COLUMNS = ("scene_index", "tile", "bbox", "datetime", "cloud_fraction")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,10 +41,19 @@ class ShardJob:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MergeJob:
+    """One shard to make of others: its name and theirs."""
+
+    name: str
+    sources: tuple[ShardEntry, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ShardBuilder:
     """Builds shards of one version from an archive at one snapshot.
 
-    Peak memory: three times the shard's bytes, plus one segment.
+    Peak memory: :func:`pipeline.index_plan.builder_bytes`. ``first_build`` says whether the rows
+    were there to be trained on.
     """
 
     index_uri: str
@@ -50,100 +62,91 @@ class ShardBuilder:
     snapshot: str
     trained: FileEntry
     keep_vectors: bool
+    first_build: bool = True
     threads: int = 1
     options: StorageOptions | None = None
 
     def __call__(self, job: ShardJob) -> ShardEntry:
         """Build a shard, or return the one that is there."""
-        receipt = join_uri(self.index_uri, self.version, f"{job.name}.json")
-        finished = self._finished(receipt, job)
-        if finished:
-            return finished
-        entry = self._build(job)
-        text = json.dumps({"job": asdict(job), "shard": asdict(entry)})
-        write_bytes(receipt, text.encode(), self.options)
-        return entry
-
-    def _finished(self, receipt: str, job: ShardJob) -> ShardEntry | None:
-        try:
-            values = json.loads(read_bytes(receipt, self.options))
-            entry = shard_entry(values["shard"])
-            if values["job"] != json.loads(json.dumps(asdict(job))):
-                return None
-            files = IndexFiles(self.index_uri, self.options)
-            for file in entry.files:
-                files.open(file)
-        except (NotFoundError, CorruptIndexError, ValueError, KeyError, TypeError):
-            return None  # not finished: it is built (again)
-        return entry
+        return built_once(self.index_uri, self.version, job, self._build, self.options)
 
     def _build(self, job: ShardJob) -> ShardEntry:
         set_threads(self.threads)
         archive = Archive.open(self.archive_uri, self.snapshot, self.options)
-        labels = ("labels",) if archive.spec.classes else ()
-        rows = _read(archive, job, (*SOURCE_COLUMNS, *labels))
-        order = order_of(rows["tile_key"], rows["scene"])
-        columns = encode_columns(
-            {name: values[order] for name, values in rows.items()}, archive.spec.classes
-        )
+        columns = _columns(archive, job)
+        order = order_of(columns)
         positions = np.empty_like(order)
         positions[order] = np.arange(len(order))
-        vectors = np.empty(
-            (job.rows if self.keep_vectors else 0, archive.spec.dimension), dtype=np.float16
-        )
-        sample: list[Float32] = []
-
-        def batches() -> Iterator[tuple[Int64, npt.NDArray[np.float16]]]:
-            done = 0
-            for piece in job.pieces:
-                embedding = _read_piece(archive, piece, ("embedding",))["embedding"]
-                at = positions[done : done + len(embedding)]
-                done += len(embedding)
-                if self.keep_vectors:
-                    vectors[at] = embedding
-                stride = max(job.rows // _DRIFT_ROWS, 1)
-                sample.append(embedding[::stride].astype(np.float32))
-                yield at, embedding
-
+        text = encode_columns({n: v[order] for n, v in columns.items()}, archive.spec.classes)
+        del columns, order
         trained = IndexFiles(self.index_uri, self.options).open(self.trained)
-        data = fill(trained, job.rows, batches())
-        similarity, _ = similarity_to_lists(trained, np.concatenate(sample))
-        return self._write(job, data, columns, vectors, similarity)
+        stride, sample = max(job.rows // _FIT_ROWS, 1), list[Float32]()
 
-    def _write(
-        self,
-        job: ShardJob,
-        data: Bytes,
-        columns: bytes,
-        vectors: npt.NDArray[np.float16],
-        similarity: float,
-    ) -> ShardEntry:
-        def write(suffix: str, content: bytes | npt.NDArray[Any]) -> FileEntry:
-            path = f"{self.version}/{job.name}.{suffix}"
-            return file_entry(self.index_uri, path, content, self.options)
+        def fill(filled: Filled, vectors: Vectors | None) -> Fit:
+            done = 0
+            for rows in _batches(archive, job):
+                embedding = archive.read(rows, ["embedding"])["embedding"]
+                at = positions[done : done + len(rows)]
+                done += len(rows)
+                filled.add(at, embedding)
+                if vectors is not None:
+                    vectors[at] = embedding
+                sample.append(embedding[::stride].astype(np.float32))
+            return fit_of(trained, np.concatenate(sample))
 
-        sidecar = Sidecar(columns, job.name)
-        loaded = Shard(job.name, data, sidecar, vectors if self.keep_vectors else None)
-        bbox, since, until = sidecar.extent
-        return ShardEntry(
+        draft = ShardDraft(
+            index_uri=self.index_uri,
+            version=self.version,
             name=job.name,
-            rows=job.rows,
-            bbox=bbox,
-            since=since,
-            until=until,
-            memory_bytes=loaded.memory_bytes,
-            similarity=similarity,
-            index=write("faiss", data),
-            columns=write("arrow", columns),
-            vectors=write("vectors", vectors) if self.keep_vectors else None,
+            dimension=archive.spec.dimension if self.keep_vectors else 0,
+            trained_rows=job.rows if self.first_build else 0,
+            options=self.options,
         )
+        return draft.write(trained, text, fill)
 
 
-def _read(archive: Archive, job: ShardJob, columns: tuple[str, ...]) -> Columns:
-    parts = [_read_piece(archive, piece, columns) for piece in job.pieces]
-    return {name: np.concatenate([part[name] for part in parts]) for name in columns}
+def built_once(
+    index_uri: str,
+    version: str,
+    job: J,
+    build: Callable[[J], ShardEntry],
+    options: StorageOptions | None,
+) -> ShardEntry:
+    """Return the shard of a job that was finished before, or build it and leave a receipt."""
+    receipt = join_uri(index_uri, version, f"{job.name}.json")
+    told = json.loads(json.dumps(asdict(job)))
+    try:
+        values = json.loads(read_bytes(receipt, options))
+        if values["job"] == told:
+            entry, files = shard_entry(values["shard"]), IndexFiles(index_uri, options)
+            for file in entry.files:
+                files.open(file)
+            return entry
+    except (NotFoundError, CorruptIndexError, ValueError, KeyError, TypeError):
+        pass  # not finished: it is built (again)
+    entry = build(job)
+    write_bytes(receipt, json.dumps({"job": told, "shard": asdict(entry)}).encode(), options)
+    return entry
 
 
-def _read_piece(archive: Archive, piece: Piece, columns: tuple[str, ...]) -> Columns:
-    part = archive.read_segment(piece.ordinal, columns)
-    return {name: values[piece.start : piece.stop] for name, values in part.items()}
+def _columns(archive: Archive, job: ShardJob) -> Columns:
+    """Return what the archive knows of the rows of a shard, besides vectors."""
+    labels = ("labels",) if archive.spec.classes else ()
+    known, parts = archive.ledger.entries, list[Columns]()
+    for piece in job.pieces:
+        whole = archive.read_segment(piece.ordinal, (*_COLUMNS, *labels))
+        part = {name: values[piece.start : piece.stop] for name, values in whole.items()}
+        scenes = archive.segments[piece.ordinal].scenes
+        grids = [entry.grid_id if (entry := known.get(scene)) else "" for scene in scenes]
+        code = part.pop("scene_index")
+        part["scene"], part["grid"] = (np.array(names, object)[code] for names in (scenes, grids))
+        parts.append(part)
+    return join_rows(parts, len(archive.spec.classes))
+
+
+def _batches(archive: Archive, job: ShardJob) -> Iterator[Int64]:
+    """Yield the row ids of a shard, in the order of its pieces."""
+    for piece in job.pieces:
+        rows = archive.live_rows(piece.ordinal)[piece.start : piece.stop]
+        for start in range(0, len(rows), CHUNK_ROWS):
+            yield rows[start : start + CHUNK_ROWS]

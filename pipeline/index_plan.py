@@ -6,19 +6,19 @@ Pure: reads numbers, returns a frozen plan that can be printed (`skysift index b
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
 from storage.errors import ConfigError
-from storage.shards import (
-    ID_BYTES,
+from storage.quantizers import (
     KINDS,
     PQ_CODEWORDS,
     TRAINING_ROWS_PER_CENTRE,
     Kind,
     ShardParameters,
 )
+from storage.shards import ID_BYTES, MASK_BYTES
 from storage.sidecar import BYTES_PER_ROW
 
 Segments = list[tuple[int, int, tuple[float, float]]]
@@ -28,7 +28,13 @@ FLAT_ROWS = 20_000
 """Up to so many rows an exact scan answers as fast as lists do."""
 _ROWS_PER_LIST = 39
 _FILE_OVERHEAD_BYTES = 8192
-_RERANK = {"ivf_sq8": 4, "ivf_pq": 16}
+_PROCESS_BYTES = 500_000_000
+_RERANK = {"ivf_sq8": 4, "ivf_rabitq": 16, "ivf_opq": 16, "ivf_pq": 16}
+
+
+_COUNTS = (
+    "shards", "rows_per_shard", "nlist", "memory_bytes", "builder_memory_bytes", "sample_rows",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +51,8 @@ class IndexSpec:
         Lists of the coarse quantizer; by default about twice the square root of the rows.
     memory_bytes
         Most memory that all shards together may take when loaded.
+    builder_memory_bytes
+        Most memory of a process that builds a shard; smaller shards are cut to stay below it.
     recall
         Recall@10 that the default ``nprobe`` has to reach on sampled rows.
     sample_rows
@@ -60,6 +68,7 @@ class IndexSpec:
     rows_per_shard: int = 1_000_000
     nlist: int | None = None
     memory_bytes: int | None = None
+    builder_memory_bytes: int | None = None
     recall: float = 0.95
     sample_rows: int = 262_144
     rerank: bool = True
@@ -68,10 +77,15 @@ class IndexSpec:
     def __post_init__(self) -> None:
         if self.kind not in ("auto", *KINDS):
             raise ConfigError(f"index kind {self.kind!r} is unknown; give auto, {', '.join(KINDS)}")
-        for name in ("shards", "rows_per_shard", "nlist", "memory_bytes", "sample_rows"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"index {name} is {value}; give at least 1")
+        if self.kind == "ivf_rabitq" and not self.rerank:
+            raise ConfigError(
+                "index kind ivf_rabitq estimates scores and is always reranked; leave rerank on, "
+                "or choose ivf_opq"
+            )
         if not 0 < self.recall <= 1:
             raise ConfigError(f"index recall is {self.recall}; give a value in (0, 1]")
 
@@ -90,7 +104,9 @@ class IndexPlan:
     """What will be built.
 
     ``pieces`` holds one tuple for each shard; ``predicted_bytes`` is the memory of all shards when
-    loaded, ``disk_bytes`` what lies on disk besides.
+    loaded, ``disk_bytes`` what lies on disk besides, ``builder_bytes`` the peak memory of a process
+    that builds a shard. ``recall_ceiling`` is the recall@10 with every list probed, expected from a
+    pilot on some of the rows; 1 for kinds that lose nothing.
     """
 
     rows: int
@@ -100,6 +116,8 @@ class IndexPlan:
     pieces: tuple[tuple[Piece, ...], ...]
     predicted_bytes: int
     disk_bytes: int
+    builder_bytes: int
+    recall_ceiling: float = 1.0
 
 
 def plan_index(
@@ -127,14 +145,13 @@ def plan_index(
     rows = sum(count for _, count, _ in segments)
     if rows == 0:
         raise ConfigError("the archive holds no live rows; ingest scenes before building an index")
-    shards = spec.shards or math.ceil(rows / spec.rows_per_shard)
-    if shards > rows:
-        raise ConfigError(f"{shards} shards for {rows} rows; ask for at most {rows}")
-    parameters = _parameters(spec, rows, dimension, classes, shards)
+    largest = max(count for _, count, _ in segments)
+    shards, parameters = _sized(spec, rows, dimension, classes, largest)
     reranks = parameters.lossy and spec.rerank
     return IndexPlan(
         rows=rows,
         parameters=parameters,
+        builder_bytes=builder_bytes(parameters, math.ceil(rows / shards), classes, largest),
         rerank=_RERANK[parameters.kind] if reranks else 1,
         sample_rows=min(
             rows, spec.sample_rows, TRAINING_ROWS_PER_CENTRE * max(parameters.nlist, PQ_CODEWORDS)
@@ -157,10 +174,61 @@ def predicted_bytes(
     202
     """
     ids = ID_BYTES if reranks else 2 * ID_BYTES
-    row = parameters.code_bytes + ids + BYTES_PER_ROW + math.ceil(classes / 8)
-    centres = parameters.nlist * (4 * parameters.dimension + ID_BYTES)
-    codebook = 4 * PQ_CODEWORDS * parameters.dimension if parameters.kind == "ivf_pq" else 0
-    return rows * row + shards * (centres + codebook + _FILE_OVERHEAD_BYTES)
+    row = parameters.code_bytes + ids + _columns_bytes(classes) + MASK_BYTES
+    return rows * row + shards * _shared_bytes(parameters)
+
+
+def builder_bytes(parameters: ShardParameters, rows: int, classes: int, segment_rows: int) -> int:
+    """Return the peak memory of a process that builds a shard of so many rows.
+
+    The growing lists may double while they grow; the columns are held as read, as sorted and as
+    encoded; vectors go to disk a batch at a time.
+    """
+    segment = segment_rows * _columns_bytes(classes)
+    return (
+        _PROCESS_BYTES + 2 * segment + _shared_bytes(parameters)
+        + rows * _builder_row_bytes(parameters, classes)
+    )  # fmt: skip
+
+
+def _builder_row_bytes(parameters: ShardParameters, classes: int) -> int:
+    names_and_keys = 160
+    return 2 * (parameters.code_bytes + ID_BYTES) + 4 * _columns_bytes(classes) + names_and_keys
+
+
+def _columns_bytes(classes: int) -> int:
+    return BYTES_PER_ROW + math.ceil(classes / 8)
+
+
+def _shared_bytes(p: ShardParameters) -> int:
+    """Return what every shard holds besides its rows: centres, codebook, turn."""
+    centres = p.nlist * (4 * p.dimension + ID_BYTES)
+    codebook = 4 * PQ_CODEWORDS * p.dimension if p.product else 0
+    turn = 4 * p.dimension**2 if p.turned else 0
+    return centres + codebook + turn + _FILE_OVERHEAD_BYTES
+
+
+def _sized(
+    spec: IndexSpec, rows: int, dimension: int, classes: int, segment_rows: int
+) -> tuple[int, ShardParameters]:
+    """Return the number of shards and what they store, within both limits of memory."""
+    shards = spec.shards or math.ceil(rows / spec.rows_per_shard)
+    if shards > rows:
+        raise ConfigError(f"{shards} shards for {rows} rows; ask for at most {rows}")
+    parameters = _parameters(spec, rows, dimension, classes, shards)
+    limit = spec.builder_memory_bytes
+    if limit is None:
+        return shards, parameters
+    free = limit - builder_bytes(parameters, 0, classes, segment_rows)
+    most = free // _builder_row_bytes(parameters, classes)
+    if most < 1 or (spec.shards and most < math.ceil(rows / shards)):
+        needed = builder_bytes(parameters, math.ceil(rows / shards), classes, segment_rows)
+        raise ConfigError(
+            f"building {shards} shards of {rows} rows takes {needed} bytes at a time, more than "
+            f"the {limit} allowed; allow more, or leave the number of shards open"
+        )
+    shards = max(shards, math.ceil(rows / most))
+    return shards, _parameters(spec, rows, dimension, classes, shards)
 
 
 def _parameters(
@@ -187,26 +255,34 @@ def _parameters(
 def _candidates(spec: IndexSpec, rows: int, dimension: int) -> list[ShardParameters]:
     """Return what fits the rows, most exact first."""
     nlist = min(spec.nlist or _lists_for(rows), rows)
-    kinds: Sequence[Kind] = get_args(Kind) if spec.kind == "auto" else (spec.kind,)
-    found = []
-    for kind in kinds:
-        if spec.kind == "auto" and kind == "flat" and rows > FLAT_ROWS:
-            continue
-        sizes = [0]
-        if kind == "ivf_pq":
-            sizes = [m for m in range(dimension // 2, 3, -1) if dimension % m == 0]
-            sizes = sizes if rows >= PQ_CODEWORDS else []
-        found += [
-            ShardParameters(
-                kind=kind,
-                dimension=dimension,
-                nlist=1 if kind == "flat" else nlist,
-                pq_bytes=size,
-                seed=spec.seed,
-            )
-            for size in sizes
-        ]
-    return found
+    kinds: Sequence[Kind] = (spec.kind,) if spec.kind != "auto" else _automatic(rows)
+    found = [
+        ShardParameters(
+            kind=kind,
+            dimension=dimension,
+            nlist=1 if kind == "flat" else nlist,
+            seed=spec.seed,
+            **size,
+        )
+        for kind in kinds
+        for size in _code_sizes(kind, dimension, rows)
+    ]
+    return sorted(found, key=lambda p: -p.code_bytes)
+
+
+def _automatic(rows: int) -> tuple[Kind, ...]:
+    lossy: tuple[Kind, ...] = ("ivf_sq8", "ivf_rabitq", "ivf_opq")
+    return ("flat" if rows <= FLAT_ROWS else "ivf_flat", *lossy)
+
+
+def _code_sizes(kind: Kind, dimension: int, rows: int) -> list[dict[str, int]]:
+    """Return the settings that decide how many bytes a stored vector has."""
+    if kind == "ivf_rabitq":
+        return [{"bits": bits} for bits in (4, 3, 2, 1)]
+    if kind in ("ivf_opq", "ivf_pq"):
+        parts = [m for m in range(dimension // 2, 3, -1) if dimension % m == 0]
+        return [{"pq_bytes": m} for m in parts] if rows >= PQ_CODEWORDS else []
+    return [{}]
 
 
 def _lists_for(rows: int) -> int:
@@ -232,7 +308,7 @@ def cut_into_shards(segments: Segments, shards: int) -> tuple[tuple[Piece, ...],
     ...  for shard in cut_into_shards([(0, 6, (0, 0)), (1, 2, (50, 50))], 2)]
     [[(0, 0, 4)], [(0, 4, 6), (1, 0, 2)]]
     """
-    line = sorted(segments, key=lambda item: (_morton(*item[2]), item[0]))
+    line = sorted(segments, key=lambda item: (morton(*item[2]), item[0]))
     ends = np.cumsum([count for _, count, _ in line])
     edges = np.linspace(0, ends[-1], shards + 1).round().astype(int)
     cut: list[tuple[Piece, ...]] = []
@@ -247,7 +323,7 @@ def cut_into_shards(segments: Segments, shards: int) -> tuple[tuple[Piece, ...],
     return tuple(cut)
 
 
-def _morton(lon: float, lat: float) -> int:
+def morton(lon: float, lat: float) -> int:
     """Return the place of a point on the Z-order curve over the WGS84 rectangle."""
     across, up = int((lon + 180) / 360 * 65535), int((lat + 90) / 180 * 65535)
     return sum((across >> bit & 1) << 2 * bit | (up >> bit & 1) << 2 * bit + 1 for bit in range(16))

@@ -7,10 +7,12 @@ import numpy as np
 
 from storage.archive import Archive
 from storage.filters import Filter
-from storage.manifest import IndexFiles, ShardEntry
+from storage.index_files import IndexFiles
+from storage.manifest import ShardEntry
 from storage.object_store import StorageOptions
+from storage.quantizers import set_threads
 from storage.ranking import Float32, Float64, Int64, canonical_queries, pair_scores
-from storage.shards import Shard, set_threads
+from storage.shards import Shard
 
 RECALL_AT = 10
 

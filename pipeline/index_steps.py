@@ -5,32 +5,33 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import ray
 
 from pipeline.index_build import ShardBuilder, ShardJob
-from pipeline.index_plan import IndexPlan, Piece, Segments
+from pipeline.index_plan import IndexPlan, IndexSpec, Piece, Segments
 from pipeline.index_recall import RECALL_AT, RecallProbe, measured_recall
+from pipeline.index_update import growth_advice, list_health, mean_fit
 from pipeline.samples import uniform_rows
 from pipeline.tasks import run_tasks
 from storage.archive import Archive
+from storage.care import pin_snapshot
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
+from storage.index_files import IndexFiles, file_entry
 from storage.manifest import (
     FORMAT,
     FileEntry,
-    IndexFiles,
     IndexManifest,
     ShardEntry,
-    file_entry,
     write_manifest,
 )
 from storage.object_store import StorageOptions, join_uri, read_bytes, write_bytes
 from storage.progress import Progress, ProgressSink
+from storage.quantizers import set_threads, train
 from storage.ranking import Float32, Int64
-from storage.shards import set_threads, similarity_to_lists, train
 
 logger = logging.getLogger(__name__)
 
@@ -62,25 +63,28 @@ def train_lists(
     sample: Float32,
     options: StorageOptions | None,
     progress: ProgressSink,
-) -> tuple[FileEntry, float]:
-    """Train, or take what an interrupted build trained; return the file and the imbalance."""
+) -> FileEntry:
+    """Train, or take what an interrupted build trained; return the file."""
     receipt = join_uri(index_uri, version, "trained.json")
     try:
         values = json.loads(read_bytes(receipt, options))
         finished = FileEntry(**values["trained"])
         IndexFiles(index_uri, options).open(finished)
-        return finished, float(values["imbalance"])
+        return finished
     except (NotFoundError, CorruptIndexError, ValueError, KeyError, TypeError):
         logger.info("training on %s rows", len(sample))
     progress(Progress(stage="train", done=0, total=1, unit="quantizers"))
     set_threads(threads_for(1))
     trained = train(sample, plan.parameters)
-    _, imbalance = similarity_to_lists(trained, sample)
     entry = file_entry(index_uri, f"{version}/trained.faiss", trained, options)
-    text = json.dumps({"trained": asdict(entry), "imbalance": imbalance})
+    text = json.dumps(
+        {
+            "trained": asdict(entry),
+        }
+    )
     write_bytes(receipt, text.encode(), options)
     progress(Progress(stage="train", done=1, total=1, unit="quantizers"))
-    return entry, imbalance
+    return entry
 
 
 def fill_shards(
@@ -92,7 +96,7 @@ def fill_shards(
     """Fill one shard for each tuple of pieces, numbered from ``first``."""
     return run_tasks(
         builder,
-        [ShardJob(name=f"shard-{n:05d}", pieces=part) for n, part in enumerate(pieces, first)],
+        [ShardJob(name=shard_name(n), pieces=part) for n, part in enumerate(pieces, first)],
         stage="build shards",
         unit="shards",
         cpus=builder.threads,
@@ -147,6 +151,69 @@ def tuned_nprobe(recall: Mapping[int, float], wanted: float) -> int:
     return next((nprobe for nprobe in sorted(recall) if recall[nprobe] >= wanted), max(recall))
 
 
+def first_manifest(
+    archive: Archive,
+    spec: IndexSpec,
+    plan: IndexPlan,
+    builder: ShardBuilder,
+    digest: str,
+    shards: Sequence[ShardEntry],
+    recall: Mapping[int, float],
+) -> IndexManifest:
+    """Return the manifest of a new build."""
+    files = IndexFiles(builder.index_uri, builder.options)
+    imbalance, empty = list_health(files, shards)
+    best = max(recall.values())
+    advice = (
+        ""
+        if best >= spec.recall
+        else f"recall@10 is {best:.3f} at best, {spec.recall} was asked for; "
+        "allow more memory, or let it rerank"
+    )
+    return IndexManifest(
+        version=builder.version,
+        digest=digest,
+        archive_uri=archive.uri,
+        snapshot=archive.snapshot,
+        encoder_fingerprint=archive.spec.encoder_fingerprint,
+        segments=tuple(segment.id for segment in archive.segments),
+        parameters=plan.parameters,
+        spec=asdict(spec),
+        trained=builder.trained,
+        shards=tuple(shards),
+        predicted_bytes=plan.predicted_bytes,
+        measured_bytes=sum(shard.memory_bytes for shard in shards),
+        nprobe=tuned_nprobe(recall, spec.recall),
+        rerank=plan.rerank,
+        recall={str(nprobe): value for nprobe, value in recall.items()},
+        recall_version=builder.version,
+        fit=mean_fit([shard.fit for shard in shards], [shard.rows for shard in shards]),
+        trained_imbalance=imbalance,
+        list_imbalance=imbalance,
+        empty_lists=empty,
+        classes=archive.spec.classes,
+        advice=advice,
+    )
+
+
+def with_shards(
+    manifest: IndexManifest,
+    shards: Sequence[ShardEntry],
+    index_uri: str,
+    options: StorageOptions | None,
+) -> IndexManifest:
+    """Return a grown or compacted manifest with its shards, what they measure and the advice."""
+    imbalance, empty = list_health(IndexFiles(index_uri, options), shards)
+    after = replace(
+        manifest,
+        shards=tuple(shards),
+        measured_bytes=sum(shard.memory_bytes for shard in shards),
+        list_imbalance=imbalance,
+        empty_lists=empty,
+    )
+    return replace(after, advice=growth_advice(after))
+
+
 def publish(
     manifest: IndexManifest, index_uri: str, options: StorageOptions | None
 ) -> IndexManifest:
@@ -163,10 +230,16 @@ def publish(
             f"index {index_uri} takes {manifest.measured_bytes} bytes, more than the {budget} "
             "allowed; raise the memory or build it again: the current version stays"
         )
+    pin_snapshot(manifest.archive_uri, manifest.snapshot, index_uri, manifest.version, options)
     write_manifest(index_uri, manifest, options)
     if manifest.advice:
         logger.warning("index %s: %s", index_uri, manifest.advice)
     return manifest
+
+
+def shard_name(number: int) -> str:
+    """Return the name of the shard with this number."""
+    return f"shard-{number:05d}"
 
 
 def next_version(current: IndexManifest | None, digest: str) -> str:

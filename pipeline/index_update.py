@@ -7,13 +7,17 @@ import numpy as np
 
 from storage.archive import ROW_BITS, Archive
 from storage.errors import EncoderMismatchError, NotFoundError
-from storage.manifest import IndexFiles, IndexManifest, ShardEntry, file_entry
+from storage.index_files import IndexFiles, file_entry
+from storage.manifest import IndexManifest, ShardEntry
 from storage.object_store import StorageOptions
 from storage.progress import Progress, ProgressSink
+from storage.quantizers import Fit
 from storage.sidecar import Sidecar
 
 DRIFT_LIMIT = 1.25
+IMBALANCE_LIMIT = 1.5
 CHANGED_LIMIT = 0.3
+_LEAST_FIT = 1e-6
 
 
 def check_same_archive(archive: Archive, current: IndexManifest) -> None:
@@ -68,7 +72,7 @@ def hide_dead(
         progress(
             Progress(stage="hide dead rows", done=number, total=len(current.shards), unit="shards")
         )
-    missing = sum(map(len, live)) - sum(shard.rows - shard.dead_rows for shard in kept)
+    missing = sum(map(len, live)) - sum(shard.live_rows for shard in kept)
     if missing:
         raise NotFoundError(
             f"archive {archive.uri} has {missing} live rows that index version {current.version} "
@@ -77,30 +81,51 @@ def hide_dead(
     return kept
 
 
-def measured_drift(current: IndexManifest, added: Sequence[ShardEntry]) -> float:
-    """Return how far new rows are from their list's centre, over how far the trained ones are."""
-    trained = _trained(current.shards, current)
-    if not (added and trained):
-        return current.drift
-    return _distance(added) / max(_distance(trained), 1e-6)
+def with_growth(current: IndexManifest, added: Sequence[ShardEntry]) -> IndexManifest:
+    """Return the manifest with how well all rows added since the build fit."""
+    rows = sum(shard.rows for shard in added)
+    fits = [shard.fit for shard in added]
+    weights = [shard.rows for shard in added]
+    if current.grown_fit:
+        rows, fits = rows + current.grown_rows, [*fits, current.grown_fit]
+        weights.append(current.grown_rows)
+    if not fits:
+        return current
+    grown = mean_fit(fits, weights)
+    return replace(current, grown_fit=grown, grown_rows=rows, drift=_drift(current.fit, grown))
 
 
-def drift_advice(drift: float, current: IndexManifest, shards: Sequence[ShardEntry]) -> str:
-    """Say when a new build is better than this update; empty when it is not."""
-    if drift > DRIFT_LIMIT:
-        return f"new rows are {drift:.2f} times as far from the lists; build the index again"
-    total = sum(shard.rows for shard in shards)
-    kept = sum(shard.rows - shard.dead_rows for shard in _trained(shards, current))
-    if kept < (1 - CHANGED_LIMIT) * total:
-        return f"only {kept} of {total} rows are those it was built from; build the index again"
-    return ""
+def mean_fit(fits: Sequence[Fit], rows: Sequence[int]) -> Fit:
+    """Return the fit of several groups of rows together."""
+    return Fit(
+        distance=float(np.average([fit.distance for fit in fits], weights=rows)),
+        distortion=float(np.average([fit.distortion for fit in fits], weights=rows)),
+    )
 
 
-def _trained(shards: Sequence[ShardEntry], current: IndexManifest) -> list[ShardEntry]:
-    """Return the shards of the build that trained the lists."""
-    return [s for s in shards if s.index.path.startswith(f"{current.recall_version}/")]
+def _drift(trained: Fit, grown: Fit) -> float:
+    """Return how many times as badly rows fit: in distance or distortion, the worse one."""
+    pairs = ((grown.distance, trained.distance), (grown.distortion, trained.distortion))
+    return max(new / max(old, _LEAST_FIT) for new, old in pairs)
 
 
-def _distance(shards: Sequence[ShardEntry]) -> float:
-    rows = [shard.rows for shard in shards]
-    return 1 - float(np.average([shard.similarity for shard in shards], weights=rows))
+def list_health(files: IndexFiles, shards: Sequence[ShardEntry]) -> tuple[float, int]:
+    """Return how uneven the lists of all shards together are (1: even), and how many empty."""
+    sizes = np.sum([files.open(shard.lists).view(np.int64) for shard in shards], axis=0)
+    imbalance = len(sizes) * np.square(sizes.astype(float)).sum() / float(sizes.sum()) ** 2
+    return float(imbalance), int(np.count_nonzero(sizes == 0))
+
+
+def growth_advice(manifest: IndexManifest) -> str:
+    """Say when a new build is better than going on like this; empty when it is not."""
+    uneven = manifest.list_imbalance / manifest.trained_imbalance
+    kept = sum(shard.trained_rows * shard.live_rows // shard.rows for shard in manifest.shards)
+    if manifest.drift > DRIFT_LIMIT:
+        reason = f"the rows added since fit its lists {manifest.drift:.2f} times as badly"
+    elif uneven > IMBALANCE_LIMIT:
+        reason = f"its lists are {uneven:.2f} times as uneven as when it was built"
+    elif kept < (1 - CHANGED_LIMIT) * manifest.rows:
+        reason = f"only {kept} of {manifest.rows} rows are those it was built from"
+    else:
+        return ""
+    return f"{reason}; build the index again"

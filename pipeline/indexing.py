@@ -10,22 +10,35 @@ import math
 from dataclasses import asdict, replace
 
 from pipeline.cluster import ray_session
-from pipeline.index_build import ShardBuilder
-from pipeline.index_care import VerifyReport, collect_garbage, verify_index
+from pipeline.index_build import MergeJob, ShardBuilder
+from pipeline.index_care import (
+    IndexGarbage,
+    VerifyReport,
+    VersionInfo,
+    collect_garbage,
+    index_versions,
+    rollback_index,
+    verify_index,
+)
+from pipeline.index_compact import ShardMerger, groups_to_merge, shards_after
+from pipeline.index_pilot import with_pilot
 from pipeline.index_plan import IndexPlan, IndexSpec, cut_into_shards, plan_index
 from pipeline.index_steps import (
     draw_sample,
     fill_shards,
+    first_manifest,
     measure_recall,
     next_version,
     publish,
+    shard_name,
     survey,
     threads_for,
     train_lists,
-    tuned_nprobe,
     version_digest,
+    with_shards,
 )
-from pipeline.index_update import check_same_archive, drift_advice, hide_dead, measured_drift
+from pipeline.index_update import check_same_archive, hide_dead, with_growth
+from pipeline.tasks import run_tasks
 from storage.archive import Archive
 from storage.errors import ConfigError, NotFoundError
 from storage.manifest import (
@@ -39,15 +52,20 @@ from storage.object_store import StorageOptions, absolute_uri
 from storage.progress import ProgressSink, quiet
 
 __all__ = [
+    "IndexGarbage",
     "IndexManifest",
     "IndexPlan",
     "IndexSpec",
     "VerifyReport",
+    "VersionInfo",
     "build_index",
     "collect_garbage",
+    "compact_index",
+    "index_versions",
     "list_versions",
     "plan_build",
     "read_manifest",
+    "rollback_index",
     "set_current",
     "update_index",
     "verify_index",
@@ -105,7 +123,7 @@ def build_index(
     NotFoundError
         There is no archive.
     ConfigError
-        The archive is empty, or nothing fits what is asked for.
+        The archive is empty, nothing fits what is asked for, or the index is of another archive.
     """
     spec = spec or IndexSpec()
     archive = Archive.open(absolute_uri(archive_uri), options=options)
@@ -114,19 +132,16 @@ def build_index(
     current = _current(index_uri, options)
     if current and current.digest == digest:
         return current
+    if current and current.archive_uri != archive.uri:
+        raise ConfigError(
+            f"index {index_uri} is of archive {current.archive_uri}, not {archive.uri}; "
+            "choose another folder for the new index"
+        )
     plan, version = _plan(archive, spec), next_version(current, digest)
-    logger.info(
-        "index %s: version %s of %s rows as %s in %s shards, %.1f MB",
-        index_uri,
-        version,
-        plan.rows,
-        plan.parameters.kind,
-        len(plan.pieces),
-        plan.predicted_bytes / 1e6,
-    )
+    logger.info("index %s: version %s: %s", index_uri, version, plan)
     with ray_session(address):
         sample, own_rows = draw_sample(archive, plan, spec.seed)
-        trained, imbalance = train_lists(index_uri, version, plan, sample, options, progress)
+        trained = train_lists(index_uri, version, plan, sample, options, progress)
         builder = ShardBuilder(
             index_uri=index_uri,
             version=version,
@@ -139,32 +154,8 @@ def build_index(
         )
         shards = fill_shards(builder, plan.pieces, 0, progress)
         recall = measure_recall(builder, plan, shards, sample, own_rows, progress)
-    best = max(recall.values())
     return publish(
-        IndexManifest(
-            version=version,
-            digest=digest,
-            archive_uri=archive.uri,
-            snapshot=archive.snapshot,
-            encoder_fingerprint=archive.spec.encoder_fingerprint,
-            segments=tuple(segment.id for segment in archive.segments),
-            parameters=plan.parameters,
-            spec=asdict(spec),
-            trained=trained,
-            shards=tuple(shards),
-            predicted_bytes=plan.predicted_bytes,
-            measured_bytes=sum(shard.memory_bytes for shard in shards),
-            nprobe=tuned_nprobe(recall, spec.recall),
-            rerank=plan.rerank,
-            recall={str(nprobe): value for nprobe, value in recall.items()},
-            recall_version=version,
-            classes=archive.spec.classes,
-            list_imbalance=imbalance,
-            advice=""
-            if best >= spec.recall
-            else f"recall@10 is {best:.3f} at best, {spec.recall} was asked for; "
-            "allow more memory, or let it rerank",
-        ),
+        first_manifest(archive, spec, plan, builder, digest, shards, recall),
         index_uri,
         options,
     )
@@ -208,22 +199,59 @@ def update_index(
             f"archive {archive.uri} holds no live rows any more; "
             f"the index stays at version {current.version}"
         )
-    drift = measured_drift(current, added)
-    return publish(
-        replace(
-            current,
-            version=version,
-            digest=digest,
-            snapshot=archive.snapshot,
-            segments=tuple(segment.id for segment in archive.segments),
-            shards=shards,
-            measured_bytes=sum(shard.memory_bytes for shard in shards),
-            drift=drift,
-            advice=drift_advice(drift, current, shards),
-        ),
-        index_uri,
-        options,
+    after = replace(
+        with_growth(current, added),
+        version=version,
+        digest=digest,
+        snapshot=archive.snapshot,
+        segments=tuple(segment.id for segment in archive.segments),
     )
+    return publish(with_shards(after, shards, index_uri, options), index_uri, options)
+
+
+def compact_index(
+    index_uri: str,
+    *,
+    options: StorageOptions | None = None,
+    address: str | None = None,
+    progress: ProgressSink = quiet,
+) -> IndexManifest:
+    """Merge the small shards that updates left and drop dead rows; nothing is trained.
+
+    The new version answers what the current one answers, on the same snapshot.
+
+    Raises
+    ------
+    NotFoundError
+        There is no index.
+    CorruptIndexError
+        A file of the current version is damaged.
+    """
+    index_uri = absolute_uri(index_uri)
+    current = read_manifest(index_uri, options=options)
+    groups = groups_to_merge(current)
+    if not groups:
+        return current
+    digest = version_digest(current.digest, current.snapshot, {"compact": True})
+    version = next_version(current, digest)
+    merger = ShardMerger(
+        index_uri=index_uri,
+        version=version,
+        trained=current.trained,
+        dimension=current.parameters.dimension,
+        classes=current.classes,
+        options=options,
+    )
+    first = _next_number(current)
+    jobs = [
+        MergeJob(name=shard_name(number), sources=sources)
+        for number, sources in enumerate(groups, first)
+    ]
+    with ray_session(address):
+        merged = run_tasks(merger, jobs, stage="merge shards", unit="shards", progress=progress)
+    shards = shards_after(current, groups, merged)
+    after = replace(current, version=version, digest=digest)
+    return publish(with_shards(after, shards, index_uri, options), index_uri, options)
 
 
 def _add_segments(
@@ -241,7 +269,6 @@ def _add_segments(
         return []
     rows = sum(count for _, count, _ in fresh)
     pieces = cut_into_shards(fresh, math.ceil(rows / int(current.spec["rows_per_shard"])))
-    first = 1 + max(int(shard.name.rpartition("-")[2]) for shard in current.shards)
     with ray_session(address):
         builder = ShardBuilder(
             index_uri=index_uri,
@@ -250,14 +277,20 @@ def _add_segments(
             snapshot=archive.snapshot,
             trained=current.trained,
             keep_vectors=current.rerank > 1,
+            first_build=False,
             threads=threads_for(len(pieces)),
             options=options,
         )
-        return fill_shards(builder, pieces, first, progress)
+        return fill_shards(builder, pieces, _next_number(current), progress)
+
+
+def _next_number(current: IndexManifest) -> int:
+    return 1 + max(int(shard.name.rpartition("-")[2]) for shard in current.shards)
 
 
 def _plan(archive: Archive, spec: IndexSpec) -> IndexPlan:
-    return plan_index(spec, archive.spec.dimension, len(archive.spec.classes), survey(archive))
+    sizes = archive.spec.dimension, len(archive.spec.classes)
+    return with_pilot(archive, plan_index(spec, *sizes, survey(archive)), spec)
 
 
 def _current(index_uri: str, options: StorageOptions | None) -> IndexManifest | None:

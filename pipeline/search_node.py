@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from pipeline.search_meter import MeterReading, SearchMeter
 from storage.filters import Filter
-from storage.manifest import IndexFiles, read_manifest
+from storage.index_files import IndexFiles
+from storage.manifest import read_manifest
 from storage.object_store import StorageOptions
+from storage.quantizers import set_threads
 from storage.ranking import Float32
-from storage.shards import set_threads
 from storage.shardset import Found, ShardSet
 from storage.sidecar import Columns
 

@@ -5,7 +5,7 @@ Layout, below the index's folder::
     CURRENT                      the version that new readers open
     <version>/manifest.json      everything about the version, with its own digest
     <version>/trained.faiss      what all shards start from
-    <version>/shard-00000.faiss  .arrow  .vectors  .dead
+    <version>/shard-00000.faiss  .arrow  .vectors  .lists  .dead
 
 A version may name files of an earlier one: an update adds shards and keeps those that are there.
 No byte is parsed before its SHA-256 was compared with the manifest's.
@@ -13,36 +13,24 @@ No byte is parsed before its SHA-256 was compared with the manifest's.
 
 import hashlib
 import json
-import mmap
 import re
-import shutil
-import tempfile
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from storage.errors import CorruptIndexError, NotFoundError
 from storage.filters import Bounds
 from storage.object_store import (
     StorageOptions,
-    download,
-    is_local,
     join_uri,
     list_files,
-    local_path,
     read_bytes,
     write_bytes,
 )
-from storage.shards import Shard, ShardParameters
-from storage.sidecar import Sidecar
+from storage.quantizers import Fit, ShardParameters
 
-FORMAT = 1
-_PATH = re.compile(r"[\w-]+/[\w-]+\.(faiss|arrow|vectors|dead)")
+FORMAT = 2
+_PATH = re.compile(r"[\w-]+/[\w-]+\.(faiss|arrow|vectors|lists|dead)")
 _VERSION = re.compile(r"\d{4}-[0-9a-f]{8}")
 
 
@@ -60,8 +48,9 @@ class ShardEntry:
     """A shard in a manifest.
 
     ``bbox`` (WGS84 w s e n) and ``since``/``until`` (ISO 8601 UTC) enclose its rows;
-    ``memory_bytes`` is what it occupies when loaded; ``similarity`` is the mean similarity of its
-    rows to their list's centre.
+    ``memory_bytes`` is what it occupies when loaded; ``fit`` is how well a sample of its rows fits
+    what was trained; ``trained_rows`` counts its rows that were there to be trained on. The file
+    ``lists`` says how many rows each list holds.
     """
 
     name: str
@@ -70,9 +59,11 @@ class ShardEntry:
     since: str
     until: str
     memory_bytes: int
-    similarity: float
+    trained_rows: int
+    fit: Fit
     index: FileEntry
     columns: FileEntry
+    lists: FileEntry
     vectors: FileEntry | None = None
     dead: FileEntry | None = None
     dead_rows: int = 0
@@ -80,7 +71,13 @@ class ShardEntry:
     @property
     def files(self) -> list[FileEntry]:
         """Every file of the shard."""
-        return [f for f in (self.index, self.columns, self.vectors, self.dead) if f is not None]
+        files = (self.index, self.columns, self.lists, self.vectors, self.dead)
+        return [file for file in files if file is not None]
+
+    @property
+    def live_rows(self) -> int:
+        """Rows that are not dead."""
+        return self.rows - self.dead_rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,9 +100,14 @@ class IndexManifest:
         Measured recall@10 by nprobe on sampled rows, in version ``recall_version``.
     predicted_bytes, measured_bytes
         Memory of all shards when loaded, before and after the build.
+    fit
+        How well the rows of the build fit; ``grown_fit`` that of the ``grown_rows`` added since.
+    list_imbalance, trained_imbalance
+        1 when all lists are equally full (FAISS's measure), now and after the build.
+    empty_lists
+        Lists without rows.
     drift
-        How much farther new rows are from their list's centre than the trained ones, as a ratio
-        of (1 - similarity); 1 is none.
+        How many times as badly the rows added since fit; 1 when there are none.
     advice
         What to do about it, empty when nothing.
     """
@@ -126,16 +128,21 @@ class IndexManifest:
     rerank: int
     recall: Mapping[str, float]
     recall_version: str
-    classes: tuple[str, ...] = ()
-    list_imbalance: float = 1.0
+    fit: Fit
+    trained_imbalance: float
+    list_imbalance: float
+    empty_lists: int = 0
+    grown_fit: Fit | None = None
+    grown_rows: int = 0
     drift: float = 1.0
+    classes: tuple[str, ...] = ()
     advice: str = ""
     format: int = field(default=FORMAT)
 
     @property
     def rows(self) -> int:
         """Live rows of all shards."""
-        return sum(shard.rows - shard.dead_rows for shard in self.shards)
+        return sum(shard.live_rows for shard in self.shards)
 
     @property
     def files(self) -> list[FileEntry]:
@@ -248,6 +255,8 @@ def _manifest(values: dict[str, Any]) -> IndexManifest:
             **values,
             "parameters": ShardParameters(**values["parameters"]),
             "trained": _file(values["trained"]),
+            "fit": Fit(**values["fit"]),
+            "grown_fit": values["grown_fit"] and Fit(**values["grown_fit"]),
             "shards": tuple(shard_entry(value) for value in values["shards"]),
             "segments": tuple(values["segments"]),
             "classes": tuple(values["classes"]),
@@ -263,100 +272,13 @@ def shard_entry(values: Mapping[str, Any]) -> ShardEntry:
     ValueError, KeyError, TypeError
         They are not those of a shard.
     """
-    names = ("index", "columns", "vectors", "dead")
+    names = ("index", "columns", "lists", "vectors", "dead")
     files: dict[str, Any] = {name: values[name] and _file(values[name]) for name in names}
-    return ShardEntry(**{**values, **files, "bbox": tuple(values["bbox"])})
+    others = {"fit": Fit(**values["fit"]), "bbox": tuple(values["bbox"])}
+    return ShardEntry(**{**values, **files, **others})
 
 
 def _file(values: Mapping[str, Any]) -> FileEntry:
     if not _PATH.fullmatch(values["path"]):
         raise ValueError(f"the file name {values['path']!r} is not one of an index")
     return FileEntry(**values)
-
-
-class IndexFiles:
-    """Verified access to the files of an index; remote ones are copied to a private folder.
-
-    The folder goes when this object does; what was opened stays readable.
-    """
-
-    def __init__(self, index_uri: str, options: StorageOptions | None = None) -> None:
-        self.index_uri = index_uri
-        self._options = options
-        self._folder: Path | None = None
-
-    def open(self, entry: FileEntry) -> npt.NDArray[np.uint8]:
-        """Map a file into memory and return its bytes once they match the manifest's digest.
-
-        Raises
-        ------
-        CorruptIndexError
-            The file is missing, or its size or digest differs.
-        """
-        uri = join_uri(self.index_uri, entry.path)
-        problem = f"index file {uri}"
-        remedy = "restore it from a copy, or build the index again"
-        try:
-            path = self._local(uri, entry)
-            size = path.stat().st_size
-        except (NotFoundError, FileNotFoundError) as error:
-            raise CorruptIndexError(f"{problem} is missing; {remedy}") from error
-        if size != entry.size_bytes:
-            raise CorruptIndexError(
-                f"{problem} has {size} bytes, expected {entry.size_bytes}; {remedy}"
-            )
-        with path.open("rb") as stream:
-            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        found = hashlib.sha256(data).hexdigest()
-        if found != entry.sha256:
-            raise CorruptIndexError(
-                f"{problem} has sha256 {found[:12]}…, expected {entry.sha256[:12]}…; {remedy}"
-            )
-        return np.frombuffer(data, dtype=np.uint8)
-
-    def load(self, entry: ShardEntry) -> Shard:
-        """Load a shard from its verified files.
-
-        Raises
-        ------
-        CorruptIndexError
-            A file is missing or differs.
-        """
-        data = self.open(entry.index)
-        sidecar = Sidecar(self.open(entry.columns), entry.columns.path)
-        vectors = (
-            self.open(entry.vectors).view(np.float16).reshape(entry.rows, -1)
-            if entry.vectors
-            else None
-        )
-        dead = self.open(entry.dead).view(np.int64) if entry.dead else None
-        return Shard(entry.name, data, sidecar, vectors, dead)
-
-    def problems(self, manifest: IndexManifest) -> Iterator[str]:
-        """Yield one line for each file of a version that is not what the manifest says."""
-        for entry in manifest.files:
-            try:
-                self.open(entry)
-            except CorruptIndexError as error:
-                yield str(error)
-
-    def _local(self, uri: str, entry: FileEntry) -> Path:
-        if is_local(uri):
-            return local_path(uri)
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="skysift-index-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        path = self._folder / entry.sha256
-        if not path.exists():
-            download(uri, path, self._options)
-        return path
-
-
-def file_entry(
-    index_uri: str, path: str, data: bytes | npt.NDArray[Any], options: StorageOptions | None
-) -> FileEntry:
-    """Write a file of an index and return its entry."""
-    blob = data if isinstance(data, bytes) else data.tobytes()
-    entry = FileEntry(path=path, sha256=hashlib.sha256(blob).hexdigest(), size_bytes=len(blob))
-    write_bytes(join_uri(index_uri, path), blob, options)
-    return entry

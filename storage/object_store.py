@@ -9,9 +9,13 @@ options, and starts anew after a fork).
 
 import hashlib
 import os
+import shutil
+import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -299,22 +303,45 @@ def read_bytes(uri: str, options: StorageOptions | None = None) -> bytes:
 def write_bytes(uri: str, data: bytes, options: StorageOptions | None = None) -> None:
     """Write a whole file so that a reader sees the old content or the new, never a part."""
     if is_local(uri):
-        target = local_path(uri)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".writing-{uuid.uuid4().hex}")
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with staged(uri) as temporary:
+            temporary.write_bytes(data)
         return
     fs, path = filesystem(uri, options)
     with named_failures(uri):
         fs.pipe_file(path, data)
+
+
+@contextmanager
+def staged(uri: str, options: StorageOptions | None = None) -> Iterator[Path]:
+    """Hand out a local file to write; it is at the URI, whole, after the block and not before."""
+    local = is_local(uri)
+    target = local_path(uri) if local else Path(tempfile.gettempdir()) / "upload"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".writing-{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        if local:
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        else:
+            upload(temporary, uri, options)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def modified_at(uri: str, options: StorageOptions | None = None) -> datetime:
+    """Return when a file was last written (UTC).
+
+    Raises
+    ------
+    NotFoundError
+        The file does not exist.
+    """
+    fs, path = filesystem(uri, options)
+    with named_failures(uri):
+        when: datetime = fs.modified(path)
+    return when.astimezone(UTC)
 
 
 def download(uri: str, target: Path, options: StorageOptions | None = None) -> None:
@@ -327,15 +354,13 @@ def download(uri: str, target: Path, options: StorageOptions | None = None) -> N
 
 def upload(source: Path, uri: str, options: StorageOptions | None = None) -> None:
     """Copy a local file to a URI; a local target appears whole or not at all."""
+    if is_local(uri):
+        with staged(uri) as temporary:
+            shutil.copyfile(source, temporary)
+        return
     fs, path = filesystem(uri, options)
     with named_failures(uri):
-        if not is_local(uri):
-            fs.put_file(str(source), path)
-            return
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(path).with_name(f".writing-{uuid.uuid4().hex}")
-        fs.put_file(str(source), str(temporary))
-        temporary.replace(path)
+        fs.put_file(str(source), path)
 
 
 def delete(uri: str, options: StorageOptions | None = None) -> None:

@@ -1,182 +1,39 @@
-"""One FAISS shard: train what all shards share, build, load and search. The only home of faiss.
-
-Every kind is an inverted file with inner products, so one set of code serves all:
-
-=========  ============================================  ===================
-kind       a stored vector                               bytes of a vector
-=========  ============================================  ===================
-flat       float16 as in the archive, in one list        2 D
-ivf_flat   float16 as in the archive                     2 D
-ivf_sq8    8 bits a dimension                            D
-ivf_pq     product quantizer, of the list's residual     ``pq_bytes``
-=========  ============================================  ===================
+"""One loaded FAISS shard: search it, with filters. A home of faiss, as is storage.quantizers.
 
 Ids in FAISS are positions: a row's place in its shard's (tile key, scene id) order. FAISS proposes
 candidates; scores that leave this module come from :mod:`storage.ranking` and are exact. Files
 are verified by the caller (:mod:`storage.manifest`): no unverified byte reaches FAISS.
 """
 
-import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
-from storage.errors import ConfigError, CorruptIndexError
+from storage.errors import CorruptIndexError
 from storage.filters import Filter, Mask
-from storage.ranking import (
-    QUANTUM,
-    Float32,
-    Float64,
-    Int64,
-    best_in_order,
-    canonical,
-    kth_largest,
-)
+from storage.quantizers import Bytes, loaded
+from storage.ranking import QUANTUM, Float32, Float64, Int64, best_in_order, kth_largest
 from storage.sidecar import Sidecar
 
-logger = logging.getLogger(__name__)
-
-Kind = Literal["flat", "ivf_flat", "ivf_sq8", "ivf_pq"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-Bytes = npt.NDArray[np.uint8]
-
-PQ_CODEWORDS = 256
-TRAINING_ROWS_PER_CENTRE = 256
-"""FAISS looks at no more rows than this for each centre that it trains."""
 ID_BYTES = 8
+MASK_BYTES = 2
+"""What a row takes in the masks of live and of all rows."""
 _SCAN_VALUES = 2**21
 _SCAN_QUERIES = 256
 _FILTERS_KEPT = 16
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardParameters:
-    """What decides how vectors are stored and found; the same for every shard of an index.
-
-    ``pq_bytes`` is the code size of ``ivf_pq`` and divides the dimension.
-    """
-
-    kind: Kind
-    dimension: int
-    nlist: int = 1
-    pq_bytes: int = 0
-    seed: int = 0
-
-    @property
-    def code_bytes(self) -> int:
-        """Size of one stored vector."""
-        sizes = {"ivf_sq8": self.dimension, "ivf_pq": self.pq_bytes}
-        return sizes.get(self.kind, 2 * self.dimension)
-
-    @property
-    def lossy(self) -> bool:
-        """Whether stored vectors are approximations of the archive's."""
-        return self.kind in ("ivf_sq8", "ivf_pq")
-
-
-def set_threads(threads: int) -> None:
-    """Let FAISS use so many threads in calls from this thread."""
-    faiss.omp_set_num_threads(threads)
-
-
-def train(sample: Float32, parameters: ShardParameters) -> Bytes:
-    """Train the empty index that every shard starts from, and return its bytes.
-
-    Parameters
-    ----------
-    sample
-        Vectors (n, D) of a uniform sample of all rows.
-    parameters
-        What to train.
-
-    Raises
-    ------
-    ConfigError
-        The sample is too small for the kind.
-    """
-    least = max(parameters.nlist, PQ_CODEWORDS if parameters.kind == "ivf_pq" else 1)
-    if len(sample) < least:
-        raise ConfigError(
-            f"index kind {parameters.kind} with {parameters.nlist} lists needs at least {least} "
-            f"rows to train on, got {len(sample)}; choose fewer lists, or kind flat"
-        )
-    index = _empty_index(parameters)
-    if parameters.nlist == 1:
-        index.quantizer.add(np.zeros((1, parameters.dimension), dtype=np.float32))
-    index.train(np.ascontiguousarray(sample, dtype=np.float32))
-    return np.asarray(faiss.serialize_index(index))
-
-
-def _loaded(data: Bytes) -> Any:
-    return faiss.deserialize_index(data)
-
-
-def _empty_index(parameters: ShardParameters) -> Any:
-    p, metric = parameters, faiss.METRIC_INNER_PRODUCT
-    quantizer = faiss.IndexFlatIP(p.dimension)
-    index: Any
-    if p.kind == "ivf_pq":
-        index = faiss.IndexIVFPQ(quantizer, p.dimension, p.nlist, p.pq_bytes, 8, metric)
-        clusterings = [index.cp, index.pq.cp]
-    else:
-        codec = faiss.ScalarQuantizer.QT_8bit if p.lossy else faiss.ScalarQuantizer.QT_fp16
-        index = faiss.IndexIVFScalarQuantizer(quantizer, p.dimension, p.nlist, codec, metric, False)
-        clusterings = [index.cp]
-    for clustering in clusterings:
-        clustering.seed = p.seed + 1
-        clustering.min_points_per_centroid = 1  # the caller chose the number of lists
-        clustering.max_points_per_centroid = TRAINING_ROWS_PER_CENTRE
-    return index
-
-
-def similarity_to_lists(trained: Bytes, vectors: Float32) -> tuple[float, float]:
-    """Return the mean similarity of vectors (n, D) to their list's centre, and the imbalance.
-
-    The imbalance is FAISS's: 1 when all lists are equally full.
-    """
-    index = _loaded(trained)
-    similarity, lists = index.quantizer.search(np.ascontiguousarray(vectors, np.float32), 1)
-    sizes = np.bincount(lists[:, 0], minlength=index.nlist).astype(np.float64)
-    imbalance = index.nlist * np.square(sizes).sum() / np.square(sizes.sum())
-    return float(similarity.mean()), float(imbalance)
-
-
-def fill(
-    trained: Bytes, rows: int, batches: Iterable[tuple[Int64, npt.NDArray[np.float16]]]
-) -> Bytes:
-    """Add rows to a copy of the trained index and return the shard's bytes.
-
-    Parameters
-    ----------
-    trained
-        What :func:`train` returned.
-    rows
-        How many rows the batches hold together.
-    batches
-        (positions (m,), embeddings (m, D) float16), all positions below ``rows`` once.
-
-    Raises
-    ------
-    CorruptIndexError
-        The batches held another number of rows.
-    """
-    index = _loaded(trained)
-    for positions, embeddings in batches:
-        vectors = np.ascontiguousarray(embeddings, dtype=np.float32)
-        index.add_with_ids(vectors, np.ascontiguousarray(positions, dtype=np.int64))
-    if index.ntotal != rows:
-        raise CorruptIndexError(
-            f"a shard got {index.ntotal} rows, expected {rows}; the archive changed below the "
-            "build, build again"
-        )
-    return np.asarray(faiss.serialize_index(index))
+def memory_of(rows: int, index_bytes: int, columns_bytes: int, *, exact_vectors: bool) -> int:
+    """Return what a loaded shard occupies; exact vectors stay on disk."""
+    ids = 0 if exact_vectors else ID_BYTES
+    return index_bytes + columns_bytes + rows * (MASK_BYTES + ids)
 
 
 class Selection:
@@ -224,7 +81,7 @@ class Shard:
     name
         For messages.
     data
-        Verified bytes of the FAISS file.
+        Verified bytes of the FAISS file, or the verified local file itself, to be mapped.
     sidecar
         What is known of its rows.
     vectors
@@ -242,15 +99,16 @@ class Shard:
     def __init__(
         self,
         name: str,
-        data: Bytes,
+        data: Bytes | Path,
         sidecar: Sidecar,
         vectors: npt.NDArray[np.float16] | None = None,
         dead: Int64 | None = None,
     ) -> None:
         self.name = name
         self.sidecar = sidecar
-        self.index = _loaded(data)
-        self._index_bytes = len(data)
+        self._loaded = loaded(data)
+        self.index = self._loaded.lists
+        self._index_bytes = data.stat().st_size if isinstance(data, Path) else len(data)
         self.nlist = int(self.index.nlist)
         self.dimension = int(self.index.d)
         counts = {int(self.index.ntotal), len(sidecar)}
@@ -261,7 +119,7 @@ class Shard:
                 f"{name}: its files hold {sorted(counts)} rows; run `skysift index verify`"
             )
         self._vectors = vectors
-        self.lossy = self.index.code_size < 2 * self.dimension
+        self.lossy = self._loaded.lossy
         if vectors is None:
             self.index.make_direct_map()
         self._live = np.ones(len(sidecar), dtype=np.bool_)
@@ -281,20 +139,24 @@ class Shard:
     @property
     def margin(self) -> float:
         """Bound on the difference of FAISS's float32 score to the exact one, both ways."""
-        return 4 * (self.dimension + 8) * QUANTUM
+        turned = 1 if self._loaded.turn is None else 2
+        return 4 * turned * (self.dimension + 8) * QUANTUM
 
     @property
     def memory_bytes(self) -> int:
-        """What the shard occupies: the FAISS index and the columns; vectors stay on disk."""
-        direct_map = 0 if self._vectors is not None else ID_BYTES * len(self)
-        return self._index_bytes + direct_map + self.sidecar.nbytes
+        """What the shard occupies."""
+        return memory_of(
+            len(self),
+            self._index_bytes,
+            self.sidecar.nbytes,
+            exact_vectors=self._vectors is not None,
+        )
 
     def decode(self, positions: Int64) -> Float64:
         """Return the canonical vectors (m, D) of rows: the archive's, or their approximations."""
         if self._vectors is not None:
             return np.asarray(self._vectors[positions], dtype=np.float64)
-        decoded = self.index.reconstruct_batch(positions)
-        return canonical(decoded) if self.lossy else decoded.astype(np.float64)
+        return self._loaded.decode(positions)
 
     def select(self, where: Filter) -> Selection:
         """Return the live rows that match a filter; recent answers are kept.
@@ -318,14 +180,14 @@ class Shard:
 
     def probes(self, queries: Float32, count: int) -> Probes:
         """Return the ``count`` nearest lists of queries (Q, D)."""
-        similarity, lists = self.index.quantizer.search(queries, count)
+        similarity, lists = self.index.quantizer.search(self._loaded.turned(queries), count)
         return Probes(lists=lists, similarity=similarity)
 
     def nearest(
         self, queries: Float32, k: int, probes: Probes, selection: Selection
     ) -> tuple[Float32, Int64]:
         """Return FAISS's k best: scores (Q, k), highest first, and positions, -1 where none."""
-        count = len(queries)
+        count, queries = len(queries), self._loaded.turned(queries)
         scores = np.empty((count, k), dtype=np.float32)
         positions = np.empty((count, k), dtype=np.int64)
         pointer = faiss.swig_ptr
@@ -347,6 +209,7 @@ class Shard:
             The least score, where to look and what may be returned.
         """
         result, pointer = faiss.RangeSearchResult(1), faiss.swig_ptr
+        query = self._loaded.turned(query)
         self.index.range_search_preassigned_c(
             1, pointer(query), float(np.nextafter(np.float32(score), np.float32(-np.inf))),
             pointer(probes.lists), pointer(probes.similarity), result, False,

@@ -22,8 +22,6 @@ from storage.filters import Bounds, Filter, Floats, Mask, in_polygon, touches
 Int64 = npt.NDArray[np.int64]
 Columns = dict[str, npt.NDArray[Any]]
 
-SOURCE_COLUMNS = ("row", "tile_key", "scene", "tile", "bbox", "datetime", "cloud_fraction")
-"""The archive columns that :func:`encode_columns` needs, and ``labels`` when there are classes."""
 BYTES_PER_ROW = 8 + 2 + 2 * 4 + 4 + 4 * 8 + 8 + 4
 """Size of a row in the file; labels add one bit a class, in whole bytes."""
 HIT_SCHEMA = pa.schema(
@@ -40,45 +38,39 @@ HIT_SCHEMA = pa.schema(
 """What :func:`hit_table` tells of rows."""
 
 
-def order_of(tile_keys: npt.NDArray[Any], scenes: npt.NDArray[Any]) -> Int64:
+def order_of(columns: Mapping[str, Any]) -> Int64:
     """Return the indices (n,) that sort rows by tile key, then scene id, as text.
 
     Examples
     --------
-    >>> order_of(np.array(["b", "a", "a"], object), np.array(["x", "y", "x"], object))
-    array([2, 1, 0])
+    >>> scenes = np.array(["x", "y", "x"], object)
+    >>> order_of({"grid": np.array(["g"] * 3, object), "scene": scenes,
+    ...           "tile": np.array([[12, 0], [3, 0], [12, 0]])})
+    array([0, 2, 1])
     """
-    table = pa.table({"tile": pa.array(tile_keys, pa.string()), "scene": pa.array(scenes)})
+    keys = _keys(pa.array(columns["grid"]), *_tile_numbers(columns["tile"]))
+    table = pa.table({"tile": keys, "scene": pa.array(columns["scene"]).cast(pa.string())})
     order = pc.sort_indices(table, sort_keys=[("tile", "ascending"), ("scene", "ascending")])
     return np.asarray(order.to_numpy()).astype(np.int64)
 
 
-def encode_columns(rows: Mapping[str, npt.NDArray[Any]], classes: Sequence[str]) -> bytes:
+def encode_columns(rows: Mapping[str, Any], classes: Sequence[str]) -> bytes:
     """Encode rows, already in order, as the bytes of a side-car file.
 
     Parameters
     ----------
     rows
-        :data:`SOURCE_COLUMNS` of the archive, n rows each, and ``labels`` when there are classes.
+        What :meth:`Sidecar.take` returns; ``grid`` and ``scene`` may also be Arrow arrays.
     classes
         Names of the columns of ``labels``.
-
-    Raises
-    ------
-    CorruptIndexError
-        A tile key is not its grid id, column and row.
     """
-    keys = pa.array(rows["tile_key"], pa.string())
-    grids = pc.replace_substring_regex(keys, r"/-?\d+/-?\d+$", "").dictionary_encode()
-    column, row = (pa.array(np.ascontiguousarray(rows["tile"][:, i]), pa.int32()) for i in (0, 1))
-    if not _keys(grids, column, row).equals(keys):
-        raise CorruptIndexError("a tile key is not grid/column/row; ingest the archive again")
+    column, row = _tile_numbers(rows["tile"])
     columns = {
         "row": pa.array(rows["row"], pa.int64()),
-        "grid": grids.cast(pa.dictionary(pa.int16(), pa.string())),
+        "grid": _coded(rows["grid"]).cast(pa.dictionary(pa.int16(), pa.string())),
         "tile_column": column,
         "tile_row": row,
-        "scene": pa.array(rows["scene"], pa.string()).dictionary_encode(),
+        "scene": _coded(rows["scene"]).cast(pa.dictionary(pa.int32(), pa.string())),
         "bbox": _fixed(rows["bbox"].astype(np.float64)),
         "datetime": pa.array(rows["datetime"].astype("datetime64[ms]"), pa.timestamp("ms")),
         "cloud_fraction": pa.array(rows["cloud_fraction"].astype(np.float32)),
@@ -91,6 +83,15 @@ def encode_columns(rows: Mapping[str, npt.NDArray[Any]], classes: Sequence[str])
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     return bytes(sink.getvalue().to_pybytes())
+
+
+def _coded(names: Any) -> pa.DictionaryArray:
+    array = pa.array(names)
+    return array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+
+
+def _tile_numbers(tile: npt.NDArray[Any]) -> tuple[pa.Array, pa.Array]:
+    return tuple(pa.array(np.ascontiguousarray(tile[:, i]), pa.int32()) for i in (0, 1))
 
 
 class Sidecar:
@@ -246,7 +247,7 @@ def hit_table(columns: Columns, classes: Sequence[str]) -> pa.Table:
     text, box, labels = pa.string(), columns["bbox"], columns["labels"]
     offsets = np.r_[0, np.cumsum(labels.sum(axis=1, dtype=np.int64))]
     names = np.array([*classes, ""], dtype=object)[np.nonzero(labels)[1]]
-    column, row = (pa.array(np.ascontiguousarray(columns["tile"][:, i])) for i in (0, 1))
+    column, row = _tile_numbers(columns["tile"])
     values = [
         pa.array(columns["row"]),
         _keys(pa.array(columns["grid"], text), column, row),

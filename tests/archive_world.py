@@ -10,9 +10,8 @@ from storage.archive_spec import ArchiveSpec
 from storage.commits import ArchiveWriter, SegmentRows, write_segment
 from storage.ledger import LedgerEntry
 from storage.object_store import StorageOptions
-from tests.shard_world import CLASSES, Rows, make_rows
+from tests.shard_world import CLASSES, GRID, Rows, make_rows
 
-GRID = "epsg32648-10-64"
 FINGERPRINT = "ab" * 32
 
 

@@ -1,16 +1,20 @@
 """Synthetic rows, shards over them, and the slow truth that searches are compared with."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from storage.filters import Filter
-from storage.shards import Shard, ShardParameters, fill, train
-from storage.sidecar import SOURCE_COLUMNS, Sidecar, encode_columns, order_of
+from storage.quantizers import Bytes, Filled, ShardParameters, train
+from storage.shards import Shard
+from storage.sidecar import Sidecar, encode_columns, order_of
 
+GRID = "epsg32648-10-64"
 CLASSES = ("water", "forest", "crops")
 Rows = dict[str, np.ndarray[Any, Any]]
 
@@ -35,8 +39,9 @@ def make_rows(count: int, dimension: int, seed: int = 0, distinct: int | None = 
     return {
         "row": rng.permutation(count).astype(np.int64) + (3 << 32),
         "embedding": embedding,
+        "grid": np.full(count, GRID, dtype=object),
         "tile": tile,
-        "tile_key": np.array([f"epsg32648-10-64/{c}/{r}" for c, r in tile.tolist()], object),
+        "tile_key": np.array([f"{GRID}/{c}/{r}" for c, r in tile.tolist()], object),
         "scene": np.array([f"S{i}" for i in rng.integers(0, 30, count)], object),
         "bbox": bbox,
         "datetime": np.datetime64("2023-01-01", "ms")
@@ -61,17 +66,25 @@ def make_shards(
         if start == stop:
             continue
         part = {name: values[start:stop] for name, values in rows.items()}
-        order = order_of(part["tile_key"], part["scene"])
+        order = order_of(part)
         part = {name: values[order] for name, values in part.items()}
-        sidecar = Sidecar(
-            encode_columns({n: part[n] for n in (*SOURCE_COLUMNS, "labels")}, CLASSES), "columns"
-        )
+        sidecar = Sidecar(encode_columns(part, CLASSES), "columns")
         positions = np.arange(len(order))
-        data = fill(trained, len(order), [(positions, part["embedding"])])
+        data = fill(trained, positions, part["embedding"], len(order))
         gone = None if dead is None else np.flatnonzero(np.isin(part["row"], dead))
         vectors = part["embedding"] if exact_vectors else None
         shards.append(Shard(f"shard-{number:05d}", data, sidecar, vectors, gone))
     return shards
+
+
+def fill(trained: Bytes, positions: Any, embedding: Any, rows: int) -> Bytes:
+    """The bytes of a shard that should hold so many rows."""
+    filled = Filled(trained)
+    filled.add(positions, embedding)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "shard.faiss"
+        filled.save(path, rows)
+        return np.fromfile(path, dtype=np.uint8)
 
 
 @cache

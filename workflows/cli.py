@@ -20,7 +20,7 @@ VERBS = {
     "composite": ("composite", "composite", "Make cloud-free composites of a series of scenes."),
     "ingest": ("ingest", "ingest", "Tile and embed scenes into an archive."),
     "watch": ("watch", "watch", "Embed what is new in a source, again and again."),
-    "index": ("index", "index", "Build and check search indexes."),
+    "index": ("index", "index", "Build, grow and look after search indexes."),
     "search": ("search", "search", "Find the tiles most like an image, a place or a tile."),
     "evaluate": ("evaluate", "evaluate", "Score how well similar tiles are found."),
     "archive": ("archive", "archive", "Look at, check, export and care for archives."),

@@ -370,11 +370,12 @@ class IndexSection(Section):
     mirrors: ClassVar[str] = "pipeline.index_plan.IndexSpec"
 
     uri: str | None = None
-    kind: Literal["auto", "flat", "ivf_flat", "ivf_sq8", "ivf_pq"] = "auto"
+    kind: Literal["auto", "flat", "ivf_flat", "ivf_sq8", "ivf_rabitq", "ivf_opq", "ivf_pq"] = "auto"
     shards: Count | None = None
     rows_per_shard: Count = 1_000_000
     nlist: Count | None = None
     memory_bytes: Bytes | None = None
+    builder_memory_bytes: Bytes | None = None
     recall: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.95
     sample_rows: Count = 262_144
     rerank: Flag = True

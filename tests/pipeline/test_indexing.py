@@ -1,5 +1,6 @@
 """An index of an archive: what it holds, that a build can be repeated, and what an update hides."""
 
+import datetime as dt
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +29,11 @@ from storage.errors import (
     NotFoundError,
 )
 from storage.filters import Filter
-from storage.manifest import IndexFiles, IndexManifest
+from storage.index_files import IndexFiles
+from storage.manifest import IndexManifest
 from storage.object_store import StorageOptions
 from storage.progress import Progress
-from storage.shards import KINDS, Kind, set_threads
+from storage.quantizers import KINDS, Kind, set_threads
 from storage.shardset import ShardSet
 from tests.archive_world import FINGERPRINT, add_scenes, create_archive, live_rows
 from tests.conftest import MotoS3
@@ -221,7 +223,8 @@ def test_older_versions_stay_whole_until_garbage_is_collected(
     set_current(index, before.version)
     assert read_manifest(index) == before
     set_current(index, after.version)
-    assert collect_garbage(index, keep=1)
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(days=2)
+    assert collect_garbage(index, keep=1, now=later).versions == (before.version,)
     assert list_versions(index) == [after.version]
     assert_is_brute_force(index, archive)  # the old version's shards are still used
     with pytest.raises(NotFoundError, match=f"no version {before.version}"):
@@ -309,7 +312,7 @@ def test_the_kind_follows_from_rows_and_memory(archive_uri: str):
     assert plan(1_000_000).parameters.kind == "ivf_flat"
     assert plan(1_000_000, 300_000_000).parameters.kind == "ivf_sq8"
     small = plan(1_000_000, 120_000_000)
-    assert small.parameters.kind == "ivf_pq"
+    assert small.parameters.kind == "ivf_opq"
     assert small.predicted_bytes <= 120_000_000
     assert small.rerank > 1
     with pytest.raises(ConfigError, match=r"takes at least \d+ bytes, more than the 1000 allowed"):

@@ -17,7 +17,7 @@ from pipeline.search import Filter, Hits, Searcher
 from pipeline.search_fleet import Fleet, Placement
 from storage.errors import ConfigError, NotFoundError, SearchUnavailableError
 from storage.manifest import read_manifest
-from storage.shards import set_threads
+from storage.quantizers import set_threads
 from tests.archive_world import add_scenes, create_archive, live_rows
 from tests.shard_world import Rows, brute_force, passes
 

@@ -10,13 +10,11 @@ from hypothesis import strategies as st
 
 from storage.errors import ConfigError
 from storage.filters import Filter, may_match
-from storage.sidecar import SOURCE_COLUMNS, Sidecar, encode_columns, hit_table
+from storage.sidecar import Sidecar, encode_columns, hit_table
 from tests.shard_world import CLASSES, make_rows, passes
 
 ROWS = make_rows(400, 4)
-SIDECAR = Sidecar(
-    encode_columns({name: ROWS[name] for name in (*SOURCE_COLUMNS, "labels")}, CLASSES), "columns"
-)
+SIDECAR = Sidecar(encode_columns(ROWS, CLASSES), "columns")
 longitude, latitude = st.floats(-180, 180), st.floats(-90, 90)
 
 

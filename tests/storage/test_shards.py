@@ -5,10 +5,11 @@ from hypothesis import strategies as st
 
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.filters import Filter
+from storage.quantizers import KINDS, Kind, ShardParameters, set_threads, train
 from storage.ranking import canonical_queries
-from storage.shards import KINDS, Kind, Shard, ShardParameters, fill, set_threads, train
+from storage.shards import Shard
 from storage.shardset import ShardSet
-from tests.shard_world import CLASSES, brute_force, make_rows, make_shards, passes
+from tests.shard_world import CLASSES, brute_force, fill, make_rows, make_shards, passes
 
 DIMENSION = 16
 EVERYTHING = 10**6
@@ -51,6 +52,7 @@ filters = st.builds(
 def test_exhaustive_search_is_brute_force_for_any_shards(
     seed, count, distinct, kind, exact_vectors, cuts, where, k, dead_every
 ):
+    exact_vectors |= kind == "ivf_rabitq"  # it stores no vector whose score is its estimate
     rows = make_rows(count, DIMENSION, seed, distinct)
     dead = rows["row"][::dead_every] if dead_every else None
     world = (rows, parameters(kind))
@@ -62,7 +64,7 @@ def test_exhaustive_search_is_brute_force_for_any_shards(
     keep &= True if dead is None else ~np.isin(rows["row"], dead)
 
     stored = {**rows}
-    if kind in ("ivf_sq8", "ivf_pq") and not exact_vectors:
+    if kind in ("ivf_sq8", "ivf_opq", "ivf_pq") and not exact_vectors:
         (shard,) = one.shards.values()  # the truth is over what the shard stores
         back = np.argsort(shard.sidecar.row)[np.argsort(np.argsort(rows["row"]))]
         stored["embedding"] = shard.decode(np.arange(count))[back]
@@ -116,7 +118,7 @@ def test_scores_closer_than_float32_can_tell_are_ordered_exactly():
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_size_does_not_change_a_bit_of_a_score(kind):
     rows = make_rows(600, DIMENSION)
-    shards = ShardSet(make_shards(rows, parameters(kind), (200,)))
+    shards = ShardSet(make_shards(rows, parameters(kind), (200,), kind == "ivf_rabitq"))
     queries = np.random.default_rng(5).normal(size=(70, DIMENSION))
     together = shards.search(queries, 10, nprobe=EVERYTHING)
     for i in range(0, 70, 7):
@@ -207,7 +209,7 @@ def test_training_and_filling_are_deterministic():
         files = []
         for _ in range(2):
             trained = train(rows.astype(np.float32), parameters(kind))
-            files.append(fill(trained, 500, [(np.arange(500), rows)]).tobytes())
+            files.append(fill(trained, np.arange(500), rows, 500).tobytes())
         assert files[0] == files[1]
 
 
@@ -215,7 +217,7 @@ def test_files_of_different_shards_do_not_load_together():
     rows = make_rows(400, DIMENSION)
     one, other = make_shards(rows, parameters("flat"), (150,))
     trained = train(rows["embedding"].astype(np.float32), parameters("flat"))
-    data = fill(trained, 150, [(np.arange(150), rows["embedding"][:150])])
+    data = fill(trained, np.arange(150), rows["embedding"][:150], 150)
     assert len(Shard("shard", data, one.sidecar)) == 150
     with pytest.raises(CorruptIndexError, match=r"\[150, 250\] rows"):
         Shard("shard", data, other.sidecar)

@@ -1,25 +1,21 @@
-"""`skysift index`: build, update and verify search indexes."""
+"""`skysift index build|update|compact`; what looks after versions is in index_care."""
 
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.commands.index_care import INDEX, gc, info, list_, rollback, size, verify
 from workflows.commands.index_stats import stats
-from workflows.failures import EXIT_FAILED
 
 if TYPE_CHECKING:
+    from pipeline.index_plan import IndexPlan, IndexSpec
     from storage.manifest import IndexManifest
-
-_INDEX = recipe_option("--index", "index.uri", "Folder of the index.", metavar="URI")
 
 
 @click.group()
 def index() -> None:
-    """Build, update and verify search indexes."""
-
-
-index.add_command(stats)
+    """Build, grow and look after search indexes."""
 
 
 @index.command(
@@ -30,15 +26,21 @@ index.add_command(stats)
     skysift index build -r world.yaml --memory 4GB --recall 0.95""",
 )
 @recipe_option("--archive", "archive.uri", "Archive to index.", metavar="URI")
-@_INDEX
+@INDEX
 @recipe_option(
     "--kind",
     "index.kind",
     "How vectors are stored; auto is the most exact that fits the memory.",
-    type=click.Choice(["auto", "flat", "ivf_flat", "ivf_sq8", "ivf_pq"]),
+    type=click.Choice(["auto", "flat", "ivf_flat", "ivf_sq8", "ivf_rabitq", "ivf_opq", "ivf_pq"]),
 )
 @recipe_option("--shards", "index.shards", "Number of shards.", type=int, metavar="N")
 @recipe_option("--memory", "index.memory_bytes", "Most memory of all shards.", metavar="SIZE")
+@recipe_option(
+    "--builder-memory",
+    "index.builder_memory_bytes",
+    "Most memory of a process that builds a shard.",
+    metavar="SIZE",
+)
 @recipe_option("--recall", "index.recall", "Recall@10 to reach.", type=float, metavar="FRACTION")
 @click.option("--dry-run", is_flag=True, help="Print what would be built, and stop.")
 @pass_run
@@ -52,16 +54,7 @@ def build(run: Run, dry_run: bool) -> None:
     spec = index_spec(run.settings)
     if dry_run:
         plan = plan_build(archive, spec, run.storage)
-        lines = {
-            "rows": plan.rows,
-            "kind": plan.parameters.kind,
-            "lists": plan.parameters.nlist,
-            "shards": len(plan.pieces),
-            "memory when loaded": _size(plan.predicted_bytes),
-            "on disk besides": _size(plan.disk_bytes),
-            "rows to train on": plan.sample_rows,
-        }
-        run.show(plan, lines)
+        run.show(plan, _prediction(plan, spec))
         return
     with run.ray(), run.progress() as progress:
         manifest = build_index(archive, target, spec, options=run.storage, progress=progress)
@@ -69,7 +62,7 @@ def build(run: Run, dry_run: bool) -> None:
 
 
 @index.command("update", cls=Verb, example="skysift index update --index work/index")
-@_INDEX
+@INDEX
 @pass_run
 def update(run: Run) -> None:
     """Add an archive's new rows to its index and hide those that are gone."""
@@ -81,21 +74,39 @@ def update(run: Run) -> None:
     _show(run, target, manifest)
 
 
-@index.command("verify", cls=Verb, example="skysift index verify --index work/index")
-@_INDEX
+@index.command("compact", cls=Verb, example="skysift index compact --index work/index")
+@INDEX
 @pass_run
-@click.pass_context
-def verify(ctx: click.Context, run: Run) -> None:
-    """Compare every file of an index with its manifest (exit code 1 when one differs)."""
-    from pipeline.indexing import verify_index
+def compact(run: Run) -> None:
+    """Merge the small shards that updates left and drop dead rows; answers stay the same."""
+    from pipeline.indexing import compact_index
 
     target = run.need_path("index.uri", "--index")
-    with run.progress() as progress:
-        report = verify_index(target, options=run.storage, progress=progress)
-    sound = f"version {report.version}: {report.files} files, {_size(report.size_bytes)}: sound"
-    run.show(report, report.problems or [sound])
-    if not report.ok:
-        ctx.exit(EXIT_FAILED)
+    with run.ray(), run.progress() as progress:
+        manifest = compact_index(target, options=run.storage, progress=progress)
+    _show(run, target, manifest)
+
+
+for care in (list_, info, stats, verify, rollback, gc):
+    index.add_command(care)
+
+
+def _prediction(plan: "IndexPlan", spec: "IndexSpec") -> dict[str, Any]:
+    p, expected = plan.parameters, min(spec.recall, plan.recall_ceiling)
+    return {
+        "rows": plan.rows,
+        "kind": p.kind + (f", {p.bits} bits" if p.kind == "ivf_rabitq" else ""),
+        "bytes per row": round(plan.predicted_bytes / plan.rows, 1),
+        "of which the vector": p.code_bytes,
+        "lists": p.nlist,
+        "shards": len(plan.pieces),
+        "memory when loaded": size(plan.predicted_bytes),
+        "on disk besides": size(plan.disk_bytes),
+        "recall@10 expected": f"{expected:.3f}, {plan.recall_ceiling:.3f} with every list probed",
+        "rescored per result": plan.rerank,
+        "rows to train on": plan.sample_rows,
+        "memory of a builder": size(plan.builder_bytes),
+    }
 
 
 def _show(run: Run, target: str, manifest: "IndexManifest") -> None:
@@ -107,20 +118,12 @@ def _show(run: Run, target: str, manifest: "IndexManifest") -> None:
         "rows": manifest.rows,
         "kind": manifest.parameters.kind,
         "shards": len(manifest.shards),
-        "memory predicted": _size(manifest.predicted_bytes),
-        "memory measured": _size(manifest.measured_bytes),
+        "memory predicted": size(manifest.predicted_bytes),
+        "memory measured": size(manifest.measured_bytes),
+        "bytes per row measured": round(manifest.measured_bytes / manifest.rows, 1),
         "lists probed": f"{manifest.nprobe} of {manifest.parameters.nlist}",
         "recall@10 measured": manifest.recall.get(str(manifest.nprobe)),
         "drift": manifest.drift,
         "advice": manifest.advice or None,
     }
     run.show({"index": target, **manifest.to_dict()}, facts)
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
-        value /= 1000
-    return f"{value:,.1f} TB"
