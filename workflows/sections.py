@@ -149,6 +149,7 @@ class CatalogSection(Section):
     bands: dict[str, BandSection] = {}
     mask: MaskSection | None = None
     datetime_pattern: str | None = None
+    allow: tuple[str, ...] = ()
     query: QuerySection = QuerySection()
 
 
