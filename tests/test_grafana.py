@@ -1,4 +1,4 @@
-"""The dashboard asks for metrics that exist: the service's own, and those that Ray's dashboards use."""
+"""The dashboard asks for metrics that exist: the ones of the service, and those of Ray."""
 
 import json
 import re

@@ -4,7 +4,8 @@ import { element, find } from "./dom.js";
 import { addGraticule } from "./graticule.js";
 
 const EMPTY = { type: "FeatureCollection", features: [] };
-const SCORE_COLOURS = [0, "#5b4b9a", 0.5, "#2f7fa8", 0.75, "#3aa687", 0.9, "#b5c334", 1, "#ffd23f"];
+// From the least to the most alike of the hits that are shown.
+const COLOURS = [0, "#5b4b9a", 0.35, "#2f7fa8", 0.6, "#3aa687", 0.8, "#b5c334", 1, "#ffd23f"];
 
 export function ring([west, south, east, north]) {
   const right = east < west ? east + 360 : east;
@@ -44,7 +45,7 @@ const LAYERS = [
     paint: { "line-color": "#12324a", "line-width": 2, "line-dasharray": [3, 2] } },
   { id: "hits-fill", type: "fill", source: "hits",
     paint: {
-      "fill-color": ["interpolate", ["linear"], ["get", "score"], ...SCORE_COLOURS],
+      "fill-color": ["interpolate", ["linear"], ["get", "shade"], ...COLOURS],
       "fill-opacity": 0.75,
     } },
   { id: "hits", type: "line", source: "hits",
@@ -55,7 +56,7 @@ const LAYERS = [
   { id: "hit-points", type: "circle", source: "hit-points", maxzoom: 12,
     paint: {
       "circle-radius": ["case", ["get", "open"], 9, 6],
-      "circle-color": ["interpolate", ["linear"], ["get", "score"], ...SCORE_COLOURS],
+      "circle-color": ["interpolate", ["linear"], ["get", "shade"], ...COLOURS],
       "circle-stroke-color": "#1c2b36", "circle-stroke-width": ["case", ["get", "open"], 3, 1],
     } },
   { id: "query", type: "line", source: "query",
@@ -85,7 +86,7 @@ export class MapView {
     });
     this.map.touchZoomRotate.disableRotation();
     this.map.addControl(new maplibregl.NavigationControl({ showCompass: false }), "top-left");
-    this.map.addControl(new maplibregl.ScaleControl(), "bottom-right");
+    this.map.addControl(new maplibregl.ScaleControl(), "bottom-left");
     this.map.getCanvas().setAttribute("aria-label",
       "Map of the archive. Arrow keys move, plus and minus zoom, Enter searches at the middle.");
     this.ready = this.map.once("load").then(() => this.furnish());
@@ -175,8 +176,10 @@ export class MapView {
   }
 
   showHits(hits, open, markOf) {
-    const shown = hits.map((hit) => ({
-      hit, properties: { score: hit.score, rank: hit.rank, mark: markOf(hit), open: hit === open },
+    const [most, least] = [hits[0]?.score, hits.at(-1)?.score];
+    const shade = ({ score }) => (most > least ? (score - least) / (most - least) : 1);
+    const shown = [...hits].reverse().map((hit) => ({
+      hit, properties: { shade: shade(hit), rank: hit.rank, mark: markOf(hit), open: hit === open },
     }));
     this.set("hits", collection(shown.map(({ hit, properties }) => polygon(hit.bbox, properties))));
     return this.set("hit-points", collection(shown.map(({ hit, properties }) => ({
