@@ -140,7 +140,7 @@ def _attributes(docstring: str | None) -> dict[str, str]:
 
 def http_page() -> str:
     """Return the HTTP API from its OpenAPI description."""
-    described = create_app(_Nothing(), digest="0" * 64).openapi()
+    described = create_app(_Nothing(), digests=("0" * 64,)).openapi()
     parts = ["# HTTP API\n", MADE, "The whole description is served at `/openapi.json`.\n"]
     for path, methods in described["paths"].items():
         for method, operation in methods.items():

@@ -72,6 +72,12 @@ class RasterInfo:
         return west, float(lats.min()), east, float(lats.max())
 
 
+def gdal_report() -> tuple[str, frozenset[str]]:
+    """Return the release of GDAL, and the names of the drivers that it has."""
+    with rasterio.Env() as environment_:
+        return rasterio.__gdal_version__, frozenset(environment_.drivers())
+
+
 def crs_name(crs: Any) -> str:
     """Return ``EPSG:n`` of a CRS where it has a code, else its WKT.
 

@@ -207,6 +207,9 @@ class CatalogSpec:
     datetime_pattern
         For plain files: a regular expression with a group ``date`` for the scene's id or path.
         Without it, the first date such as 20090818 or 2009-08-18 counts.
+    allow
+        Folders, such as s3://bucket/prefix, below which the assets of STAC items have to lie; empty
+        allows all that can be read.
     query
         Which entries are wanted.
     """
@@ -215,6 +218,7 @@ class CatalogSpec:
     bands: Mapping[str, BandMapping] = field(default_factory=dict)
     mask: MaskMapping | None = None
     datetime_pattern: str | None = None
+    allow: tuple[str, ...] = ()
     query: SceneQuery = field(default_factory=SceneQuery)
 
 

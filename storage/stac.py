@@ -17,6 +17,7 @@ import pystac
 
 from storage.errors import CatalogError, ConfigError, SkysiftError
 from storage.object_store import StorageOptions, is_local, read_bytes, resolve_uri, split_uri
+from storage.reach import lies_below
 from storage.scenes import (
     BandMapping,
     BandSource,
@@ -309,10 +310,12 @@ class _Item:
                 continue
             if is_local(place) and not _on_this_machine(self._uri):
                 continue  # a remote document does not name files of this machine
+            if self._spec.allow and not any(lies_below(place, one) for one in self._spec.allow):
+                continue
             return place
         raise CatalogError(
             f"item {self._item.id}: asset {key!r} is at {asset.href}, which cannot be read; "
-            "Skysift reads s3:// and local files"
+            "Skysift reads s3:// and local files, and only below catalog.allow when that is given"
         )
 
     def _revision(self) -> str:

@@ -17,6 +17,7 @@ from pystac_client.warnings import DoesNotConformTo, PystacClientWarning
 from urllib3.util import Retry
 
 from storage.errors import CatalogError
+from storage.reach import CheckedAdapter
 from storage.scenes import BBox, Candidate, CatalogSpec, Rejected, SceneQuery
 from storage.stac import MALFORMED, item_candidate
 
@@ -89,9 +90,11 @@ def _open(source: str) -> pystac_client.Client:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PystacClientWarning)  # the search itself will tell
-        return pystac_client.Client.open(
-            source, stac_io=StacApiIO(max_retries=retry, timeout=_TIMEOUT_S)
-        )
+        asked = StacApiIO(timeout=_TIMEOUT_S)
+        adapter = CheckedAdapter([urlsplit(source).hostname or ""], retry)
+        for scheme in ("http://", "https://"):
+            asked.session.mount(scheme, adapter)
+        return pystac_client.Client.open(source, stac_io=asked)
 
 
 def _pages(

@@ -25,10 +25,11 @@ VERBS = {
     "evaluate": ("evaluate", "evaluate", "Score how well similar tiles are found."),
     "archive": ("archive", "archive", "Look at, check, export and care for archives."),
     "report": ("report", "report", "Draw an archive and its searches as one HTML page."),
-    "serve": ("serve", "serve", "Answer searches over HTTP."),
+    "serve": ("serve", "serve", "Serve a map and searches over HTTP."),
     "submit": ("jobs", "submit", "Run a command as a job of a Ray cluster."),
     "jobs": ("jobs", "jobs", "See and stop such jobs."),
     "recipe": ("recipe", "recipe", "Look at recipes."),
+    "doctor": ("doctor", "doctor", "Check this machine and say what to fix."),
 }
 
 

@@ -149,6 +149,7 @@ class CatalogSection(Section):
     bands: dict[str, BandSection] = {}
     mask: MaskSection | None = None
     datetime_pattern: str | None = None
+    allow: tuple[str, ...] = ()
     query: QuerySection = QuerySection()
 
 
@@ -465,15 +466,27 @@ class ServiceSection(Section):
     host, port
         Where to listen.
     token
-        What every request must carry; beyond this machine there has to be one.
+        What every request must carry; beyond this machine there has to be one. Several, with
+        commas between them, are all let in, so that one can be replaced.
     max_k
         Most hits of one answer.
     max_body_bytes
         Largest request.
+    max_image_px
+        Most pixels of an uploaded picture, at four bands.
     request_timeout_s
         Seconds after which a request is given up.
+    rate_per_s, burst
+        Requests that one client may make: on average, and at once. A rate of 0 does not limit.
     replicas
         Processes that answer.
+    thumbnail_cache_bytes
+        Size of the pictures of tiles that each of them keeps.
+    base_map, base_map_attribution
+        URL template of raster tiles below the map, such as https://host/{z}/{x}/{y}.png, and whom
+        they are from; none by default, and nothing foreign is loaded then.
+    cors_origins
+        Other web pages that may ask, such as https://maps.example.org; none by default.
     """
 
     host: str = "127.0.0.1"
@@ -481,8 +494,15 @@ class ServiceSection(Section):
     token: SecretStr | None = None
     max_k: Count = 1000
     max_body_bytes: Bytes = 16 * 1024 * 1024
+    max_image_px: Count = 16 * 1024 * 1024
     request_timeout_s: Positive = 60.0
+    rate_per_s: Annotated[float, Strict(), Field(ge=0)] = 50.0
+    burst: Count = 300
     replicas: Count = 1
+    thumbnail_cache_bytes: Bytes = 64 * 1024 * 1024
+    base_map: str | None = None
+    base_map_attribution: str = ""
+    cors_origins: tuple[str, ...] = ()
 
 
 class Recipe(Section):

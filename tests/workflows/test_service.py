@@ -4,32 +4,31 @@ import base64
 import datetime as dt
 import io
 import json
-import struct
-import zlib
+import re
 
-import numpy as np
+import geopandas as gpd
 import pytest
 from fastapi.testclient import TestClient
-from PIL import Image
 
-from encoders.bundle import EncoderSpec, load_encoder, pretrained_bundle
-from pipeline.indexing import build_index, update_index
 from storage.errors import ConfigError, NotFoundError, SearchUnavailableError
-from storage.rasters import write_geotiff
-from tests.archive_world import add_scenes, create_archive
-from workflows.service.app import Limits, create_app, token_digest
-from workflows.service.backend import IndexBackend, Served
+from workflows.service.app import Limits, Look, create_app
 from workflows.service.deploy import ServiceSpec, check_exposure
+from workflows.service.guard import Gate, token_digests
 from workflows.service.schema import (
     HitBody,
+    IndexAnswer,
     ReadyAnswer,
     SceneBody,
     ScenesAnswer,
     SearchAnswer,
     SearchBody,
+    TileAnswer,
 )
+from workflows.service.thumbnails import Picture
 
 TOKEN = "0123456789abcdef-token"
+OTHER = "fedcba9876543210-token"
+GUARDED = ("/v1/index", "/v1/scenes", "/v1/tiles/g/1/2/thumbnail.png", "/metrics")
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
 
 
@@ -37,11 +36,11 @@ class _Backend:
     """An index of one row; it notes what it was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[SearchBody, bytes | None, str]] = []
+        self.asked: list[tuple[SearchBody, bytes | None]] = []
         self.fault: Exception | None = None
 
-    def search(self, body: SearchBody, image: bytes | None, suffix: str) -> SearchAnswer:
-        self.asked.append((body, image, suffix))
+    def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
+        self.asked.append((body, image))
         if self.fault is not None:
             raise self.fault
         hit = HitBody(
@@ -55,11 +54,35 @@ class _Backend:
             cloud_fraction=0.0,
             labels=["water"],
         )
-        return SearchAnswer(snapshot="S", version="0001-ab", coverage=1.0, hits=[hit])
+        return SearchAnswer(query="q", snapshot="S", version="0001-ab", coverage=1.0, hits=[hit])
 
-    def scenes(self, offset: int, limit: int) -> ScenesAnswer:
+    def tile(self, key: str) -> TileAnswer:
+        raise NotFoundError(f"no tile {key}")
+
+    def thumbnail(self, key: str, scene: str | None, side_px: int, known: str) -> Picture:
+        etag = f'"{key}-{scene}-{side_px}"'
+        return Picture(png=None if etag in known else PNG, etag=etag, source="drawn")
+
+    def about(self) -> IndexAnswer:
+        return IndexAnswer(
+            version="0001-ab",
+            snapshot="S",
+            rows=1,
+            dimension=1,
+            bbox=(0, 0, 1, 1),
+            since="2020-01-02T00:00:00",
+            until="2020-01-02T00:00:00",
+            classes=["water"],
+            pictures=True,
+            max_k=1,
+            base_map=None,
+            base_map_attribution="",
+        )
+
+    def scenes(self, offset: int, limit: int, state: str | None) -> ScenesAnswer:
+        box = (0.0, 0.0, 1.0, 1.0)
         found = [
-            SceneBody(scene=f"s{n}", state="embedded", reason="", rows=1, datetime=None)
+            SceneBody(scene=f"s{n}", state="embedded", reason="", rows=1, datetime=None, bbox=box)
             for n in range(offset, min(offset + limit, 3))
         ]
         return ScenesAnswer(snapshot="S", total=3, offset=offset, scenes=found)
@@ -90,7 +113,7 @@ def test_a_search_passes_the_query_and_returns_hits(client, backend):
     assert answer.status_code == 200
     assert answer.json()["hits"][0]["tile"] == "g/1/2"
     assert answer.json()["coverage"] == 1.0
-    asked, image, _ = backend.asked[0]
+    asked, image = backend.asked[0]
     assert (asked.lonlat, asked.k, asked.filter.scenes, image) == ((10, 20), 3, ["a"], None)
 
 
@@ -105,13 +128,49 @@ def test_geojson_is_given_when_asked_for_and_unwraps_the_antimeridian(client):
     assert feature["properties"]["score"] == 0.5
 
 
-def test_an_image_arrives_as_base64_or_as_it_is(client, backend):
+def test_parquet_is_given_when_asked_for(client):
+    headers = {"Accept": "application/vnd.apache.parquet"}
+    for answer in (
+        client.post("/v1/search", json={"vector": [1.0]}, headers=headers),
+        client.get("/v1/scenes", headers=headers),
+    ):
+        assert answer.headers["content-type"] == "application/vnd.apache.parquet"
+        frame = gpd.read_parquet(io.BytesIO(answer.content))
+        assert frame.crs.to_epsg() == 4326
+        assert len(frame) == len(frame.geometry.dropna()) > 0
+
+
+def test_an_image_arrives_as_base64_or_in_a_form(client, backend):
     encoded = base64.b64encode(PNG).decode()
     assert client.post("/v1/search", json={"image_base64": encoded}).status_code == 200
-    answer = client.post("/v1/search/image?k=2&bbox=0,0,1,1", content=PNG)
-    assert answer.status_code == 200
-    assert [(image, suffix) for _, image, suffix in backend.asked] == [(PNG, ".png")] * 2
+    query = json.dumps({"k": 2, "filter": {"bbox": [0, 0, 1, 1]}})
+    answer = client.post(
+        "/v1/search", files={"image": ("../../evil.png", PNG)}, data={"query": query}
+    )
+    assert answer.status_code == 200, answer.text
+    assert [image for _, image in backend.asked] == [PNG] * 2
     assert backend.asked[1][0].filter.bbox == (0, 0, 1, 1)
+    assert client.post("/v1/search", files={"image": ("a.png", PNG)}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status", "word"),
+    [
+        (b"x", "multipart/form-data", 422, "boundary"),
+        (b"x", "multipart/form-data; boundary=b", 422, "boundary"),
+        (
+            b'--b\r\nContent-Disposition: form-data; name="query"\r\n\r\n{}\r\n--b--\r\n',
+            "multipart/form-data; boundary=b",
+            422,
+            "no part `image`",
+        ),
+        (b"k=1", "application/x-www-form-urlencoded", 415, "multipart/form-data"),
+    ],
+)
+def test_a_form_that_is_none_is_named(client, content, kind, status, word):
+    answer = client.post("/v1/search", content=content, headers={"Content-Type": kind})
+    assert answer.status_code == status, answer.text
+    assert word in answer.json()["message"]
 
 
 @pytest.mark.parametrize(
@@ -125,8 +184,9 @@ def test_an_image_arrives_as_base64_or_as_it_is(client, backend):
         ({"lonlat": [200, 0]}, "body.lonlat"),
         ({"vector": [1.0], "filter": {"bbx": [0, 0, 1, 1]}}, "body.filter.bbx"),
         ({"vector": [1.0], "date": "2020-01-01"}, "date goes with lonlat"),
+        ({"vector": [1.0], "k": "3"}, "body.k"),
+        ({"negative": [{"tile": "g/1/2"}]}, "or positive examples"),
         ({"image_base64": "%%%"}, "no base64"),
-        ({"image_base64": base64.b64encode(b"GIF89a").decode()}, "no PNG, JPEG or GeoTIFF"),
     ],
 )
 def test_a_wrong_request_is_named_in_one_line(client, body, word):
@@ -156,12 +216,6 @@ def test_an_error_of_the_search_keeps_its_message_and_gets_a_status(client, back
     assert answer.json() == {"error": type(fault).__name__, "message": str(fault)}
 
 
-def test_a_wrong_box_of_an_image_query_is_named(client):
-    answer = client.post("/v1/search/image?bbox=a,b", content=PNG)
-    assert (answer.status_code, answer.json()["error"]) == (422, "ConfigError")
-    assert "west,south,east,north" in answer.json()["message"]
-
-
 def test_a_fault_of_the_service_tells_nothing_of_itself(backend):
     backend.fault = RuntimeError("/secret/path")
     client = TestClient(
@@ -172,29 +226,110 @@ def test_a_fault_of_the_service_tells_nothing_of_itself(backend):
     assert "secret" not in answer.text
 
 
-def test_a_token_is_asked_for_by_all_but_the_probes(backend):
-    client = _client(backend, digest=token_digest(TOKEN))
-    for path in ("/v1/health", "/v1/ready"):
-        assert client.get(path).status_code == 200
+def test_a_token_is_asked_for_by_all_but_the_probes_and_the_page(backend, caplog):
+    caplog.set_level("INFO")
+    client = _client(backend, digests=token_digests(f"{OTHER}, {TOKEN}"))
+    for path in ("/v1/health", "/v1/ready", "/", "/web/main.js", "/openapi.json"):
+        assert client.get(path).status_code == 200, path
     for authorization in (None, "Bearer wrong", f"Basic {TOKEN}", "Bearer", f"Bearer {TOKEN}x"):
         headers = {"Authorization": authorization} if authorization else {}
         for answer in (
             client.post("/v1/search", json={"vector": [1.0]}, headers=headers),
-            client.post("/v1/search/image", content=PNG, headers=headers),
-            client.get("/v1/scenes", headers=headers),
+            *(client.get(path, headers=headers) for path in GUARDED),
         ):
             assert answer.status_code == 401
             assert answer.headers["www-authenticate"] == "Bearer"
             assert TOKEN not in answer.text
     assert backend.asked == []
+    for token in (TOKEN, OTHER):
+        good = {"Authorization": f"Bearer {token}"}
+        assert client.post("/v1/search", json={"vector": [1.0]}, headers=good).status_code == 200
+        assert [client.get(path, headers=good).status_code for path in GUARDED] == [200] * 4
+    lines = [record.getMessage() for record in caplog.records if record.name == "skysift.access"]
+    assert len(lines) == 5 + 5 * 5 + 2 * 5
+    assert all(TOKEN not in line and OTHER not in line for line in lines)
+    assert json.loads(lines[-1])["route"] == "/metrics"
+
+
+@pytest.mark.parametrize("tokens", ["secret", f"{TOKEN},", f"{TOKEN},secret"])
+def test_a_short_token_is_refused(tokens):
+    with pytest.raises(ConfigError, match="at least 16"):
+        token_digests(tokens)
+
+
+def test_a_client_that_asks_too_often_waits_and_others_do_not(backend):
+    now = [0.0]
+    gate = Gate((), 2.0, 3, lambda: now[0])
+    assert [gate._take(("a", -1)) for _ in range(4)] == [0, 0, 0, 0.5]
+    assert gate._take(("b", -1)) == 0
+    now[0] = 0.5
+    assert [gate._take(("a", -1)) for _ in range(2)] == [0, 0.5]
+    client = _client(backend, limits=Limits(rate_per_s=0.001, burst=2))
+    answers = [client.get("/v1/scenes") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert int(answers[2].headers["retry-after"]) >= 1
+    assert client.get("/v1/health").status_code == 200
+
+
+def test_wrong_tokens_count_so_that_nobody_tries_many(backend):
+    limits = Limits(rate_per_s=0.001, burst=3)
+    client = _client(backend, digests=token_digests(TOKEN), limits=limits)
+    guesses = [
+        client.get("/v1/scenes", headers={"Authorization": f"Bearer {n}"}).status_code
+        for n in range(5)
+    ]
+    assert guesses == [401, 401, 401, 429, 429]
     good = {"Authorization": f"Bearer {TOKEN}"}
-    assert client.post("/v1/search", json={"vector": [1.0]}, headers=good).status_code == 200
     assert client.get("/v1/scenes", headers=good).status_code == 200
 
 
-def test_a_short_token_is_refused():
-    with pytest.raises(ConfigError, match="at least 16"):
-        token_digest("secret")
+def test_other_pages_may_ask_only_when_they_are_named(backend):
+    ask = {"Origin": "https://maps.example", "Access-Control-Request-Method": "POST"}
+    assert (
+        "access-control-allow-origin"
+        not in _client(backend).options("/v1/search", headers=ask).headers
+    )
+    named = _client(backend, look=Look(cors_origins=("https://maps.example",)))
+    allowed = named.options("/v1/search", headers=ask).headers
+    assert allowed["access-control-allow-origin"] == "https://maps.example"
+    other = named.options("/v1/search", headers={**ask, "Origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_the_page_lets_nothing_foreign_in_but_the_base_map(backend):
+    policy = _client(backend).get("/").headers["content-security-policy"]
+    assert "http" not in policy
+    assert "unsafe" not in policy
+    look = Look(base_map="https://tiles.example/{z}/{x}/{y}.png?key=1")
+    policy = _client(backend, look=look).get("/").headers["content-security-policy"]
+    assert "img-src 'self' blob: data: https://tiles.example;" in policy
+    with pytest.raises(ConfigError, match="no URL template"):
+        create_app(backend, look=Look(base_map="tiles/{z}"))
+
+
+def test_a_picture_is_not_sent_twice(client):
+    path = "/v1/tiles/g/1/-2/thumbnail.png?scene=a&size=64"
+    first = client.get(path)
+    assert (first.content, first.headers["content-type"]) == (PNG, "image/png")
+    again = client.get(path, headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize("path", ["../../etc/passwd", "g/1/x", "G%2f..%2f/1/2", "g;rm/1/2"])
+def test_what_is_no_tile_key_never_reaches_the_archive(client, path):
+    assert client.get(f"/v1/tiles/{path}").status_code in (404, 422)
+    assert client.get(f"/v1/tiles/{path}/thumbnail.png").status_code in (404, 422)
+
+
+def test_requests_are_counted_by_route(client):
+    client.post("/v1/search", json={"vector": [1.0]})
+    client.post("/v1/search", json={})
+    client.get("/nowhere")
+    text = client.get("/metrics").text
+    assert re.search(r'requests_total\{.*route="/v1/search",status="200"\} 1.0', text)
+    assert re.search(r'requests_total\{.*route="/v1/search",status="422"\} 1.0', text)
+    assert re.search(r'requests_total\{.*route="other",status="404"\} 1.0', text)
+    assert re.search(r'request_seconds_count\{.*route="/v1/search"\} 2.0', text)
 
 
 def test_a_long_body_is_refused_whether_its_length_is_told_or_not(backend):
@@ -232,12 +367,16 @@ def test_scenes_come_in_pages(client):
 def test_openapi_names_every_route(client):
     document = client.get("/openapi.json").json()
     assert set(document["paths"]) == {
+        "/metrics",
         "/v1/health",
+        "/v1/index",
         "/v1/ready",
         "/v1/scenes",
         "/v1/search",
-        "/v1/search/image",
+        "/v1/tiles/{grid}/{column}/{row}",
+        "/v1/tiles/{grid}/{column}/{row}/thumbnail.png",
     }
+    assert document["components"]["schemas"]["SearchBody"]["examples"]
     assert client.get("/docs").status_code == 404  # its pages would come from a CDN
 
 
@@ -245,103 +384,10 @@ def test_openapi_names_every_route(client):
 def test_beyond_loopback_a_token_is_required(host):
     with pytest.raises(ConfigError, match="SKYSIFT_TOKEN"):
         check_exposure(ServiceSpec(host=host))
-    assert check_exposure(ServiceSpec(host=host, token=TOKEN)) == token_digest(TOKEN)
+    assert check_exposure(ServiceSpec(host=host, token=TOKEN)) == token_digests(TOKEN)
     assert TOKEN not in repr(ServiceSpec(host=host, token=TOKEN))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_on_loopback_no_token_is_needed(host):
-    assert check_exposure(ServiceSpec(host=host)) is None
-
-
-# ---------------------------------------------------------------- with a real index
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory, ray_session) -> Served:
-    folder = tmp_path_factory.mktemp("served")
-    spec = EncoderSpec(
-        backbone="tiny-cnn",
-        bands=("b1", "b2", "b3"),
-        band_mean=(128.0,) * 3,
-        band_std=(70.0,) * 3,
-        tile_px=32,
-        dimension=16,
-    )
-    bundle, archive = str(folder / "bundle"), str(folder / "archive")
-    fingerprint = pretrained_bundle(bundle, spec)
-    create_archive(archive, load_encoder(bundle).dimension, fingerprint=fingerprint)
-    add_scenes(archive, {"A": 40, "B": 20}, seed=1)
-    build_index(archive, str(folder / "index"))
-    return Served(index_uri=str(folder / "index"), encoder_uri=bundle, max_image_px=1_000_000)
-
-
-@pytest.fixture
-def real(served) -> TestClient:
-    return _client(IndexBackend(served))
-
-
-def _png(size: tuple[int, int] = (40, 50)) -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
-
-
-def test_an_index_answers_and_a_tile_is_not_its_own_hit(real):
-    hit = real.post("/v1/search/image?k=1", content=_png()).json()["hits"][0]
-    body = {"tile": hit["tile"], "scene": hit["scene"], "k": 60}
-    found = real.post("/v1/search", json=body).json()
-    assert len(found["hits"]) == 59
-    assert hit["row"] not in {one["row"] for one in found["hits"]}
-    assert [one["rank"] for one in found["hits"]] == list(range(1, 60))
-    only = real.post("/v1/search", json={**body, "k": 5, "filter": {"scenes": ["B"]}}).json()
-    assert {one["scene"] for one in only["hits"]} == {"B"}
-    west, south, east, north = hit["bbox"]
-    place = [(west + east) / 2, (south + north) / 2]
-    assert real.post("/v1/search", json={"lonlat": place}).status_code == 200
-
-
-def test_an_upload_is_told_by_its_content_and_a_bomb_is_not_decoded(real, tmp_path):
-    huge = bytearray(_png((8, 8)))
-    huge[16:24] = struct.pack(">II", 60_000, 60_000)
-    huge[29:33] = struct.pack(">I", zlib.crc32(bytes(huge[12:29])))
-    large = _png((1100, 1000))
-    tif = tmp_path / "five.tif"
-    write_geotiff(
-        str(tif), np.ones((5, 64, 64), np.uint8), "EPSG:32632", (10, 0, 0, 0, -10, 640), cog=False
-    )
-    for upload, word in (
-        (bytes(huge), "cannot be decoded"),
-        (large, "1000 x 1100 pixels"),
-        (tif.read_bytes(), "5 bands"),
-        (tif.read_bytes()[:500], "the image"),
-        (_png()[:100], "the image"),
-        (b"\x89PNG", "cannot be decoded"),
-    ):
-        answer = real.post("/v1/search/image", content=upload)
-        assert answer.status_code == 422, answer.text
-        assert word in answer.json()["message"]
-        assert "/tmp" not in answer.json()["message"]
-
-
-def test_a_new_version_is_picked_up_between_two_requests(served, monkeypatch):
-    monkeypatch.setattr("workflows.service.backend._LOOK_EVERY_S", 0.0)
-    client = _client(IndexBackend(served))
-    before = client.get("/v1/ready").json()
-    add_scenes(str(served.index_uri).replace("index", "archive"), {"C": 30}, seed=2)
-    update_index(served.index_uri)
-    after = client.get("/v1/ready").json()
-    assert (before["rows"], after["rows"]) == (60, 90)
-    assert after["version"] != before["version"]
-    assert client.get("/v1/scenes").json()["total"] == 3
-    assert (
-        client.post("/v1/search", json={"vector": [1.0] * 16}).json()["version"]
-        == (after["version"])
-    )
-
-
-def test_no_index_is_not_ready(tmp_path, ray_session):
-    client = _client(IndexBackend(Served(index_uri=str(tmp_path / "none"))))
-    assert client.get("/v1/ready").status_code == 503
-    assert client.post("/v1/search", json={"vector": [1.0]}).status_code == 404
+    assert check_exposure(ServiceSpec(host=host)) == ()

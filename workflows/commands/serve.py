@@ -1,11 +1,17 @@
-"""`skysift serve`: searches over HTTP."""
+"""`skysift serve`: the map and searches over HTTP."""
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
+
+if TYPE_CHECKING:
+    from storage.scenes import CatalogSpec
+    from workflows.sections import ServiceSection
+    from workflows.service.deploy import ServiceSpec
 
 
 @click.command(
@@ -18,35 +24,32 @@ from workflows.commands.common import Run, Verb, pass_run, recipe_option
 )
 @recipe_option("--index", "index.uri", "Index to serve.", metavar="URI")
 @recipe_option("--encoder", "encoder.bundle", "Bundle for images; the archive's.", metavar="URI")
+@recipe_option("--scenes", "catalog.source", "Where the scenes are, for pictures.", metavar="URI")
 @recipe_option("--host", "service.host", "Address to listen on.", metavar="ADDRESS")
 @recipe_option("--port", "service.port", "Port to listen on.", type=int, metavar="N")
+@recipe_option("--base-map", "service.base_map", "Tiles below the map.", metavar="URL")
 @pass_run
 def serve(run: Run) -> None:
-    """Answer searches over HTTP until interrupted.
+    """Serve a map and an HTTP API until interrupted.
 
-    Listens on this machine only unless told otherwise; beyond it, every request must carry the
-    token of the variable SKYSIFT_TOKEN (or of the recipe's service.token).
+    Listens on this machine only unless told otherwise; beyond it, every request must carry a
+    token of the variable SKYSIFT_TOKEN (or of the recipe's service.token; several with commas
+    between them).
     """
-    from workflows.service.app import Limits
     from workflows.service.backend import Served
-    from workflows.service.deploy import ServiceSpec, check_exposure, serve_index
+    from workflows.service.deploy import check_exposure, serve_index
 
-    section = run.recipe.service
-    token = section.token.get_secret_value() if section.token else os.environ.get("SKYSIFT_TOKEN")
-    spec = ServiceSpec(
-        host=section.host,
-        port=section.port,
-        token=token,
-        limits=Limits(max_k=section.max_k, max_body_bytes=section.max_body_bytes),
-        request_timeout_s=section.request_timeout_s,
-        replicas=section.replicas,
-    )
+    spec = _spec(run.recipe.service)
     check_exposure(spec)
+    section = run.recipe.service
     served = Served(
         index_uri=run.need_path("index.uri", "--index"),
         encoder_uri=run.recipe.encoder.bundle,
+        catalog=_catalog(run),
         options=run.storage,
         replicas=run.recipe.search.replicas,
+        max_image_px=section.max_image_px,
+        thumbnail_cache_bytes=section.thumbnail_cache_bytes,
     )
 
     def ready(address: str) -> None:
@@ -58,3 +61,34 @@ def serve(run: Run) -> None:
             serve_index(served, spec, ready=ready)
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
+
+
+def _spec(section: "ServiceSection") -> "ServiceSpec":
+    from workflows.service.app import Limits, Look
+    from workflows.service.deploy import ServiceSpec
+
+    token = section.token.get_secret_value() if section.token else os.environ.get("SKYSIFT_TOKEN")
+    return ServiceSpec(
+        host=section.host,
+        port=section.port,
+        token=token,
+        limits=Limits(
+            max_k=section.max_k,
+            max_body_bytes=section.max_body_bytes,
+            rate_per_s=section.rate_per_s / section.replicas,  # each replica counts for itself
+            burst=section.burst,
+        ),
+        look=Look(
+            base_map=section.base_map,
+            base_map_attribution=section.base_map_attribution,
+            cors_origins=section.cors_origins,
+        ),
+        request_timeout_s=section.request_timeout_s,
+        replicas=section.replicas,
+    )
+
+
+def _catalog(run: Run) -> "CatalogSpec | None":
+    from workflows.build import catalog_spec
+
+    return catalog_spec(run.settings) if run.recipe.catalog.source else None

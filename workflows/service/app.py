@@ -1,76 +1,99 @@
-"""The HTTP application: routes, limits, tokens and the form of errors. No Ray in here.
+"""The HTTP application: its routes, and what stands before them. No Ray in here.
 
 Beyond loopback a bearer token is required (:func:`workflows.service.deploy.serve_index` sees to
-it). Only a token's SHA-256 is kept, and compared in constant time.
+it). The map at ``/`` is static and holds no data; everything that it shows comes through the
+guarded routes.
 """
 
-import base64
-import binascii
-import hashlib
-import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import ValidationError
-from starlette.exceptions import HTTPException
+from fastapi import Path as InPath
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from storage.errors import (
-    ConfigError,
-    GridError,
-    NotFoundError,
-    SceneError,
-    SearchUnavailableError,
-    SkysiftError,
-)
+from storage.errors import ConfigError, SearchUnavailableError, SkysiftError
+from workflows.service.formats import CONTENT, negotiated
+from workflows.service.guard import BodyLimit, Gate, SafeHeaders
+from workflows.service.problems import add_handlers, documented
 from workflows.service.schema import (
-    ErrorBody,
-    FilterBody,
     HealthAnswer,
+    IndexAnswer,
     ReadyAnswer,
     ScenesAnswer,
+    SceneState,
     SearchAnswer,
     SearchBody,
+    TileAnswer,
 )
+from workflows.service.telemetry import Metrics, Observed
+from workflows.service.thumbnails import Picture
+from workflows.service.uploads import read_query
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-GEOJSON = "application/geo+json"
-IMAGE_SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/tiff": ".tif"}
-_MAGIC = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"II*\x00": ".tif", b"MM\x00*": ".tif"}
-_STATUS: tuple[tuple[type[SkysiftError], int], ...] = (
-    (ConfigError, 422),
-    (GridError, 422),
-    (SceneError, 422),
-    (NotFoundError, 404),
-    (SearchUnavailableError, 503),
-)
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (401, 404, 413, 422, 503)
+WEB = Path(__file__).parent / "web"
+_MULTIPART = {
+    "type": "object",
+    "required": ["image"],
+    "properties": {
+        "image": {"type": "string", "format": "binary", "description": "PNG, JPEG or GeoTIFF."},
+        "query": {"type": "string", "description": "The rest of the query, as JSON."},
+    },
 }
+
+T = TypeVar("T")
+Accept = Annotated[str | None, Header(include_in_schema=False)]
+Grid = Annotated[str, InPath(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=128)]
+Cell = Annotated[int, InPath(ge=-(2**31), le=2**31 - 1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What one request may ask for."""
+    """What one request, or one client, may ask for; a rate of 0 does not limit."""
 
     max_k: int = 1000
     max_body_bytes: int = 16 * 1024 * 1024
     max_scenes: int = 1000
+    rate_per_s: float = 50.0
+    burst: int = 300
+    drawing: int = 4
+    decoding: int = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """What the map and other pages may use: a base map (URL template of tiles), foreign origins."""
+
+    base_map: str | None = None
+    base_map_attribution: str = ""
+    cors_origins: tuple[str, ...] = ()
 
 
 class Backend(Protocol):
     """What answers the requests."""
 
-    def search(self, body: SearchBody, image: bytes | None, suffix: str) -> SearchAnswer:
-        """Answer a query; ``image`` is the file of an image query and ``suffix`` its kind."""
+    def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
+        """Answer a query; ``image`` is the file of an image query."""
 
-    def scenes(self, offset: int, limit: int) -> ScenesAnswer:
+    def tile(self, key: str) -> TileAnswer:
+        """Return the acquisitions of a tile."""
+
+    def thumbnail(self, key: str, scene: str | None, side_px: int, known: str) -> Picture:
+        """Return a picture of a tile; ``known`` are the tags that the client has."""
+
+    def scenes(self, offset: int, limit: int, state: SceneState | None) -> ScenesAnswer:
         """Return a page of the ledger of the archive."""
+
+    def about(self) -> IndexAnswer:
+        """Describe the index."""
 
     def ready(self) -> ReadyAnswer:
         """Say what is being served.
@@ -82,27 +105,12 @@ class Backend(Protocol):
         """
 
 
-def token_digest(token: str) -> str:
-    """Return what is kept of a token.
-
-    Raises
-    ------
-    ConfigError
-        The token is too short to keep anyone out.
-    """
-    if len(token) < 16:
-        raise ConfigError(
-            f"the service token has {len(token)} characters, at least 16 are needed; "
-            "make one with `openssl rand -hex 32`"
-        )
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
 def create_app(
     backend: Backend,
     *,
-    digest: str | None = None,
+    digests: Sequence[str] = (),
     limits: Limits | None = None,
+    look: Look | None = None,
     hosts: Sequence[str] | None = LOOPBACK_HOSTS,
 ) -> FastAPI:
     """Build the application.
@@ -111,221 +119,205 @@ def create_app(
     ----------
     backend
         What answers.
-    digest
-        SHA-256 of the bearer token that requests must carry; None lets anyone in.
+    digests
+        SHA-256 of the bearer tokens, one of which requests must carry; none lets anyone in.
     limits
         What one request may ask for.
+    look
+        What the map shows below the archive, and which foreign pages may ask.
     hosts
         Values of the Host header that are served, so that a web page elsewhere cannot reach a
         service on loopback by a name of its own; None serves any.
     """
-    limits = limits or Limits()
+    limits, look, metrics = limits or Limits(), look or Look(), Metrics()
     app = FastAPI(
         title="Skysift",
+        summary="Where else does it look like this?",
         version="1",
         docs_url=None,
         redoc_url=None,
         separate_input_output_schemas=False,
     )
-    app.add_middleware(_BodyLimit, max_bytes=limits.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes)
+    if look.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(look.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "Accept"],
+        )
     if hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.add_exception_handler(SkysiftError, _skysift_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(Exception, _internal_error)
-    guard = [Depends(_token_check(digest))]
-    _add_probes(app, backend)
+    app.add_middleware(SafeHeaders, image_origins=_origins(look.base_map))
+    app.add_middleware(Observed, metrics=metrics)
+    add_handlers(app)
+    guard = [Depends(Gate(digests, limits.rate_per_s, limits.burst))]
+    _add_probes(app, backend, metrics, guard)
     _add_search(app, backend, limits, guard)
-
-    @app.get("/v1/scenes", response_model=ScenesAnswer, responses=_ERRORS, dependencies=guard)
-    def scenes(
-        offset: Annotated[int, Query(ge=0)] = 0,
-        limit: Annotated[int, Query(ge=1, le=limits.max_scenes)] = 100,
-    ) -> ScenesAnswer:
-        """Tell what became of every scene, a page at a time."""
-        return backend.scenes(offset, limit)
-
+    _add_archive(app, backend, limits, look, guard)
+    _add_tiles(app, backend, limits, metrics, guard)
+    _add_map(app)
     return app
 
 
-def _add_probes(app: FastAPI, backend: Backend) -> None:
+def _add_probes(app: FastAPI, backend: Backend, metrics: Metrics, guard: list[Any]) -> None:
     @app.get("/v1/health")
     def health() -> HealthAnswer:
         """Whether the process runs; needs no token."""
         return HealthAnswer()
 
-    @app.get("/v1/ready", responses={503: {"model": ErrorBody}})
+    @app.get("/v1/ready", responses={503: documented(503)[503]})
     def ready() -> ReadyAnswer:
         """Whether the index is loaded and answers; needs no token."""
         try:
-            return backend.ready()
+            answer = backend.ready()
         except SkysiftError as error:
             raise SearchUnavailableError(str(error)) from error
+        metrics.serving(answer.version, answer.rows)
+        return answer
+
+    @app.get("/metrics", dependencies=guard, responses=documented(), response_class=Response)
+    def metrics_text() -> Response:
+        """Tell what the service counted, as Prometheus reads it."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _add_search(app: FastAPI, backend: Backend, limits: Limits, guard: list[Any]) -> None:
-    def answer(body: SearchBody, image: bytes | None, accept: str | None) -> Response:
-        if body.k > limits.max_k:
-            raise ConfigError(f"k is {body.k}; this service gives at most {limits.max_k}")
-        found = backend.search(body, image, image_suffix(image) if image is not None else "")
-        if accept is not None and GEOJSON in accept:
-            return JSONResponse(feature_collection(found), media_type=GEOJSON)
-        return Response(found.model_dump_json(), media_type="application/json")
-
-    @app.post("/v1/search", response_model=SearchAnswer, responses=_ERRORS, dependencies=guard)
-    def search(body: SearchBody, accept: Annotated[str | None, Header()] = None) -> Response:
-        """Find the tiles most like a vector, a place, a tile or an image."""
-        return answer(body, _decoded(body.image_base64), accept)
+    decoding = CapacityLimiter(limits.decoding)
 
     @app.post(
-        "/v1/search/image",
+        "/v1/search",
         response_model=SearchAnswer,
-        responses=_ERRORS,
+        responses={**documented(404, 413, 415, 422, 503), 200: {"content": CONTENT}},
         dependencies=guard,
         openapi_extra={"requestBody": {"required": True, "content": {
-            kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGE_SUFFIXES
+            "application/json": {"schema": {"$ref": "#/components/schemas/SearchBody"}},
+            "multipart/form-data": {"schema": _MULTIPART},
         }}},
     )  # fmt: skip
-    def search_image(
-        image: Annotated[bytes, Depends(_raw_body)],
-        k: Annotated[int, Query(ge=1)] = 10,
-        bbox: Annotated[str | None, Query(description="west,south,east,north")] = None,
-        accept: Annotated[str | None, Header()] = None,
-    ) -> Response:
-        """Find the tiles most like a PNG, JPEG or GeoTIFF file, sent as it is."""
-        where = _box_filter(bbox) if bbox else FilterBody()
-        return answer(SearchBody(image_base64="", k=k, filter=where), image, accept)
+    async def search(request: Request, accept: Accept = None) -> Response:
+        """Find the tiles most like a vector, a place, a tile, a box, an image or examples."""
+        body, image = await read_query(request)
+        if body.k > limits.max_k:
+            raise ConfigError(f"k is {body.k}; this service gives at most {limits.max_k}")
+        limiter = decoding if image is not None else None
+        return await _threaded(
+            lambda: negotiated(backend.search(body, image), accept), limiter=limiter
+        )
+
+    _describe(app, SearchBody)
 
 
-def feature_collection(answer: SearchAnswer) -> dict[str, Any]:
-    """Return hits as GeoJSON; the footprint of each is its WGS84 box."""
-    features = []
-    for hit in answer.hits:
-        properties = hit.model_dump(mode="json")
-        west, south, east, north = properties.pop("bbox")
-        east += 360.0 if east < west else 0.0  # RFC 7946 cuts at 180°; viewers unwrap
-        ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
-        features.append(
-            {
-                "type": "Feature",
-                "id": hit.row,
-                "geometry": {"type": "Polygon", "coordinates": [ring]},
-                "properties": properties,
+def _add_archive(
+    app: FastAPI, backend: Backend, limits: Limits, look: Look, guard: list[Any]
+) -> None:
+    @app.get("/v1/index", responses=documented(404, 503), dependencies=guard)
+    def index() -> IndexAnswer:
+        """Describe what is served: its extent, time, classes and limits."""
+        about = backend.about()
+        return about.model_copy(
+            update={
+                "max_k": min(about.max_k, limits.max_k),
+                "base_map": look.base_map,
+                "base_map_attribution": look.base_map_attribution,
             }
         )
-    return {
-        "type": "FeatureCollection",
-        "snapshot": answer.snapshot,
-        "version": answer.version,
-        "coverage": answer.coverage,
-        "features": features,
-    }
+
+    @app.get(
+        "/v1/scenes",
+        response_model=ScenesAnswer,
+        responses={**documented(404, 422, 503), 200: {"content": CONTENT}},
+        dependencies=guard,
+    )
+    def scenes(
+        offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
+        limit: Annotated[int, Query(ge=1, le=limits.max_scenes)] = 100,
+        state: Annotated[SceneState | None, Query()] = None,
+        accept: Accept = None,
+    ) -> Response:
+        """Tell what became of every scene and where it lies, a page at a time."""
+        return negotiated(backend.scenes(offset, limit, state), accept)
 
 
-def image_suffix(image: bytes) -> str:
-    """Tell the kind of an uploaded file from its first bytes, never from its name.
+def _add_tiles(
+    app: FastAPI, backend: Backend, limits: Limits, metrics: Metrics, guard: list[Any]
+) -> None:
+    drawing = CapacityLimiter(limits.drawing)
+    png = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 
-    Raises
-    ------
-    ConfigError
-        It is none of the kinds that are decoded.
-    """
-    for magic, suffix in _MAGIC.items():
-        if image.startswith(magic):
-            return suffix
-    raise ConfigError(f"the image ({len(image):,} bytes) is no PNG, JPEG or GeoTIFF file")
+    @app.get(
+        "/v1/tiles/{grid}/{column}/{row}",
+        responses=documented(404, 422, 503),
+        dependencies=guard,
+    )
+    def tile(grid: Grid, column: Cell, row: Cell) -> TileAnswer:
+        """List the acquisitions of a tile, oldest first; its key is grid/column/row."""
+        return backend.tile(f"{grid}/{column}/{row}")
 
-
-def _token_check(digest: str | None) -> Any:
-    def check(authorization: Annotated[str | None, Header()] = None) -> None:
-        if digest is None:
-            return
-        scheme, _, token = (authorization or "").partition(" ")
-        given = hashlib.sha256(token.strip().encode()).hexdigest()
-        if not hmac.compare_digest(given, digest) or scheme.lower() != "bearer":
-            raise HTTPException(
-                401,
-                "this service needs the header `Authorization: Bearer <token>`",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-
-    return check
-
-
-async def _raw_body(request: Request) -> bytes:
-    return await request.body()
-
-
-def _box_filter(text: str) -> FilterBody:
-    try:
-        return FilterBody.model_validate({"bbox": text.split(",")})
-    except ValidationError as error:
-        raise ConfigError(f"bbox {text[:80]!r} is not west,south,east,north in degrees") from error
-
-
-def _decoded(image_base64: str | None) -> bytes | None:
-    if image_base64 is None:
-        return None
-    try:
-        return base64.b64decode(image_base64, validate=True)
-    except binascii.Error as error:
-        raise ConfigError(f"image_base64 is no base64: {error}") from error
+    @app.get(
+        "/v1/tiles/{grid}/{column}/{row}/thumbnail.png",
+        response_class=Response,
+        responses={
+            **documented(404, 422, 503),
+            200: png,
+            304: {"description": "The picture is the one that the client has."},
+        },
+        dependencies=guard,
+    )
+    async def thumbnail(
+        grid: Grid,
+        column: Cell,
+        row: Cell,
+        scene: Annotated[str | None, Query(min_length=1, max_length=512)] = None,
+        size: Annotated[int, Query(ge=16, le=512, description="Pixels a side.")] = 128,
+        if_none_match: Annotated[str, Header(include_in_schema=False)] = "",
+    ) -> Response:
+        """Draw a tile from its source scene, stretched by that scene's percentiles."""
+        key = f"{grid}/{column}/{row}"
+        draw = partial(backend.thumbnail, key, scene, size, if_none_match)
+        picture = await _threaded(draw, limiter=drawing)
+        metrics.thumbnail(picture.source)
+        headers = {"ETag": picture.etag, "Cache-Control": "private, max-age=300"}
+        if picture.png is None:
+            return Response(status_code=304, headers=headers)
+        return Response(picture.png, media_type="image/png", headers=headers)
 
 
-def _error(status: int, name: str, message: str, headers: Any = None) -> JSONResponse:
-    body = ErrorBody(error=name, message=" ".join(message.split()))
-    return JSONResponse(body.model_dump(), status, headers=headers)
+def _add_map(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    def page() -> FileResponse:
+        return FileResponse(WEB / "index.html", headers={"Cache-Control": "no-cache"})
+
+    app.mount("/web", StaticFiles(directory=WEB), name="web")
 
 
-async def _skysift_error(request: Request, error: Exception) -> JSONResponse:
-    status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
-    return _error(status, type(error).__name__, str(error))
+def _describe(app: FastAPI, body: type[SearchBody]) -> None:
+    """Put a body that the route reads itself into the OpenAPI document."""
+    generated = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generated()
+        schemas = document["components"]["schemas"]
+        if body.__name__ not in schemas:
+            schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs"))
+            schemas[body.__name__] = schema
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    return _error(error.status_code, "HTTPError", str(error.detail), error.headers)
+async def _threaded(call: Callable[[], T], limiter: CapacityLimiter | None) -> T:
+    """Run what blocks in a thread; a limiter keeps heavy work from taking all of them."""
+    return await to_thread.run_sync(call, limiter=limiter)
 
 
-async def _validation_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    first, *more = error.errors()
-    where = ".".join(str(part) for part in first["loc"])
-    also = f" (and {len(more)} more)" if more else ""
-    return _error(422, "ValidationError", f"{where}: {first['msg']}{also}")
-
-
-async def _internal_error(request: Request, error: Exception) -> JSONResponse:
-    return _error(500, "InternalError", "the request failed inside the service; see its log")
-
-
-class _BodyLimit:
-    """Refuse a request whose body is longer than allowed, whatever it claims to be."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > self._max:
-            response = _error(413, "HTTPError", self._message())
-            await response(scope, receive, send)
-            return
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max:
-                raise HTTPException(413, self._message())
-            return message
-
-        await self._app(scope, counted, send)
-
-    def _message(self) -> str:
-        return f"the request is longer than {self._max:,} bytes"
+def _origins(base_map: str | None) -> tuple[str, ...]:
+    if base_map is None:
+        return ()
+    parts = urlsplit(base_map)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigError(
+            f"the base map {base_map!r} is no URL template; give https://host/{{z}}/{{x}}/{{y}}.png"
+        )
+    return (f"{parts.scheme}://{parts.netloc}",)

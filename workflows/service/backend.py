@@ -1,53 +1,68 @@
-"""What answers the requests: an index, the archive that it pins, and the encoder of both.
+"""What answers the requests: an index, the archive that it pins, the encoder and the scenes.
 
-A new version of the index is picked up between two requests: each request is answered by one
-version from beginning to end.
+A new version of the index is loaded beside the one that answers, and takes over between two
+requests: each request is answered by one version from beginning to end.
 """
 
-import os
-import tempfile
+import logging
 import threading
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from encoders.bundle import Encoder, load_encoder
-from pipeline.queries import Query, QueryResolver
+from pipeline.queries import Query, QueryResolver, combine
 from pipeline.search import Searcher
+from pipeline.search_batch import hits_without
 from storage.archive import Archive
-from storage.errors import ConfigError, SceneError, SkysiftError
+from storage.catalog import CatalogSpec
+from storage.errors import NotFoundError, SkysiftError
 from storage.filters import Filter
-from storage.geotiff import environment, opened
 from storage.manifest import current_version
 from storage.object_store import StorageOptions, absolute_uri
-from storage.rasters import read_image
-from workflows.hits import hit_records, without_row
+from workflows.hits import hit_records
+from workflows.service.footprints import SceneBoxes
 from workflows.service.schema import (
+    AcquisitionBody,
+    ExampleBody,
     FilterBody,
     HitBody,
+    IndexAnswer,
     ReadyAnswer,
     SceneBody,
     ScenesAnswer,
+    SceneState,
     SearchAnswer,
     SearchBody,
+    TileAnswer,
 )
+from workflows.service.thumbnails import Picture, Thumbnails
+from workflows.service.uploads import decode
+
+logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 5.0
+_OLD_KEPT_S = 120.0
+_MOST_ACQUISITIONS = 10_000
+_MOST_IN_BOX = 1_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Served:
-    """What to serve; ``encoder_uri`` is None for the bundle that the archive was made with."""
+    """What to serve; ``encoder_uri`` is None for the bundle that the archive was made with.
+
+    ``catalog`` says where the scenes are, so that thumbnails can be drawn.
+    """
 
     index_uri: str
     encoder_uri: str | None = None
+    catalog: CatalogSpec | None = None
     options: StorageOptions | None = None
     replicas: int = 1
-    max_image_px: int = 64 * 1024 * 1024
+    max_image_px: int = 16 * 1024 * 1024
+    thumbnail_cache_bytes: int = 64 * 1024 * 1024
 
 
 class IndexBackend:
@@ -58,29 +73,54 @@ class IndexBackend:
         self._lock = threading.Lock()
         self._looked_s = float("-inf")
         self._version: _Version | None = None
+        self._thumbnails = Thumbnails(served.catalog, served.options, served.thumbnail_cache_bytes)
 
-    def search(self, body: SearchBody, image: bytes | None, suffix: str) -> SearchAnswer:
-        """Answer a query; a tile that asks is not among its own hits."""
+    def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
+        """Answer a query; the tiles that ask are not among the hits."""
         version = self._current()
-        query = self._query(version, body, image, suffix)
-        one_more = query.row is not None and body.k < version.searcher.manifest.rows
+        rows = version.searcher.manifest.rows
+        query = self._query(version, body, image)
         hits = version.searcher.search(
-            query.vector, k=body.k + one_more, where=_filter(body.filter)
+            query.vector, k=min(body.k + len(query.rows), rows), where=_filter(body.filter)
         )
-        records = hit_records(without_row(hits, query.row, body.k))
+        table = hits_without(hits.to_arrow(), [query], body.k)
         return SearchAnswer(
+            query=query.label,
             snapshot=hits.snapshot,
             version=hits.version,
             coverage=hits.coverage,
-            hits=[HitBody(tile=record.pop("tile_key"), **record) for record in records],
+            hits=[
+                HitBody(tile=record.pop("tile_key"), **record) for record in hit_records(table)
+            ],
         )
 
-    def scenes(self, offset: int, limit: int) -> ScenesAnswer:
+    def tile(self, key: str) -> TileAnswer:
+        """Return every acquisition of a tile, oldest first."""
+        version = self._current()
+        return _tile(version, key)
+
+    def thumbnail(self, key: str, scene: str | None, side_px: int, known: str) -> Picture:
+        """Return a tile as PNG, of one scene or the newest; ``known`` are tags the client has."""
+        version = self._current()
+        scene = scene or _tile(version, key).acquisitions[-1].scene
+        etag = self._thumbnails.etag(version.archive, key, scene, side_px)
+        if etag in known:
+            return Picture(png=None, etag=etag, source="unchanged")
+        kept = self._thumbnails.kept(etag)
+        if kept is not None:
+            return Picture(png=kept, etag=etag, source="cache")
+        if not len(version.searcher.find(Filter(tiles=(key,), scenes=(scene,)), 1)):
+            raise NotFoundError(f"the index has no tile {key} of scene {scene}")
+        png = self._thumbnails.draw(version.archive, key, scene, side_px, etag)
+        return Picture(png=png, etag=etag, source="drawn")
+
+    def scenes(self, offset: int, limit: int, state: SceneState | None) -> ScenesAnswer:
         """Return a page of the ledger at the index's snapshot."""
-        archive = self._current().archive
-        entries = sorted(archive.scenes(), key=lambda entry: entry.scene_id)
+        version = self._current()
+        entries = [one for one in version.ledger if state in (None, one.state)]
+        page = entries[offset : offset + limit]
         return ScenesAnswer(
-            snapshot=archive.snapshot,
+            snapshot=version.archive.snapshot,
             total=len(entries),
             offset=offset,
             scenes=[
@@ -90,8 +130,9 @@ class IndexBackend:
                     reason=entry.reason,
                     rows=entry.rows,
                     datetime=entry.datetime,
+                    bbox=box,
                 )
-                for entry in entries[offset : offset + limit]
+                for entry, box in zip(page, version.boxes.of(page), strict=True)
             ],
         )
 
@@ -100,42 +141,80 @@ class IndexBackend:
         manifest = self._current().searcher.manifest
         return ReadyAnswer(version=manifest.version, snapshot=manifest.snapshot, rows=manifest.rows)
 
+    def about(self) -> IndexAnswer:
+        """Describe the index; the service adds what it allows."""
+        manifest = self._current().searcher.manifest
+        boxes = np.array([shard.bbox for shard in manifest.shards], dtype=np.float64)
+        return IndexAnswer(
+            version=manifest.version,
+            snapshot=manifest.snapshot,
+            rows=manifest.rows,
+            dimension=manifest.parameters.dimension,
+            bbox=(*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()),
+            since=min(shard.since for shard in manifest.shards),
+            until=max(shard.until for shard in manifest.shards),
+            classes=list(manifest.classes),
+            pictures=self._thumbnails.catalog is not None,
+            max_k=manifest.rows,
+            base_map=None,
+            base_map_attribution="",
+        )
+
     def _current(self) -> "_Version":
-        """Return the current version; look for a newer one every few seconds."""
+        """Return the version that answers; look for a newer one every few seconds.
+
+        The first one is waited for. A newer one is loaded by a thread of its own.
+        """
         with self._lock:
-            if time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
-                served = self._served
-                name = current_version(absolute_uri(served.index_uri), served.options)
-                if self._version is None or self._version.name != name:
-                    self._version = _Version(served, name)
+            if self._version is None:
+                self._version = _Version(self._served, self._newest())
                 self._looked_s = time.monotonic()
-            assert self._version is not None
+            elif time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
+                self._looked_s = float("inf")  # until the thread is done
+                threading.Thread(target=self._follow, name="skysift-follow", daemon=True).start()
             return self._version
 
-    def _query(
-        self, version: "_Version", body: SearchBody, image: bytes | None, suffix: str
-    ) -> Query:
-        if body.vector is not None:
-            return Query(vector=np.asarray(body.vector, np.float32), label="vector")
-        if body.lonlat is not None:
-            return version.resolver.point(*body.lonlat, date=body.date)
-        if body.tile is not None:
-            return version.resolver.tile(body.tile, body.scene)
-        assert image is not None
-        return self._image_query(version, image, suffix)
-
-    def _image_query(self, version: "_Version", image: bytes, suffix: str) -> Query:
-        """Decode an upload from a file of its own, after a look at its size."""
-        handle, path = tempfile.mkstemp(suffix=suffix, prefix="skysift-upload-")
+    def _follow(self) -> None:
+        """Let the newest version take over once it is loaded; the old one lasts a while."""
+        old = self._version
         try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(image)
-            _check_size(path, self._served.max_image_px)
-            return version.image_resolver.pixels(read_image(path), label="the image")
+            name = self._newest()
+            if old is not None and name != old.name:
+                newer = _Version(self._served, name)
+                with self._lock:
+                    self._version = newer
+                logger.info("index version %s takes over from %s", name, old.name)
+                timer = threading.Timer(_OLD_KEPT_S, old.searcher.stop)
+                timer.daemon = True
+                timer.start()
         except SkysiftError as error:
-            raise type(error)(str(error).replace(path, "the image")) from error
+            logger.warning("the newest version of the index is not taken over: %s", error)
         finally:
-            Path(path).unlink()
+            self._looked_s = time.monotonic()
+
+    def _newest(self) -> str:
+        return current_version(absolute_uri(self._served.index_uri), self._served.options)
+
+    def _query(self, version: "_Version", body: SearchBody, image: bytes | None) -> Query:
+        positive = self._asked(version, body, image) + _examples(version, body.positive)
+        negative = _examples(version, body.negative)
+        if len(positive) == 1 and not negative:
+            return positive[0]
+        return combine(positive, negative)
+
+    def _asked(self, version: "_Version", body: SearchBody, image: bytes | None) -> list[Query]:
+        if body.vector is not None:
+            return [Query(vector=np.asarray(body.vector, np.float32), label="vector")]
+        if body.lonlat is not None:
+            return [version.resolver.point(*body.lonlat, date=body.date)]
+        if body.tile is not None:
+            return [version.resolver.tile(body.tile, body.scene)]
+        if body.box is not None:
+            return version.resolver.tiles(Filter(bbox=body.box), _MOST_IN_BOX)
+        if image is None:
+            return []
+        pixels = decode(image, self._served.max_image_px)
+        return [version.image_resolver.pixels(pixels, label="the image")]
 
 
 class _Version:
@@ -147,11 +226,10 @@ class _Version:
             served.index_uri, version=name, options=served.options, replicas=served.replicas
         )
         self.resolver = QueryResolver(self.searcher, options=served.options)
-
-    @cached_property
-    def archive(self) -> Archive:
         manifest = self.searcher.manifest
-        return Archive.open(manifest.archive_uri, manifest.snapshot, self._served.options)
+        self.archive = Archive.open(manifest.archive_uri, manifest.snapshot, served.options)
+        self.boxes = SceneBoxes(self.archive)
+        self.ledger = self.archive.scenes()
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -161,6 +239,28 @@ class _Version:
     @cached_property
     def image_resolver(self) -> QueryResolver:
         return QueryResolver(self.searcher, self.encoder, self._served.options)
+
+
+def _examples(version: _Version, examples: list[ExampleBody]) -> list[Query]:
+    return [version.resolver.tile(one.tile, one.scene) for one in examples]
+
+
+def _tile(version: _Version, key: str) -> TileAnswer:
+    table = version.searcher.find(Filter(tiles=(key,)), _MOST_ACQUISITIONS)
+    records = sorted(table.to_pylist(), key=lambda row: (row["datetime"], row["scene"]))
+    if not records:
+        raise NotFoundError(f"the index has no tile {key}; search by lonlat to find some")
+    newest = records[-1]
+    return TileAnswer(
+        snapshot=version.searcher.manifest.snapshot,
+        version=version.name,
+        tile=key,
+        bbox=(newest["west"], newest["south"], newest["east"], newest["north"]),
+        acquisitions=[
+            AcquisitionBody(**{name: row[name] for name in AcquisitionBody.model_fields})
+            for row in records
+        ],
+    )
 
 
 def _filter(body: FilterBody) -> Filter:
@@ -173,29 +273,3 @@ def _filter(body: FilterBody) -> Filter:
         scenes=tuple(body.scenes),
         labels=tuple(body.labels),
     )
-
-
-def _check_size(path: str, most_px: int) -> None:
-    """Refuse a picture that would decode to far more than it weighs.
-
-    Raises
-    ------
-    SceneError
-        It is no picture.
-    ConfigError
-        It has too many pixels.
-    """
-    if path.endswith(".tif"):
-        with environment(None), opened(path, georeferenced=False) as dataset:
-            size = (dataset.width, dataset.height)
-    else:
-        try:
-            with Image.open(path) as picture:
-                size = picture.size
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-            raise SceneError(f"{path} cannot be decoded ({type(error).__name__})") from error
-    if size[0] * size[1] > most_px:
-        raise ConfigError(
-            f"the image has {size[0]} x {size[1]} pixels, at most {most_px:,} are taken; "
-            "send the part that is meant"
-        )

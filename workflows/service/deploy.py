@@ -16,22 +16,28 @@ from ray import serve
 from storage.errors import ConfigError, SkysiftError
 from storage.manifest import current_version
 from storage.object_store import absolute_uri
-from workflows.service.app import LOOPBACK_HOSTS, Limits, create_app, token_digest
+from storage.scenes import CatalogSpec
+from workflows.service.app import LOOPBACK_HOSTS, Limits, Look, create_app
 from workflows.service.backend import IndexBackend, Served
+from workflows.service.guard import token_digests
+from workflows.service.telemetry import log_to_stderr
 
 logger = logging.getLogger(__name__)
 
 _APPLICATION = "skysift"
+_ONGOING = 100
+"""Requests that one replica answers at a time; further ones wait their turn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServiceSpec:
-    """Where and how to serve; ``token`` never appears in ``repr``."""
+    """Where and how to serve; ``token`` (or several, with commas) never appears in ``repr``."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     token: str | None = field(default=None, repr=False)
     limits: Limits = field(default_factory=Limits)
+    look: Look = field(default_factory=Look)
     request_timeout_s: float = 60.0
     replicas: int = 1
 
@@ -63,10 +69,10 @@ def serve_index(
     NotFoundError
         There is no such index.
     """
-    digest = check_exposure(spec)
+    digests = check_exposure(spec)
     current_version(absolute_uri(served.index_uri), served.options)  # a missing index fails here
     check_free(spec.host, spec.port)
-    application = _application(served, spec, digest)
+    application = _application(served, spec, digests)
     serve.start(
         proxy_location="HeadOnly",
         http_options={
@@ -96,6 +102,7 @@ class Arguments(BaseModel):
 
     index: str
     encoder: str | None = None
+    scenes: str | None = None
     replicas: int = 1
 
 
@@ -111,13 +118,16 @@ def application(arguments: Arguments) -> serve.Application:
     """
     spec = ServiceSpec(host="0.0.0.0", token=os.environ.get("SKYSIFT_TOKEN"))
     served = Served(
-        index_uri=arguments.index, encoder_uri=arguments.encoder, replicas=arguments.replicas
+        index_uri=arguments.index,
+        encoder_uri=arguments.encoder,
+        catalog=CatalogSpec(source=arguments.scenes) if arguments.scenes else None,
+        replicas=arguments.replicas,
     )
     return _application(served, spec, check_exposure(spec))
 
 
-def check_exposure(spec: ServiceSpec) -> str | None:
-    """Return the digest of the token; beyond loopback there has to be one.
+def check_exposure(spec: ServiceSpec) -> tuple[str, ...]:
+    """Return the digests of the tokens; beyond loopback there has to be one.
 
     Raises
     ------
@@ -125,13 +135,13 @@ def check_exposure(spec: ServiceSpec) -> str | None:
         There is none, or it is too short.
     """
     if spec.token:
-        return token_digest(spec.token)
+        return token_digests(spec.token)
     if not is_loopback(spec.host):
         raise ConfigError(
             f"serving on {spec.host} lets other machines in, which needs a token: set "
             "SKYSIFT_TOKEN (make one with `openssl rand -hex 32`) or serve on 127.0.0.1"
         )
-    return None
+    return ()
 
 
 def is_loopback(host: str) -> bool:
@@ -167,18 +177,21 @@ def check_free(host: str, port: int) -> None:
             ) from error
 
 
-def _application(served: Served, spec: ServiceSpec, digest: str | None) -> serve.Application:
-    """Bind the deployment; only the token's digest travels to the replicas."""
+def _application(served: Served, spec: ServiceSpec, digests: tuple[str, ...]) -> serve.Application:
+    """Bind the deployment; only the digests of the tokens travel to the replicas."""
     hosts = LOOPBACK_HOSTS if is_loopback(spec.host) else None
-    limits = spec.limits
+    limits, look = spec.limits, spec.look
 
     def build() -> FastAPI:
-        return create_app(IndexBackend(served), digest=digest, limits=limits, hosts=hosts)
+        log_to_stderr()
+        backend = IndexBackend(served)
+        return create_app(backend, digests=digests, limits=limits, look=look, hosts=hosts)
 
     deployment: Any = serve.deployment(
         serve.ingress(build)(),
         name="search",
         num_replicas=spec.replicas,
+        max_ongoing_requests=_ONGOING,
         ray_actor_options={"num_cpus": 0},
     )
     application: serve.Application = deployment.bind()

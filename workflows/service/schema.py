@@ -1,44 +1,70 @@
-"""What goes over the wire: one request and one answer, as OpenAPI shows them."""
+"""What goes over the wire: requests and answers, as OpenAPI shows them.
 
-from datetime import datetime
-from typing import Annotated, Any
+Requests are strict: a number in quotes is no number. Answers are what the package's own values say.
+"""
+
+import datetime as dt
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Degrees = Annotated[float, Field(allow_inf_nan=False)]
 Longitude = Annotated[float, Field(ge=-180, le=180)]
 Latitude = Annotated[float, Field(ge=-90, le=90)]
+Box = tuple[Longitude, Latitude, Longitude, Latitude]
+Moment = dt.datetime | dt.date
+Name = Annotated[str, Field(min_length=1, max_length=512)]
+
+QUERIES = ("vector", "lonlat", "tile", "box", "image_base64")
+MAX_EXAMPLES = 64
+_TILE = "epsg32648-10-64/4/7"
 
 
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class FilterBody(_Message):
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class FilterBody(_Request):
     """Which rows may be hits; all given conditions must hold."""
 
-    bbox: tuple[Longitude, Latitude, Longitude, Latitude] | None = Field(
+    bbox: Box | None = Field(
         None, description="West, south, east, north in WGS84 degrees; west > east crosses 180°."
     )
     polygon: dict[str, Any] | None = Field(
         None, description="GeoJSON Polygon or MultiPolygon, WGS84."
     )
-    since: datetime | None = Field(None, description="First acquisition time; UTC without a zone.")
-    until: datetime | None = Field(None, description="Last acquisition time; UTC without a zone.")
+    since: Moment | None = Field(None, description="First acquisition time; UTC without a zone.")
+    until: Moment | None = Field(
+        None, description="Last acquisition time; UTC without a zone. A date includes that day."
+    )
     max_cloud_fraction: float | None = Field(None, ge=0, le=1)
-    scenes: list[str] = Field([], max_length=10_000)
-    labels: list[str] = Field([], max_length=1_000)
+    scenes: list[Name] = Field([], max_length=10_000)
+    labels: list[Name] = Field([], max_length=1_000)
 
 
-class SearchBody(_Message):
-    """A query: exactly one of ``vector``, ``lonlat``, ``tile`` and ``image_base64``."""
+class ExampleBody(_Request):
+    """A tile of the archive that is, or is not, what is looked for."""
+
+    tile: Name = Field(description="Its key.")
+    scene: Name | None = Field(None, description="The scene it is of; the newest without.")
+
+
+class SearchBody(_Request):
+    """A query: at most one of ``vector``, ``lonlat``, ``tile``, ``box`` and an image, and examples.
+
+    With ``positive`` examples the query may be left out. Rows that ask are not among the hits.
+    """
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {"lonlat": [103.75, 17.92], "k": 5},
-                {"tile": "epsg32648-10-64/4/7", "filter": {"max_cloud_fraction": 0.1}},
+                {"tile": _TILE, "filter": {"max_cloud_fraction": 0.1}},
+                {"positive": [{"tile": _TILE}], "negative": [{"tile": "epsg32648-10-64/5/7"}]},
             ]
         },
     )
@@ -47,23 +73,24 @@ class SearchBody(_Message):
     lonlat: tuple[Longitude, Latitude] | None = Field(
         None, description="The tile of the archive at this place."
     )
-    date: datetime | None = Field(None, description="With lonlat: the acquisition nearest to this.")
-    tile: str | None = Field(None, max_length=512, description="The key of a tile of the archive.")
-    scene: str | None = Field(None, max_length=512, description="With tile: of this scene.")
+    date: Moment | None = Field(None, description="With lonlat: the acquisition nearest to this.")
+    tile: Name | None = Field(None, description="The key of a tile of the archive.")
+    scene: Name | None = Field(None, description="With tile: of this scene.")
+    box: Box | None = Field(
+        None, description="What the tiles in this box have in common, of all dates; at most 1,000."
+    )
     image_base64: str | None = Field(None, description="A PNG, JPEG or GeoTIFF file, in base64.")
-    k: int = Field(10, ge=1)
+    positive: list[ExampleBody] = Field([], max_length=MAX_EXAMPLES)
+    negative: list[ExampleBody] = Field([], max_length=MAX_EXAMPLES)
+    k: int = Field(10, ge=1, le=2**31 - 1)
     filter: FilterBody = FilterBody()
 
     @model_validator(mode="after")
     def _one_query(self) -> "SearchBody":
-        given = [
-            name
-            for name in ("vector", "lonlat", "tile", "image_base64")
-            if getattr(self, name) is not None
-        ]
-        if len(given) != 1:
+        given = [name for name in QUERIES if getattr(self, name) is not None]
+        if len(given) > 1 or not (given or self.positive):
             raise ValueError(
-                "give exactly one of vector, lonlat, tile and image_base64"
+                f"give exactly one of {', '.join(QUERIES)}, or positive examples"
                 + (f", not {' and '.join(given)}" if given else "")
             )
         if self.date is not None and self.lonlat is None:
@@ -81,7 +108,7 @@ class HitBody(_Message):
     row: int = Field(description="The row's id in the archive.")
     tile: str
     scene: str
-    datetime: datetime
+    datetime: dt.datetime
     bbox: tuple[float, float, float, float]
     cloud_fraction: float
     labels: list[str]
@@ -90,20 +117,45 @@ class HitBody(_Message):
 class SearchAnswer(_Message):
     """Hits in order, and what they are drawn from."""
 
+    query: str = Field(description="What was asked, for people.")
     snapshot: str = Field(description="Archive snapshot that the index was built from.")
     version: str = Field(description="Index version that answered.")
     coverage: float = Field(description="Fraction of the index's shards that answered.")
     hits: list[HitBody]
 
 
-class SceneBody(_Message):
-    """What became of one scene."""
+class AcquisitionBody(_Message):
+    """One acquisition of a tile."""
 
     scene: str
-    state: str
+    datetime: dt.datetime
+    row: int
+    cloud_fraction: float
+    labels: list[str]
+
+
+class TileAnswer(_Message):
+    """A tile and every acquisition of it, oldest first."""
+
+    snapshot: str
+    version: str
+    tile: str
+    bbox: tuple[float, float, float, float]
+    acquisitions: list[AcquisitionBody]
+
+
+SceneState = Literal["embedded", "empty", "quarantined", "deleted"]
+
+
+class SceneBody(_Message):
+    """What became of one scene; its box is that of its tiles, None when it has none."""
+
+    scene: str
+    state: SceneState
     reason: str
     rows: int
-    datetime: datetime | None
+    datetime: dt.datetime | None
+    bbox: tuple[float, float, float, float] | None = None
 
 
 class ScenesAnswer(_Message):
@@ -128,6 +180,23 @@ class ReadyAnswer(_Message):
     version: str
     snapshot: str
     rows: int
+
+
+class IndexAnswer(_Message):
+    """What is being served, as the map needs to know it."""
+
+    version: str
+    snapshot: str
+    rows: int
+    dimension: int
+    bbox: tuple[float, float, float, float]
+    since: str
+    until: str
+    classes: list[str]
+    pictures: bool = Field(description="Whether thumbnails can be drawn: a catalog is configured.")
+    max_k: int
+    base_map: str | None = Field(description="URL template of a raster base map.")
+    base_map_attribution: str
 
 
 class ErrorBody(_Message):

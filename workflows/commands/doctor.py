@@ -1,0 +1,63 @@
+"""`skysift doctor`: whether this machine can run Skysift."""
+
+from dataclasses import asdict
+
+import click
+
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.failures import EXIT_FAILED
+
+_PLACES = ("catalog.source", "encoder.bundle", "archive.uri", "index.uri")
+
+
+@click.command(
+    "doctor",
+    cls=Verb,
+    example="""
+    skysift doctor
+    skysift doctor -r world.yaml --json""",
+)
+@click.option("--no-ray", is_flag=True, help="Do not start or join Ray.")
+@click.pass_context
+@pass_run
+def doctor(run: Run, ctx: click.Context, /, no_ray: bool) -> None:
+    """Check versions, GDAL, GPU, disk, Ray and the places of a recipe; say what to fix.
+
+    Changes nothing. Exits with 1 when something is broken.
+    """
+    from workflows.doctor import Finding, machine_findings, ray_finding, store_findings
+
+    findings = machine_findings()
+    findings += store_findings(_places(run), run.storage)
+    if not no_ray:
+        findings.append(ray_finding(lambda: _join(run)))
+    broken = [finding for finding in findings if finding.verdict == "broken"]
+
+    def line(finding: Finding) -> str:
+        sign = {"ok": "ok    ", "note": "note  ", "broken": "BROKEN"}[finding.verdict]
+        advice = f"\n        -> {finding.advice}" if finding.advice else ""
+        return f"{sign}  {finding.what}: {finding.found}{advice}"
+
+    summary = f"{len(broken)} broken" if broken else "nothing is broken"
+    run.show(
+        {"broken": len(broken), "findings": [asdict(finding) for finding in findings]},
+        [*map(line, findings), summary],
+    )
+    if broken:
+        ctx.exit(EXIT_FAILED)
+
+
+def _places(run: Run) -> list[tuple[str, str]]:
+    """Return what the recipe names of files; the address of a STAC API is not one."""
+    found = []
+    for key in _PLACES:
+        section, _, name = key.partition(".")
+        uri = getattr(getattr(run.recipe, section), name)
+        if uri and not uri.startswith(("http://", "https://")) and "*" not in uri:
+            found.append((key, uri))
+    return found
+
+
+def _join(run: Run) -> None:
+    with run.ray():
+        pass

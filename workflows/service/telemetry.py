@@ -1,0 +1,132 @@
+"""What the service tells of itself: Prometheus metrics, and one JSON line of log a request.
+
+A log line holds method, route, path, status, times and sizes. Never headers, queries or bodies: a
+token or a vector cannot get into it.
+"""
+
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+access_log = logging.getLogger("skysift.access")
+
+_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+
+class Metrics:
+    """The metrics of one replica; their label ``replica`` tells several of them apart."""
+
+    def __init__(self) -> None:
+        self._replica = f"{platform.node()}:{os.getpid()}"
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+
+        def made(kind: Any, name: str, text: str, *labels: str, **options: Any) -> Any:
+            names = ["replica", *labels]
+            return kind(f"skysift_{name}", text, names, registry=self.registry, **options)
+
+        self._requests = made(
+            Counter, "http_requests", "Requests answered.", "method", "route", "status"
+        )
+        self._seconds = made(
+            Histogram, "http_request_seconds", "Time to answer.", "route", buckets=_BUCKETS_S
+        )
+        self._inside = made(Gauge, "http_requests_in_progress", "Requests being answered.")
+        self._thumbnails = made(Counter, "thumbnails", "Thumbnails given.", "source")
+        self._rows = made(Gauge, "index_rows", "Rows of the index that is served.", "version")
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        self._requests.labels(self._replica, method, route, status).inc()
+        self._seconds.labels(self._replica, route).observe(seconds)
+
+    def entered(self, change: int) -> None:
+        """Count requests in progress up or down."""
+        self._inside.labels(self._replica).inc(change)
+
+    def thumbnail(self, source: str) -> None:
+        """Count a thumbnail: ``drawn``, ``cache`` or ``unchanged`` (the client has it)."""
+        self._thumbnails.labels(self._replica, source).inc()
+
+    def serving(self, version: str, rows: int) -> None:
+        """Note which version of the index answers."""
+        self._rows.clear()
+        self._rows.labels(self._replica, version).set(rows)
+
+    def text(self) -> bytes:
+        """Return all of them as Prometheus reads them."""
+        return generate_latest(self.registry)
+
+
+class Observed:
+    """Count, time and log every request."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, watching its answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status, sent_bytes = time.perf_counter(), 500, 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status, sent_bytes
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            sent_bytes += len(message.get("body", b""))
+            await send(message)
+
+        self._metrics.entered(1)
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            seconds = time.perf_counter() - started
+            self._metrics.entered(-1)
+            route = getattr(scope.get("route"), "path", "") or "other"
+            self._metrics.answered(scope["method"], route, status, seconds)
+            access_log.info(
+                "%s", _line(scope, route, status, milliseconds=seconds * 1e3, sent=sent_bytes)
+            )
+
+
+def _line(scope: Scope, route: str, status: int, *, milliseconds: float, sent: int) -> str:
+    client = scope.get("client")
+    return json.dumps(
+        {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "client": client[0] if client else "",
+            "method": scope["method"],
+            "route": route,
+            "path": scope["path"][:512],
+            "status": status,
+            "ms": round(milliseconds, 2),
+            "bytes": sent,
+        }
+    )
+
+
+def log_to_stderr() -> None:
+    """Write the access log of this process to its stderr, once."""
+    if not access_log.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        access_log.addHandler(handler)
+        access_log.setLevel(logging.INFO)
+        access_log.propagate = False

@@ -1,0 +1,134 @@
+"""Pictures of tiles, drawn from their source scenes and kept for a while."""
+
+import hashlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from storage.archive import Archive
+from storage.catalog import CatalogSpec, read_scenes
+from storage.errors import NotFoundError, SkysiftError
+from storage.object_store import StorageOptions
+from storage.scenes import Scene
+from workflows.pictures import TileRenderer, encoded
+
+logger = logging.getLogger(__name__)
+
+_LIST_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A PNG and its tag; ``png`` is None when the client has it, ``source`` says whence it came."""
+
+    png: bytes | None
+    etag: str
+    source: str
+
+
+class _Recent:
+    """Files by name, the least recently used of them given up; safe between threads."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self._capacity_bytes, self._used_bytes = capacity_bytes, 0
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> bytes | None:
+        with self._lock:
+            if name in self._kept:
+                self._kept.move_to_end(name)
+            return self._kept.get(name)
+
+    def put(self, name: str, file: bytes) -> bytes:
+        with self._lock:
+            if name not in self._kept:
+                self._kept[name] = file
+                self._used_bytes += len(file)
+            while self._used_bytes > self._capacity_bytes:
+                self._used_bytes -= len(self._kept.popitem(last=False)[1])
+        return file
+
+
+class Thumbnails:
+    """Draws tiles of an archive; a scene's stretch is measured once, its own percentiles.
+
+    Parameters
+    ----------
+    catalog
+        Where the scenes are; None when the service was not told, and nothing can be drawn.
+    options
+        How to reach them.
+    cache_bytes
+        Size of the pictures kept in memory.
+    """
+
+    def __init__(
+        self, catalog: CatalogSpec | None, options: StorageOptions | None, cache_bytes: int
+    ) -> None:
+        self.catalog = catalog
+        self._options = options
+        self._pictures = _Recent(cache_bytes)
+        self._scenes: dict[str, Scene] = {}
+        self._renderer: TileRenderer | None = None
+        self._snapshot = ""
+        self._listed_s = float("-inf")
+        self._lock = threading.Lock()
+
+    def etag(self, archive: Archive, tile: str, scene_id: str, side_px: int) -> str:
+        """Return what changes when the picture of a tile would.
+
+        Raises
+        ------
+        NotFoundError
+            The archive has no such scene.
+        """
+        entry = archive.ledger.entries.get(scene_id)
+        if entry is None:
+            raise NotFoundError(f"the archive has no scene {scene_id!r}; see /v1/scenes")
+        identity = f"{tile} {scene_id} {entry.fingerprint} {side_px}"
+        return f'"{hashlib.sha256(identity.encode()).hexdigest()[:24]}"'
+
+    def kept(self, etag: str) -> bytes | None:
+        """Return a picture that was drawn before, if it is still there."""
+        return self._pictures.get(etag)
+
+    def draw(self, archive: Archive, tile: str, scene_id: str, side_px: int, etag: str) -> bytes:
+        """Draw a tile as PNG of ``side_px`` pixels a side and keep it.
+
+        Raises
+        ------
+        NotFoundError
+            The scene is in no catalog of this service, or can no longer be read.
+        """
+        renderer = self._renderer_of(archive, scene_id)
+        try:
+            pixels = renderer.draw(scene_id, tile)
+        except SkysiftError as error:
+            logger.warning("tile %s of scene %s cannot be drawn: %s", tile, scene_id, error)
+            raise NotFoundError(
+                f"tile {tile} cannot be drawn: scene {scene_id} can no longer be read; "
+                "the service's log says why"
+            ) from error
+        return self._pictures.put(etag, encoded(pixels, "PNG", side_px))
+
+    def _renderer_of(self, archive: Archive, scene_id: str) -> TileRenderer:
+        """Return what draws; the catalog is read again when it lacks a scene of the archive."""
+        if self.catalog is None:
+            raise NotFoundError(
+                "this service draws no pictures: it was not told where the scenes are; "
+                "start it with --scenes or with the recipe of the ingest"
+            )
+        with self._lock:
+            stale = time.monotonic() - self._listed_s > _LIST_EVERY_S
+            if scene_id not in self._scenes and stale:
+                found = read_scenes(self.catalog, archive.spec.bands, self._options).scenes
+                self._scenes = {scene.id: scene for scene in found}
+                self._listed_s = time.monotonic()
+                self._renderer = None
+            if self._renderer is None or self._snapshot != archive.snapshot:
+                self._renderer = TileRenderer(archive, self._scenes.values(), self._options)
+                self._snapshot = archive.snapshot
+            return self._renderer

@@ -1,0 +1,100 @@
+// Requests to the service. A token, when one is asked for, lives in this tab only.
+
+import { find } from "./dom.js";
+
+const KEPT = "skysift-token";
+
+/** A refusal of the service, with its own words. */
+export class Refused extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+async function fetched(path, options) {
+  const token = sessionStorage.getItem(KEPT);
+  const headers = { ...options.headers };
+  if (token) headers.Authorization = `Bearer ${token}`;
+  try {
+    return await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refused(0, "The service cannot be reached. Check that it runs, then try again.");
+  }
+}
+
+/** Ask for a token until one fits or the person gives up. */
+function askForToken() {
+  const dialog = find("#sign-in");
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      const given = find("input", dialog).value.trim();
+      if (given) sessionStorage.setItem(KEPT, given);
+      resolve(Boolean(given));
+    }, { once: true });
+    if (!dialog.open) dialog.showModal();
+  });
+}
+
+let asking = null;
+
+/** Request something; the answer's Response, or Refused with a message for people. */
+export async function request(path, options = {}) {
+  const response = await fetched(path, options);
+  if (response.status === 401) {
+    sessionStorage.removeItem(KEPT);
+    asking ??= askForToken().finally(() => { asking = null; });
+    if (await asking) return request(path, options);
+  }
+  if (response.ok) return response;
+  let message = `The service answered ${response.status}.`;
+  try {
+    message = (await response.json()).message ?? message;
+  } catch { /* not JSON: the status has to do */ }
+  if (response.status === 429) message = `Too many requests: ${message}`;
+  throw new Refused(response.status, message);
+}
+
+export const json = async (path, options) => (await request(path, options)).json();
+
+/** Every embedded scene, up to a number that a map can show. */
+export async function footprints(most) {
+  const features = [];
+  for (;;) {
+    const limit = Math.min(1000, most - features.length);
+    const path = `v1/scenes?state=embedded&limit=${limit}&offset=${features.length}`;
+    const page = await json(path, { headers: { Accept: "application/geo+json" } });
+    features.push(...page.features);
+    const total = page.total;
+    if (!page.features.length || features.length >= Math.min(most, total)) return { features, total };
+  }
+}
+
+/** Search; `file` is the picture of an image query. Accept names the form of the answer. */
+export function search(body, file, { accept = "application/json", signal } = {}) {
+  const headers = { Accept: accept };
+  if (file) {
+    const form = new FormData();
+    form.append("query", JSON.stringify(body));
+    form.append("image", file);
+    return request("v1/search", { method: "POST", body: form, headers, signal });
+  }
+  headers["Content-Type"] = "application/json";
+  return request("v1/search", { method: "POST", body: JSON.stringify(body), headers, signal });
+}
+
+export const tile = (key) => json(`v1/tiles/${key}`);
+
+/** Put the picture of a tile into an image element. */
+export async function picture(image, key, scene, size) {
+  const path = `v1/tiles/${key}/thumbnail.png?scene=${encodeURIComponent(scene)}&size=${size}`;
+  try {
+    const blob = await (await request(path)).blob();
+    image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
+    image.src = URL.createObjectURL(blob);
+  } catch (error) {
+    image.classList.add("missing");
+    image.title = error.message;
+  }
+}

@@ -1,0 +1,42 @@
+// Small helpers around the document.
+
+export const find = (selector, root = document) => root.querySelector(selector);
+
+/** Make an element: attributes starting with "on" are listeners, the rest of the arguments its content. */
+export function element(tag, attributes = {}, ...content) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (value === true) made.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) made.setAttribute(name, value);
+  }
+  made.append(...content);
+  return made;
+}
+
+/** Say what happened; screen readers hear it. */
+export function announce(text) {
+  find("#error").hidden = true;
+  find("#status").textContent = text;
+}
+
+/** Say what went wrong and what to do. */
+export function complain(text) {
+  find("#status").textContent = "";
+  const place = find("#error");
+  place.textContent = text;
+  place.hidden = false;
+}
+
+/** A day for people, in UTC. */
+export function day(iso) {
+  return new Date(iso).toLocaleDateString("en-GB", {
+    day: "numeric", month: "short", year: "numeric", timeZone: "UTC",
+  });
+}
+
+/** Numbers of a text such as "1, 2, 3, 4"; null when it is something else. */
+export function numbers(text, count) {
+  const parts = text.split(/[\s,;]+/).filter(Boolean).map(Number);
+  return parts.length === count && parts.every(Number.isFinite) ? parts : null;
+}

@@ -1,0 +1,208 @@
+// Wires the parts together: every change of the state shows itself and, where it asks, searches.
+
+import * as api from "./api.js";
+import { announce, complain, day, find } from "./dom.js";
+import { MapView, hasWebGL } from "./mapview.js";
+import { fillForms, watchAsk, watchFilters } from "./panel.js";
+import { Place } from "./place.js";
+import { indexOf, refreshStrip, showExamples, showStrip, walkByArrows } from "./results.js";
+import { canSearch, fromHash, markOf, toBody, toHash, toggleMark } from "./state.js";
+
+const MOST_FOOTPRINTS = 5000;
+const NO_MAP = "This browser offers no WebGL, so there is no map. Search by coordinates, picture "
+  + "or box; the hits below and the export work.";
+
+let state = fromHash(location.hash);
+let hits = [];
+let about = null;
+let map = null;
+let running = null;
+
+const mark = (hit) => markOf(state, hit);
+const openHit = () => indexOf(hits, state.open);
+const place = new Place({
+  close: () => open(null),
+  step: (tile, scene) => { state.open = { tile, scene }; remember(); },
+  search: (tile, scene) => ask({ tile, scene }),
+});
+
+function remember() {
+  history.replaceState(null, "", `#${toHash(state)}`);
+}
+
+function show() {
+  remember();
+  fillForms(state, about);
+  refreshStrip(hits, openHit(), mark);
+  showExamples(state, about, { mark: toggle });
+  map?.showHits(hits, openHit(), mark);
+  map?.showQuery(state.query);
+  map?.showArea(state.area);
+  find("#refine").disabled = !(state.good.length || state.bad.length) || !canSearch(state);
+  for (const name of ["#geojson", "#geoparquet"]) find(name).disabled = !hits.length;
+}
+
+function toggle(hit, name) {
+  toggleMark(state, hit, name);
+  show();
+}
+
+function open(hit) {
+  const before = openHit();
+  state.open = hit && { tile: hit.tile, scene: hit.scene };
+  if (hit) {
+    place.show(hit, about.pictures);
+    if (hit.bbox) map?.reveal(hit.bbox);
+  } else {
+    place.close();
+    if (before) find(`#strip [data-rank="${before.rank}"] .show`)?.focus();
+  }
+  show();
+}
+
+/** Ask something new: marks of the last question do not count for it. */
+function ask(query) {
+  Object.assign(state, { query, good: [], bad: [], open: null });
+  place.close();
+  return run();
+}
+
+async function run() {
+  running?.abort();
+  const mine = running = new AbortController();
+  show();
+  if (!canSearch(state)) return;
+  announce("Searching…");
+  find("#results").setAttribute("aria-busy", "true");
+  try {
+    const response = await api.search(toBody(state), state.query?.file, { signal: mine.signal });
+    const answer = await response.json();
+    hits = answer.hits;
+    showStrip(hits, { about, markOf: mark, on: { open, mark: toggle } });
+    const found = hits.length === 1 ? "1 hit" : `${hits.length} hits`;
+    announce(hits.length ? `${found} like ${answer.query}` : "No hit: widen the filters.");
+    if (answer.coverage < 1) complain(`Only ${Math.round(answer.coverage * 100)} % of the index answered.`);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    hits = [];
+    showStrip(hits, { about, markOf: mark, on: {} });
+    complain(inWords(error));
+  }
+  if (running === mine) find("#results").removeAttribute("aria-busy");
+  show();
+}
+
+function inWords(error) {
+  const { lonlat, box } = state.query ?? {};
+  if (error.status !== 404 || !(lonlat || box)) return error.message;
+  return "The archive has no tile there: choose a place inside one of the outlined scenes.";
+}
+
+function drawMode(purpose) {
+  map.draw(purpose);
+  for (const name of ["query", "area"]) {
+    find(`#draw-${name}`).setAttribute("aria-pressed", String(purpose === name));
+  }
+  const mode = find("#mode");
+  mode.hidden = !purpose;
+  mode.textContent = purpose ? "Drag a box on the map. Escape cancels." : "";
+}
+
+function drawn(box, purpose) {
+  drawMode(null);
+  if (purpose === "query") ask({ box });
+  else {
+    state.area = box;
+    run();
+  }
+}
+
+async function save(accept, name) {
+  try {
+    const response = await api.search(toBody(state), state.query?.file, { accept });
+    const address = URL.createObjectURL(await response.blob());
+    const link = document.createElement("a");
+    Object.assign(link, { href: address, download: name });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(address), 60_000);
+    announce(`Saved ${name}.`);
+  } catch (error) {
+    complain(error.message);
+  }
+}
+
+async function copyLink() {
+  const note = state.query?.file ? " The picture itself is not part of it." : "";
+  try {
+    await navigator.clipboard.writeText(location.href);
+    announce(`Link copied.${note}`);
+  } catch {
+    complain(`The browser does not let the link be copied: take it from the address bar.${note}`);
+  }
+}
+
+function wire() {
+  watchAsk({ place: (lonlat) => ask({ lonlat }), box: (box) => ask({ box }), file: (file) => ask({ file }) });
+  watchFilters((values) => { Object.assign(state, values); run(); });
+  walkByArrows();
+  find("#refine").addEventListener("click", run);
+  find("#link").addEventListener("click", copyLink);
+  find("#geojson").addEventListener("click", () => save("application/geo+json", "hits.geojson"));
+  find("#geoparquet").addEventListener("click", () => save("application/vnd.apache.parquet", "hits.parquet"));
+  for (const name of ["query", "area"]) {
+    find(`#draw-${name}`).addEventListener("click", () => drawMode(map.drawing === name ? null : name));
+  }
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    if (map?.drawing) drawMode(null);
+    else if (state.open) open(null);
+  });
+  window.addEventListener("hashchange", () => { state = fromHash(location.hash); reopen(); });
+}
+
+async function reopen() {
+  await run();
+  if (state.open) open(openHit() ?? state.open);
+}
+
+function startMap() {
+  if (!hasWebGL()) {
+    find("#no-map").textContent = NO_MAP;
+    find("#no-map").hidden = false;
+    document.body.classList.add("no-map");
+    return;
+  }
+  map = new MapView(about, state.view, {
+    place: (lonlat) => ask({ lonlat }),
+    hit: (rank) => open(hits[rank - 1]),
+    box: drawn,
+    view: (view) => { state.view = view; remember(); },
+  });
+}
+
+function describe() {
+  const tiles = about.rows.toLocaleString("en");
+  find("#about").textContent = `${tiles} tiles, ${day(`${about.since}Z`)} to ${day(`${about.until}Z`)}`;
+}
+
+async function start() {
+  try {
+    about = await api.json("v1/index");
+  } catch (error) {
+    complain(error.message);
+    return;
+  }
+  describe();
+  startMap();
+  wire();
+  await reopen();
+  try {
+    const { features, total } = await api.footprints(MOST_FOOTPRINTS);
+    map?.showScenes(features.filter((one) => one.geometry));
+    if (!canSearch(state)) announce(`${total.toLocaleString("en")} scenes. Click one to begin.`);
+  } catch (error) {
+    complain(error.message);
+  }
+}
+
+start();

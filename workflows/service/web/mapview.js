@@ -1,0 +1,211 @@
+// The map: footprints, hits, the place that asks, boxes that are drawn. Nothing here asks the service.
+
+import { element, find } from "./dom.js";
+import { addGraticule } from "./graticule.js";
+
+const EMPTY = { type: "FeatureCollection", features: [] };
+// From the least to the most alike of the hits that are shown.
+const COLOURS = [0, "#5b4b9a", 0.35, "#2f7fa8", 0.6, "#3aa687", 0.8, "#b5c334", 1, "#ffd23f"];
+
+export function ring([west, south, east, north]) {
+  const right = east < west ? east + 360 : east;
+  return [[[west, south], [right, south], [right, north], [west, north], [west, south]]];
+}
+
+const polygon = (box, properties = {}, id = undefined) => ({
+  type: "Feature", id, properties, geometry: { type: "Polygon", coordinates: ring(box) },
+});
+
+const collection = (features) => ({ type: "FeatureCollection", features });
+
+/** Whether this browser can draw the map at all. */
+export function hasWebGL() {
+  return Boolean(document.createElement("canvas").getContext("webgl2"));
+}
+
+function style(about) {
+  const layers = [{ id: "background", type: "background", paint: { "background-color": "#e9eef2" } }];
+  const sources = {};
+  if (about.base_map) {
+    sources.base = {
+      type: "raster", tiles: [about.base_map], tileSize: 256, maxzoom: 19,
+      attribution: about.base_map_attribution,
+    };
+    layers.push({ id: "base", type: "raster", source: "base" });
+  }
+  return { version: 8, sources, layers };
+}
+
+const LAYERS = [
+  { id: "scenes-fill", type: "fill", source: "scenes",
+    paint: { "fill-color": "#ffffff", "fill-opacity": 0.5 } },
+  { id: "scenes", type: "line", source: "scenes",
+    paint: { "line-color": "#4f6d84", "line-width": 1, "line-opacity": 0.7 } },
+  { id: "area", type: "line", source: "area",
+    paint: { "line-color": "#12324a", "line-width": 2, "line-dasharray": [3, 2] } },
+  { id: "hits-fill", type: "fill", source: "hits",
+    paint: {
+      "fill-color": ["interpolate", ["linear"], ["get", "shade"], ...COLOURS],
+      "fill-opacity": 0.75,
+    } },
+  { id: "hits", type: "line", source: "hits",
+    paint: {
+      "line-color": ["match", ["get", "mark"], "good", "#0a7a3d", "bad", "#b3261e", "#1c2b36"],
+      "line-width": ["case", ["get", "open"], 4, ["==", ["get", "mark"], ""], 1, 3],
+    } },
+  { id: "hit-points", type: "circle", source: "hit-points", maxzoom: 12,
+    paint: {
+      "circle-radius": ["case", ["get", "open"], 9, 6],
+      "circle-color": ["interpolate", ["linear"], ["get", "shade"], ...COLOURS],
+      "circle-stroke-color": "#1c2b36", "circle-stroke-width": ["case", ["get", "open"], 3, 1],
+    } },
+  { id: "query", type: "line", source: "query",
+    paint: { "line-color": "#c2185b", "line-width": 3 } },
+  { id: "query-point", type: "circle", source: "query", filter: ["==", ["geometry-type"], "Point"],
+    paint: {
+      "circle-radius": 7, "circle-color": "#c2185b",
+      "circle-stroke-color": "#ffffff", "circle-stroke-width": 2,
+    } },
+  { id: "drawn", type: "fill", source: "drawn",
+    paint: { "fill-color": "#c2185b", "fill-opacity": 0.2 } },
+];
+
+/** A map over the extent of an archive. `on` has place(lonlat), hit(row), box(box, purpose), view(view). */
+export class MapView {
+  constructor(about, view, on) {
+    this.on = on;
+    this.drawing = null;
+    const { maplibregl } = window;
+    maplibregl.setWorkerUrl("web/vendor/maplibre-gl-csp-worker.js");
+    const start = view
+      ? { center: [view[0], view[1]], zoom: view[2] }
+      : { bounds: this.extent(about.bbox), fitBoundsOptions: { padding: 40, maxZoom: 14 } };
+    this.map = new maplibregl.Map({
+      container: "map", style: style(about), attributionControl: { compact: false },
+      maxPitch: 0, dragRotate: false, pitchWithRotate: false, ...start,
+    });
+    this.map.touchZoomRotate.disableRotation();
+    this.map.addControl(new maplibregl.NavigationControl({ showCompass: false }), "top-left");
+    this.map.addControl(new maplibregl.ScaleControl(), "bottom-left");
+    this.map.getCanvas().setAttribute("aria-label",
+      "Map of the archive. Arrow keys move, plus and minus zoom, Enter searches at the middle.");
+    this.ready = this.map.once("load").then(() => this.furnish());
+  }
+
+  extent([west, south, east, north]) {
+    return [[west, south], [east < west ? east + 360 : east, north]];
+  }
+
+  furnish() {
+    const { map } = this;
+    addGraticule(map, find("#map"));
+    const names = ["scenes", "area", "hits", "hit-points", "query", "drawn"];
+    for (const name of names) map.addSource(name, { type: "geojson", data: EMPTY });
+    for (const layer of LAYERS) map.addLayer(layer);
+    map.on("click", (event) => this.clicked(event));
+    map.on("moveend", () => {
+      const { lng, lat } = map.getCenter();
+      this.on.view([+lng.toFixed(5), +lat.toFixed(5), +map.getZoom().toFixed(2)]);
+    });
+    for (const layer of ["hits-fill", "hit-points"]) {
+      map.on("mouseenter", layer, () => { map.getCanvas().style.cursor = "pointer"; });
+      map.on("mouseleave", layer, () => { map.getCanvas().style.cursor = ""; });
+    }
+    map.getCanvas().addEventListener("keydown", (event) => {
+      if (event.key === "Enter") this.on.place(map.getCenter().wrap().toArray());
+    });
+    find("#map").append(element("div", { class: "crosshair", "aria-hidden": "true" }));
+    this.listenForBoxes();
+  }
+
+  clicked(event) {
+    if (this.drawing) return;
+    const [hit] = this.map.queryRenderedFeatures(event.point, { layers: ["hit-points", "hits-fill"] });
+    if (hit) this.on.hit(hit.properties.rank);
+    else this.on.place(event.lngLat.wrap().toArray().map((value) => +value.toFixed(6)));
+  }
+
+  /** Let the next drag draw a box for a purpose; null ends it. */
+  draw(purpose) {
+    this.drawing = purpose;
+    const { map } = this;
+    map.dragPan[purpose ? "disable" : "enable"]();
+    map.boxZoom[purpose ? "disable" : "enable"]();
+    map.getCanvas().style.cursor = purpose ? "crosshair" : "";
+    map.getCanvasContainer().style.touchAction = purpose ? "none" : "";
+    this.set("drawn", EMPTY);
+  }
+
+  listenForBoxes() {
+    const host = this.map.getCanvasContainer();
+    const at = (event) => {
+      const frame = host.getBoundingClientRect();
+      const point = [event.clientX - frame.left, event.clientY - frame.top];
+      return this.map.unproject(point).wrap().toArray();
+    };
+    let start = null;
+    const box = (event) => {
+      const [x, y] = at(event);
+      const sides = [Math.min(start[0], x), Math.min(start[1], y), Math.max(start[0], x), Math.max(start[1], y)];
+      return sides.map((value) => +value.toFixed(6));
+    };
+    host.addEventListener("pointerdown", (event) => {
+      if (!this.drawing) return;
+      start = at(event);
+      host.setPointerCapture(event.pointerId);
+    });
+    host.addEventListener("pointermove", (event) => {
+      if (start) this.set("drawn", polygon(box(event)));
+    });
+    host.addEventListener("pointerup", (event) => {
+      if (!start) return;
+      const [drawn, purpose] = [box(event), this.drawing];
+      start = null;
+      this.draw(null);
+      if (drawn[0] < drawn[2] && drawn[1] < drawn[3]) this.on.box(drawn, purpose);
+    });
+  }
+
+  async set(source, data) {
+    await this.ready;
+    this.map.getSource(source).setData(data);
+  }
+
+  showScenes(features) {
+    return this.set("scenes", collection(features));
+  }
+
+  showHits(hits, open, markOf) {
+    const [most, least] = [hits[0]?.score, hits.at(-1)?.score];
+    const shade = ({ score }) => (most > least ? (score - least) / (most - least) : 1);
+    const shown = [...hits].reverse().map((hit) => ({
+      hit, properties: { shade: shade(hit), rank: hit.rank, mark: markOf(hit), open: hit === open },
+    }));
+    this.set("hits", collection(shown.map(({ hit, properties }) => polygon(hit.bbox, properties))));
+    return this.set("hit-points", collection(shown.map(({ hit, properties }) => ({
+      type: "Feature", properties, geometry: { type: "Point", coordinates: middle(hit.bbox) },
+    }))));
+  }
+
+  showQuery(query) {
+    if (query?.box) return this.set("query", polygon(query.box));
+    if (!query?.lonlat) return this.set("query", EMPTY);
+    return this.set("query", {
+      type: "Feature", properties: {}, geometry: { type: "Point", coordinates: query.lonlat },
+    });
+  }
+
+  showArea(area) {
+    return this.set("area", area ? polygon(area) : EMPTY);
+  }
+
+  /** Move only when a place is out of sight. */
+  reveal(box) {
+    const at = middle(box);
+    if (!this.map.getBounds().contains(at)) this.map.easeTo({ center: at });
+  }
+}
+
+function middle([west, south, east, north]) {
+  return [(west + (east < west ? east + 360 : east)) / 2, (south + north) / 2];
+}

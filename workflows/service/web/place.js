@@ -1,0 +1,87 @@
+// One tile, large, and its other dates.
+
+import { picture, tile } from "./api.js";
+import { complain, day, element, find } from "./dom.js";
+
+const SIZE = 256;
+
+/** The panel of the selected tile. `on` has close(), step(tile, scene), search(tile, scene), mark(hit, name). */
+export class Place {
+  constructor(on) {
+    this.on = on;
+    this.panel = find("#place");
+    this.asked = null;
+    this.panel.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") this.on.close();
+      if (event.key === "ArrowLeft") this.step(-1);
+      if (event.key === "ArrowRight") this.step(1);
+    });
+  }
+
+  close() {
+    this.asked = null;
+    this.panel.hidden = true;
+    this.panel.replaceChildren();
+  }
+
+  /** Show a tile; `hit` has tile, scene and, when it is one, a score. */
+  async show(hit, pictures) {
+    this.asked = hit;
+    this.pictures = pictures;
+    let answer;
+    try {
+      answer = await tile(hit.tile);
+    } catch (error) {
+      complain(error.message);
+      return;
+    }
+    if (this.asked !== hit) return;
+    this.acquisitions = answer.acquisitions;
+    this.at = Math.max(0, this.acquisitions.findIndex((one) => one.scene === hit.scene));
+    this.hit = hit;
+    this.build();
+    this.panel.hidden = false;
+  }
+
+  step(by) {
+    const next = this.at + by;
+    if (!this.acquisitions || next < 0 || next >= this.acquisitions.length) return;
+    const held = document.activeElement?.dataset.step;
+    this.at = next;
+    this.build();
+    this.on.step(this.hit.tile, this.acquisitions[next].scene);
+    find(held ? `[data-step="${held}"]:not([disabled])` : "button", this.panel)?.focus();
+  }
+
+  build() {
+    const { hit, at, acquisitions: all } = this;
+    const one = all[at];
+    const shown = one.scene === hit.scene && hit.score !== undefined;
+    const image = element("img", {
+      width: SIZE, height: SIZE, alt: `Tile ${hit.tile} on ${day(one.datetime)}`,
+    });
+    if (this.pictures) picture(image, hit.tile, one.scene, SIZE);
+    else image.classList.add("missing");
+    const stepper = (text, by, label) => element("button", {
+      type: "button", "data-step": by, "aria-label": label, onclick: () => this.step(by),
+      disabled: at + by < 0 || at + by >= all.length,
+    }, text);
+    const facts = [
+      ...(shown ? [["Score", hit.score.toFixed(3)]] : []),
+      ["Scene", one.scene], ["Tile", hit.tile], ["Cloud", `${Math.round(one.cloud_fraction * 100)} %`],
+      ...(one.labels.length ? [["Labels", one.labels.join(", ")]] : []),
+    ];
+    this.panel.replaceChildren(
+      element("div", { class: "dates" },
+        stepper("◀", -1, "Earlier date"),
+        element("strong", { "aria-live": "polite" }, `${day(one.datetime)} (${at + 1} of ${all.length})`),
+        stepper("▶", 1, "Later date"),
+        element("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => this.on.close() }, "×")),
+      image,
+      element("dl", {}, ...facts.flatMap(([k, v]) => [element("dt", {}, k), element("dd", {}, v)])),
+      element("button", {
+        type: "button", class: "more", onclick: () => this.on.search(hit.tile, one.scene),
+      }, "Search from this one"),
+    );
+  }
+}

@@ -1,0 +1,99 @@
+// What is asked and shown, and its form in the address: a link reproduces the view.
+
+const BOXES = ["box", "area"];
+
+export function emptyState() {
+  return {
+    query: null, // { lonlat, date? } | { tile, scene } | { box } | { file }
+    good: [], // { tile, scene }
+    bad: [],
+    since: "", until: "", cloud: 100, label: "", area: null, k: 24,
+    view: null, // [longitude, latitude, zoom]
+    open: null, // { tile, scene }
+  };
+}
+
+const pair = ({ tile, scene }) => `${tile}@${scene}`;
+
+function unpair(text) {
+  const at = text.indexOf("@");
+  return at < 0 ? null : { tile: text.slice(0, at), scene: text.slice(at + 1) };
+}
+
+function numberList(text, count) {
+  const parts = (text ?? "").split(",").map(Number);
+  return parts.length === count && parts.every(Number.isFinite) ? parts : null;
+}
+
+/** The part of the address after #. */
+export function toHash(state) {
+  const words = new URLSearchParams();
+  const { query } = state;
+  if (query?.lonlat) words.set("at", query.lonlat.join(","));
+  if (query?.date) words.set("date", query.date);
+  if (query?.tile) words.set("tile", pair(query));
+  if (query?.box) words.set("box", query.box.join(","));
+  for (const name of ["good", "bad"]) for (const one of state[name]) words.append(name, pair(one));
+  for (const name of ["since", "until", "label"]) if (state[name]) words.set(name, state[name]);
+  if (state.cloud < 100) words.set("cloud", state.cloud);
+  if (state.area) words.set("area", state.area.join(","));
+  if (state.k !== 24) words.set("k", state.k);
+  if (state.view) words.set("view", state.view.join(","));
+  if (state.open) words.set("open", pair(state.open));
+  return words.toString().replaceAll("%2C", ",").replaceAll("%2F", "/").replaceAll("%40", "@");
+}
+
+/** Read an address; what makes no sense in it is left out. */
+export function fromHash(hash) {
+  const words = new URLSearchParams(hash.replace(/^#/, ""));
+  const state = emptyState();
+  const lonlat = numberList(words.get("at"), 2);
+  const tile = unpair(words.get("tile") ?? "");
+  const [box, area] = BOXES.map((name) => numberList(words.get(name), 4));
+  if (lonlat) state.query = { lonlat, ...(words.get("date") && { date: words.get("date") }) };
+  else if (tile) state.query = tile;
+  else if (box) state.query = { box };
+  for (const name of ["good", "bad"]) state[name] = words.getAll(name).map(unpair).filter(Boolean);
+  for (const name of ["since", "until"]) {
+    if (/^\d{4}-\d{2}-\d{2}$/.test(words.get(name) ?? "")) state[name] = words.get(name);
+  }
+  state.label = words.get("label") ?? "";
+  if (words.has("cloud")) state.cloud = Math.min(100, Math.max(0, Number(words.get("cloud")) || 0));
+  if (words.has("k")) state.k = Math.max(1, Math.trunc(Number(words.get("k"))) || 24);
+  state.area = area;
+  state.view = numberList(words.get("view"), 3);
+  state.open = unpair(words.get("open") ?? "");
+  return state;
+}
+
+/** The body of a search, without the file of an image query. */
+export function toBody(state) {
+  const { query } = state;
+  const filter = {};
+  if (state.area) filter.bbox = state.area;
+  if (state.since) filter.since = state.since;
+  if (state.until) filter.until = state.until;
+  if (state.cloud < 100) filter.max_cloud_fraction = state.cloud / 100;
+  if (state.label) filter.labels = [state.label];
+  const asked = {};
+  if (query?.lonlat) asked.lonlat = query.lonlat;
+  if (query?.date) asked.date = query.date;
+  if (query?.tile) Object.assign(asked, { tile: query.tile, scene: query.scene });
+  if (query?.box) asked.box = query.box;
+  return { ...asked, positive: state.good, negative: state.bad, k: state.k, filter };
+}
+
+export const canSearch = (state) => Boolean(state.query || state.good.length);
+
+export const same = (a, b) => a && b && a.tile === b.tile && a.scene === b.scene;
+
+/** Mark a tile as good or bad; again takes the mark away. */
+export function toggleMark(state, hit, name) {
+  const was = state[name].some((one) => same(one, hit));
+  for (const list of ["good", "bad"]) state[list] = state[list].filter((one) => !same(one, hit));
+  if (!was) state[name] = [...state[name], { tile: hit.tile, scene: hit.scene }];
+}
+
+export function markOf(state, hit) {
+  return ["good", "bad"].find((name) => state[name].some((one) => same(one, hit))) ?? "";
+}
