@@ -89,9 +89,7 @@ class IndexBackend:
             snapshot=hits.snapshot,
             version=hits.version,
             coverage=hits.coverage,
-            hits=[
-                HitBody(tile=record.pop("tile_key"), **record) for record in hit_records(table)
-            ],
+            hits=[HitBody(tile=record.pop("tile_key"), **record) for record in hit_records(table)],
         )
 
     def tile(self, key: str) -> TileAnswer:
