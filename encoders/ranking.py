@@ -21,6 +21,7 @@ Keys = Callable[[slice, slice], Ints]
 SCORE_SCALE = 2.0**30  # a key is (-score · 2^30) · 2^32 + position
 POSITION = np.int64(2**32 - 1)
 _KEPT_BYTES = 2**31
+_BLOCK = 8192  # items scored at once for a whole ranking: their keys stay in the cache
 EXCLUDED = np.int64(2**31 - 1) << np.int64(32)
 
 
@@ -60,7 +61,7 @@ def nearest(
 
     kept = [
         first_keys(keys, rows, len(z_ND), k, chunk_bytes)
-        for rows in chunks(len(z_QD), k, chunk_bytes)
+        for rows in chunks(len(z_QD), 32 * k, chunk_bytes)
     ]
     keys_QK = np.concatenate([*kept, np.empty((0, min(k, len(z_ND))), np.int64)])
     keys_QK = np.pad(keys_QK, ((0, 0), (0, k - keys_QK.shape[1])), constant_values=EXCLUDED)
@@ -104,8 +105,16 @@ def excluding_own(keys: Keys, exclude_Q: Ints) -> Keys:
 
 def first_keys(keys: Keys, rows: slice, items: int, depth: int, chunk_bytes: int) -> Ints:
     """Return the ``depth`` smallest keys of each query in order, shape (q, depth)."""
-    block = max(depth, chunk_bytes // (8 * max(rows.stop - rows.start, 1)))
-    kept_qK = np.empty((rows.stop - rows.start, 0), np.int64)
+    count = rows.stop - rows.start
+    if depth >= items:
+        kept_qK = np.empty((count, items), np.int64)
+        for start in range(0, items, _BLOCK):
+            stop = min(start + _BLOCK, items)
+            kept_qK[:, start:stop] = keys(rows, slice(start, stop))
+        kept_qK.sort(axis=1)
+        return kept_qK
+    block = max(depth, chunk_bytes // (8 * max(count, 1)))
+    kept_qK = np.empty((count, 0), np.int64)
     for start in range(0, items, block):
         found_qn = keys(rows, slice(start, min(start + block, items)))
         kept_qK = np.concatenate([kept_qK, found_qn], 1) if kept_qK.size else found_qn
@@ -116,8 +125,8 @@ def first_keys(keys: Keys, rows: slice, items: int, depth: int, chunk_bytes: int
 
 
 def chunks(queries: int, width: int, chunk_bytes: int) -> Iterator[slice]:
-    """Cut the queries so that a chunk with ``width`` columns fits; at most 1,024 queries each."""
-    size = min(1024, max(1, chunk_bytes // (32 * width)))
+    """Cut the queries so that a chunk of ``width`` bytes a query fits; at most 1,024 each."""
+    size = min(1024, max(1, chunk_bytes // width))
     for start in range(0, queries, size):
         yield slice(start, min(start + size, queries))
 
