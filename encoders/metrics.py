@@ -26,6 +26,7 @@ Shapes: Q queries, N database rows, V distinct label sets of the database, q que
 n database rows of one block, D dimension, C labels, K hits kept, R relevant items.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ from encoders.ranking import (
     Keys,
     chunks,
     cosine_keys,
+    each_query,
     excluding_own,
     first_keys,
 )
@@ -135,7 +137,9 @@ def score_retrieval(
 
     Notes
     -----
-    Time O(Q N D + Q N log N) with ``full``, else O(Q N D); memory a few times ``chunk_bytes``.
+    Time O(Q N D + Q N log N) with ``full``, else O(Q N D); memory a few times ``chunk_bytes``, and
+    the database in float64 when that is below 2 GiB. Long rankings are scored with as many threads
+    as torch has.
 
     References
     ----------
@@ -204,7 +208,7 @@ def _score(keys: Keys, truth: Truth, full: bool, chunk_bytes: int) -> Scores:
     k, near = truth.hits(truth.k), truth.hits(JACCARD_HITS)
     depth = truth.items if full else max(k, near)
     found: list[dict[str, Floats]] = []
-    rankings = _Rankings(truth)
+    rankings = _Rankings(truth) if full else None
     keys = excluding_own(keys, truth.exclude_Q)
     # A chunk's largest array: its keys of 8 bytes, or its gains, some arrays of V columns.
     width = max(8 * depth, 32 * max(k, len(truth.count_V)))
@@ -214,7 +218,7 @@ def _score(keys: Keys, truth: Truth, full: bool, chunk_bytes: int) -> Scores:
         values = _first_hits(_sets(kept_qK[:, :k], truth), gains)
         set_qK = _sets(kept_qK[:, :near], truth)
         values[f"Jaccard@{JACCARD_HITS}"] = _take(gains.jaccard_qV, set_qK).mean(1)
-        if full:
+        if rankings is not None:
             values |= rankings.score(kept_qK, gains, rows)
         usable_q = gains.relevant_q > 0
         found.append({name: np.where(usable_q, value, np.nan) for name, value in values.items()})
@@ -223,7 +227,7 @@ def _score(keys: Keys, truth: Truth, full: bool, chunk_bytes: int) -> Scores:
         for name in (found[0] if found else ())
     }
     queries = sum(int(np.isfinite(values["P@k"]).sum()) for values in found)
-    if not full:
+    if rankings is None:
         return Scores(metrics=metrics, label_ap=None, queries=queries)
     label_ap_C = _divide(rankings.sum_C, rankings.count_C)
     metrics["macro mAP"] = _mean(label_ap_C)
@@ -262,7 +266,7 @@ class _Rankings:
     """Scores whole rankings, query by query, and adds up the labels' average precisions."""
 
     def __init__(self, truth: Truth) -> None:
-        self._truth = truth
+        self._truth, self._most_relevant = truth, truth.most_relevant
         self._has_CV = np.ascontiguousarray(truth.set_VC.T > 0)
         self._count_N = np.arange(1.0, truth.items + 1)
         self._inverse_N = 1 / self._count_N
@@ -270,22 +274,29 @@ class _Rankings:
 
     def score(self, kept_qN: Ints, gains: Gains, rows: slice) -> dict[str, Floats]:
         """Return the metrics of a chunk of queries."""
-        value_3q = np.full((3, len(kept_qN)), np.nan)
-        for query, key_N in enumerate(kept_qN):
+
+        def one(query: int) -> tuple[tuple[float, float, float], dict[int, float]]:
+            key_N = kept_qN[query]
             position_N = key_N[: np.searchsorted(key_N, EXCLUDED)] & POSITION
             place_R = self._places(gains.shared_qV[query] > 0, position_N)
             if not len(place_R):
-                continue
+                return (math.nan, math.nan, math.nan), {}
             alike_R = self._places(gains.jaccard_qV[query] >= JACCARD_RELEVANT, position_N)
-            value_3q[0, query] = self._average_precision(place_R)
-            value_3q[1, query] = _anmrr(place_R, self._truth.most_relevant)
-            value_3q[2, query] = self._average_precision(alike_R)
-            for label in np.flatnonzero(self._truth.y_QC[rows.start + query]):
-                held_R = self._places(self._has_CV[label], position_N)
-                if len(held_R):
-                    self.sum_C[label] += self._average_precision(held_R)
+            held = {
+                int(label): self._average_precision(self._places(self._has_CV[label], position_N))
+                for label in np.flatnonzero(self._truth.y_QC[rows.start + query])
+            }
+            anmrr = _anmrr(place_R, self._most_relevant)
+            return (self._average_precision(place_R), anmrr, self._average_precision(alike_R)), held
+
+        found = each_query(one, len(kept_qN), self._truth.items)
+        for _, held in found:
+            for label, precision in held.items():
+                if math.isfinite(precision):
+                    self.sum_C[label] += precision
                     self.count_C[label] += 1
-        return dict(zip(("mAP", "ANMRR", "mAP J>=0.6"), value_3q, strict=True))
+        columns = np.array([values for values, _ in found]).reshape(-1, 3).T
+        return dict(zip(("mAP", "ANMRR", "mAP J>=0.6"), columns, strict=True))
 
     def _places(self, wanted_V: NDArray[np.bool_], position_N: Ints) -> Ints:
         """Return the places (from 0, rising) of the items whose label set is wanted."""
@@ -296,7 +307,7 @@ class _Rankings:
     def _average_precision(self, place_R: Ints) -> float:
         """Return the mean precision at the places of the relevant items; NaN without any."""
         if not len(place_R):
-            return float("nan")
+            return math.nan
         inverse_R = np.take(self._inverse_N, place_R)
         return float(self._count_N[: len(place_R)] @ inverse_R) / len(place_R)
 

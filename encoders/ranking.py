@@ -7,9 +7,11 @@ Shapes: Q queries, N items, q queries of one chunk, n items of one block, D dime
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from storage.errors import ConfigError
@@ -17,12 +19,15 @@ from storage.errors import ConfigError
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Keys = Callable[[slice, slice], Ints]
+T = TypeVar("T")
 
 SCORE_SCALE = 2.0**30  # a key is (-score · 2^30) · 2^32 + position
 POSITION = np.int64(2**32 - 1)
 _KEPT_BYTES = 2**31
 _BLOCK = 8192  # items scored at once for a whole ranking: their keys stay in the cache
 EXCLUDED = np.int64(2**31 - 1) << np.int64(32)
+
+_THREADED_ITEMS = 65_536
 
 
 def nearest(
@@ -111,7 +116,7 @@ def first_keys(keys: Keys, rows: slice, items: int, depth: int, chunk_bytes: int
         for start in range(0, items, _BLOCK):
             stop = min(start + _BLOCK, items)
             kept_qK[:, start:stop] = keys(rows, slice(start, stop))
-        kept_qK.sort(axis=1)
+        each_query(lambda query: kept_qK[query].sort(), count, items)
         return kept_qK
     block = max(depth, chunk_bytes // (8 * max(count, 1)))
     kept_qK = np.empty((count, 0), np.int64)
@@ -122,6 +127,15 @@ def first_keys(keys: Keys, rows: slice, items: int, depth: int, chunk_bytes: int
             kept_qK = np.partition(kept_qK, depth - 1, axis=1)[:, :depth]
     kept_qK.sort(axis=1)
     return kept_qK
+
+
+def each_query(work: Callable[[int], T], queries: int, items: int) -> list[T]:
+    """Return the result of each query of a chunk; long rankings with as many threads as torch."""
+    threads = min(torch.get_num_threads(), queries)
+    if threads < 2 or items < _THREADED_ITEMS:
+        return [work(query) for query in range(queries)]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, range(queries)))
 
 
 def chunks(queries: int, width: int, chunk_bytes: int) -> Iterator[slice]:
