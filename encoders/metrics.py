@@ -23,9 +23,10 @@ queries that have a relevant item. ANY relevance is easy when labels are few: al
 =================  =================================================================================
 
 Shapes: Q queries, N database rows, V distinct label sets of the database, q queries of one chunk,
-n database rows of one block, D dimension, C labels, K hits kept.
+n database rows of one block, D dimension, C labels, K hits kept, R relevant items.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ from encoders.ranking import (
     Keys,
     chunks,
     cosine_keys,
+    each_query,
     excluding_own,
     first_keys,
 )
@@ -135,7 +137,9 @@ def score_retrieval(
 
     Notes
     -----
-    Time O(Q N D + Q N log N) with ``full``, else O(Q N D); memory a few times ``chunk_bytes``.
+    Time O(Q N D + Q N log N) with ``full``, else O(Q N D); memory a few times ``chunk_bytes``, and
+    the database in float64 when that is below 2 GiB. Long rankings are scored with as many threads
+    as torch has.
 
     References
     ----------
@@ -204,19 +208,18 @@ def _score(keys: Keys, truth: Truth, full: bool, chunk_bytes: int) -> Scores:
     k, near = truth.hits(truth.k), truth.hits(JACCARD_HITS)
     depth = truth.items if full else max(k, near)
     found: list[dict[str, Floats]] = []
-    label_sum_C, label_count_C = np.zeros((2, truth.y_QC.shape[1]))
+    rankings = _Rankings(truth) if full else None
     keys = excluding_own(keys, truth.exclude_Q)
-    for rows in chunks(truth.queries, max(depth, len(truth.count_V)), chunk_bytes):
+    # A chunk's largest array: its keys of 8 bytes, or its gains, some arrays of V columns.
+    width = max(8 * depth, 32 * max(k, len(truth.count_V)))
+    for rows in chunks(truth.queries, width, chunk_bytes):
         kept_qK = first_keys(keys, rows, truth.items, depth, chunk_bytes)
-        # The excluded row comes last; set V, which gains nothing, stands for it.
-        known_qK = kept_qK < EXCLUDED
-        set_qK = np.where(known_qK, truth.set_N[kept_qK & POSITION * known_qK], len(truth.count_V))
         gains = truth.gains(rows)
-        values = _first_hits(set_qK[:, :k], gains)
-        values[f"Jaccard@{JACCARD_HITS}"] = _take(gains.jaccard_qV, set_qK[:, :near]).mean(1)
-        if full:
-            values |= _whole_ranking(set_qK, gains, truth.most_relevant)
-            _add_label_ap(set_qK, truth, rows, label_sum_C, label_count_C)
+        values = _first_hits(_sets(kept_qK[:, :k], truth), gains)
+        set_qK = _sets(kept_qK[:, :near], truth)
+        values[f"Jaccard@{JACCARD_HITS}"] = _take(gains.jaccard_qV, set_qK).mean(1)
+        if rankings is not None:
+            values |= rankings.score(kept_qK, gains, rows)
         usable_q = gains.relevant_q > 0
         found.append({name: np.where(usable_q, value, np.nan) for name, value in values.items()})
     metrics = {
@@ -224,12 +227,18 @@ def _score(keys: Keys, truth: Truth, full: bool, chunk_bytes: int) -> Scores:
         for name in (found[0] if found else ())
     }
     queries = sum(int(np.isfinite(values["P@k"]).sum()) for values in found)
-    if not full:
+    if rankings is None:
         return Scores(metrics=metrics, label_ap=None, queries=queries)
-    label_ap_C = _divide(label_sum_C, label_count_C)
+    label_ap_C = _divide(rankings.sum_C, rankings.count_C)
     metrics["macro mAP"] = _mean(label_ap_C)
     metrics["rare mAP"] = _mean(label_ap_C[rare_labels(truth.rare_counts_C, label_ap_C)])
     return Scores(metrics=metrics, label_ap=label_ap_C, queries=queries)
+
+
+def _sets(kept_qK: Ints, truth: Truth) -> Ints:
+    """Label set of each hit; V, which gains nothing, for the excluded row, which comes last."""
+    known_qK = kept_qK < EXCLUDED
+    return np.where(known_qK, truth.set_N[kept_qK & POSITION * known_qK], len(truth.count_V))
 
 
 def _first_hits(set_qk: Ints, gains: Gains) -> dict[str, Floats]:
@@ -253,43 +262,64 @@ def _first_hits(set_qk: Ints, gains: Gains) -> dict[str, Floats]:
     }
 
 
-def _whole_ranking(set_qN: Ints, gains: Gains, most_relevant: int) -> dict[str, Floats]:
-    """Metrics of the whole ranking, per query."""
-    relevant_qN = _take(gains.shared_qV, set_qN) > 0
-    alike_qN = _take(gains.jaccard_qV, set_qN) >= JACCARD_RELEVANT
-    # MPEG-7: places beyond K_q count as 1.25 K_q; NG relevant items in the best order give 0.
-    known_q = relevant_qN.sum(1)
-    window_q = np.minimum(4 * known_q, 2 * most_relevant)
-    place_N = np.arange(1, relevant_qN.shape[1] + 1)
-    place_qN = np.where(place_N <= window_q[:, None], place_N, 1.25 * window_q[:, None])
-    best_q = 0.5 * (1 + known_q)
-    mean_place_q = _divide((place_qN * relevant_qN).sum(1), known_q)
-    return {
-        "mAP": _average_precision(relevant_qN),
-        "ANMRR": (mean_place_q - best_q) / (1.25 * window_q - best_q),
-        "mAP J>=0.6": _average_precision(alike_qN),
-    }
+class _Rankings:
+    """Scores whole rankings, query by query, and adds up the labels' average precisions."""
+
+    def __init__(self, truth: Truth) -> None:
+        self._truth, self._most_relevant = truth, truth.most_relevant
+        self._has_CV = np.ascontiguousarray(truth.set_VC.T > 0)
+        self._count_N = np.arange(1.0, truth.items + 1)
+        self._inverse_N = 1 / self._count_N
+        self.sum_C, self.count_C = np.zeros((2, len(self._has_CV)))
+
+    def score(self, kept_qN: Ints, gains: Gains, rows: slice) -> dict[str, Floats]:
+        """Return the metrics of a chunk of queries."""
+
+        def one(query: int) -> tuple[tuple[float, float, float], dict[int, float]]:
+            key_N = kept_qN[query]
+            position_N = key_N[: np.searchsorted(key_N, EXCLUDED)] & POSITION
+            place_R = self._places(gains.shared_qV[query] > 0, position_N)
+            if not len(place_R):
+                return (math.nan, math.nan, math.nan), {}
+            alike_R = self._places(gains.jaccard_qV[query] >= JACCARD_RELEVANT, position_N)
+            held = {
+                int(label): self._average_precision(self._places(self._has_CV[label], position_N))
+                for label in np.flatnonzero(self._truth.y_QC[rows.start + query])
+            }
+            anmrr = _anmrr(place_R, self._most_relevant)
+            return (self._average_precision(place_R), anmrr, self._average_precision(alike_R)), held
+
+        found = each_query(one, len(kept_qN), self._truth.items)
+        for _, held in found:
+            for label, precision in held.items():
+                if math.isfinite(precision):
+                    self.sum_C[label] += precision
+                    self.count_C[label] += 1
+        columns = np.array([values for values, _ in found]).reshape(-1, 3).T
+        return dict(zip(("mAP", "ANMRR", "mAP J>=0.6"), columns, strict=True))
+
+    def _places(self, wanted_V: NDArray[np.bool_], position_N: Ints) -> Ints:
+        """Return the places (from 0, rising) of the items whose label set is wanted."""
+        # By item first: a table of bytes stays in the cache when it is looked up by position.
+        wanted_N = np.take(wanted_V, self._truth.set_N)
+        return np.flatnonzero(np.take(wanted_N, position_N))
+
+    def _average_precision(self, place_R: Ints) -> float:
+        """Return the mean precision at the places of the relevant items; NaN without any."""
+        if not len(place_R):
+            return math.nan
+        inverse_R = np.take(self._inverse_N, place_R)
+        return float(self._count_N[: len(place_R)] @ inverse_R) / len(place_R)
 
 
-def _add_label_ap(set_qN: Ints, truth: Truth, rows: slice, sum_C: Floats, count_C: Floats) -> None:
-    """Add the per-label average precisions of a chunk of queries to their sums and counts."""
-    for label in np.flatnonzero(truth.y_QC[rows].any(0)):
-        holders = truth.y_QC[rows, label] > 0
-        has_label_V1 = np.append(truth.set_VC[:, label] > 0, False)
-        precision = _average_precision(has_label_V1[set_qN[holders]])
-        sum_C[label] += np.nansum(precision)
-        count_C[label] += np.isfinite(precision).sum()
-
-
-def _average_precision(relevant_qN: NDArray[np.bool_]) -> Floats:
-    """Mean precision at the relevant places; NaN for a query without any."""
-    count_N = np.arange(1.0, relevant_qN.shape[1] + 1)
-    result_q = np.full(len(relevant_qN), np.nan)
-    for query, relevant_N in enumerate(relevant_qN):
-        place = np.flatnonzero(relevant_N)
-        if len(place):
-            result_q[query] = (count_N[: len(place)] / count_N[place]).mean()
-    return result_q
+def _anmrr(place_R: Ints, most_relevant: int) -> float:
+    """MPEG-7: places beyond K count as 1.25 K; the relevant items in the best order give 0."""
+    relevant = len(place_R)
+    window = min(4 * relevant, 2 * most_relevant)
+    near = int(np.searchsorted(place_R, window))
+    place_sum = place_R[:near].sum() + near + 1.25 * window * (relevant - near)
+    best = 0.5 * (1 + relevant)
+    return float((place_sum / relevant - best) / (1.25 * window - best))
 
 
 def _ndcg(gain_qk: Floats, gain_qV: Floats, count_qV: Floats) -> Floats:

@@ -7,9 +7,11 @@ Shapes: Q queries, N items, q queries of one chunk, n items of one block, D dime
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from storage.errors import ConfigError
@@ -17,11 +19,15 @@ from storage.errors import ConfigError
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Keys = Callable[[slice, slice], Ints]
+T = TypeVar("T")
 
 SCORE_SCALE = 2.0**30  # a key is (-score · 2^30) · 2^32 + position
 POSITION = np.int64(2**32 - 1)
 _KEPT_BYTES = 2**31
+_BLOCK = 8192  # items scored at once for a whole ranking: their keys stay in the cache
 EXCLUDED = np.int64(2**31 - 1) << np.int64(32)
+
+_THREADED_ITEMS = 65_536
 
 
 def nearest(
@@ -60,7 +66,7 @@ def nearest(
 
     kept = [
         first_keys(keys, rows, len(z_ND), k, chunk_bytes)
-        for rows in chunks(len(z_QD), k, chunk_bytes)
+        for rows in chunks(len(z_QD), 32 * k, chunk_bytes)
     ]
     keys_QK = np.concatenate([*kept, np.empty((0, min(k, len(z_ND))), np.int64)])
     keys_QK = np.pad(keys_QK, ((0, 0), (0, k - keys_QK.shape[1])), constant_values=EXCLUDED)
@@ -104,8 +110,16 @@ def excluding_own(keys: Keys, exclude_Q: Ints) -> Keys:
 
 def first_keys(keys: Keys, rows: slice, items: int, depth: int, chunk_bytes: int) -> Ints:
     """Return the ``depth`` smallest keys of each query in order, shape (q, depth)."""
-    block = max(depth, chunk_bytes // (8 * max(rows.stop - rows.start, 1)))
-    kept_qK = np.empty((rows.stop - rows.start, 0), np.int64)
+    count = rows.stop - rows.start
+    if depth >= items:
+        kept_qK = np.empty((count, items), np.int64)
+        for start in range(0, items, _BLOCK):
+            stop = min(start + _BLOCK, items)
+            kept_qK[:, start:stop] = keys(rows, slice(start, stop))
+        each_query(lambda query: kept_qK[query].sort(), count, items)
+        return kept_qK
+    block = max(depth, chunk_bytes // (8 * max(count, 1)))
+    kept_qK = np.empty((count, 0), np.int64)
     for start in range(0, items, block):
         found_qn = keys(rows, slice(start, min(start + block, items)))
         kept_qK = np.concatenate([kept_qK, found_qn], 1) if kept_qK.size else found_qn
@@ -115,9 +129,18 @@ def first_keys(keys: Keys, rows: slice, items: int, depth: int, chunk_bytes: int
     return kept_qK
 
 
+def each_query(work: Callable[[int], T], queries: int, items: int) -> list[T]:
+    """Return the result of each query of a chunk; long rankings with as many threads as torch."""
+    threads = min(torch.get_num_threads(), queries)
+    if threads < 2 or items < _THREADED_ITEMS:
+        return [work(query) for query in range(queries)]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, range(queries)))
+
+
 def chunks(queries: int, width: int, chunk_bytes: int) -> Iterator[slice]:
-    """Cut the queries so that a chunk with ``width`` columns fits; at most 1,024 queries each."""
-    size = min(1024, max(1, chunk_bytes // (32 * width)))
+    """Cut the queries so that a chunk of ``width`` bytes a query fits; at most 1,024 each."""
+    size = min(1024, max(1, chunk_bytes // width))
     for start in range(0, queries, size):
         yield slice(start, min(start + size, queries))
 

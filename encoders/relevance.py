@@ -95,7 +95,7 @@ class Truth:
     @cached_property
     def most_relevant(self) -> int:
         """The largest number of relevant items of any query."""
-        cut = chunks(self.queries, len(self.set_VC), 2**26)
+        cut = chunks(self.queries, 32 * len(self.set_VC), 2**26)
         most = [self.gains(rows).relevant_q.max(initial=0) for rows in cut]
         return int(max(most, default=0))
 

@@ -1,13 +1,16 @@
 """Backbones: any bands, one stated stem rule, rebuilt from plain options."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
-from encoders.backbones import backbone_names, build_backbone, inflate_stem
+from encoders.backbones import backbone_names, build_backbone
+from encoders.stem import inflate_stem
 from storage.errors import ConfigError, NotFoundError
 
 BANDS = ("blue", "green", "red", "nir")
@@ -33,11 +36,21 @@ SMALL = {
             "image_size": 28,
         }
     },
+    "dinov3": {
+        "config": {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+            "image_size": 32,
+        }
+    },
 }
+RGB = ["red", "green", "blue"]
 
 
 def test_every_backbone_has_a_small_form_here():
-    assert set(SMALL) == set(backbone_names())
+    assert {*SMALL, "timm"} == set(backbone_names())
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
@@ -120,3 +133,49 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path):
         build_backbone("mobilenet_v2", ["red", "green", "blue"], str(tmp_path))
     again = build_backbone("resnet", ["red", "green", "blue"], str(tmp_path)).eval()
     assert np.isfinite(again(torch.zeros(1, 3, 32, 32)).detach().numpy()).all()
+
+
+@pytest.mark.parametrize("name", sorted(set(SMALL) - {"tiny-cnn"}))
+def test_every_pretrained_stem_takes_any_bands_by_the_stated_rule(name, tmp_path: Path):
+    build_backbone(name, RGB, **SMALL[name]).model.save_pretrained(tmp_path)
+    size = {"input_px": 32} if name != "dinov2" else {"input_px": 28}
+    rgb = build_backbone(name, RGB, str(tmp_path), **size).eval()
+    swapped = build_backbone(name, RGB[::-1], str(tmp_path), **size).eval()
+    grey = build_backbone(name, ["a", "b", "c", "d", "e"], str(tmp_path), **size).eval()
+    x = torch.randn(2, 3, 32, 32)
+    flat = x[:, :1]
+    with torch.no_grad():
+        torch.testing.assert_close(rgb(x), swapped(x.flip(1)))
+        expected = rgb(flat.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(grey(flat.expand(-1, 5, -1, -1)), expected)
+    again = build_backbone(name, ["a", "b", "c", "d", "e"], **grey.options)
+    again.load_state_dict(grey.state_dict())
+
+
+def test_a_hub_id_without_a_network_is_named():
+    message = r"someone/some-model of resnet cannot be read .* folder with config\.json"
+    with pytest.raises(NotFoundError, match=message):
+        build_backbone("resnet", RGB, "someone/some-model")
+
+
+@pytest.mark.skipif(find_spec("timm") is not None, reason="timm is installed")
+def test_without_timm_the_packages_are_named():
+    with pytest.raises(ConfigError, match=r"needs the packages timm and torchvision .* install"):
+        build_backbone("timm", RGB, model="resnet18")
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed")
+def test_a_network_of_timm_takes_any_bands_and_is_rebuilt(tmp_path: Path):
+    first = build_backbone("timm", BANDS, model="resnet18").eval()
+    second = build_backbone("timm", BANDS, **first.options).eval()
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(2, 4, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(first(x), second(x))
+    rgb = build_backbone("timm", RGB, model="resnet18")
+    safetensors.torch.save_file(rgb.network.state_dict(), tmp_path / "model.safetensors")
+    swapped = build_backbone("timm", RGB[::-1], str(tmp_path), model="resnet18").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(rgb.eval()(x[:, :3]), swapped(x[:, :3].flip(1)))
+    with pytest.raises(ConfigError, match="no model 'nothing'"):
+        build_backbone("timm", RGB, model="nothing")

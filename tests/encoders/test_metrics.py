@@ -248,3 +248,19 @@ def test_what_does_not_fit_is_named(world, change, message):
     arguments = dict(zip(("z_QD", "y_QC", "z_ND", "y_NC"), world, strict=True))
     with pytest.raises(ConfigError, match=message):
         retrieval_metrics(**(arguments | change))
+
+
+def test_threads_change_nothing_about_a_long_ranking():
+    rng = np.random.default_rng(5)
+    z = rng.standard_normal((70_000, 4)).astype(np.float32)
+    y = (rng.random((70_000, 5)) < 0.2).astype(np.uint8)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(score_retrieval(z[:7], y[:7], z, y, exclude_self=np.arange(7)))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0].metrics == found[1].metrics
+    np.testing.assert_array_equal(found[0].label_ap, found[1].label_ap)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import shutil
 import signal
@@ -255,12 +256,14 @@ def test_another_run_in_the_same_folder_is_refused(dataset, two_workers, tmp_pat
 
 
 def test_a_run_resumes_with_more_epochs_and_another_number_of_workers(
-    dataset, two_workers, tmp_path: Path
+    dataset, two_workers, tmp_path: Path, caplog
 ):
     output = tmp_path / "run"
     shutil.copytree(two_workers[0], output)
     longer = replace(LONG, workers=1, epochs=12)
-    assert train(dataset, longer, str(output), resume=True).epochs == 12
+    with caplog.at_level(logging.WARNING, "pipeline.training_record"):
+        assert train(dataset, longer, str(output), resume=True).epochs == 12
+    assert "resumes with other settings: epochs 10 -> 12, workers 2 -> 1" in caplog.text
     assert [int(row["epoch"]) for row in _history(output)] == [*EPOCHS, 11, 12]
     assert _history(output)[:9] == _history(two_workers[0])[:9]
 

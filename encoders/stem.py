@@ -1,0 +1,93 @@
+"""The first layer of a pretrained network, refitted from red, green and blue to any bands.
+
+Shape legend: B batch, C bands, H and W pixels, F features, O and I output and input channels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+RGB = ("red", "green", "blue")
+
+
+class Backbone(nn.Module):
+    """A network from normalised tiles to features.
+
+    Attributes
+    ----------
+    dimension
+        Number of features F.
+    options
+        Plain values that rebuild the same architecture: ``build_backbone(name, bands, **options)``.
+    """
+
+    dimension: int
+    options: dict[str, Any]
+
+
+def inflate_stem(weight_OIHW: Tensor, bands: Sequence[str]) -> Tensor:
+    """Spread a pretrained RGB stem over any bands.
+
+    A band called red, green or blue takes the weights of that channel, every other band the mean
+    of the three; all are scaled by 3/N, so a grey scene excites the first layer as before.
+
+    Parameters
+    ----------
+    weight_OIHW
+        Weights of the first convolution, I = 3 in the order red, green, blue.
+    bands
+        Band names in channel order, N of them.
+
+    Returns
+    -------
+    Tensor
+        Weights of shape (O, N, H, W); for bands red, green, blue the given ones.
+
+    Examples
+    --------
+    >>> stem = torch.tensor([1.0, 2.0, 6.0]).reshape(1, 3, 1, 1)
+    >>> inflate_stem(stem, ["nir", "blue"]).flatten().tolist()
+    [4.5, 9.0]
+    """
+    mean_OHW = weight_OIHW.mean(1)
+    columns = [weight_OIHW[:, RGB.index(band)] if band in RGB else mean_OHW for band in bands]
+    return torch.stack(columns, dim=1) * (3 / len(bands))
+
+
+def fit_stem(model: nn.Module, bands: Sequence[str]) -> None:
+    """Replace a model's first convolution, of 3 channels, by one that takes these bands."""
+    path, stem = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    wider = nn.Conv2d(
+        len(bands),
+        stem.out_channels,
+        stem.kernel_size,  # type: ignore[arg-type]
+        stem.stride,  # type: ignore[arg-type]
+        stem.padding,  # type: ignore[arg-type]
+        bias=stem.bias is not None,
+    )
+    with torch.no_grad():
+        wider.weight.copy_(inflate_stem(stem.weight, bands))
+        if stem.bias is not None and wider.bias is not None:
+            wider.bias.copy_(stem.bias)
+    setattr(model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], wider)
+
+
+def resized(x_BCHW: Tensor, size_px: int | None) -> Tensor:
+    """Return tiles of another size, or as they are when that is None or theirs."""
+    if size_px is None or tuple(x_BCHW.shape[-2:]) == (size_px, size_px):
+        return x_BCHW
+    return F.interpolate(
+        x_BCHW, (size_px, size_px), mode="bilinear", align_corners=False, antialias=True
+    )
+
+
+def count_features(backbone: nn.Module, bands: int, size_px: int) -> int:
+    """Return how many features a backbone gives, by trying."""
+    training = backbone.training
+    with torch.no_grad():
+        count = backbone.eval()(torch.zeros(1, bands, size_px, size_px)).shape[1]
+    backbone.train(training)
+    return int(count)
