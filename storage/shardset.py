@@ -7,6 +7,7 @@ id). So at exhaustive ``nprobe`` the answer is the brute-force answer, however r
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +23,15 @@ from storage.ranking import (
     kth_largest,
     pair_scores,
 )
-from storage.shards import Probes, Selection, Shard
+from storage.shards import Probes, Selection, Shard, set_threads
 from storage.sidecar import Columns, join_rows
 
 EVERY_LIST = 2**31
 """An ``nprobe`` that is always exhaustive."""
-_SPARE = 8
+_SPARE = 4
 _CANDIDATES_AT_ONCE = 4_000_000
+_BLOCK_QUERIES = 256
+_Best = tuple[Int64, Int64, Float32, Columns]
 # Costs in nanoseconds, measured; only their ratios matter and only speed depends on them.
 _TEST_ROW_NS, _SCORE_VALUE_NS, _DECODE_VALUE_NS, _MULTIPLY_NS = 1.5, 0.2, 5.0, 0.15
 
@@ -76,6 +79,8 @@ class ShardSet:
         Candidates per wanted result that lossy shards read exact vectors for.
     on_scan
         Told of each pass over a shard: its name, queries, lists looked into and rows in them.
+    threads
+        How many blocks of a batch of queries are searched at the same time.
     """
 
     def __init__(
@@ -84,12 +89,16 @@ class ShardSet:
         nprobe: int = 1,
         rerank: int = 1,
         on_scan: Callable[[str, int, int, int], None] | None = None,
+        threads: int = 1,
     ) -> None:
         self.shards = {shard.name: shard for shard in shards}
         self._nprobe = nprobe
         self._rerank = rerank
         self._classes = len(shards[0].sidecar.classes)
         self._on_scan = on_scan
+        self._threads = threads
+        # FAISS itself would search preassigned lists with one thread, and ranking has none.
+        self._pool = ThreadPoolExecutor(threads, "shards", set_threads, (1,))
         self._list_rows = {shard.name: _list_rows(shard) for shard in shards}
 
     def __len__(self) -> int:
@@ -145,22 +154,25 @@ class ShardSet:
         rows = np.full((len(queries), k), -1, dtype=np.int64)
         found: list[Columns] = []
         owners: list[Int64] = []
-        step = max(_CANDIDATES_AT_ONCE // (self._depth(k) * max(len(asked), 1)), 1)
+        most = _CANDIDATES_AT_ONCE // (self._depth(k) * max(len(asked), 1) * self._threads)
+        step = max(min(most, _BLOCK_QUERIES, -(-len(queries) // self._threads)), 1)
         rounds = [(block, nprobe or self._nprobe) for block in _blocks(len(queries), step)]
         there = min(k, sum(selection.count for _, selection in asked))
         while there and rounds:
-            block, width = rounds.pop(0)
-            query, rank, score, columns = self._best(queries[block], k, width, asked)
-            short = np.bincount(query, minlength=len(block)) < there
-            if short.any() and width < EVERY_LIST:
-                rounds.append((block[short], EVERY_LIST))  # the lists did not hold enough rows
-                full = ~short[query]
-                query, rank, score = query[full], rank[full], score[full]
-                columns = {name: values[full] for name, values in columns.items()}
-            scores[block[query], rank] = score
-            rows[block[query], rank] = columns["row"]
-            found.append(columns)
-            owners.append(block[query])
+            answers = self._each_block(queries, k, rounds, asked)
+            again: list[tuple[Int64, int]] = []
+            for (block, width), (query, rank, score, columns) in zip(rounds, answers, strict=True):
+                short = np.bincount(query, minlength=len(block)) < there
+                if short.any() and width < EVERY_LIST:
+                    again.append((block[short], EVERY_LIST))  # the lists held too few rows
+                    full = ~short[query]
+                    query, rank, score = query[full], rank[full], score[full]
+                    columns = {name: values[full] for name, values in columns.items()}
+                scores[block[query], rank] = score
+                rows[block[query], rank] = columns["row"]
+                found.append(columns)
+                owners.append(block[query])
+            rounds = again
         joined = join_rows(found, self._classes)
         if len(found) > 1:
             order = np.argsort(np.concatenate(owners), kind="stable")
@@ -193,9 +205,23 @@ class ShardSet:
         reranks = any(shard.reranks for shard in self.shards.values())
         return max(k * self._rerank, k + _SPARE) if reranks else k + _SPARE
 
+    def _each_block(
+        self,
+        queries: Float64,
+        k: int,
+        rounds: Sequence[tuple[Int64, int]],
+        asked: Sequence[tuple[Shard, Selection]],
+    ) -> list[_Best]:
+        """Search blocks of queries, each with its number of lists, at the same time."""
+
+        def best(one: tuple[Int64, int]) -> _Best:
+            return self._best(queries[one[0]], k, one[1], asked)
+
+        return [best(rounds[0])] if len(rounds) == 1 else list(self._pool.map(best, rounds))
+
     def _best(
         self, queries: Float64, k: int, nprobe: int, asked: Sequence[tuple[Shard, Selection]]
-    ) -> tuple[Int64, Int64, Float32, Columns]:
+    ) -> _Best:
         """Return query, rank, score and columns of the k best rows, query by query."""
         parts = self._propose(queries, k, nprobe, asked)
         proposed = np.concatenate([part.scores for part in parts], axis=1)
