@@ -121,6 +121,10 @@ class SearchNode:
                 ]
                 shards = [files.load(shard) for shard in wanted]
                 self._loaded = ShardSet(
-                    shards, manifest.nprobe, manifest.rerank, self.meter.scanned
+                    shards,
+                    manifest.nprobe,
+                    manifest.rerank,
+                    on_scan=self.meter.scanned,
+                    threads=self._threads,
                 )
             return self._loaded

@@ -7,6 +7,7 @@ id). So at exhaustive ``nprobe`` the answer is the brute-force answer, however r
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +23,15 @@ from storage.ranking import (
     kth_largest,
     pair_scores,
 )
-from storage.shards import Probes, Selection, Shard
+from storage.shards import Probes, Selection, Shard, set_threads
 from storage.sidecar import Columns, join_rows
 
 EVERY_LIST = 2**31
 """An ``nprobe`` that is always exhaustive."""
-_SPARE = 8
+_SPARE = 4
 _CANDIDATES_AT_ONCE = 4_000_000
+_BLOCK_QUERIES = 256
+_Best = tuple[Int64, Int64, Float32, Columns]
 # Costs in nanoseconds, measured; only their ratios matter and only speed depends on them.
 _TEST_ROW_NS, _SCORE_VALUE_NS, _DECODE_VALUE_NS, _MULTIPLY_NS = 1.5, 0.2, 5.0, 0.15
 
@@ -76,6 +79,8 @@ class ShardSet:
         Candidates per wanted result that lossy shards read exact vectors for.
     on_scan
         Told of each pass over a shard: its name, queries, lists looked into and rows in them.
+    threads
+        How many blocks of a batch of queries are searched at the same time.
     """
 
     def __init__(
@@ -84,12 +89,16 @@ class ShardSet:
         nprobe: int = 1,
         rerank: int = 1,
         on_scan: Callable[[str, int, int, int], None] | None = None,
+        threads: int = 1,
     ) -> None:
         self.shards = {shard.name: shard for shard in shards}
         self._nprobe = nprobe
         self._rerank = rerank
         self._classes = len(shards[0].sidecar.classes)
         self._on_scan = on_scan
+        self._threads = threads
+        # FAISS itself would search preassigned lists with one thread, and ranking has none.
+        self._pool = ThreadPoolExecutor(threads, "shards", set_threads, (1,))
         self._list_rows = {shard.name: _list_rows(shard) for shard in shards}
 
     def __len__(self) -> int:
@@ -145,15 +154,14 @@ class ShardSet:
         rows = np.full((len(queries), k), -1, dtype=np.int64)
         found: list[Columns] = []
         owners: list[Int64] = []
-        step = max(_CANDIDATES_AT_ONCE // (self._depth(k) * max(len(asked), 1)), 1)
-        rounds = [(block, nprobe or self._nprobe) for block in _blocks(len(queries), step)]
         there = min(k, sum(selection.count for _, selection in asked))
+        rounds = self._rounds(np.arange(len(queries)), k, nprobe or self._nprobe, asked)
         while there and rounds:
             block, width = rounds.pop(0)
-            query, rank, score, columns = self._best(queries[block], k, width, asked)
+            query, rank, score, columns = self._pass(queries[block], k, width, asked)
             short = np.bincount(query, minlength=len(block)) < there
-            if short.any() and width < EVERY_LIST:
-                rounds.append((block[short], EVERY_LIST))  # the lists did not hold enough rows
+            if short.any() and width < EVERY_LIST:  # the lists did not hold enough rows
+                rounds += self._rounds(block[short], k, EVERY_LIST, asked)
                 full = ~short[query]
                 query, rank, score = query[full], rank[full], score[full]
                 columns = {name: values[full] for name, values in columns.items()}
@@ -162,8 +170,9 @@ class ShardSet:
             found.append(columns)
             owners.append(block[query])
         joined = join_rows(found, self._classes)
-        if len(found) > 1:
-            order = np.argsort(np.concatenate(owners), kind="stable")
+        owner = np.concatenate([*owners, np.empty(0, np.int64)])
+        if (owner[1:] < owner[:-1]).any():
+            order = np.argsort(owner, kind="stable")
             joined = {name: values[order] for name, values in joined.items()}
         return Found(scores=scores, rows=rows, columns=joined)
 
@@ -193,11 +202,53 @@ class ShardSet:
         reranks = any(shard.reranks for shard in self.shards.values())
         return max(k * self._rerank, k + _SPARE) if reranks else k + _SPARE
 
-    def _best(
+    def _rounds(
+        self, queries: Int64, k: int, nprobe: int, asked: Sequence[tuple[Shard, Selection]]
+    ) -> list[tuple[Int64, int]]:
+        """Cut queries into passes whose candidates and probes fit in memory."""
+        if not asked:
+            return []
+        lists = min(nprobe, asked[0][0].nlist)
+        values = max(self._depth(k) * len(asked), lists)
+        step = max(_CANDIDATES_AT_ONCE // values, 1)
+        return [(queries[at], nprobe) for at in _blocks(len(queries), step)]
+
+    def _pass(
         self, queries: Float64, k: int, nprobe: int, asked: Sequence[tuple[Shard, Selection]]
-    ) -> tuple[Int64, Int64, Float32, Columns]:
+    ) -> _Best:
+        """Return the k best rows of each query, block by block.
+
+        Queries whose nearest list is the same follow each other: they find it in the cache.
+        """
+        total = sum(selection.count for _, selection in asked)
+        widths = [_lists_for(*pair, total, len(queries), k, nprobe) for pair in asked]
+        queries32 = queries.astype(np.float32)  # exact: multiples of 2**-24 up to 1
+        probes = asked[0][0].probes(queries32, max(widths)) if any(widths) else None
+        step = max(min(_BLOCK_QUERIES, -(-len(queries) // self._threads)), 1)
+        if len(queries) <= step:
+            return self._best(queries, k, asked, widths, probes)
+        order = np.argsort(probes.lists[:, 0], kind="stable") if probes else np.arange(len(queries))
+        blocks = [order[at] for at in _blocks(len(queries), step)]
+
+        def best(at: Int64) -> _Best:
+            mine = probes and Probes(lists=probes.lists[at], similarity=probes.similarity[at])
+            return self._best(queries[at], k, asked, widths, mine)
+
+        answers = list(self._pool.map(best, blocks))
+        query = np.concatenate([at[answer[0]] for at, answer in zip(blocks, answers, strict=True)])
+        rank, score = (np.concatenate([answer[i] for answer in answers]) for i in (1, 2))
+        return query, rank, score, join_rows([answer[3] for answer in answers], self._classes)
+
+    def _best(
+        self,
+        queries: Float64,
+        k: int,
+        asked: Sequence[tuple[Shard, Selection]],
+        widths: Sequence[int],
+        probes: Probes | None,
+    ) -> _Best:
         """Return query, rank, score and columns of the k best rows, query by query."""
-        parts = self._propose(queries, k, nprobe, asked)
+        parts = self._propose(queries, k, asked, widths, probes)
         proposed = np.concatenate([part.scores for part in parts], axis=1)
         reranks = any(part.shard.reranks and not part.exact for part in parts)
         floor = (
@@ -217,12 +268,14 @@ class ShardSet:
         return query[kept], rank, score[kept], columns
 
     def _propose(
-        self, queries: Float64, k: int, nprobe: int, asked: Sequence[tuple[Shard, Selection]]
+        self,
+        queries: Float64,
+        k: int,
+        asked: Sequence[tuple[Shard, Selection]],
+        widths: Sequence[int],
+        probes: Probes | None,
     ) -> list[_Part]:
-        total = sum(selection.count for _, selection in asked)
-        widths = [_lists_for(*pair, total, len(queries), k, nprobe) for pair in asked]
-        queries32 = queries.astype(np.float32)  # exact: multiples of 2**-24 up to 1
-        probes = asked[0][0].probes(queries32, max(widths)) if any(widths) else None
+        queries32 = queries.astype(np.float32)
         parts = []
         for (shard, selection), width in zip(asked, widths, strict=True):
             mine = probes.head(width) if probes and width else None
