@@ -31,6 +31,7 @@ $(VENV)/.bench: $(VENV)/.ready
 # The pages of docs/reference, from the code.
 docs: env
 	$(BIN)/python docs/build_reference.py
+	$(BIN)/python docs/build_licences.py
 
 env: $(VENV)/.ready
 

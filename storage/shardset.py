@@ -14,6 +14,7 @@ import numpy as np
 
 from storage.errors import ConfigError, NotFoundError
 from storage.filters import Filter
+from storage.quantizers import set_threads
 from storage.ranking import (
     Float32,
     Float64,
@@ -23,7 +24,7 @@ from storage.ranking import (
     kth_largest,
     pair_scores,
 )
-from storage.shards import Probes, Selection, Shard, set_threads
+from storage.shards import Probes, Selection, Shard
 from storage.sidecar import Columns, join_rows
 
 EVERY_LIST = 2**31
