@@ -69,6 +69,7 @@ def scene_array(
     *,
     block_px: int = 1024,
     keep_cloud: bool = False,
+    overviews: bool = False,
     options: StorageOptions | None = None,
 ) -> da.Array:
     """Return a scene as a lazy array whose blocks are read when they are computed.
@@ -79,6 +80,8 @@ def scene_array(
         Grid to read on; another grid than the scene's own means warping.
     keep_cloud
         False makes cloudy pixels NaN too.
+    overviews
+        As :class:`storage.rasters.SceneReader` has it.
 
     Returns
     -------
@@ -90,13 +93,13 @@ def scene_array(
     SceneError
         The scene cannot be opened; reading a block may raise it too, when computed.
     """
-    with SceneReader(scene, pixels, options) as reader:
+    with SceneReader(scene, pixels, options, overviews=overviews) as reader:
         extent = reader.extent
     read = delayed(_read_block)
     columns_n = -(-extent.width // block_px)
     lazy = [
         da.from_delayed(
-            read(scene, pixels, window, keep_cloud, options),
+            read(scene, pixels, window, keep_cloud, overviews, options),
             shape=(len(scene.bands), window.height, window.width),
             dtype=np.float32,
         )
@@ -111,9 +114,10 @@ def _read_block(
     pixels: PixelGrid,
     window: Window,
     keep_cloud: bool,
+    overviews: bool,
     options: StorageOptions | None,
 ) -> NDArray[np.float32]:
-    with SceneReader(scene, pixels, options) as reader:
+    with SceneReader(scene, pixels, options, overviews=overviews) as reader:
         block = reader.read(window)
     if keep_cloud:
         return block.values

@@ -129,7 +129,13 @@ def band_statistics(
         for scene in batch:
             try:
                 pixels = grid_for_scene(scene, wanted, options).pixels
-                array = scene_array(scene, pixels, block_px=block_px, options=options)
+                array = scene_array(
+                    scene,
+                    pixels,
+                    block_px=block_px,
+                    overviews=resolution is not None,
+                    options=options,
+                )
             except SceneError as error:
                 skipped[scene.id] = str(error)
             else:

@@ -1,6 +1,7 @@
 """Rows of the archive in the formats that other tools open: GeoParquet and GeoJSON."""
 
 import io
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -9,49 +10,55 @@ import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 import shapely
 
 from storage.archive import Archive, Columns
 from storage.footprints import footprints
-from storage.object_store import StorageOptions, write_bytes
+from storage.geoparquet import EDGES, write_geoparquet
+from storage.object_store import StorageOptions
 
+_TIME = pa.timestamp("ms", tz="UTC")
 EXPORTED = ("scene", "tile_key", "datetime", "valid_fraction", "cloud_fraction", "bbox")
 
 
-def to_frame(
-    archive: Archive, rows: npt.NDArray[np.int64] | None = None, *, vectors: bool = True
-) -> "gpd.GeoDataFrame":
-    """Return rows (n,) of the archive, all live ones by default, as a GeoDataFrame in EPSG:4326.
+def to_geoparquet(archive: Archive, uri: str, options: StorageOptions | None = None) -> int:
+    """Write all live rows as one GeoParquet file, a row group a segment; return how many.
 
     Its columns are ``row``, scene, tile key, UTC datetime, fractions, ``labels`` (lists of class
-    names) when there are any, ``embedding`` (lists of D float32) unless ``vectors`` is False, and
-    the footprint as geometry.
+    names) when there are any, ``embedding`` (lists of D float32) and the footprint as geometry.
+
+    Notes
+    -----
+    Peak memory is a few copies of one segment, whatever the size of the archive.
     """
-    names = [*EXPORTED, *(["labels"] if archive.spec.classes else [])]
-    if vectors:
-        names.append("embedding")
-    if rows is None:
-        parts = [archive.read_segment(segment.ordinal, names) for segment in archive.segments]
-        columns = (
-            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            if parts
-            else archive.read([], names)
-        )
-    else:
-        columns = archive.read(rows, names)
-    return _frame(columns, archive.spec.classes)
+    labels = ("labels",) if archive.spec.classes else ()
+    names = (*EXPORTED, *labels, "embedding")
+    parts = (archive.read_segment(segment.ordinal, names) for segment in archive.segments)
+    empty = archive.read([], (*names, "row"))
+    tables = (_table(part, archive.spec.classes) for part in itertools.chain([empty], parts))
+    return write_geoparquet(tables, uri, options)
 
 
-def to_geoparquet(
-    archive: Archive,
-    uri: str,
-    rows: npt.NDArray[np.int64] | None = None,
-    options: StorageOptions | None = None,
-) -> int:
-    """Write rows, all live ones by default, as one GeoParquet file; return how many."""
-    frame = to_frame(archive, rows)
-    write_bytes(uri, _parquet(frame), options)
-    return len(frame)
+def _table(columns: Columns, classes: tuple[str, ...]) -> pa.Table:
+    """Return rows as an Arrow table, their boxes as four columns."""
+    vectors = columns["embedding"].astype(np.float32)
+    starts = np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1]
+    data: dict[str, Any] = {
+        "row": columns["row"],
+        "scene": pa.array(columns["scene"].tolist(), pa.string()),
+        "tile_key": pa.array(columns["tile_key"].tolist(), pa.string()),
+        "datetime": pa.array(columns["datetime"].astype("datetime64[ms]"), _TIME),
+        "valid_fraction": columns["valid_fraction"],
+        "cloud_fraction": columns["cloud_fraction"],
+    }
+    if classes:
+        names = np.array(classes, dtype=object)
+        listed = [names[mask.astype(bool)].tolist() for mask in columns["labels"]]
+        data["labels"] = pa.array(listed, pa.list_(pa.string()))
+    data["embedding"] = pa.ListArray.from_arrays(starts, vectors.reshape(-1))
+    edges = dict(zip(EDGES, columns["bbox"].T, strict=True))
+    return pa.table(data | edges)
 
 
 def hits_to_geoparquet(hits: pd.DataFrame, bbox: npt.NDArray[np.float64]) -> bytes:
@@ -85,22 +92,6 @@ def _parquet(frame: "gpd.GeoDataFrame") -> bytes:
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     return buffer.getvalue()
-
-
-def _frame(columns: Columns, classes: tuple[str, ...]) -> "gpd.GeoDataFrame":
-    names = np.array(classes, dtype=object)
-    data: dict[str, Any] = {
-        name: columns[name]
-        for name in ("row", "scene", "tile_key", "valid_fraction", "cloud_fraction")
-    }
-    data["datetime"] = columns["datetime"].astype("datetime64[ms]")
-    if classes:
-        data["labels"] = [names[mask.astype(bool)].tolist() for mask in columns["labels"]]
-    if "embedding" in columns:
-        data["embedding"] = list(columns["embedding"].astype(np.float32))
-    frame = gpd.GeoDataFrame(data, geometry=footprints(columns["bbox"]), crs="EPSG:4326")
-    frame["datetime"] = frame["datetime"].dt.tz_localize("UTC")
-    return frame
 
 
 def _plain(value: Any) -> Any:

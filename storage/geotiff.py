@@ -148,8 +148,8 @@ def environment(options: StorageOptions | None) -> rasterio.Env:
 
 
 @contextmanager
-def opened(href: str, georeferenced: bool = True) -> Iterator[Any]:
-    """Open a GeoTIFF that is whole; the caller is inside :func:`environment`."""
+def opened(href: str, georeferenced: bool = True, overview: int | None = None) -> Iterator[Any]:
+    """Open a GeoTIFF that is whole, or one of its overviews, inside :func:`environment`."""
     if href.removeprefix("file://").startswith("/vsi"):
         raise SceneError(f"{href} is a GDAL virtual path; give a file or an s3:// URI")
     path = gdal_path(href)
@@ -158,7 +158,8 @@ def opened(href: str, georeferenced: bool = True) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            dataset = rasterio.open(path, driver="GTiff")
+            level = {} if overview is None else {"overview_level": overview}
+            dataset = rasterio.open(path, driver="GTiff", **level)
     except (RasterioError, OSError) as error:
         raise SceneError(
             f"{href} cannot be opened as GeoTIFF: {cause(error)}; check the file and the access"

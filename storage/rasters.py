@@ -77,6 +77,10 @@ class SceneReader:
     resampling
         How rasterio interpolates bands whose pixels are not the grid's; the mask is always read by
         nearest neighbour.
+    overviews
+        Read bands from the coarsest overview that is no coarser than the grid: much less to read
+        for previews and statistics, at whatever the file's maker reduced it with. The mask is
+        never read from overviews.
 
     Raises
     ------
@@ -90,9 +94,11 @@ class SceneReader:
         pixels: PixelGrid,
         options: StorageOptions | None = None,
         resampling: str = "bilinear",
+        overviews: bool = False,
     ) -> None:
         self.scene = scene
         self.pixels = pixels
+        self._overviews = overviews
         self._options = options
         self._files = ExitStack()
         try:
@@ -150,7 +156,7 @@ class SceneReader:
         for position, band in enumerate(self.scene.bands):
             groups.setdefault((band.href, str(band.nodata)), []).append(position)
         opened = [
-            (self._dataset(href, [self.scene.bands[p].index for p in positions]), positions)
+            (self._bands_of(href, [self.scene.bands[p].index for p in positions]), positions)
             for (href, _), positions in groups.items()
         ]
         corners = (corner_on(dataset, self.pixels) for dataset, _ in opened)
@@ -180,8 +186,18 @@ class SceneReader:
         place = replace(place, resampling="nearest")
         return layers, layer_of(self._files, dataset, [source], [0], place)
 
-    def _dataset(self, href: str, indexes: Sequence[int]) -> Any:
-        dataset = self._files.enter_context(opened(href))
+    def _bands_of(self, href: str, indexes: Sequence[int]) -> Any:
+        """Open the file of some bands, or its overview that suits the grid."""
+        dataset = self._dataset(href, indexes)
+        factors = dataset.overviews(indexes[0]) if self._overviews else []
+        if not factors:
+            return dataset
+        step = self.pixels.resolution / resolution_in(inspect(href, self._options), self.pixels.crs)
+        fine = [level for level, factor in enumerate(factors) if factor <= step * (1 + 1e-6)]
+        return self._dataset(href, indexes, fine[-1]) if fine else dataset
+
+    def _dataset(self, href: str, indexes: Sequence[int], overview: int | None = None) -> Any:
+        dataset = self._files.enter_context(opened(href, overview=overview))
         for index in indexes:
             if not 1 <= index <= dataset.count:
                 names = ", ".join(name for name in dataset.descriptions if name) or "unnamed"

@@ -116,7 +116,7 @@ def scene_stretch(
         extent = reader.extent
     shrink = max(1.0, max(extent.width, extent.height) / _PREVIEW_PX)
     pixels = PixelGrid(crs=grid.crs, resolution=grid.resolution * shrink, anchor=grid.anchor)
-    with SceneReader(scene, pixels, options) as reader:
+    with SceneReader(scene, pixels, options, overviews=True) as reader:
         block = reader.read(reader.extent)
     usable = block.valid & ~block.cloud
     if usable.mean() < 0.05:

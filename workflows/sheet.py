@@ -10,7 +10,6 @@ from workflows.pictures import TileRenderer, sized
 
 _MARGIN_PX = 12
 _LINE_PX = 15
-_LINES = 3
 _INK, _PALE, _PAPER = (24, 24, 27), (113, 113, 122), (255, 255, 255)
 
 
@@ -59,8 +58,11 @@ def contact_sheet(
     """
     across = min(columns, len(tiles))
     rows = -(-len(tiles) // across)
-    cell = (side_px + _MARGIN_PX, side_px + _LINES * _LINE_PX + _MARGIN_PX)
     head = 2 * _MARGIN_PX + _LINE_PX
+    grids = {tile.tile_key.rsplit("/", 2)[0] for tile in tiles}
+    lines = 2 if len(grids) == 1 else 3  # a grid that all share is named once, above
+    title += f"  ·  grid {grids.pop()}" if len(grids) == 1 else ""
+    cell = (side_px + _MARGIN_PX, side_px + lines * _LINE_PX + _MARGIN_PX)
     size = (across * cell[0] + _MARGIN_PX, rows * cell[1] + head)
     sheet = Image.new("RGB", size, _PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -71,7 +73,7 @@ def contact_sheet(
         x, y = _MARGIN_PX + column * cell[0], head + row * cell[1]
         picture = renderer.draw(tile.scene, tile.tile_key)
         sheet.paste(Image.fromarray(sized(picture, side_px)), (x, y))
-        for line, (text, ink) in enumerate(_lines(tile)):
+        for line, (text, ink) in enumerate(_lines(tile)[:lines]):
             at = (x, y + side_px + 2 + line * _LINE_PX)
             pen.text(at, _fitted(text, side_px, plain), ink, plain)
     sink = BytesIO()

@@ -2,6 +2,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -122,6 +123,26 @@ def test_coarser_resolution_keeps_the_mean(archive):
     coarse = band_statistics(scenes[:1], resolution=40.0)
     assert coarse.valid_pixels < exact.valid_pixels / 10
     np.testing.assert_allclose(coarse.mean, exact.mean, rtol=0.03)
+
+
+@pytest.mark.parametrize(("resolution", "level"), [(20.0, 0), (40.0, 1)])
+def test_statistics_from_overviews_are_those_of_the_overviews(tmp_path, resolution, level):
+    """At twice and four times the pixel, exactly the overview's pixels count; error as stated."""
+    numbers = np.random.default_rng(5).gamma(2, 500, (2, 1200, 1200)).astype(np.uint16) + 2000
+    uri = str(tmp_path / "scene.tif")
+    write_geotiff(uri, numbers, "EPSG:32633", (10.0, 0, 700_000.0, 0, -10.0, 5_000_000.0))
+    scene = Scene(
+        id="scene",
+        datetime=datetime(2024, 6, 18, tzinfo=UTC),
+        bands=tuple(
+            BandSource(name=name, href=uri, index=i, scale=0.0001, offset=-0.1)
+            for i, name in enumerate(("red", "nir"), start=1)
+        ),
+    )
+    with rasterio.open(uri, overview_level=level) as overview:
+        truth = overview.read().reshape(2, -1).astype(np.float64) * 0.0001 - 0.1
+    assert truth.shape[1] == (600 >> level) ** 2
+    check(band_statistics([scene], resolution=resolution, block_px=256), truth)
 
 
 def test_statistics_survive_a_file(archive, tmp_path):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @snapshot_option
 @catalog_options
 @click.option("--tile", "tiles", multiple=True, metavar="KEY", help="This tile; again for more.")
-@click.option("--of-scene", "scenes", multiple=True, metavar="ID", help="Tiles of this scene.")
+@click.option("--of-scene", multiple=True, metavar="ID", help="Tiles of this scene.")
 @click.option("--hits", metavar="URI", help="What search wrote: --out, or --json in a file.")
 @click.option("--count", type=click.IntRange(1, 1000), default=24, show_default=True,
               help="Tiles at most; of more, a random sample. The best hits.")  # fmt: skip
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 def sheet(
     run: Run,
     tiles: tuple[str, ...],
-    scenes: tuple[str, ...],
+    of_scene: tuple[str, ...],
     hits: str | None,
     count: int,
     seed: int,
@@ -57,10 +57,10 @@ def sheet(
     from workflows.pictures import TileRenderer
     from workflows.sheet import contact_sheet
 
-    if sum(map(bool, (tiles, scenes, hits))) > 1:
+    if sum(map(bool, (tiles, of_scene, hits))) > 1:
         raise click.UsageError("give at most one of --tile, --of-scene and --hits")
     archive = open_archive(run)
-    chosen, of = _chosen(run, archive, tiles, scenes, hits, count, seed)
+    chosen, of = _chosen(run, archive, tiles, of_scene, hits, count, seed)
     listing = read_scenes(catalog_spec(run.settings), archive.spec.bands, run.storage)
     title = f"{len(chosen):,} of {of}  ·  {archive.uri}  ·  snapshot {archive.snapshot}"
     renderer = TileRenderer(archive, listing.scenes, run.storage)
@@ -73,7 +73,7 @@ def _chosen(
     run: Run,
     archive: "Archive",
     tiles: tuple[str, ...],
-    scenes: tuple[str, ...],
+    of_scene: tuple[str, ...],
     hits: str | None,
     count: int,
     seed: int,
@@ -92,8 +92,8 @@ def _chosen(
         return found[:count], f"{len(found):,} hits"
     if not len(archive):
         raise NotFoundError(f"archive {archive.uri} holds no tiles; ingest some first")
-    if tiles or scenes:
-        rows = rows_where(archive, "tile_key" if tiles else "scene", tiles or scenes)
+    if tiles or of_scene:
+        rows = rows_where(archive, "tile_key" if tiles else "scene", tiles or of_scene)
         drawn = np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])
         return tiles_of_rows(archive, rows[drawn]), f"{len(rows):,} tiles"
     return tiles_of_rows(archive, uniform_rows(archive, count, seed)), f"{len(archive):,} tiles"
