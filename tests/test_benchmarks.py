@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import losses, results, vectors
+from benchmarks import losses, metrics, results, training, vectors
 from benchmarks.results_page import baselines, dominated_by, gains, write_page
 from benchmarks.results_plan import (
     COLUMNS,
@@ -19,8 +19,10 @@ from benchmarks.results_plan import (
     with_settings,
 )
 from benchmarks.results_runs import Run, World, measure, score, train
+from encoders.loop import TrainingRows
 from encoders.losses import LabelStatistics, build_loss, loss_names
 from storage.archive import Archive
+from storage.datasets import LabelledDataset
 
 BASE = Run(loss="macl", epochs=2, batch_size=16, hidden=8, dimension=4)
 
@@ -135,3 +137,28 @@ def test_a_benchmark_archive_is_an_archive_of_the_same_vectors(tmp_path):
     assert vectors.make_archive(tmp_path, 5000, dimension=8, clusters=20) == uri
     vectors.add_rows(uri, 100, clusters=20, seed=1)
     assert len(Archive.open(uri)) == 5100
+
+
+def test_the_benchmark_of_metrics_measures_time_and_memory():
+    for full in (True, False):
+        found = metrics.scored(4, 2000, full)
+        assert found["seconds"] > 0
+        assert found["bytes"] >= 0
+    assert metrics.multiplied(4, 9000)["seconds"] > 0
+
+
+def test_the_bare_loop_and_the_workers_loop_train_on_the_same(tmp_path):
+    size = training.Size(images=256, tile_px=16, epochs=1)
+    training.write_dataset(str(tmp_path / "set"), size)
+    spec = training.specification(size)
+    dataset = LabelledDataset.open(str(tmp_path / "set"))
+    assert next(training._bare_loop(dataset, spec, 1)) > 0
+    encoder = training.initial_encoder(dataset, spec)
+    statistics = LabelStatistics.from_labels(dataset.labels[:256])
+    rows = TrainingRows(
+        inputs=dataset.images, rows=dataset.indices("train"), labels=dataset.labels[:256]
+    )
+    loss = build_loss("macl", statistics, dimension=128)
+    loop = training._WaitTimed(encoder, loss, rows, training.loop_spec(spec))
+    assert len(list(loop.run_epoch())) == loop.steps_per_epoch
+    assert loop.waited_s > 0
