@@ -41,7 +41,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 class Size:
     """How much is measured: images, their side, epochs that count, and turns."""
 
-    images: int = 1024
+    images: int = 768
     tile_px: int = 64
     epochs: int = 3
     turns: int = 3

@@ -12,7 +12,7 @@ from pipeline.dataset_folder import import_folder
 from pipeline.dataset_masks import import_dlrsd, import_whdld
 from pipeline.dataset_rows import SplitRule
 from pipeline.dataset_scenes import import_scenes
-from pipeline.dataset_ucmerced import import_uc_merced
+from pipeline.dataset_tables import import_ml_aid, import_uc_merced
 from storage.datasets import DatasetInfo
 
 __all__ = ["SplitRule", "import_folder", "import_scenes", "importers"]
@@ -23,6 +23,7 @@ importers: Mapping[str, Callable[..., DatasetInfo]] = MappingProxyType(
         "dlrsd": import_dlrsd,
         "whdld": import_whdld,
         "uc-merced": import_uc_merced,
+        "ml-aid": import_ml_aid,
         "bigearthnet": import_bigearthnet,
         "scenes": import_scenes,
     }

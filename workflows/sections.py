@@ -275,7 +275,9 @@ class DatasetSection(Section):
     """
 
     uri: str | None = None
-    importer: Literal["folder", "dlrsd", "whdld", "uc-merced", "bigearthnet", "scenes"] = "folder"
+    importer: Literal[
+        "folder", "dlrsd", "whdld", "uc-merced", "ml-aid", "bigearthnet", "scenes"
+    ] = "folder"
     source: str | None = None
     table: str = "labels.csv"
     min_share: Fraction = 0.01

@@ -16,7 +16,7 @@ from pipeline.dataset_bigearthnet import BANDS, import_bigearthnet
 from pipeline.dataset_bigearthnet import CLASSES as BIGEARTHNET_CLASSES
 from pipeline.dataset_folder import import_folder
 from pipeline.dataset_masks import import_dlrsd, import_whdld
-from pipeline.dataset_ucmerced import CLASSES, SCENES, import_uc_merced
+from pipeline.dataset_tables import CLASSES, SCENES, import_ml_aid, import_uc_merced
 from pipeline.datasets import importers
 from storage.datasets import LabelledDataset
 from storage.errors import ConfigError, NotFoundError, SceneError
@@ -177,7 +177,7 @@ def test_uc_merced_with_a_table_of_text(tmp_path: Path, suffix):
 def test_uc_merced_with_the_matlab_table(tmp_path: Path):
     root = _uc_merced(tmp_path / "ucm", "LandUse_multilabels.mat")
     # The table has all 2,100 images: the first one that is not there is named.
-    with pytest.raises(NotFoundError, match=r"Images/agricultural/agricultural01\.tif"):
+    with pytest.raises(NotFoundError, match=r"image agricultural01\.tif of LandUse"):
         import_uc_merced(str(root), str(tmp_path / "set"))
     for scene in SCENES:
         for number in range(100):
@@ -205,11 +205,34 @@ def test_a_wrong_table_of_uc_merced_is_named(tmp_path: Path):
         with pytest.raises(ConfigError, match=message):
             import_uc_merced(str(root), str(tmp_path / "set"))
     table.unlink()
-    with pytest.raises(NotFoundError, match=r"LandUse_Multilabeled\.txt is missing in"):
+    with pytest.raises(NotFoundError, match=r"LandUse_Multilabeled\.txt or .* is missing in"):
         import_uc_merced(str(root), str(tmp_path / "set"))
     (root / "LandUse_multilabels.mat").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match="no readable `labels`"):
         import_uc_merced(str(root), str(tmp_path / "set"))
+
+
+def test_ml_aid_keeps_its_test_part(tmp_path: Path):
+    root = tmp_path / "aid"
+    truth = {f"airport_{i}": {"airplane", "cars"} if i % 2 else {"grass"} for i in range(40)}
+    for i, name in enumerate(truth):
+        part = "images_test" if i < 8 else "images_tr"
+        _rgb(root / part / "Airport" / f"{name}.jpg", 100 + i, size=20)
+    lines = [",".join(["IMAGE\\LABEL", *CLASSES])]
+    lines += [
+        ",".join([name, *(str(int(c in labels)) for c in CLASSES)])
+        for name, labels in truth.items()
+    ]
+    (root / "multilabel.csv").write_text("\n".join(lines) + "\n")
+    import_ml_aid(str(root), str(tmp_path / "set"), tile_px=10)
+    data = LabelledDataset.open(str(tmp_path / "set"))
+    assert _labels(data) == truth
+    assert set(data.split[:8]) == {"test"}
+    assert set(data.split[8:]) == {"train", "val"}
+    assert np.abs(data.images[:, 0].mean((1, 2)) - (100 + np.arange(40))).max() < 2
+    (root / "images_tr" / "Airport" / "airport_31.jpg").unlink()
+    with pytest.raises(NotFoundError, match=r"ml-aid: image airport_31\.jpg of multilabel\.csv"):
+        import_ml_aid(str(root), str(tmp_path / "set"))
 
 
 # --- BigEarthNet v2 ------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ _SETTINGS = {
     "dlrsd": ("min_share", "tile_px", "split"),
     "whdld": ("min_share", "tile_px", "split"),
     "uc-merced": ("tile_px", "split"),
+    "ml-aid": ("tile_px", "split"),
     "bigearthnet": ("bands", "tile_px"),
 }
 
@@ -55,6 +56,7 @@ def import_(run: Run) -> None:
     whdld        Images/<name>.jpg and ImagesPNG/<name>.png
     uc-merced    Images/<scene>/<name>.tif and LandUse_Multilabeled.txt or .csv,
                  or LandUse_multilabels.mat
+    ml-aid       multilabel.csv, images_tr/ and images_test/ with <name>.jpg
     bigearthnet  version 2: metadata.parquet and
                  BigEarthNet-S2/<tile>/<patch>/<patch>_<band>.tif
     scenes       scenes of one's own (--scenes) and a land-cover raster
