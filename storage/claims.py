@@ -3,7 +3,8 @@
 On a disk a claim is a lock of the operating system, which ends with its process however that ends.
 In an object store it is a small object, created on the condition that there is none and renewed
 while its owner lives; one that was not renewed for a minute is dead and the next process takes it
-over. That needs a store with conditional writes (S3 has them) and clocks that agree to seconds.
+over. That needs a store with conditional writes (S3 has them; another is used with a warning and
+without a claim) and clocks that agree to seconds.
 """
 
 import errno
@@ -105,7 +106,12 @@ def sole_owner(
             yield lambda: None
         return
     lease = _Lease(join_uri(uri, _OWNER), what, options, lease_s)
-    lease.take()
+    try:
+        lease.take()
+    except _NoConditionsError:
+        logger.warning("%s lacks conditional writes: nothing keeps two at once apart there", uri)
+        yield lambda: None
+        return
     try:
         yield lease.check
     finally:
@@ -137,6 +143,10 @@ def _refusal(what: str, uri: str, owner: str, more: str = "") -> SkysiftError:
     return SkysiftError(
         f"{what}: {owner} is at work on {uri}; wait for it, stop it, or choose another output{more}"
     )
+
+
+class _NoConditionsError(Exception):
+    """The store knows no conditional writes."""
 
 
 class _Lease:
@@ -194,6 +204,8 @@ class _Lease:
         if not data:
             return etag
         owner = Owner.read(data)
+        if owner.token == self._owner.token:
+            return etag  # it was created, only the answer was lost
         left_s = self._lease_s - (datetime.now(UTC) - modified).total_seconds()
         if left_s > 0 and not owner.is_gone():
             more = f" (if that process is dead, the place is free in {left_s:.0f} s)"
@@ -241,6 +253,8 @@ def _write_if(
         except OSError as error:
             if error.errno == errno.EINVAL and "condition" in str(error):
                 return None
+            if error.errno == errno.ENOSYS:
+                raise _NoConditionsError from error
             raise
 
 

@@ -25,9 +25,10 @@ class Fault:
     """What happens to the requests whose method and path it names, and whose turn it is.
 
     Of those requests, counted from 0, it strikes the ones that ``turn`` accepts. ``refuse``
-    answers 503 and passes nothing on; ``slow`` waits ``delay_s`` first; ``cut`` sends half of the
-    reply's body; ``lose`` passes the request on and drops the reply; ``kill`` ends process
-    ``victim()`` with SIGKILL before the request is passed on, ``kill-after`` afterwards.
+    answers with ``status`` and ``code`` and passes nothing on; ``slow`` waits ``delay_s`` first;
+    ``cut`` sends half of the reply's body; ``lose`` passes the request on and drops the reply;
+    ``kill`` ends process ``victim()`` with SIGKILL before the request is passed on,
+    ``kill-after`` afterwards.
     """
 
     kind: Literal["refuse", "slow", "cut", "lose", "kill", "kill-after"]
@@ -35,6 +36,8 @@ class Fault:
     path: str = ""
     turn: Callable[[int], bool] = lambda number: True
     delay_s: float = 0.0
+    status: int = 503
+    code: str = "SlowDown"
     victim: Callable[[], int] = lambda: 0
 
     def names(self, method: str, path: str) -> bool:
@@ -108,7 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.server.proxy.next_fault(self.command, self.path)
         kind = fault.kind if fault else ""
         if fault and kind == "refuse":
-            self._answer(503, {}, b"<Error><Code>SlowDown</Code></Error>", whole=True)
+            body = f"<Error><Code>{fault.code}</Code></Error>".encode()
+            self._answer(fault.status, {}, body, whole=True)
             return
         if fault and kind == "slow":
             time.sleep(fault.delay_s)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from storage.claims import Owner, sole_owner
 from storage.errors import SkysiftError
 from storage.object_store import read_bytes, write_bytes
+from tests.fault_proxy import Fault, fault_proxy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOLD = """
@@ -108,6 +110,26 @@ def test_who_lost_a_claim_is_told_and_leaves_the_new_one_alone(moto_s3):
         write_bytes(claim, ELSEWHERE.to_bytes(), options)
         _until(is_lost)
     assert Owner.read(read_bytes(claim, options)) == ELSEWHERE
+
+
+def test_a_lost_answer_costs_no_claim(moto_s3):
+    lost = [Fault(kind="lose", methods=("PUT",), path=".owner.json", turn=lambda n: n in (0, 2))]
+    with fault_proxy(str(moto_s3.options.endpoint_url)) as proxy:
+        proxy.plan(*lost)
+        options = replace(moto_s3.options, endpoint_url=proxy.address)
+        with sole_owner(moto_s3.uri("run"), "training", options, lease_s=0.4) as check:
+            _until(lambda: proxy.passed.count(("PUT", proxy.passed[0][1])) > 5)
+            check()
+        assert proxy.struck == 2
+
+
+def test_a_store_without_conditional_writes_is_used_with_a_warning(moto_s3, caplog):
+    with fault_proxy(str(moto_s3.options.endpoint_url)) as proxy:
+        proxy.plan(Fault(kind="refuse", methods=("PUT",), status=501, code="NotImplemented"))
+        options = replace(moto_s3.options, endpoint_url=proxy.address)
+        with sole_owner(moto_s3.uri("run"), "training", options) as check:
+            check()
+    assert "lacks conditional writes" in caplog.text
 
 
 def _until(condition) -> None:
