@@ -182,7 +182,7 @@ def builder_bytes(parameters: ShardParameters, rows: int, classes: int, segment_
     """Return the peak memory of a process that builds a shard of so many rows.
 
     The growing lists may double while they grow; the columns are held as read, as sorted and as
-    encoded; vectors go to disk a batch at a time.
+    encoded; the vectors on their way to disk count too, though the system may take theirs back.
     """
     segment = segment_rows * _columns_bytes(classes)
     return (
@@ -192,8 +192,9 @@ def builder_bytes(parameters: ShardParameters, rows: int, classes: int, segment_
 
 
 def _builder_row_bytes(parameters: ShardParameters, classes: int) -> int:
-    names_and_keys = 160
-    return 2 * (parameters.code_bytes + ID_BYTES) + 4 * _columns_bytes(classes) + names_and_keys
+    names_and_keys, vectors = 500, 2 * parameters.dimension if parameters.lossy else 0
+    lists = 2 * (parameters.code_bytes + ID_BYTES)
+    return lists + vectors + 4 * _columns_bytes(classes) + names_and_keys
 
 
 def _columns_bytes(classes: int) -> int:
@@ -267,7 +268,7 @@ def _candidates(spec: IndexSpec, rows: int, dimension: int) -> list[ShardParamet
         for kind in kinds
         for size in _code_sizes(kind, dimension, rows)
     ]
-    return sorted(found, key=lambda p: -p.code_bytes)
+    return sorted(found, key=lambda p: (p.lossy + (p.lossy and p.kind != "ivf_sq8"), -p.code_bytes))
 
 
 def _automatic(rows: int) -> tuple[Kind, ...]:

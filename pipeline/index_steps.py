@@ -12,7 +12,7 @@ import numpy as np
 import ray
 
 from pipeline.index_build import ShardBuilder, ShardJob
-from pipeline.index_plan import IndexPlan, IndexSpec, Piece, Segments
+from pipeline.index_plan import FLAT_ROWS, IndexPlan, IndexSpec, Piece, Segments
 from pipeline.index_recall import RECALL_AT, RecallProbe, measured_recall
 from pipeline.index_update import growth_advice, list_health, mean_fit
 from pipeline.samples import uniform_rows
@@ -112,10 +112,15 @@ def measure_recall(
     own_rows: Int64,
     progress: ProgressSink,
 ) -> dict[int, float]:
-    """Return recall@10 by nprobe, measured with rows of the sample as queries."""
+    """Return recall@10 by nprobe, measured with rows of the sample as queries.
+
+    Where every list probed means an exact answer, that is known and not measured.
+    """
     nlist = plan.parameters.nlist
     if plan.parameters.kind == "flat":
         return {1: 1.0}
+    exact = not plan.parameters.lossy or plan.rerank > 1
+    steps = tuple(2**i for i in range(nlist.bit_length()) if 2**i <= max(nlist // 4, 1))
     chosen = np.unique(np.linspace(0, len(sample) - 1, RECALL_QUERIES).astype(np.int64))
     depth = RECALL_AT * plan.rerank + 1
     probe = RecallProbe(
@@ -123,7 +128,7 @@ def measure_recall(
         archive_uri=builder.archive_uri,
         snapshot=builder.snapshot,
         queries=sample[chosen],
-        ladder=(*(2**i for i in range(nlist.bit_length()) if 2**i < nlist), nlist),
+        ladder=steps if exact else (*steps, nlist),
         depth=depth,
         threads=builder.threads,
         options=builder.options,
@@ -137,7 +142,8 @@ def measure_recall(
         progress=progress,
     )
     rescored = depth if plan.rerank > 1 else depth * len(shards)
-    return measured_recall(parts, own_rows[chosen], rescored)
+    recall = measured_recall(parts, own_rows[chosen], rescored)
+    return recall | {nlist: 1.0} if exact else recall
 
 
 def tuned_nprobe(recall: Mapping[int, float], wanted: float) -> int:
@@ -163,13 +169,7 @@ def first_manifest(
     """Return the manifest of a new build."""
     files = IndexFiles(builder.index_uri, builder.options)
     imbalance, empty = list_health(files, shards)
-    best = max(recall.values())
-    advice = (
-        ""
-        if best >= spec.recall
-        else f"recall@10 is {best:.3f} at best, {spec.recall} was asked for; "
-        "allow more memory, or let it rerank"
-    )
+    nprobe = tuned_nprobe(recall, spec.recall)
     return IndexManifest(
         version=builder.version,
         digest=digest,
@@ -183,7 +183,7 @@ def first_manifest(
         shards=tuple(shards),
         predicted_bytes=plan.predicted_bytes,
         measured_bytes=sum(shard.memory_bytes for shard in shards),
-        nprobe=tuned_nprobe(recall, spec.recall),
+        nprobe=nprobe,
         rerank=plan.rerank,
         recall={str(nprobe): value for nprobe, value in recall.items()},
         recall_version=builder.version,
@@ -192,8 +192,18 @@ def first_manifest(
         list_imbalance=imbalance,
         empty_lists=empty,
         classes=archive.spec.classes,
-        advice=advice,
+        advice=_recall_advice(recall, nprobe, spec.recall, plan),
     )
+
+
+def _recall_advice(recall: Mapping[int, float], nprobe: int, wanted: float, plan: IndexPlan) -> str:
+    if recall[nprobe] < wanted:
+        reason = f"recall@10 is {recall[nprobe]:.3f} at best, {wanted} was asked for"
+    elif nprobe == plan.parameters.nlist > 1 and plan.rows > FLAT_ROWS:
+        reason = f"recall@10 of {wanted} takes every list, so each search compares all rows"
+    else:
+        return ""
+    return f"{reason}; allow more memory, or ask for less recall"
 
 
 def with_shards(

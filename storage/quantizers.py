@@ -31,6 +31,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from storage.accelerator import accelerated
 from storage.errors import ConfigError, CorruptIndexError
 from storage.ranking import Float32, Float64, Int64, canonical
 
@@ -141,7 +142,7 @@ def _trained_centres(sample: Float32, p: ShardParameters) -> Float32:
         return np.zeros((1, p.dimension), dtype=np.float32)
     clustering = faiss.Clustering(p.dimension, p.nlist, _effort(p, TRAINING_ROWS_PER_CENTRE, 10))
     clustering.spherical = True
-    clustering.train(sample, faiss.IndexFlatIP(p.dimension))
+    clustering.train(sample, accelerated(faiss.IndexFlatIP(p.dimension)))
     return faiss.vector_to_array(clustering.centroids).reshape(p.nlist, p.dimension)
 
 
@@ -282,6 +283,7 @@ class Filled:
 
     def __init__(self, trained: Bytes) -> None:
         self._index = loaded(trained)
+        self._centres = accelerated(self._index.lists.quantizer)
 
     @property
     def list_sizes(self) -> Int64:
@@ -291,8 +293,13 @@ class Filled:
 
     def add(self, positions: Int64, embeddings: npt.NDArray[np.float16]) -> None:
         """Store vectors (m, D) under positions (m,)."""
-        vectors = np.ascontiguousarray(embeddings, dtype=np.float32)
-        self._index.whole.add_with_ids(vectors, np.ascontiguousarray(positions, dtype=np.int64))
+        vectors = self._index.turned(np.ascontiguousarray(embeddings, dtype=np.float32))
+        _, nearest = self._centres.search(vectors, 1)
+        ids, pointer = np.ascontiguousarray(positions, dtype=np.int64), faiss.swig_ptr
+        self._index.lists.add_core(
+            len(ids), pointer(vectors), pointer(ids), pointer(nearest.reshape(-1))
+        )
+        self._index.whole.ntotal = self._index.lists.ntotal
 
     def take_over(self, source: Bytes, places: Int64) -> None:
         """Store what another shard stores, bit for bit.

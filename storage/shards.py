@@ -16,6 +16,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from storage.accelerator import MOST_RESULTS, gpu_copy
 from storage.errors import CorruptIndexError
 from storage.filters import Filter, Mask
 from storage.quantizers import Bytes, loaded
@@ -120,6 +121,7 @@ class Shard:
             )
         self._vectors = vectors
         self.lossy = self._loaded.lossy
+        self._gpu = gpu_copy(self.index)
         if vectors is None:
             self.index.make_direct_map()
         self._live = np.ones(len(sidecar), dtype=np.bool_)
@@ -188,6 +190,10 @@ class Shard:
     ) -> tuple[Float32, Int64]:
         """Return FAISS's k best: scores (Q, k), highest first, and positions, -1 where none."""
         count, queries = len(queries), self._loaded.turned(queries)
+        if self._gpu and selection.selector is None and k <= MOST_RESULTS:
+            scores, positions = self._gpu.search(queries, k, probes.lists, probes.similarity)
+            scores[positions < 0] = -np.inf
+            return scores, positions
         scores = np.empty((count, k), dtype=np.float32)
         positions = np.empty((count, k), dtype=np.int64)
         pointer = faiss.swig_ptr

@@ -57,9 +57,10 @@ def make_shards(
     cuts: Sequence[int] = (),
     exact_vectors: bool = False,
     dead: np.ndarray[Any, Any] | None = None,
+    trained: Bytes | None = None,
 ) -> list[Shard]:
     """Cut rows into shards; ``dead`` are row ids that are no longer live."""
-    trained = _trained(parameters)
+    trained = _trained(parameters) if trained is None else trained
     edges = [0, *sorted(cuts), len(rows["row"])]
     shards = []
     for number, (start, stop) in enumerate(pairwise(edges)):

@@ -24,7 +24,7 @@ HOMES = {
         "storage/object_store.py",
         "storage/repository.py",
     ),
-    "faiss": ("storage/quantizers.py", "storage/shards.py"),
+    "faiss": ("storage/accelerator.py", "storage/quantizers.py", "storage/shards.py"),
     "geopandas": ("storage/export.py",),
     "torch": (
         "encoders/",

@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.vectors import add_rows, clustered, make_archive
 from pipeline.index_build import MergeJob
 from pipeline.index_compact import ShardMerger, groups_to_merge
 from pipeline.indexing import (
@@ -266,3 +268,27 @@ def test_a_merge_of_shards_without_their_archive_is_the_same_shard(tmp_path: Pat
     assert merger(MergeJob(name="shard-00090", sources=group)) == entry
     receipt = json.loads((Path(index) / "0008-00000000" / "shard-00090.json").read_text())
     assert receipt["shard"]["rows"] == entry.rows
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1, 1.0])
+def test_recall_survives_a_fifth_of_shifted_rows_or_a_build_is_advised(
+    shift: float, tmp_path: Path
+):
+    archive, index = make_archive(tmp_path, 10_000, DIMENSION, clusters=60), str(tmp_path / "index")
+    build_index(archive, index, IndexSpec(kind="ivf_flat"))
+    drawn = partial(clustered, dimension=DIMENSION, clusters=60)
+    old, new = next(drawn(600, seed=98)), next(drawn(100, seed=99, shift=shift))
+    before = recall(index, old)
+    add_rows(archive, 2000, clusters=60, seed=7, shift=shift)
+    manifest = update_index(index)
+    lost = before - recall(index, np.concatenate([old[:500], new]))
+    assert lost <= 0.01 or "build the index again" in manifest.advice
+    assert manifest.grown_rows == 2000
+    assert bool(manifest.advice) == (shift == 1.0)  # and it is not advised for nothing
+
+
+def recall(index: str, queries: np.ndarray) -> float:
+    shards = load(index, read_manifest(index))
+    tuned, exact = (shards.search(queries, 10, nprobe=n).rows for n in (None, 10**6))
+    same = [len(set(a) & set(b)) for a, b in zip(tuned.tolist(), exact.tolist(), strict=True)]
+    return float(np.mean(same)) / 10

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 
@@ -120,3 +121,27 @@ def test_a_mapped_shard_answers_like_a_read_one(tmp_path: Path):
             )
             np.testing.assert_array_equal(one.rows, two.rows)
             np.testing.assert_array_equal(one.scores, two.scores)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_trains_fills_and_searches_like_the_cpu(kind: Kind, monkeypatch):
+    """Same rows at exhaustive search; rows may change lists only where centres are equally near."""
+    if not faiss.get_num_gpus():
+        pytest.skip("the installed FAISS sees no GPU")
+    rows, queries = make_rows(4000, DIMENSION), np.random.default_rng(3).normal(size=(50, 16))
+    p = parameters(kind, nlist=1 if kind == "flat" else 32)
+    answers, sizes = [], []
+    for gpus in (faiss.get_num_gpus(), 0):
+        monkeypatch.setattr("storage.accelerator.faiss.get_num_gpus", lambda n=gpus: n)
+        trained = train(rows["embedding"].astype(np.float32), p)
+        (shard,) = make_shards(rows, p, exact_vectors=True, trained=trained)
+        sizes.append([shard.index.get_list_size(n) for n in range(shard.nlist)])
+        answers.append(ShardSet([shard], nprobe=8, rerank=16).search(queries, 10))
+        exhaustive = ShardSet([shard], rerank=16).search(queries, 10, nprobe=10**6)
+        answers[-1] = (answers[-1], exhaustive)
+    (tuned, whole), (tuned_cpu, whole_cpu) = answers
+    np.testing.assert_array_equal(whole.rows, whole_cpu.rows)
+    same = [len(set(a) & set(b)) / 10 for a, b in zip(tuned.rows, tuned_cpu.rows, strict=True)]
+    assert np.mean(same) >= 0.99
+    assert np.abs(np.subtract(*sizes)).sum() <= 0.02 * 4000
