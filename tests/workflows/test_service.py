@@ -50,7 +50,7 @@ class _Backend:
             tile="g/1/2",
             scene="a",
             datetime=dt.datetime(2020, 1, 2, tzinfo=dt.UTC),
-            bbox=(179.0, 1.0, -179.0, 2.0),
+            bbox=[179.0, 1.0, -179.0, 2.0],
             cloud_fraction=0.0,
             labels=["water"],
         )
@@ -69,7 +69,7 @@ class _Backend:
             snapshot="S",
             rows=1,
             dimension=1,
-            bbox=(0, 0, 1, 1),
+            bbox=[0, 0, 1, 1],
             since="2020-01-02T00:00:00",
             until="2020-01-02T00:00:00",
             classes=["water"],
@@ -80,7 +80,7 @@ class _Backend:
         )
 
     def scenes(self, offset: int, limit: int, state: str | None) -> ScenesAnswer:
-        box = (0.0, 0.0, 1.0, 1.0)
+        box = [0.0, 0.0, 1.0, 1.0]
         found = [
             SceneBody(scene=f"s{n}", state="embedded", reason="", rows=1, datetime=None, bbox=box)
             for n in range(offset, min(offset + limit, 3))

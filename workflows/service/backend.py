@@ -128,7 +128,7 @@ class IndexBackend:
                     reason=entry.reason,
                     rows=entry.rows,
                     datetime=entry.datetime,
-                    bbox=box,
+                    bbox=None if box is None else list(box),
                 )
                 for entry, box in zip(page, version.boxes.of(page), strict=True)
             ],
@@ -148,7 +148,7 @@ class IndexBackend:
             snapshot=manifest.snapshot,
             rows=manifest.rows,
             dimension=manifest.parameters.dimension,
-            bbox=(*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()),
+            bbox=[*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()],
             since=min(shard.since for shard in manifest.shards),
             until=max(shard.until for shard in manifest.shards),
             classes=list(manifest.classes),
@@ -253,7 +253,7 @@ def _tile(version: _Version, key: str) -> TileAnswer:
         snapshot=version.searcher.manifest.snapshot,
         version=version.name,
         tile=key,
-        bbox=(newest["west"], newest["south"], newest["east"], newest["north"]),
+        bbox=[newest[edge] for edge in ("west", "south", "east", "north")],
         acquisitions=[
             AcquisitionBody(**{name: row[name] for name in AcquisitionBody.model_fields})
             for row in records
