@@ -4,6 +4,7 @@ A new version of the index is loaded beside the one that answers, and takes over
 requests: each request is answered by one version from beginning to end.
 """
 
+import datetime as dt
 import logging
 import threading
 import time
@@ -149,8 +150,8 @@ class IndexBackend:
             rows=manifest.rows,
             dimension=manifest.parameters.dimension,
             bbox=[*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()],
-            since=min(shard.since for shard in manifest.shards),
-            until=max(shard.until for shard in manifest.shards),
+            since=_utc(min(shard.since for shard in manifest.shards)),
+            until=_utc(max(shard.until for shard in manifest.shards)),
             classes=list(manifest.classes),
             pictures=self._thumbnails.catalog is not None,
             max_k=manifest.rows,
@@ -259,6 +260,10 @@ def _tile(version: _Version, key: str) -> TileAnswer:
             for row in records
         ],
     )
+
+
+def _utc(text: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(text).replace(tzinfo=dt.UTC)
 
 
 def _filter(body: FilterBody) -> Filter:

@@ -210,8 +210,8 @@ class IndexAnswer(_Message):
     rows: int
     dimension: int
     bbox: Bounds
-    since: str
-    until: str
+    since: dt.datetime
+    until: dt.datetime
     classes: list[str]
     pictures: bool = Field(description="Whether thumbnails can be drawn: a catalog is configured.")
     max_k: int

@@ -183,7 +183,7 @@ function startMap() {
 
 function describe() {
   const tiles = about.rows.toLocaleString("en");
-  find("#about").textContent = `${tiles} tiles, ${day(`${about.since}Z`)} to ${day(`${about.until}Z`)}`;
+  find("#about").textContent = `${tiles} tiles, ${day(about.since)} to ${day(about.until)}`;
 }
 
 async function start() {
