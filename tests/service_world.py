@@ -11,11 +11,14 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI
 
-from encoders.bundle import EncoderSpec, pretrained_bundle
+from encoders.bundle import EncoderSpec, load_encoder, pretrained_bundle
 from pipeline.indexing import build_index, update_index
-from pipeline.ingest import ingest, plan_ingest
-from pipeline.ingest_plan import IngestSpec
-from storage.catalog import CatalogSpec
+from pipeline.tiling import GridSpec, TileRules, grid_for_scene, read_tiles
+from storage.archive import Archive
+from storage.archive_spec import ArchiveSpec
+from storage.catalog import CatalogSpec, read_scenes
+from storage.commits import ArchiveWriter, SegmentRows, write_segment
+from storage.ledger import LedgerEntry
 from storage.rasters import write_geotiff
 from workflows.service.backend import Served
 
@@ -27,9 +30,6 @@ DAYS = ("20240501", "20240601", "20240701")
 
 def make_world(folder: Path) -> Served:
     """Embed one place on three days; this process has to be connected to Ray."""
-    (folder / "scenes").mkdir()
-    for seed, date in enumerate(DAYS):
-        write_scene(folder / "scenes", date, seed)
     spec = EncoderSpec(
         backbone="tiny-cnn",
         bands=("b1", "b2", "b3"),
@@ -38,22 +38,66 @@ def make_world(folder: Path) -> Served:
         tile_px=TILE_PX,
         dimension=16,
     )
-    pretrained_bundle(str(folder / "bundle"), spec)
-    ingest(plan_ingest(job(folder)))
-    build_index(str(folder / "archive"), str(folder / "index"))
+    bundle, archive = str(folder / "bundle"), str(folder / "archive")
+    fingerprint = pretrained_bundle(bundle, spec)
+    Archive.create(
+        archive,
+        ArchiveSpec(
+            encoder_fingerprint=fingerprint,
+            encoder_uri=bundle,
+            dimension=spec.dimension,
+            bands=spec.bands,
+            tile_px=TILE_PX,
+        ),
+    )
+    (folder / "scenes").mkdir()
+    for seed, date in enumerate(DAYS):
+        write_scene(folder / "scenes", date, seed)
+    embed(folder)
+    build_index(archive, str(folder / "index"))
     return Served(
         index_uri=str(folder / "index"),
-        catalog=job(folder).catalog,
+        catalog=CatalogSpec(source=str(folder / "scenes" / "*.tif")),
         max_image_px=1_000_000,
     )
 
 
-def job(folder: Path) -> IngestSpec:
-    return IngestSpec(
-        catalog=CatalogSpec(source=str(folder / "scenes" / "*.tif")),
-        encoder_uri=str(folder / "bundle"),
-        archive_uri=str(folder / "archive"),
-    )
+def embed(folder: Path) -> None:
+    """Commit the scenes that the archive lacks, in this process: what ingest does on Ray."""
+    uri = str(folder / "archive")
+    writer, archive = ArchiveWriter(uri), Archive.open(uri)
+    encoder = load_encoder(archive.spec.encoder_uri)
+    catalog = CatalogSpec(source=str(folder / "scenes" / "*.tif"))
+    receipts, entries, grids = [], [], {}
+    for scene in read_scenes(catalog, encoder.bands).scenes:
+        if scene.id in archive.ledger.entries:
+            continue
+        grid = grid_for_scene(scene, GridSpec(tile_px=TILE_PX))
+        grids[grid.id] = grid.to_dict()
+        (part,) = read_tiles(scene, grid, TileRules())
+        columns = {
+            "embedding": encoder(part.pixels),
+            "scene_index": np.zeros(len(part), np.int32),
+            "tile": part.tiles,
+            "window": part.window,
+            "bbox": part.bbox,
+            "datetime": np.full(len(part), scene.datetime.replace(tzinfo=None), "datetime64[ms]"),
+            "valid_fraction": part.valid_fraction,
+            "cloud_fraction": part.cloud_fraction,
+        }
+        segment = SegmentRows(id=scene.id, scenes=(scene.id,), grids=(grid.id,), columns=columns)
+        receipts.append(write_segment(writer.fork, segment, archive.spec))
+        entries.append(
+            LedgerEntry(
+                scene_id=scene.id,
+                state="embedded",
+                fingerprint=scene.fingerprint,
+                datetime=scene.datetime,
+                rows=len(part),
+                grid_id=grid.id,
+            )
+        )
+    writer.commit(receipts, entries, grids, "embed")
 
 
 def write_scene(folder: Path, date: str, seed: int) -> None:
@@ -75,7 +119,7 @@ def write_scene(folder: Path, date: str, seed: int) -> None:
 def add_day(folder: Path, date: str, seed: int) -> None:
     """Embed one more day and let the index follow."""
     write_scene(folder / "scenes", date, seed)
-    ingest(plan_ingest(job(folder)))
+    embed(folder)
     update_index(str(folder / "index"))
 
 

@@ -10,7 +10,7 @@ import geopandas as gpd
 import pytest
 from fastapi.testclient import TestClient
 
-from storage.errors import ConfigError, NotFoundError, SearchUnavailableError
+from storage.errors import ConfigError, CorruptIndexError, NotFoundError, SearchUnavailableError
 from workflows.service.app import Limits, Look, create_app
 from workflows.service.deploy import ServiceSpec, check_exposure
 from workflows.service.guard import Gate, token_digests
@@ -50,7 +50,7 @@ class _Backend:
             tile="g/1/2",
             scene="a",
             datetime=dt.datetime(2020, 1, 2, tzinfo=dt.UTC),
-            bbox=(179.0, 1.0, -179.0, 2.0),
+            bbox=[179.0, 1.0, -179.0, 2.0],
             cloud_fraction=0.0,
             labels=["water"],
         )
@@ -69,9 +69,9 @@ class _Backend:
             snapshot="S",
             rows=1,
             dimension=1,
-            bbox=(0, 0, 1, 1),
-            since="2020-01-02T00:00:00",
-            until="2020-01-02T00:00:00",
+            bbox=[0, 0, 1, 1],
+            since=dt.datetime(2020, 1, 2, tzinfo=dt.UTC),
+            until=dt.datetime(2020, 1, 2, tzinfo=dt.UTC),
             classes=["water"],
             pictures=True,
             max_k=1,
@@ -80,7 +80,7 @@ class _Backend:
         )
 
     def scenes(self, offset: int, limit: int, state: str | None) -> ScenesAnswer:
-        box = (0.0, 0.0, 1.0, 1.0)
+        box = [0.0, 0.0, 1.0, 1.0]
         found = [
             SceneBody(scene=f"s{n}", state="embedded", reason="", rows=1, datetime=None, bbox=box)
             for n in range(offset, min(offset + limit, 3))
@@ -216,8 +216,9 @@ def test_an_error_of_the_search_keeps_its_message_and_gets_a_status(client, back
     assert answer.json() == {"error": type(fault).__name__, "message": str(fault)}
 
 
-def test_a_fault_of_the_service_tells_nothing_of_itself(backend):
-    backend.fault = RuntimeError("/secret/path")
+@pytest.mark.parametrize("kind", [RuntimeError, CorruptIndexError])
+def test_a_fault_of_the_service_tells_nothing_of_itself(backend, kind):
+    backend.fault = kind("/secret/path")
     client = TestClient(
         create_app(backend), base_url="http://127.0.0.1", raise_server_exceptions=False
     )

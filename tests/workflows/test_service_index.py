@@ -22,6 +22,9 @@ from storage.rasters import write_geotiff
 from tests.service_world import DAYS, add_day, make_world
 from workflows.service.app import Limits, create_app
 from workflows.service.backend import IndexBackend, Served
+from workflows.service.guard import token_digests
+
+TOKEN = "0123456789abcdef-token"
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -200,7 +203,12 @@ def test_the_answers_are_what_openapi_says(served):
     """
     allowed = {"expected-statuses": ["2xx", "404", "415", "422"]}
     config = SchemathesisConfig.from_dict({"checks": {"positive_data_acceptance": allowed}})
-    app = create_app(IndexBackend(served), limits=Limits(rate_per_s=0), hosts=None)
+    app = create_app(
+        IndexBackend(served),
+        digests=token_digests(TOKEN),
+        limits=Limits(rate_per_s=0),
+        hosts=None,
+    )
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=config)
     operations = [result.ok() for result in schema.get_all_operations()]
     assert len(operations) == 8
@@ -216,7 +224,7 @@ def test_the_answers_are_what_openapi_says(served):
         )
         @given(case=one_of(*modes))
         def conforms(case) -> None:
-            case.call_and_validate()
+            case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"})
 
         conforms()
 

@@ -29,9 +29,11 @@ from workflows.service.schema import (
     IndexAnswer,
     ReadyAnswer,
     ScenesAnswer,
+    ScenesQuery,
     SceneState,
     SearchAnswer,
     SearchBody,
+    ThumbnailQuery,
     TileAnswer,
 )
 from workflows.service.telemetry import Metrics, Observed
@@ -61,7 +63,6 @@ class Limits:
 
     max_k: int = 1000
     max_body_bytes: int = 16 * 1024 * 1024
-    max_scenes: int = 1000
     rate_per_s: float = 50.0
     burst: int = 300
     drawing: int = 4
@@ -230,13 +231,11 @@ def _add_archive(
         dependencies=guard,
     )
     def scenes(
-        offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
-        limit: Annotated[int, Query(ge=1, le=limits.max_scenes)] = 100,
-        state: Annotated[SceneState | None, Query()] = None,
+        page: Annotated[ScenesQuery, Query()],
         accept: Accept = None,
     ) -> Response:
         """Tell what became of every scene and where it lies, a page at a time."""
-        return negotiated(backend.scenes(offset, limit, state), accept)
+        return negotiated(backend.scenes(page.offset, page.limit, page.state), accept)
 
 
 def _add_tiles(
@@ -268,13 +267,12 @@ def _add_tiles(
         grid: Grid,
         column: Cell,
         row: Cell,
-        scene: Annotated[str | None, Query(min_length=1, max_length=512)] = None,
-        size: Annotated[int, Query(ge=16, le=512, description="Pixels a side.")] = 128,
+        which: Annotated[ThumbnailQuery, Query()],
         if_none_match: Annotated[str, Header(include_in_schema=False)] = "",
     ) -> Response:
         """Draw a tile from its source scene, stretched by that scene's percentiles."""
         key = f"{grid}/{column}/{row}"
-        draw = partial(backend.thumbnail, key, scene, size, if_none_match)
+        draw = partial(backend.thumbnail, key, which.scene, which.size, if_none_match)
         picture = await _threaded(draw, limiter=drawing)
         metrics.thumbnail(picture.source)
         headers = {"ETag": picture.etag, "Cache-Control": "private, max-age=300"}

@@ -4,6 +4,7 @@ A new version of the index is loaded beside the one that answers, and takes over
 requests: each request is answered by one version from beginning to end.
 """
 
+import datetime as dt
 import logging
 import threading
 import time
@@ -128,7 +129,7 @@ class IndexBackend:
                     reason=entry.reason,
                     rows=entry.rows,
                     datetime=entry.datetime,
-                    bbox=box,
+                    bbox=None if box is None else list(box),
                 )
                 for entry, box in zip(page, version.boxes.of(page), strict=True)
             ],
@@ -148,9 +149,9 @@ class IndexBackend:
             snapshot=manifest.snapshot,
             rows=manifest.rows,
             dimension=manifest.parameters.dimension,
-            bbox=(*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()),
-            since=min(shard.since for shard in manifest.shards),
-            until=max(shard.until for shard in manifest.shards),
+            bbox=[*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()],
+            since=_utc(min(shard.since for shard in manifest.shards)),
+            until=_utc(max(shard.until for shard in manifest.shards)),
             classes=list(manifest.classes),
             pictures=self._thumbnails.catalog is not None,
             max_k=manifest.rows,
@@ -253,12 +254,16 @@ def _tile(version: _Version, key: str) -> TileAnswer:
         snapshot=version.searcher.manifest.snapshot,
         version=version.name,
         tile=key,
-        bbox=(newest["west"], newest["south"], newest["east"], newest["north"]),
+        bbox=[newest[edge] for edge in ("west", "south", "east", "north")],
         acquisitions=[
             AcquisitionBody(**{name: row[name] for name in AcquisitionBody.model_fields})
             for row in records
         ],
     )
+
+
+def _utc(text: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(text).replace(tzinfo=dt.UTC)
 
 
 def _filter(body: FilterBody) -> Filter:

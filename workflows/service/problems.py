@@ -1,5 +1,6 @@
 """How a request that cannot be answered is answered: one JSON body, one line, a fitting status."""
 
+import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,6 +17,8 @@ from storage.errors import (
     SkysiftError,
 )
 from workflows.service.schema import ErrorBody
+
+logger = logging.getLogger(__name__)
 
 _STATUS: tuple[tuple[type[SkysiftError], int], ...] = (
     (ConfigError, 422),
@@ -47,6 +50,9 @@ def add_handlers(app: FastAPI) -> None:
 
 async def _skysift_error(request: Request, error: Exception) -> JSONResponse:
     status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
+    if status == 500:
+        logger.error("%s %s: %s", request.method, request.url.path, error)
+        return await _internal_error(request, error)
     return problem(status, type(error).__name__, str(error))
 
 

@@ -15,6 +15,11 @@ Box = tuple[Longitude, Latitude, Longitude, Latitude]
 Moment = dt.datetime | dt.date
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 
+Bounds = Annotated[
+    list[float],
+    Field(min_length=4, max_length=4, description="West, south, east, north in WGS84 degrees."),
+]
+
 QUERIES = ("vector", "lonlat", "tile", "box", "image_base64")
 MAX_EXAMPLES = 64
 _TILE = "epsg32648-10-64/4/7"
@@ -109,7 +114,7 @@ class HitBody(_Message):
     tile: str
     scene: str
     datetime: dt.datetime
-    bbox: tuple[float, float, float, float]
+    bbox: Bounds
     cloud_fraction: float
     labels: list[str]
 
@@ -140,11 +145,26 @@ class TileAnswer(_Message):
     snapshot: str
     version: str
     tile: str
-    bbox: tuple[float, float, float, float]
+    bbox: Bounds
     acquisitions: list[AcquisitionBody]
 
 
 SceneState = Literal["embedded", "empty", "quarantined", "deleted"]
+
+
+class ScenesQuery(_Message):
+    """Which page of the ledger, and which scenes of it."""
+
+    offset: int = Field(0, ge=0, le=2**53)
+    limit: int = Field(100, ge=1, le=1000)
+    state: SceneState | None = None
+
+
+class ThumbnailQuery(_Message):
+    """Which picture of a tile."""
+
+    scene: Name | None = Field(None, description="The scene to show; the newest without.")
+    size: int = Field(128, ge=16, le=512, description="Pixels a side.")
 
 
 class SceneBody(_Message):
@@ -155,7 +175,7 @@ class SceneBody(_Message):
     reason: str
     rows: int
     datetime: dt.datetime | None
-    bbox: tuple[float, float, float, float] | None = None
+    bbox: Bounds | None = None
 
 
 class ScenesAnswer(_Message):
@@ -189,9 +209,9 @@ class IndexAnswer(_Message):
     snapshot: str
     rows: int
     dimension: int
-    bbox: tuple[float, float, float, float]
-    since: str
-    until: str
+    bbox: Bounds
+    since: dt.datetime
+    until: dt.datetime
     classes: list[str]
     pictures: bool = Field(description="Whether thumbnails can be drawn: a catalog is configured.")
     max_k: int

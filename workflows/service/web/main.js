@@ -6,7 +6,7 @@ import { MapView, hasWebGL } from "./mapview.js";
 import { fillForms, watchAsk, watchFilters } from "./panel.js";
 import { Place } from "./place.js";
 import { indexOf, refreshStrip, showExamples, showStrip, walkByArrows } from "./results.js";
-import { canSearch, fromHash, markOf, toBody, toHash, toggleMark } from "./state.js";
+import { askedInWords, canSearch, fromHash, markOf, toBody, toHash, toggleMark } from "./state.js";
 
 const MOST_FOOTPRINTS = 5000;
 const NO_MAP = "This browser offers no WebGL, so there is no map. Search by coordinates, picture "
@@ -80,7 +80,8 @@ async function run() {
     hits = answer.hits;
     showStrip(hits, { about, markOf: mark, on: { open, mark: toggle } });
     const found = hits.length === 1 ? "1 hit" : `${hits.length} hits`;
-    announce(hits.length ? `${found} like ${answer.query}` : "No hit: widen the filters.");
+    announce(hits.length ? `${found} like ${askedInWords(state)}` : "No hit: widen the filters.");
+    find("#status").title = answer.query;
     if (answer.coverage < 1) complain(`Only ${Math.round(answer.coverage * 100)} % of the index answered.`);
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -182,7 +183,7 @@ function startMap() {
 
 function describe() {
   const tiles = about.rows.toLocaleString("en");
-  find("#about").textContent = `${tiles} tiles, ${day(`${about.since}Z`)} to ${day(`${about.until}Z`)}`;
+  find("#about").textContent = `${tiles} tiles, ${day(about.since)} to ${day(about.until)}`;
 }
 
 async function start() {

@@ -83,6 +83,18 @@ export function toBody(state) {
   return { ...asked, positive: state.good, negative: state.bad, k: state.k, filter };
 }
 
+/** What is looked for, for people. */
+export function askedInWords({ query, good, bad }) {
+  const parts = [];
+  if (query?.lonlat) parts.push(`the tile at ${query.lonlat.map((one) => one.toFixed(4)).join(", ")}`);
+  if (query?.tile) parts.push(`tile ${query.tile} of ${query.scene}`);
+  if (query?.box) parts.push("the tiles in the box");
+  if (query?.file) parts.push(`the picture ${query.file.name}`);
+  if (good.length) parts.push(`${good.length} right`);
+  if (bad.length) parts.push(`${bad.length} wrong`);
+  return parts.join(" + ").replace(/ \+ (\d+ wrong)$/, " − $1");
+}
+
 export const canSearch = (state) => Boolean(state.query || state.good.length);
 
 export const same = (a, b) => a && b && a.tile === b.tile && a.scene === b.scene;

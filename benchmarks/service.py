@@ -1,0 +1,293 @@
+"""Searches over HTTP beside the same searches in process: overhead, throughput, a killed replica.
+
+    python -m benchmarks.service [--full]
+
+The in-process limit is `pipeline.search.Searcher` with the same search actors, asked by as many
+threads as there are clients. The clients over HTTP are a process of their own (aiohttp), so that
+they do not share an interpreter with the service; they do share the machine's cores with it, as the
+threads of the limit do. ``--full`` adds ten minutes at 80 % load, a process killed every minute.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+from benchmarks.measure import Row, publish
+from benchmarks.vectors import clustered, make_archive
+from pipeline.cluster import ray_session
+from pipeline.indexing import build_index
+from pipeline.search import Searcher
+from workflows.service.app import Limits
+from workflows.service.backend import Served
+from workflows.service.deploy import ServiceSpec, serve_index
+
+ROWS, DIMENSION, K = 100_000, 128, 10
+CLIENTS = (1, 8, 64)
+SECONDS, TURNS = 5.0, 3
+PAIRS = 300
+QUERIES = 256
+FULL_SECONDS, KILL_EVERY_S = 600.0, 60.0
+_JSON = {"Content-Type": "application/json"}
+_REPLICA, _SEARCHER = "ray::ServeReplica", "ray::SearchNode"
+
+
+def main() -> None:
+    """Measure and publish."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--clients", nargs=4, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.clients:
+        url, clients, seconds, rate = given.clients
+        print(json.dumps(asyncio.run(_ask(url, int(clients), float(seconds), float(rate)))))
+        return
+    with tempfile.TemporaryDirectory(prefix="bs") as folder, ray_session():
+        index = str(Path(folder) / "index")
+        build_index(make_archive(Path(folder), ROWS, DIMENSION), index)
+        with _service(index, copies := 2 if given.full else 1) as url:
+            searcher = Searcher.connect(index, replicas=copies)
+            rows = [_overhead(url, searcher)]
+            for clients in CLIENTS:
+                rows += _throughput(url, searcher, clients)
+            if given.full:
+                best = max(row.ours for row in rows if row.unit == "requests/s")
+                for title, what in ((_SEARCHER, "a search actor"), (_REPLICA, "an HTTP replica")):
+                    rows += _endurance(url, 0.8 * best, title, f"{what} each minute")
+    publish("service", rows)
+
+
+@contextmanager
+def _service(index: str, replicas: int) -> Iterator[str]:
+    """Serve the index as `skysift serve` does, without a limit of requests a second."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    up, stop = threading.Event(), threading.Event()
+    spec = ServiceSpec(port=port, limits=Limits(rate_per_s=0), replicas=replicas)
+    thread = threading.Thread(
+        target=serve_index,
+        args=(Served(index_uri=index, replicas=replicas), spec),
+        kwargs={"ready": lambda _: up.set(), "stop": stop},
+    )
+    thread.start()
+    try:
+        if not up.wait(120):
+            raise RuntimeError("the service did not start in 120 s")
+        yield f"http://127.0.0.1:{port}/v1/search"
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _queries() -> np.ndarray[Any, Any]:
+    return next(iter(clustered(QUERIES, DIMENSION, seed=9)))
+
+
+def _overhead(url: str, searcher: Searcher) -> Row:
+    """Ask in turns, one at a time, in process and over HTTP from one process."""
+    queries = _queries()
+    bodies = [json.dumps({"vector": query.tolist(), "k": K}).encode() for query in queries]
+    own, other = [], []
+
+    async def turns() -> None:
+        async with aiohttp.ClientSession() as session:
+            for turn in range(PAIRS + 20):
+                number = turn % QUERIES
+                started = time.perf_counter()
+                searcher.search(queries[number], K).to_arrow()
+                between = time.perf_counter()
+                async with session.post(url, data=bodies[number], headers=_JSON) as answer:
+                    await answer.read()
+                    assert answer.status == 200
+                ended = time.perf_counter()
+                other.append(1e3 * (between - started))
+                own.append(1e3 * (ended - between))
+
+    asyncio.run(turns())
+    ours, inside = statistics.median(own[20:]), statistics.median(other[20:])
+    return Row(
+        what=f"p50 of a search over HTTP, one client, {ROWS:,} rows of {DIMENSION}",
+        ours=ours,
+        unit="ms",
+        peer=inside,
+        against="in process",
+        ratio=ours - inside,
+        goal=5.0,
+        direction="at most",
+        note="The ratio is the difference in ms: what HTTP, Ray Serve's proxy and JSON add.",
+    )
+
+
+def _throughput(url: str, searcher: Searcher, clients: int) -> list[Row]:
+    """Ask as fast as answers come, over HTTP and in process by turns."""
+    over, inside = [], []
+    for _ in range(TURNS):
+        over.append(_load(url, clients, SECONDS / TURNS))
+        inside.append(_in_process(searcher, clients, SECONDS / TURNS))
+    rates = statistics.median(one["per_s"] for one in over), statistics.median(inside)
+    failed = sum(one["failed"] for one in over)
+    p99 = statistics.median(one["p99_ms"] for one in over)
+    what = f"{clients} client{'s' if clients > 1 else ''}"
+    return [
+        Row(
+            what=f"{what}: requests over HTTP",
+            ours=rates[0],
+            unit="requests/s",
+            peer=rates[1],
+            against=f"{clients} threads in process",
+            ratio=rates[0] / rates[1],
+            note=f"{failed} failed.",
+        ),
+        Row(what=f"{what}: p99 over HTTP", ours=p99, unit="ms", ratio=p99),
+    ]
+
+
+def _in_process(searcher: Searcher, clients: int, seconds: float) -> float:
+    """Return searches a second by so many threads."""
+    queries, until = _queries(), time.monotonic() + seconds
+
+    def work(first: int) -> int:
+        done = 0
+        while time.monotonic() < until:
+            searcher.search(queries[(first + done) % QUERIES], K).to_arrow()
+            done += 1
+        return done
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(clients) as pool:
+        total = sum(pool.map(work, range(clients)))
+    return total / (time.monotonic() - started)
+
+
+def _load(url: str, clients: int, seconds: float, rate: float = 0.0) -> dict[str, float]:
+    """Ask from a process of its own; ``rate`` spreads so many requests a second, 0 asks at once."""
+    words = ["--clients", url, str(clients), str(seconds), str(rate)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.service", *words],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+async def _ask(url: str, clients: int, seconds: float, rate: float) -> dict[str, float]:
+    """Send requests from so many clients; return the rate, p99 and failures."""
+    bodies = [json.dumps({"vector": q.tolist(), "k": K}).encode() for q in _queries()]
+    times: list[float] = []
+    failed = 0
+    until = time.monotonic() + seconds
+
+    async def client(first: int, session: aiohttp.ClientSession) -> None:
+        nonlocal failed
+        number = first
+        due = time.monotonic() + first / max(rate, 1e-9) if rate else 0.0
+        while time.monotonic() < until:
+            if rate:
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                due += clients / rate
+            started = time.perf_counter()
+            try:
+                async with session.post(
+                    url, data=bodies[number % QUERIES], headers=_JSON
+                ) as answer:
+                    await answer.read()
+                    failed += answer.status != 200
+            except aiohttp.ClientError:
+                failed += 1
+            times.append(1e3 * (time.perf_counter() - started))
+            number += 1
+
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        started = time.monotonic()
+        await asyncio.gather(*(client(n, session) for n in range(clients)))
+        lasted = time.monotonic() - started
+    p99 = statistics.quantiles(times, n=100)[98]
+    return {"per_s": len(times) / lasted, "p99_ms": p99, "failed": failed, "sent": len(times)}
+
+
+def _endurance(url: str, rate: float, title: str, what: str) -> list[Row]:
+    """Ask for minutes at a steady rate while processes are killed; watch their memory."""
+    over = threading.Event()
+    killed: list[int] = []
+    memory: list[float] = []
+
+    def disturb() -> None:
+        while not over.wait(KILL_EVERY_S):
+            memory.append(_memory_bytes())
+            killed.append(_processes(title)[0])
+            os.kill(killed[-1], signal.SIGKILL)
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        found = _load(url, 64, FULL_SECONDS, rate)
+    finally:
+        over.set()
+        thread.join()
+    text = f"{found['sent']:.0f} requests at {found['per_s']:.0f}/s, {len(killed)} killed"
+    return [
+        Row(
+            what=f"failed requests in {FULL_SECONDS / 60:.0f} min at 80 % load, {what} killed",
+            ours=found["failed"],
+            unit="requests",
+            ratio=found["failed"],
+            goal=0,
+            direction="at most",
+            note=f"{text}; p99 {found['p99_ms']:.0f} ms.",
+        ),
+        Row(
+            what=f"memory of the service after those {FULL_SECONDS / 60:.0f} min",
+            ours=memory[-1] / 1e6,
+            unit="MB",
+            peer=memory[0] / 1e6,
+            against="first minute",
+            ratio=memory[-1] / memory[0],
+            goal=1.1,
+            direction="at most",
+        ),
+    ]
+
+
+def _processes(title: str) -> list[int]:
+    """Return the ids of the actors' processes with a title, such as ray::ServeReplica."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            words = (folder / "cmdline").read_bytes()
+        except (OSError, NotADirectoryError):
+            continue
+        if folder.name.isdigit() and words.startswith(title.encode()):
+            found.append(int(folder.name))
+    return found
+
+
+def _memory_bytes() -> float:
+    total = 0
+    for pid in [*_processes(_REPLICA), *_processes(_SEARCHER)]:
+        status = Path(f"/proc/{pid}/status").read_text()
+        total += 1024 * int(status.partition("VmRSS:")[2].split()[0])
+    return float(total)
+
+
+if __name__ == "__main__":
+    main()
