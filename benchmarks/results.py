@@ -121,11 +121,7 @@ class Bench:
                 f"{RIVAL}, tuned, {name}": with_settings(best, RIVAL, {**best.options, **settings})
                 for name, settings in SHARED_SEARCH.items()
             }
-        return {name: self._mean(run, "val") for name, run in runs.items()}
-
-    def _mean(self, run: Run, split: str) -> dict[str, float]:
-        found = [self._measure(one, split) for one in seeds(run, self.budget.seeds)]
-        return {name: float(np.mean([scores[name] for scores in found])) for name in COLUMNS}
+        return {name: self._measure(run, "val") for name, run in runs.items()}
 
     def _measure(self, run: Run, split: str) -> dict[str, float]:
         scores = measure(self.world, run, split, self.scratch)
