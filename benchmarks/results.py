@@ -30,10 +30,9 @@ from benchmarks.results_plan import (
     SEARCH,
     SHARED_SEARCH,
     Budget,
-    common_trials,
     dial,
-    own_trials,
     selection,
+    trials,
     with_settings,
 )
 from benchmarks.results_runs import (
@@ -64,18 +63,13 @@ class Bench:
     def tune(self) -> dict[str, dict[str, Any]]:
         """Return each loss's best run on the validation split, with its score and trials."""
         best: dict[str, dict[str, Any]] = {}
-        for name, run in own_trials(self.budget):
-            self._try(best.setdefault(name, {"value": -np.inf, "trials": 0}), run)
-        for found in best.values():
-            for run in common_trials(found["run"]):
-                self._try(found, run)
+        for name, run in trials(self.budget):
+            scores = self._measure(run, "val")
+            found = best.setdefault(name, {"value": -np.inf, "trials": 0})
+            found["trials"] += 1
+            if selection(scores) > found["value"]:
+                found |= {"run": run, "value": selection(scores), "scores": scores}
         return best
-
-    def _try(self, found: dict[str, Any], run: Run) -> None:
-        scores = self._measure(run, "val")
-        found["trials"] += 1
-        if selection(scores) > found["value"]:
-            found |= {"run": run, "value": selection(scores), "scores": scores}
 
     def spread(self, run: Run) -> Spread:
         """Return mean and standard deviation of a run's test scores over the seeds."""
@@ -127,11 +121,7 @@ class Bench:
                 f"{RIVAL}, tuned, {name}": with_settings(best, RIVAL, {**best.options, **settings})
                 for name, settings in SHARED_SEARCH.items()
             }
-        return {name: self._mean(run, "val") for name, run in runs.items()}
-
-    def _mean(self, run: Run, split: str) -> dict[str, float]:
-        found = [self._measure(one, split) for one in seeds(run, self.budget.seeds)]
-        return {name: float(np.mean([scores[name] for scores in found])) for name in COLUMNS}
+        return {name: self._measure(run, "val") for name, run in runs.items()}
 
     def _measure(self, run: Run, split: str) -> dict[str, float]:
         scores = measure(self.world, run, split, self.scratch)

@@ -18,7 +18,6 @@ from benchmarks.results_plan import (
     COVERAGE,
     DEFAULT,
     EXACTNESS,
-    OWN_TRIALS,
     TRIALS_EACH,
     selection,
 )
@@ -186,10 +185,10 @@ def _tuning(result: Mapping[str, Any]) -> str:
     return f"""## What the tuning chose
 
 One seed, validation split, the largest sum of {" and ".join(BAR_COLUMNS)}. Every loss:
-{OWN_TRIALS} settings of its own, then the best of them with batches of 128 and with more lifted
-rare labels (all are listed in `benchmarks/results_plan.py`). "Falling temperature" lends the
+{TRIALS_EACH} trials (listed in `benchmarks/results_plan.py`). "Falling temperature" lends the
 strongest baseline what is part of MACL's dynamic temperature (`temperature_start`). MACL's defaults
-were chosen on the validation split too, over three seeds; the last table shows their neighbours.
+were chosen on the validation split too, in a wider search over two or three seeds; the last table
+shows neighbours of them.
 
 {_table(["loss", "chosen", "trials", *(f"{c}, val" for c in BAR_COLUMNS)], rows)}"""
 
@@ -229,6 +228,6 @@ def _search(result: Mapping[str, Any]) -> str:
     return f"""## What else was tried
 
 MACL's default with other settings, and the strongest baseline with those that are not a loss's
-own; validation split, mean over the seeds, for information: no test figure was chosen by it.
+own; validation split, one seed. MACL's defaults were chosen among such settings.
 
 {_table(["setting", *COLUMNS], rows)}"""

@@ -9,13 +9,10 @@ from benchmarks import losses, metrics, results, training, vectors
 from benchmarks.results_page import baselines, dominated_by, gains, write_page
 from benchmarks.results_plan import (
     COLUMNS,
-    OWN_TRIALS,
     TRIALS,
     TRIALS_EACH,
     Budget,
-    common_trials,
-    own_trials,
-    selection,
+    trials,
     with_settings,
 )
 from benchmarks.results_runs import Run, World, measure, score, train
@@ -50,20 +47,9 @@ def result(world, tmp_path_factory):
 
 def test_every_loss_of_the_registry_has_equally_many_valid_trials(world):
     assert {name.partition(",")[0] for name in TRIALS} == set(loss_names())
-    assert {len(grid) for grid in TRIALS.values()} == {OWN_TRIALS}
-    for _, run in own_trials(Budget()):
+    assert {len(grid) for grid in TRIALS.values()} == {TRIALS_EACH}
+    for _, run in trials(Budget()):
         build_loss(run.loss, world.statistics, dimension=4, **run.options)
-
-
-def test_the_best_setting_of_a_loss_is_tried_with_what_every_loss_may_have(world, tmp_path):
-    tried = []
-    budget = Budget(base=BASE, losses=("bce",))
-    found = results.Bench(world, budget, tmp_path, say=tried.append).tune()["bce"]
-    assert found["trials"] == len(tried) == TRIALS_EACH
-    assert found["value"] >= max(
-        selection(measure(world, run, "val", tmp_path)) for run in common_trials(found["run"])
-    )
-    assert [run.batch_size for run in common_trials(BASE)] == [128, BASE.batch_size]
 
 
 def test_page_has_every_loss_and_column(result, tmp_path):
@@ -114,9 +100,9 @@ def test_without_the_images_nothing_is_written(monkeypatch, tmp_path, capsys):
 
 
 def test_loss_step_is_measured_beside_supcon():
-    found = losses.ratios(["macl"], turns=1, rows=32)["macl"]
-    assert found["ms"] > 0
-    assert found["ratio"] == pytest.approx(found["ms"] / found["supcon_ms"])
+    row = losses.step_row("macl", turns=1, rows=32)
+    assert row.ours > 0
+    assert row.ratio == pytest.approx(row.ours / row.peer)
 
 
 def test_a_temperature_schedule_changes_the_run(world):

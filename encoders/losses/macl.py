@@ -55,8 +55,8 @@ class Macl(PairLoss):
     weighted
         Positives are weighted by ``J_ip`` as well.
     exactness, exactness_power
-        The dial between coverage and exactness: adds λ times SupCon (mean over anchors, τ0) with
-        positives weighted by ``J_ip^q``, without prototypes.
+        The dial λ between coverage (0) and exactness: adds λ times SupCon (mean over anchors, τ0)
+        with positives weighted by ``J_ip^q``, without prototypes, and raises α by ``λ / (1 + λ)``.
     reduction
         ``"anchor"``: the mean over anchors of each anchor's weighted mean, as above; ``"total"``:
         one weighted mean over all positives, ``Σ_i Σ_p (..) / Σ_i Σ_p w_ip``.
@@ -84,18 +84,18 @@ class Macl(PairLoss):
         statistics: LabelStatistics,
         *,
         dimension: int | None = None,
-        temperature: float = 0.1,
+        temperature: float = 0.12,
         temperature_start: float | None = None,
         reweighting: Reweighting = "sets",
-        beta: float = 1.5,
-        discount: float = 0.3,
-        alpha: float = -0.1,
+        beta: float = 2.0,
+        discount: float = 0.5,
+        alpha: float = -0.2,
         gamma: float = -1.0,
         kappa: float = 0.0,
         prototypes: float = 0.0,
         weighted: bool = False,
         exactness: float = 0.0,
-        exactness_power: float = 1.0,
+        exactness_power: float = 4.0,
         reduction: Reduction = "anchor",
         temperature_min: float = 0.02,
         temperature_max: float = 1.0,
@@ -118,7 +118,8 @@ class Macl(PairLoss):
         )
         self.reweighting, self.reduction, self.weighted = reweighting, reduction, weighted
         self.temperature_start = start
-        self.alpha, self.gamma, self.kappa, self.prototypes = alpha, gamma, kappa, prototypes
+        self.alpha = alpha + exactness / (1 + exactness)
+        self.gamma, self.kappa, self.prototypes = gamma, kappa, prototypes
         self.exactness, self.exactness_power = exactness, exactness_power
         self.temperature_limits = limits
         self.mean_jaccard, self.mean_rarity = statistics.mean_jaccard, statistics.mean_rarity

@@ -181,19 +181,20 @@ def test_single_labels_at_beta_1_weigh_a_pair_by_inverse_frequency(training):
     assert near < abs(ours(z, y) / mulsupcon(z, y) - 1)
 
 
-def test_exactness_adds_a_jaccard_power_term(training):
+def test_exactness_adds_a_jaccard_power_term_and_softens_overlap(training):
+    alpha, temperature = (loss_options("macl")[name] for name in ("alpha", "temperature"))
     z, y = batch()
     statistics = LabelStatistics.from_labels(training)
-    plain = build_loss("macl", statistics)(z, y)
-    jaccard = build_loss("jaccard", statistics, temperature=0.1)(z, y)
+    plain = build_loss("macl", statistics, alpha=alpha + 0.2)(z, y)
+    jaccard = build_loss("jaccard", statistics, temperature=temperature)(z, y)
     both = build_loss("macl", statistics, exactness=0.25, exactness_power=1.0)(z, y)
     torch.testing.assert_close(both, plain + 0.25 * jaccard)
     # A high power leaves only equal label sets; here everybody has a twin.
     z, y = batch(1)[0], y[:5].repeat(2, 1)
-    plain = build_loss("macl", statistics)(z, y)
+    plain = build_loss("macl", statistics, alpha=alpha + 0.5)(z, y)
     sharp = build_loss("macl", statistics, exactness=1.0, exactness_power=200.0)(z, y)
     torch.testing.assert_close(
-        sharp, plain + build_loss("supcon-all", statistics, temperature=0.1)(z, y)
+        sharp, plain + build_loss("supcon-all", statistics, temperature=temperature)(z, y)
     )
 
 
@@ -233,12 +234,16 @@ def test_gamma_sharpens_or_softens_rare_anchors():
     z = normalize(torch.eye(3))
     pairs = Pairs(z, y, z, y, 0)
     common, rare, empty = (
-        build_loss("macl", statistics, alpha=0.0, gamma=-1.0).temperatures(pairs).flatten()
+        build_loss("macl", statistics, temperature=0.1, alpha=0.0, gamma=-1.0)
+        .temperatures(pairs)
+        .flatten()
     )
     assert rare < 0.05 < 0.1 < common < 0.11
     assert empty == pytest.approx(0.1)
     common, rare, _ = (
-        build_loss("macl", statistics, alpha=0.0, gamma=1.0).temperatures(pairs).flatten()
+        build_loss("macl", statistics, temperature=0.1, alpha=0.0, gamma=1.0)
+        .temperatures(pairs)
+        .flatten()
     )
     assert common < 0.1 < 0.18 < rare
 
