@@ -23,7 +23,7 @@ import pipeline.ingest
 from encoders.bundle import load_encoder
 from pipeline.ingest import ingest, plan_ingest
 from pipeline.ingest_plan import IngestPlan, IngestSpec
-from pipeline.ingest_stages import Batch, EmbedScenes
+from pipeline.ingest_stages import Batch, EmbedTiles, ReadScenes
 from storage.catalog import CatalogSpec
 from storage.errors import SkysiftError
 from storage.object_store import StorageOptions
@@ -163,9 +163,11 @@ def _carry_out(run: Run) -> dict[str, Any]:
 
 def batches_here(plan: IngestPlan, options: StorageOptions | None) -> Iterator[Batch]:
     """Read and embed in this process, one scene after the other."""
-    embed = EmbedScenes(plan, options)
+    read = ReadScenes(plan, options)
+    embed = EmbedTiles(plan.spec.encoder_uri, options, "cpu")
     for index in range(len(plan.todo)):
-        yield from embed({"scene": np.array([index])})
+        for batch in read({"scene": np.array([index])}):
+            yield embed(batch)
 
 
 @contextmanager
