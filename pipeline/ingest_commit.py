@@ -14,7 +14,13 @@ from pipeline.ingest_stages import SceneRows
 from pipeline.landcover import TileLabels
 from storage.archive import Archive
 from storage.catalog import Rejected
-from storage.commits import ArchiveWriter, SegmentReceipt, SegmentRows, write_segment
+from storage.commits import (
+    UNIT_NORM_TOLERANCE,
+    ArchiveWriter,
+    SegmentReceipt,
+    SegmentRows,
+    write_segment,
+)
 from storage.events import Event, EventSink, unheard
 from storage.ledger import LedgerEntry
 from storage.object_store import StorageOptions
@@ -192,8 +198,10 @@ def _why_empty(rows: SceneRows) -> str:
 
 
 def _vector_fault(rows: SceneRows) -> str:
-    broken = int(np.sum(~np.isfinite(rows.columns["embedding"]).all(axis=1)))
-    return f"{broken} of {len(rows)} embeddings are not finite" if broken else ""
+    """Say how many vectors an archive would refuse: pixels too large overflow an encoder."""
+    norms = np.linalg.norm(rows.columns["embedding"], axis=1)
+    broken = int(np.sum(~(np.abs(norms - 1) < UNIT_NORM_TOLERANCE)))
+    return f"{broken} of {len(rows)} embeddings are not finite and of unit norm" if broken else ""
 
 
 def _segment_id(plan: IngestPlan, scenes: Sequence[Scene]) -> str:

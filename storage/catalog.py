@@ -11,7 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TypeVar
 
+import numpy as np
+
 from storage.errors import CatalogError, ConfigError, EmptyCatalogError, SkysiftError
+from storage.filters import in_polygon, touches_polygon
 from storage.geotiff_files import GEOTIFF_SUFFIXES, file_candidates
 from storage.object_store import StorageOptions, exists, is_local, join_uri, list_files
 from storage.scenes import (
@@ -190,11 +193,25 @@ def _satisfies(entry: Candidate, query: SceneQuery) -> bool:
     cover, limit = entry.cloud_cover_percent, query.max_cloud_cover_percent
     if cover is not None and limit is not None and cover > limit:
         return False
-    if query.bbox is None:
+    return _lies_in(entry, query)
+
+
+def _lies_in(entry: Candidate, query: SceneQuery) -> bool:
+    if query.area is None:
         return True
     if entry.bbox is None:
         raise CatalogError(f"scene {entry.id} has no bbox, but the query asks for an area")
-    return _touch(entry.bbox, query.bbox)
+    if query.bbox is not None and not _touch(entry.bbox, query.bbox):
+        return False
+    if query.polygon is None:
+        return True
+    wkt = str(query.polygon)
+    if entry.geometry is None or entry.bbox[0] > entry.bbox[2]:
+        return bool(in_polygon(np.array([entry.bbox]), wkt)[0])
+    try:
+        return touches_polygon(entry.geometry, wkt)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CatalogError(f"scene {entry.id} has a geometry that is none: {error}") from error
 
 
 def _utc(moment: datetime) -> datetime:

@@ -25,6 +25,8 @@ from storage.object_store import StorageOptions, is_local
 from storage.repository import BRANCH, commit_lock, open_repository, store_failures
 
 CHUNK_ROWS = 8192
+UNIT_NORM_TOLERANCE = 1e-2
+"""How far from 1 the norm of a vector may be that is written."""
 _COMMIT_ATTEMPTS = 5
 _RETRY_AFTER_S = 0.2
 
@@ -189,7 +191,7 @@ def _checked_embedding(rows: SegmentRows, spec: ArchiveSpec) -> npt.NDArray[np.f
             f"(rows, {spec.dimension}) for encoder {spec.encoder_fingerprint[:12]}"
         )
     norms = np.linalg.norm(embedding, axis=1)
-    if not np.all(np.abs(norms - 1) < 1e-2):
+    if not np.all(np.abs(norms - 1) < UNIT_NORM_TOLERANCE):
         worst = int(np.nanargmax(np.where(np.isfinite(norms), np.abs(norms - 1), np.inf)))
         raise SkysiftError(
             f"segment {rows.id}: row {worst} has norm {norms[worst]:.4g}, expected 1; "

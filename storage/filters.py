@@ -68,7 +68,7 @@ class Filter:
         if self.bbox is not None:
             settle("bbox", _checked_bbox(self.bbox))
         if self.polygon is not None:
-            settle("polygon", _checked_polygon(self.polygon))
+            settle("polygon", polygon_wkt(self.polygon))
         settle("since", _instant("since", self.since, end_of_day=False))
         settle("until", _instant("until", self.until, end_of_day=True))
         since, until = self.interval
@@ -169,21 +169,19 @@ def in_polygon(boxes: Floats, wkt: str) -> Mask:
     return mask
 
 
-def _checked_bbox(bbox: Sequence[float]) -> Bounds:
-    values = tuple(float(value) for value in bbox)
-    if len(values) != 4:
-        raise ConfigError(f"filter: bbox {bbox} has {len(values)} numbers; give w, s, e, n")
-    west, south, east, north = values
-    ordered = -180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90
-    if not ordered:  # also when a value is NaN
-        raise ConfigError(
-            f"filter: bbox {values} is not west, south, east, north in WGS84 degrees; "
-            "check the order (south <= north; west > east only across the antimeridian)"
-        )
-    return west, south, east, north
+def polygon_wkt(polygon: str | Mapping[str, Any]) -> str:
+    """Return a polygon as WKT.
 
+    Parameters
+    ----------
+    polygon
+        WKT, GeoJSON text or a GeoJSON mapping in WGS84 degrees.
 
-def _checked_polygon(polygon: str | Mapping[str, Any]) -> str:
+    Raises
+    ------
+    ConfigError
+        It is none of these, has no area, is not valid or leaves WGS84 degrees.
+    """
     try:
         if isinstance(polygon, str) and not polygon.lstrip().startswith("{"):
             shape = shapely.from_wkt(polygon)
@@ -212,6 +210,42 @@ def _checked_polygon(polygon: str | Mapping[str, Any]) -> str:
             "reproject it, or cut it at the antimeridian"
         )
     return str(shape.wkt)
+
+
+def touches_polygon(geometry: Mapping[str, Any], wkt: str) -> bool:
+    """Tell whether a GeoJSON geometry shares a point with a polygon, both in WGS84 degrees.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        The geometry is malformed.
+
+    Examples
+    --------
+    >>> touches_polygon({"type": "Point", "coordinates": [2, 2]}, "POLYGON ((0 0, 3 0, 3 3, 0 0))")
+    True
+    """
+    return bool(shapely.intersects(shapely.from_wkt(wkt), shapely.geometry.shape(dict(geometry))))
+
+
+def polygon_bounds(wkt: str) -> Bounds:
+    """Return west, south, east and north of a polygon."""
+    west, south, east, north = shapely.from_wkt(wkt).bounds
+    return west, south, east, north
+
+
+def _checked_bbox(bbox: Sequence[float]) -> Bounds:
+    values = tuple(float(value) for value in bbox)
+    if len(values) != 4:
+        raise ConfigError(f"filter: bbox {bbox} has {len(values)} numbers; give w, s, e, n")
+    west, south, east, north = values
+    ordered = -180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90
+    if not ordered:  # also when a value is NaN
+        raise ConfigError(
+            f"filter: bbox {values} is not west, south, east, north in WGS84 degrees; "
+            "check the order (south <= north; west > east only across the antimeridian)"
+        )
+    return west, south, east, north
 
 
 def _instant(

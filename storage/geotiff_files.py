@@ -48,7 +48,7 @@ def file_candidates(
         href = next(iter(files.values()))
         try:
             moment = _date(scene_id, href, pattern)
-            bbox = inspect(href, options).bbox if spec.query.bbox else None
+            bbox = inspect(href, options).bbox if spec.query.area else None
         except (CatalogError, SceneError) as error:
             yield Rejected(scene_id=scene_id, reason=str(error))
             continue

@@ -159,6 +159,7 @@ class SceneReader:
             (self._bands_of(href, [self.scene.bands[p].index for p in positions]), positions)
             for (href, _), positions in groups.items()
         ]
+        self._check_numbers(opened)
         corners = (corner_on(dataset, self.pixels) for dataset, _ in opened)
         shift = next(
             ((round(c) - c, round(r) - r) for c, r in (x for x in corners if x is not None)),
@@ -185,6 +186,21 @@ class SceneReader:
         )
         place = replace(place, resampling="nearest")
         return layers, layer_of(self._files, dataset, [source], [0], place)
+
+    def _check_numbers(self, opened: Sequence[tuple[Any, list[int]]]) -> None:
+        """Refuse bands whose numbers cannot mean the same: bytes, counts and reals, unscaled."""
+        found: dict[tuple[Any, ...], str] = {}
+        for dataset, positions in opened:
+            for band in (self.scene.bands[position] for position in positions):
+                dtype = np.dtype(dataset.dtypes[band.index - 1])
+                if band.scale is None and dataset.scales[band.index - 1] == 1:
+                    kind = ("real",) if dtype.kind == "f" else ("whole", dtype.itemsize == 1)
+                    found.setdefault(kind, f"{band.name} {dtype.name}")
+        if len(found) > 1:
+            raise SceneError(
+                f"scene {self.scene.id} mixes number types without a scale: "
+                f"{', '.join(found.values())}; state each band's scale in the catalog or the recipe"
+            )
 
     def _bands_of(self, href: str, indexes: Sequence[int]) -> Any:
         """Open the file of some bands, or its overview that suits the grid."""

@@ -10,8 +10,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from storage.errors import CatalogError
+from storage.filters import polygon_bounds, polygon_wkt
 
 BBox = tuple[float, float, float, float]
 
@@ -133,6 +135,9 @@ class SceneQuery:
     ----------
     bbox
         West, south, east, north in WGS84 degrees that a scene must touch.
+    polygon
+        WKT, GeoJSON text or a GeoJSON mapping in WGS84 degrees that a scene's geometry (its box
+        where the catalog has none) must touch; kept as WKT.
     since, until
         Times, both included; without a time zone they mean UTC.
     max_cloud_cover_percent
@@ -142,10 +147,22 @@ class SceneQuery:
     """
 
     bbox: BBox | None = None
+    polygon: str | Mapping[str, Any] | None = None
     since: datetime | None = None
     until: datetime | None = None
     max_cloud_cover_percent: float | None = None
     collections: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.polygon is not None:
+            object.__setattr__(self, "polygon", polygon_wkt(self.polygon))
+
+    @property
+    def area(self) -> BBox | None:
+        """The box that holds all that is wanted; None for everywhere."""
+        if self.bbox is not None or self.polygon is None:
+            return self.bbox
+        return polygon_bounds(str(self.polygon))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,6 +246,7 @@ class Candidate:
     id: str
     datetime: datetime
     bbox: BBox | None
+    geometry: Mapping[str, Any] | None = None
     collection: str | None = None
     cloud_cover_percent: float | None = None
     resolve: Callable[[Sequence[str]], "Sources"]

@@ -171,6 +171,7 @@ def item_candidate(uri: str, document: Any, spec: CatalogSpec) -> Candidate | Re
         id=str(item.id),
         datetime=moment if moment.tzinfo else moment.replace(tzinfo=UTC),
         bbox=bbox,
+        geometry=item.geometry,
         collection=item.collection_id,
         cloud_cover_percent=cloud,
         resolve=_Item(uri, item, spec).resolve,
@@ -389,9 +390,8 @@ def _baseline(item: pystac.Item) -> float:
     """Return the processing baseline of a Sentinel-2 product, 0 for everything else."""
     properties = item.properties
     product = _S2_PRODUCT.search(f"{properties.get('s2:product_uri', '')} {item.id}")
-    stated = properties.get(
-        "s2:processing_baseline", properties.get("sentinel:processing_baseline")
-    )
+    names = ("s2:processing_baseline", "sentinel:processing_baseline")
+    stated = next((properties[name] for name in names if name in properties), None)
     if stated is None and str(properties.get("constellation", "")).lower() == "sentinel-2":
         stated = properties.get("processing:version")
     if stated is None and product:

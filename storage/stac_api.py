@@ -58,7 +58,7 @@ def api_candidates(
     try:
         client = _open(spec.source)
         seen: set[tuple[str, str]] = set()
-        for box in _boxes(spec.query.bbox):
+        for box in _boxes(spec.query.area):
             for page in _pages(client, spec.query, box, page_items):
                 yield from _fresh(page, spec, seen)
     except APIError as error:

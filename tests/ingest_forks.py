@@ -139,7 +139,7 @@ def _wait(child: int, reading: int) -> dict[str, Any]:
 def _carry_out(run: Run) -> dict[str, Any]:
     if run.pid_file:
         Path(run.pid_file).write_text(str(os.getpid()))
-    pipeline.ingest._embedded_batches = _batches_here
+    pipeline.ingest._embedded_batches = batches_here
     pipeline.ingest.ray_session = lambda address: nullcontext()
     options = StorageOptions(**run.options) if run.options else None
     spec = IngestSpec(
@@ -161,7 +161,8 @@ def _carry_out(run: Run) -> dict[str, Any]:
     return {"rows": report.rows, "lines": lines}
 
 
-def _batches_here(plan: IngestPlan, options: StorageOptions | None) -> Iterator[Batch]:
+def batches_here(plan: IngestPlan, options: StorageOptions | None) -> Iterator[Batch]:
+    """Read and embed in this process, one scene after the other."""
     read = ReadScenes(plan, options)
     embed = EmbedTiles(plan.spec.encoder_uri, options, "cpu")
     for index in range(len(plan.todo)):

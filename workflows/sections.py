@@ -123,6 +123,7 @@ class QuerySection(Section):
     mirrors: ClassVar[str] = "storage.scenes.SceneQuery"
 
     bbox: Box | None = None
+    polygon: str | dict[str, Any] | None = None
     since: Moment | None = None
     until: Until | None = None
     max_cloud_cover_percent: Annotated[float, Strict(), Field(ge=0, le=100)] | None = None

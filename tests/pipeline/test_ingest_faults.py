@@ -263,6 +263,8 @@ def test_a_driver_killed_as_it_moves_the_branch_is_finished_by_the_next_run(
 def test_every_single_request_may_fail(
     fork: Forks, proxy: FaultProxy, remote: Run, truth: Truth, tmp_path: Path, kind: Any
 ):
+    """One request of a run after the other, from the making of the archive to the last commit."""
+    remote = replace(remote, segment_rows=100, commit_interval_s=3600.0)
     assert fork.run(replace(remote, archive=f"{remote.archive}-whole"))[0].error == ""
     for number in range(len(proxy.passed)):
         mine = replace(
@@ -279,7 +281,10 @@ def test_every_single_request_may_fail(
             assert end.signal == 9
         else:
             assert end.error == "" or end.error.startswith("SkysiftError: "), number
-        healed(fork, proxy, mine, truth)
+        if end.signal or end.error:
+            healed(fork, proxy, mine, truth)
+        else:
+            assert rows_of(mine.archive, StorageOptions(**(mine.options or {}))) == truth
 
 
 @pytest.mark.parametrize(

@@ -381,6 +381,31 @@ def test_query_selects(tmp_path: Path, query: dict[str, Any], expected: str) -> 
     assert "".join(s.id for s in load(source, query=SceneQuery(**query)).scenes) == expected
 
 
+def test_a_polygon_selects_by_the_geometry_and_by_the_box_without_one(tmp_path: Path) -> None:
+    """A slanted scene: its box meets the polygon, its geometry does not."""
+    slanted = {"type": "Polygon", "coordinates": [[[0, 0], [10, 10], [9, 10], [0, 1], [0, 0]]]}
+    corner = "POLYGON ((8 0, 10 0, 10 2, 8 0))"
+    items = [
+        item("slanted") | {"bbox": [0, 0, 10, 10], "geometry": slanted},
+        item("boxed") | {"bbox": [0, 0, 10, 10], "geometry": None},
+        item("far") | {"bbox": [20, 20, 21, 21], "geometry": None},
+        item("broken") | {"bbox": [0, 0, 10, 10], "geometry": {"type": "Polygon"}},
+    ]
+    source = save(tmp_path / "items.json", collection(*items))
+
+    def found(**query: Any) -> tuple[list[str], list[str]]:
+        listing = load(source, query=SceneQuery(**query))
+        return [one.id for one in listing.scenes], [one.scene_id for one in listing.rejected]
+
+    assert found(polygon=corner) == (["boxed"], ["broken"])
+    around = {"type": "Polygon", "coordinates": [[[1, 1], [5, 1], [5, 5], [1, 5], [1, 1]]]}
+    assert found(polygon=around) == (["slanted", "boxed"], ["broken"])
+    with pytest.raises(CatalogError, match="none of the 4 entries"):
+        found(polygon=json.dumps(around), bbox=(20, 20, 30, 30))
+    with pytest.raises(ConfigError, match="neither WKT nor GeoJSON"):
+        SceneQuery(polygon="here")
+
+
 def test_query_that_selects_nothing_says_so(tmp_path: Path) -> None:
     source = save(tmp_path / "items.json", collection(item()))
     with pytest.raises(CatalogError, match="none of the 1 entries"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import pipeline.ingest
 from pipeline.indexing import IndexSpec, read_manifest
 from pipeline.ingest import ingest, plan_ingest
 from pipeline.ingest_plan import IngestSpec
@@ -18,6 +19,7 @@ from storage.audit import verify
 from storage.care import create_tag, delete_scenes, rollback
 from storage.catalog import CatalogSpec
 from storage.errors import CatalogError, EncoderMismatchError, SkysiftError
+from tests.ingest_forks import batches_here
 from tests.pipeline.test_ingest import TILE_PX, make_bundle, rows_of, write_scene
 from tests.workflows.test_cli import run
 from workflows.watch import PollReport, WatchJob, poll, sole_watcher, watch
@@ -39,6 +41,12 @@ def job(tmp_path: Path) -> WatchJob:
         index_uri=str(tmp_path / "index"),
         index=IndexSpec(kind="flat", shards=1),
     )
+
+
+@pytest.fixture
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embed in this process: what a watch does with the outcome is the same."""
+    monkeypatch.setattr(pipeline.ingest, "_embedded_batches", batches_here)
 
 
 @pytest.fixture
@@ -107,7 +115,7 @@ def test_polls_bring_what_is_new_and_nothing_twice(job: WatchJob):
     assert len(rows_of(job.ingest.archive_uri)) == 16 + 4 + 16 + 16
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_session", "_here")
 def test_an_index_that_is_behind_its_archive_is_brought_up_to_date(job: WatchJob):
     first = poll(job)
     assert first.index_changed
@@ -171,7 +179,7 @@ def test_the_watch_goes_on_after_a_failed_poll_and_ends_on_a_wrong_job(
         pass
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("ray_session", "_here")
 def test_the_command_polls_once_for_cron_and_tells(job: WatchJob):
     job = replace(job, index_uri=None)
     first = run(*_cli(job), "--once", "--json")

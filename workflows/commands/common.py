@@ -228,6 +228,10 @@ def catalog_options(function: F) -> F:
             metavar="W S E N",
         ),
         recipe_option(
+            "--polygon", "catalog.query.polygon", "Scenes that touch it: WKT or GeoJSON.",
+            metavar="TEXT",
+        ),
+        recipe_option(
             "--max-cloud", "catalog.query.max_cloud_cover_percent", "Scenes up to this cover.",
             type=float, metavar="PERCENT",
         ),
