@@ -7,6 +7,7 @@ every version that a reader may have opened as the current one within the time t
 
 import datetime as dt
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -183,6 +184,7 @@ def collect_garbage(
     keep: int = 2,
     older_than: dt.timedelta = READERS_GRACE,
     *,
+    in_use: Collection[str] = (),
     dry_run: bool = False,
     now: dt.datetime | None = None,
     options: StorageOptions | None = None,
@@ -201,6 +203,8 @@ def collect_garbage(
         How many of the newest versions stay whatever their age; at least 1.
     older_than
         How long readers and builds are given.
+    in_use
+        Versions that stay because someone reads them, for example running search actors.
     dry_run
         Delete nothing, only say what would be.
     now
@@ -220,7 +224,7 @@ def collect_garbage(
     root = absolute_uri(index_uri)
     limit = (now or dt.datetime.now(dt.UTC)) - older_than
     versions = list_versions(root, options)
-    kept = _kept_versions(root, versions, keep, limit, options)
+    kept = _kept_versions(root, versions, keep, limit, options) | set(in_use)
     needed = {join_uri(root, "CURRENT")}
     for version in kept:
         manifest = read_manifest(root, version, options)

@@ -59,6 +59,9 @@ class IndexSpec:
         Most rows to train on.
     rerank
         Score candidates of lossy kinds with the archive's vectors, kept beside the shards on disk.
+    mapped
+        Searches map the shards' files instead of reading them, for shards larger than memory: what
+        they touch is read from disk when it is touched, and given back when memory is short.
     seed
         Of the training sample and the clustering.
     """
@@ -72,6 +75,7 @@ class IndexSpec:
     recall: float = 0.95
     sample_rows: int = 262_144
     rerank: bool = True
+    mapped: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

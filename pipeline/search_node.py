@@ -119,7 +119,7 @@ class SearchNode:
                     for shard in manifest.shards
                     if self._names is None or shard.name in self._names
                 ]
-                shards = [files.load(shard) for shard in wanted]
+                shards = [files.load(shard, mapped=manifest.mapped) for shard in wanted]
                 self._loaded = ShardSet(
                     shards,
                     manifest.nprobe,

@@ -145,6 +145,11 @@ class IndexManifest:
         return sum(shard.live_rows for shard in self.shards)
 
     @property
+    def mapped(self) -> bool:
+        """Whether searches map its FAISS files instead of reading them."""
+        return bool(self.spec["mapped"])
+
+    @property
     def files(self) -> list[FileEntry]:
         """Every file of the version but the manifest."""
         return [self.trained, *(file for shard in self.shards for file in shard.files)]

@@ -27,7 +27,6 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from storage.errors import ConfigError, NotFoundError, SkysiftError
 
 SCHEMES = ("s3", "file")
-_COPY_CHUNK_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -331,13 +330,7 @@ def staged(uri: str, options: StorageOptions | None = None) -> Iterator[Path]:
 
 
 def modified_at(uri: str, options: StorageOptions | None = None) -> datetime:
-    """Return when a file was last written (UTC).
-
-    Raises
-    ------
-    NotFoundError
-        The file does not exist.
-    """
+    """Return when a file was last written (UTC)."""
     fs, path = filesystem(uri, options)
     with named_failures(uri):
         when: datetime = fs.modified(path)
@@ -373,11 +366,8 @@ def delete(uri: str, options: StorageOptions | None = None) -> None:
 
 def sha256_of_file(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a local file, read in pieces."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(_COPY_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class named_failures:

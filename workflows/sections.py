@@ -383,6 +383,7 @@ class IndexSection(Section):
     recall: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.95
     sample_rows: Count = 262_144
     rerank: Flag = True
+    mapped: Flag = False
     seed: Whole = 0
 
 

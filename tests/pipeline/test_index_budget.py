@@ -12,6 +12,7 @@ from benchmarks.vectors import make_archive
 from pipeline.index_pilot import pilot_recall
 from pipeline.index_plan import predicted_bytes
 from pipeline.indexing import IndexSpec, build_index, plan_build
+from pipeline.search import Searcher
 from storage.errors import ConfigError
 from storage.quantizers import ShardParameters, set_threads
 from tests.shard_world import make_rows
@@ -108,12 +109,14 @@ def test_a_process_takes_what_is_counted(archive: str, large: str, tmp_path: Pat
 
 def test_a_mapped_shard_takes_memory_only_where_it_is_touched(archive: str, tmp_path: Path):
     index = str(tmp_path)
-    build_index(archive, index, IndexSpec(kind="ivf_sq8", nlist=64, shards=1))
+    manifest = build_index(archive, index, IndexSpec(kind="ivf_sq8", nlist=64, mapped=True))
     read, found = told(LOAD, index, "read")
     mapped, same = told(LOAD, index, "mapped")
     assert same == found
     stored = ROWS * (DIMENSION + 8)
     assert read - mapped > 0.8 * stored
+    assert manifest.mapped
+    assert Searcher.local(index).search(np.eye(DIMENSION)[:1], 10).rows.tolist() == found
 
 
 @pytest.fixture(scope="module")

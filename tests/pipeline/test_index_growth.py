@@ -231,6 +231,8 @@ def test_garbage_is_what_neither_current_nor_recent_readers_nor_builds_need(tmp_
     for version, age_h in zip(versions, (90, 80, 2, 1), strict=True):
         when = (later - dt.timedelta(hours=age_h)).timestamp()
         os.utime(Path(index) / version / "manifest.json", (when, when))
+    spared = collect_garbage(index, keep=1, in_use=versions[:1], dry_run=True, now=later)
+    assert spared.versions == ()
     told = collect_garbage(index, keep=1, dry_run=True, now=later)
     assert told.versions == (versions[0],)
     assert [one.version for one in index_versions(index)] == versions

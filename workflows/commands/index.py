@@ -41,6 +41,11 @@ def index() -> None:
     "Most memory of a process that builds a shard.",
     metavar="SIZE",
 )
+@recipe_option(
+    "--mapped/--read",
+    "index.mapped",
+    "Searches map shards larger than memory instead of reading them.",
+)
 @recipe_option("--recall", "index.recall", "Recall@10 to reach.", type=float, metavar="FRACTION")
 @click.option("--dry-run", is_flag=True, help="Print what would be built, and stop.")
 @pass_run

@@ -6,6 +6,7 @@ import click
 
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.commands.durations import Duration
+from workflows.commands.index_stats import actors_of
 from workflows.console import format_pairs, format_table
 from workflows.failures import EXIT_FAILED
 
@@ -139,12 +140,22 @@ def rollback(run: Run, to: str | None) -> None:
 def gc(run: Run, keep: int, older_than: dt.timedelta, dry_run: bool) -> None:
     """Delete the versions that nobody needs, and what unfinished builds left.
 
-    The current version always stays. A search that opened a version keeps it in memory, but needs
-    its files when one of its actors starts again: --older-than is the time it is given.
+    The current version stays, and so does each whose search actors run in the cluster. A search in
+    another place keeps the version it opened in memory: --older-than is the time it is given.
     """
-    from pipeline.indexing import collect_garbage
+    from pipeline.indexing import collect_garbage, list_versions
+    from storage.object_store import absolute_uri
 
-    done = collect_garbage(_uri(run), keep, older_than, dry_run=dry_run, options=run.storage)
+    uri = absolute_uri(_uri(run))
+    running = actors_of(run, uri, list_versions(uri, run.storage))
+    done = collect_garbage(
+        uri,
+        keep,
+        older_than,
+        in_use=[version for version, actors in running.items() if actors],
+        dry_run=dry_run,
+        options=run.storage,
+    )
     verb = "would go" if dry_run else "gone"
     facts = {f"versions {verb}": ", ".join(done.versions) or "none"}
     run.show(done, facts | {f"files {verb}": len(done.files)})

@@ -1,6 +1,7 @@
 """`skysift index stats`: what the running search actors of an index hold and do."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -26,18 +27,12 @@ def stats(run: Run, version: str | None) -> None:
     Rates are of the last minute, percentiles of the last 4,096 messages, the rest since the actor
     started. The same figures are on the metrics port of each Ray node, for Prometheus.
     """
-    import ray
-
-    from pipeline.search_fleet import running_nodes
     from storage.manifest import read_manifest
     from storage.object_store import absolute_uri
 
     uri = absolute_uri(run.need_path("index.uri", "--index"))
     manifest = read_manifest(uri, version, run.storage)
-    nodes: dict[str, NodeState | str] = {}
-    if run.recipe.cluster.address or os.environ.get("RAY_ADDRESS") or ray.is_initialized():
-        with run.ray():
-            nodes = running_nodes(uri, manifest.version)
+    nodes = actors_of(run, uri, [manifest.version])[manifest.version]
     answer: dict[str, Any] = {
         "index": uri,
         "version": manifest.version,
@@ -49,6 +44,20 @@ def stats(run: Run, version: str | None) -> None:
         answer,
         [head, *_tables(nodes)] if nodes else [head, "no search actor runs for it in this cluster"],
     )
+
+
+def actors_of(
+    run: Run, uri: str, versions: Sequence[str]
+) -> dict[str, dict[str, "NodeState | str"]]:
+    """Return the running search actors of versions of an index; none without a cluster."""
+    import ray
+
+    from pipeline.search_fleet import running_nodes
+
+    if not (run.recipe.cluster.address or os.environ.get("RAY_ADDRESS") or ray.is_initialized()):
+        return {version: {} for version in versions}
+    with run.ray():
+        return {version: running_nodes(uri, version) for version in versions}
 
 
 def _tables(nodes: dict[str, "NodeState | str"]) -> list[str]:
