@@ -17,6 +17,11 @@ import ray
 logger = logging.getLogger(__name__)
 
 
+def joins_cluster(address: str | None) -> bool:
+    """Tell whether :func:`ray_session` would join a cluster, not start a private instance."""
+    return bool(address or os.environ.get("RAY_ADDRESS") or ray.is_initialized())
+
+
 @contextmanager
 def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
     """Be connected to Ray inside the block.

@@ -48,6 +48,7 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
     adds what is new. A scene that cannot be read is set aside with its reason (exit code 3).
     """
     from encoders.bundle import load_encoder
+    from pipeline.cluster import joins_cluster
     from pipeline.ingest import ingest as run_ingest
     from pipeline.ingest import plan_ingest
     from pipeline.ingest_cost import SAMPLE_SCENES, estimate_cost, require_room
@@ -64,7 +65,7 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
             run.storage,
             sample_scenes=sample,
             cpus=run.recipe.cluster.cpus,
-            on_cluster=run.recipe.cluster.address is not None,
+            on_cluster=joins_cluster(run.recipe.cluster.address),
             progress=progress,
         )
     if dry_run:

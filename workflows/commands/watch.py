@@ -84,6 +84,7 @@ def watch(
 
 def _job(run: Run) -> "WatchJob":
     from encoders.bundle import load_encoder
+    from pipeline.cluster import joins_cluster
     from workflows.build import index_spec, ingest_spec
     from workflows.watch import WatchJob
 
@@ -92,7 +93,7 @@ def _job(run: Run) -> "WatchJob":
         ingest=ingest_spec(run.settings, load_encoder(bundle, run.storage).tile_px),
         index_uri=run.recipe.index.uri,
         index=index_spec(run.settings),
-        on_cluster=run.recipe.cluster.address is not None,
+        on_cluster=joins_cluster(run.recipe.cluster.address),
     )
 
 
