@@ -24,6 +24,8 @@ CHROMIUM = shutil.which("chromium")
 WEBGL = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 TOKEN = "0123456789abcdef-token"
 
+expect.set_options(timeout=60_000)  # a busy machine is slow, not wrong
+
 pytestmark = [
     pytest.mark.usefixtures("ray_session"),
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
@@ -32,7 +34,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory, ray_session) -> IndexBackend:
-    return IndexBackend(make_world(tmp_path_factory.mktemp("map")))
+    made = IndexBackend(make_world(tmp_path_factory.mktemp("map")))
+    made.ready()  # the first page does not wait for search actors
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,7 @@ class _Watched:
         self.page.goto(url)
         expect(self.page.locator("#about")).to_contain_text("tiles")
         if drawn:
-            expect(self.page.locator(".crosshair")).to_be_attached(timeout=30_000)
+            expect(self.page.locator(".crosshair")).to_be_attached()
         return self
 
     @property
