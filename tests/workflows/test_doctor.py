@@ -42,7 +42,8 @@ def test_what_is_broken_is_named_with_what_to_do(capsys, monkeypatch, tmp_path):
     assert "note    index.uri" in lines
 
 
-def test_an_object_store_that_is_not_there_is_broken():
+def test_an_object_store_that_is_not_there_is_broken(monkeypatch):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     options = StorageOptions(
         endpoint_url="http://127.0.0.1:9", access_key_id="a", secret_access_key="b", region="x"
     )

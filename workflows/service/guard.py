@@ -71,7 +71,7 @@ class Gate:
         self._lock = threading.Lock()
         self._clients: OrderedDict[tuple[str, int], tuple[float, float]] = OrderedDict()
 
-    def __call__(
+    async def __call__(
         self,
         request: Request,
         given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)] = None,

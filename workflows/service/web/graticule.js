@@ -58,7 +58,7 @@ export function addGraticule(map, host) {
     for (const lon of seen.lons) {
       const { x } = map.project([lon, seen.south]);
       const folded = ((lon + 180) % 360 + 360) % 360 - 180;
-      if (x > 50 && x < width - 90) made.push([name(folded, "E", "W"), "lon", x]);
+      if (x > 110 && x < width - 90) made.push([name(folded, "E", "W"), "lon", x]);
     }
     for (const lat of seen.lats) {
       const { y } = map.project([seen.west, lat]);

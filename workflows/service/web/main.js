@@ -38,6 +38,7 @@ function show() {
   map?.showHits(hits, openHit(), mark);
   map?.showQuery(state.query);
   map?.showArea(state.area);
+  find("#legend").hidden = !hits.length;
   find("#refine").disabled = !(state.good.length || state.bad.length) || !canSearch(state);
   for (const name of ["#geojson", "#geoparquet"]) find(name).disabled = !hits.length;
 }
