@@ -44,7 +44,7 @@ def _grid(**values: Sequence[Any]) -> list[dict[str, Any]]:
 _TEMPERATURES = _grid(temperature=(0.07, 0.12, 0.2, 0.3))
 # The name up to a comma is the loss.
 TRIALS: Mapping[str, list[dict[str, Any]]] = {
-    "macl": [{}, {"discount": 0.3}, {"beta": 1.5}, {"alpha": -0.1}],
+    "macl": [{}, {"discount": 0.5}, {"beta": 2.0}, {"alpha": -0.2}],
     "mulsupcon": _TEMPERATURES,
     "mulsupcon, falling temperature": _grid(temperature=(0.2, 0.3), temperature_end=(0.06, 0.1)),
     "msc": _grid(alpha=(0.0, 2.0, 5.0, 10.0)),
@@ -92,12 +92,11 @@ SHARED_SEARCH: Mapping[str, dict[str, Any]] = {
 }
 _FALLING = {"temperature_start": 0.2, "temperature": 0.08}
 SEARCH: Mapping[str, dict[str, Any]] = {
-    "temperature 0.1": {"temperature": 0.1},
+    "temperature 0.07": {"temperature": 0.07},
+    "temperature 0.15": {"temperature": 0.15},
     "alpha 0": {"alpha": 0.0},
-    "alpha -0.3": {"alpha": -0.3},
     "gamma 0": {"gamma": 0.0},
     "temperature falling from 0.2 to 0.08": _FALLING,
-    "discount 0.3": {"discount": 0.3},
     "prototypes 1": {"prototypes": 1.0},
     "label pairs, beta 1.25, prototypes 2": {
         "reweighting": "pairs",
