@@ -263,8 +263,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table and keep it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--full", action="store_true", help="more images, epochs and turns")
-    full = parser.parse_args(arguments).full
-    size = Size(images=4096, epochs=5, turns=5) if full else Size()
+    parser.add_argument("--images", type=int, default=768)
+    parser.add_argument("--turns", type=int, default=3)
+    chosen = parser.parse_args(arguments)
+    size = Size(images=chosen.images, turns=chosen.turns)
+    if chosen.full:
+        size = Size(images=4096, epochs=5, turns=5)
     with tempfile.TemporaryDirectory(prefix="skysift-bench-") as folder:
         publish("training", measure(size, Path(folder)))
     return 0
