@@ -26,7 +26,7 @@ from storage.scenes import BandMapping, CatalogSpec, MaskMapping, SceneQuery
 
 BANDS = ("red", "green", "blue", "nir")
 DAYS = 16
-BLOCK_BYTES = 8 * 1024 * 1024
+BLOCK_BYTES = 32 * 1024 * 1024
 CRS, LEFT, TOP = "EPSG:32633", 500_000.0, 5_000_000.0
 
 

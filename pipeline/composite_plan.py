@@ -20,6 +20,7 @@ from storage.scenes import Scene
 from storage.stac_items import FINGERPRINT, written_items
 
 _BLOCK_STEP_PX = 64
+_TILE_PX = 256
 _LARGEST_BLOCK_PX = 1024
 _READERS = 16
 
@@ -223,13 +224,18 @@ def _composite(
 def block_side(layers: int, block_bytes: int) -> int:
     """Return the side of the largest square block of so many float32 layers within a size.
 
+    A multiple of 256 pixels, the usual tile of a GeoTIFF, where there is room for that.
+
     Examples
     --------
     >>> block_side(16 * 4, 128 * 1024 * 1024), block_side(4, 128 * 1024 * 1024)
-    (704, 1024)
+    (512, 1024)
+    >>> block_side(365 * 10, 128 * 1024 * 1024)
+    64
     """
-    side = int((block_bytes / (4 * layers)) ** 0.5) // _BLOCK_STEP_PX * _BLOCK_STEP_PX
-    return min(max(side, _BLOCK_STEP_PX), _LARGEST_BLOCK_PX)
+    side = int((block_bytes / (4 * layers)) ** 0.5)
+    step = _TILE_PX if side >= _TILE_PX else _BLOCK_STEP_PX
+    return min(max(side // step * step, _BLOCK_STEP_PX), _LARGEST_BLOCK_PX)
 
 
 def _digest(value: Any) -> str:

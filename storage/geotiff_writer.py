@@ -15,6 +15,8 @@ from rasterio.windows import Window as FileWindow
 
 from storage.object_store import StorageOptions, sha256_of_file, upload
 
+_CACHE_BYTES = 32 * 1024 * 1024
+
 
 class GeotiffWriter:
     """A GeoTIFF that is written block by block; a context manager.
@@ -117,16 +119,17 @@ class GeotiffWriter:
         finished = self._folder / "plain.tif"
         if self._cog:
             finished = self._folder / "cog.tif"
-            copy_raster(
-                self._folder / "plain.tif",
-                finished,
-                driver="COG",
-                blocksize=self._block_px,
-                overviews="AUTO",
-                resampling="NEAREST" if self._is_classes else "AVERAGE",
-                compress="deflate",
-                bigtiff="IF_SAFER",
-            )
+            with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES):
+                copy_raster(
+                    self._folder / "plain.tif",
+                    finished,
+                    driver="COG",
+                    blocksize=self._block_px,
+                    overviews="AUTO",
+                    resampling="NEAREST" if self._is_classes else "AVERAGE",
+                    compress="deflate",
+                    bigtiff="IF_SAFER",
+                )
         self.sha256 = sha256_of_file(finished)
         upload(finished, self._uri, self._options)
 
