@@ -1,0 +1,324 @@
+"""Search through the actors against FAISS in one process and LanceDB, at equal recall.
+
+The limit is one FAISS index of the same kind in this process with the same threads: what the actors
+add is a message, exact scores, ties in order, filters and columns. ``--full`` measures a million
+rows.
+"""
+
+import argparse
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.measure import Row, in_turns, publish, seconds
+from benchmarks.vectors import clustered, make_archive
+from pipeline.cluster import ray_session
+from pipeline.index_plan import IndexSpec
+from pipeline.indexing import build_index
+from pipeline.search import Filter, Searcher
+from storage.archive import Archive
+from storage.index_files import IndexFiles
+from storage.manifest import read_manifest
+from storage.quantizers import set_threads
+
+K, RECALL, DIMENSION = 10, 0.95, 128
+_JUDGED, _BATCHES, _TURNS = 256, (2048, 256), 7
+_PROBES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+Queries = np.ndarray[Any, Any]
+Found = list[list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Rows of an archive, queries of the same clusters, and the true neighbours."""
+
+    archive: str
+    folder: Path
+    threads: int
+    columns: dict[str, Any]
+    queries: Queries
+    selective: Filter
+
+    def truth(self, where: Filter) -> Found:
+        """Return the rows of the K nearest of the first queries, by brute force."""
+        kept = np.flatnonzero(self.keep(where))
+        vectors = self.columns["embedding"][kept].astype(np.float32)
+        best = np.zeros((_JUDGED, 0), np.int64)
+        scores = np.zeros((_JUDGED, 0), np.float32)
+        for start in range(0, len(kept), 65_536):
+            part = kept[start : start + 65_536]
+            fresh = self.queries[:_JUDGED] @ vectors[start : start + 65_536].T
+            scores = np.concatenate([scores, fresh], axis=1)
+            best = np.concatenate([best, np.broadcast_to(part, fresh.shape)], axis=1)
+            top = np.argpartition(-scores, min(K, scores.shape[1] - 1), axis=1)[:, :K]
+            scores = np.take_along_axis(scores, top, axis=1)
+            best = np.take_along_axis(best, top, axis=1)
+        rows: Found = self.columns["row"][best].tolist()
+        return rows
+
+    def keep(self, where: Filter) -> np.ndarray[Any, Any]:
+        """Return the mask of the rows that a box and a time range let through."""
+        west, south, east, north = self.columns["bbox"].T
+        mask = np.ones(len(west), bool)
+        if where.bbox:
+            left, bottom, right, top = where.bbox
+            mask &= (west <= right) & (east >= left) & (south <= top) & (north >= bottom)
+        start, end = where.interval
+        if start is not None and end is not None:
+            mask &= (self.columns["datetime"] >= start) & (self.columns["datetime"] <= end)
+        return mask
+
+
+def recall(found: Sequence[Sequence[int]], truth: Found) -> float:
+    """Return recall@K of the first queries."""
+    pairs = zip(found, truth, strict=False)
+    return statistics.fmean(len(set(a) & set(b)) / len(b) for a, b in pairs)
+
+
+def make_world(folder: Path, rows: int, threads: int) -> World:
+    """Make an archive, and a filter of about 1 % of its rows by place and time."""
+    uri = make_archive(folder, rows)
+    archive = Archive.open(uri)
+    names = ["row", "embedding", "bbox", "datetime"]
+    parts = [archive.read_segment(segment.ordinal, names) for segment in archive.segments]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    columns["datetime"] = columns["datetime"].astype("datetime64[ms]")
+    queries = np.concatenate(list(clustered(max(_BATCHES), DIMENSION, seed=99)))
+    since, until = np.quantile(columns["datetime"].astype(np.int64), (0.3, 0.7)).astype("M8[ms]")
+    world = World(
+        archive=uri,
+        folder=folder,
+        threads=threads,
+        columns=columns,
+        queries=queries,
+        selective=Filter(since=str(since) + "Z", until=str(until) + "Z"),
+    )
+    middle = columns["bbox"][np.argsort(columns["bbox"][:, 0])[len(queries) // 2 :: 997][0]]
+    for reach in 1.3 ** np.arange(-20, 22):  # degrees around a place, until 1 % is let through
+        west, south = max(middle[0] - reach, -179), max(middle[1] - reach, -89)
+        box = (west, south, min(middle[2] + reach, 179), min(middle[3] + reach, 89))
+        where = replace(world.selective, bbox=tuple(map(float, box)))
+        if world.keep(where).mean() >= 0.01:
+            break
+    return replace(world, selective=where)
+
+
+class InProcess:
+    """One FAISS index with all rows in this process; ``batch`` is what it is measured by."""
+
+    def __init__(self, index_uri: str, truth: Found, world: World) -> None:
+        manifest = read_manifest(index_uri)
+        (entry,) = manifest.shards
+        shard = IndexFiles(index_uri).load(entry)
+        self._index, self._world = shard.index, world
+        set_threads(world.threads)
+        rows = shard.sidecar.row
+        for self.nprobe in _PROBES:
+            self._index.nprobe = self.nprobe
+            found = self._index.search(world.queries[:_JUDGED], K)[1]
+            self.recall = recall(rows[found].tolist(), truth)
+            if self.recall >= RECALL:
+                break
+
+    def batch(self, queries: Queries) -> None:
+        """Search."""
+        self._index.search(queries, K)
+
+
+class Lance:
+    """LanceDB's IVF-PQ with as many partitions as we have lists, tuned to the same recall."""
+
+    def __init__(self, world: World, lists: int) -> None:
+        west, south, east, north = world.columns["bbox"].T
+        vectors = world.columns["embedding"].astype(np.float32)
+        table = pa.table(
+            {
+                "row": world.columns["row"],
+                "vector": pa.FixedSizeListArray.from_arrays(vectors.ravel(), DIMENSION),
+                "west": west, "south": south, "east": east, "north": north,
+                "datetime": world.columns["datetime"],
+            }
+        )  # fmt: skip
+        self._table = lancedb.connect(world.folder / "lance").create_table("rows", table)
+        self._table.create_index(
+            metric="cosine", num_partitions=lists, num_sub_vectors=16, vector_column_name="vector"
+        )
+        for column in ("west", "south", "datetime"):
+            self._table.create_scalar_index(column)
+
+    def tune(self, world: World, truth: Found, where: str | None) -> float:
+        """Choose the least probes and refinement that reach the recall; return that recall."""
+        for self.nprobes in _PROBES:
+            for self.refine in (4, 10, 20):
+                found = self.search(world.queries[:_JUDGED], where)
+                reached = recall(found, truth)
+                if reached >= RECALL:
+                    return reached
+        return reached
+
+    def search(self, queries: Queries, where: str | None) -> Found:
+        """Return the rows of the hits of each query, in one call for all of them."""
+        asked = self._table.search(list(queries) if len(queries) > 1 else queries[0])
+        asked = asked.nprobes(self.nprobes).refine_factor(self.refine).limit(K)
+        if where:
+            asked = asked.where(where, prefilter=True)
+        table = asked.select(["row"]).to_arrow()
+        owner = table["query_index"].to_numpy() if len(queries) > 1 else np.zeros(len(table), int)
+        row = table["row"].to_numpy()
+        return [row[owner == number].tolist() for number in range(len(queries))]
+
+
+def _sql(where: Filter) -> str:
+    assert where.bbox is not None
+    left, bottom, right, top = where.bbox
+    start, end = where.interval
+    return (
+        f"west <= {right} AND east >= {left} AND south <= {top} AND north >= {bottom} AND "
+        f"datetime >= timestamp '{start}' AND datetime <= timestamp '{end}'"
+    )
+
+
+def _blocks(queries: Queries, size: int) -> Callable[[], Queries]:
+    turn = iter(range(10**9))
+    return lambda: queries[(next(turn) * size) % (len(queries) - size + 1) :][:size]
+
+
+def _against_faiss(world: World, faiss: InProcess, searcher: Searcher, name: str) -> list[Row]:
+    rows = []
+    goals = {2048: 0.95, 256: 0.85}
+    for size in _BATCHES:
+        block, ask = _blocks(world.queries, size), partial(searcher.search, nprobe=faiss.nprobe)
+        ours, peer, ratio = in_turns(
+            lambda b=block, a=ask: a(b(), K), lambda b=block: faiss.batch(b()), _TURNS
+        )
+        rows.append(
+            Row(
+                what=f"batch of {size}, {name}",
+                ours=size / ours,
+                unit="queries/s",
+                peer=size / peer,
+                against="FAISS in process",
+                ratio=1 / ratio,
+                goal=goals[size],
+            )
+        )
+    ours, peer = _single(world, faiss, searcher)
+    rows.append(
+        Row(
+            what=f"one query, {name}",
+            ours=1000 * ours,
+            unit="ms",
+            peer=1000 * peer,
+            against="FAISS in process",
+            ratio=1000 * (ours - peer),
+            goal=2.0,
+            direction="at most",
+            note="the ratio is the milliseconds added at p50",
+        )
+    )
+    return rows
+
+
+def _single(world: World, faiss: InProcess, searcher: Searcher) -> tuple[float, float]:
+    """Return the median seconds of single queries of ours and of FAISS, in turns."""
+    ours, peer = [], []
+    for number in range(300):
+        query = world.queries[number % _JUDGED][None]
+        ours.append(seconds(lambda q=query: searcher.search(q, K, nprobe=faiss.nprobe)))
+        peer.append(seconds(lambda q=query: faiss.batch(q)))
+    return statistics.median(ours[50:]), statistics.median(peer[50:])
+
+
+def _against_lance(world: World, searcher: Searcher, faiss: InProcess, lists: int) -> list[Row]:
+    lance, rows = Lance(world, lists), []
+    for name, where in (("all rows", Filter()), ("1 % by box and time", world.selective)):
+        truth = world.truth(where)
+        share = world.keep(where).mean()
+        sql = _sql(where) if where else None
+        reached = lance.tune(world, truth, sql)
+        ask = partial(searcher.search, k=K, where=where, nprobe=faiss.nprobe)
+        own = recall(ask(world.queries[:_JUDGED]).rows.tolist(), truth)
+        block = _blocks(world.queries, 256)
+        ours, peer, ratio = in_turns(
+            lambda b=block, a=ask: a(b()), lambda b=block, w=sql: lance.search(b(), w), _TURNS
+        )
+        rows.append(
+            Row(
+                what=f"batch of 256, {name} ({share:.1%} of the rows)",
+                ours=256 / ours,
+                unit="queries/s",
+                peer=256 / peer,
+                against="LanceDB IVF-PQ",
+                ratio=1 / ratio,
+                goal=3.0,
+                note=f"recall@10 {own:.3f}, LanceDB {reached:.3f} "
+                f"({lance.nprobes} probes, refined {lance.refine}-fold)",
+            )
+        )
+    return rows
+
+
+def _deep(world: World, searcher: Searcher) -> Row:
+    took = [
+        seconds(lambda q=query: searcher.search(q, 10_000).to_arrow())
+        for query in world.queries[:7]
+    ]
+    middle = statistics.median(took)
+    return Row(
+        what="k = 10,000 with metadata as a table",
+        ours=middle, unit="s", ratio=middle, goal=1.0, direction="at most",
+    )  # fmt: skip
+
+
+def measure(folder: Path, count: int, threads: int) -> list[Row]:
+    """Return every figure for so many rows."""
+    world = make_world(folder, count, threads)
+    lists = int(4 * count**0.5) // 64 * 64
+    spec = IndexSpec(kind="ivf_flat", shards=1, nlist=lists, sample_rows=min(count, 48 * lists))
+    indexes = {}
+    for shards in (1, 2, 8):
+        indexes[shards] = str(folder / f"index-{shards}")
+        build_index(world.archive, indexes[shards], replace(spec, shards=shards))
+    faiss = InProcess(indexes[1], world.truth(Filter()), world)
+    rows = []
+    for shards, replicas in ((1, 1), (2, 1), (8, 1), (8, 2)):
+        searcher = Searcher.connect(indexes[shards], replicas=replicas)
+        name = f"{shards} shards" + (f", {replicas} replicas" if replicas > 1 else "")
+        found = _against_faiss(world, faiss, searcher, name)
+        if replicas > 1:  # two actors share one node's cores: told, not promised
+            found = [replace(row, goal=None) for row in found]
+        rows += found
+        if shards == 8 and replicas == 1:
+            rows.append(_deep(world, searcher))
+            rows += _against_lance(world, searcher, faiss, lists)
+        searcher.stop()
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and publish."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--full", action="store_true", help="a million rows instead of 100,000")
+    parser.add_argument("--rows", type=int, help="so many rows")
+    parser.add_argument("--threads", type=int, default=2)
+    chosen = parser.parse_args(arguments)
+    count = chosen.rows or (1_000_000 if chosen.full else 100_000)
+    folder = Path(tempfile.mkdtemp(prefix="bench-search-"))
+    try:
+        with ray_session(cpus=chosen.threads):
+            publish("search", measure(folder, count, chosen.threads))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
