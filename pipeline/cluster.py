@@ -42,6 +42,8 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         return
     # Ray Train v2 and Ray Data print through the driver; the command line shows its own progress.
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # Nothing is reported to anybody; it would also start one more process.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)

@@ -17,12 +17,17 @@ import numpy as np
 import ray
 import ray.data
 
-from encoders.bundle import Encoder, load_encoder
+from encoders.bundle_spec import BundleFiles, read_bundle
 from pipeline.cluster import ray_session
 from pipeline.ingest_commit import Committer
 from pipeline.ingest_plan import IngestPlan, IngestReport, IngestSpec
-from pipeline.ingest_stages import Batch, EmbedTiles, ReadScenes, SceneCollector
-from pipeline.landcover import TileLabels
+from pipeline.ingest_stages import (
+    Batch,
+    EmbedScenes,
+    EmbedTiles,
+    ReadScenes,
+    SceneCollector,
+)
 from pipeline.tiling import GridSpec
 from storage.archive import Archive
 from storage.archive_spec import ArchiveSpec
@@ -36,13 +41,16 @@ from storage.errors import (
 )
 from storage.events import Event, EventSink, unheard
 from storage.ledger import LedgerEntry
-from storage.object_store import StorageOptions
+from storage.object_store import StorageOptions, is_local
 from storage.progress import Progress, ProgressSink, quiet
 from storage.scenes import Scene
 
-BLOCK_BYTES = 16 * 1024 * 1024
+PIXEL_BLOCK_BYTES = 16 * 1024 * 1024
+VECTOR_BLOCK_BYTES = 64 * 1024
 READER_CPUS = 0.25
-ENCODER_CPUS = 0.75
+GPU_FEEDER_CPUS = 0.75
+LOCAL_SCENES_AT_ONCE = 2
+REMOTE_SCENES_AT_ONCE = 8
 
 
 def plan_ingest(spec: IngestSpec, options: StorageOptions | None = None) -> IngestPlan:
@@ -59,12 +67,12 @@ def plan_ingest(spec: IngestSpec, options: StorageOptions | None = None) -> Inge
     ConfigError
         The rules and the labels do not go together.
     """
-    encoder = load_encoder(spec.encoder_uri, options)
+    bundle = read_bundle(spec.encoder_uri, options)
     grid = spec.grid or GridSpec(
-        tile_px=encoder.tile_px, resolution=encoder.spec.resolution_m or "native"
+        tile_px=bundle.spec.tile_px, resolution=bundle.spec.resolution_m or "native"
     )
-    listing = read_scenes(spec.catalog, encoder.bands, options)
-    archive = _archive_spec(spec, encoder, grid, options)
+    listing = read_scenes(spec.catalog, bundle.spec.bands, options)
+    archive = _archive_spec(spec, bundle, grid, options)
     entries: Mapping[str, LedgerEntry] = {}
     if Archive.exists(spec.archive_uri, options):
         existing = Archive.open(spec.archive_uri, options=options)
@@ -181,32 +189,59 @@ def _run_stages(
 
 
 def _embedded_batches(plan: IngestPlan, options: StorageOptions | None) -> Iterable[Batch]:
-    """Run the two stages on Ray Data; yield batches without pixels."""
+    """Run the stages on Ray Data; yield batches without pixels."""
     resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    encoders = gpus or max(int(resources.get("CPU", 1)), 1)
-    with _streaming_context():
+    gpus, cpus = int(resources.get("GPU", 0)), max(int(resources.get("CPU", 1)), 1)
+    with _streaming_context(PIXEL_BLOCK_BYTES if gpus else VECTOR_BLOCK_BYTES):
         indexes = [{"scene": index} for index in range(len(plan.todo))]
-        dataset: Any = ray.data.from_items(indexes, override_num_blocks=len(indexes))
-        dataset = dataset.map_batches(
-            ReadScenes(plan, options), batch_size=1, num_cpus=READER_CPUS
-        ).map_batches(
-            EmbedTiles,
-            fn_constructor_args=(plan.spec.encoder_uri, options, "cuda" if gpus else "cpu"),
-            batch_size=None,
-            num_cpus=ENCODER_CPUS,
-            num_gpus=1 if gpus else None,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(encoders, len(indexes))),
-        )
-        yield from dataset.iter_batches(batch_size=None, prefetch_batches=1)
+        scenes: Any = ray.data.from_items(indexes, override_num_blocks=len(indexes))
+        if gpus:
+            rows = _on_gpus(scenes, plan, options, min(gpus, len(indexes)))
+        else:
+            rows = _on_cpus(scenes, plan, options, min(cpus, len(indexes)))
+        yield from rows.iter_batches(batch_size=None, prefetch_batches=1)
+
+
+def _on_cpus(scenes: Any, plan: IngestPlan, options: StorageOptions | None, actors: int) -> Any:
+    """Read and embed on every CPU: pixels stay in the process that reads them."""
+    local = all(is_local(band.href) for band in plan.todo[0].bands)
+    at_once = LOCAL_SCENES_AT_ONCE if local else REMOTE_SCENES_AT_ONCE
+    return scenes.map_batches(
+        EmbedScenes,
+        fn_constructor_args=(plan, options),
+        batch_size=1,
+        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1,
+            max_size=actors,
+            initial_size=actors,
+            max_concurrent_calls_per_actor=at_once,
+            max_tasks_in_flight_per_actor=at_once,
+            enable_true_multi_threading=True,
+        ),
+    )
+
+
+def _on_gpus(scenes: Any, plan: IngestPlan, options: StorageOptions | None, actors: int) -> Any:
+    """Read on CPUs, wherever they are, for the nodes that have GPUs."""
+    return scenes.map_batches(
+        ReadScenes(plan, options), batch_size=1, num_cpus=READER_CPUS
+    ).map_batches(
+        EmbedTiles,
+        fn_constructor_args=(plan.spec.encoder_uri, options, "cuda"),
+        batch_size=None,
+        num_cpus=GPU_FEEDER_CPUS,
+        num_gpus=1,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
+    )
 
 
 @contextmanager
-def _streaming_context() -> Iterator[None]:
-    """Small blocks, so that the first tiles reach the encoder early and memory stays bounded."""
+def _streaming_context(block_bytes: int) -> Iterator[None]:
+    """Small blocks, so that the first tiles come early and memory stays bounded."""
     context = ray.data.DataContext.get_current()
     before = context.target_max_block_size
-    context.target_max_block_size = BLOCK_BYTES
+    context.target_max_block_size = block_bytes
     try:
         yield
     finally:
@@ -214,7 +249,7 @@ def _streaming_context() -> Iterator[None]:
 
 
 def _archive_spec(
-    spec: IngestSpec, encoder: Encoder, grid: GridSpec, options: StorageOptions | None
+    spec: IngestSpec, bundle: BundleFiles, grid: GridSpec, options: StorageOptions | None
 ) -> ArchiveSpec:
     classes: tuple[str, ...] = ()
     if spec.labels_uri and spec.rules.edge == "shift":
@@ -223,17 +258,19 @@ def _archive_spec(
             "give the tile rule edge 'pad' or 'drop', or no labels"
         )
     if spec.labels_uri:
+        from pipeline.landcover import TileLabels  # brings dask
+
         classes = tuple(TileLabels.from_parquet(spec.labels_uri, options).classes)
-    if grid.tile_px != encoder.tile_px:
+    if grid.tile_px != bundle.spec.tile_px:
         raise GridError(
             f"the grid's tiles are {grid.tile_px} px, but encoder {spec.encoder_uri} was trained "
-            f"on {encoder.tile_px} px; set grid.tile_px to {encoder.tile_px}"
+            f"on {bundle.spec.tile_px} px; set grid.tile_px to {bundle.spec.tile_px}"
         )
     return ArchiveSpec(
-        encoder_fingerprint=encoder.fingerprint,
+        encoder_fingerprint=bundle.fingerprint,
         encoder_uri=spec.encoder_uri,
-        dimension=encoder.dimension,
-        bands=tuple(encoder.bands),
+        dimension=bundle.spec.dimension,
+        bands=bundle.spec.bands,
         tile_px=grid.tile_px,
         grid=asdict(grid),
         rules=asdict(spec.rules),

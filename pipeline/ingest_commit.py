@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from pipeline.ingest_plan import IngestPlan, IngestReport
 from pipeline.ingest_stages import SceneRows
-from pipeline.landcover import TileLabels
 from storage.archive import Archive
 from storage.catalog import Rejected
 from storage.commits import (
@@ -176,6 +175,8 @@ class _LabelLookup:
     def __init__(self, plan: IngestPlan, options: StorageOptions | None) -> None:
         self._rows: dict[str, int] = {}
         if plan.spec.labels_uri:
+            from pipeline.landcover import TileLabels  # brings dask
+
             table = TileLabels.from_parquet(plan.spec.labels_uri, options)
             self._rows = {key: row for row, key in enumerate(table.tile_keys)}
             self._labels = np.vstack([table.labels, np.zeros_like(table.labels[:1])])

@@ -39,7 +39,7 @@ class IngestSpec:
     rules: TileRules = field(default_factory=TileRules)
     labels_uri: str | None = None
     retry_quarantined: bool = False
-    batch_tiles: int = 64
+    batch_tiles: int = 16
     segment_rows: int = 8192
     commit_interval_s: float = 120.0
 

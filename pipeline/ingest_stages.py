@@ -2,14 +2,14 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from encoders.bundle import load_encoder
 from pipeline.ingest_plan import IngestPlan
 from pipeline.tiling import TileBatch, TileCounts, grid_for_scene, read_tiles
 from storage.object_store import StorageOptions
@@ -17,6 +17,8 @@ from storage.object_store import StorageOptions
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, npt.NDArray[Any]]
+
+_ROWS_TO_SEND = 256
 
 
 class ReadScenes:
@@ -77,6 +79,8 @@ class EmbedTiles:
     """Turn a batch of tile pixels into vectors; everything else passes through."""
 
     def __init__(self, encoder_uri: str, options: StorageOptions | None, device: str) -> None:
+        from encoders.bundle import load_encoder  # brings torch, which readers and driver lack
+
         self._encoder = load_encoder(encoder_uri, options, device=device)
 
     def __call__(self, batch: Batch) -> Batch:
@@ -85,8 +89,33 @@ class EmbedTiles:
         vectors = np.zeros((len(pixels), self._encoder.dimension), np.float32)
         is_tile = batch["status"] == 0
         if is_tile.any():
-            vectors[is_tile] = self._encoder(np.ascontiguousarray(pixels[is_tile], np.float32))
+            vectors[is_tile] = self._encoder(pixels if is_tile.all() else pixels[is_tile])
         return {**batch, "embedding": vectors}
+
+
+class EmbedScenes:
+    """Read and embed in one process, so that pixels never leave it.
+
+    Several threads may call it: scenes are read side by side, which hides how long a file system
+    or an object store takes to answer, and one batch at a time is encoded.
+    """
+
+    def __init__(self, plan: IngestPlan, options: StorageOptions | None) -> None:
+        self._read = ReadScenes(plan, options)
+        self._embed = EmbedTiles(plan.spec.encoder_uri, options, "cpu")
+        self._turn = Lock()
+
+    def __call__(self, batch: Batch) -> Iterator[Batch]:
+        """Yield the rows of the scenes that a batch names, their vectors instead of pixels."""
+        waiting: list[Batch] = []
+        for rows in self._read(batch):
+            with self._turn:
+                waiting.append(self._embed(rows))
+            if sum(len(part["scene"]) for part in waiting) >= _ROWS_TO_SEND:
+                yield _joined(waiting)
+                waiting = []
+        if waiting:
+            yield _joined(waiting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +157,14 @@ class SceneCollector:
     def _take(self, index: int) -> SceneRows:
         _tiles, note = self._closing.pop(index)
         parts = self._parts.pop(index)
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        columns = _joined(parts)
         # Row-major order of tiles, whatever order the batches came in.
         order = np.lexsort((columns["tile"][:, 0], columns["tile"][:, 1]))
         return SceneRows(index=index, note=note, columns={n: v[order] for n, v in columns.items()})
+
+
+def _joined(parts: Sequence[Batch]) -> Batch:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _tile_rows(index: int, part: TileBatch) -> Batch:

@@ -5,7 +5,8 @@ that are worth an embedding, one strip of them at a time.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import get_args
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from pipeline.grids import Edge, Float64, GridSpec, Int32, TileGrid, grid_for_scene
 from storage.errors import ConfigError
 from storage.object_store import StorageOptions
-from storage.pixels import Block, Float32
+from storage.pixels import Block, Bool, Float32, Window
 from storage.rasters import SceneReader
 from storage.scenes import Scene
 
@@ -85,12 +86,13 @@ class TileCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TileBatch:
-    """At least one tile of one scene; its arrays belong to the receiver.
+    """At least one tile of one scene.
 
     Parameters
     ----------
     pixels
-        float32 (n, bands, tile_px, tile_px), NaN where invalid.
+        float32 (n, bands, tile_px, tile_px), NaN where invalid; may be a strided view. Overlapping
+        tiles share memory: copy before writing.
     tiles
         int32 (n, 2): column and row on the grid that names the tiles of the edge rule
         (:meth:`TileGrid.naming`).
@@ -113,6 +115,12 @@ class TileBatch:
     def __len__(self) -> int:
         return len(self.tiles)
 
+    def only(self, which: slice | Bool) -> "TileBatch":
+        """Return some of the tiles; without a copy where that is all of them or a slice."""
+        if not isinstance(which, slice) and which.all():
+            return self
+        return TileBatch(**{part.name: getattr(self, part.name)[which] for part in fields(self)})
+
 
 def read_tiles(
     scene: Scene,
@@ -131,7 +139,7 @@ def read_tiles(
     scene, grid, rules
         What to read, where, and what to keep.
     batch_size
-        Tiles to a batch; the last may have fewer.
+        Tiles to a batch at most; all but the last hold more than half as many.
     options
         How to reach the files.
     resampling
@@ -150,87 +158,92 @@ def read_tiles(
 
     Notes
     -----
-    Peak memory is one strip (a row of tiles across the scene, at most 256 MB of values) and one
-    batch. Within a strip no TIFF block is decoded twice.
+    Peak memory is two strips (rows of tiles across the scene, each at most 256 MB of values), one
+    batch and one row of the files' blocks. Tiles of a strip are views of it, not copies, unless
+    some are skipped or short strips are put together. No TIFF block is decoded twice, save where
+    a row of tiles is cut because of the bound.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; give at least 1")
     counts = counts if counts is not None else TileCounts()
+    waiting: list[TileBatch] = []
     with SceneReader(scene, grid.pixels, options, resampling) as reader:
         named = grid.naming(rules.edge)
-        batch = _Batch(batch_size, reader, named)
         every, pitch = grid.tiles_over(reader.extent, rules.edge), grid.stride_px // named.stride_px
         for tiles in _strips(every, pitch, grid, len(scene.bands)):
-            left, top = named.window(*tiles[0].tolist()), named.window(*tiles[-1].tolist())
-            block = reader.read(left.union(top))
+            left, right = named.window(*tiles[0].tolist()), named.window(*tiles[-1].tolist())
+            block = reader.read(left.union(right))
             valid, cloud = _fractions(block, len(tiles), grid)
             has_data = (valid > 0) & (valid >= rules.min_valid_fraction)
             keep = has_data & (cloud <= rules.max_cloud_fraction)
             counts.kept += int(keep.sum())
             counts.skipped_nodata += int((~has_data).sum())
             counts.skipped_cloud += int((has_data & ~keep).sum())
-            for position in np.flatnonzero(keep):
-                start = position * grid.stride_px
-                values = block.values[:, :, start : start + grid.tile_px]
-                batch.add(values, tiles[position], valid[position], cloud[position])
-                if batch.is_full:
-                    yield batch.take()
-        if not batch.is_empty:
-            yield batch.take()
+            if not keep.any():
+                continue
+            pixels = _tiles_of(block.values, grid)
+            strip = _described(pixels, tiles, named, reader.extent, valid, cloud)
+            for part in _parts(strip.only(keep), batch_size):
+                if sum(map(len, waiting)) + len(part) > batch_size:
+                    yield _joined(waiting)
+                    waiting = []
+                waiting.append(part)
+    if waiting:
+        yield _joined(waiting)
 
 
-class _Batch:
-    """Tiles on their way into a batch: one copy of each, from the strip to its place."""
+def _tiles_of(values: Float32, grid: TileGrid) -> Float32:
+    """Return the tiles (n, bands, h, w) of a strip (bands, h, w): a view."""
+    every = np.lib.stride_tricks.sliding_window_view(values, grid.tile_px, axis=2)
+    return every[:, :, :: grid.stride_px].transpose(2, 0, 1, 3)
 
-    def __init__(self, size: int, reader: SceneReader, grid: TileGrid) -> None:
-        self._size, self._grid, self._extent = size, grid, reader.extent
-        self._shape = (len(reader.scene.bands), grid.tile_px, grid.tile_px)
-        self._reset()
 
-    def _reset(self) -> None:
-        self._pixels = np.empty((self._size, *self._shape), np.float32)
-        self._rows: list[tuple[Int32, float, float]] = []
+def _described(
+    pixels: Float32, tiles: Int32, named: TileGrid, extent: Window, valid: Float64, cloud: Float64
+) -> TileBatch:
+    size = np.full(len(tiles), named.tile_px)
+    corner = tiles[:, ::-1] * named.stride_px - (extent.row, extent.column)
+    return TileBatch(
+        pixels=pixels,
+        tiles=tiles.astype(np.int32),
+        window=np.column_stack([corner, size, size]).astype(np.int32),
+        bbox=named.bbox_wgs84(tiles),
+        valid_fraction=valid.astype(np.float32),
+        cloud_fraction=cloud.astype(np.float32),
+    )
 
-    def add(self, values: Float32, tile: Int32, valid: float, cloud: float) -> None:
-        self._pixels[len(self._rows)] = values
-        self._rows.append((tile, valid, cloud))
 
-    @property
-    def is_full(self) -> bool:
-        return len(self._rows) == self._size
+def _parts(strip: TileBatch, batch_size: int) -> Iterator[TileBatch]:
+    """Cut a strip into parts of nearly equal length, none longer than a batch."""
+    count = -(-len(strip) // batch_size)
+    for start, stop in pairwise(len(strip) * part // count for part in range(count + 1)):
+        yield strip.only(slice(start, stop))
 
-    @property
-    def is_empty(self) -> bool:
-        return not self._rows
 
-    def take(self) -> TileBatch:
-        tiles, valid, cloud = (np.array(column) for column in zip(*self._rows, strict=True))
-        size = np.full(len(tiles), self._grid.tile_px)
-        corner = tiles[:, ::-1] * self._grid.stride_px - (self._extent.row, self._extent.column)
-        batch = TileBatch(
-            pixels=self._pixels[: len(tiles)],
-            tiles=tiles.astype(np.int32),
-            window=np.column_stack([corner, size, size]).astype(np.int32),
-            bbox=self._grid.bbox_wgs84(tiles),
-            valid_fraction=valid.astype(np.float32),
-            cloud_fraction=cloud.astype(np.float32),
-        )
-        self._reset()
-        return batch
+def _joined(parts: list[TileBatch]) -> TileBatch:
+    """Put parts together; one alone is passed on without a copy."""
+    if len(parts) == 1:
+        return parts[0]
+    return TileBatch(
+        **{
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in fields(TileBatch)
+        }
+    )
 
 
 def _strips(tiles: Int32, pitch: int, grid: TileGrid, bands: int) -> Iterator[Int32]:
     """Split tiles into rows of evenly spaced ones; what breaks the memory bound into pieces.
 
-    ``pitch`` is the distance of two tiles in the columns that count them.
+    ``pitch`` is the distance of two tiles in the columns that count them. Strips of the same
+    columns follow each other downwards, which is how the files are read best.
     """
     column_bytes = bands * grid.tile_px * grid.stride_px * np.dtype(np.float32).itemsize
     longest = max(1, _STRIP_BYTES // column_bytes)
-    for row in np.unique(tiles[:, 1]):
-        whole = tiles[tiles[:, 1] == row]
-        for strip in np.split(whole, np.flatnonzero(np.diff(whole[:, 0]) != pitch) + 1):
-            for start in range(0, len(strip), longest):
-                yield strip[start : start + longest]
+    columns = np.unique(tiles[:, 0])
+    for even in np.split(np.arange(len(columns)), np.flatnonzero(np.diff(columns) != pitch) + 1):
+        for start in range(0, len(even), longest):
+            yield from tiles.reshape(-1, len(columns), 2)[:, even[start : start + longest]]
 
 
 def _fractions(block: Block, count: int, grid: TileGrid) -> tuple[Float64, Float64]:

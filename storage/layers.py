@@ -21,6 +21,7 @@ from storage.scenes import BandSource
 
 _ALIGNED_PX = 0.05  # pixels that lie this close over a whole file are the same pixels
 _ROUNDING_PX = 1e-3
+_KEPT_ROWS_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,19 +40,71 @@ class Placement:
             )
 
 
+class RowReader:
+    """Rows of an open file (or VRT) in its own numbers, for windows that move down the file.
+
+    Whole rows of blocks are read and kept until a window is below them, so that no block is decoded
+    twice however the windows cut it: the decoder's own cache is too small for wide scenes. Rows of
+    blocks that would take more than 256 MB are left to that cache.
+    """
+
+    def __init__(self, dataset: Any, href: str, indexes: Sequence[int], masked: bool) -> None:
+        self._dataset, self._href, self._masked = dataset, href, masked
+        self._indexes = tuple(indexes)
+        rows = max(dataset.block_shapes[index - 1][0] for index in indexes)
+        pixel_bytes = sum(np.dtype(dataset.dtypes[index - 1]).itemsize for index in indexes)
+        fits = rows * dataset.width * pixel_bytes <= _KEPT_ROWS_BYTES
+        self._block_rows = rows if fits else 1
+        self._columns = slice(0, 0)
+        self._first = self._stop = 0
+        self._kept: list[Any] = []
+
+    def read(self, rows: slice, columns: slice) -> tuple[Any, Any]:
+        """Return numbers (bands, h, w) and, if the file has masks, those; not to be written to.
+
+        Raises
+        ------
+        SceneError
+            The file is damaged or can no longer be reached.
+        """
+        if columns != self._columns or not self._first <= rows.start <= self._stop:
+            self._columns, self._first, self._stop, self._kept = columns, rows.start, rows.start, []
+        if rows.stop > self._stop:
+            until = -(-rows.stop // self._block_rows) * self._block_rows
+            until = min(until, self._dataset.height)
+            fresh = self._decode(slice(self._stop, until))
+            old = [array[:, rows.start - self._first :] for array in self._kept]
+            if old and old[0].shape[1]:
+                fresh = [np.concatenate(pair, axis=1) for pair in zip(old, fresh, strict=True)]
+            self._first, self._stop, self._kept = rows.start, until, fresh
+        part = slice(rows.start - self._first, rows.stop - self._first)
+        raw, *masks = (array[:, part] for array in self._kept)
+        return raw, masks[0] if masks else None
+
+    def _decode(self, rows: slice) -> list[Any]:
+        source = FileWindow.from_slices(rows, self._columns)
+        try:
+            raw = self._dataset.read(self._indexes, window=source)
+            if not self._masked:
+                return [raw]
+            return [raw, self._dataset.read_masks(self._indexes, window=source)]
+        except RasterioError as error:
+            raise SceneError(
+                f"{self._href} cannot be read at rows {rows.start} to {rows.stop}: "
+                f"{cause(error)}; it may be truncated or damaged, copy it again"
+            ) from error
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
     """Bands of one open file (or VRT) whose pixels are the grid's pixels within ``window``."""
 
-    dataset: Any
-    href: str
+    reader: RowReader
     window: Window
-    indexes: tuple[int, ...]
     positions: tuple[int, ...]
     scales: tuple[float, ...]
     offsets: tuple[float, ...]
     nodata: Any
-    masked: bool = False
     flipped: bool = False
 
     def read_into(self, values: Float32, window: Window) -> bool:
@@ -86,15 +139,7 @@ class Layer:
         rows, columns = shared.slices_in(self.window)
         if self.flipped:
             rows = slice(self.window.height - rows.stop, self.window.height - rows.start)
-        source = FileWindow.from_slices(rows, columns)
-        try:
-            raw = self.dataset.read(self.indexes, window=source)
-            masks = self.dataset.read_masks(self.indexes, window=source) if self.masked else None
-        except RasterioError as error:
-            raise SceneError(
-                f"{self.href} cannot be read at rows {rows.start} to {rows.stop}: "
-                f"{cause(error)}; it may be truncated or damaged, copy it again"
-            ) from error
+        raw, masks = self.reader.read(rows, columns)
         if not self.flipped:
             return raw, masks
         return raw[:, ::-1], None if masks is None else masks[:, ::-1]
@@ -148,12 +193,11 @@ def plain_layer(
     flipped: bool,
 ) -> Layer:
     """Take a file as it is: its pixels are those of ``window``, from the bottom if flipped."""
+    masked = bands[0].nodata is None and _has_mask(dataset)
     return Layer(
-        dataset=dataset,
-        href=bands[0].href,
+        reader=RowReader(dataset, bands[0].href, [band.index for band in bands], masked),
         window=window,
         nodata=_typed(_nodata(dataset, bands[0]), dataset.dtypes[0]),
-        masked=bands[0].nodata is None and _has_mask(dataset),
         flipped=flipped,
         positions=tuple(positions),
         **_numbers(dataset, bands),
@@ -190,8 +234,7 @@ def _warped_layer(
         )
     )
     return Layer(
-        dataset=vrt,
-        href=bands[0].href,
+        reader=RowReader(vrt, bands[0].href, [band.index for band in bands], masked=False),
         window=window,
         nodata=None,
         positions=tuple(positions),
@@ -200,9 +243,8 @@ def _warped_layer(
 
 
 def _numbers(dataset: Any, bands: Sequence[BandSource]) -> dict[str, Any]:
-    """Return indexes, scales and offsets of bands; the file's own where the catalog is silent."""
+    """Return scales and offsets of bands; the file's own where the catalog is silent."""
     return {
-        "indexes": tuple(band.index for band in bands),
         "scales": tuple(
             dataset.scales[band.index - 1] if band.scale is None else band.scale for band in bands
         ),

@@ -17,14 +17,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import fsspec
-import icechunk
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from storage.errors import ConfigError, NotFoundError, SkysiftError
+
+if TYPE_CHECKING:
+    import icechunk
 
 SCHEMES = ("s3", "file")
 
@@ -233,8 +235,10 @@ def gdal_environment(options: StorageOptions | None = None) -> dict[str, str]:
     return environment | {name: value for name, value in secrets.items() if value}
 
 
-def icechunk_storage(uri: str, options: StorageOptions | None = None) -> icechunk.Storage:
+def icechunk_storage(uri: str, options: StorageOptions | None = None) -> "icechunk.Storage":
     """Build Icechunk's storage for a URI."""
+    import icechunk  # brings zarr; a worker that reads scenes needs neither
+
     scheme, path = split_uri(uri)
     if scheme == "file":
         return icechunk.local_filesystem_storage(str(Path(path).absolute()))

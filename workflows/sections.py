@@ -357,7 +357,7 @@ class IngestSection(Section):
 
     labels_uri: str | None = None
     retry_quarantined: Flag = False
-    batch_tiles: Count = 64
+    batch_tiles: Count = 16
     segment_rows: Count = 8192
     commit_interval_s: Positive = 120.0
 

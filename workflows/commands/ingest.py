@@ -1,5 +1,6 @@
 """`skysift ingest`: scenes into an archive."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ from workflows.failures import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
     from pipeline.ingest_cost import IngestCost
-    from pipeline.ingest_plan import IngestPlan
+    from pipeline.ingest_plan import IngestPlan, IngestReport
+    from storage.events import EventSink
 
 
 @click.command(
@@ -47,36 +49,22 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
     Scenes that the archive has are skipped, so the same command continues what was stopped and
     adds what is new. A scene that cannot be read is set aside with its reason (exit code 3).
     """
-    from encoders.bundle import load_encoder
-    from pipeline.cluster import joins_cluster
-    from pipeline.ingest import ingest as run_ingest
-    from pipeline.ingest import plan_ingest
-    from pipeline.ingest_cost import SAMPLE_SCENES, estimate_cost, require_room
     from storage.events import event_log
-    from workflows.build import ingest_spec
 
-    bundle = run.need_path("encoder.bundle", "--encoder")
-    spec = ingest_spec(run.settings, load_encoder(bundle, run.storage).tile_px)
-    plan = plan_ingest(spec, run.storage)
-    with run.progress() as progress:
-        sample = None if dry_run else SAMPLE_SCENES
-        cost = estimate_cost(
-            plan,
-            run.storage,
-            sample_scenes=sample,
-            cpus=run.recipe.cluster.cpus,
-            on_cluster=joins_cluster(run.recipe.cluster.address),
-            progress=progress,
-        )
+    for key, option in (("catalog.source", "--scenes"), ("encoder.bundle", "--encoder")):
+        run.need_path(key, option)
+    archive_uri = run.need("archive.uri", "--archive")
     if dry_run:
+        plan, cost = _planned(run, sample=False)
         run.show({**plan.summary(), **cost.summary()}, _plan_lines(plan, cost))
-    require_room(cost, spec.archive_uri)
-    if dry_run:
+        _require_room(plan, cost)
         return
-    with event_log(events) as log, run.ray(), run.progress() as progress:
-        report = run_ingest(plan, options=run.storage, progress=progress, events=log)
+    with event_log(events) as log, ThreadPoolExecutor(1) as pool:
+        planning = pool.submit(_planned, run, sample=True)
+        with run.ray():  # starts while the thread plans
+            report = _carried_out(run, *planning.result(), log)
     lines = {
-        "archive": spec.archive_uri,
+        "archive": archive_uri,
         "snapshot": report.snapshot,
         "scenes embedded": report.embedded,
         "scenes empty": report.empty,
@@ -86,9 +74,47 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
         "tiles": report.rows,
         "seconds": round(report.seconds, 1),
     }
-    run.show({"archive": spec.archive_uri, "report": report}, lines)
+    run.show({"archive": archive_uri, "report": report}, lines)
     if report.quarantined:
         ctx.exit(EXIT_QUARANTINED)
+
+
+def _planned(run: Run, *, sample: bool) -> "tuple[IngestPlan, IngestCost]":
+    from encoders.bundle_spec import read_bundle
+    from pipeline.cluster import joins_cluster
+    from pipeline.ingest import plan_ingest
+    from pipeline.ingest_cost import SAMPLE_SCENES, estimate_cost
+    from workflows.build import ingest_spec
+
+    bundle = read_bundle(run.need_path("encoder.bundle", "--encoder"), run.storage)
+    plan = plan_ingest(ingest_spec(run.settings, bundle.spec.tile_px), run.storage)
+    with run.progress() as progress:
+        cost = estimate_cost(
+            plan,
+            run.storage,
+            sample_scenes=SAMPLE_SCENES if sample else None,
+            cpus=run.recipe.cluster.cpus,
+            on_cluster=joins_cluster(run.recipe.cluster.address),
+            progress=progress,
+        )
+    return plan, cost
+
+
+def _carried_out(
+    run: Run, plan: "IngestPlan", cost: "IngestCost", log: "EventSink"
+) -> "IngestReport":
+    from pipeline.ingest import ingest
+
+    _require_room(plan, cost)
+    run.hush_ray()  # again: the plan imported more of it
+    with run.progress() as progress:
+        return ingest(plan, options=run.storage, progress=progress, events=log)
+
+
+def _require_room(plan: "IngestPlan", cost: "IngestCost") -> None:
+    from pipeline.ingest_cost import require_room
+
+    require_room(cost, plan.spec.archive_uri)
 
 
 def _plan_lines(plan: "IngestPlan", cost: "IngestCost") -> dict[str, Any]:

@@ -83,14 +83,14 @@ def watch(
 
 
 def _job(run: Run) -> "WatchJob":
-    from encoders.bundle import load_encoder
+    from encoders.bundle_spec import read_bundle
     from pipeline.cluster import joins_cluster
     from workflows.build import index_spec, ingest_spec
     from workflows.watch import WatchJob
 
     bundle = run.need_path("encoder.bundle", "--encoder")
     return WatchJob(
-        ingest=ingest_spec(run.settings, load_encoder(bundle, run.storage).tile_px),
+        ingest=ingest_spec(run.settings, read_bundle(bundle, run.storage).spec.tile_px),
         index_uri=run.recipe.index.uri,
         index=index_spec(run.settings),
         on_cluster=joins_cluster(run.recipe.cluster.address),
