@@ -1,0 +1,29 @@
+"""`skysift` as it is, that also notes when the first tile is embedded; see :mod:`benchmarks.ingest`.
+
+    python -m benchmarks.ingest_first FILE ingest ...
+"""
+
+import re
+import sys
+import time
+from pathlib import Path
+
+from storage.progress import Progress
+from workflows import console
+from workflows.cli import main
+
+
+class _Noting(console.ProgressView):
+    """The view of every command, writing the time of the first tile to a file."""
+
+    def __call__(self, report: Progress) -> None:
+        tiles = re.match(r"\d+", report.note)
+        if report.stage == "ingest" and tiles and int(tiles[0]) and not _FILE.exists():
+            _FILE.write_text(str(time.time()))
+        super().__call__(report)
+
+
+if __name__ == "__main__":
+    _FILE = Path(sys.argv[1])
+    console.ProgressView = _Noting  # type: ignore[misc]
+    main(sys.argv[2:])

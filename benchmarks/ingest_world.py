@@ -1,0 +1,159 @@
+"""Scenes, encoders and peers for :mod:`benchmarks.ingest`; what a seed draws is always the same."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import rasterio
+
+from encoders.bundle import EncoderSpec, load_encoder, pretrained_bundle
+from pipeline.ingest_plan import IngestSpec
+from pipeline.tiling import GridSpec
+from storage.catalog import CatalogSpec
+from storage.geotiff import write_geotiff
+from storage.object_store import StorageOptions
+
+CRS, CORNER = "EPSG:32632", (320_000.0, 4_800_000.0)
+BANDS = ("b1", "b2", "b3", "b4")
+BLOCK_PX = 256
+
+
+def write_scenes(
+    folder: Path, count: int, width: int, height: int, bands: int = 4, size_m: float = 10.0
+) -> list[str]:
+    """Write scenes of uint16 reflectances, tiled and deflated: smooth ground with sensor noise."""
+    rng = np.random.default_rng(count)
+    ground = rng.normal(1500, 400, (bands, -(-height // 16), -(-width // 16)))
+    ground = np.kron(ground, np.ones((1, 16, 16)))[:, :height, :width]
+    names = []
+    for number in range(count):
+        noise = rng.normal(0, 50, ground.shape)
+        path = folder / f"scene{number:04d}_202405{number % 28 + 1:02d}.tif"
+        write_geotiff(
+            str(path),
+            (ground + noise).clip(1, 10_000).astype(np.uint16),
+            CRS,
+            (size_m, 0, CORNER[0], 0, -size_m, CORNER[1]),
+            nodata=0,
+            descriptions=[f"b{index + 1}" for index in range(bands)],
+            cog=False,
+            block_px=BLOCK_PX,
+        )
+        names.append(str(path))
+    return names
+
+
+def write_bundle(folder: Path, tile_px: int, width: int) -> str:
+    """Write a tiny-cnn of a width for four bands."""
+    spec = EncoderSpec(
+        backbone="tiny-cnn",
+        backbone_options={"width": width},
+        bands=BANDS,
+        band_mean=(1500.0,) * 4,
+        band_std=(400.0,) * 4,
+        tile_px=tile_px,
+        dimension=128,
+    )
+    pretrained_bundle(str(folder), spec)
+    return str(folder)
+
+
+def job(scenes: str, bundle: str, archive: Path, tile_px: int) -> IngestSpec:
+    """Return what to embed with what into where."""
+    return IngestSpec(
+        catalog=CatalogSpec(source=scenes),
+        encoder_uri=bundle,
+        archive_uri=str(archive),
+        grid=GridSpec(tile_px=tile_px),
+    )
+
+
+def plain_loop(names: Sequence[str], tile_px: int, batch_tiles: int = 16) -> int:
+    """Read tiles as one would by hand: strips of tiles with rasterio, batches as float32, NaN.
+
+    Returns
+    -------
+    int
+        Tiles read.
+    """
+    tiles = 0
+    with rasterio.Env(GDAL_NUM_THREADS=1, GDAL_CACHEMAX=128 * 1024 * 1024):
+        for name in names:
+            with rasterio.open(name) as source:
+                shape = (batch_tiles, source.count, tile_px, tile_px)
+                for row in range(0, source.height, tile_px):
+                    strip = source.read(window=((row, row + tile_px), (0, source.width)))
+                    for column in range(0, source.width, tile_px):
+                        if tiles % batch_tiles == 0:
+                            batch = np.empty(shape, np.float32)
+                        tile = strip[:, :, column : column + tile_px]
+                        batch[tiles % batch_tiles] = tile
+                        if not tile.all():
+                            batch[tiles % batch_tiles][tile == source.nodata] = np.nan
+                        tiles += 1
+    return tiles
+
+
+def encode_for(bundle: str, seconds: float) -> tuple[int, float]:
+    """Encode batches of noise that are in memory already; return tiles and seconds taken."""
+    encoder = load_encoder(bundle)
+    shape = (16, len(encoder.bands), encoder.tile_px, encoder.tile_px)
+    pixels = np.random.default_rng(0).normal(1500, 400, shape).astype(np.float32)
+    encoder(pixels)
+    tiles, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        encoder(pixels)
+        tiles += len(pixels)
+    return tiles, time.perf_counter() - started
+
+
+@dataclass(kw_only=True)
+class Memory:
+    """Largest resident sizes of this process and its descendants, in bytes."""
+
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+
+
+@contextmanager
+def watched_memory(interval_s: float = 0.1) -> Iterator[Memory]:
+    """Sample the memory of every process of a run; one figure for each kind of process."""
+    memory, stop = Memory(), threading.Event()
+
+    def kind(process: psutil.Process, me: int) -> str:
+        if process.pid == me:
+            return "driver"
+        return process.cmdline()[0].split(" ")[0].partition("(")[0] or process.name()
+
+    def sample() -> None:
+        root = psutil.Process()
+        while not stop.wait(interval_s):
+            for process in [root, *root.children(recursive=True)]:
+                try:
+                    name, used = kind(process, root.pid), process.memory_info()
+                except (psutil.Error, IndexError):
+                    continue
+                private = used.rss - used.shared
+                memory.peak_bytes[name] = max(memory.peak_bytes.get(name, 0), private)
+
+    watcher = threading.Thread(target=sample, daemon=True)
+    watcher.start()
+    try:
+        yield memory
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def options_for(endpoint: str) -> StorageOptions:
+    """Return how to reach an S3 server on loopback."""
+    return StorageOptions(
+        endpoint_url=endpoint,
+        region="eu-central-1",
+        access_key_id="testing",
+        secret_access_key="testing",
+    )
