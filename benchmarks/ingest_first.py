@@ -1,6 +1,6 @@
 """`skysift` as it is, that also notes when the first tile is embedded; see :mod:`benchmarks.ingest`.
 
-    python -m benchmarks.ingest_first FILE ingest ...
+python -m benchmarks.ingest_first FILE ingest ...
 """
 
 import re

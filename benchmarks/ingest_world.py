@@ -1,21 +1,20 @@
 """Scenes, encoders and peers for :mod:`benchmarks.ingest`; what a seed draws is always the same."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-import psutil
 import rasterio
 
 from encoders.bundle import EncoderSpec, load_encoder, pretrained_bundle
 from pipeline.ingest_plan import IngestSpec
 from pipeline.tiling import GridSpec
 from storage.catalog import CatalogSpec
-from storage.geotiff import write_geotiff
+from storage.rasters import write_geotiff
 from storage.object_store import StorageOptions
 
 CRS, CORNER = "EPSG:32632", (320_000.0, 4_800_000.0)
@@ -112,41 +111,48 @@ def encode_for(bundle: str, seconds: float) -> tuple[int, float]:
     return tiles, time.perf_counter() - started
 
 
-@dataclass(kw_only=True)
-class Memory:
-    """Largest resident sizes of this process and its descendants, in bytes."""
-
-    peak_bytes: dict[str, int] = field(default_factory=dict)
-
-
 @contextmanager
-def watched_memory(interval_s: float = 0.1) -> Iterator[Memory]:
-    """Sample the memory of every process of a run; one figure for each kind of process."""
-    memory, stop = Memory(), threading.Event()
+def watched_memory(interval_s: float = 0.2) -> Iterator[dict[str, int]]:
+    """Sample the private memory of this process and its descendants, in bytes (Linux).
 
-    def kind(process: psutil.Process, me: int) -> str:
-        if process.pid == me:
-            return "driver"
-        return process.cmdline()[0].split(" ")[0].partition("(")[0] or process.name()
+    Yields
+    ------
+    dict
+        By kind of process (its name, without Ray's number), the largest that one of them had.
+    """
+    peaks: dict[str, int] = {}
+    stop = threading.Event()
 
     def sample() -> None:
-        root = psutil.Process()
         while not stop.wait(interval_s):
-            for process in [root, *root.children(recursive=True)]:
-                try:
-                    name, used = kind(process, root.pid), process.memory_info()
-                except (psutil.Error, IndexError):
-                    continue
-                private = used.rss - used.shared
-                memory.peak_bytes[name] = max(memory.peak_bytes.get(name, 0), private)
+            for pid in _family(os.getpid()):
+                with suppress(OSError, IndexError, ValueError):
+                    command = Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]
+                    name = "driver" if pid == os.getpid() else Path(command).name.partition("(")[0]
+                    resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
+                    private = (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+                    peaks[name] = max(peaks.get(name, 0), private)
 
     watcher = threading.Thread(target=sample, daemon=True)
     watcher.start()
     try:
-        yield memory
+        yield peaks
     finally:
         stop.set()
         watcher.join()
+
+
+def _family(root: int) -> list[int]:
+    """Return a process and its descendants."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            text = entry.read_text()
+            parents[int(entry.parent.name)] = int(text[text.rindex(")") + 2 :].split()[1])
+    family = [root]
+    for pid in family:
+        family += [child for child, parent in parents.items() if parent == pid]
+    return family
 
 
 def options_for(endpoint: str) -> StorageOptions:

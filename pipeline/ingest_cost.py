@@ -51,10 +51,9 @@ class IngestCost:
     free_bytes
         Free on the archive's disk; None for an object store.
     memory_bytes
-        Of all processes of a run on this machine: Ray's own (0.7 GB), a reader and an encoder per
-        CPU (450 MB each, strips and batches of pixels), the rows that wait for a commit. Ray's
-        object store and a large encoder come on top. For 2 CPUs and 12 scenes of 2,048 pixels a
-        side it says 3.2 GB; 2.7 GB were measured.
+        Of all processes of a run on this machine: Ray's own (0.7 GB), a process per CPU (450 MB,
+        a cache of blocks, strips and batches of two scenes), the rows that wait for a commit.
+        Ray's object store and a large encoder come on top.
     machine_bytes
         Memory of this machine, or what its container may use of it; None when a cluster does the
         work.
@@ -238,15 +237,14 @@ def _archive_bytes(plan: IngestPlan, tiles: int, scenes: int) -> int:
 
 
 def _memory_bytes(plan: IngestPlan, found: Sequence[_SceneCost], cpus: int) -> int:
-    """Return the model that :class:`IngestCost` states: a reader and an encoder per CPU."""
+    """Return the model that :class:`IngestCost` states: one process a CPU, two scenes in each."""
     tile_bytes = len(plan.archive.bands) * plan.archive.tile_px**2 * 4
     strip_bytes = min(max(cost.tiles_across for cost in found) * tile_bytes, _STRIP_LIMIT_BYTES)
-    batch_bytes = plan.spec.batch_tiles * tile_bytes
-    reader = _PROCESS_BYTES + _GDAL_CACHE_BYTES + 2 * strip_bytes + 2 * batch_bytes
-    encoder = _PROCESS_BYTES + 2 * batch_bytes
+    scene = 3 * strip_bytes + 2 * plan.spec.batch_tiles * tile_bytes
+    worker = _PROCESS_BYTES + _GDAL_CACHE_BYTES + 2 * scene
     waiting = plan.spec.segment_rows + max(cost.tiles for cost in found)
     driver = _PROCESS_BYTES + 2 * waiting * (plan.archive.dimension * 4 + _row_bytes(plan))
-    return _RAY_BYTES + cpus * (reader + encoder) + driver
+    return _RAY_BYTES + cpus * worker + driver
 
 
 def _free_bytes(archive_uri: str) -> int | None:

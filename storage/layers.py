@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as FileWindow
 
+from storage.doubling import DoubledRows
 from storage.errors import ConfigError, SceneError
 from storage.geotiff import alpha_index, cause, perimeter, reproject
 from storage.pixels import Float32, PixelGrid, Window
@@ -21,6 +22,7 @@ from storage.scenes import BandSource
 
 _ALIGNED_PX = 0.05  # pixels that lie this close over a whole file are the same pixels
 _ROUNDING_PX = 1e-3
+_EXACT_PX = 1e-6  # what lies this close gives the numbers of a warp
 _KEPT_ROWS_BYTES = 256 * 1024 * 1024
 
 
@@ -99,7 +101,7 @@ class RowReader:
 class Layer:
     """Bands of one open file (or VRT) whose pixels are the grid's pixels within ``window``."""
 
-    reader: RowReader
+    reader: RowReader | DoubledRows
     window: Window
     positions: tuple[int, ...]
     scales: tuple[float, ...]
@@ -182,7 +184,9 @@ def layer_of(
                 column=round(column), row=round(row), width=dataset.width, height=dataset.height
             )
             return plain_layer(dataset, bands, positions, window, dataset.transform.e > 0)
-    return _warped_layer(files, dataset, bands, positions, place)
+    return _doubled_layer(dataset, bands, positions, place) or _warped_layer(
+        files, dataset, bands, positions, place
+    )
 
 
 def plain_layer(
@@ -199,6 +203,39 @@ def plain_layer(
         window=window,
         nodata=_typed(_nodata(dataset, bands[0]), dataset.dtypes[0]),
         flipped=flipped,
+        positions=tuple(positions),
+        **_numbers(dataset, bands),
+    )
+
+
+def _doubled_layer(
+    dataset: Any, bands: Sequence[BandSource], positions: Sequence[int], place: Placement
+) -> Layer | None:
+    """Take a file whose pixels cover four of the grid's each; None when it is not such a file."""
+    pixels = place.pixels
+    corner = corner_on(dataset, replace(pixels, resolution=2 * pixels.resolution))
+    masked = bands[0].nodata is None and _has_mask(dataset)
+    exact = np.dtype(dataset.dtypes[0]).kind in "iu" and np.dtype(dataset.dtypes[0]).itemsize <= 2
+    wide = min(dataset.width, dataset.height) > 1  # a warp does not interpolate a line of pixels
+    known = place.resampling in ("bilinear", "nearest")
+    if corner is None or masked or not (exact and wide and known):
+        return None
+    column, row = (2 * at + shift for at, shift in zip(corner, place.shift, strict=True))
+    off_px = max(abs(column - round(column)), abs(row - round(row)))
+    if off_px > _EXACT_PX or dataset.transform.e > 0:
+        return None
+    smooth = place.resampling == "bilinear"
+    nodata = _typed(_nodata(dataset, bands[0]), dataset.dtypes[0])
+    rows = RowReader(dataset, bands[0].href, [band.index for band in bands], masked=False)
+    return Layer(
+        reader=DoubledRows(rows, dataset.height, dataset.width, nodata, smooth),
+        window=Window(
+            column=round(column),
+            row=round(row),
+            width=2 * dataset.width,
+            height=2 * dataset.height,
+        ),
+        nodata=None if smooth else nodata,
         positions=tuple(positions),
         **_numbers(dataset, bands),
     )

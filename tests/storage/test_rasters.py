@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
+from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject
 
 from storage.errors import ConfigError, SceneError
@@ -585,3 +587,52 @@ def test_real_sentinel1_with_control_points_only_is_named(real_data: Path) -> No
     href = str(real_data / "scenes" / "s1_grd_20180716_vv_gcps.tif")
     with pytest.raises(SceneError, match=r"s1_grd_20180716_vv_gcps\.tif .* ground control points"):
         inspect(href)
+
+
+# --- twice the pixel size ---------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    holes=st.sampled_from([0.0, 0.03, 0.5]),
+    dtype=st.sampled_from(["uint8", "uint16", "int16"]),
+    resampling=st.sampled_from(["bilinear", "nearest"]),
+    corner=st.tuples(st.integers(-6, 3), st.integers(-6, 3)),
+    seed=st.integers(0, 99),
+)
+def test_pixels_of_twice_the_size_are_those_of_a_warp_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory,
+    height: int,
+    width: int,
+    holes: float,
+    dtype: str,
+    resampling: str,
+    corner: tuple[int, int],
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    array = rng.integers(1, np.iinfo(dtype).max, (2, height, width)).astype(dtype)
+    array[rng.random(array.shape) < holes] = 0
+    coarse = Affine(20, 0, ORIGIN[0], 0, -20, ORIGIN[1])
+    folder = tmp_path_factory.mktemp("double")
+    href = tiff(folder / "coarse.tif", array, transform=coarse, nodata=0)
+    fine = Affine(10, 0, ORIGIN[0], 0, -10, ORIGIN[1])
+    with (
+        rasterio.open(href) as source,
+        WarpedVRT(
+            source, transform=fine, width=2 * width, height=2 * height, dtype="float32",
+            nodata=math.nan, src_nodata=0, UNIFIED_SRC_NODATA="NO",
+            resampling=Resampling[resampling],
+        ) as vrt,
+    ):  # fmt: skip
+        truth = np.pad(vrt.read(), ((0, 0), (9, 40), (9, 40)), constant_values=np.nan)
+    with SceneReader(scene(*bands(href, (1, 2))), GRID, resampling=resampling) as reader:
+        assert reader.extent == replace(HOME, width=2 * width, height=2 * height)
+        for column, row in (corner, (corner[0] + 3, corner[1] + 7)):
+            window = Window(
+                column=HOME.column + column, row=HOME.row + row, width=width + 5, height=17
+            )
+            part = truth[:, 9 + row : 26 + row, 9 + column : 14 + column + width]
+            np.testing.assert_array_equal(reader.read(window).values, part)
