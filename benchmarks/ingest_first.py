@@ -1,4 +1,4 @@
-"""`skysift` as it is, that also notes when the first tile is embedded; see :mod:`benchmarks.ingest`.
+"""`skysift` as it is, also noting when the first tile is embedded; see :mod:`benchmarks.ingest`.
 
 python -m benchmarks.ingest_first FILE ingest ...
 """

@@ -19,9 +19,8 @@ TILE_PX = 128
 
 def read_all(scenes: list[Scene], grid: TileGrid) -> int:
     """Read every tile of scenes; return how many."""
-    return sum(
-        len(batch) for scene in scenes for batch in read_tiles(scene, grid, TileRules(), batch_size=16)
-    )
+    batches = (read_tiles(scene, grid, TileRules(), batch_size=16) for scene in scenes)
+    return sum(len(batch) for each in batches for batch in each)
 
 
 def scene_of(*hrefs: str) -> Scene:
@@ -40,7 +39,7 @@ def reading(folder: Path, full: bool) -> Iterator[Row]:
     scenes = [scene_of(name) for name in names]
     grid = TileGrid(crs=CRS, resolution=10.0, tile_px=TILE_PX)
     tiles = read_all(scenes, grid)
-    assert tiles == plain_loop(names, TILE_PX)
+    assert tiles == plain_loop(names, TILE_PX)[0]
     ours_s, peer_s, ratio = in_turns(
         lambda: read_all(scenes, grid), lambda: plain_loop(names, TILE_PX), 9 if full else 5
     )

@@ -14,8 +14,8 @@ from encoders.bundle import EncoderSpec, load_encoder, pretrained_bundle
 from pipeline.ingest_plan import IngestSpec
 from pipeline.tiling import GridSpec
 from storage.catalog import CatalogSpec
-from storage.rasters import write_geotiff
 from storage.object_store import StorageOptions
+from storage.rasters import write_geotiff
 
 CRS, CORNER = "EPSG:32632", (320_000.0, 4_800_000.0)
 BANDS = ("b1", "b2", "b3", "b4")
@@ -72,15 +72,20 @@ def job(scenes: str, bundle: str, archive: Path, tile_px: int) -> IngestSpec:
     )
 
 
-def plain_loop(names: Sequence[str], tile_px: int, batch_tiles: int = 16) -> int:
-    """Read tiles as one would by hand: strips of tiles with rasterio, batches as float32, NaN.
+def plain_loop(
+    names: Sequence[str], tile_px: int, bundle: str | None = None, batch_tiles: int = 16
+) -> tuple[int, float]:
+    """Read tiles as one would by hand: strips with rasterio, batches as float32, NaN for nodata.
+
+    Each batch is encoded when a bundle is given.
 
     Returns
     -------
-    int
-        Tiles read.
+    tuple
+        Tiles read and seconds taken.
     """
-    tiles = 0
+    encoder = load_encoder(bundle) if bundle else None
+    tiles, started = 0, time.perf_counter()
     with rasterio.Env(GDAL_NUM_THREADS=1, GDAL_CACHEMAX=128 * 1024 * 1024):
         for name in names:
             with rasterio.open(name) as source:
@@ -88,14 +93,17 @@ def plain_loop(names: Sequence[str], tile_px: int, batch_tiles: int = 16) -> int
                 for row in range(0, source.height, tile_px):
                     strip = source.read(window=((row, row + tile_px), (0, source.width)))
                     for column in range(0, source.width, tile_px):
-                        if tiles % batch_tiles == 0:
+                        place = tiles % batch_tiles
+                        if place == 0:
                             batch = np.empty(shape, np.float32)
                         tile = strip[:, :, column : column + tile_px]
-                        batch[tiles % batch_tiles] = tile
+                        batch[place] = tile
                         if not tile.all():
-                            batch[tiles % batch_tiles][tile == source.nodata] = np.nan
+                            batch[place][tile == source.nodata] = np.nan
                         tiles += 1
-    return tiles
+                        if encoder is not None and place == batch_tiles - 1:
+                            encoder(batch)
+    return tiles, time.perf_counter() - started
 
 
 def encode_for(bundle: str, seconds: float) -> tuple[int, float]:

@@ -13,6 +13,7 @@ in every later snapshot. This module reads; :mod:`storage.commits` writes, whole
 nothing; :mod:`storage.repository` opens. These are the only homes of zarr and icechunk.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -31,6 +32,7 @@ from storage.ledger import (
     Segment,
     first_page_to_read,
     fold_page,
+    page_name,
 )
 from storage.object_store import StorageOptions
 from storage.repository import (
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 Columns = dict[str, npt.NDArray[Any]]
 
 ROW_BITS = 32
+_PAGES_AT_MOST = 10**8
 STORED_COLUMNS = (
     "embedding",
     "scene_index",
@@ -339,11 +342,11 @@ def read_ledger(root: zarr.Group) -> Ledger:
     """Fold the ledger pages of an open archive."""
     pages = root["ledger"]
     assert isinstance(pages, zarr.Group)
-    names = sorted(pages.array_keys())
-    start = first_page_to_read(len(names))
-    ledger = Ledger(pages=start)
-    for name in names[start:]:
-        page = pages[name]
+    # Pages are numbered without a gap; listing them would read the metadata of each.
+    count = bisect_left(range(_PAGES_AT_MOST), True, key=lambda n: page_name(n) not in pages)
+    ledger = Ledger(pages=first_page_to_read(count))
+    for number in range(ledger.pages, count):
+        page = pages[page_name(number)]
         assert isinstance(page, zarr.Array)
         ledger = fold_page(ledger, np.asarray(page[:]).tobytes())
     return ledger

@@ -20,7 +20,7 @@ import zarr
 from storage.archive import STORED_COLUMNS, read_ledger
 from storage.archive_spec import ArchiveSpec
 from storage.errors import ArchiveConflictError, SkysiftError
-from storage.ledger import Ledger, LedgerEntry, Segment, page_bytes
+from storage.ledger import Ledger, LedgerEntry, Segment, page_bytes, page_name
 from storage.object_store import StorageOptions, is_local
 from storage.repository import BRANCH, commit_lock, open_repository, store_failures
 
@@ -73,6 +73,7 @@ class ArchiveWriter:
         self._options = options
         self._repository = open_repository(uri, options)
         self.fork: Any = self._repository.writable_session(BRANCH).fork()
+        self._known = ("", Ledger())
 
     def commit(
         self,
@@ -99,7 +100,7 @@ class ArchiveWriter:
             try:
                 with store_failures(self.uri), commit_lock(self.uri):
                     session = self._repository.writable_session(BRANCH)
-                    ledger = read_ledger(zarr.open_group(session.store, mode="r"))
+                    ledger = self._ledger_of(session)
                     entries, receipts = _news(ledger, entries, receipts)
                     if not entries:
                         return str(session.snapshot_id)
@@ -107,6 +108,7 @@ class ArchiveWriter:
                     after = _advance(ledger, receipts, entries, grids)
                     _write_page(session, ledger, after)
                     snapshot = str(session.commit(message))
+                    self._known = (snapshot, after)
                     self.fork = self._repository.writable_session(BRANCH).fork()
                     return snapshot
             except icechunk.ConflictError:
@@ -119,6 +121,13 @@ class ArchiveWriter:
             f"archive {self.uri}: other writers committed first {_COMMIT_ATTEMPTS} times; "
             "run one ingest at a time, then repeat this one: finished scenes are skipped"
         )
+
+    def _ledger_of(self, session: icechunk.Session) -> Ledger:
+        """Read the ledger that a session starts from, unless this writer wrote it."""
+        snapshot = str(session.snapshot_id)
+        if self._known[0] != snapshot:
+            self._known = (snapshot, read_ledger(zarr.open_group(session.store, mode="r")))
+        return self._known[1]
 
 
 def write_segment(fork: Any, rows: SegmentRows, spec: ArchiveSpec) -> SegmentReceipt:
@@ -190,7 +199,7 @@ def _checked_embedding(rows: SegmentRows, spec: ArchiveSpec) -> npt.NDArray[np.f
             f"segment {rows.id}: embeddings of shape {embedding.shape}, expected "
             f"(rows, {spec.dimension}) for encoder {spec.encoder_fingerprint[:12]}"
         )
-    norms = np.linalg.norm(embedding, axis=1)
+    norms = np.sqrt(np.einsum("nd,nd->n", embedding, embedding))
     if not np.all(np.abs(norms - 1) < UNIT_NORM_TOLERANCE):
         worst = int(np.nanargmax(np.where(np.isfinite(norms), np.abs(norms - 1), np.inf)))
         raise SkysiftError(
@@ -254,4 +263,4 @@ def _advance(
 def _write_page(session: icechunk.Session, before: Ledger, after: Ledger) -> None:
     data = np.frombuffer(page_bytes(before, after), dtype=np.uint8)
     pages = zarr.open_group(session.store, mode="a", path="ledger")
-    pages.create_array(f"{before.pages:08d}", data=data, chunks=data.shape)
+    pages.create_array(page_name(before.pages), data=data, chunks=data.shape)

@@ -119,6 +119,11 @@ def fold_page(ledger: Ledger, data: bytes) -> Ledger:
     )
 
 
+def page_name(number: int) -> str:
+    """Return the name under which a page is stored, from its number."""
+    return f"{number:08d}"
+
+
 def first_page_to_read(page_count: int) -> int:
     """Return the number of the last checkpoint page, from which a fold may start.
 

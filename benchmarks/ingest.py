@@ -1,0 +1,185 @@
+"""Ingest beside its limits: encoder, rasterio, plain Zarr; start, memory and growth.
+
+    python -m benchmarks.ingest [--full] [--only NAME ...]
+
+With ``--only`` the other rows of ``benchmarks/ingest.json`` are kept.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ingest_archive, ingest_reading
+from benchmarks.ingest_world import (
+    encode_for,
+    job,
+    plain_loop,
+    watched_memory,
+    write_bundle,
+    write_scenes,
+)
+from benchmarks.measure import FOLDER, Row, publish
+from pipeline.cluster import ray_session
+from pipeline.ingest import ingest, plan_ingest
+from pipeline.ingest_plan import IngestSpec
+from storage.progress import Progress
+
+CORES = os.cpu_count() or 1
+TILE_PX = 128
+
+
+def throughput(folder: Path, full: bool) -> Iterator[Row]:
+    """Tiles/s of the pipeline beside those of its encoder alone, and of a loop without Ray."""
+    names = write_scenes(folder, 24 if full else 12, 4096, 1024)
+    for width, turns in ((64, 3), (8, 3)):
+        bundle = write_bundle(folder / f"bundle{width}", TILE_PX, width)
+        limits, rates = [], []
+        with ray_session(cpus=CORES):
+            for turn in range(turns):
+                archive = folder / f"archive{width}-{turn}"
+                limits.append(_alone(bundle, names if width == 8 else []))
+                rates.append(steady_rate(job(str(folder / "*.tif"), bundle, archive, TILE_PX)))
+        yield Row(
+            what="tiles/s through the whole pipeline, "
+            + (f"tiny-cnn of width {width}, {TILE_PX} px, {CORES} cores"),
+            ours=statistics.median(rates),
+            peer=statistics.median(limits),
+            against=f"{'a rasterio loop that encodes' if width == 8 else 'the encoder alone'}, "
+            f"{CORES} processes",
+            unit="tiles/s",
+            ratio=statistics.median(ours / peer for ours, peer in zip(rates, limits, strict=True)),
+            goal=0.9,
+            note="Between the first and the last fifth of the tiles: without start and tail. "
+            "Limit: the cores, which reading and Ray share with the encoder.",
+        )
+
+
+def _alone(bundle: str, names: list[str], seconds: float = 5.0) -> float:
+    """Return tiles/s of one process a core that encodes, and reads before that if told what."""
+    with ProcessPoolExecutor(CORES, mp_context=get_context("spawn")) as pool:
+        for warm in [pool.submit(encode_for, bundle, 0.1) for _ in range(CORES)]:
+            warm.result()
+        if not names:
+            runs = [pool.submit(encode_for, bundle, seconds) for _ in range(CORES)]
+        else:
+            runs = [
+                pool.submit(plain_loop, names[core::CORES], TILE_PX, bundle)
+                for core in range(CORES)
+            ]
+        return sum(tiles / took for tiles, took in (run.result() for run in runs))
+
+
+def steady_rate(spec: IngestSpec) -> float:
+    """Return tiles/s of an ingest between the first and the last fifth of its tiles."""
+    seen: list[tuple[float, int]] = []
+
+    def note(report: Progress) -> None:
+        seen.append((time.perf_counter(), int(report.note.split()[0])))
+
+    ingest(plan_ingest(spec), progress=note)
+    last = seen[-1][1]
+    middle = [(when, tiles) for when, tiles in seen if 0.2 * last <= tiles <= 0.8 * last]
+    return (middle[-1][1] - middle[0][1]) / (middle[-1][0] - middle[0][0])
+
+
+def first_tile(folder: Path, full: bool) -> Iterator[Row]:
+    """Seconds from the command in a cold process to the first embedded tile."""
+    write_scenes(folder, 4, 2048, 1024)
+    bundle = write_bundle(folder / "bundle", TILE_PX, 32)
+    waits = []
+    for turn in range(5 if full else 3):
+        marked, started = folder / f"first{turn}", time.time()
+        command = [sys.executable, "-m", "benchmarks.ingest_first", str(marked), "ingest"]
+        command += ["--scenes", str(folder / "*.tif"), "--encoder", bundle]
+        command += ["--archive", str(folder / f"archive{turn}")]
+        subprocess.run(command, check=True, capture_output=True)
+        waits.append(float(marked.read_text()) - started)
+    yield Row(
+        what=f"seconds from `skysift ingest` to the first embedded tile, {CORES} cores, cold",
+        ours=statistics.median(waits),
+        unit="s",
+        ratio=statistics.median(waits),
+        goal=10.0,
+        direction="at most",
+        note="Limit: starting Ray, then importing ray.data, torch and rasterio in each worker "
+        "(3 s of CPU time a worker). The plan is made while Ray starts.",
+    )
+
+
+def memory(folder: Path, full: bool) -> Iterator[Row]:
+    """Peak memory of every kind of process, from few scenes to many."""
+    few, many = (10, 1000) if full else (10, 100)
+    names = write_scenes(folder, many, 512, 512)
+    bundle = write_bundle(folder / "bundle", TILE_PX, 16)
+    peaks = []
+    for count in (few, many):
+        part = folder / f"scenes{count}"
+        part.mkdir()
+        for name in names[:count]:
+            (part / Path(name).name).symlink_to(name)
+        command = [sys.executable, "-m", "workflows.cli", "ingest", "--encoder", bundle]
+        command += ["--scenes", str(part / "*.tif"), "--archive", str(folder / f"archive{count}")]
+        with watched_memory() as found:
+            subprocess.run(command, check=True, capture_output=True)
+        peaks.append(found)
+    for kind in sorted(peaks[0].keys() & peaks[1].keys()):
+        before, after = (found[kind] / 1e6 for found in peaks)
+        if before > 40:
+            yield Row(
+                what=f"peak private memory of {kind}, {many} scenes",
+                ours=after,
+                peer=before,
+                against=f"{few} scenes",
+                unit="MB",
+                ratio=after / before,
+                goal=1.1,
+                direction="at most",
+            )
+
+
+MEASURES: dict[str, Callable[[Path, bool], Iterator[Row]]] = {
+    "reading": ingest_reading.reading,
+    "mixed": ingest_reading.mixed,
+    "writes": ingest_archive.writes,
+    "growth": ingest_archive.growth,
+    "first": first_tile,
+    "throughput": throughput,
+    "memory": memory,
+}
+
+
+def _kept(measured: list[Row], file: Path = FOLDER / "ingest.json") -> list[Row]:
+    """Return the rows of an earlier run that were not measured again."""
+    if not file.exists():
+        return []
+    again = {row.what for row in measured}
+    listed: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
+    plain = ({key: value for key, value in row.items() if key != "met"} for row in listed)
+    return [Row(**row) for row in plain if row["what"] not in again]
+
+
+def main() -> None:
+    """Measure and publish."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--only", nargs="*", choices=MEASURES, default=[])
+    given = parser.parse_args()
+    rows = []
+    for name in given.only or MEASURES:
+        with tempfile.TemporaryDirectory(prefix="skysift-bench-") as folder:
+            rows += list(MEASURES[name](Path(folder), given.full))
+    publish("ingest", [*_kept(rows), *rows] if given.only else rows)
+
+
+if __name__ == "__main__":
+    main()
