@@ -9,7 +9,8 @@ Notes
 Files whose pixels are the grid's pixels (same CRS and size) are read as they are, bit for bit.
 If such a scene sits between the grid's pixels, it moves as a whole, all bands and the mask, by at
 most half a pixel: cheaper than resampling, without loss, and less than what sensors are off by.
-Everything else goes through one WarpedVRT per file.
+Bands of exactly twice the pixel size are interpolated by :mod:`storage.doubling`, to the numbers
+that a warp gives; everything else goes through one WarpedVRT per file.
 """
 
 import math
