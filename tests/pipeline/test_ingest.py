@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pipeline.ingest
 from encoders.bundle import EncoderSpec, load_encoder, pretrained_bundle
 from pipeline.ingest import ingest, plan_ingest
 from pipeline.ingest_plan import IngestSpec
-from pipeline.ingest_stages import SceneCollector
+from pipeline.ingest_stages import EmbedScenes, SceneCollector
 from pipeline.landcover import TileLabels
 from pipeline.tiling import GridSpec, TileRules, grid_for_scene, read_tiles
 from storage.archive import Archive
@@ -110,6 +111,25 @@ def test_every_tile_is_archived_once_with_the_vector_of_its_pixels(job: IngestSp
     first = rows["tile_key"][rows["scene"] == "site_20240501"]
     second = rows["tile_key"][rows["scene"] == "site_20240601"]
     assert first.tolist() == second.tolist()
+
+
+def test_scenes_read_side_by_side_give_the_vectors_of_their_own_pixels(job: IngestSpec):
+    plan = plan_ingest(job)
+    stage, collector = EmbedScenes(plan, None), SceneCollector()
+    indexes = np.tile(np.arange(len(plan.todo), dtype=np.int64), 4)
+    with ThreadPoolExecutor(len(indexes)) as pool:
+        runs = list(pool.map(lambda index: list(stage({"scene": np.array([index])})), indexes))
+    encoder = load_encoder(job.encoder_uri)
+    for index, batches in zip(indexes.tolist(), runs, strict=True):
+        [rows] = [rows for batch in batches for rows in collector.add(batch)]
+        grid = grid_for_scene(plan.todo[index], plan.grid)
+        parts = list(read_tiles(plan.todo[index], grid, job.rules))
+        truth = np.concatenate([encoder(part.pixels) for part in parts])
+        assert rows.index == index
+        np.testing.assert_array_equal(
+            rows.columns["tile"], np.concatenate([part.tiles for part in parts])
+        )
+        np.testing.assert_allclose(rows.columns["embedding"], truth, atol=1e-5)
 
 
 @pytest.mark.usefixtures("ray_session")
