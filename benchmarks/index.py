@@ -258,13 +258,13 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--only", choices=("faiss", "growth", "drift", "budget"))
     asked = parser.parse_args(arguments)
-    rows = asked.rows or (1_000_000 if asked.full else 300_000)
-    most = asked.rows or (10_000_000 if asked.full else 300_000)
+    rows = asked.rows or (1_000_000 if asked.full else 200_000)
+    most = asked.rows or (10_000_000 if asked.full else 200_000)
     index, found = asked.folder / "index", []
     parts: dict[str, Callable[[], Any]] = {
         "faiss": lambda: [against_faiss(make_archive(asked.folder, rows), index, 2)],
         "growth": lambda: growth(make_archive(asked.folder, rows), index),
-        "drift": lambda: drift(asked.folder, 50_000),
+        "drift": lambda: drift(asked.folder, 30_000),
         "budget": lambda: within_budget(
             make_archive(asked.folder, most), index, BUDGET_BYTES * most // 10_000_000
         ),

@@ -169,6 +169,10 @@ def first_manifest(
     """Return the manifest of a new build."""
     files = IndexFiles(builder.index_uri, builder.options)
     imbalance, empty = list_health(files, shards)
+    if empty:
+        logger.warning(
+            "%s of %s lists are empty; ask for fewer lists", empty, plan.parameters.nlist
+        )
     nprobe = tuned_nprobe(recall, spec.recall)
     return IndexManifest(
         version=builder.version,

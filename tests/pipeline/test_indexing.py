@@ -2,6 +2,9 @@
 
 import datetime as dt
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +142,45 @@ def test_a_killed_build_goes_on_where_it_was(archive_uri: str, tmp_path: Path):
     changed = [path for path in files if path.stat().st_mtime_ns != written[path]]
     assert changed == [damaged]
     assert_is_brute_force(index_uri, archive_uri)
+
+
+KILLED = """
+import os, signal, sys
+from contextlib import nullcontext
+from pathlib import Path
+import ray
+from pipeline import index_steps, indexing
+from storage.quantizers import Filled
+index_steps.run_tasks = lambda work, jobs, **_: [work(job) for job in jobs]
+indexing.ray_session = lambda address: nullcontext()
+ray.cluster_resources = lambda: {"CPU": 1}
+save = Filled.save
+def save_half(self, path, rows):
+    if list(Path(sys.argv[2]).glob("*/shard-00000.json")):
+        path.write_bytes(b"half of a shard")
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(self, path, rows)
+Filled.save = save_half
+spec = indexing.IndexSpec(kind="ivf_sq8", shards=3, nlist=4)
+indexing.build_index(sys.argv[1], sys.argv[2], spec)
+"""
+
+
+def test_a_build_killed_while_it_writes_a_shard_ends_as_if_it_had_not_been(
+    archive_uri: str, tmp_path: Path
+):
+    index_uri, other = str(tmp_path / "killed"), str(tmp_path / "whole")
+    child = subprocess.run([sys.executable, "-c", KILLED, archive_uri, index_uri], check=False)
+    assert child.returncode == -signal.SIGKILL
+    with pytest.raises(NotFoundError, match="no finished index"):
+        read_manifest(index_uri)
+    (first,) = Path(index_uri).glob("*/shard-*.faiss")
+    written = first.stat().st_mtime_ns
+    spec = IndexSpec(kind="ivf_sq8", shards=3, nlist=4)
+    resumed = build_index(archive_uri, index_uri, spec)
+    assert first.stat().st_mtime_ns == written
+    assert resumed.files == build_index(archive_uri, other, spec).files
+    assert verify_index(index_uri).ok
 
 
 @pytest.mark.parametrize("damage", ["flip", "missing", "swap", "truncate"])
