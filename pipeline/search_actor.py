@@ -1,9 +1,13 @@
 """A search node as a Ray actor: the same answers, and its meter in Ray's Prometheus metrics.
 
+An actor of a version that is no longer current ends itself when nobody has asked it for a while; a
+reader that still asks it later starts it again.
+
 Counters and the latency histogram appear on the metrics port of each Ray node as
 ``ray_skysift_search_*``; they are brought up to date once a second, away from the searches.
 """
 
+import logging
 import threading
 from collections.abc import Collection
 from typing import Any
@@ -13,14 +17,18 @@ from ray.util.metrics import Counter, Histogram
 
 from pipeline.search_meter import MeterReading, ShardWork
 from pipeline.search_node import NodeState, SearchNode
+from storage.errors import SkysiftError
+from storage.manifest import current_version
 from storage.object_store import StorageOptions
+
+logger = logging.getLogger(__name__)
 
 _EVERY_S = 1.0
 _BOUNDARIES_S = [0.001 * 2**step for step in range(-1, 15)]
 
 
 class SearchActor(SearchNode):
-    """See :class:`pipeline.search_node.SearchNode`."""
+    """See :class:`pipeline.search_node.SearchNode`; ends when superseded and idle for so long."""
 
     def __init__(
         self,
@@ -29,14 +37,38 @@ class SearchActor(SearchNode):
         names: Collection[str] | None = None,
         options: StorageOptions | None = None,
         threads: int | None = None,
+        retire_after_s: float = 600.0,
     ) -> None:
         super().__init__(index_uri, version, names, options, threads)
-        exporter = _Exporter(self, {"index": index_uri, "version": version})
-        threading.Thread(target=exporter.run, name="search-metrics", daemon=True).start()
+        self._retire_after_s = retire_after_s
+        threading.Thread(target=self._look_after, name="search-care", daemon=True).start()
 
     def state(self, node_id: str = "") -> NodeState:
         """Return what this actor holds and has done; ``node_id`` is that of its Ray node."""
         return super().state(node_id or ray.get_runtime_context().get_node_id())
+
+    def _look_after(self) -> None:
+        """Export the meter once a second; retire when it is time."""
+        index_uri, version, _ = self._source
+        exporter = _Exporter(self, {"index": index_uri, "version": version})
+        pause, looked_s = threading.Event(), 0.0
+        while not pause.wait(_EVERY_S):
+            exporter.export()
+            idle_s = self.meter.idle_s()
+            looked_s = min(looked_s, idle_s)
+            if idle_s - looked_s >= self._retire_after_s:
+                looked_s = idle_s
+                if self._superseded():
+                    logger.info("search actor of %s version %s retires", index_uri, version)
+                    ray.kill(ray.get_runtime_context().current_actor)
+
+    def _superseded(self) -> bool:
+        index_uri, version, options = self._source
+        try:
+            return current_version(index_uri, options) != version
+        except SkysiftError as error:
+            logger.warning("which version of %s is current is unknown: %s", index_uri, error)
+            return False
 
 
 class _Exporter:
@@ -52,12 +84,6 @@ class _Exporter:
         by_shard = (*keys, "shard")
         self._probes = Counter("skysift_search_probes", "Lists probed", by_shard)
         self._rows = Counter("skysift_search_rows_scanned", "Rows compared", by_shard)
-
-    def run(self) -> None:
-        """Export once a second, for ever."""
-        pause = threading.Event()
-        while not pause.wait(_EVERY_S):
-            self.export()
 
     def export(self) -> None:
         """Export what is new."""

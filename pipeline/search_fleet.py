@@ -29,6 +29,7 @@ NAMESPACE = "skysift"
 LOAD_TIMEOUT_S = 600.0
 _START_ATTEMPTS = 3
 _RETRY_S = 1.0
+_RETIRE_AFTER_S = 600.0
 _STATE_TIMEOUT_S = 10.0
 
 
@@ -217,7 +218,7 @@ class Fleet:
             max_restarts=-1,
             max_concurrency=4,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True),
-        ).remote(index_uri, version, names, options, threads)
+        ).remote(index_uri, version, names, options, threads, _RETIRE_AFTER_S)
 
     def _load(self) -> None:
         """Wait until every actor has loaded; one that was just stopped is started again."""

@@ -105,6 +105,12 @@ class SearchMeter:
             shards=shards,
         )
 
+    def idle_s(self) -> float:
+        """Return the seconds since the last answer, or since the start."""
+        with self._lock:
+            last = self._recent[-1][0] if self._recent else self._started
+        return self._clock() - last
+
     def between(self, first: int, last: int) -> list[float]:
         """Return the seconds of messages ``first`` to ``last``, counted from 0, as far as kept."""
         with self._lock:

@@ -42,6 +42,7 @@ class Selection:
 
     def __init__(self, mask: Mask) -> None:
         self.mask = mask
+        self.lists: Mask | None = None
         self.count = int(np.count_nonzero(mask))
         self._bits = np.packbits(mask, bitorder="little")
         self.selector: Any = (
@@ -63,14 +64,7 @@ class Probes:
     lists: Int64
     similarity: Float32
 
-    def head(self, count: int) -> "Probes":
-        """Return the nearest ``count`` lists."""
-        return Probes(
-            lists=np.ascontiguousarray(self.lists[:, :count]),
-            similarity=np.ascontiguousarray(self.similarity[:, :count]),
-        )
-
-    def __getitem__(self, query: slice) -> "Probes":
+    def __getitem__(self, query: slice | Int64) -> "Probes":
         return Probes(lists=self.lists[query], similarity=self.similarity[query])
 
 
@@ -180,10 +174,33 @@ class Shard:
                 self._selections.popitem(last=False)
         return selection
 
-    def probes(self, queries: Float32, count: int) -> Probes:
-        """Return the ``count`` nearest lists of queries (Q, D)."""
-        similarity, lists = self.index.quantizer.search(self._loaded.turned(queries), count)
+    def probes(self, queries: Float32, count: int, among: Mask | None = None) -> Probes:
+        """Return the ``count`` nearest lists of queries (Q, D), of those ``among`` (nlist,)."""
+        parameters: Any = faiss.SearchParameters()
+        allowed = None if among is None else Selection(among)
+        parameters.sel = allowed and allowed.selector
+        similarity, lists = self.index.quantizer.search(
+            self._loaded.turned(queries), count, params=parameters
+        )
         return Probes(lists=lists, similarity=similarity)
+
+    @cached_property
+    def list_rows(self) -> Int64:
+        """How many rows each list holds (nlist,)."""
+        lists = self.index.invlists
+        return np.array([lists.list_size(i) for i in range(self.nlist)], dtype=np.int64)
+
+    def lists_with(self, selection: Selection) -> Mask:
+        """Return which lists (nlist,) hold a selected row; remembered by the selection."""
+        if selection.lists is None:
+            there = np.zeros(self.nlist, dtype=np.bool_)
+            for number in np.flatnonzero(self.list_rows).tolist():
+                pointer = self.index.invlists.get_ids(number)
+                ids = faiss.rev_swig_ptr(pointer, int(self.list_rows[number]))
+                there[number] = selection.mask[ids].any()
+                self.index.invlists.release_ids(number, pointer)
+            selection.lists = there
+        return selection.lists
 
     def nearest(
         self, queries: Float32, k: int, probes: Probes, selection: Selection

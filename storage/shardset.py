@@ -32,6 +32,7 @@ EVERY_LIST = 2**31
 _SPARE = 4
 _CANDIDATES_AT_ONCE = 4_000_000
 _BLOCK_QUERIES = 256
+_FEW = 0.8  # of the rows: with more, hardly a list is without one
 _Best = tuple[Int64, Int64, Float32, Columns]
 # Costs in nanoseconds, measured; only their ratios matter and only speed depends on them.
 _TEST_ROW_NS, _SCORE_VALUE_NS, _DECODE_VALUE_NS, _MULTIPLY_NS = 1.5, 0.2, 5.0, 0.15
@@ -100,7 +101,6 @@ class ShardSet:
         self._threads = threads
         # FAISS itself would search preassigned lists with one thread, and ranking has none.
         self._pool = ThreadPoolExecutor(threads, "shards", set_threads, (1,))
-        self._list_rows = {shard.name: _list_rows(shard) for shard in shards}
 
     def __len__(self) -> int:
         return sum(map(len, self.shards.values()))
@@ -221,19 +221,16 @@ class ShardSet:
 
         Queries whose nearest list is the same follow each other: they find it in the cache.
         """
-        total = sum(selection.count for _, selection in asked)
-        widths = [_lists_for(*pair, total, len(queries), k, nprobe) for pair in asked]
         queries32 = queries.astype(np.float32)  # exact: multiples of 2**-24 up to 1
-        probes = asked[0][0].probes(queries32, max(widths)) if any(widths) else None
+        probes = _probes(queries32, k, nprobe, asked)
         step = max(min(_BLOCK_QUERIES, -(-len(queries) // self._threads)), 1)
         if len(queries) <= step:
-            return self._best(queries, k, asked, widths, probes)
+            return self._best(queries, k, asked, probes)
         order = np.argsort(probes.lists[:, 0], kind="stable") if probes else np.arange(len(queries))
         blocks = [order[at] for at in _blocks(len(queries), step)]
 
         def best(at: Int64) -> _Best:
-            mine = probes and Probes(lists=probes.lists[at], similarity=probes.similarity[at])
-            return self._best(queries[at], k, asked, widths, mine)
+            return self._best(queries[at], k, asked, probes and probes[at])
 
         answers = list(self._pool.map(best, blocks))
         query = np.concatenate([at[answer[0]] for at, answer in zip(blocks, answers, strict=True)])
@@ -245,11 +242,10 @@ class ShardSet:
         queries: Float64,
         k: int,
         asked: Sequence[tuple[Shard, Selection]],
-        widths: Sequence[int],
         probes: Probes | None,
     ) -> _Best:
         """Return query, rank, score and columns of the k best rows, query by query."""
-        parts = self._propose(queries, k, asked, widths, probes)
+        parts = self._propose(queries, k, asked, probes)
         proposed = np.concatenate([part.scores for part in parts], axis=1)
         reranks = any(part.shard.reranks and not part.exact for part in parts)
         floor = (
@@ -273,43 +269,36 @@ class ShardSet:
         queries: Float64,
         k: int,
         asked: Sequence[tuple[Shard, Selection]],
-        widths: Sequence[int],
         probes: Probes | None,
     ) -> list[_Part]:
         queries32 = queries.astype(np.float32)
         parts = []
-        for (shard, selection), width in zip(asked, widths, strict=True):
-            mine = probes.head(width) if probes and width else None
-            self._report(shard.name, len(queries), mine, selection.count)
-            if mine is None:
+        for shard, selection in asked:
+            self._report(shard, len(queries), probes, selection.count)
+            if probes is None:
                 scores, positions = shard.scan(queries, min(k, selection.count), selection)
             else:
                 depth = min(self._depth(k), selection.count)
-                scores, positions = shard.nearest(queries32, depth, mine, selection)
+                scores, positions = shard.nearest(queries32, depth, probes, selection)
             parts.append(
                 _Part(
                     shard=shard,
                     selection=selection,
                     scores=scores,
                     positions=positions,
-                    probes=mine,
+                    probes=probes,
                 )
             )
         return parts
 
-    def _report(self, name: str, queries: int, probes: Probes | None, selected: int) -> None:
+    def _report(self, shard: Shard, queries: int, probes: Probes | None, selected: int) -> None:
         if self._on_scan is None:
             return
         if probes is None:
-            self._on_scan(name, queries, 0, queries * selected)
+            self._on_scan(shard.name, queries, 0, queries * selected)
             return
-        rows = int(self._list_rows[name][probes.lists].sum())
-        self._on_scan(name, queries, probes.lists.size, rows)
-
-
-def _list_rows(shard: Shard) -> Int64:
-    lists = shard.index.invlists
-    return np.array([lists.list_size(i) for i in range(shard.nlist)], dtype=np.int64)
+        rows = int(shard.list_rows[probes.lists].sum())
+        self._on_scan(shard.name, queries, probes.lists.size, rows)
 
 
 def _settle(
@@ -338,26 +327,33 @@ def _settle(
     return query, pair_scores(queries, query, lambda some: shard.decode(position[some])), position
 
 
-def _lists_for(
-    shard: Shard, selection: Selection, total: int, queries: int, k: int, nprobe: int
-) -> int:
-    """Return how many lists to look into; 0 means that scanning the selected rows is better.
+def _probes(
+    queries: Float32, k: int, nprobe: int, asked: Sequence[tuple[Shard, Selection]]
+) -> Probes | None:
+    """Return the lists to look into; None says that scanning the selected rows is better.
 
-    A selective filter widens the probing, so that about as many rows that match are seen as
-    without a filter; so does a large k, so that about twice as many rows are seen as wanted.
-    ``total`` counts the selected rows of all shards.
+    Lists without a selected row do not count. Of the others so many are probed that about as many
+    selected rows are seen as rows without a filter, and twice as many as wanted: a filter that
+    selects whole clusters leaves few lists, one that selects here and there is probed widely.
     """
-    rows, matching, dimension = len(shard), selection.count, shard.dimension
-    if nprobe >= shard.nlist and shard.reranks:
-        return 0
-    wanted = max(nprobe * rows / matching, 2 * k * shard.nlist / total)
-    width = min(shard.nlist, math.ceil(wanted))
-    if matching == rows:
-        return width
-    seen = width / shard.nlist
-    probing = queries * seen * (_TEST_ROW_NS * rows + _SCORE_VALUE_NS * dimension * matching)
-    scanning = matching * dimension * (_DECODE_VALUE_NS + _MULTIPLY_NS * queries)
-    return 0 if scanning < probing else width
+    first, nlist = asked[0][0], asked[0][0].nlist
+    rows = sum(len(shard) for shard, _ in asked)
+    matching = sum(selection.count for _, selection in asked)
+    if nprobe >= nlist and any(shard.reranks for shard, _ in asked):
+        return None
+    among = None
+    if matching < rows * _FEW:
+        among = np.logical_or.reduce([shard.lists_with(selection) for shard, selection in asked])
+    lists = nlist if among is None else int(np.count_nonzero(among))
+    wanted = max(nprobe * rows / matching, 2 * k * nlist / matching)
+    width = min(lists, math.ceil(wanted))
+    if matching < rows:
+        held = sum(int(shard.list_rows[among].sum()) for shard, _ in asked)
+        probing = _TEST_ROW_NS * held + _SCORE_VALUE_NS * first.dimension * matching
+        scanning = _DECODE_VALUE_NS / len(queries) + _MULTIPLY_NS
+        if scanning * matching * first.dimension < probing * width / lists:
+            return None
+    return first.probes(queries, width, among)
 
 
 def _blocks(count: int, step: int) -> list[Int64]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 
 from storage.filters import Filter
 from storage.quantizers import Bytes, Filled, ShardParameters, train
@@ -127,8 +128,16 @@ def passes(where: Filter, rows: Mapping[str, Any], n: int) -> bool:
             not where.tiles or rows["tile_key"][n] in where.tiles,
             all(rows["labels"][n][CLASSES.index(label)] for label in where.labels),
             where.bbox is None or _boxes_touch(rows["bbox"][n], where.bbox),
+            where.polygon is None or _in_polygon(rows["bbox"][n].tolist(), str(where.polygon)),
         )
     )
+
+
+def _in_polygon(box: Sequence[float], wkt: str) -> bool:
+    west, south, east, north = box
+    spans = [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
+    polygon = shapely.from_wkt(wkt)
+    return any(polygon.intersects(shapely.box(w, south, e, north)) for w, e in spans)
 
 
 def _boxes_touch(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import ray
 
+from pipeline import search_fleet
 from pipeline.index_plan import IndexSpec
 from pipeline.indexing import build_index, update_index
 from pipeline.search import Filter, Hits, Searcher
-from pipeline.search_fleet import Fleet, Placement
+from pipeline.search_fleet import Fleet, Placement, running_nodes
 from storage.errors import ConfigError, NotFoundError, SearchUnavailableError
 from storage.manifest import read_manifest
 from storage.quantizers import set_threads
@@ -228,6 +229,33 @@ def test_an_update_does_not_disturb_who_searches_the_old_version(tmp_path: Path)
         asked = queries()
         assert_exact(old.search(asked, 20, nprobe=EXHAUSTIVE), old_rows, asked, Filter())
         assert_exact(new.search(asked, 20, nprobe=EXHAUSTIVE), live_rows(archive), asked, Filter())
+    finally:
+        old.stop()
+        new.stop()
+
+
+def test_actors_of_an_old_version_retire_when_idle_and_come_back_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(search_fleet, "_RETIRE_AFTER_S", 1.0)
+    archive, index = str(tmp_path / "archive"), str(tmp_path / "index")
+    create_archive(archive, DIMENSION)
+    add_scenes(archive, {"A": 100})
+    build_index(archive, index, IndexSpec(shards=2))
+    old_rows = live_rows(archive)
+    old = Searcher.connect(index)
+    asked = queries()
+    old.search(asked, 5)
+    add_scenes(archive, {"B": 80}, seed=5)
+    update_index(index)
+    new = Searcher.connect(index)
+    try:
+        deadline = time.monotonic() + 60
+        while running_nodes(old.index_uri, old.manifest.version):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert len(running_nodes(new.index_uri, new.manifest.version)) == 1
+        assert_exact(old.search(asked, 20, nprobe=EXHAUSTIVE), old_rows, asked, Filter())
     finally:
         old.stop()
         new.stop()

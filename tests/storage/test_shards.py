@@ -29,6 +29,7 @@ def parameters(kind: Kind, nlist: int = 7) -> ShardParameters:
 filters = st.builds(
     Filter,
     bbox=st.sampled_from([None, (-90.0, -40.0, 100.0, 60.0), (150.0, -80.0, -150.0, 80.0)]),
+    polygon=st.sampled_from([None, "POLYGON((-120 -70, 170 -50, 90 80, -120 -70))"]),
     since=st.sampled_from([None, "2023-05-01"]),
     until=st.sampled_from([None, "2024-06-30"]),
     max_cloud_fraction=st.sampled_from([None, 0.6]),
