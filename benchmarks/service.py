@@ -30,6 +30,7 @@ import aiohttp
 import numpy as np
 
 from benchmarks.measure import Row, publish
+from benchmarks.service_clients import HEADERS
 from benchmarks.vectors import clustered, make_archive
 from pipeline.cluster import ray_session
 from pipeline.indexing import build_index
@@ -44,7 +45,6 @@ SECONDS, TURNS = 5.0, 3
 PAIRS = 300
 QUERIES = 256
 FULL_SECONDS, KILL_EVERY_S = 600.0, 60.0
-_JSON = {"Content-Type": "application/json"}
 _REPLICA, _SEARCHER = "ray::ServeReplica", "ray::SearchNode"
 
 
@@ -52,12 +52,7 @@ def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--clients", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.clients:
-        url, clients, seconds, rate = given.clients
-        print(json.dumps(asyncio.run(_ask(url, int(clients), float(seconds), float(rate)))))
-        return
     with tempfile.TemporaryDirectory(prefix="bs") as folder, ray_session():
         index = str(Path(folder) / "index")
         build_index(make_archive(Path(folder), ROWS, DIMENSION), index)
@@ -100,10 +95,14 @@ def _queries() -> np.ndarray[Any, Any]:
     return next(iter(clustered(QUERIES, DIMENSION, seed=9)))
 
 
+def _bodies() -> list[bytes]:
+    return [json.dumps({"vector": query.tolist(), "k": K}).encode() for query in _queries()]
+
+
 def _overhead(url: str, searcher: Searcher) -> Row:
     """Ask in turns, one at a time, in process and over HTTP from one process."""
     queries = _queries()
-    bodies = [json.dumps({"vector": query.tolist(), "k": K}).encode() for query in queries]
+    bodies = _bodies()
     own, other = [], []
 
     async def turns() -> None:
@@ -113,7 +112,7 @@ def _overhead(url: str, searcher: Searcher) -> Row:
                 started = time.perf_counter()
                 searcher.search(queries[number], K).to_arrow()
                 between = time.perf_counter()
-                async with session.post(url, data=bodies[number], headers=_JSON) as answer:
+                async with session.post(url, data=bodies[number], headers=HEADERS) as answer:
                     await answer.read()
                     assert answer.status == 200
                 ended = time.perf_counter()
@@ -178,51 +177,18 @@ def _in_process(searcher: Searcher, clients: int, seconds: float) -> float:
 
 def _load(url: str, clients: int, seconds: float, rate: float = 0.0) -> dict[str, float]:
     """Ask from a process of its own; ``rate`` spreads so many requests a second, 0 asks at once."""
-    words = ["--clients", url, str(clients), str(seconds), str(rate)]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.service", *words],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+        file.write(b"\n".join(_bodies()))
+        file.flush()
+        words = [url, file.name, str(clients), str(seconds), str(rate)]
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.service_clients", *words],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    found: dict[str, float] = json.loads(done.stdout)
     return found
-
-
-async def _ask(url: str, clients: int, seconds: float, rate: float) -> dict[str, float]:
-    """Send requests from so many clients; return the rate, p99 and failures."""
-    bodies = [json.dumps({"vector": q.tolist(), "k": K}).encode() for q in _queries()]
-    times: list[float] = []
-    failed = 0
-    until = time.monotonic() + seconds
-
-    async def client(first: int, session: aiohttp.ClientSession) -> None:
-        nonlocal failed
-        number = first
-        due = time.monotonic() + first / max(rate, 1e-9) if rate else 0.0
-        while time.monotonic() < until:
-            if rate:
-                await asyncio.sleep(max(0.0, due - time.monotonic()))
-                due += clients / rate
-            started = time.perf_counter()
-            try:
-                async with session.post(
-                    url, data=bodies[number % QUERIES], headers=_JSON
-                ) as answer:
-                    await answer.read()
-                    failed += answer.status != 200
-            except aiohttp.ClientError:
-                failed += 1
-            times.append(1e3 * (time.perf_counter() - started))
-            number += 1
-
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        started = time.monotonic()
-        await asyncio.gather(*(client(n, session) for n in range(clients)))
-        lasted = time.monotonic() - started
-    p99 = statistics.quantiles(times, n=100)[98]
-    return {"per_s": len(times) / lasted, "p99_ms": p99, "failed": failed, "sent": len(times)}
 
 
 def _endurance(url: str, rate: float, title: str, what: str) -> list[Row]:

@@ -45,7 +45,6 @@ from workflows.service.uploads import decode
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 5.0
-_OLD_KEPT_S = 120.0
 _MOST_ACQUISITIONS = 10_000
 _MOST_IN_BOX = 1_000
 
@@ -174,7 +173,7 @@ class IndexBackend:
             return self._version
 
     def _follow(self) -> None:
-        """Let the newest version take over once it is loaded; the old one lasts a while."""
+        """Let the newest version take over once it is loaded."""
         old = self._version
         try:
             name = self._newest()
@@ -183,9 +182,6 @@ class IndexBackend:
                 with self._lock:
                     self._version = newer
                 logger.info("index version %s takes over from %s", name, old.name)
-                timer = threading.Timer(_OLD_KEPT_S, old.searcher.stop)
-                timer.daemon = True
-                timer.start()
         except SkysiftError as error:
             logger.warning("the newest version of the index is not taken over: %s", error)
         finally:

@@ -1,0 +1,58 @@
+"""Clients of the service, in a process of their own that imports little; see `benchmarks.service`.
+
+    python -m benchmarks.service_clients URL BODIES CLIENTS SECONDS RATE
+
+BODIES is a file with one request a line. RATE spreads so many requests a second over the clients; 0
+lets each ask as fast as answers come. Prints one line of JSON.
+"""
+
+import asyncio
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import aiohttp
+
+HEADERS = {"Content-Type": "application/json"}
+
+
+async def ask(url: str, bodies: list[bytes], clients: int, seconds: float, rate: float) -> str:
+    """Send requests; return the rate, p99, failures and how many there were."""
+    times: list[float] = []
+    failed = 0
+    until = time.monotonic() + seconds
+
+    async def client(first: int, session: aiohttp.ClientSession) -> None:
+        nonlocal failed
+        number, due = first, time.monotonic() + (first / rate if rate else 0.0)
+        while time.monotonic() < until:
+            if rate:
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                due += clients / rate
+            started = time.perf_counter()
+            body = bodies[number % len(bodies)]
+            try:
+                async with session.post(url, data=body, headers=HEADERS) as answer:
+                    await answer.read()
+                    failed += answer.status != 200
+            except aiohttp.ClientError:
+                failed += 1
+            times.append(1e3 * (time.perf_counter() - started))
+            number += 1
+
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        started = time.monotonic()
+        await asyncio.gather(*(client(n, session) for n in range(clients)))
+        lasted = time.monotonic() - started
+    p99 = statistics.quantiles(times, n=100)[98]
+    found = {"per_s": len(times) / lasted, "p99_ms": p99, "failed": failed, "sent": len(times)}
+    return json.dumps(found)
+
+
+if __name__ == "__main__":
+    address, file, clients, seconds, rate = sys.argv[1:]
+    lines = Path(file).read_bytes().splitlines()
+    print(asyncio.run(ask(address, lines, int(clients), float(seconds), float(rate))))
