@@ -3,7 +3,6 @@
 python -m benchmarks.ingest_first FILE ingest ...
 """
 
-import re
 import sys
 import time
 from pathlib import Path
@@ -17,8 +16,8 @@ class _Noting(console.ProgressView):
     """The view of every command, writing the time of the first tile to a file."""
 
     def __call__(self, report: Progress) -> None:
-        tiles = re.match(r"\d+", report.note)
-        if report.stage == "ingest" and tiles and int(tiles[0]) and not _FILE.exists():
+        begun = report.stage == "ingest" and report.speed not in ("", "0 tiles/s")
+        if begun and not _FILE.exists():
             _FILE.write_text(str(time.time()))
         super().__call__(report)
 

@@ -1,7 +1,7 @@
 """Files of pixels twice as large as the grid's, put on it by arithmetic instead of a warp.
 
 Sentinel-2 has such bands beside those of 10 m. The result is that of GDAL's warper bit for bit,
-edges and missing pixels included, at a fifth of its cost: the weights of a bilinear interpolation
+edges and missing pixels included, at a third of its cost: the weights of a bilinear interpolation
 are 9, 3, 3 and 1 sixteenths here, so sums of 16-bit numbers are exact in float32.
 """
 
