@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from storage.object_store import StorageOptions
 from storage.scenes import BandMapping, CatalogSpec, MaskMapping, SceneQuery
 from workflows.config import LoadedRecipe
-from workflows.sections import Section, StorageSection
+from workflows.scene_sections import Section, StorageSection
 
 if TYPE_CHECKING:
     from encoders.bundle import EncoderSpec

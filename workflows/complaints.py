@@ -7,7 +7,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
-from workflows.sections import Recipe, Section
+from workflows.scene_sections import Section
+from workflows.sections import Recipe
 
 KeyPath = tuple[str | int, ...]
 _UNKNOWN = "extra_forbidden"

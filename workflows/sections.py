@@ -4,188 +4,32 @@ Each mirrors a plain dataclass of the packages below, name for name and default 
 test holds them together), so that reading a recipe imports none of the libraries behind them.
 """
 
-import re
-from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    Strict,
+from pydantic import Field, SecretStr, Strict
+
+from workflows.scene_sections import (
+    CatalogSection,
+    CompositeSection,
+    DatasetSection,
+    GridSection,
+    Section,
+    StorageSection,
+    TilesSection,
 )
-
-_BYTE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_BYTE_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", start=1)}
-
-
-def parse_bytes(value: Any) -> Any:
-    """Read a size such as ``"16GB"`` or ``"512MiB"`` as a number of bytes.
-
-    Examples
-    --------
-    >>> parse_bytes("16GB"), parse_bytes("1KiB"), parse_bytes(5)
-    (16000000000, 1024, 5)
-    """
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?)b?\s*", value.lower())
-    if not match or match.group(2) not in _BYTE_UNITS:
-        raise ValueError("a size such as 16GB or 512MiB")
-    return int(float(match.group(1)) * _BYTE_UNITS[match.group(2)])
-
-
-def _to_utc(value: Any) -> Any:
-    """Take a date as its first moment; a time without a zone is UTC."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError as error:
-            raise ValueError("a date or time such as 2024-05-31 or 2024-05-31T10:00Z") from error
-    if isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime.combine(value, time(), UTC)
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-    return value
-
-
-def _to_end_in_utc(value: Any) -> Any:
-    """Take a date as its last moment, otherwise as :func:`_to_utc` does."""
-    whole_day = (isinstance(value, str) and len(value.strip()) <= len("2024-05-31")) or (
-        isinstance(value, date) and not isinstance(value, datetime)
-    )
-    moment = _to_utc(value)
-    return datetime.combine(moment.date(), time.max, UTC) if whole_day else moment
-
-
-def _ordered_box(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    west, south, east, north = box
-    if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south < north <= 90):
-        raise ValueError("west, south, east, north in degrees with south < north")
-    return box
-
-
-Whole = Annotated[int, Strict()]
-Count = Annotated[int, Strict(), Field(gt=0)]
-Natural = Annotated[int, Strict(), Field(ge=0)]
-Number = Annotated[float, Strict()]
-Positive = Annotated[float, Strict(), Field(gt=0)]
-Fraction = Annotated[float, Strict(), Field(ge=0, le=1)]
-Flag = Annotated[bool, Strict()]
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
-Moment = Annotated[datetime, BeforeValidator(_to_utc)]
-Until = Annotated[datetime, BeforeValidator(_to_end_in_utc)]
-Box = Annotated[tuple[Number, Number, Number, Number], AfterValidator(_ordered_box)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, values never change.
-
-    ``mirrors`` names the dataclass whose fields, defaults and documentation the section shares.
-    """
-
-    mirrors: ClassVar[str] = ""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class StorageSection(Section):
-    """How to reach the object store; what is left out comes from the ``AWS_*`` variables."""
-
-    mirrors: ClassVar[str] = "storage.object_store.StorageOptions"
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    anonymous: Flag = False
-    access_key_id: SecretStr | None = None
-    secret_access_key: SecretStr | None = None
-    session_token: SecretStr | None = None
-
-
-class BandSection(Section):
-    """Where one band of the encoder is in a scene."""
-
-    mirrors: ClassVar[str] = "storage.scenes.BandMapping"
-
-    asset: str | None = None
-    index: Count = 1
-    scale: Number | None = None
-    offset: Number | None = None
-    nodata: Number | None = None
-
-
-class QuerySection(Section):
-    """Which scenes of a catalog to take."""
-
-    mirrors: ClassVar[str] = "storage.scenes.SceneQuery"
-
-    bbox: Box | None = None
-    polygon: str | dict[str, Any] | None = None
-    since: Moment | None = None
-    until: Until | None = None
-    max_cloud_cover_percent: Annotated[float, Strict(), Field(ge=0, le=100)] | None = None
-    collections: tuple[str, ...] = ()
-
-
-class MaskSection(Section):
-    """Where the cloud mask of a scene is, and which of its numbers mean cloud or shadow."""
-
-    mirrors: ClassVar[str] = "storage.scenes.MaskMapping"
-
-    asset: str | None = None
-    index: Count = 1
-    cloud_values: tuple[Whole, ...] = ()
-    cloud_bits: tuple[Whole, ...] = ()
-
-
-class CatalogSection(Section):
-    """Where the scenes are: STAC documents, or a folder or glob of GeoTIFFs."""
-
-    mirrors: ClassVar[str] = "storage.scenes.CatalogSpec"
-
-    source: str | None = None
-    bands: dict[str, BandSection] = {}
-    mask: MaskSection | None = None
-    datetime_pattern: str | None = None
-    allow: tuple[str, ...] = ()
-    query: QuerySection = QuerySection()
-
-
-class GridSection(Section):
-    """How scenes are cut into tiles; what is left out follows from the scene and the encoder."""
-
-    mirrors: ClassVar[str] = "pipeline.grids.GridSpec"
-
-    crs: str = "native"
-    resolution: Positive | Literal["native"] = "native"
-    tile_px: Count | None = None
-    stride_px: Count | None = None
-    anchor: tuple[Number, Number] = (0.0, 0.0)
-
-
-class TilesSection(Section):
-    """Which tiles are worth an embedding."""
-
-    mirrors: ClassVar[str] = "pipeline.tiling.TileRules"
-
-    edge: Literal["pad", "shift", "drop"] = "pad"
-    min_valid_fraction: Fraction = 0.5
-    max_cloud_fraction: Fraction = 1.0
-
-
-class CompositeSection(Section):
-    """Composites of a series of scenes; without bands, of the encoder's."""
-
-    mirrors: ClassVar[str] = "pipeline.composite_plan.CompositeSpec"
-
-    output_uri: str | None = None
-    bands: tuple[str, ...] = ()
-    period: Literal["month", "season", "year"] = "month"
-    name: str = "composite"
-    block_bytes: Bytes = 128 * 1024 * 1024
+from workflows.values import (
+    Box,
+    Bytes,
+    Count,
+    Flag,
+    Fraction,
+    Moment,
+    Natural,
+    Number,
+    Positive,
+    Until,
+    Whole,
+)
 
 
 class EncoderSection(Section):
@@ -215,79 +59,6 @@ class EncoderSection(Section):
     resolution_m: Positive | None = None
     dimension: Count = 128
     seed: Whole = 0
-
-
-class SplitSection(Section):
-    """How images without a split of their own are divided; the rest is for training."""
-
-    mirrors: ClassVar[str] = "pipeline.datasets.SplitRule"
-
-    val: Fraction = 0.15
-    test: Fraction = 0.15
-    seed: Whole = 0
-
-
-class LandcoverSection(Section):
-    """A land-cover raster that labels tiles.
-
-    Attributes
-    ----------
-    href
-        The GeoTIFF.
-    classes
-        Pixel value to class name.
-    min_fraction
-        Share of a tile's pixels from which on a class is one of its labels.
-    """
-
-    href: str | None = None
-    classes: dict[int, str] = {}
-    min_fraction: Fraction = 0.05
-
-
-class DatasetSection(Section):
-    """A labelled dataset: where it is, and what it is imported from.
-
-    Attributes
-    ----------
-    uri
-        Folder of the dataset.
-    importer
-        What `source` is: see `skysift dataset import --help`.
-    source
-        Folder or tar file of images.
-    table
-        Importer `folder`: name of the table of labels beside the images.
-    min_share
-        Importers `dlrsd` and `whdld`: share of an image's pixels from which on a class is one of
-        its labels.
-    tile_px
-        Side of the tiles; None keeps the images' own.
-    bands
-        Names of the images' bands, in their order; for `bigearthnet` those to import.
-    resolution_m
-        Metres per pixel; None when unknown.
-    split
-        How rows without a split are divided.
-    landcover
-        What labels the tiles of scenes.
-    block_tiles
-        Tiles on a side of one block of land cover read at once.
-    """
-
-    uri: str | None = None
-    importer: Literal[
-        "folder", "dlrsd", "whdld", "uc-merced", "ml-aid", "bigearthnet", "scenes"
-    ] = "folder"
-    source: str | None = None
-    table: str = "labels.csv"
-    min_share: Fraction = 0.01
-    tile_px: Count | None = None
-    bands: tuple[str, ...] = ("red", "green", "blue")
-    resolution_m: Positive | None = None
-    split: SplitSection = SplitSection()
-    landcover: LandcoverSection = LandcoverSection()
-    block_tiles: Count = 4
 
 
 class TrainingSection(Section):

@@ -17,7 +17,7 @@ from workflows.config import (
     packaged_recipes,
     parse_recipe,
 )
-from workflows.sections import parse_bytes
+from workflows.values import parse_bytes
 
 RECIPE = """\
 name: test
