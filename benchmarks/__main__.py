@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.measure import FOLDER, Row
 
-NAMES = ("losses", "training", "metrics", "ingest", "index", "search", "service")
+NAMES = ("losses", "training", "metrics", "ingest", "composite", "index", "search", "service")
 PAGE = FOLDER.parent / "docs/performance.md"
 _OPENING = """\
 # Performance
