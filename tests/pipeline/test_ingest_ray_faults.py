@@ -35,7 +35,7 @@ def job(tmp_path: Path) -> IngestSpec:
 
 
 def workers_of(process: int) -> Iterator[int]:
-    """The Ray workers below a process that are doing something."""
+    """The Ray workers below a process that read and embed (an agent's end would end the node)."""
     for folder in Path("/proc").iterdir():
         try:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
@@ -44,7 +44,7 @@ def workers_of(process: int) -> Iterator[int]:
             continue  # no process, or one that just ended
         if parent == process:
             child = int(folder.name)
-            if title.startswith(b"ray::") and b"IDLE" not in title:
+            if title.startswith(b"ray::") and b"MapBatches" in title:
                 yield child
             yield from workers_of(child)
 
