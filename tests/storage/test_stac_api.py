@@ -196,7 +196,12 @@ def test_a_table_of_items_gives_the_scenes_of_the_items(tmp_path: Path, covering
     spec = CatalogSpec(source=str(tmp_path / "items.json"), query=query)
     truth = read_scenes(spec, ["red"])
     found = read_scenes(replace(spec, source=str(table)), ["red"])
-    assert found == truth
+    assert found.rejected == truth.rejected
+    same = [replace(scene, document="") for scene in found.scenes]  # each row is its own document
+    assert same == [replace(scene, document="") for scene in truth.scenes]
+    assert [scene.fingerprint for scene in found.scenes] == [
+        scene.fingerprint for scene in truth.scenes
+    ]
     assert len(found.scenes) > 10
 
 
