@@ -340,7 +340,7 @@ def test_the_same_commands_work_on_an_object_store(world, moto_s3):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["ingest"], "encoder.bundle is not given: use --encoder"),
+        (["ingest"], "catalog.source is not given: use --scenes"),
         (["ingst"], "No such command 'ingst'"),
         (["search", "--index", "/nowhere"], "give an example: --image"),
         (["search", "--index", "/nowhere", "--lonlat=91"], "LON,LAT"),
