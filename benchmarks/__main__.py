@@ -53,7 +53,11 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         for name, each in found.items()
     }
     short = [row for listed in rows.values() for row in listed if row.met is False]
-    parts = [_OPENING, "## Not met yet\n", *(_shortfalls(short) if short else ["Nothing.\n"])]
+    parts = [_OPENING]
+    if unknown := [name for name in NAMES if name not in found]:
+        parts += ["## Not measured yet\n", f"{', '.join(unknown)}.\n"]
+    if short:
+        parts += ["## Not met yet\n", *_shortfalls(short)]
     for name, listed in rows.items():
         parts += [f"## {name.capitalize()}\n", _machine(found[name]["machine"])]
         parts.append("\n".join(_table(listed)) + "\n")
