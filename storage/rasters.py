@@ -101,13 +101,10 @@ class SceneReader:
         self.pixels = pixels
         self._overviews = overviews
         self._options = options
-        self._files = ExitStack()
-        try:
-            with environment(options):
-                self._layers, self._mask = self._open(resampling)
-        except BaseException:
-            self._files.close()
-            raise
+        with ExitStack() as files, environment(options):
+            self._files = files
+            self._layers, self._mask = self._open(resampling)
+            self._files = files.pop_all()  # they stay open only if all of them opened
         extent = self._layers[0].window
         for layer in self._layers[1:]:
             extent = extent.union(layer.window)

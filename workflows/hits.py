@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.csv
 
-from pipeline.search import Hits
 from storage.errors import ConfigError
 from storage.export import hits_to_geojson, hits_to_geoparquet
 from storage.object_store import StorageOptions, write_bytes
@@ -31,20 +29,6 @@ def hit_records(table: pa.Table) -> list[dict[str, Any]]:
         del row["query"]
         records.append({**row, "rank": rank, "bbox": box})
     return records
-
-
-def without_row(hits: Hits, row: int | None, k: int) -> pa.Table:
-    """Return the first k hits of one query as a table, without one archive row.
-
-    Parameters
-    ----------
-    row
-        The row that asked, which is its own best hit; None when there is none.
-    """
-    table = hits.to_arrow()
-    if row is not None:
-        table = table.filter(pa.compute.not_equal(table["row"], row))
-    return table.slice(0, k)
 
 
 def check_format(uri: str) -> None:
