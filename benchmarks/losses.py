@@ -23,6 +23,7 @@ from torch.nn.functional import normalize
 
 from benchmarks.measure import Row, in_turns, publish
 from encoders.losses import LabelStatistics, build_loss, loss_names
+from encoders.losses.core import CHUNK_PAIRS
 
 BATCH, DIMENSION, LABELS = 1024, 128, 17
 LIMIT = 1.2  # times the step of pytorch-metric-learning's SupCon
@@ -76,7 +77,7 @@ def memory_row(rows: int) -> Row:
         unit="MiB",
         against="one matrix of all pairs",
         ratio=found["peak_mib"] / full,
-        note="rows are evaluated in chunks of 2^24 pairs and once more in the backward pass",
+        note=f"rows in chunks of {CHUNK_PAIRS:,} pairs, evaluated once more in the backward pass",
     )
 
 

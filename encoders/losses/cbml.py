@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from encoders.losses.core import Fraction, PairLoss, Pairs, require
+from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, require
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -48,7 +48,7 @@ class Cbml(PairLoss):
         margin: float = 0.1,
         spread: float = 0.5,
         blend: float = 0.5,
-        chunk_pairs: int = 2**24,
+        chunk_pairs: int = CHUNK_PAIRS,
     ) -> None:
         super().__init__(temperature=1.0, chunk_pairs=chunk_pairs)
         require(positive_scale > 0, "positive_scale", "more than 0", positive_scale)

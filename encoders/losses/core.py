@@ -20,6 +20,7 @@ from storage.errors import ConfigError
 
 Keys = tuple[Tensor, Tensor]
 Reduction = Literal["total", "anchor"]
+CHUNK_PAIRS = 2**21  # matrices of 8 MiB: allocators keep and reuse them, which 64 MiB ones are not
 _ABSENT = -1e30  # a logit that takes no part: finite, so that 0 x _ABSENT is 0 and not NaN
 
 
@@ -199,7 +200,7 @@ class PairLoss(Loss):
         (at least one row of G), the gradient is the same.
     """
 
-    def __init__(self, *, temperature: float, chunk_pairs: int = 2**24) -> None:
+    def __init__(self, *, temperature: float, chunk_pairs: int = CHUNK_PAIRS) -> None:
         super().__init__()
         require(temperature > 0, "temperature", "more than 0", temperature)
         require(chunk_pairs > 0, "chunk_pairs", "more than 0", chunk_pairs)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from encoders.losses.core import Fraction, PairLoss, Pairs
+from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -25,7 +25,7 @@ class Grn(PairLoss):
         statistics: LabelStatistics,
         *,
         temperature: float = 0.1,
-        chunk_pairs: int = 2**24,
+        chunk_pairs: int = CHUNK_PAIRS,
     ) -> None:
         super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from encoders.losses.core import Fraction, PairLoss, Pairs, contrast, require
+from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, contrast, require
 from encoders.losses.statistics import LabelStatistics
 
 _ROUNDS = 10
@@ -37,7 +37,7 @@ class Ifnd(PairLoss):
         clusters: int = 32,
         share: float = 0.5,
         temperature: float = 0.1,
-        chunk_pairs: int = 2**24,
+        chunk_pairs: int = CHUNK_PAIRS,
     ) -> None:
         super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
         require(clusters >= 2, "clusters", "2 or more", clusters)

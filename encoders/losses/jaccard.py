@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from encoders.losses.core import Fraction, PairLoss, Pairs, contrast
+from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, contrast
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -23,7 +23,7 @@ class Jaccard(PairLoss):
         statistics: LabelStatistics,
         *,
         temperature: float = 0.1,
-        chunk_pairs: int = 2**24,
+        chunk_pairs: int = CHUNK_PAIRS,
     ) -> None:
         super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
 

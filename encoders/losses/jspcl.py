@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from encoders.losses.bce import classification
-from encoders.losses.core import Fraction, require
+from encoders.losses.core import CHUNK_PAIRS, Fraction, require
 from encoders.losses.jaccard import Jaccard
 from encoders.losses.statistics import LabelStatistics
 
@@ -29,7 +29,7 @@ class Jspcl(Jaccard):
         dimension: int,
         temperature: float = 0.1,
         share: float = 0.5,
-        chunk_pairs: int = 2**24,
+        chunk_pairs: int = CHUNK_PAIRS,
     ) -> None:
         super().__init__(statistics, temperature=temperature, chunk_pairs=chunk_pairs)
         require(0 < share < 1, "share", "between 0 and 1", share)

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from encoders.losses.core import Fraction, PairLoss, Pairs, Reduction, contrast, require
+from encoders.losses.core import (
+    CHUNK_PAIRS,
+    Fraction,
+    PairLoss,
+    Pairs,
+    Reduction,
+    contrast,
+    require,
+)
 from encoders.losses.statistics import LabelStatistics
 
 Reweighting = Literal["sets", "pairs", "labels", "product", "none"]
@@ -99,7 +107,7 @@ class Macl(PairLoss):
         reduction: Reduction = "anchor",
         temperature_min: float = 0.02,
         temperature_max: float = 1.0,
-        chunk_pairs: int = 2**24,
+        chunk_pairs: int = CHUNK_PAIRS,
     ) -> None:
         super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
         modes = get_args(Reweighting)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from encoders.losses.core import Fraction, PairLoss, Pairs, contrast, require
+from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, contrast, require
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -35,7 +35,7 @@ class Msc(PairLoss):
         alpha: float = 0.0,
         beta: float = 0.1,
         temperature: float = 0.1,
-        chunk_pairs: int = 2**24,
+        chunk_pairs: int = CHUNK_PAIRS,
     ) -> None:
         super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
         require(alpha >= 0, "alpha", "0 or more", alpha)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from encoders.losses.core import Fraction, PairLoss, Pairs, contrast, require
+from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, contrast, require
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -23,7 +23,7 @@ class ProbMcl(PairLoss):
         *,
         threshold: float = 0.5,
         temperature: float = 0.1,
-        chunk_pairs: int = 2**24,
+        chunk_pairs: int = CHUNK_PAIRS,
     ) -> None:
         super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
         require(0 < threshold <= 1, "threshold", "more than 0, at most 1", threshold)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from encoders.losses.core import Fraction, PairLoss, Pairs, contrast, require
+from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, contrast, require
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -26,7 +26,7 @@ class SupCon(PairLoss):
         *,
         positives: Literal["any", "all"] = "any",
         temperature: float = 0.1,
-        chunk_pairs: int = 2**24,
+        chunk_pairs: int = CHUNK_PAIRS,
     ) -> None:
         super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
         require(positives in ("any", "all"), "positives", "'any' or 'all'", positives)

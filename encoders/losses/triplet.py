@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import triplet_margin_loss
 
-from encoders.losses.core import Fraction, PairLoss, Pairs, require
+from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, require
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -21,7 +21,7 @@ class Triplet(PairLoss):
     """
 
     def __init__(
-        self, statistics: LabelStatistics, *, margin: float = 0.2, chunk_pairs: int = 2**24
+        self, statistics: LabelStatistics, *, margin: float = 0.2, chunk_pairs: int = CHUNK_PAIRS
     ) -> None:
         super().__init__(temperature=1.0, chunk_pairs=chunk_pairs)
         require(margin > 0, "margin", "more than 0", margin)
