@@ -10,11 +10,15 @@ again. Without the images it says so and does nothing.
 
 import argparse
 import json
+import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +58,18 @@ Say = Callable[[str], None]
 
 
 class Bench:
-    """Runs the plan over a world and collects what the page says."""
+    """Runs the plan over a world, `jobs` runs at once, and collects what the page says."""
 
-    def __init__(self, world: World, budget: Budget, scratch: Path, say: Say = print) -> None:
+    def __init__(
+        self, world: World, budget: Budget, scratch: Path, say: Say = print, jobs: int = 1
+    ) -> None:
         self.world, self.budget, self.scratch, self.say = world, budget, scratch, say
-        self.seconds = 0.0
+        self.jobs, self.seconds = jobs, 0.0
 
     def tune(self) -> dict[str, dict[str, Any]]:
         """Return each loss's best run on the validation split, with its score and trials."""
         best: dict[str, dict[str, Any]] = {}
+        self._ahead("val", [run for _, run in trials(self.budget)])
         for name, run in trials(self.budget):
             scores = self._measure(run, "val")
             found = best.setdefault(name, {"value": -np.inf, "trials": 0})
@@ -83,26 +90,29 @@ class Bench:
     def results(self, parts: tuple[str, ...]) -> dict[str, Any]:
         """Run everything and return plain values for JSON."""
         base, tuned = self.budget.base, self.tune()
-        rows = {
-            f"{loss}, tuned" if loss == DEFAULT else loss: self.spread(found["run"])
+        plan = {
+            f"{loss}, tuned" if loss == DEFAULT else loss: found["run"]
             for loss, found in tuned.items()
+        } | {DEFAULT: base}
+        dials = dial(base) if "dial" in parts else {}
+        parted = {
+            name: with_settings(base, DEFAULT, settings)
+            for name, settings in (ABLATION if "ablation" in parts else {}).items()
         }
-        rows[DEFAULT] = self.spread(base)
+        tested = [*plan.values(), *dials.values(), *parted.values()]
+        self._ahead("test", [one for run in tested for one in seeds(run, self.budget.seeds)])
         result: dict[str, Any] = {
             "random": {k: (v, 0.0) for k, v in score_random(self.world, "test").items()},
             "frozen features": {
                 k: (v, 0.0) for k, v in score(self.world, self.world.features_NF, "test").items()
             },
-            "losses": rows,
+            "losses": {name: self.spread(run) for name, run in plan.items()},
             "tuned": {name: _described(found, base) for name, found in tuned.items()},
         }
-        if "dial" in parts:
-            result["dial"] = {str(value): self.spread(run) for value, run in dial(base).items()}
-        if "ablation" in parts:
-            result["ablation"] = {
-                name: self.spread(with_settings(base, DEFAULT, settings))
-                for name, settings in ABLATION.items()
-            }
+        if dials:
+            result["dial"] = {str(value): self.spread(run) for value, run in dials.items()}
+        if parted:
+            result["ablation"] = {name: self.spread(run) for name, run in parted.items()}
         if "search" in parts:
             result["search"] = self.search(tuned)
         return result | {"budget": asdict(base), "seeds": self.budget.seeds}
@@ -121,7 +131,20 @@ class Bench:
                 f"{RIVAL}, tuned, {name}": with_settings(best, RIVAL, {**best.options, **settings})
                 for name, settings in SHARED_SEARCH.items()
             }
+        self._ahead("val", runs.values())
         return {name: self._measure(run, "val") for name, run in runs.items()}
+
+    def _ahead(self, split: str, runs: Iterable[Run]) -> None:
+        """Do the runs in processes beside each other; `_measure` then finds them done."""
+        wanted = {run.digest(self.world, split): run for run in runs}.values()
+        if self.jobs > 1:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(
+                self.jobs, context, initializer=torch.set_num_threads, initargs=(1,)
+            ) as pool:
+                one = partial(measure, split=split, scratch=self.scratch)
+                for _ in pool.map(one, repeat(self.world), wanted):
+                    pass
 
     def _measure(self, run: Run, split: str) -> dict[str, float]:
         scores = measure(self.world, run, split, self.scratch)
@@ -149,6 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=ROOT, help="root of docs/ and benchmarks/")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--seeds", type=int, default=Budget().seeds)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once")
     chosen = parser.parse_args(arguments)
     images = Path(os.environ.get("AID_TAR", DATA / "aid_multilabel_150px.tar"))
     backbone = Path(
@@ -161,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.perf_counter()
     chosen.scratch.mkdir(parents=True, exist_ok=True)
     world = load_world(images, backbone, chosen.scratch)
-    bench = Bench(world, replace(Budget(), seeds=chosen.seeds), chosen.scratch)
+    bench = Bench(world, replace(Budget(), seeds=chosen.seeds), chosen.scratch, jobs=chosen.jobs)
     result = bench.results(tuple(chosen.parts))
     result["seconds"] = {"runs": bench.seconds, "this call": time.perf_counter() - started}
     (chosen.output / "benchmarks").mkdir(parents=True, exist_ok=True)

@@ -135,7 +135,7 @@ epochs, batches of {budget["batch_size"]} from the label-aware sampler, AdamW wi
 {budget["learning_rate"]:g}. Test queries search the train and validation images. Figures are the
 mean ± standard deviation over {result["seeds"]} seeds.
 
-Machine: {platform.machine()}, {os.cpu_count()} cores shared with other work, one thread, torch
+Machine: {platform.machine()}, {os.cpu_count()} cores, a run on each, torch
 {torch.__version__}. All runs together took {seconds:,.0f} s. Figures in full:
 `benchmarks/results.json`."""
 

@@ -44,8 +44,8 @@ def _grid(**values: Sequence[Any]) -> list[dict[str, Any]]:
 _TEMPERATURES = _grid(temperature=(0.07, 0.12, 0.2, 0.3))
 # The name up to a comma is the loss.
 TRIALS: Mapping[str, list[dict[str, Any]]] = {
-    "macl": [{}, {"discount": 0.5}, {"beta": 2.0}, {"alpha": -0.2}],
-    "mulsupcon": _TEMPERATURES,
+    "macl": [{}, {"temperature": 0.1}, {"beta": 1.5}, {"gamma": -1.5}],
+    "mulsupcon": _grid(temperature=(0.05, 0.07, 0.09, 0.12)),
     "mulsupcon, falling temperature": _grid(temperature=(0.2, 0.3), temperature_end=(0.06, 0.1)),
     "msc": _grid(alpha=(0.0, 2.0, 5.0, 10.0)),
     "grn": _grid(temperature=(0.05, 0.1, 0.2, 0.4)),
@@ -73,7 +73,7 @@ ABLATION: Mapping[str, dict[str, Any]] = {
     "no temperature scaling (DTS off)": {"gamma": 0.0, "alpha": 0.0},
     "DTS: overlap softer (alpha +0.2)": {"alpha": 0.2},
     "DTS: rare anchors softer (gamma +1)": {"gamma": 1.0},
-    "DTS: temperature falling from 0.2 to 0.08": {"temperature_start": 0.2, "temperature": 0.08},
+    "DTS: temperature falling from 0.2": {"temperature_start": 0.2},
     "a prototype for each label (prototypes 1)": {"prototypes": 1.0},
     "hard negatives up-weighted (kappa 4)": {"kappa": 4.0},
     "one mean over all pairs (reduction total)": {"reduction": "total"},
@@ -90,24 +90,23 @@ SHARED_SEARCH: Mapping[str, dict[str, Any]] = {
     "batch 512": {"batch_size": 512},
     "batch 128": {"batch_size": 128},
 }
-_FALLING = {"temperature_start": 0.2, "temperature": 0.08}
 SEARCH: Mapping[str, dict[str, Any]] = {
-    "temperature 0.07": {"temperature": 0.07},
-    "temperature 0.15": {"temperature": 0.15},
+    "temperature 0.05": {"temperature": 0.05},
+    "temperature 0.06": {"temperature": 0.06},
+    "temperature 0.1": {"temperature": 0.1},
+    "discount 0.3": {"discount": 0.3},
+    "beta 1.5": {"beta": 1.5},
+    "beta 1.5, discount 0.3": {"beta": 1.5, "discount": 0.3},
+    "temperature 0.1, beta 1.5, discount 0.3": {"temperature": 0.1, "beta": 1.5, "discount": 0.3},
+    "gamma -1.5": {"gamma": -1.5},
     "alpha 0": {"alpha": 0.0},
     "gamma 0": {"gamma": 0.0},
-    "temperature falling from 0.2 to 0.08": _FALLING,
+    "temperature falling from 0.2": {"temperature_start": 0.2},
     "prototypes 1": {"prototypes": 1.0},
     "label pairs, beta 1.25, prototypes 2": {
         "reweighting": "pairs",
         "beta": 1.25,
         "prototypes": 2.0,
-    },
-    "label pairs, beta 1.25, prototypes 2, temperature falling": {
-        "reweighting": "pairs",
-        "beta": 1.25,
-        "prototypes": 2.0,
-        **_FALLING,
     },
 }
 
