@@ -2,7 +2,8 @@
 
 With plain batch norm every worker normalises by its own share, so W workers compute another
 gradient than one process with the whole batch. Torch's own synchronised batch norm is for CUDA
-only; this one exchanges two vectors per layer through any process group.
+only; this one exchanges two vectors per layer through any process group, and leaves the passes over
+the pixels to the kernels of the plain layer.
 
 Shape legend: B rows of this worker's batch, C channels, H and W pixels.
 """
@@ -28,17 +29,11 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         if not self.training or world == 1:
             return super().forward(x_BCHW)
         exact_BCHW = x_BCHW.to(self.weight.dtype)  # bfloat16 under autocast is too coarse
-        var_C, mean_C = torch.var_mean(exact_BCHW, (0, 2, 3), correction=0)
-        moments_2C: Tensor = _SumOverWorkers.apply(  # type: ignore[no-untyped-call]
-            torch.stack([mean_C, var_C + mean_C.square()])
+        y_BCHW, mean_C, var_C = _Normalise.apply(  # type: ignore[no-untyped-call]
+            exact_BCHW.contiguous(), self.weight, self.bias, self.eps, world
         )
-        mean_C, square_C = moments_2C / world
-        var_C = (square_C - mean_C.square()).clamp_min(0)
-        self._remember(mean_C.detach(), var_C.detach(), world * x_BCHW.numel() // len(mean_C))
-        scale_C = self.weight * torch.rsqrt(var_C + self.eps)
-        shift_C = self.bias - mean_C * scale_C
-        y = x_BCHW * scale_C[:, None, None] + shift_C[:, None, None]
-        out: Tensor = y.to(x_BCHW.dtype)
+        self._remember(mean_C, var_C, world * x_BCHW.numel() // len(mean_C))
+        out: Tensor = y_BCHW.to(x_BCHW.dtype)
         return out
 
     @torch.no_grad()
@@ -63,17 +58,47 @@ def globalise_batch_norm(module: nn.Module) -> None:
             globalise_batch_norm(child)
 
 
-class _SumOverWorkers(torch.autograd.Function):
-    """All-reduce whose gradient is the sum of all workers' gradients."""
+class _Normalise(torch.autograd.Function):
+    """Normalise by the moments of all workers' pixels; returns y, the mean and the variance.
+
+    With ``g`` the gradient of y, ``x̂`` the normalised pixels and ``w`` the weight::
+
+        dx = w / σ · (g - mean(g) - x̂ mean(g x̂)),    means over the pixels of all workers
+
+    which is ``a g + b x + c`` with three numbers per channel.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        out = x.clone()
-        dist.all_reduce(out)
-        return out
+    def forward(
+        ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float, world: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mean_C, var_C = torch.batch_norm_update_stats(x_BCHW, None, None, 0.0)
+        moments_2C = torch.stack([mean_C, var_C + mean_C.square()])
+        dist.all_reduce(moments_2C)
+        mean_C, square_C = moments_2C / world
+        var_C = (square_C - mean_C.square()).clamp_min(0)
+        y_BCHW = nn.functional.batch_norm(x_BCHW, mean_C, var_C, weight_C, bias_C, eps=eps)
+        ctx.save_for_backward(x_BCHW, weight_C, mean_C, var_C)
+        ctx.eps, ctx.world = eps, world
+        ctx.mark_non_differentiable(mean_C, var_C)
+        return y_BCHW, mean_C, var_C
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous().clone()
-        dist.all_reduce(grad)
-        return grad
+    def backward(
+        ctx: Any, grad_BCHW: Tensor, *_: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x_BCHW, weight_C, mean_C, var_C = ctx.saved_tensors
+        inverse_C = torch.rsqrt(var_C + ctx.eps)
+        _, grad_weight_C, grad_bias_C = torch.ops.aten.native_batch_norm_backward(
+            grad_BCHW.contiguous(), x_BCHW, weight_C, mean_C, var_C, mean_C, inverse_C,
+            False, ctx.eps, [False, True, True],
+        )  # fmt: skip
+        sums_2C = torch.stack([grad_bias_C, grad_weight_C])
+        dist.all_reduce(sums_2C)
+        mean_g_C, mean_gx_C = sums_2C / (ctx.world * x_BCHW.numel() // len(mean_C))
+        of_g_C = weight_C * inverse_C
+        of_x_C = -of_g_C * inverse_C * mean_gx_C
+        rest_C = -of_g_C * mean_g_C - of_x_C * mean_C
+        of_g, of_x, rest = (v[:, None, None] for v in (of_g_C, of_x_C, rest_C))
+        grad_x_BCHW = torch.addcmul(rest, x_BCHW, of_x).addcmul_(grad_BCHW, of_g)
+        return grad_x_BCHW, grad_weight_C, grad_bias_C, None, None
