@@ -80,7 +80,7 @@ ABLATION: Mapping[str, dict[str, Any]] = {
     "batches without lifted rare labels": {"sampling_power": 0.0},
 }
 
-DIAL = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
+DIAL = (0.0, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0, 2.0)
 
 # Against this baseline, which gets what is not MACL's own too.
 RIVAL = "mulsupcon"
@@ -92,11 +92,12 @@ SHARED_SEARCH: Mapping[str, dict[str, Any]] = {
 }
 SEARCH: Mapping[str, dict[str, Any]] = {
     "temperature 0.05": {"temperature": 0.05},
-    "temperature 0.06": {"temperature": 0.06},
+    "temperature 0.07": {"temperature": 0.07},
     "temperature 0.1": {"temperature": 0.1},
     "discount 0.3": {"discount": 0.3},
     "beta 1.5": {"beta": 1.5},
-    "beta 1.5, discount 0.3": {"beta": 1.5, "discount": 0.3},
+    "discount 0.5": {"discount": 0.5},
+    "temperature 0.07, discount 0.5": {"temperature": 0.07, "discount": 0.5},
     "temperature 0.1, beta 1.5, discount 0.3": {"temperature": 0.1, "beta": 1.5, "discount": 0.3},
     "gamma -1.5": {"gamma": -1.5},
     "alpha 0": {"alpha": 0.0},
