@@ -82,7 +82,7 @@ def loss_options(name: str) -> dict[str, Any]:
     Examples
     --------
     >>> loss_options("supcon-any")
-    {'temperature': 0.1, 'chunk_pairs': 2097152}
+    {'temperature': 0.1, 'chunk_pairs': 4194304}
     """
     kind, fixed = _find(name)
     parameters = inspect.signature(kind).parameters.values()

@@ -20,7 +20,7 @@ from storage.errors import ConfigError
 
 Keys = tuple[Tensor, Tensor]
 Reduction = Literal["total", "anchor"]
-CHUNK_PAIRS = 2**21  # matrices of 8 MiB: allocators keep and reuse them, which 64 MiB ones are not
+CHUNK_PAIRS = 2**22  # 16 MiB: less and the heap fragments, more and each matrix is mapped anew
 _ABSENT = -1e30  # a logit that takes no part: finite, so that 0 x _ABSENT is 0 and not NaN
 
 
