@@ -80,7 +80,7 @@ ABLATION: Mapping[str, dict[str, Any]] = {
     "batches without lifted rare labels": {"sampling_power": 0.0},
 }
 
-DIAL = (0.0, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0, 2.0)
+DIAL = (0.0, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.6, 0.75, 1.0, 1.5, 2.0)
 
 # Against this baseline, which gets what is not MACL's own too.
 RIVAL = "mulsupcon"
