@@ -62,12 +62,14 @@ def test_merged_shards_propose_what_one_shard_proposes(kind: Kind, tmp_path: Pat
     merged.save(tmp_path / "merged.faiss", 500)
     back = loaded(tmp_path / "merged.faiss")
     queries = np.ascontiguousarray(vectors(20, 5), dtype=np.float32)
-    answers = []
-    for index in (whole, back):
+    scores = np.full((2, 20, 500), np.nan, dtype=np.float32)
+    for index, score_of_row in zip((whole, back), scores, strict=True):
         index.lists.nprobe = index.lists.nlist
-        scores, ids = index.whole.search(queries, 30)
-        answers.append([sorted(zip(a, b, strict=True)) for a, b in zip(scores, ids, strict=True)])
-    assert answers[0] == answers[1]
+        found, ids = index.whole.search(queries, 500)
+        np.put_along_axis(score_of_row, ids, found, axis=1)
+    assert np.isfinite(scores).all()
+    # Turned in batches of other sizes, vectors may differ in the last bit on some CPUs.
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-5, atol=1e-5)
 
 
 def test_turning_spreads_the_variance_and_keeps_scores():
