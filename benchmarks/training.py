@@ -245,9 +245,7 @@ def measure(model: Model, size: Size, folder: Path) -> list[Row]:
     return _rows(model, turns, waiting_share(uri, one), size)
 
 
-def _rows(
-    model: Model, turns: Sequence[dict[str, float]], waiting: float, size: Size
-) -> list[Row]:
+def _rows(model: Model, turns: Sequence[dict[str, float]], waiting: float, size: Size) -> list[Row]:
     def median(name: str) -> float:
         return statistics.median(turn[name] for turn in turns)
 
