@@ -45,7 +45,7 @@ SECONDS, TURNS = 5.0, 3
 PAIRS = 300
 QUERIES = 256
 FULL_SECONDS, KILL_EVERY_S = 600.0, 60.0
-_REPLICA, _SEARCHER = "ray::ServeReplica", "ray::SearchNode"
+_REPLICA, _SEARCHER = "ray::ServeReplica", "ray::SearchActor"
 
 
 def main() -> None:
