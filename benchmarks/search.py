@@ -29,6 +29,7 @@ from storage.archive import Archive
 from storage.index_files import IndexFiles
 from storage.manifest import read_manifest
 from storage.quantizers import set_threads
+from storage.shards import ShardGroup
 
 K, RECALL, DIMENSION = 10, 0.95, 128
 _JUDGED, _BATCHES, _TURNS = 256, (2048, 256), 7
@@ -118,7 +119,7 @@ class InProcess:
     def __init__(self, index_uri: str, truth: Found, world: World) -> None:
         manifest = read_manifest(index_uri)
         (entry,) = manifest.shards
-        shard = IndexFiles(index_uri).load(entry)
+        shard = ShardGroup([IndexFiles(index_uri).load(entry)])
         self._index, self._world = shard.index, world
         set_threads(world.threads)
         rows = shard.sidecar.row

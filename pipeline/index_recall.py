@@ -12,7 +12,7 @@ from storage.manifest import ShardEntry
 from storage.object_store import StorageOptions
 from storage.quantizers import set_threads
 from storage.ranking import Float32, Float64, Int64, canonical_queries, pair_scores
-from storage.shards import Shard
+from storage.shards import Shard, ShardGroup
 
 RECALL_AT = 10
 
@@ -46,12 +46,12 @@ class RecallProbe:
         """Measure one shard."""
         set_threads(self.threads)
         files = IndexFiles(self.index_uri, self.options)
-        shard = files.load(entry)
-        everything = shard.select(Filter())
+        shard = ShardGroup([files.load(entry)])
+        everything = shard.select(Filter(), [entry.name])
         queries = canonical_queries(self.queries, shard.dimension)
         queries32 = queries.astype(np.float32)
         truthful = self._truthful(shard, files, entry)
-        truth = truthful.scan(queries, RECALL_AT + 1, everything)
+        truth = truthful.scan(queries, RECALL_AT + 1, everything.positions)
         found = {}
         for nprobe in self.ladder:
             proposed, positions = shard.nearest(
@@ -61,13 +61,13 @@ class RecallProbe:
             found[nprobe] = (proposed, final, true, _rows(shard, positions))
         return ShardRecall(truth=(truth[0], _rows(shard, truth[1])), found=found)
 
-    def _truthful(self, shard: Shard, files: IndexFiles, entry: ShardEntry) -> Shard:
+    def _truthful(self, shard: ShardGroup, files: IndexFiles, entry: ShardEntry) -> ShardGroup:
         """Return the shard with the archive's vectors, for lossy kinds that keep none."""
         if shard.reranks or not shard.lossy:
             return shard
         archive = Archive.open(self.archive_uri, self.snapshot, self.options)
         vectors = archive.read(shard.sidecar.row, ["embedding"])["embedding"]
-        return Shard(entry.name, files.open(entry.index), shard.sidecar, vectors)
+        return ShardGroup([Shard(entry.name, files.open(entry.index), shard.sidecar, vectors)])
 
 
 def measured_recall(
@@ -109,7 +109,7 @@ def _best(final: Float32, true: Float32, rows: Int64, own_rows: Int64) -> Float3
     return best.astype(np.float32)
 
 
-def _scores(shard: Shard, queries: Float64, positions: Int64) -> Float32:
+def _scores(shard: ShardGroup, queries: Float64, positions: Int64) -> Float32:
     query, column = np.nonzero(positions >= 0)
     at = positions[query, column]
     scores = np.full(positions.shape, -np.inf, dtype=np.float32)
@@ -117,5 +117,5 @@ def _scores(shard: Shard, queries: Float64, positions: Int64) -> Float32:
     return scores
 
 
-def _rows(shard: Shard, positions: Int64) -> Int64:
+def _rows(shard: ShardGroup, positions: Int64) -> Int64:
     return np.where(positions >= 0, shard.sidecar.row[positions], -1)

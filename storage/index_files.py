@@ -108,7 +108,8 @@ class IndexFiles:
             else None
         )
         dead = self.open(entry.dead).view(np.int64) if entry.dead else None
-        return Shard(entry.name, data, sidecar, vectors, dead)
+        list_rows = self.open(entry.lists).view(np.int64)
+        return Shard(entry.name, data, sidecar, vectors, dead, list_rows)
 
     def _local(self, uri: str, entry: FileEntry) -> Path:
         if is_local(uri):

@@ -23,6 +23,7 @@ J. Gao, C. Long, RaBitQ, SIGMOD 2024; T. Ge et al., Optimized Product Quantizati
 (the parametric solution).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -222,6 +223,12 @@ class Loaded:
     turn: Float32 | None
     lossy: bool
 
+    @property
+    def list_rows(self) -> Int64:
+        """How many rows each list holds (nlist,)."""
+        sizes = [self.lists.get_list_size(number) for number in range(self.lists.nlist)]
+        return np.array(sizes, dtype=np.int64)
+
     def turned(self, vectors: Float32) -> Float32:
         """Return vectors (n, D) as the inverted file stores them."""
         return vectors if self.turn is None else np.asarray(self.whole.chain.at(0).apply(vectors))
@@ -258,6 +265,34 @@ def loaded(data: Bytes | Path) -> Loaded:
     return Loaded(whole=whole, lists=whole, turn=None, lossy=lossy)
 
 
+def joined(sources: Sequence[Bytes | Path], list_rows: Sequence[Int64]) -> Loaded:
+    """Read several shards into one index, which numbers their rows one after the other.
+
+    Parameters
+    ----------
+    sources
+        Verified bytes of shards that were filled from the same trained index; or one, read or
+        mapped as it is.
+    list_rows
+        How many rows each list of each of them holds (nlist,).
+
+    Raises
+    ------
+    CorruptIndexError
+        A shard does not hold so many rows.
+    """
+    if len(sources) == 1:
+        return loaded(sources[0])
+    filled = Filled(sources[0])
+    filled.empty(np.sum(list_rows, axis=0))
+    start = 0
+    for source, sizes in zip(sources, list_rows, strict=True):
+        stop = start + int(sizes.sum())
+        filled.take_over(source, np.arange(start, stop))
+        start = stop
+    return filled.loaded
+
+
 def fit_of(trained: Bytes, vectors: Float32) -> Fit:
     """Return how well vectors (n, D) fit what was trained."""
     index, vectors = loaded(trained), np.ascontiguousarray(vectors, dtype=np.float32)
@@ -281,27 +316,34 @@ def proposals(trained: Bytes, rows: Float32, queries: Float32, depth: int) -> In
 class Filled:
     """A shard in memory, that grows from the trained index and goes to a file."""
 
-    def __init__(self, trained: Bytes) -> None:
-        self._index = loaded(trained)
-        self._centres = accelerated(self._index.lists.quantizer)
+    def __init__(self, trained: Bytes | Path) -> None:
+        self.loaded = loaded(trained)
+        self._centres = accelerated(self.loaded.lists.quantizer)
 
     @property
     def list_sizes(self) -> Int64:
         """How many rows each list holds (nlist,)."""
-        lists = self._index.lists
-        return np.array([lists.get_list_size(n) for n in range(lists.nlist)], dtype=np.int64)
+        return self.loaded.list_rows
 
     def add(self, positions: Int64, embeddings: npt.NDArray[np.float16]) -> None:
         """Store vectors (m, D) under positions (m,)."""
-        vectors = self._index.turned(np.ascontiguousarray(embeddings, dtype=np.float32))
+        vectors = self.loaded.turned(np.ascontiguousarray(embeddings, dtype=np.float32))
         _, nearest = self._centres.search(vectors, 1)
         ids, pointer = np.ascontiguousarray(positions, dtype=np.int64), faiss.swig_ptr
-        self._index.lists.add_core(
+        self.loaded.lists.add_core(
             len(ids), pointer(vectors), pointer(ids), pointer(nearest.reshape(-1))
         )
-        self._index.whole.ntotal = self._index.lists.ntotal
+        self.loaded.whole.ntotal = self.loaded.lists.ntotal
 
-    def take_over(self, source: Bytes, places: Int64) -> None:
+    def empty(self, list_rows: Int64) -> None:
+        """Let go of all rows, and make room for so many in each list (nlist,), and no more."""
+        self.loaded.whole.reset()
+        lists = self.loaded.lists.invlists
+        for number in np.flatnonzero(list_rows).tolist():
+            lists.resize(number, int(list_rows[number]))
+            lists.resize(number, 0)
+
+    def take_over(self, source: Bytes | Path, places: Int64) -> None:
         """Store what another shard stores, bit for bit.
 
         Parameters
@@ -310,9 +352,19 @@ class Filled:
             The other shard's verified bytes.
         places
             Its rows' positions here (n,); -1 leaves a row out.
+
+        Raises
+        ------
+        CorruptIndexError
+            It holds another number of rows.
         """
         other = loaded(source)  # owns the lists
-        theirs, ours, pointer = other.lists, self._index.lists, faiss.swig_ptr
+        if other.lists.ntotal != len(places):
+            raise CorruptIndexError(
+                f"a shard holds {other.lists.ntotal} rows, expected {len(places)}; "
+                "run `skysift index verify`"
+            )
+        theirs, ours, pointer = other.lists, self.loaded.lists, faiss.swig_ptr
         for number in range(ours.nlist):
             ids, codes = _list_of(theirs, number)
             there = places[ids]
@@ -320,7 +372,7 @@ class Filled:
             there, codes = there[kept], np.ascontiguousarray(codes[kept])
             ours.invlists.add_entries(number, len(there), pointer(there), pointer(codes))
             ours.ntotal += len(there)
-        self._index.whole.ntotal = ours.ntotal
+        self.loaded.whole.ntotal = ours.ntotal
 
     def save(self, path: Path, rows: int) -> None:
         """Write the shard to a file.
@@ -330,13 +382,13 @@ class Filled:
         CorruptIndexError
             It does not hold so many rows.
         """
-        found = int(self._index.lists.ntotal)
+        found = int(self.loaded.lists.ntotal)
         if found != rows:
             raise CorruptIndexError(
                 f"a shard got {found} rows, expected {rows}; the archive changed below the "
                 "build, build again"
             )
-        faiss.write_index(self._index.whole, str(path))
+        faiss.write_index(self.loaded.whole, str(path))
 
 
 def _list_of(lists: Any, number: int) -> tuple[Int64, Bytes]:

@@ -1,4 +1,4 @@
-"""One loaded FAISS shard: search it, with filters. A home of faiss, as is storage.quantizers.
+"""Loaded FAISS shards: search them, with filters. A home of faiss, as is storage.quantizers.
 
 Ids in FAISS are positions: a row's place in its shard's (tile key, scene id) order. FAISS proposes
 candidates; scores that leave this module come from :mod:`storage.ranking` and are exact. Files
@@ -7,6 +7,7 @@ are verified by the caller (:mod:`storage.manifest`): no unverified byte reaches
 
 import threading
 from collections import OrderedDict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from storage.accelerator import MOST_RESULTS, gpu_copy
 from storage.errors import CorruptIndexError
 from storage.filters import Filter, Mask
-from storage.quantizers import Bytes, loaded
+from storage.quantizers import Bytes, joined, loaded
 from storage.ranking import QUANTUM, Float32, Float64, Int64, best_in_order, kth_largest
 from storage.sidecar import Sidecar
 
@@ -37,11 +38,66 @@ def memory_of(rows: int, index_bytes: int, columns_bytes: int, *, exact_vectors:
     return index_bytes + columns_bytes + rows * (MASK_BYTES + ids)
 
 
-class Selection:
-    """The rows of one shard that may be returned: a mask (n,) that FAISS understands."""
+class Shard:
+    """The verified files of one shard, and which of its rows are live.
 
-    def __init__(self, mask: Mask) -> None:
+    Parameters
+    ----------
+    name
+        For messages.
+    data
+        Verified bytes of the FAISS file, or the verified local file itself, to be mapped.
+    sidecar
+        What is known of its rows.
+    vectors
+        The archive's vectors (n, D) float16 by position, for exact scores of lossy kinds; usually
+        a memory map. None: scores are those of the stored approximations.
+    dead
+        Positions of rows that are no longer live.
+    list_rows
+        How many rows each list holds (nlist,); counted when None.
+
+    Raises
+    ------
+    CorruptIndexError
+        The parts do not belong together.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data: Bytes | Path,
+        sidecar: Sidecar,
+        vectors: npt.NDArray[np.float16] | None = None,
+        dead: Int64 | None = None,
+        list_rows: Int64 | None = None,
+    ) -> None:
+        self.name, self.data, self.sidecar, self.vectors = name, data, sidecar, vectors
+        self.list_rows = loaded(data).list_rows if list_rows is None else list_rows
+        counts = {int(self.list_rows.sum()), len(sidecar)}
+        if vectors is not None:
+            counts.add(len(vectors))
+        if len(counts) > 1:
+            raise CorruptIndexError(
+                f"{name}: its files hold {sorted(counts)} rows; run `skysift index verify`"
+            )
+        self.live = np.ones(len(sidecar), dtype=np.bool_)
+        if dead is not None:
+            self.live[dead] = False
+
+    def __len__(self) -> int:
+        return len(self.sidecar)
+
+
+class Selection:
+    """The rows that may be returned, as a mask (n,) that FAISS understands.
+
+    ``shards`` are the numbers of the shards that they are in.
+    """
+
+    def __init__(self, mask: Mask, shards: Sequence[int] = ()) -> None:
         self.mask = mask
+        self.shards = shards
         self.lists: Mask | None = None
         self.count = int(np.count_nonzero(mask))
         self._bits = np.packbits(mask, bitorder="little")
@@ -68,60 +124,40 @@ class Probes:
         return Probes(lists=self.lists[query], similarity=self.similarity[query])
 
 
-class Shard:
-    """A loaded shard; safe to search from several threads.
+class ShardGroup:
+    """Shards whose rows are in one FAISS index; safe to search from several threads.
 
-    Parameters
-    ----------
-    name
-        For messages.
-    data
-        Verified bytes of the FAISS file, or the verified local file itself, to be mapped.
-    sidecar
-        What is known of its rows.
-    vectors
-        The archive's vectors (n, D) float16 by position, for exact scores of lossy kinds; usually
-        a memory map. None: scores are those of the stored approximations.
-    dead
-        Positions of rows that are no longer live.
+    One index is searched faster than several that hold the same rows. A row's position is its
+    place in its shard, counted on from the shards before. A mapped file has a group of its own.
 
     Raises
     ------
     CorruptIndexError
-        The parts do not belong together.
+        A shard does not hold the rows that it should.
     """
 
-    def __init__(
-        self,
-        name: str,
-        data: Bytes | Path,
-        sidecar: Sidecar,
-        vectors: npt.NDArray[np.float16] | None = None,
-        dead: Int64 | None = None,
-    ) -> None:
-        self.name = name
-        self.sidecar = sidecar
-        self._loaded = loaded(data)
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self.shards = tuple(shards)
+        self.numbers = {shard.name: number for number, shard in enumerate(shards)}
+        self.sidecar = Sidecar.joined([shard.sidecar for shard in shards])
+        self._starts = np.cumsum([0, *map(len, shards)])
+        self._live = np.concatenate([shard.live for shard in shards])
+        self.list_rows: Int64 = np.sum([shard.list_rows for shard in shards], axis=0)
+        self._loaded = joined([one.data for one in shards], [one.list_rows for one in shards])
         self.index = self._loaded.lists
-        self._index_bytes = data.stat().st_size if isinstance(data, Path) else len(data)
+        if int(self.index.ntotal) != len(self):
+            raise CorruptIndexError(
+                f"{shards[0].name}: {self.index.ntotal} rows in its index, expected {len(self)}; "
+                "run `skysift index verify`"
+            )
         self.nlist = int(self.index.nlist)
         self.dimension = int(self.index.d)
-        counts = {int(self.index.ntotal), len(sidecar)}
-        if vectors is not None:
-            counts.add(len(vectors))
-        if len(counts) > 1:
-            raise CorruptIndexError(
-                f"{name}: its files hold {sorted(counts)} rows; run `skysift index verify`"
-            )
-        self._vectors = vectors
         self.lossy = self._loaded.lossy
+        self._exact = all(shard.vectors is not None for shard in shards)
         self._gpu = gpu_copy(self.index)
-        if vectors is None:
+        if not self._exact:
             self.index.make_direct_map()
-        self._live = np.ones(len(sidecar), dtype=np.bool_)
-        if dead is not None:
-            self._live[dead] = False
-        self._selections: OrderedDict[Filter, Selection] = OrderedDict()
+        self._selections: OrderedDict[tuple[Filter, frozenset[str]], Selection] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -130,7 +166,7 @@ class Shard:
     @property
     def reranks(self) -> bool:
         """Whether FAISS's order is approximate and exact vectors correct it."""
-        return self.lossy and self._vectors is not None
+        return self.lossy and self._exact
 
     @property
     def margin(self) -> float:
@@ -138,38 +174,47 @@ class Shard:
         turned = 1 if self._loaded.turn is None else 2
         return 4 * turned * (self.dimension + 8) * QUANTUM
 
-    @property
-    def memory_bytes(self) -> int:
-        """What the shard occupies."""
-        return memory_of(
-            len(self),
-            self._index_bytes,
-            self.sidecar.nbytes,
-            exact_vectors=self._vectors is not None,
-        )
+    def numbers_of(self, positions: Int64) -> Int64:
+        """Return the number of the shard that each row is in."""
+        return np.searchsorted(self._starts, positions, side="right") - 1
+
+    def split(self, positions: Int64) -> list[tuple[int, Int64]]:
+        """Return the shards that ascending positions are in: number and positions of each."""
+        parts = np.split(positions, np.searchsorted(positions, self._starts[1:-1]))
+        return [(number, part) for number, part in enumerate(parts) if len(part)]
 
     def decode(self, positions: Int64) -> Float64:
         """Return the canonical vectors (m, D) of rows: the archive's, or their approximations."""
-        if self._vectors is not None:
-            return np.asarray(self._vectors[positions], dtype=np.float64)
-        return self._loaded.decode(positions)
+        if not self._exact:
+            return self._loaded.decode(positions)
+        vectors = np.empty((len(positions), self.dimension), dtype=np.float64)
+        number = self.numbers_of(positions)
+        for i in np.unique(number).tolist():
+            at, stored = np.flatnonzero(number == i), self.shards[i].vectors
+            assert stored is not None
+            vectors[at] = stored[positions[at] - self._starts[i]]
+        return vectors
 
-    def select(self, where: Filter) -> Selection:
-        """Return the live rows that match a filter; recent answers are kept.
+    def select(self, where: Filter, names: Collection[str]) -> Selection:
+        """Return the live rows of the named shards that match a filter; recent answers are kept.
 
         Raises
         ------
         ConfigError
             The filter names a class that the archive does not have.
         """
+        key = (where, frozenset(names))
         with self._lock:
-            if where in self._selections:
-                self._selections.move_to_end(where)
-                return self._selections[where]
-        mask = self._live & self.sidecar.matching(where) if where else self._live
-        selection = Selection(mask)
+            if key in self._selections:
+                self._selections.move_to_end(key)
+                return self._selections[key]
+        numbers = sorted(self.numbers[name] for name in names if name in self.numbers)
+        mask = self._live & self.sidecar.matching(where) if where else self._live.copy()
+        for number in set(range(len(self.shards))) - set(numbers):
+            mask[self._starts[number] : self._starts[number + 1]] = False
+        selection = Selection(mask, numbers)
         with self._lock:
-            self._selections[where] = selection
+            self._selections[key] = selection
             if len(self._selections) > _FILTERS_KEPT:
                 self._selections.popitem(last=False)
         return selection
@@ -183,12 +228,6 @@ class Shard:
             self._loaded.turned(queries), count, params=parameters
         )
         return Probes(lists=lists, similarity=similarity)
-
-    @cached_property
-    def list_rows(self) -> Int64:
-        """How many rows each list holds (nlist,)."""
-        lists = self.index.invlists
-        return np.array([lists.list_size(i) for i in range(self.nlist)], dtype=np.int64)
 
     def lists_with(self, selection: Selection) -> Mask:
         """Return which lists (nlist,) hold a selected row; remembered by the selection."""
@@ -241,8 +280,8 @@ class Shard:
         found = int(faiss.rev_swig_ptr(result.lims, 2)[1])
         return np.array(faiss.rev_swig_ptr(result.labels, found), dtype=np.int64)
 
-    def scan(self, queries: Float64, k: int, selection: Selection) -> tuple[Float32, Int64]:
-        """Compare canonical queries (Q, D) with every selected row, exactly.
+    def scan(self, queries: Float64, k: int, rows: Int64) -> tuple[Float32, Int64]:
+        """Compare canonical queries (Q, D) with the rows at positions (n,), ascending, exactly.
 
         Returns
         -------
@@ -253,8 +292,8 @@ class Shard:
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         positions = np.full((len(queries), k), -1, dtype=np.int64)
         step = max(_SCAN_VALUES // self.dimension, 1)
-        for start in range(0, selection.count, step):
-            chunk = selection.positions[start : start + step]
+        for start in range(0, len(rows), step):
+            chunk = rows[start : start + step]
             vectors = self.decode(chunk)
             for first in range(0, len(queries), _SCAN_QUERIES):
                 block = slice(first, first + _SCAN_QUERIES)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -19,12 +20,13 @@ from storage.ranking import (
     Float32,
     Float64,
     Int64,
+    RowKeys,
     best_in_order,
     canonical_queries,
     kth_largest,
     pair_scores,
 )
-from storage.shards import Probes, Selection, Shard
+from storage.shards import Probes, Selection, Shard, ShardGroup
 from storage.sidecar import Columns, join_rows
 
 EVERY_LIST = 2**31
@@ -34,6 +36,7 @@ _CANDIDATES_AT_ONCE = 4_000_000
 _BLOCK_QUERIES = 256
 _FEW = 0.8  # of the rows: with more, hardly a list is without one
 _Best = tuple[Int64, Int64, Float32, Columns]
+_Asked = tuple[ShardGroup, Selection]
 # Costs in nanoseconds, measured; only their ratios matter and only speed depends on them.
 _TEST_ROW_NS, _SCORE_VALUE_NS, _DECODE_VALUE_NS, _MULTIPLY_NS = 1.5, 0.2, 5.0, 0.15
 
@@ -54,9 +57,9 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Part:
-    """What one shard proposes: scores and positions (Q, depth), and the lists it looked into."""
+    """What a group proposes: scores and positions (Q, depth), and the lists it looked into."""
 
-    shard: Shard
+    group: ShardGroup
     selection: Selection
     scores: Float32
     positions: Int64
@@ -74,7 +77,8 @@ class ShardSet:
     Parameters
     ----------
     shards
-        Loaded shards; their names tell them apart.
+        Shards whose names tell them apart; those that are not mapped are read into memory, into
+        one FAISS index.
     nprobe
         Lists to look into when a search does not say.
     rerank
@@ -94,6 +98,9 @@ class ShardSet:
         threads: int = 1,
     ) -> None:
         self.shards = {shard.name: shard for shard in shards}
+        read = [shard for shard in shards if not isinstance(shard.data, Path)]
+        mapped = [[shard] for shard in shards if isinstance(shard.data, Path)]
+        self._groups = [ShardGroup(some) for some in [read, *mapped] if some]
         self._nprobe = nprobe
         self._rerank = rerank
         self._classes = len(shards[0].sidecar.classes)
@@ -135,8 +142,8 @@ class ShardSet:
         NotFoundError
             A shard is not in this set.
         """
-        dimension = next(iter(self.shards.values())).dimension
-        return self.search_canonical(canonical_queries(vectors, dimension), k, where, nprobe, names)
+        queries = canonical_queries(vectors, self._groups[0].dimension)
+        return self.search_canonical(queries, k, where, nprobe, names)
 
     def search_canonical(
         self,
@@ -149,8 +156,7 @@ class ShardSet:
         """Do what :meth:`search` does, for queries (Q, D) that are canonical already."""
         if k < 1 or (nprobe is not None and nprobe < 1):
             raise ConfigError(f"search: k is {k} and nprobe {nprobe}; both start at 1")
-        asked = [(shard, shard.select(where or Filter())) for shard in self._chosen(names)]
-        asked = [(shard, selection) for shard, selection in asked if selection.count]
+        asked = self._selected(where or Filter(), names)
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         rows = np.full((len(queries), k), -1, dtype=np.int64)
         found: list[Columns] = []
@@ -188,23 +194,27 @@ class ShardSet:
             A shard is not in this set.
         """
         parts = [
-            shard.sidecar.take(shard.select(where).positions[:limit])
-            for shard in self._chosen(names)
+            group.sidecar.take(positions[:limit])
+            for group, selection in self._selected(where, names)
+            for _, positions in group.split(selection.positions)
         ]
         return join_rows(parts, self._classes)
 
-    def _chosen(self, names: Collection[str] | None) -> list[Shard]:
+    def _selected(self, where: Filter, names: Collection[str] | None) -> list[_Asked]:
+        """Return the groups that hold rows of the named shards which match, with those rows."""
         unknown = sorted(set(names or ()) - set(self.shards))
         if unknown:
             raise NotFoundError(f"shards {', '.join(unknown)} are not loaded here")
-        return [s for name, s in self.shards.items() if names is None or name in names]
+        names = self.shards if names is None else names
+        asked = [(group, group.select(where, names)) for group in self._groups]
+        return [(group, selection) for group, selection in asked if selection.count]
 
     def _depth(self, k: int) -> int:
-        reranks = any(shard.reranks for shard in self.shards.values())
+        reranks = any(group.reranks for group in self._groups)
         return max(k * self._rerank, k + _SPARE) if reranks else k + _SPARE
 
     def _rounds(
-        self, queries: Int64, k: int, nprobe: int, asked: Sequence[tuple[Shard, Selection]]
+        self, queries: Int64, k: int, nprobe: int, asked: Sequence[_Asked]
     ) -> list[tuple[Int64, int]]:
         """Cut queries into passes whose candidates and probes fit in memory."""
         if not asked:
@@ -214,9 +224,7 @@ class ShardSet:
         step = max(_CANDIDATES_AT_ONCE // values, 1)
         return [(queries[at], nprobe) for at in _blocks(len(queries), step)]
 
-    def _pass(
-        self, queries: Float64, k: int, nprobe: int, asked: Sequence[tuple[Shard, Selection]]
-    ) -> _Best:
+    def _pass(self, queries: Float64, k: int, nprobe: int, asked: Sequence[_Asked]) -> _Best:
         """Return the k best rows of each query, block by block.
 
         Queries whose nearest list is the same follow each other: they find it in the cache.
@@ -241,75 +249,83 @@ class ShardSet:
         self,
         queries: Float64,
         k: int,
-        asked: Sequence[tuple[Shard, Selection]],
+        asked: Sequence[_Asked],
         probes: Probes | None,
     ) -> _Best:
         """Return query, rank, score and columns of the k best rows, query by query."""
         parts = self._propose(queries, k, asked, probes)
         proposed = np.concatenate([part.scores for part in parts], axis=1)
-        reranks = any(part.shard.reranks and not part.exact for part in parts)
+        reranks = any(part.group.reranks and not part.exact for part in parts)
         floor = (
             kth_largest(proposed, k * self._rerank)
             if reranks
-            else kth_largest(proposed, k) - np.float32(parts[0].shard.margin)
+            else kth_largest(proposed, k) - np.float32(parts[0].group.margin)
         )
         settled = [_settle(queries, part, floor, reranks) for part in parts]
         query = np.concatenate([found[0] for found in settled])
         score = np.concatenate([found[1] for found in settled])
         position = np.concatenate([found[2] for found in settled])
-        group = np.repeat(np.arange(len(parts)), [len(found[0]) for found in settled])
-        kept, rank = best_in_order(
-            query, score, group, position, k, lambda i, at: parts[i].shard.sidecar.keys(at)
-        )
-        columns = _take([part.shard for part in parts], group[kept], position[kept])
+        part = np.repeat(np.arange(len(parts)), [len(found[0]) for found in settled])
+        shard, shard_keys = _numbered(parts, part, position)
+        kept, rank = best_in_order(query, score, shard, position, k, shard_keys)
+        columns = _take([part.group for part in parts], part[kept], position[kept])
         return query[kept], rank, score[kept], columns
 
     def _propose(
         self,
         queries: Float64,
         k: int,
-        asked: Sequence[tuple[Shard, Selection]],
+        asked: Sequence[_Asked],
         probes: Probes | None,
     ) -> list[_Part]:
         queries32 = queries.astype(np.float32)
         parts = []
-        for shard, selection in asked:
-            self._report(shard, len(queries), probes, selection.count)
+        for group, selection in asked:
             if probes is None:
-                scores, positions = shard.scan(queries, min(k, selection.count), selection)
+                found = [
+                    group.scan(queries, min(k, len(rows)), rows)
+                    for _, rows in group.split(selection.positions)
+                ]
             else:
                 depth = min(self._depth(k), selection.count)
-                scores, positions = shard.nearest(queries32, depth, probes, selection)
-            parts.append(
+                found = [group.nearest(queries32, depth, probes, selection)]
+            parts += [
                 _Part(
-                    shard=shard,
+                    group=group,
                     selection=selection,
                     scores=scores,
                     positions=positions,
                     probes=probes,
                 )
-            )
+                for scores, positions in found
+            ]
+            self._report(group, len(queries), probes, selection)
         return parts
 
-    def _report(self, shard: Shard, queries: int, probes: Probes | None, selected: int) -> None:
+    def _report(
+        self, group: ShardGroup, queries: int, probes: Probes | None, selection: Selection
+    ) -> None:
         if self._on_scan is None:
             return
         if probes is None:
-            self._on_scan(shard.name, queries, 0, queries * selected)
+            for number, positions in group.split(selection.positions):
+                self._on_scan(group.shards[number].name, queries, 0, queries * len(positions))
             return
-        rows = int(shard.list_rows[probes.lists].sum())
-        self._on_scan(shard.name, queries, probes.lists.size, rows)
+        for number in selection.shards:
+            shard = group.shards[number]
+            rows = int(shard.list_rows[probes.lists].sum())
+            self._on_scan(shard.name, queries, probes.lists.size, rows)
 
 
 def _settle(
     queries: Float64, part: _Part, floor: Float32, reranks: bool
 ) -> tuple[Int64, Float32, Int64]:
-    """Return (query, exact score, position) of a shard's candidates that reach the floor (Q,).
+    """Return (query, exact score, position) of a part's candidates that reach the floor (Q,).
 
     Where FAISS's list ends above the floor, equal scores may have been cut off: then every row
     above the floor is asked for. Reranking shards approximate, so their list is taken as it is.
     """
-    shard, keep = part.shard, part.positions >= 0
+    group, keep = part.group, part.positions >= 0
     if part.probes is None:
         query, column = np.nonzero(keep)
         return query, part.scores[query, column], part.positions[query, column]
@@ -321,15 +337,13 @@ def _settle(
     for i in np.flatnonzero(cut).tolist():
         at, least = slice(i, i + 1), float(floor[i])
         one = queries[at].astype(np.float32)
-        positions.append(shard.above(one, least, part.probes[at], part.selection))
+        positions.append(group.above(one, least, part.probes[at], part.selection))
         owners.append(np.full(len(positions[-1]), i))
     query, position = np.concatenate(owners), np.concatenate(positions)
-    return query, pair_scores(queries, query, lambda some: shard.decode(position[some])), position
+    return query, pair_scores(queries, query, lambda some: group.decode(position[some])), position
 
 
-def _probes(
-    queries: Float32, k: int, nprobe: int, asked: Sequence[tuple[Shard, Selection]]
-) -> Probes | None:
+def _probes(queries: Float32, k: int, nprobe: int, asked: Sequence[_Asked]) -> Probes | None:
     """Return the lists to look into; None says that scanning the selected rows is better.
 
     Lists without a selected row do not count. Of the others so many are probed that about as many
@@ -337,18 +351,18 @@ def _probes(
     selects whole clusters leaves few lists, one that selects here and there is probed widely.
     """
     first, nlist = asked[0][0], asked[0][0].nlist
-    rows = sum(len(shard) for shard, _ in asked)
+    rows = sum(len(group) for group, _ in asked)
     matching = sum(selection.count for _, selection in asked)
-    if nprobe >= nlist and any(shard.reranks for shard, _ in asked):
+    if nprobe >= nlist and any(group.reranks for group, _ in asked):
         return None
     among = None
     if matching < rows * _FEW:
-        among = np.logical_or.reduce([shard.lists_with(selection) for shard, selection in asked])
+        among = np.logical_or.reduce([group.lists_with(selection) for group, selection in asked])
     lists = nlist if among is None else int(np.count_nonzero(among))
     wanted = max(nprobe * rows / matching, 2 * k * nlist / matching)
     width = min(lists, math.ceil(wanted))
     if matching < rows:
-        held = sum(int(shard.list_rows[among].sum()) for shard, _ in asked)
+        held = sum(int(group.list_rows[among].sum()) for group, _ in asked)
         probing = _TEST_ROW_NS * held + _SCORE_VALUE_NS * first.dimension * matching
         scanning = _DECODE_VALUE_NS / len(queries) + _MULTIPLY_NS
         if scanning * matching * first.dimension < probing * width / lists:
@@ -360,11 +374,27 @@ def _blocks(count: int, step: int) -> list[Int64]:
     return [np.arange(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def _take(groups: list[Shard], group: Int64, position: Int64) -> Columns:
-    present: list[int] = np.unique(group).tolist()
+def _numbered(parts: Sequence[_Part], part: Int64, position: Int64) -> tuple[Int64, RowKeys]:
+    """Return the number of each row's shard over all parts, and what names rows of a shard."""
+    firsts = np.cumsum([0, *(len(one.group.shards) for one in parts)])
+    number = firsts[part]
+    for i, one in enumerate(parts):
+        if len(one.group.shards) > 1:
+            at = np.flatnonzero(part == i)
+            number[at] += one.group.numbers_of(position[at])
+
+    def keys(shard: int, at: Int64) -> list[tuple[str, str]]:
+        owner = int(np.searchsorted(firsts, shard, side="right")) - 1
+        return parts[owner].group.sidecar.keys(at)
+
+    return number, keys
+
+
+def _take(groups: list[ShardGroup], part: Int64, position: Int64) -> Columns:
+    present: list[int] = np.unique(part).tolist()
     if len(present) == 1:
         return groups[present[0]].sidecar.take(position)
-    members = [np.flatnonzero(group == i) for i in present]
+    members = [np.flatnonzero(part == i) for i in present]
     parts = [groups[i].sidecar.take(position[at]) for i, at in zip(present, members, strict=True)]
     back = np.argsort(np.concatenate(members))
     return {name: values[back] for name, values in join_rows(parts, 0).items()}

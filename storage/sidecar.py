@@ -112,14 +112,27 @@ class Sidecar:
 
     def __init__(self, data: Any, name: str) -> None:
         try:
-            self._batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
-            self.classes = tuple(json.loads(self._batch.schema.metadata[b"classes"]))
+            self._open(pa.ipc.open_file(pa.py_buffer(data)).get_batch(0))
         except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
             raise CorruptIndexError(
                 f"{name} is not a side-car file ({str(error).partition(chr(10))[0]}); "
                 "run `skysift index verify`"
             ) from error
-        column = self._batch.column
+
+    @classmethod
+    def joined(cls, parts: Sequence["Sidecar"]) -> "Sidecar":
+        """Return the rows of several shards one after the other, in memory; one stays as it is."""
+        if len(parts) == 1:
+            return parts[0]
+        table = pa.Table.from_batches([part._batch for part in parts]).unify_dictionaries()
+        whole = cls.__new__(cls)
+        whole._open(table.combine_chunks().to_batches()[0])
+        return whole
+
+    def _open(self, batch: pa.RecordBatch) -> None:
+        self._batch = batch
+        self.classes = tuple(json.loads(batch.schema.metadata[b"classes"]))
+        column = batch.column
         self.row: Int64 = column("row").to_numpy()
         self.bbox: Floats = _unfixed(column("bbox"), np.float64)
         self.datetime: npt.NDArray[np.datetime64] = column("datetime").to_numpy()

@@ -138,7 +138,7 @@ def test_a_gpu_trains_fills_and_searches_like_the_cpu(kind: Kind, monkeypatch):
         monkeypatch.setattr("storage.accelerator.faiss.get_num_gpus", lambda n=gpus: n)
         trained = train(rows["embedding"].astype(np.float32), p)
         (shard,) = make_shards(rows, p, exact_vectors=True, trained=trained)
-        sizes.append([shard.index.get_list_size(n) for n in range(shard.nlist)])
+        sizes.append(shard.list_rows)
         answers.append(ShardSet([shard], nprobe=8, rerank=16).search(queries, 10))
         exhaustive = ShardSet([shard], rerank=16).search(queries, 10, nprobe=10**6)
         answers[-1] = (answers[-1], exhaustive)

@@ -7,7 +7,7 @@ from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.filters import Filter
 from storage.quantizers import KINDS, Kind, ShardParameters, set_threads, train
 from storage.ranking import canonical_queries
-from storage.shards import Shard
+from storage.shards import Shard, ShardGroup
 from storage.shardset import ShardSet
 from tests.shard_world import CLASSES, brute_force, fill, make_rows, make_shards, passes
 
@@ -68,7 +68,7 @@ def test_exhaustive_search_is_brute_force_for_any_shards(
     if kind in ("ivf_sq8", "ivf_opq", "ivf_pq") and not exact_vectors:
         (shard,) = one.shards.values()  # the truth is over what the shard stores
         back = np.argsort(shard.sidecar.row)[np.argsort(np.argsort(rows["row"]))]
-        stored["embedding"] = shard.decode(np.arange(count))[back]
+        stored["embedding"] = ShardGroup([shard]).decode(np.arange(count))[back]
     scores, found = brute_force(stored, queries, k, keep)
     # a row id that is repeated under one (tile, scene) may come in either order: compare keys
     for answer in (
