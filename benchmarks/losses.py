@@ -28,7 +28,6 @@ from encoders.losses.core import CHUNK_PAIRS
 BATCH, DIMENSION, LABELS = 1024, 128, 17
 LIMIT = 1.2  # times the step of pytorch-metric-learning's SupCon
 _MIB = 1024  # ru_maxrss counts KiB
-_NOTES = {"cbml": "mines pairs row by row: eight passes over the matrix where SupCon has four"}
 
 
 def batch(rows: int, seed: int = 0) -> tuple[Tensor, Tensor, LabelStatistics]:
@@ -62,7 +61,6 @@ def step_row(name: str, turns: int, rows: int = BATCH) -> Row:
         ratio=ratio,
         goal=LIMIT,
         direction="at most",
-        note=_NOTES.get(name, ""),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 from torch.nn.functional import softplus
 
 from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, require
@@ -59,34 +60,42 @@ class Cbml(PairLoss):
 
     def terms(self, pairs: Pairs) -> Sequence[Fraction]:
         """Return the mean over the anchors with a positive and a negative."""
-        s_RG = pairs.similarity_RG
+        s_RG, fixed_RG = pairs.similarity_RG, pairs.similarity_RG.detach()
         positive_RG = pairs.set_self(pairs.shared_RG > 0, False)
         negative_RG = pairs.set_self(pairs.shared_RG == 0, False)
-        usable_R = positive_RG.any(1) & negative_RG.any(1)
-        fixed_RG = s_RG.detach()
-        nearest_R = fixed_RG.masked_fill(~negative_RG, -torch.inf).amax(1, keepdim=True)
-        furthest_R = fixed_RG.masked_fill(~positive_RG, torch.inf).amin(1, keepdim=True)
-        mined_positive_RG = positive_RG & (fixed_RG - self.margin < nearest_R)
-        mined_negative_RG = negative_RG & (fixed_RG + self.margin > furthest_R)
-        # Without one kind of mined pair the anchor has nothing to learn from.
-        mined_R = mined_positive_RG.any(1) & mined_negative_RG.any(1)
-        centre_R = self.blend * _mean(s_RG, positive_RG) + (1 - self.blend) * _mean(
-            s_RG, negative_RG
+        positives_R, negatives_R = positive_RG.sum(1), negative_RG.sum(1)
+        usable_R = (positives_R > 0) & (negatives_R > 0)
+        nearest_R = torch.where(negative_RG, fixed_RG, -torch.inf).amax(1)
+        furthest_R = torch.where(positive_RG, fixed_RG, torch.inf).amin(1)
+        # Each mines the other's extreme, so both kinds are mined or none.
+        mined_R = usable_R & (furthest_R - self.margin < nearest_R)
+        below_R = torch.where(mined_R, nearest_R + self.margin, -torch.inf)
+        above_R = torch.where(mined_R, furthest_R - self.margin, torch.inf)
+        near_RG = (positive_RG & (fixed_RG < below_R[:, None])).to(s_RG)
+        far_RG = (negative_RG & (fixed_RG > above_R[:, None])).to(s_RG)
+        nearest_R, furthest_R = (torch.where(mined_R, x_R, 0) for x_R in (nearest_R, furthest_R))
+
+        # No entry is both, so one exponential does; it is 1 at the extremes and less elsewhere.
+        (near_at, near_scale), (far_at, far_scale) = self.positive, self.negative
+        slope_RG = far_RG / far_scale - near_RG / near_scale
+        shift_RG = (
+            near_RG * (furthest_R / near_scale)[:, None] - far_RG * (nearest_R / far_scale)[:, None]
         )
-        value_R = (
-            _soft_count((self.positive[0] - s_RG) / self.positive[1], mined_positive_RG)
-            + _soft_count((s_RG - self.negative[0]) / self.negative[1], mined_negative_RG)
-            + self.spread * _mean((s_RG - centre_R[:, None]) ** 2, negative_RG)
-        )
-        value_R = torch.where(mined_R & usable_R, value_R, 0)
+        exp_RG = torch.addcmul(shift_RG, slope_RG, s_RG).exp()
+        near_R = _log(vecdot(exp_RG, near_RG)) + (near_at - furthest_R) / near_scale
+        far_R = _log(vecdot(exp_RG, far_RG)) + (nearest_R - far_at) / far_scale
+
+        of_negative_RG = torch.where(negative_RG, s_RG, 0)
+        of_positive_R = torch.where(positive_RG, s_RG, 0).sum(1) / positives_R.clamp_min(1)
+        mean_R = of_negative_RG.sum(1) / negatives_R.clamp_min(1)
+        square_R = vecdot(of_negative_RG, of_negative_RG) / negatives_R.clamp_min(1)
+        centre_R = self.blend * of_positive_R + (1 - self.blend) * mean_R
+        spread_R = square_R - 2 * centre_R * mean_R + centre_R**2  # mean of (s - centre)^2
+        value_R = softplus(near_R) + softplus(far_R) + self.spread * spread_R
+        value_R = torch.where(mined_R, value_R, 0)
         return [Fraction(value_R.sum(), usable_R.sum().to(value_R))]
 
 
-def _soft_count(x_RG: Tensor, chosen_RG: Tensor) -> Tensor:
-    """``log(1 + Σ_chosen exp(x))`` per row."""
-    return softplus(x_RG.masked_fill(~chosen_RG, -1e30).logsumexp(1))
-
-
-def _mean(x_RG: Tensor, chosen_RG: Tensor) -> Tensor:
-    """Mean of the chosen entries per row, 0 without any."""
-    return (x_RG * chosen_RG).sum(1) / chosen_RG.sum(1).clamp_min(1)
+def _log(sum_R: Tensor) -> Tensor:
+    """Logarithm of sums that are 0 where nothing was mined; their value is not used."""
+    return sum_R.clamp_min(1e-30).log()
