@@ -104,7 +104,8 @@ class Reader:
         """Press Ctrl-C."""
         if self._server:
             self._server.send_signal(signal.SIGINT)
-            assert self._server.wait(timeout=120) == 0
+            self._server.communicate(timeout=120)
+            assert self._server.returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +155,7 @@ def _alike(word: str, other: str) -> bool:
     return word == other
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_its_commands_print(reader: Reader):
     hits = geopandas.read_file(reader.folder / "hits.geojson")
     assert len(hits) == 12
