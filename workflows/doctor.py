@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from storage.errors import SkysiftError
 from storage.geotiff import gdal_report
@@ -108,12 +109,14 @@ def _packages() -> Finding:
             found="Skysift is not installed in this environment",
             advice="install the wheel, or `pip install -e .` in its repository",
         )
-    installed = {found.name.lower(): found.version for found in distributions() if found.name}
+    installed = {  # a distribution may write `prometheus_client` for `prometheus-client`
+        canonicalize_name(found.name): found.version for found in distributions() if found.name
+    }
     wrong = [
-        f"{one.name} {installed.get(one.name.lower(), 'missing')} (needs {one.specifier})"
-        for one in wanted
+        f"{one.name} {installed.get(name, 'missing')} (needs {one.specifier})"
+        for one, name in ((one, canonicalize_name(one.name)) for one in wanted)
         if (one.marker is None or one.marker.evaluate({"extra": ""}))
-        and not one.specifier.contains(installed.get(one.name.lower(), "0"), prereleases=True)
+        and not one.specifier.contains(installed.get(name, "0"), prereleases=True)
     ]
     if wrong:
         return Finding(

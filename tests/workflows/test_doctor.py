@@ -26,6 +26,19 @@ def test_this_machine_is_looked_at_and_json_tells(capsys, monkeypatch, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_package_is_found_however_it_writes_its_name(monkeypatch):
+    there = namedtuple("there", "name version")
+    monkeypatch.setattr(doctor, "requires", lambda _: ["prometheus-client>=0.21", "ray[data]>=2"])
+    monkeypatch.setattr(
+        doctor, "distributions", lambda: [there("Prometheus_Client", "0.26"), there("ray", "2.60")]
+    )
+    assert doctor._packages().verdict == "ok"
+    monkeypatch.setattr(doctor, "distributions", lambda: [there("ray", "1.0")])
+    assert (
+        doctor._packages().found == "prometheus-client missing (needs >=0.21), ray 1.0 (needs >=2)"
+    )
+
+
 def test_what_is_broken_is_named_with_what_to_do(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "gdal_report", lambda: ("3.0", frozenset({"GTiff"})))
     usage = namedtuple("usage", "total used free")
