@@ -39,7 +39,7 @@ def memory_of(rows: int, index_bytes: int, columns_bytes: int, *, exact_vectors:
 
 
 class Shard:
-    """The verified files of one shard, and which of its rows are live.
+    """The verified files of one shard, and which of its rows are dead.
 
     Parameters
     ----------
@@ -81,9 +81,7 @@ class Shard:
             raise CorruptIndexError(
                 f"{name}: its files hold {sorted(counts)} rows; run `skysift index verify`"
             )
-        self.live = np.ones(len(sidecar), dtype=np.bool_)
-        if dead is not None:
-            self.live[dead] = False
+        self.dead = np.empty(0, np.int64) if dead is None else dead
 
     def __len__(self) -> int:
         return len(self.sidecar)
@@ -141,7 +139,9 @@ class ShardGroup:
         self.numbers = {shard.name: number for number, shard in enumerate(shards)}
         self.sidecar = Sidecar.joined([shard.sidecar for shard in shards])
         self._starts = np.cumsum([0, *map(len, shards)])
-        self._live = np.concatenate([shard.live for shard in shards])
+        self._live = np.ones(len(self), dtype=np.bool_)
+        for shard, start in zip(shards, self._starts, strict=False):
+            self._live[start + shard.dead] = False
         self.list_rows: Int64 = np.sum([shard.list_rows for shard in shards], axis=0)
         self._loaded = joined([one.data for one in shards], [one.list_rows for one in shards])
         self.index = self._loaded.lists
@@ -209,9 +209,12 @@ class ShardGroup:
                 self._selections.move_to_end(key)
                 return self._selections[key]
         numbers = sorted(self.numbers[name] for name in names if name in self.numbers)
-        mask = self._live & self.sidecar.matching(where) if where else self._live.copy()
-        for number in set(range(len(self.shards))) - set(numbers):
-            mask[self._starts[number] : self._starts[number + 1]] = False
+        mask = self._live
+        if where or len(numbers) < len(self.shards):
+            mask = np.zeros(len(self), dtype=np.bool_)
+            for number in numbers:  # the others are not touched
+                own = slice(self._starts[number], self._starts[number + 1])
+                mask[own] = self._live[own] & self.shards[number].sidecar.matching(where)
         selection = Selection(mask, numbers)
         with self._lock:
             self._selections[key] = selection
