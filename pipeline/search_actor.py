@@ -9,7 +9,7 @@ Counters and the latency histogram appear on the metrics port of each Ray node a
 
 import logging
 import threading
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -34,7 +34,7 @@ class SearchActor(SearchNode):
         self,
         index_uri: str,
         version: str,
-        names: Collection[str] | None = None,
+        names: Mapping[str, int] | None = None,
         options: StorageOptions | None = None,
         threads: int | None = None,
         retire_after_s: float = 600.0,

@@ -206,7 +206,12 @@ class Fleet:
         node = nodes[slot % len(nodes)]
         neighbours = -(-placement.slots // len(nodes))
         threads = max(int(node["Resources"].get("CPU", 1)) // neighbours, 1)
-        names = tuple(n for n, number in self._shards.items() if slot in placement.holders(number))
+        # Shards with the same holders are asked for together.
+        names = {
+            name: number % placement.slots
+            for name, number in self._shards.items()
+            if slot in placement.holders(number)
+        }
         index_uri, version, options = self._source
         remote: Any = ray.remote(SearchActor)
         return remote.options(

@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from pipeline.search_meter import MeterReading, SearchMeter
@@ -39,7 +39,8 @@ class SearchNode:
     index_uri, version
         The index.
     names
-        The shards to hold; all by default.
+        The shards to hold, each with the number of the group that it is asked for in; all of them,
+        in one group, by default.
     options
         Where the object store is.
     threads
@@ -50,7 +51,7 @@ class SearchNode:
         self,
         index_uri: str,
         version: str,
-        names: Collection[str] | None = None,
+        names: Mapping[str, int] | None = None,
         options: StorageOptions | None = None,
         threads: int | None = None,
     ) -> None:
@@ -126,5 +127,6 @@ class SearchNode:
                     manifest.rerank,
                     on_scan=self.meter.scanned,
                     threads=self._threads,
+                    together=self._names,
                 )
             return self._loaded

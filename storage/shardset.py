@@ -6,7 +6,7 @@ id). So at exhaustive ``nprobe`` the answer is the brute-force answer, however r
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,14 +77,16 @@ class ShardSet:
     Parameters
     ----------
     shards
-        Shards whose names tell them apart; those that are not mapped are read into memory, into
-        one FAISS index.
+        Shards whose names tell them apart. Those that are not mapped are read into memory.
     nprobe
         Lists to look into when a search does not say.
     rerank
         Candidates per wanted result that lossy shards read exact vectors for.
     on_scan
         Told of each pass over a shard: its name, queries, lists looked into and rows in them.
+    together
+        The group of each shard by name; those of a group are read into one FAISS index, which is
+        fast to search as a whole. One group for all by default.
     threads
         How many blocks of a batch of queries are searched at the same time.
     """
@@ -96,11 +98,15 @@ class ShardSet:
         rerank: int = 1,
         on_scan: Callable[[str, int, int, int], None] | None = None,
         threads: int = 1,
+        together: Mapping[str, int] | None = None,
     ) -> None:
         self.shards = {shard.name: shard for shard in shards}
-        read = [shard for shard in shards if not isinstance(shard.data, Path)]
-        mapped = [[shard] for shard in shards if isinstance(shard.data, Path)]
-        self._groups = [ShardGroup(some) for some in [read, *mapped] if some]
+        grouped: dict[str | int, list[Shard]] = {}
+        for shard in shards:
+            number = together[shard.name] if together else 0
+            alone = isinstance(shard.data, Path)
+            grouped.setdefault(shard.name if alone else number, []).append(shard)
+        self._groups = [ShardGroup(some) for some in grouped.values()]
         self._nprobe = nprobe
         self._rerank = rerank
         self._classes = len(shards[0].sidecar.classes)

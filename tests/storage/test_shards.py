@@ -58,7 +58,9 @@ def test_exhaustive_search_is_brute_force_for_any_shards(
     dead = rows["row"][::dead_every] if dead_every else None
     world = (rows, parameters(kind))
     one = ShardSet(make_shards(*world, (), exact_vectors, dead))
-    many = ShardSet(make_shards(*world, cuts, exact_vectors, dead))
+    several = make_shards(*world, cuts, exact_vectors, dead)
+    many = ShardSet(several)
+    grouped = ShardSet(several, together={shard.name: n % 2 for n, shard in enumerate(several)})
     queries = np.random.default_rng(seed).normal(size=(3, DIMENSION))
     queries[0] = rows["embedding"][0]
     keep = np.array([passes(where, rows, n) for n in range(count)])
@@ -74,6 +76,7 @@ def test_exhaustive_search_is_brute_force_for_any_shards(
     for answer in (
         one.search(queries, k, where, EVERYTHING),
         many.search(queries, k, where, EVERYTHING),
+        grouped.search(queries, k, where, EVERYTHING),
     ):
         np.testing.assert_array_equal(answer.scores, scores)
         assert _keys(rows, answer.rows) == _keys(rows, found)
