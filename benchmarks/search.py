@@ -308,7 +308,8 @@ def measure(folder: Path, count: int, threads: int) -> list[Row]:
     rows = []
     for shards, replicas in ((1, 1), (2, 1), (8, 1), (8, 2)):
         searcher = Searcher.connect(indexes[shards], replicas=replicas)
-        name = f"{shards} shards" + (f", {replicas} replicas" if replicas > 1 else "")
+        name = f"{shards} shards of {count:,} rows in all"
+        name += f", {replicas} replicas" if replicas > 1 else ""
         found = _against_faiss(world, faiss, searcher, name)
         if replicas > 1:  # two actors share one node's cores: told, not promised
             found = [replace(row, goal=None) for row in found]

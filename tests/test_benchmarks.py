@@ -136,7 +136,8 @@ def test_the_benchmark_of_metrics_measures_time_and_memory():
 def test_the_bare_loop_and_the_workers_loop_train_on_the_same(tmp_path):
     size = training.Size(images=256, tile_px=16, epochs=1)
     training.write_dataset(str(tmp_path / "set"), size)
-    spec = training.specification(size)
+    tiny = next(model for model in training.MODELS if model.backbone == "tiny-cnn")
+    spec = training.specification(tiny, size)
     dataset = LabelledDataset.open(str(tmp_path / "set"))
     assert next(training._bare_loop(dataset, spec, 1)) > 0
     encoder = training.initial_encoder(dataset, spec)
