@@ -90,7 +90,7 @@ class Shard:
 class Selection:
     """The rows that may be returned, as a mask (n,) that FAISS understands.
 
-    ``shards`` are the numbers of the shards that they are in.
+    ``shards`` are the numbers of the shards that were asked for.
     """
 
     def __init__(self, mask: Mask, shards: Sequence[int] = ()) -> None:

@@ -357,7 +357,7 @@ def _probes(queries: Float32, k: int, nprobe: int, asked: Sequence[_Asked]) -> P
     selects whole clusters leaves few lists, one that selects here and there is probed widely.
     """
     first, nlist = asked[0][0], asked[0][0].nlist
-    rows = sum(len(group) for group, _ in asked)
+    rows = sum(len(group.shards[i]) for group, selection in asked for i in selection.shards)
     matching = sum(selection.count for _, selection in asked)
     if nprobe >= nlist and any(group.reranks for group, _ in asked):
         return None
