@@ -183,7 +183,7 @@ class ShardDraft:
         sidecar, filled = Sidecar(columns, self.name), Filled(trained)
         rows = len(sidecar)
         fit, vectors = self._filled(filled, rows, fill)
-        lists = filled.list_sizes
+        lists = filled.loaded.list_rows
         with self._new("faiss") as (path, entry):
             filled.save(path, rows)
             index = entry()

@@ -62,17 +62,13 @@ class StorageOptions:
         def first(*names: str) -> str | None:
             return next((environ[name] for name in names if environ.get(name)), None)
 
-        anonymous = self.anonymous or environ.get("AWS_NO_SIGN_REQUEST", "").upper() in {
-            "YES",
-            "TRUE",
-            "1",
-        }
+        unsigned = environ.get("AWS_NO_SIGN_REQUEST", "").upper() in {"YES", "TRUE", "1"}
         keys_given = self.access_key_id is not None
         return replace(
             self,
             endpoint_url=self.endpoint_url or first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
             region=self.region or first("AWS_REGION", "AWS_DEFAULT_REGION"),
-            anonymous=anonymous,
+            anonymous=self.anonymous or unsigned,
             access_key_id=self.access_key_id or first("AWS_ACCESS_KEY_ID"),
             secret_access_key=self.secret_access_key or first("AWS_SECRET_ACCESS_KEY"),
             session_token=self.session_token

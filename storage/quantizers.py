@@ -320,11 +320,6 @@ class Filled:
         self.loaded = loaded(trained)
         self._centres = accelerated(self.loaded.lists.quantizer)
 
-    @property
-    def list_sizes(self) -> Int64:
-        """How many rows each list holds (nlist,)."""
-        return self.loaded.list_rows
-
     def add(self, positions: Int64, embeddings: npt.NDArray[np.float16]) -> None:
         """Store vectors (m, D) under positions (m,)."""
         vectors = self.loaded.turned(np.ascontiguousarray(embeddings, dtype=np.float32))

@@ -136,7 +136,7 @@ class ShardGroup:
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self.shards = tuple(shards)
-        self.numbers = {shard.name: number for number, shard in enumerate(shards)}
+        self._numbers = {shard.name: number for number, shard in enumerate(shards)}
         self.sidecar = Sidecar.joined([shard.sidecar for shard in shards])
         self._starts = np.cumsum([0, *map(len, shards)])
         self._live = np.ones(len(self), dtype=np.bool_)
@@ -208,7 +208,7 @@ class ShardGroup:
             if key in self._selections:
                 self._selections.move_to_end(key)
                 return self._selections[key]
-        numbers = sorted(self.numbers[name] for name in names if name in self.numbers)
+        numbers = sorted(self._numbers[name] for name in names if name in self._numbers)
         mask = self._live
         if where or len(numbers) < len(self.shards):
             mask = np.zeros(len(self), dtype=np.bool_)

@@ -296,14 +296,8 @@ class ShardSet:
                 depth = min(self._depth(k), selection.count)
                 found = [group.nearest(queries32, depth, probes, selection)]
             parts += [
-                _Part(
-                    group=group,
-                    selection=selection,
-                    scores=scores,
-                    positions=positions,
-                    probes=probes,
-                )
-                for scores, positions in found
+                _Part(group=group, selection=selection, scores=scores, positions=at, probes=probes)
+                for scores, at in found
             ]
             self._report(group, len(queries), probes, selection)
         return parts
@@ -385,9 +379,8 @@ def _numbered(parts: Sequence[_Part], part: Int64, position: Int64) -> tuple[Int
     firsts = np.cumsum([0, *(len(one.group.shards) for one in parts)])
     number = firsts[part]
     for i, one in enumerate(parts):
-        if len(one.group.shards) > 1:
-            at = np.flatnonzero(part == i)
-            number[at] += one.group.numbers_of(position[at])
+        at = np.flatnonzero(part == i)
+        number[at] += one.group.numbers_of(position[at])
 
     def keys(shard: int, at: Int64) -> list[tuple[str, str]]:
         owner = int(np.searchsorted(firsts, shard, side="right")) - 1

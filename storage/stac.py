@@ -36,14 +36,8 @@ _S2_BAND = re.compile(r"B\d{1,2}A?")
 _S2_PRODUCT = re.compile(r"S2[A-Z]_MSI\w+?_N(\d{2})(\d{2})_")
 _S2_OFFSET = -1000.0
 # What pystac raises on documents of a wrong shape.
-MALFORMED = (
-    pystac.STACError,
-    pystac.STACTypeError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-)
+_STAC_ERRORS = (pystac.STACError, pystac.STACTypeError)
+MALFORMED = (*_STAC_ERRORS, ValueError, KeyError, TypeError, AttributeError)
 
 
 def item_candidates(

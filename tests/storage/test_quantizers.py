@@ -56,7 +56,7 @@ def test_merged_shards_propose_what_one_shard_proposes(kind: Kind, tmp_path: Pat
     merged = Filled(trained)
     merged.take_over(halves[0], np.arange(300))
     merged.take_over(halves[1], np.r_[np.arange(300, 500), np.full(100, -1)])
-    assert merged.list_sizes.tolist() == [
+    assert merged.loaded.list_rows.tolist() == [
         whole.lists.get_list_size(i) for i in range(whole.lists.nlist)
     ]
     merged.save(tmp_path / "merged.faiss", 500)
@@ -100,7 +100,7 @@ def test_k_means_leaves_no_list_empty_when_rows_differ():
     trained = train(rows, parameters("ivf_flat", nlist=32))
     filled = Filled(trained)
     filled.add(np.arange(2000), rows.astype(np.float16))
-    assert filled.list_sizes.min() > 0
+    assert filled.loaded.list_rows.min() > 0
 
 
 def test_a_mapped_shard_answers_like_a_read_one(tmp_path: Path):
