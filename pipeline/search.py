@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.search_fleet import Fleet, Gathered, require_ray, shared
+from pipeline.search_fleet import Fleet, Gathered, require_ray
 from pipeline.search_hits import AboveScore, Hits, merge
 from pipeline.search_node import SearchNode
 from storage.errors import ConfigError, SearchUnavailableError
@@ -25,7 +25,6 @@ from storage.sidecar import hit_table, join_rows, row_keys
 
 __all__ = ["Filter", "Hits", "Searcher"]
 
-_INLINE_BYTES = 100_000
 _RECOVERY_POLL_S = 0.1
 _FIRST_DEPTH, _DEEPER, _HITS_AT_ONCE = 64, 8, 200_000
 
@@ -243,9 +242,7 @@ class Searcher:
         """Answer canonical queries (Q, D)."""
         self._check(k, nprobe, where)
         names = self._in_question(where)
-        sent: Any = queries.astype(np.float32)  # exact: multiples of 2**-24 up to 1
-        if isinstance(self._backend, Fleet) and sent.nbytes > _INLINE_BYTES:
-            sent = shared(sent)
+        sent = queries.astype(np.float32)  # exact: multiples of 2**-24 up to 1
         gathered = self._gather("search", names, (sent, k, where, nprobe), complete)
         merged = merge(gathered.answers, len(queries), k, len(self.manifest.classes))
         return Hits(

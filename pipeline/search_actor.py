@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.util.metrics import Counter, Histogram
 
+from pipeline.search_door import Door, Key
 from pipeline.search_meter import MeterReading, ShardWork
 from pipeline.search_node import NodeState, SearchNode
 from storage.errors import SkysiftError
@@ -37,11 +38,17 @@ class SearchActor(SearchNode):
         names: Mapping[str, int] | None = None,
         options: StorageOptions | None = None,
         threads: int | None = None,
+        at_once: int = 4,
         retire_after_s: float = 600.0,
     ) -> None:
         super().__init__(index_uri, version, names, options, threads)
+        self._door = Door(self, at_once)
         self._retire_after_s = retire_after_s
         threading.Thread(target=self._look_after, name="search-care", daemon=True).start()
+
+    def door(self) -> Key | None:
+        """Return what clients on this machine need to ask without messages."""
+        return self._door.key
 
     def state(self, node_id: str = "") -> NodeState:
         """Return what this actor holds and has done; ``node_id`` is that of its Ray node."""

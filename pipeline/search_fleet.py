@@ -10,7 +10,8 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTa
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.search_actor import SearchActor
+from pipeline.search_door import FAILURES, Visitor
 from pipeline.search_node import NodeState
 from storage.errors import ConfigError, SearchUnavailableError, SkysiftError
 from storage.object_store import StorageOptions
@@ -31,6 +33,8 @@ _START_ATTEMPTS = 3
 _RETRY_S = 1.0
 _RETIRE_AFTER_S = 600.0
 _STATE_TIMEOUT_S = 10.0
+_INLINE_BYTES = 100_000
+_AT_ONCE = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +89,22 @@ class _Down:
     since: float
 
 
+class _Message:
+    """One question for several actors; a large first argument is put into Ray's store once."""
+
+    def __init__(self, method: str, arguments: Sequence[Any]) -> None:
+        self.method, self.arguments = method, arguments
+        self._sent: list[Any] = []
+
+    def send(self, actor: Any, names: tuple[str, ...]) -> Any:
+        """Send it to an actor; return the reference of the answer."""
+        if not self._sent:
+            first, *others = self.arguments
+            large = getattr(first, "nbytes", 0) > _INLINE_BYTES
+            self._sent = [ray.put(first) if large else first, *others]
+        return getattr(actor, self.method).remote(*self._sent, names)
+
+
 class Fleet:
     """A client's view of the actors that hold an index version; starts those that are missing.
 
@@ -119,6 +139,7 @@ class Fleet:
         self._lock = threading.Lock()
         self._turn = 0
         self._down: dict[int, _Down] = {}
+        self._doors: dict[int, Visitor] = {}
         self._actors = [self._actor(slot) for slot in range(self.placement.slots)]
         self._load()
 
@@ -167,16 +188,46 @@ class Fleet:
     def _ask(
         self, method: str, asked: Mapping[int, Sequence[str]], arguments: Sequence[Any]
     ) -> Iterator[tuple[int, Any]]:
-        references = {
-            slot: getattr(self._actors[slot], method).remote(*arguments, tuple(names))
-            for slot, names in asked.items()
+        message = _Message(method, arguments)
+        waiting = {
+            slot: self._ask_one(slot, message, tuple(names)) for slot, names in asked.items()
         }
         deadline = time.monotonic() + self._timeout_s
-        for slot, reference in references.items():
+        for slot, answer in waiting.items():
             try:
-                yield slot, _get(reference, deadline - time.monotonic())
+                yield slot, answer(deadline - time.monotonic())
             except _NoAnswerError as error:
                 yield slot, error
+
+    def _ask_one(
+        self, slot: int, message: "_Message", names: tuple[str, ...]
+    ) -> Callable[[float], Any]:
+        """Ask an actor at its door or by message; return what waits for the answer, in seconds."""
+        door = self._doors.get(slot) if message.method == "search" else None
+        visit = door.ask(*message.arguments, names) if door else None
+        sent = None if visit else message.send(self._actors[slot], names)
+
+        def answer(timeout_s: float) -> Any:
+            found = None
+            if door and visit:
+                try:
+                    found = door.answer(visit, timeout_s)
+                except TimeoutError as error:
+                    raise _NoAnswerError(str(error)) from error
+            if found is None:
+                found = _get(sent or message.send(self._actors[slot], names), timeout_s)
+                if door:
+                    self._meet(slot)
+            return found
+
+        return answer
+
+    def _meet(self, slot: int) -> None:
+        """Find the door of an actor that runs; it has none for clients on other machines."""
+        self._doors.pop(slot, None)
+        with suppress(_NoAnswerError, *FAILURES):
+            if key := _get(self._actors[slot].door.remote(), self._timeout_s):
+                self._doors[slot] = Visitor(key)
 
     def _gathered(self, answers: list[Any], missing: Sequence[str]) -> Gathered:
         with self._lock:
@@ -221,9 +272,9 @@ class Fleet:
             get_if_exists=True,
             num_cpus=0,
             max_restarts=-1,
-            max_concurrency=4,
+            max_concurrency=_AT_ONCE,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True),
-        ).remote(index_uri, version, names, options, threads, _RETIRE_AFTER_S)
+        ).remote(index_uri, version, names, options, threads, _AT_ONCE, _RETIRE_AFTER_S)
 
     def _load(self) -> None:
         """Wait until every actor has loaded; one that was just stopped is started again."""
@@ -233,6 +284,7 @@ class Fleet:
                 try:
                     _get(reference, LOAD_TIMEOUT_S)
                     del loading[slot]
+                    self._meet(slot)
                 except _NoAnswerError as error:
                     if not error.died or attempt == _START_ATTEMPTS - 1:
                         self._mark_down(slot, error)
@@ -268,7 +320,8 @@ class Fleet:
                     self._probe(slot, error)
                 return False
             del self._down[slot]
-            return True
+        self._meet(slot)
+        return True
 
     def _mark_down(self, slot: int, error: _NoAnswerError) -> None:
         logger.warning("search actor %s of %s did not answer: %s", slot, self._source[0], error)
@@ -311,11 +364,6 @@ def require_ray() -> None:
             "this process is not connected to Ray; call ray.init() or use "
             "pipeline.cluster.ray_session(), or search without Ray by Searcher.local()"
         )
-
-
-def shared(value: Any) -> Any:
-    """Put a large argument into Ray's object store once, for all messages that carry it."""
-    return ray.put(value)
 
 
 def _prefix(index_uri: str, version: str) -> str:

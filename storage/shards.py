@@ -118,6 +118,12 @@ class Probes:
     lists: Int64
     similarity: Float32
 
+    @classmethod
+    def joined(cls, parts: Sequence["Probes"]) -> "Probes":
+        """Return the probes of several blocks of queries as one."""
+        lists = np.concatenate([part.lists for part in parts])
+        return cls(lists=lists, similarity=np.concatenate([part.similarity for part in parts]))
+
     def __getitem__(self, query: slice | Int64) -> "Probes":
         return Probes(lists=self.lists[query], similarity=self.similarity[query])
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from storage.errors import ConfigError, NotFoundError
-from storage.filters import Filter
+from storage.filters import Filter, Mask
 from storage.quantizers import set_threads
 from storage.ranking import (
     Float32,
@@ -236,15 +236,20 @@ class ShardSet:
         Queries whose nearest list is the same follow each other: they find it in the cache.
         """
         queries32 = queries.astype(np.float32)  # exact: multiples of 2**-24 up to 1
-        probes = _probes(queries32, k, nprobe, asked)
+        width = _width(len(queries), k, nprobe, asked)
         step = max(min(_BLOCK_QUERIES, -(-len(queries) // self._threads)), 1)
         if len(queries) <= step:
+            probes = _probes(queries32, width, asked) if width else None
             return self._best(queries, k, asked, probes)
-        order = np.argsort(probes.lists[:, 0], kind="stable") if probes else np.arange(len(queries))
-        blocks = [order[at] for at in _blocks(len(queries), step)]
+        all_probes, blocks = None, _blocks(len(queries), step)
+        if width:
+            found = self._pool.map(lambda at: _probes(queries32[at], width, asked), blocks)
+            all_probes = Probes.joined(list(found))
+            order = np.argsort(all_probes.lists[:, 0], kind="stable")
+            blocks = [order[at] for at in blocks]
 
         def best(at: Int64) -> _Best:
-            return self._best(queries[at], k, asked, probes and probes[at])
+            return self._best(queries[at], k, asked, all_probes and all_probes[at])
 
         answers = list(self._pool.map(best, blocks))
         query = np.concatenate([at[answer[0]] for at, answer in zip(blocks, answers, strict=True)])
@@ -343,31 +348,43 @@ def _settle(
     return query, pair_scores(queries, query, lambda some: group.decode(position[some])), position
 
 
-def _probes(queries: Float32, k: int, nprobe: int, asked: Sequence[_Asked]) -> Probes | None:
-    """Return the lists to look into; None says that scanning the selected rows is better.
+def _width(queries: int, k: int, nprobe: int, asked: Sequence[_Asked]) -> int | None:
+    """Return how many lists to look into; None says that scanning the selected rows is better.
 
     Lists without a selected row do not count. Of the others so many are probed that about as many
     selected rows are seen as rows without a filter, and twice as many as wanted: a filter that
     selects whole clusters leaves few lists, one that selects here and there is probed widely.
     """
-    first, nlist = asked[0][0], asked[0][0].nlist
+    nlist, dimension = asked[0][0].nlist, asked[0][0].dimension
     rows = sum(len(group.shards[i]) for group, selection in asked for i in selection.shards)
     matching = sum(selection.count for _, selection in asked)
     if nprobe >= nlist and any(group.reranks for group, _ in asked):
         return None
-    among = None
-    if matching < rows * _FEW:
-        among = np.logical_or.reduce([group.lists_with(selection) for group, selection in asked])
+    among = _among(asked)
     lists = nlist if among is None else int(np.count_nonzero(among))
     wanted = max(nprobe * rows / matching, 2 * k * nlist / matching)
     width = min(lists, math.ceil(wanted))
     if matching < rows:
         held = sum(int(group.list_rows[among].sum()) for group, _ in asked)
-        probing = _TEST_ROW_NS * held + _SCORE_VALUE_NS * first.dimension * matching
-        scanning = _DECODE_VALUE_NS / len(queries) + _MULTIPLY_NS
-        if scanning * matching * first.dimension < probing * width / lists:
+        probing = _TEST_ROW_NS * held + _SCORE_VALUE_NS * dimension * matching
+        scanning = _DECODE_VALUE_NS / queries + _MULTIPLY_NS
+        if scanning * matching * dimension < probing * width / lists:
             return None
-    return first.probes(queries, width, among)
+    return width
+
+
+def _probes(queries: Float32, width: int, asked: Sequence[_Asked]) -> Probes:
+    """Return the nearest lists of those that hold selected rows."""
+    return asked[0][0].probes(queries, width, _among(asked))
+
+
+def _among(asked: Sequence[_Asked]) -> Mask | None:
+    """Return which lists (nlist,) hold a selected row; None where hardly one does not."""
+    rows = sum(len(group.shards[i]) for group, selection in asked for i in selection.shards)
+    if sum(selection.count for _, selection in asked) >= rows * _FEW:
+        return None
+    among: Mask = np.logical_or.reduce([group.lists_with(selection) for group, selection in asked])
+    return among
 
 
 def _blocks(count: int, step: int) -> list[Int64]:
