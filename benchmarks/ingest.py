@@ -24,6 +24,7 @@ from benchmarks import ingest_archive, ingest_reading
 from benchmarks.ingest_world import (
     encode_for,
     job,
+    one_thread,
     plain_loop,
     watched_memory,
     write_bundle,
@@ -67,7 +68,7 @@ def throughput(folder: Path, full: bool) -> Iterator[Row]:
 
 def _alone(bundle: str, names: list[str], seconds: float = 5.0) -> float:
     """Return tiles/s of one process a core that encodes, and reads before that if told what."""
-    with ProcessPoolExecutor(CORES, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(CORES, get_context("spawn"), one_thread) as pool:
         for warm in [pool.submit(encode_for, bundle, 0.1) for _ in range(CORES)]:
             warm.result()
         if not names:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+import torch
 
 from encoders.bundle import EncoderSpec, load_encoder, pretrained_bundle
 from pipeline.ingest_plan import IngestSpec
@@ -70,6 +71,11 @@ def job(scenes: str, bundle: str, archive: Path, tile_px: int) -> IngestSpec:
         archive_uri=str(archive),
         grid=GridSpec(tile_px=tile_px),
     )
+
+
+def one_thread() -> None:
+    """Let this process encode with one thread: there is a process for every core."""
+    torch.set_num_threads(1)
 
 
 def plain_loop(
@@ -137,6 +143,8 @@ def watched_memory(interval_s: float = 0.2) -> Iterator[dict[str, int]]:
                 with suppress(OSError, IndexError, ValueError):
                     command = Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]
                     name = "driver" if pid == os.getpid() else Path(command).name.partition("(")[0]
+                    if name.startswith("python"):
+                        continue  # Ray names its processes once they are up
                     resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
                     private = (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
                     peaks[name] = max(peaks.get(name, 0), private)

@@ -59,11 +59,20 @@ class Row:
         return self.ratio >= self.goal if self.direction == "at least" else self.ratio <= self.goal
 
 
+_PAUSE_S = 0.02
+
+
 def seconds(call: Callable[[], object]) -> float:
     """Return the wall-clock seconds of one call."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
+
+
+def rested(call: Callable[[], object]) -> float:
+    """Return the seconds of one call, after a pause for what others left spinning to come to rest."""
+    time.sleep(_PAUSE_S)
+    return seconds(call)
 
 
 def in_turns(
@@ -77,7 +86,7 @@ def in_turns(
         Median seconds of ours, of the peer, and the median of the ratios ours / peer. The first
         turn warms up and does not count.
     """
-    pairs = [(seconds(ours), seconds(peer)) for _ in range(turns + 1)][1:]
+    pairs = [(rested(ours), rested(peer)) for _ in range(turns + 1)][1:]
     return (
         statistics.median(own for own, _ in pairs),
         statistics.median(other for _, other in pairs),

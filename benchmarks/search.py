@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from benchmarks.measure import Row, in_turns, publish, seconds
+from benchmarks.measure import Row, in_turns, publish, rested, seconds
 from benchmarks.vectors import clustered, make_archive
 from pipeline.cluster import ray_session
 from pipeline.index_plan import IndexSpec
@@ -258,9 +258,9 @@ def _single(world: World, bare: InProcess, searcher: Searcher) -> tuple[float, f
     echo = _Echo.remote()
     for number in range(300):
         query = world.queries[number % _JUDGED][None]
-        ours.append(seconds(lambda q=query: searcher.search(q, K, nprobe=bare.nprobe)))
-        peer.append(seconds(lambda q=query: bare.batch(q)))
-        nothing.append(seconds(lambda q=query: ray.get(echo.answer.remote(q))))
+        ours.append(rested(lambda q=query: searcher.search(q, K, nprobe=bare.nprobe)))
+        peer.append(rested(lambda q=query: bare.batch(q)))
+        nothing.append(rested(lambda q=query: ray.get(echo.answer.remote(q))))
     ray.kill(echo)
     own, other, idle = (statistics.median(took[50:]) for took in (ours, peer, nothing))
     return own, other, idle

@@ -5,6 +5,7 @@ message for all of its shards, merges the answers by (score, tile key, scene id)
 snapshot they are from and what share of the shards answered.
 """
 
+import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -243,7 +244,8 @@ class Searcher:
         self._check(k, nprobe, where)
         names = self._in_question(where)
         sent = queries.astype(np.float32)  # exact: multiples of 2**-24 up to 1
-        gathered = self._gather("search", names, (sent, k, where, nprobe), complete)
+        lists = self._widened(nprobe, names)
+        gathered = self._gather("search", names, (sent, k, where, lists), complete)
         merged = merge(gathered.answers, len(queries), k, len(self.manifest.classes))
         return Hits(
             scores=merged.scores,
@@ -270,6 +272,17 @@ class Searcher:
                 f"search: no class is named {', '.join(map(repr, unknown))}; the archive has "
                 f"{', '.join(self.manifest.classes) or 'no labels'}"
             )
+
+    def _widened(self, nprobe: int | None, names: list[str]) -> int | None:
+        """Return the lists to look into: more when a filter leaves out whole shards.
+
+        A search node widens by the share of the rows it is asked for; it does not know the others.
+        """
+        shards = self.manifest.shards
+        asked = sum(shard.live_rows for shard in shards if shard.name in names)
+        if not asked or asked == self.manifest.rows:
+            return nprobe
+        return math.ceil((nprobe or self.manifest.nprobe) * self.manifest.rows / asked)
 
     def _in_question(self, where: Filter) -> list[str]:
         return [

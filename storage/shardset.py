@@ -35,6 +35,7 @@ _SPARE = 4
 _CANDIDATES_AT_ONCE = 4_000_000
 _BLOCK_QUERIES = 256
 _FEW = 0.8  # of the rows: with more, hardly a list is without one
+_MOST_LISTS = 0.95  # which of all lists these are is not worth asking
 _Best = tuple[Int64, Int64, Float32, Columns]
 _Asked = tuple[ShardGroup, Selection]
 # Costs in nanoseconds, measured; only their ratios matter and only speed depends on them.
@@ -364,7 +365,7 @@ def _width(queries: int, k: int, nprobe: int, asked: Sequence[_Asked]) -> int | 
     lists = nlist if among is None else int(np.count_nonzero(among))
     wanted = max(nprobe * rows / matching, 2 * k * nlist / matching)
     width = min(lists, math.ceil(wanted))
-    if matching < rows:
+    if matching < sum(len(group) for group, _ in asked):
         held = sum(int(group.list_rows[among].sum()) for group, _ in asked)
         probing = _TEST_ROW_NS * held + _SCORE_VALUE_NS * dimension * matching
         scanning = _DECODE_VALUE_NS / queries + _MULTIPLY_NS
@@ -380,11 +381,11 @@ def _probes(queries: Float32, width: int, asked: Sequence[_Asked]) -> Probes:
 
 def _among(asked: Sequence[_Asked]) -> Mask | None:
     """Return which lists (nlist,) hold a selected row; None where hardly one does not."""
-    rows = sum(len(group.shards[i]) for group, selection in asked for i in selection.shards)
+    rows = sum(len(group) for group, _ in asked)
     if sum(selection.count for _, selection in asked) >= rows * _FEW:
         return None
     among: Mask = np.logical_or.reduce([group.lists_with(selection) for group, selection in asked])
-    return among
+    return among if np.count_nonzero(among) < len(among) * _MOST_LISTS else None
 
 
 def _blocks(count: int, step: int) -> list[Int64]:

@@ -344,3 +344,23 @@ def test_wrong_searches_by_score_are_named(
 ):
     with pytest.raises(ConfigError, match=message):
         Searcher.local(world[1]).search_above(vectors, score, limit=limit)
+
+
+def test_a_filter_that_leaves_out_shards_probes_as_widely_as_without_shards(tmp_path: Path):
+    archive = str(tmp_path / "archive")
+    create_archive(archive, DIMENSION)
+    for seed in range(6):
+        add_scenes(archive, {f"S{seed}": 500}, seed, days=400 * seed)
+    found: dict[int, int] = {}
+    where = Filter(since="2027-06-01")
+    for shards in (1, 6):
+        index = str(tmp_path / f"index-{shards}")
+        build_index(archive, index, IndexSpec(kind="ivf_flat", shards=shards, nlist=64))
+        client = Searcher.local(index)
+        assert len(client._in_question(where)) == max(shards // 2, 1)
+        tuned = client.search(queries(50), 10, where, nprobe=2)
+        exact = client.search(queries(50), 10, where, nprobe=EXHAUSTIVE)
+        pairs = zip(tuned.rows.tolist(), exact.rows.tolist(), strict=True)
+        found[shards] = sum(len(set(a) & set(b)) for a, b in pairs)
+    assert found[1] < 500  # few lists are looked into
+    assert abs(found[6] - found[1]) <= 5, found
