@@ -70,7 +70,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def rested(call: Callable[[], object]) -> float:
-    """Return the seconds of one call, after a pause for what others left spinning to come to rest."""
+    """Return the seconds of one call, after a pause in which what others left spinning rests."""
     time.sleep(_PAUSE_S)
     return seconds(call)
 
