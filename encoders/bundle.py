@@ -193,7 +193,9 @@ def save_bundle(encoder: Encoder, uri: str, options: StorageOptions | None = Non
     return bundle_fingerprint(description, weights)
 
 
-def load_encoder(uri: str, options: StorageOptions | None = None, device: str = "cpu") -> Encoder:
+def load_encoder(
+    uri: str, options: StorageOptions | None = None, device: str | None = "cpu"
+) -> Encoder:
     """Read an encoder from a folder, checked and in evaluation mode.
 
     Parameters
@@ -203,7 +205,7 @@ def load_encoder(uri: str, options: StorageOptions | None = None, device: str = 
     options
         Object store.
     device
-        Torch device for the weights.
+        Torch device for the weights; None for a GPU where there is one.
 
     Raises
     ------
@@ -225,6 +227,7 @@ def load_encoder(uri: str, options: StorageOptions | None = None, device: str = 
             "save the bundle again"
         ) from error
     encoder.__dict__["fingerprint"] = files.fingerprint
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return encoder.eval().requires_grad_(False).to(device)
 
 

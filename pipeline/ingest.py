@@ -1,33 +1,24 @@
-"""From scenes to archived embeddings: Ray Data streams tiles, the driver alone commits.
+"""From scenes to archived embeddings: the plan, the run, and the driver that alone commits.
 
-:func:`ingest` runs the kernels of :mod:`pipeline.ingest_stages` as Ray Data stages (reads on CPU
-workers, the encoder in an actor pool) and hands finished scenes to
-:class:`pipeline.ingest_commit.Committer`. Pixels never reach the driver; vectors do (hundreds of
-bytes a tile), because a segment holds whole scenes and one process then both writes and commits.
+:func:`ingest` runs the kernels of :mod:`pipeline.ingest_stages` on Ray Data
+(:mod:`pipeline.ingest_ray`), or a small run in its own process, and hands finished scenes to
+:class:`pipeline.ingest_commit.Committer`.
 """
 
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import ray
-import ray.data
 
 from encoders.bundle_spec import BundleFiles, read_bundle
 from pipeline.cluster import ray_session
 from pipeline.ingest_commit import Committer
 from pipeline.ingest_plan import IngestPlan, IngestReport, IngestSpec
-from pipeline.ingest_stages import (
-    Batch,
-    EmbedScenes,
-    EmbedTiles,
-    ReadScenes,
-    SceneCollector,
-)
+from pipeline.ingest_stages import Batch, EmbedScenes, SceneCollector
 from pipeline.tiling import GridSpec
 from storage.archive import Archive
 from storage.archive_spec import ArchiveSpec
@@ -41,16 +32,12 @@ from storage.errors import (
 )
 from storage.events import Event, EventSink, unheard
 from storage.ledger import LedgerEntry
-from storage.object_store import StorageOptions, is_local
+from storage.object_store import StorageOptions
 from storage.progress import Progress, ProgressSink, quiet
 from storage.scenes import Scene
 
-PIXEL_BLOCK_BYTES = 16 * 1024 * 1024
-VECTOR_BLOCK_BYTES = 64 * 1024
-READER_CPUS = 0.25
-GPU_FEEDER_CPUS = 0.75
-LOCAL_SCENES_AT_ONCE = 2
-REMOTE_SCENES_AT_ONCE = 8
+HERE_TILES = 512
+"""A run of so few tiles ends sooner without Ray, whose start alone takes many seconds."""
 
 
 def plan_ingest(spec: IngestSpec, options: StorageOptions | None = None) -> IngestPlan:
@@ -95,6 +82,7 @@ def ingest(
     *,
     options: StorageOptions | None = None,
     address: str | None = None,
+    here: bool = False,
     progress: ProgressSink = quiet,
     events: EventSink = unheard,
 ) -> IngestReport:
@@ -111,6 +99,8 @@ def ingest(
         Where the object store is; also sent to the workers.
     address
         Ray cluster to join; a private one is started when None and none is known.
+    here
+        Read and embed in this process, without Ray; for runs that would end before Ray begins.
     progress
         Receives scenes done, tiles per second, and how many scenes were empty or quarantined.
     events
@@ -122,8 +112,9 @@ def ingest(
     committer = Committer(plan, options, events)
     committer.reject(plan.rejected)
     if plan.todo:
-        with ray_session(address):
-            _run_stages(plan, committer, options, progress)
+        with nullcontext() if here else ray_session(address):
+            batches = _batches_here if here else _batches_on_ray
+            _collect(plan, committer, batches(plan, options), progress)
     report = committer.report(time.monotonic() - started)
     events(
         Event(
@@ -146,12 +137,10 @@ def _ensure_archive(plan: IngestPlan, options: StorageOptions | None) -> None:
     _check_same(Archive.open(uri, options=options).spec, plan.archive, uri)
 
 
-def _run_stages(
-    plan: IngestPlan,
-    committer: Committer,
-    options: StorageOptions | None,
-    progress: ProgressSink,
+def _collect(
+    plan: IngestPlan, committer: Committer, batches: Iterable[Batch], progress: ProgressSink
 ) -> None:
+    """Put the rows of scenes together and hand them to the committer."""
     collector = SceneCollector()
     started, scenes, tiles = time.monotonic(), 0, 0
 
@@ -171,7 +160,7 @@ def _run_stages(
 
     tell()
     try:
-        for batch in _embedded_batches(plan, options):
+        for batch in batches:
             tiles += int(np.sum(batch["status"] == 0))
             for rows in collector.add(batch):
                 committer.add(rows)
@@ -188,64 +177,18 @@ def _run_stages(
         )
 
 
-def _embedded_batches(plan: IngestPlan, options: StorageOptions | None) -> Iterable[Batch]:
-    """Run the stages on Ray Data; yield batches without pixels."""
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), max(int(resources.get("CPU", 1)), 1)
-    with _streaming_context(PIXEL_BLOCK_BYTES if gpus else VECTOR_BLOCK_BYTES):
-        indexes = [{"scene": index} for index in range(len(plan.todo))]
-        scenes: Any = ray.data.from_items(indexes, override_num_blocks=len(indexes))
-        if gpus:
-            rows = _on_gpus(scenes, plan, options, min(gpus, len(indexes)))
-        else:
-            rows = _on_cpus(scenes, plan, options, min(cpus, len(indexes)))
-        yield from rows.iter_batches(batch_size=None, prefetch_batches=1)
+def _batches_here(plan: IngestPlan, options: StorageOptions | None) -> Iterator[Batch]:
+    """Run the stages in this process, scene by scene."""
+    embed = EmbedScenes(plan, options, device=None)
+    for index in range(len(plan.todo)):
+        yield from embed({"scene": np.array([index])})
 
 
-def _on_cpus(scenes: Any, plan: IngestPlan, options: StorageOptions | None, actors: int) -> Any:
-    """Read and embed on every CPU: pixels stay in the process that reads them."""
-    local = all(is_local(band.href) for band in plan.todo[0].bands)
-    at_once = LOCAL_SCENES_AT_ONCE if local else REMOTE_SCENES_AT_ONCE
-    return scenes.map_batches(
-        EmbedScenes,
-        fn_constructor_args=(plan, options),
-        batch_size=1,
-        num_cpus=1,
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1,
-            max_size=actors,
-            initial_size=actors,
-            max_concurrent_calls_per_actor=at_once,
-            max_tasks_in_flight_per_actor=at_once,
-            enable_true_multi_threading=True,
-        ),
-    )
+def _batches_on_ray(plan: IngestPlan, options: StorageOptions | None) -> Iterable[Batch]:
+    """Run the stages on Ray Data."""
+    from pipeline.ingest_ray import embedded_batches  # Ray Data takes seconds to import
 
-
-def _on_gpus(scenes: Any, plan: IngestPlan, options: StorageOptions | None, actors: int) -> Any:
-    """Read on CPUs, wherever they are, for the nodes that have GPUs."""
-    return scenes.map_batches(
-        ReadScenes(plan, options), batch_size=1, num_cpus=READER_CPUS
-    ).map_batches(
-        EmbedTiles,
-        fn_constructor_args=(plan.spec.encoder_uri, options, "cuda"),
-        batch_size=None,
-        num_cpus=GPU_FEEDER_CPUS,
-        num_gpus=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
-    )
-
-
-@contextmanager
-def _streaming_context(block_bytes: int) -> Iterator[None]:
-    """Small blocks, so that the first tiles come early and memory stays bounded."""
-    context = ray.data.DataContext.get_current()
-    before = context.target_max_block_size
-    context.target_max_block_size = block_bytes
-    try:
-        yield
-    finally:
-        context.target_max_block_size = before
+    return embedded_batches(plan, options)
 
 
 def _archive_spec(

@@ -78,7 +78,9 @@ class ReadScenes:
 class EmbedTiles:
     """Turn a batch of tile pixels into vectors; everything else passes through."""
 
-    def __init__(self, encoder_uri: str, options: StorageOptions | None, device: str) -> None:
+    def __init__(
+        self, encoder_uri: str, options: StorageOptions | None, device: str | None
+    ) -> None:
         from encoders.bundle import load_encoder  # brings torch, which readers and driver lack
 
         self._encoder = load_encoder(encoder_uri, options, device=device)
@@ -100,9 +102,11 @@ class EmbedScenes:
     or an object store takes to answer, and one batch at a time is encoded.
     """
 
-    def __init__(self, plan: IngestPlan, options: StorageOptions | None) -> None:
+    def __init__(
+        self, plan: IngestPlan, options: StorageOptions | None, device: str | None = "cpu"
+    ) -> None:
         self._read = ReadScenes(plan, options)
-        self._embed = EmbedTiles(plan.spec.encoder_uri, options, "cpu")
+        self._embed = EmbedTiles(plan.spec.encoder_uri, options, device)
         self._turn = Lock()
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:

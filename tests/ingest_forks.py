@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,11 +19,9 @@ from typing import Any
 
 import numpy as np
 
-import pipeline.ingest
 from encoders.bundle import load_encoder
 from pipeline.ingest import ingest, plan_ingest
-from pipeline.ingest_plan import IngestPlan, IngestSpec
-from pipeline.ingest_stages import Batch, EmbedTiles, ReadScenes
+from pipeline.ingest_plan import IngestSpec
 from storage.catalog import CatalogSpec
 from storage.errors import SkysiftError
 from storage.object_store import StorageOptions
@@ -139,8 +137,6 @@ def _wait(child: int, reading: int) -> dict[str, Any]:
 def _carry_out(run: Run) -> dict[str, Any]:
     if run.pid_file:
         Path(run.pid_file).write_text(str(os.getpid()))
-    pipeline.ingest._embedded_batches = batches_here
-    pipeline.ingest.ray_session = lambda address: nullcontext()
     options = StorageOptions(**run.options) if run.options else None
     spec = IngestSpec(
         catalog=CatalogSpec(source=run.source),
@@ -153,21 +149,12 @@ def _carry_out(run: Run) -> dict[str, Any]:
     lines: list[str] = []
     try:
         with _traced(lines, run.kill_at):
-            report = ingest(plan_ingest(spec, options), options=options)
+            report = ingest(plan_ingest(spec, options), options=options, here=True)
     except SkysiftError as error:
         return {"error": f"{type(error).__name__}: {error}", "lines": lines}
     except Exception as error:
         return {"error": f"unexpected {type(error).__name__}: {error}", "lines": lines}
     return {"rows": report.rows, "lines": lines}
-
-
-def batches_here(plan: IngestPlan, options: StorageOptions | None) -> Iterator[Batch]:
-    """Read and embed in this process, one scene after the other."""
-    read = ReadScenes(plan, options)
-    embed = EmbedTiles(plan.spec.encoder_uri, options, "cpu")
-    for index in range(len(plan.todo)):
-        for batch in read({"scene": np.array([index])}):
-            yield embed(batch)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 import pipeline.ingest
 from encoders.bundle import EncoderSpec, load_encoder, pretrained_bundle
@@ -245,19 +246,28 @@ def test_everything_may_live_on_s3(job: IngestSpec, moto_s3: MotoS3):
     assert rows_of(remote.archive_uri, moto_s3.options) == set(_expected(job))
 
 
+def test_a_small_run_embeds_in_its_own_process_what_ray_would(job: IngestSpec, tmp_path: Path):
+    before = ray.is_initialized()
+    report = ingest(plan_ingest(job), here=True)
+    assert ray.is_initialized() == before
+    assert report.embedded == 3
+    assert rows_of(job.archive_uri) == set(_expected(job))
+    assert verify(Archive.open(job.archive_uri)) == []
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_scenes_that_workers_lose_are_an_error_and_the_others_stay(
     job: IngestSpec, monkeypatch: pytest.MonkeyPatch
 ):
     plan = plan_ingest(job)
-    stages = pipeline.ingest._embedded_batches
+    stages = pipeline.ingest._batches_on_ray
 
     def lossy(*arguments: object):
         for batch in stages(*arguments):
             kept = batch["scene"] != 1
             yield {name: values[kept] for name, values in batch.items()}
 
-    monkeypatch.setattr(pipeline.ingest, "_embedded_batches", lossy)
+    monkeypatch.setattr(pipeline.ingest, "_batches_on_ray", lossy)
     with pytest.raises(SkysiftError, match="1 of 3 scenes did not come back"):
         ingest(plan)
     monkeypatch.undo()

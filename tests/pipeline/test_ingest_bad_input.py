@@ -1,16 +1,13 @@
 """Bad input by name: a bad scene ends in the ledger with its reason, and the good ones go on."""
 
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
-import pipeline.ingest
 from pipeline.ingest import ingest, plan_ingest
 from pipeline.ingest_plan import IngestSpec
 from storage.archive import Archive
@@ -20,17 +17,10 @@ from storage.object_store import StorageOptions, upload
 from storage.rasters import write_geotiff
 from tests.conftest import MotoS3
 from tests.fault_proxy import Fault, fault_proxy
-from tests.ingest_forks import batches_here
 from tests.pipeline.test_ingest import TILE_PX, make_bundle, write_scene
 
 PLACE = (10, 0, 320_000, 0, -10, 4_800_000)
 Settled = dict[str, tuple[str, int, str]]
-
-
-@pytest.fixture(autouse=True)
-def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.ingest, "_embedded_batches", batches_here)
-    monkeypatch.setattr(pipeline.ingest, "ray_session", lambda address: nullcontext())
 
 
 def write_band(path: Path, dtype: str = "uint8", crs: str | None = "EPSG:32632") -> Path:
@@ -43,12 +33,12 @@ def write_band(path: Path, dtype: str = "uint8", crs: str | None = "EPSG:32632")
 
 def settled(spec: IngestSpec, options: StorageOptions | None = None) -> Settled:
     """Ingest; return state, rows and reason of every scene. A repeat has nothing to do."""
-    report = ingest(plan_ingest(spec, options), options=options)
+    report = ingest(plan_ingest(spec, options), options=options, here=True)
     archive = Archive.open(spec.archive_uri, options=options)
     assert verify(archive) == []
     said = {one.scene_id: (one.state, one.rows, one.reason) for one in archive.scenes()}
     assert report.quarantined == {n: why for n, (s, _, why) in said.items() if s == "quarantined"}
-    again = ingest(plan_ingest(spec, options), options=options)
+    again = ingest(plan_ingest(spec, options), options=options, here=True)
     assert (again.rows, again.quarantined, again.snapshot) == (0, {}, report.snapshot)
     listing = read_scenes(spec.catalog, ("b1", "b2", "b3"), options)
     assert audit(archive, [(one.id, one.fingerprint) for one in listing.scenes]).complete

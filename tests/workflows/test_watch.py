@@ -19,7 +19,6 @@ from storage.audit import verify
 from storage.care import create_tag, delete_scenes, rollback
 from storage.catalog import CatalogSpec
 from storage.errors import CatalogError, EncoderMismatchError, SkysiftError
-from tests.ingest_forks import batches_here
 from tests.pipeline.test_ingest import TILE_PX, make_bundle, rows_of, write_scene
 from tests.workflows.test_cli import run
 from workflows.watch import PollReport, WatchJob, poll, sole_watcher, watch
@@ -46,7 +45,7 @@ def job(tmp_path: Path) -> WatchJob:
 @pytest.fixture
 def _here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Embed in this process: what a watch does with the outcome is the same."""
-    monkeypatch.setattr(pipeline.ingest, "_embedded_batches", batches_here)
+    monkeypatch.setattr(pipeline.ingest, "_batches_on_ray", pipeline.ingest._batches_here)
 
 
 @pytest.fixture

@@ -84,15 +84,16 @@ class Run:
         return ProgressView()
 
     @contextmanager
-    def ray(self) -> Iterator[None]:
-        """Be connected to Ray inside the block."""
+    def ray(self, needed: bool = True) -> Iterator[None]:
+        """Be connected to Ray inside the block, and end it orderly on SIGTERM."""
         from pipeline.cluster import ray_session
 
         section = self.recipe.cluster
         with ExitStack() as stack:
             self.hush_ray()
-            with nullcontext() if self._debug else muted_native_stderr():
-                stack.enter_context(ray_session(section.address, section.cpus))
+            if needed:
+                with nullcontext() if self._debug else muted_native_stderr():
+                    stack.enter_context(ray_session(section.address, section.cpus))
             end_on_sigterm()
             yield
 

@@ -1,11 +1,12 @@
 """`skysift ingest`: scenes into an archive."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from storage.object_store import is_local
 from workflows.commands.common import (
     Run,
     Verb,
@@ -61,8 +62,9 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
         return
     with event_log(events) as log, ThreadPoolExecutor(1) as pool:
         planning = pool.submit(_planned, run, sample=True)
-        with run.ray():  # starts while the thread plans
-            report = _carried_out(run, *planning.result(), log)
+        here = _fits_here(run, planning)
+        with run.ray(needed=not here):  # starts while the thread plans
+            report = _carried_out(run, *planning.result(), log, here=here)
     lines = {
         "archive": archive_uri,
         "snapshot": report.snapshot,
@@ -100,15 +102,27 @@ def _planned(run: Run, *, sample: bool) -> "tuple[IngestPlan, IngestCost]":
     return plan, cost
 
 
+def _fits_here(run: Run, planning: "Future[tuple[IngestPlan, IngestCost]]") -> bool:
+    """Tell whether a run is so small that it does without Ray; only a plan that is soon made."""
+    from pipeline.cluster import joins_cluster
+    from pipeline.ingest import HERE_TILES
+
+    local = is_local(run.need_path("catalog.source", "--scenes"))
+    if not local or joins_cluster(run.recipe.cluster.address):
+        return False
+    _, cost = planning.result()
+    return cost.tiles <= HERE_TILES
+
+
 def _carried_out(
-    run: Run, plan: "IngestPlan", cost: "IngestCost", log: "EventSink"
+    run: Run, plan: "IngestPlan", cost: "IngestCost", log: "EventSink", *, here: bool
 ) -> "IngestReport":
     from pipeline.ingest import ingest
 
     _require_room(plan, cost)
     run.hush_ray()  # again: the plan imported more of it
     with run.progress() as progress:
-        return ingest(plan, options=run.storage, progress=progress, events=log)
+        return ingest(plan, options=run.storage, here=here, progress=progress, events=log)
 
 
 def _require_room(plan: "IngestPlan", cost: "IngestCost") -> None:
