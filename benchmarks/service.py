@@ -130,7 +130,8 @@ def _overhead(url: str, searcher: Searcher) -> Row:
         ratio=ours - inside,
         goal=5.0,
         direction="at most",
-        note="The ratio is the difference in ms: what HTTP, Ray Serve's proxy and JSON add.",
+        note="The ratio is the difference in ms: what HTTP, Ray Serve and JSON add. Limit: Ray "
+        "Serve's proxy, which hands each request to a replica as a Ray call.",
     )
 
 
