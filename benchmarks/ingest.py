@@ -18,23 +18,20 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-from benchmarks import ingest_archive, ingest_reading
+from benchmarks import ingest_archive, ingest_reading, ingest_remote
 from benchmarks.ingest_world import (
     encode_for,
     job,
     one_thread,
     plain_loop,
+    steady_rate,
     watched_memory,
     write_bundle,
     write_scenes,
 )
 from benchmarks.measure import FOLDER, Row, publish
 from pipeline.cluster import ray_session
-from pipeline.ingest import ingest, plan_ingest
-from pipeline.ingest_plan import IngestSpec
-from pipeline.ingest_stages import Batch, SceneCollector, SceneRows
 
 CORES = os.cpu_count() or 1
 TILE_PX = 128
@@ -79,23 +76,6 @@ def _alone(bundle: str, names: list[str], seconds: float = 5.0) -> float:
                 for core in range(CORES)
             ]
         return sum(tiles / took for tiles, took in (run.result() for run in runs))
-
-
-def steady_rate(spec: IngestSpec) -> float:
-    """Return tiles/s of an ingest between the first and the last fifth of its tiles."""
-    seen: list[tuple[float, int]] = [(time.perf_counter(), 0)]
-
-    class Counting(SceneCollector):
-        def add(self, batch: Batch) -> Iterator[SceneRows]:
-            tiles = int((batch["status"] == 0).sum())
-            seen.append((time.perf_counter(), seen[-1][1] + tiles))
-            return super().add(batch)
-
-    with patch("pipeline.ingest.SceneCollector", Counting):
-        ingest(plan_ingest(spec))
-    last = seen[-1][1]
-    middle = [(when, tiles) for when, tiles in seen if 0.2 * last <= tiles <= 0.8 * last]
-    return (middle[-1][1] - middle[0][1]) / (middle[-1][0] - middle[0][0])
 
 
 def first_tile(folder: Path, full: bool) -> Iterator[Row]:
@@ -167,6 +147,7 @@ MEASURES: dict[str, Callable[[Path, bool], Iterator[Row]]] = {
     "growth": ingest_archive.growth,
     "first": first_tile,
     "throughput": throughput,
+    "remote": ingest_remote.remote,
     "memory": memory,
 }
 

@@ -6,13 +6,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import rasterio
 import torch
 
 from encoders.bundle import EncoderSpec, load_encoder, pretrained_bundle
+from pipeline.ingest import ingest, plan_ingest
 from pipeline.ingest_plan import IngestSpec
+from pipeline.ingest_stages import Batch, SceneCollector, SceneRows
 from pipeline.tiling import GridSpec
 from storage.catalog import CatalogSpec
 from storage.object_store import StorageOptions
@@ -123,6 +126,23 @@ def encode_for(bundle: str, seconds: float) -> tuple[int, float]:
         encoder(pixels)
         tiles += len(pixels)
     return tiles, time.perf_counter() - started
+
+
+def steady_rate(spec: IngestSpec, options: StorageOptions | None = None) -> float:
+    """Return tiles/s of an ingest between the first and the last fifth of its tiles."""
+    seen: list[tuple[float, int]] = [(time.perf_counter(), 0)]
+
+    class Counting(SceneCollector):
+        def add(self, batch: Batch) -> Iterator[SceneRows]:
+            tiles = int((batch["status"] == 0).sum())
+            seen.append((time.perf_counter(), seen[-1][1] + tiles))
+            return super().add(batch)
+
+    with patch("pipeline.ingest.SceneCollector", Counting):
+        ingest(plan_ingest(spec, options), options=options)
+    last = seen[-1][1]
+    middle = [(when, tiles) for when, tiles in seen if 0.2 * last <= tiles <= 0.8 * last]
+    return (middle[-1][1] - middle[0][1]) / (middle[-1][0] - middle[0][0])
 
 
 @contextmanager

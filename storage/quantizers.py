@@ -34,7 +34,7 @@ import numpy.typing as npt
 
 from storage.accelerator import accelerated
 from storage.errors import ConfigError, CorruptIndexError
-from storage.ranking import Float32, Float64, Int64, canonical
+from storage.ranking import Float32, Floats, Int64, canonical
 
 Kind = Literal["flat", "ivf_flat", "ivf_sq8", "ivf_rabitq", "ivf_opq", "ivf_pq"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -236,11 +236,11 @@ class Loaded:
         """Return vectors (n, D) as the inverted file stores them."""
         return vectors if self.turn is None else np.asarray(self.whole.chain.at(0).apply(vectors))
 
-    def decode(self, positions: Int64) -> Float64:
+    def decode(self, positions: Int64) -> Floats:
         """Return what is stored of rows as canonical vectors (m, D), exactly, in any batch."""
-        stored = self.lists.reconstruct_batch(positions)
+        stored: Float32 = self.lists.reconstruct_batch(positions)
         if not self.lossy:
-            return np.asarray(stored, dtype=np.float64)
+            return stored
         if self.turn is None:
             return canonical(stored)
         # Sums of products of multiples of 2**-24 are exact, so batches cannot change a bit.

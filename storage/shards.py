@@ -21,8 +21,16 @@ from storage.accelerator import MOST_RESULTS, gpu_copy
 from storage.errors import CorruptIndexError
 from storage.filters import Filter, Mask
 from storage.quantizers import Bytes, joined, loaded
-from storage.ranking import QUANTUM, Float32, Float64, Int64, best_in_order, kth_largest
-from storage.sidecar import Sidecar
+from storage.ranking import (
+    QUANTUM,
+    Float32,
+    Float64,
+    Floats,
+    Int64,
+    best_in_order,
+    kth_largest,
+)
+from storage.sidecar import Columns, Sidecar, join_rows
 
 ID_BYTES = 8
 MASK_BYTES = 2
@@ -189,11 +197,11 @@ class ShardGroup:
         parts = np.split(positions, np.searchsorted(positions, self._starts[1:-1]))
         return [(number, part) for number, part in enumerate(parts) if len(part)]
 
-    def decode(self, positions: Int64) -> Float64:
+    def decode(self, positions: Int64) -> Floats:
         """Return the canonical vectors (m, D) of rows: the archive's, or their approximations."""
         if not self._exact:
             return self._loaded.decode(positions)
-        vectors = np.empty((len(positions), self.dimension), dtype=np.float64)
+        vectors = np.empty((len(positions), self.dimension), dtype=np.float32)
         number = self.numbers_of(positions)
         for i in np.unique(number).tolist():
             at, stored = np.flatnonzero(number == i), self.shards[i].vectors
@@ -303,12 +311,23 @@ class ShardGroup:
         step = max(_SCAN_VALUES // self.dimension, 1)
         for start in range(0, len(rows), step):
             chunk = rows[start : start + step]
-            vectors = self.decode(chunk)
+            vectors = self.decode(chunk).astype(np.float64, copy=False)
             for first in range(0, len(queries), _SCAN_QUERIES):
                 block = slice(first, first + _SCAN_QUERIES)
                 fresh = (queries[block] @ vectors.T).astype(np.float32)
                 _keep_best(scores[block], positions[block], fresh, chunk)
         return scores, positions
+
+
+def take_rows(groups: Sequence[ShardGroup], group: Int64, position: Int64) -> Columns:
+    """Return what is known of rows (m,), each by the number of its group and its position there."""
+    present: list[int] = np.unique(group).tolist()
+    if len(present) == 1:
+        return groups[present[0]].sidecar.take(position)
+    members = [np.flatnonzero(group == i) for i in present]
+    parts = [groups[i].sidecar.take(position[at]) for i, at in zip(present, members, strict=True)]
+    back = np.argsort(np.concatenate(members))
+    return {name: values[back] for name, values in join_rows(parts, 0).items()}
 
 
 def _search_parameters(probes: Probes, selection: Selection) -> Any:

@@ -5,16 +5,16 @@ scores may have been cut off, scores exactly what is left and merges by (score, 
 id). So at exhaustive ``nprobe`` the answer is the brute-force answer, however rows are sharded.
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from storage.errors import ConfigError, NotFoundError
-from storage.filters import Filter, Mask
+from storage.filters import Filter
+from storage.probing import Asked, lists_to_probe, nearest_lists
 from storage.quantizers import set_threads
 from storage.ranking import (
     Float32,
@@ -26,7 +26,7 @@ from storage.ranking import (
     kth_largest,
     pair_scores,
 )
-from storage.shards import Probes, Selection, Shard, ShardGroup
+from storage.shards import Probes, Selection, Shard, ShardGroup, take_rows
 from storage.sidecar import Columns, join_rows
 
 EVERY_LIST = 2**31
@@ -34,12 +34,7 @@ EVERY_LIST = 2**31
 _SPARE = 4
 _CANDIDATES_AT_ONCE = 4_000_000
 _BLOCK_QUERIES = 256
-_FEW = 0.8  # of the rows: with more, hardly a list is without one
-_MOST_LISTS = 0.95  # which of all lists these are is not worth asking
-_Best = tuple[Int64, Int64, Float32, Columns]
-_Asked = tuple[ShardGroup, Selection]
-# Costs in nanoseconds, measured; only their ratios matter and only speed depends on them.
-_TEST_ROW_NS, _SCORE_VALUE_NS, _DECODE_VALUE_NS, _MULTIPLY_NS = 1.5, 0.2, 5.0, 0.15
+_FEW_HITS = 2048  # whose columns one thread takes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +49,25 @@ class Found:
     scores: Float32
     rows: Int64
     columns: Columns
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Best:
+    """The best rows of some queries (m,): query, rank and score, and their group and position."""
+
+    query: Int64
+    rank: Int64
+    score: Float32
+    group: Int64
+    position: Int64
+
+    @classmethod
+    def joined(cls, parts: Sequence["_Best"]) -> "_Best":
+        names = cls.__slots__
+        return cls(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
+
+    def __getitem__(self, at: Int64) -> "_Best":
+        return _Best(**{name: getattr(self, name)[at] for name in self.__slots__})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,17 +186,16 @@ class ShardSet:
         rounds = self._rounds(np.arange(len(queries)), k, nprobe or self._nprobe, asked)
         while there and rounds:
             block, width = rounds.pop(0)
-            query, rank, score, columns = self._pass(queries[block], k, width, asked)
-            short = np.bincount(query, minlength=len(block)) < there
+            best = self._pass(queries[block], k, width, asked)
+            short = np.bincount(best.query, minlength=len(block)) < there
             if short.any() and width < EVERY_LIST:  # the lists did not hold enough rows
                 rounds += self._rounds(block[short], k, EVERY_LIST, asked)
-                full = ~short[query]
-                query, rank, score = query[full], rank[full], score[full]
-                columns = {name: values[full] for name, values in columns.items()}
-            scores[block[query], rank] = score
-            rows[block[query], rank] = columns["row"]
+                best = best[np.flatnonzero(~short[best.query])]
+            columns, owner = self._columns(best, asked), block[best.query]
+            scores[owner, best.rank] = best.score
+            rows[owner, best.rank] = columns["row"]
             found.append(columns)
-            owners.append(block[query])
+            owners.append(owner)
         joined = join_rows(found, self._classes)
         owner = np.concatenate([*owners, np.empty(0, np.int64)])
         if (owner[1:] < owner[:-1]).any():
@@ -207,7 +220,7 @@ class ShardSet:
         ]
         return join_rows(parts, self._classes)
 
-    def _selected(self, where: Filter, names: Collection[str] | None) -> list[_Asked]:
+    def _selected(self, where: Filter, names: Collection[str] | None) -> list[Asked]:
         """Return the groups that hold rows of the named shards which match, with those rows."""
         unknown = sorted(set(names or ()) - set(self.shards))
         if unknown:
@@ -221,7 +234,7 @@ class ShardSet:
         return max(k * self._rerank, k + _SPARE) if reranks else k + _SPARE
 
     def _rounds(
-        self, queries: Int64, k: int, nprobe: int, asked: Sequence[_Asked]
+        self, queries: Int64, k: int, nprobe: int, asked: Sequence[Asked]
     ) -> list[tuple[Int64, int]]:
         """Cut queries into passes whose candidates and probes fit in memory."""
         if not asked:
@@ -231,40 +244,50 @@ class ShardSet:
         step = max(_CANDIDATES_AT_ONCE // values, 1)
         return [(queries[at], nprobe) for at in _blocks(len(queries), step)]
 
-    def _pass(self, queries: Float64, k: int, nprobe: int, asked: Sequence[_Asked]) -> _Best:
+    def _pass(self, queries: Float64, k: int, nprobe: int, asked: Sequence[Asked]) -> _Best:
         """Return the k best rows of each query, block by block.
 
         Queries whose nearest list is the same follow each other: they find it in the cache.
         """
         queries32 = queries.astype(np.float32)  # exact: multiples of 2**-24 up to 1
-        width = _width(len(queries), k, nprobe, asked)
+        width = lists_to_probe(len(queries), k, nprobe, asked)
         step = max(min(_BLOCK_QUERIES, -(-len(queries) // self._threads)), 1)
         if len(queries) <= step:
-            probes = _probes(queries32, width, asked) if width else None
+            probes = nearest_lists(queries32, width, asked) if width else None
             return self._best(queries, k, asked, probes)
         all_probes, blocks = None, _blocks(len(queries), step)
         if width:
-            found = self._pool.map(lambda at: _probes(queries32[at], width, asked), blocks)
-            all_probes = Probes.joined(list(found))
+            probed = self._pool.map(lambda at: nearest_lists(queries32[at], width, asked), blocks)
+            all_probes = Probes.joined(list(probed))
             order = np.argsort(all_probes.lists[:, 0], kind="stable")
             blocks = [order[at] for at in blocks]
 
         def best(at: Int64) -> _Best:
             return self._best(queries[at], k, asked, all_probes and all_probes[at])
 
-        answers = list(self._pool.map(best, blocks))
-        query = np.concatenate([at[answer[0]] for at, answer in zip(blocks, answers, strict=True)])
-        rank, score = (np.concatenate([answer[i] for answer in answers]) for i in (1, 2))
-        return query, rank, score, join_rows([answer[3] for answer in answers], self._classes)
+        answers = zip(blocks, self._pool.map(best, blocks), strict=True)
+        whole = _Best.joined([replace(found, query=at[found.query]) for at, found in answers])
+        return whole[np.argsort(whole.query, kind="stable")]
+
+    def _columns(self, best: _Best, asked: Sequence[Asked]) -> Columns:
+        """Return what the side-cars know of rows, in their order."""
+        blocks = _blocks(len(best.query), max(-(-len(best.query) // self._threads), _FEW_HITS))
+        groups = [group for group, _ in asked]
+
+        def taken(at: Int64) -> Columns:
+            return take_rows(groups, best.group[at], best.position[at])
+
+        parts = map(taken, blocks) if len(blocks) == 1 else self._pool.map(taken, blocks)
+        return join_rows(list(parts), self._classes)
 
     def _best(
         self,
         queries: Float64,
         k: int,
-        asked: Sequence[_Asked],
+        asked: Sequence[Asked],
         probes: Probes | None,
     ) -> _Best:
-        """Return query, rank, score and columns of the k best rows, query by query."""
+        """Return the k best rows, query by query."""
         parts = self._propose(queries, k, asked, probes)
         proposed = np.concatenate([part.scores for part in parts], axis=1)
         reranks = any(part.group.reranks and not part.exact for part in parts)
@@ -280,14 +303,21 @@ class ShardSet:
         part = np.repeat(np.arange(len(parts)), [len(found[0]) for found in settled])
         shard, shard_keys = _numbered(parts, part, position)
         kept, rank = best_in_order(query, score, shard, position, k, shard_keys)
-        columns = _take([part.group for part in parts], part[kept], position[kept])
-        return query[kept], rank, score[kept], columns
+        places = {id(one): place for place, (one, _) in enumerate(asked)}
+        group = np.array([places[id(one.group)] for one in parts])[part[kept]]
+        return _Best(
+            query=query[kept],
+            rank=rank,
+            score=score[kept],
+            group=group,
+            position=position[kept],
+        )
 
     def _propose(
         self,
         queries: Float64,
         k: int,
-        asked: Sequence[_Asked],
+        asked: Sequence[Asked],
         probes: Probes | None,
     ) -> list[_Part]:
         queries32 = queries.astype(np.float32)
@@ -349,45 +379,6 @@ def _settle(
     return query, pair_scores(queries, query, lambda some: group.decode(position[some])), position
 
 
-def _width(queries: int, k: int, nprobe: int, asked: Sequence[_Asked]) -> int | None:
-    """Return how many lists to look into; None says that scanning the selected rows is better.
-
-    Lists without a selected row do not count. Of the others so many are probed that about as many
-    selected rows are seen as rows without a filter, and twice as many as wanted: a filter that
-    selects whole clusters leaves few lists, one that selects here and there is probed widely.
-    """
-    nlist, dimension = asked[0][0].nlist, asked[0][0].dimension
-    rows = sum(len(group.shards[i]) for group, selection in asked for i in selection.shards)
-    matching = sum(selection.count for _, selection in asked)
-    if nprobe >= nlist and any(group.reranks for group, _ in asked):
-        return None
-    among = _among(asked)
-    lists = nlist if among is None else int(np.count_nonzero(among))
-    wanted = max(nprobe * rows / matching, 2 * k * nlist / matching)
-    width = min(lists, math.ceil(wanted))
-    if matching < sum(len(group) for group, _ in asked):
-        held = sum(int(group.list_rows[among].sum()) for group, _ in asked)
-        probing = _TEST_ROW_NS * held + _SCORE_VALUE_NS * dimension * matching
-        scanning = _DECODE_VALUE_NS / queries + _MULTIPLY_NS
-        if scanning * matching * dimension < probing * width / lists:
-            return None
-    return width
-
-
-def _probes(queries: Float32, width: int, asked: Sequence[_Asked]) -> Probes:
-    """Return the nearest lists of those that hold selected rows."""
-    return asked[0][0].probes(queries, width, _among(asked))
-
-
-def _among(asked: Sequence[_Asked]) -> Mask | None:
-    """Return which lists (nlist,) hold a selected row; None where hardly one does not."""
-    rows = sum(len(group) for group, _ in asked)
-    if sum(selection.count for _, selection in asked) >= rows * _FEW:
-        return None
-    among: Mask = np.logical_or.reduce([group.lists_with(selection) for group, selection in asked])
-    return among if np.count_nonzero(among) < len(among) * _MOST_LISTS else None
-
-
 def _blocks(count: int, step: int) -> list[Int64]:
     return [np.arange(start, min(start + step, count)) for start in range(0, count, step)]
 
@@ -405,13 +396,3 @@ def _numbered(parts: Sequence[_Part], part: Int64, position: Int64) -> tuple[Int
         return parts[owner].group.sidecar.keys(at)
 
     return number, keys
-
-
-def _take(groups: list[ShardGroup], part: Int64, position: Int64) -> Columns:
-    present: list[int] = np.unique(part).tolist()
-    if len(present) == 1:
-        return groups[present[0]].sidecar.take(position)
-    members = [np.flatnonzero(part == i) for i in present]
-    parts = [groups[i].sidecar.take(position[at]) for i, at in zip(present, members, strict=True)]
-    back = np.argsort(np.concatenate(members))
-    return {name: values[back] for name, values in join_rows(parts, 0).items()}

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from encoders.losses.bce import classification
 from encoders.losses.core import Fraction, Loss, require
 from encoders.losses.statistics import LabelStatistics
+
+_LEAST = 1e-12  # the norm of a token that is 0
 
 
 class Icl(Loss):
@@ -45,9 +46,8 @@ class Icl(Loss):
         self, z_BD: Tensor, y_BC: Tensor, z_GD: Tensor, y_GC: Tensor, offset: int
     ) -> Sequence[Fraction]:
         """Return the classification term and the contrast of label tokens."""
-        t_BCD = normalize(z_BD[:, None] * self.e_CD, dim=2)
         itself = torch.eye(y_BC.shape[1], dtype=torch.bool, device=z_BD.device)
-        logits_BCC = (t_BCD @ t_BCD.mT / self.temperature).masked_fill(itself, -1e30)
+        logits_BCC = (self._cosines(z_BD) / self.temperature).masked_fill(itself, -1e30)
         alike_BCC = (y_BC[:, :, None] == y_BC[:, None]).masked_fill(itself, False).to(z_BD)
         total_BC = alike_BCC.sum(2)
         value_BC = total_BC * logits_BCC.logsumexp(2) - (alike_BCC * logits_BCC).sum(2)
@@ -57,3 +57,10 @@ class Icl(Loss):
             Fraction((1 - self.share) * labels.numerator, labels.denominator),
             Fraction(self.share * contrast, (total_BC > 0).sum().to(contrast)),
         ]
+
+    def _cosines(self, z_BD: Tensor) -> Tensor:
+        """Return ``t_ic·t_ik`` (B, C, C) by one product of ``z²`` and ``e_c∘e_k``."""
+        pairs_PD = (self.e_CD[:, None] * self.e_CD).flatten(0, 1)
+        products_BCC = (z_BD.square() @ pairs_PD.T).unflatten(1, (len(self.e_CD), -1))
+        norm_BC = products_BCC.diagonal(dim1=1, dim2=2).clamp_min(_LEAST**2).sqrt()
+        return products_BCC / (norm_BC[:, :, None] * norm_BC[:, None])
