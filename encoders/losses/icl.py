@@ -61,6 +61,7 @@ class Icl(Loss):
     def _cosines(self, z_BD: Tensor) -> Tensor:
         """Return ``t_ic·t_ik`` (B, C, C) by one product of ``z²`` and ``e_c∘e_k``."""
         pairs_PD = (self.e_CD[:, None] * self.e_CD).flatten(0, 1)
-        products_BCC = (z_BD.square() @ pairs_PD.T).unflatten(1, (len(self.e_CD), -1))
+        classes = len(self.e_CD)
+        products_BCC = (z_BD.square() @ pairs_PD.T).reshape(-1, classes, classes)
         norm_BC = products_BCC.diagonal(dim1=1, dim2=2).clamp_min(_LEAST**2).sqrt()
         return products_BCC / (norm_BC[:, :, None] * norm_BC[:, None])
