@@ -47,13 +47,13 @@ def remote(folder: Path, full: bool) -> Iterator[Row]:
 
 
 @contextmanager
-def slow_store(folder: Path) -> Iterator[str]:
+def slow_store(folder: Path, latency_s: float = LATENCY_S) -> Iterator[str]:
     """Serve the files of a folder in a process of their own; yield the endpoint."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "benchmarks.slow_store", str(folder), str(port)]
-    server = subprocess.Popen([*command, str(LATENCY_S)])
+    server = subprocess.Popen([*command, str(latency_s)])
     try:
         for _ in range(100):
             with socket.socket() as probe:

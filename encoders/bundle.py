@@ -34,7 +34,8 @@ from encoders.bundle_spec import (
 )
 from encoders.projection import build_head
 from storage.errors import ConfigError
-from storage.object_store import StorageOptions, join_uri, write_bytes
+from storage.object_store import StorageOptions, write_bytes
+from storage.uris import join_uri
 
 __all__ = [
     "Encoder",

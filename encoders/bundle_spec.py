@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage.errors import ConfigError, EncoderMismatchError
-from storage.object_store import StorageOptions, join_uri, read_bytes
+from storage.object_store import StorageOptions, read_bytes
+from storage.uris import join_uri
 
 FORMAT = "skysift-encoder/1"
 DESCRIPTION_FILE, WEIGHTS_FILE = "encoder.json", "model.safetensors"

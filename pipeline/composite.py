@@ -16,9 +16,10 @@ from pipeline.stack import scene_stack
 from storage.errors import SceneError
 from storage.geotiff import inspect
 from storage.geotiff_writer import GeotiffWriter
-from storage.object_store import StorageOptions, join_uri
+from storage.object_store import StorageOptions
 from storage.progress import Progress, ProgressSink, quiet
 from storage.stac_items import composite_document, write_collection, write_item
+from storage.uris import join_uri
 
 _PIECE_BLOCKS = 4
 

@@ -14,16 +14,8 @@ from PIL import Image, UnidentifiedImageError
 
 from storage.errors import ConfigError, NotFoundError, SceneError
 from storage.geotiff import decode_square, shorter_side
-from storage.object_store import (
-    StorageOptions,
-    absolute_uri,
-    download,
-    is_local,
-    join_uri,
-    list_files,
-    local_path,
-    read_bytes,
-)
+from storage.object_store import StorageOptions, download, list_files, read_bytes
+from storage.uris import absolute_uri, is_local, join_uri, local_path
 
 Counts = NDArray[np.int64]
 

@@ -17,10 +17,11 @@ from storage.commits import CHUNK_ROWS
 from storage.errors import CorruptIndexError, NotFoundError
 from storage.index_files import IndexFiles, ShardDraft, Vectors
 from storage.manifest import FileEntry, ShardEntry, shard_entry
-from storage.object_store import StorageOptions, join_uri, read_bytes, write_bytes
+from storage.object_store import StorageOptions, read_bytes, write_bytes
 from storage.quantizers import Filled, Fit, fit_of, set_threads
 from storage.ranking import Float32, Int64
 from storage.sidecar import Columns, encode_columns, join_rows, order_of
+from storage.uris import join_uri
 
 J = TypeVar("J", "ShardJob", "MergeJob")
 _FIT_ROWS = 4096

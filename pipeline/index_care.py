@@ -21,15 +21,9 @@ from storage.manifest import (
     read_manifest,
     set_current,
 )
-from storage.object_store import (
-    StorageOptions,
-    absolute_uri,
-    delete,
-    join_uri,
-    list_files,
-    modified_at,
-)
+from storage.object_store import StorageOptions, delete, list_files, modified_at
 from storage.progress import Progress, ProgressSink, quiet
+from storage.uris import absolute_uri, join_uri
 
 logger = logging.getLogger(__name__)
 

@@ -28,10 +28,11 @@ from storage.manifest import (
     ShardEntry,
     write_manifest,
 )
-from storage.object_store import StorageOptions, join_uri, read_bytes, write_bytes
+from storage.object_store import StorageOptions, read_bytes, write_bytes
 from storage.progress import Progress, ProgressSink
 from storage.quantizers import set_threads, train
 from storage.ranking import Float32, Int64
+from storage.uris import join_uri
 
 logger = logging.getLogger(__name__)
 

@@ -48,8 +48,9 @@ from storage.manifest import (
     read_manifest,
     set_current,
 )
-from storage.object_store import StorageOptions, absolute_uri
+from storage.object_store import StorageOptions
 from storage.progress import ProgressSink, quiet
+from storage.uris import absolute_uri
 
 __all__ = [
     "IndexGarbage",

@@ -18,9 +18,10 @@ import numpy as np
 from pipeline.ingest_plan import IngestPlan
 from pipeline.tiling import count_tiles, grid_for_scene
 from storage.errors import SkysiftError
-from storage.object_store import StorageOptions, filesystem, is_local, local_path
+from storage.object_store import StorageOptions, size_bytes
 from storage.progress import Progress, ProgressSink, quiet
 from storage.scenes import Scene
+from storage.uris import is_local, local_path
 
 SAMPLE_SCENES = 64
 """How many scenes a check before a run looks at; a dry run looks at all."""
@@ -211,10 +212,7 @@ def _scene_cost(plan: IngestPlan, scene: Scene, options: StorageOptions | None) 
     grid = grid_for_scene(scene, plan.grid, options)
     tiles = count_tiles(scene, grid, plan.spec.rules, options)
     hrefs = {band.href for band in scene.bands} | ({scene.mask.href} if scene.mask else set())
-    sizes = {}
-    for href in sorted(hrefs):
-        store, path = filesystem(href, options)
-        sizes[href] = int(store.size(path))
+    sizes = {href: size_bytes(href, options) for href in sorted(hrefs)}
     # A row of a square scene; strips are cut at a limit anyway.
     return _SceneCost(tiles=tiles, sizes_bytes=sizes, tiles_across=math.ceil(math.sqrt(tiles)))
 

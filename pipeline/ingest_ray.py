@@ -13,7 +13,8 @@ import ray.data
 
 from pipeline.ingest_plan import IngestPlan
 from pipeline.ingest_stages import Batch, EmbedScenes, EmbedTiles, ReadScenes
-from storage.object_store import StorageOptions, is_local
+from storage.object_store import StorageOptions
+from storage.uris import is_local
 
 PIXEL_BLOCK_BYTES = 16 * 1024 * 1024
 VECTOR_BLOCK_BYTES = 64 * 1024

@@ -20,9 +20,10 @@ from pipeline.search_node import SearchNode
 from storage.errors import ConfigError, SearchUnavailableError
 from storage.filters import Filter, may_match
 from storage.manifest import IndexManifest, read_manifest
-from storage.object_store import StorageOptions, absolute_uri
+from storage.object_store import StorageOptions
 from storage.ranking import Float64, canonical_queries
 from storage.sidecar import hit_table, join_rows, row_keys
+from storage.uris import absolute_uri
 
 __all__ = ["Filter", "Hits", "Searcher"]
 

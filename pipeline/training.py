@@ -26,8 +26,9 @@ from pipeline.training_spec import TrainingJob, TrainingResult, TrainingSpec
 from storage.claims import sole_owner
 from storage.datasets import read_info
 from storage.errors import ConfigError, SkysiftError
-from storage.object_store import StorageOptions, absolute_uri, filesystem, is_local
+from storage.object_store import StorageOptions, filesystem
 from storage.progress import Progress, ProgressSink, quiet
+from storage.uris import absolute_uri, is_local
 
 __all__ = ["TrainingResult", "TrainingSpec", "baseline_bundle", "train"]
 

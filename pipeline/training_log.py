@@ -11,14 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from storage.object_store import (
-    StorageOptions,
-    is_local,
-    join_uri,
-    local_path,
-    upload,
-    write_bytes,
-)
+from storage.object_store import StorageOptions, upload, write_bytes
+from storage.uris import is_local, join_uri, local_path
 
 Row = dict[str, float]
 _GROUPS = {

@@ -12,7 +12,8 @@ from typing import Any
 
 from pipeline.training_spec import FIXED, RUNTIME, TrainingJob, TrainingResult, plain
 from storage.errors import ConfigError, NotFoundError
-from storage.object_store import join_uri, read_bytes, write_bytes
+from storage.object_store import read_bytes, write_bytes
+from storage.uris import join_uri
 
 logger = logging.getLogger(__name__)
 

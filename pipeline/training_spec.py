@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from storage.errors import ConfigError
-from storage.object_store import StorageOptions, join_uri
+from storage.object_store import StorageOptions
+from storage.uris import join_uri
 
 # Settings that may differ between two starts of one run: they decide where and how long it
 # runs, not what it learns from.

@@ -31,8 +31,9 @@ from pipeline.training_log import TrainingLog
 from pipeline.training_spec import TrainingJob, TrainingSpec
 from storage.datasets import LabelledDataset
 from storage.errors import ConfigError, NotFoundError
-from storage.object_store import join_uri, read_bytes, write_bytes
+from storage.object_store import read_bytes, write_bytes
 from storage.progress import Progress, ProgressSink, quiet
+from storage.uris import join_uri
 
 FORMAT = "skysift-checkpoint/1"
 _STATE, _TENSORS = "state.json", "tensors.safetensors"

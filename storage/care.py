@@ -21,7 +21,7 @@ from storage.archive import Archive
 from storage.commits import ArchiveWriter
 from storage.errors import ConfigError, NotFoundError
 from storage.ledger import LedgerEntry
-from storage.object_store import StorageOptions, absolute_uri
+from storage.object_store import StorageOptions
 from storage.repository import (
     BRANCH,
     commit_lock,
@@ -29,6 +29,7 @@ from storage.repository import (
     store_reason,
     store_refusals,
 )
+from storage.uris import absolute_uri
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import numpy as np
 from storage.errors import CatalogError, ConfigError, EmptyCatalogError, SkysiftError
 from storage.filters import in_polygon, touches_polygon
 from storage.geotiff_files import GEOTIFF_SUFFIXES, file_candidates
-from storage.object_store import StorageOptions, exists, is_local, join_uri, list_files
+from storage.object_store import StorageOptions, exists, list_files
 from storage.scenes import (
     BandMapping,
     BandSource,
@@ -34,6 +34,7 @@ from storage.stac import item_candidates
 from storage.stac_api import api_candidates, is_api
 from storage.stac_geoparquet import SUFFIXES as TABLE_SUFFIXES
 from storage.stac_geoparquet import table_candidates
+from storage.uris import is_local, join_uri
 
 __all__ = [
     "BandMapping",

@@ -23,16 +23,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from storage.errors import NotFoundError, SkysiftError
-from storage.object_store import (
-    StorageOptions,
-    filesystem,
-    is_local,
-    join_uri,
-    local_path,
-    named_failures,
-    read_bytes,
-    write_bytes,
-)
+from storage.object_store import StorageOptions, filesystem, named_failures, read_bytes, write_bytes
+from storage.uris import is_local, join_uri, local_path
 
 logger = logging.getLogger(__name__)
 

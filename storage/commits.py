@@ -21,8 +21,9 @@ from storage.archive import STORED_COLUMNS, read_ledger
 from storage.archive_spec import ArchiveSpec
 from storage.errors import ArchiveConflictError, SkysiftError
 from storage.ledger import Ledger, LedgerEntry, Segment, page_bytes, page_name
-from storage.object_store import StorageOptions, is_local
+from storage.object_store import StorageOptions
 from storage.repository import BRANCH, commit_lock, open_repository, store_failures
+from storage.uris import is_local
 
 CHUNK_ROWS = 8192
 UNIT_NORM_TOLERANCE = 1e-2

@@ -28,14 +28,12 @@ from storage.errors import ConfigError, CorruptIndexError
 from storage.object_store import (
     StorageOptions,
     download,
-    is_local,
-    join_uri,
-    local_path,
     read_bytes,
     sha256_of_file,
     upload,
     write_bytes,
 )
+from storage.uris import is_local, join_uri, local_path
 
 FORMAT = "skysift-dataset/1"
 SPLITS = ("train", "val", "test")

@@ -16,7 +16,8 @@ import shapely
 
 from storage.errors import ConfigError
 from storage.footprints import footprints
-from storage.object_store import StorageOptions, is_local, local_path, upload
+from storage.object_store import StorageOptions, upload
+from storage.uris import is_local, local_path
 
 EDGES = ("west", "south", "east", "north")
 _GEO = {

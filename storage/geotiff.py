@@ -25,14 +25,9 @@ from rasterio.warp import transform as reproject_points
 from rasterio.windows import Window
 
 from storage.errors import ConfigError, GridError, SceneError
-from storage.object_store import (
-    StorageOptions,
-    gdal_environment,
-    gdal_path,
-    is_local,
-    local_path,
-)
+from storage.object_store import StorageOptions, gdal_environment
 from storage.scenes import BBox
+from storage.uris import gdal_path, is_local, local_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from storage.errors import CatalogError, ConfigError, SceneError
 from storage.geotiff import inspect
-from storage.object_store import StorageOptions, filesystem, is_local, local_path
+from storage.object_store import StorageOptions, filesystem
 from storage.scenes import (
     BandSource,
     Candidate,
@@ -16,6 +16,7 @@ from storage.scenes import (
     Rejected,
     Sources,
 )
+from storage.uris import is_local, local_path
 
 GEOTIFF_SUFFIXES = (".tif", ".tiff")
 

@@ -16,19 +16,11 @@ import numpy.typing as npt
 
 from storage.errors import CorruptIndexError, NotFoundError
 from storage.manifest import FileEntry, ShardEntry
-from storage.object_store import (
-    StorageOptions,
-    download,
-    is_local,
-    join_uri,
-    local_path,
-    sha256_of_file,
-    staged,
-    write_bytes,
-)
+from storage.object_store import StorageOptions, download, sha256_of_file, staged, write_bytes
 from storage.quantizers import Bytes, Filled, Fit
 from storage.shards import Shard, memory_of
 from storage.sidecar import Sidecar
+from storage.uris import is_local, join_uri, local_path
 
 
 class IndexFiles:

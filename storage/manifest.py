@@ -20,14 +20,9 @@ from typing import Any
 
 from storage.errors import CorruptIndexError, NotFoundError
 from storage.filters import Bounds
-from storage.object_store import (
-    StorageOptions,
-    join_uri,
-    list_files,
-    read_bytes,
-    write_bytes,
-)
+from storage.object_store import StorageOptions, list_files, read_bytes, write_bytes
 from storage.quantizers import Fit, ShardParameters
+from storage.uris import join_uri
 
 FORMAT = 2
 _PATH = re.compile(r"[\w-]+/[\w-]+\.(faiss|arrow|vectors|lists|dead)")

@@ -1,10 +1,9 @@
-"""One URI and one set of options, for every library that touches storage.
+"""One set of options for every library that touches storage; the only home of s3fs and fsspec.
 
 fsspec/s3fs, GDAL and Icechunk each have their own way to say endpoint, region and credentials.
 This module is the only place that knows the three dialects, so the same recipe reaches all of
-them. URIs are ``s3://bucket/key``, ``file:///path`` or plain paths. It is also the only home of
-s3fs and fsspec. Filesystems are built where they are used (fsspec keeps one per process and
-options, and starts anew after a fork).
+them. What URIs mean: :mod:`storage.uris`. Filesystems are built where they are used (fsspec keeps
+one per process and options, and starts anew after a fork).
 """
 
 import hashlib
@@ -16,19 +15,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import fsspec
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from storage.errors import ConfigError, NotFoundError, SkysiftError
+from storage.errors import NotFoundError, SkysiftError
+from storage.uris import is_local, is_web, local_path, split_uri
 
 if TYPE_CHECKING:
     import icechunk
-
-SCHEMES = ("s3", "file")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,84 +75,6 @@ class StorageOptions:
         )
 
 
-def split_uri(uri: str) -> tuple[str, str]:
-    """Split a URI into its scheme (``s3`` or ``file``) and the path within it.
-
-    Raises
-    ------
-    ConfigError
-        The scheme is not one that Skysift reads.
-
-    Examples
-    --------
-    >>> split_uri("s3://bucket/a/b.tif")
-    ('s3', 'bucket/a/b.tif')
-    >>> split_uri("scenes/a.tif")
-    ('file', 'scenes/a.tif')
-    """
-    if "://" not in uri:
-        return "file", uri
-    parts = urlsplit(uri)
-    if parts.scheme == "file":
-        return "file", unquote(parts.path)
-    if parts.scheme != "s3":
-        raise ConfigError(
-            f"cannot use {uri!r}: its scheme is {parts.scheme!r}; "
-            f"give a plain path or one of {', '.join(s + '://' for s in SCHEMES)}"
-        )
-    return "s3", uri.removeprefix("s3://")
-
-
-def is_local(uri: str) -> bool:
-    """Tell whether a URI names the local filesystem."""
-    return split_uri(uri)[0] == "file"
-
-
-def local_path(uri: str) -> Path:
-    """Return the local path that a URI names.
-
-    Raises
-    ------
-    ConfigError
-        The URI is remote.
-    """
-    scheme, path = split_uri(uri)
-    if scheme != "file":
-        raise ConfigError(f"{uri!r} is not a local path; give one on this machine")
-    return Path(path)
-
-
-def join_uri(base: str, *parts: str) -> str:
-    """Append path parts to a URI.
-
-    Examples
-    --------
-    >>> join_uri("s3://bucket/index/", "v1", "manifest.json")
-    's3://bucket/index/v1/manifest.json'
-    """
-    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
-
-
-def absolute_uri(uri: str) -> str:
-    """Make a local path absolute, so that a worker in another directory means the same file."""
-    return str(local_path(uri).absolute()) if is_local(uri) else uri
-
-
-def resolve_uri(base: str, href: str) -> str:
-    """Return ``href``, taken relative to the folder of the document ``base`` when it is relative.
-
-    Examples
-    --------
-    >>> resolve_uri("s3://bucket/items/a.json", "../tifs/a.tif")
-    's3://bucket/tifs/a.tif'
-    """
-    if "://" in href or href.startswith("/"):
-        return href
-    scheme, path = split_uri(base)
-    joined = os.path.normpath(PurePosixPath(path).parent / href)
-    return f"s3://{joined}" if scheme == "s3" else joined
-
-
 def filesystem(
     uri: str, options: StorageOptions | None = None
 ) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -185,18 +105,6 @@ def filesystem(
     return filesystem_, path
 
 
-def gdal_path(uri: str) -> str:
-    """Return the name by which GDAL opens a URI.
-
-    Examples
-    --------
-    >>> gdal_path("s3://bucket/a.tif")
-    '/vsis3/bucket/a.tif'
-    """
-    scheme, path = split_uri(uri)
-    return f"/vsis3/{path}" if scheme == "s3" else str(Path(path).absolute())
-
-
 def gdal_environment(options: StorageOptions | None = None) -> dict[str, str]:
     """Return GDAL's configuration for reading scenes in a worker, object store included."""
     resolved = (options or StorageOptions()).resolved()
@@ -210,8 +118,7 @@ def gdal_environment(options: StorageOptions | None = None) -> dict[str, str]:
         "VSI_CACHE": "TRUE",
         "VSI_CACHE_SIZE": str(16 * 1024 * 1024),
         # Long-lived workers must see the new content of an overwritten object.
-        "CPL_VSIL_CURL_NON_CACHED": "/vsis3/",
-        "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif,.tiff,.TIF,.TIFF",
+        "CPL_VSIL_CURL_NON_CACHED": "/vsis3/:/vsicurl/",
     }
     if resolved.endpoint_url:
         endpoint = urlsplit(resolved.endpoint_url)
@@ -327,6 +234,13 @@ def staged(uri: str, options: StorageOptions | None = None) -> Iterator[Path]:
             upload(temporary, uri, options)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def size_bytes(uri: str, options: StorageOptions | None = None) -> int:
+    """Return the size of a file, also of one on the web; 0 where a server does not tell."""
+    fs, path = (fsspec.filesystem("https"), uri) if is_web(uri) else filesystem(uri, options)
+    with named_failures(uri):
+        return int(fs.size(path) or 0)
 
 
 def modified_at(uri: str, options: StorageOptions | None = None) -> datetime:

@@ -17,7 +17,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from storage.errors import CatalogError
-from storage.object_store import split_uri
+from storage.uris import is_web, split_uri
 
 
 class CheckedAdapter(HTTPAdapter):
@@ -84,6 +84,8 @@ def lies_below(uri: str, root: str) -> bool:
     >>> lies_below("s3://bucket/abc.tif", "s3://bucket/a"), lies_below("/data/../etc/x", "/data")
     (False, False)
     """
+    if is_web(uri) or is_web(root):
+        return uri.startswith(f"{root.rstrip('/')}/") and "/../" not in uri
     scheme, path = split_uri(uri)
     root_scheme, folder = split_uri(root)
     if scheme == "file":

@@ -13,7 +13,8 @@ import zarr
 from filelock import FileLock
 
 from storage.errors import ArchiveConflictError, NotFoundError, SkysiftError
-from storage.object_store import StorageOptions, icechunk_storage, is_local, local_path
+from storage.object_store import StorageOptions, icechunk_storage
+from storage.uris import is_local, local_path
 
 BRANCH = "main"
 icechunk.set_logs_filter("error")  # the local-storage warning: commits hold a file lock below

@@ -226,7 +226,7 @@ class CatalogSpec:
         Without it, the first date such as 20090818 or 2009-08-18 counts.
     allow
         Folders, such as s3://bucket/prefix, below which the assets of STAC items have to lie; empty
-        allows all that can be read.
+        allows all on S3 and disks. Assets at web addresses need one, such as https://host/data.
     query
         Which entries are wanted.
     """

@@ -16,7 +16,7 @@ from typing import Any
 import pystac
 
 from storage.errors import CatalogError, ConfigError, SkysiftError
-from storage.object_store import StorageOptions, is_local, read_bytes, resolve_uri, split_uri
+from storage.object_store import StorageOptions, read_bytes
 from storage.reach import lies_below
 from storage.scenes import (
     BandMapping,
@@ -28,6 +28,7 @@ from storage.scenes import (
     Rejected,
     Sources,
 )
+from storage.uris import is_local, is_web, resolve_uri
 
 _READERS = 16
 _NOT_PIXELS = {"thumbnail", "overview", "visual", "metadata"}
@@ -172,10 +173,6 @@ def item_candidate(uri: str, document: Any, spec: CatalogSpec) -> Candidate | Re
     )
 
 
-def _on_this_machine(uri: str) -> bool:
-    return "://" not in uri or uri.startswith("file://")
-
-
 def _flat_bbox(bbox: Sequence[float] | None) -> BBox | None:
     if not bbox:
         return None
@@ -299,19 +296,25 @@ class _Item:
             on_s3 = _AWS.fullmatch(href)
             place = f"s3://{on_s3['bucket']}/{on_s3['key']}" if on_s3 else href
             place = resolve_uri(self._uri, place)
-            try:
-                split_uri(place)
-            except ConfigError:
-                continue
-            if is_local(place) and not _on_this_machine(self._uri):
-                continue  # a remote document does not name files of this machine
-            if self._spec.allow and not any(lies_below(place, one) for one in self._spec.allow):
-                continue
-            return place
+            if self._may_be_read(place):
+                return place
         raise CatalogError(
-            f"item {self._item.id}: asset {key!r} is at {asset.href}, which cannot be read; "
-            "Skysift reads s3:// and local files, and only below catalog.allow when that is given"
+            f"item {self._item.id}: asset {key!r} is at {asset.href}, which may not be read; "
+            "Skysift reads s3:// and local files, only below catalog.allow when that is given, and "
+            "web addresses only when catalog.allow names what they begin with"
         )
+
+    def _may_be_read(self, place: str) -> bool:
+        allowed = self._spec.allow
+        try:
+            if allowed and not any(lies_below(place, root) for root in allowed):
+                return False
+            if is_web(place):
+                return bool(allowed)
+            # A document from elsewhere does not name files of this machine.
+            return not is_local(place) or is_local(self._uri)
+        except ConfigError:
+            return False
 
     def _revision(self) -> str:
         checksums = (

@@ -13,7 +13,8 @@ import shapely
 from storage.archive import Archive
 from storage.errors import NotFoundError
 from storage.footprints import footprints
-from storage.object_store import StorageOptions, absolute_uri, write_bytes
+from storage.object_store import StorageOptions, write_bytes
+from storage.uris import absolute_uri
 
 EXTENSION = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
 

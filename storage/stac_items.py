@@ -14,7 +14,8 @@ import shapely
 
 from storage.footprints import footprints
 from storage.geotiff import RasterInfo
-from storage.object_store import StorageOptions, join_uri, list_files, read_bytes, write_bytes
+from storage.object_store import StorageOptions, list_files, read_bytes, write_bytes
+from storage.uris import join_uri
 
 PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 RASTER = "https://stac-extensions.github.io/raster/v2.0.0/schema.json"

@@ -13,8 +13,9 @@ from pipeline.evaluation import same_place_recall
 from pipeline.samples import uniform_rows
 from pipeline.search import Searcher
 from storage.archive import Archive
-from storage.object_store import StorageOptions, join_uri, read_bytes
+from storage.object_store import StorageOptions, read_bytes
 from storage.scenes import Scene
+from storage.uris import join_uri
 from workflows.gallery import Gallery, archive_footprints, ledger_summary
 from workflows.report import Answer, Command, ReportData, Score
 

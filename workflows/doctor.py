@@ -20,7 +20,8 @@ from packaging.utils import canonicalize_name
 
 from storage.errors import SkysiftError
 from storage.geotiff import gdal_report
-from storage.object_store import StorageOptions, exists, is_local, local_path
+from storage.object_store import StorageOptions, exists
+from storage.uris import is_local, local_path
 
 Verdict = Literal["ok", "note", "broken"]
 _MIN_FREE_BYTES = 5 * 10**9

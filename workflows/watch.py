@@ -30,9 +30,10 @@ from storage.errors import (
     SkysiftError,
 )
 from storage.events import EventSink, unheard
-from storage.object_store import StorageOptions, is_local, local_path
+from storage.object_store import StorageOptions
 from storage.progress import ProgressSink, quiet
 from storage.scenes import SceneQuery
+from storage.uris import is_local, local_path
 
 logger = logging.getLogger(__name__)
 

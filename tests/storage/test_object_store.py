@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from storage import object_store
+from storage import object_store, uris
 from storage.errors import ConfigError, NotFoundError, SkysiftError
 from storage.object_store import StorageOptions
 from tests.conftest import MotoS3
@@ -12,7 +12,7 @@ from tests.conftest import MotoS3
 
 def test_files_round_trip_locally_and_on_s3(moto_s3: MotoS3, tmp_path: Path):
     for base in (str(tmp_path / "folder"), moto_s3.uri("folder")):
-        uri = object_store.join_uri(base, "a", "b.bin")
+        uri = uris.join_uri(base, "a", "b.bin")
         object_store.write_bytes(uri, b"first", moto_s3.options)
         object_store.write_bytes(uri, b"second", moto_s3.options)
         assert object_store.read_bytes(uri, moto_s3.options) == b"second"
@@ -20,7 +20,7 @@ def test_files_round_trip_locally_and_on_s3(moto_s3: MotoS3, tmp_path: Path):
         assert object_store.list_files(f"{base}/*/*.bin", moto_s3.options) == [uri]
         local = tmp_path / "copy.bin"
         object_store.download(uri, local, moto_s3.options)
-        object_store.upload(local, object_store.join_uri(base, "c.bin"), moto_s3.options)
+        object_store.upload(local, uris.join_uri(base, "c.bin"), moto_s3.options)
         assert object_store.exists(f"{base}/c.bin", moto_s3.options)
         object_store.delete(base, moto_s3.options)
         assert object_store.list_files(base, moto_s3.options) == []
@@ -58,12 +58,15 @@ def test_options_come_from_the_usual_variables_and_secrets_stay_out_of_sight():
 
 
 def test_unknown_schemes_are_refused():
-    with pytest.raises(ConfigError, match="its scheme is 'http'"):
-        object_store.gdal_path("http://example.invalid/a.tif")
+    with pytest.raises(ConfigError, match="its scheme is 'ftp'"):
+        uris.gdal_path("ftp://example.invalid/a.tif")
+    with pytest.raises(ConfigError, match="its scheme is 'https'"):
+        object_store.read_bytes("https://example.invalid/a.json")
 
 
 def test_relative_references_resolve_against_their_document():
-    resolve = object_store.resolve_uri
+    resolve = uris.resolve_uri
     assert resolve("/data/items/a.json", "./a.tif") == "/data/items/a.tif"
     assert resolve("s3://b/items/a.json", "../t/a.tif") == "s3://b/t/a.tif"
     assert resolve("/data/items/a.json", "s3://b/a.tif") == "s3://b/a.tif"
+    assert resolve("https://h/v1/items/a?x=1", "../t/a.tif") == "https://h/v1/t/a.tif"

@@ -144,7 +144,7 @@ def gc(run: Run, keep: int, older_than: dt.timedelta, dry_run: bool) -> None:
     another place keeps the version it opened in memory: --older-than is the time it is given.
     """
     from pipeline.indexing import collect_garbage, list_versions
-    from storage.object_store import absolute_uri
+    from storage.uris import absolute_uri
 
     uri = absolute_uri(_uri(run))
     running = actors_of(run, uri, list_versions(uri, run.storage))

@@ -28,7 +28,7 @@ def stats(run: Run, version: str | None) -> None:
     started. The same figures are on the metrics port of each Ray node, for Prometheus.
     """
     from storage.manifest import read_manifest
-    from storage.object_store import absolute_uri
+    from storage.uris import absolute_uri
 
     uri = absolute_uri(run.need_path("index.uri", "--index"))
     manifest = read_manifest(uri, version, run.storage)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storage.object_store import is_local
+from storage.uris import is_local
 from workflows.commands.common import (
     Run,
     Verb,

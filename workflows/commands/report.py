@@ -20,7 +20,8 @@ def report(run: Run, out: str, queries: int, seed: int) -> None:
     from pipeline.search import Searcher
     from storage.archive import Archive
     from storage.catalog import read_scenes
-    from storage.object_store import exists, join_uri
+    from storage.object_store import exists
+    from storage.uris import join_uri
     from workflows.archive_report import ReportSpec, archive_report
     from workflows.build import catalog_spec
     from workflows.report import write_report

@@ -22,7 +22,8 @@ from storage.catalog import CatalogSpec
 from storage.errors import NotFoundError, SkysiftError
 from storage.filters import Filter
 from storage.manifest import current_version
-from storage.object_store import StorageOptions, absolute_uri
+from storage.object_store import StorageOptions
+from storage.uris import absolute_uri
 from workflows.hits import hit_records
 from workflows.service.footprints import SceneBoxes
 from workflows.service.schema import (

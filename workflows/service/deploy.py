@@ -15,8 +15,8 @@ from ray import serve
 
 from storage.errors import ConfigError, SkysiftError
 from storage.manifest import current_version
-from storage.object_store import absolute_uri
 from storage.scenes import CatalogSpec
+from storage.uris import absolute_uri
 from workflows.service.app import LOOPBACK_HOSTS, Limits, Look, create_app
 from workflows.service.backend import IndexBackend, Served
 from workflows.service.guard import token_digests
