@@ -168,11 +168,15 @@ def main() -> None:
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--only", nargs="*", choices=MEASURES, default=[])
     given = parser.parse_args()
-    rows = []
-    for name in given.only or MEASURES:
-        with tempfile.TemporaryDirectory(prefix="skysift-bench-") as folder:
-            rows += list(MEASURES[name](Path(folder), given.full))
-    publish("ingest", [*_kept(rows), *rows] if given.only else rows)
+    rows: list[Row] = []
+    whole = False
+    try:
+        for name in given.only or MEASURES:
+            with tempfile.TemporaryDirectory(prefix="skysift-bench-") as folder:
+                rows += MEASURES[name](Path(folder), given.full)
+        whole = not given.only
+    finally:  # what was measured before a failure counts
+        publish("ingest", rows if whole else [*_kept(rows), *rows])
 
 
 if __name__ == "__main__":

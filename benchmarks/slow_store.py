@@ -12,7 +12,7 @@ import time
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 BUCKET = "bench"
 _LISTED = (
@@ -41,7 +41,8 @@ class _Handler(BaseHTTPRequestHandler):
         name = unquote(urlsplit(self.path).path).removeprefix(f"/{BUCKET}").lstrip("/")
         path = _FOLDER / name
         if not name:
-            files = sorted(_FOLDER.glob("*.tif"))
+            (prefix,) = parse_qs(urlsplit(self.path).query).get("prefix", [""])
+            files = sorted(file for file in _FOLDER.glob("*.tif") if file.name.startswith(prefix))
             rows = "".join(_LISTED.format(name=f.name, size=f.stat().st_size) for f in files)
             text = f"<ListBucketResult><Name>{BUCKET}</Name>{rows}</ListBucketResult>".encode()
             self._send(200, text, len(text), {})

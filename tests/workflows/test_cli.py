@@ -430,8 +430,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_finishes_later(world, spoi
 # ---------------------------------------------------------------- processes of their own
 
 
-def _start(*arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+def _start(*arguments: str, **variables: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **variables}
     environment.pop("RAY_ADDRESS", None)
     return subprocess.Popen(
         [sys.executable, "-m", "workflows.cli", *arguments],
@@ -464,11 +464,14 @@ def test_an_interrupted_ingest_says_so_in_one_line_and_is_completed_later(spoilt
     assert run("archive", "verify", "-r", spoilt.recipe).code == 0
 
 
-def test_serve_answers_over_http_and_stops_on_ctrl_c(world):
+@pytest.mark.parametrize(
+    "variables", [{}, pytest.param({"RAY_SERVE_ENABLE_HA_PROXY": "1"}, marks=pytest.mark.slow)]
+)
+def test_serve_answers_over_http_and_stops_on_ctrl_c(world, variables):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = _start("serve", "-r", world.recipe, "--port", str(port))
+    process = _start("serve", "-r", world.recipe, "--port", str(port), **variables)
     try:
         assert f"http://127.0.0.1:{port}" in process.stdout.readline()
         request = urllib.request.Request(
