@@ -9,6 +9,7 @@ slower one reads what the faster one settled and tries again with the rest.
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +29,8 @@ from storage.uris import is_local
 CHUNK_ROWS = 8192
 UNIT_NORM_TOLERANCE = 1e-2
 """How far from 1 the norm of a vector may be that is written."""
+_TIME: dict[str, Any] = {"units": "milliseconds since 1970-01-01", "calendar": "standard"}
+_WRITERS = 4
 _COMMIT_ATTEMPTS = 5
 _RETRY_AFTER_S = 0.2
 
@@ -148,6 +151,7 @@ def write_segment(fork: Any, rows: SegmentRows, spec: ArchiveSpec) -> SegmentRec
         segment_id, overwrite=True
     )
     group.attrs.update({"scenes": list(rows.scenes), "grids": list(rows.grids)})
+    arrays: list[tuple[Any, npt.NDArray[Any]]] = []
     for name in names:
         data = np.ascontiguousarray(columns[name])
         if len(data) != len(rows):
@@ -162,11 +166,17 @@ def write_segment(fork: Any, rows: SegmentRows, spec: ArchiveSpec) -> SegmentRec
             dimension_names=["row", *([f"{name}_axis"] if data.ndim == 2 else [])],
             # Unit vectors in float16 do not compress; the other columns do.
             compressors=None if name == "embedding" else "auto",
+            attributes=dict(_TIME) if name == "datetime" else None,
         )
-        if name == "datetime":
-            array.attrs.update({"units": "milliseconds since 1970-01-01", "calendar": "standard"})
-        array[...] = data
+        arrays.append((array, data))
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        list(pool.map(_write, arrays))
     return SegmentReceipt(id=segment_id, rows=len(rows), scenes=rows.scenes, fork=fork)
+
+
+def _write(pair: tuple[Any, npt.NDArray[Any]]) -> None:
+    array, data = pair
+    array[...] = data
 
 
 def _unused_id(fork: Any, segment_id: str) -> str:
