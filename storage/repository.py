@@ -4,8 +4,9 @@
 after it.
 """
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 import icechunk
@@ -17,6 +18,7 @@ from storage.object_store import StorageOptions, icechunk_storage
 from storage.uris import is_local, local_path
 
 BRANCH = "main"
+_MAKING_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 icechunk.set_logs_filter("error")  # the local-storage warning: commits hold a file lock below
 
 
@@ -50,10 +52,13 @@ def make_repository(uri: str, options: StorageOptions | None) -> icechunk.Reposi
     SkysiftError
         The store refuses or cannot be reached.
     """
-    try:
-        return icechunk.Repository.open_or_create(icechunk_storage(uri, options))
-    except icechunk.IcechunkError:
-        return open_repository(uri, options)
+    for pause_s in _MAKING_PAUSES_S:
+        with suppress(icechunk.IcechunkError):
+            return icechunk.Repository.open_or_create(icechunk_storage(uri, options))
+        with suppress(NotFoundError):  # the other process is not done
+            return open_repository(uri, options)
+        time.sleep(pause_s)
+    return open_repository(uri, options)
 
 
 def read_session(

@@ -299,7 +299,7 @@ class _Item:
             if self._may_be_read(place):
                 return place
         raise CatalogError(
-            f"item {self._item.id}: asset {key!r} is at {asset.href}, which may not be read; "
+            f"item {self._item.id}: asset {key!r} is at {asset.href}, which cannot be read; "
             "Skysift reads s3:// and local files, only below catalog.allow when that is given, and "
             "web addresses only when catalog.allow names what they begin with"
         )
