@@ -83,8 +83,8 @@ def first_tile(folder: Path, full: bool) -> Iterator[Row]:
     bundle = write_bundle(folder / "bundle", TILE_PX, 32)
     for count, way in (
         (4, "In one process: a run of up to 512 tiles of a local catalog does without Ray."),
-        (12, "Limit: starting Ray, then importing ray.data, torch and rasterio in each worker (5 s "
-         "of CPU time a worker, 24 s in all). The plan is made while Ray starts."),
+        (12, "Limit: starting Ray, then importing ray.data, torch and rasterio in each worker. "
+         "The plan is made while Ray starts."),
     ):  # fmt: skip
         part = folder / f"scenes{count}"
         part.mkdir()

@@ -8,6 +8,7 @@
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import Any
@@ -178,10 +179,19 @@ def _collect(
 
 
 def _batches_here(plan: IngestPlan, options: StorageOptions | None) -> Iterator[Batch]:
-    """Run the stages in this process, scene by scene."""
-    embed = EmbedScenes(plan, options, device=None)
-    for index in range(len(plan.todo)):
-        yield from embed({"scene": np.array([index])})
+    """Run the stages scene by scene in a thread of this process.
+
+    Ctrl-C is raised in the main thread. Met inside torch's C++ it would end the process before
+    finished scenes are committed.
+    """
+    with ThreadPoolExecutor(1, "embed") as pool:
+        embed = pool.submit(EmbedScenes, plan, options, device=None).result()
+
+        def rows(index: int) -> list[Batch]:
+            return list(embed({"scene": np.array([index])}))
+
+        for index in range(len(plan.todo)):
+            yield from pool.submit(rows, index).result()
 
 
 def _batches_on_ray(plan: IngestPlan, options: StorageOptions | None) -> Iterable[Batch]:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.search_node import SearchNode
+from storage.errors import SkysiftError
 from storage.filters import Filter
 from storage.ranking import Float32
 from storage.shardset import Found
@@ -77,8 +78,8 @@ class Door:
                     visitor.send_bytes(_answer_bytes(found))
         except FAILURES:
             pass  # the client went away, or was none
-        except Exception:
-            logger.warning("a question at the door failed; it comes again by message")
+        except (SkysiftError, ValueError) as error:
+            logger.info("a question at the door failed (%s); it comes again by message", error)
 
 
 class Visitor:

@@ -200,7 +200,7 @@ class Fleet:
                 yield slot, error
 
     def _ask_one(
-        self, slot: int, message: "_Message", names: tuple[str, ...]
+        self, slot: int, message: _Message, names: tuple[str, ...]
     ) -> Callable[[float], Any]:
         """Ask an actor at its door or by message; return what waits for the answer, in seconds."""
         door = self._doors.get(slot) if message.method == "search" else None

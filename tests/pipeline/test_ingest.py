@@ -1,9 +1,12 @@
 """Ingest: every scene accounted for, every tile once, whatever the order or the stop."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +19,7 @@ import pipeline.ingest
 from encoders.bundle import EncoderSpec, load_encoder, pretrained_bundle
 from pipeline.ingest import ingest, plan_ingest
 from pipeline.ingest_plan import IngestSpec
-from pipeline.ingest_stages import EmbedScenes, SceneCollector
+from pipeline.ingest_stages import Batch, EmbedScenes, SceneCollector
 from pipeline.landcover import TileLabels
 from pipeline.tiling import GridSpec, TileRules, grid_for_scene, read_tiles
 from storage.archive import Archive
@@ -253,6 +256,27 @@ def test_a_small_run_embeds_in_its_own_process_what_ray_would(job: IngestSpec, t
     assert report.embedded == 3
     assert rows_of(job.archive_uri) == set(_expected(job))
     assert verify(Archive.open(job.archive_uri)) == []
+
+
+def test_ctrl_c_lets_the_encoder_end_and_keeps_finished_scenes(
+    job: IngestSpec, monkeypatch: pytest.MonkeyPatch
+):
+    embedded, embed = [], EmbedScenes.__call__
+
+    def interrupted(self: EmbedScenes, batch: Batch) -> Iterator[Batch]:
+        if embedded:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)  # the signal would be raised here, as inside torch
+        yield from embed(self, batch)
+        embedded.append(batch)
+
+    monkeypatch.setattr(EmbedScenes, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(plan_ingest(job), here=True)
+    assert len(embedded) == 2
+    assert len(Archive.open(job.archive_uri).scenes()) == 1
+    monkeypatch.undo()
+    assert ingest(plan_ingest(job), here=True).embedded == 2
 
 
 @pytest.mark.usefixtures("ray_session")
