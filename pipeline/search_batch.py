@@ -29,8 +29,11 @@ def hits_without(table: pa.Table, owners: Sequence[Query], k: int) -> pa.Table:
     Parameters
     ----------
     table
-        What :meth:`pipeline.search.Hits.to_arrow` gave for these queries.
+        What :meth:`pipeline.search.Hits.to_arrow` gave for these queries: k hits of each, and as
+        many more as a query is made of rows.
     """
+    if not any(owner.rows for owner in owners):
+        return table
     query = table["query"].to_numpy()
     own = np.zeros(len(table), dtype=np.bool_)
     for number, owner in enumerate(owners):

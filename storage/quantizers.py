@@ -236,9 +236,8 @@ class Loaded:
         """Return vectors (n, D) as the inverted file stores them."""
         return vectors if self.turn is None else np.asarray(self.whole.chain.at(0).apply(vectors))
 
-    def decode(self, positions: Int64) -> Floats:
-        """Return what is stored of rows as canonical vectors (m, D), exactly, in any batch."""
-        stored: Float32 = self.lists.reconstruct_batch(positions)
+    def canonical(self, stored: Float32) -> Floats:
+        """Return stored vectors (m, D) turned back and canonical, exactly, in any batch."""
         if not self.lossy:
             return stored
         if self.turn is None:

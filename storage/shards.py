@@ -31,6 +31,7 @@ from storage.ranking import (
     kth_largest,
 )
 from storage.sidecar import Columns, Sidecar, join_rows
+from storage.stored_rows import StoredRows
 
 ID_BYTES = 8
 MASK_BYTES = 2
@@ -170,7 +171,7 @@ class ShardGroup:
         self._exact = all(shard.vectors is not None for shard in shards)
         self._gpu = gpu_copy(self.index)
         if not self._exact:
-            self.index.make_direct_map()
+            self._stored = StoredRows(self.index)
         self._selections: OrderedDict[tuple[Filter, frozenset[str]], Selection] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -200,7 +201,7 @@ class ShardGroup:
     def decode(self, positions: Int64) -> Floats:
         """Return the canonical vectors (m, D) of rows: the archive's, or their approximations."""
         if not self._exact:
-            return self._loaded.decode(positions)
+            return self._loaded.canonical(self._stored[positions])
         vectors = np.empty((len(positions), self.dimension), dtype=np.float32)
         number = self.numbers_of(positions)
         for i in np.unique(number).tolist():

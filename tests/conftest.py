@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: one Ray session, one S3 server, the real data when it is there."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,8 @@ REAL_DATA = REPOSITORY.parent / "shared" / "data"
 # No test may reach a model hub, whatever the machine's network allows.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("SKYSIFT_RAY_DIR", "/tmp")
+# A run in the background of a script ignores Ctrl-C, and so would what tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

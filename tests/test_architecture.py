@@ -24,7 +24,12 @@ HOMES = {
         "storage/object_store.py",
         "storage/repository.py",
     ),
-    "faiss": ("storage/accelerator.py", "storage/quantizers.py", "storage/shards.py"),
+    "faiss": (
+        "storage/accelerator.py",
+        "storage/quantizers.py",
+        "storage/shards.py",
+        "storage/stored_rows.py",
+    ),
     "geopandas": ("storage/export.py",),
     "torch": (
         "encoders/",
