@@ -37,7 +37,7 @@ from pipeline.indexing import build_index
 from pipeline.search import Searcher
 from workflows.service.app import Limits
 from workflows.service.backend import Served
-from workflows.service.deploy import ServiceSpec, serve_index
+from workflows.service.deploy import ServiceSpec, prepare_proxy, serve_index
 
 ROWS, DIMENSION, K = 100_000, 128, 10
 CLIENTS = (1, 8, 64)
@@ -45,27 +45,32 @@ SECONDS, TURNS = 5.0, 3
 PAIRS = 300
 QUERIES = 256
 FULL_SECONDS, KILL_EVERY_S = 600.0, 60.0
+_LIMITS = {
+    "service": "Ray Serve's proxy, which hands each request to a replica as a Ray call.",
+    "service_haproxy": "the application (FastAPI), and processes that wake each other up.",
+}
 _REPLICA, _SEARCHER = "ray::ServeReplica", "ray::SearchActor"
 
 
-def main() -> None:
+def main(name: str = "service") -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true")
     given = parser.parse_args()
+    prepare_proxy()
     with tempfile.TemporaryDirectory(prefix="bs") as folder, ray_session():
         index = str(Path(folder) / "index")
         build_index(make_archive(Path(folder), ROWS, DIMENSION), index)
         with _service(index, copies := 2 if given.full else 1) as url:
             searcher = Searcher.connect(index, replicas=copies)
-            rows = [_overhead(url, searcher)]
+            rows = [_overhead(url, searcher, _LIMITS[name])]
             for clients in CLIENTS:
                 rows += _throughput(url, searcher, clients)
             if given.full:
                 best = max(row.ours for row in rows if row.unit == "requests/s")
                 for title, what in ((_SEARCHER, "a search actor"), (_REPLICA, "an HTTP replica")):
                     rows += _endurance(url, 0.8 * best, title, f"{what} each minute")
-    publish("service", rows)
+    publish(name, rows)
 
 
 @contextmanager
@@ -99,7 +104,7 @@ def _bodies() -> list[bytes]:
     return [json.dumps({"vector": query.tolist(), "k": K}).encode() for query in _queries()]
 
 
-def _overhead(url: str, searcher: Searcher) -> Row:
+def _overhead(url: str, searcher: Searcher, limit: str) -> Row:
     """Ask in turns, one at a time, in process and over HTTP from one process."""
     queries = _queries()
     bodies = _bodies()
@@ -130,8 +135,7 @@ def _overhead(url: str, searcher: Searcher) -> Row:
         ratio=ours - inside,
         goal=5.0,
         direction="at most",
-        note="The ratio is the difference in ms: what HTTP, Ray Serve and JSON add. Limit: Ray "
-        "Serve's proxy, which hands each request to a replica as a Ray call.",
+        note=f"The ratio is the difference in ms: what HTTP, Ray Serve and JSON add. Limit: {limit}",
     )
 
 

@@ -37,10 +37,11 @@ def serve(run: Run) -> None:
     between them).
     """
     from workflows.service.backend import Served
-    from workflows.service.deploy import check_exposure, serve_index
+    from workflows.service.deploy import check_exposure, prepare_proxy, serve_index
 
     spec = _spec(run.recipe.service)
     check_exposure(spec)
+    prepare_proxy()
     section = run.recipe.service
     served = Served(
         index_uri=run.need_path("index.uri", "--index"),

@@ -95,6 +95,16 @@ def serve_index(
         serve.shutdown()
 
 
+def prepare_proxy() -> None:
+    """Let HAProxy, where Ray Serve is told to use it, ask another replica when one dies.
+
+    To be called before Ray starts: its processes inherit the variables. Requests only read, so
+    that asking twice does no harm.
+    """
+    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response junk-response")
+    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRIES", "10")
+
+
 class Arguments(BaseModel):
     """The ``args`` of the application in a config file of Ray Serve."""
 
