@@ -135,7 +135,7 @@ def _overhead(url: str, searcher: Searcher, limit: str) -> Row:
         ratio=ours - inside,
         goal=5.0,
         direction="at most",
-        note=f"The ratio is the difference in ms: what HTTP, Ray Serve and JSON add. Limit: {limit}",
+        note=f"The ratio is the ms added by HTTP, Ray Serve and JSON. Limit: {limit}",
     )
 
 
