@@ -30,13 +30,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         """Tell of a file."""
-        self._answer(body=False)
+        self.do_GET()
 
     def do_GET(self) -> None:
         """Send a file, a range of it, or the list of all."""
-        self._answer(body=True)
-
-    def _answer(self, *, body: bool) -> None:
         time.sleep(_SECONDS)
         name = unquote(urlsplit(self.path).path).removeprefix(f"/{BUCKET}").lstrip("/")
         path = _FOLDER / name
@@ -49,9 +46,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif not path.is_file():
             self._send(404, b"", 0, {})
         else:
-            self._send_file(path, body=body)
+            self._send_file(path)
 
-    def _send_file(self, path: Path, *, body: bool) -> None:
+    def _send_file(self, path: Path) -> None:
         size = path.stat().st_size
         first, last, status = 0, size - 1, 200
         about = {"ETag": f'"{size}"', "Last-Modified": formatdate(0, usegmt=True)}
@@ -61,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
             about["Content-Range"] = f"bytes {first}-{last}/{size}"
         with path.open("rb") as file:
             file.seek(first)
-            data = file.read(last - first + 1) if body else b""
+            data = file.read(last - first + 1)
         self._send(status, data, last - first + 1, about)
 
     def _send(self, status: int, data: bytes, length: int, about: dict[str, str]) -> None:
@@ -69,7 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {**about, "Content-Length": str(length)}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
 
 if __name__ == "__main__":
