@@ -29,9 +29,9 @@ def remote(folder: Path, full: bool) -> Iterator[Row]:
     with ray_session(cpus=os.cpu_count()), slow_store(scenes) as endpoint:
         for turn in range(3):
             spec = job(str(scenes / "*.tif"), bundle, folder / f"near{turn}", TILE_PX)
-            near.append(steady_rate(spec))
+            near.append(steady_rate(spec, cut=0))
             spec = job(f"s3://{BUCKET}/*.tif", bundle, folder / f"away{turn}", TILE_PX)
-            away.append(steady_rate(spec, options_for(endpoint)))
+            away.append(steady_rate(spec, options_for(endpoint), cut=0))
     yield Row(
         what=f"tiles/s through the whole pipeline from an object store that takes "
         f"{1000 * LATENCY_S:.0f} ms to answer, tiny-cnn of width 64, {os.cpu_count()} cores",
@@ -41,8 +41,8 @@ def remote(folder: Path, full: bool) -> Iterator[Row]:
         unit="tiles/s",
         ratio=statistics.median(a / b for a, b in zip(away, near, strict=True)),
         goal=0.8,
-        note="Eight scenes are read side by side in each process while one batch is encoded. The "
-        "store runs on the same cores.",
+        note="From the first tile to the last. Eight scenes are read side by side in each process "
+        "while one batch is encoded. The store runs on the same cores.",
     )
 
 

@@ -142,36 +142,40 @@ def write_segment(fork: Any, rows: SegmentRows, spec: ArchiveSpec) -> SegmentRec
     SkysiftError
         An embedding is not finite or not of unit norm, or a column has the wrong shape.
     """
-    columns = dict(rows.columns)
-    columns["embedding"] = _checked_embedding(rows, spec)
-    columns["datetime"] = columns["datetime"].astype("datetime64[ms]").astype(np.int64)
-    names = (*STORED_COLUMNS, "labels") if spec.classes else STORED_COLUMNS
-    segment_id = _unused_id(fork, rows.id)
-    group = zarr.open_group(fork.store, mode="a", path="segments").create_group(
-        segment_id, overwrite=True
-    )
-    group.attrs.update({"scenes": list(rows.scenes), "grids": list(rows.grids)})
-    arrays: list[tuple[Any, npt.NDArray[Any]]] = []
-    for name in names:
-        data = np.ascontiguousarray(columns[name])
-        if len(data) != len(rows):
-            raise SkysiftError(
-                f"segment {rows.id}: column {name} has {len(data)} rows, expected {len(rows)}"
-            )
-        array = group.create_array(
-            name,
-            shape=data.shape,
-            dtype=data.dtype,
-            chunks=(_chunk_rows(len(data)), *data.shape[1:]),
-            dimension_names=["row", *([f"{name}_axis"] if data.ndim == 2 else [])],
-            # Unit vectors in float16 do not compress; the other columns do.
-            compressors=None if name == "embedding" else "auto",
-            attributes=dict(_TIME) if name == "datetime" else None,
-        )
-        arrays.append((array, data))
     with ThreadPoolExecutor(_WRITERS) as pool:
+        columns = {**rows.columns, "embedding": _checked_embedding(rows, spec, pool)}
+        columns["datetime"] = columns["datetime"].astype("datetime64[ms]").astype(np.int64)
+        segment_id = _unused_id(fork, rows.id)
+        group = zarr.open_group(fork.store, mode="a", path="segments").create_group(
+            segment_id, overwrite=True
+        )
+        group.attrs.update({"scenes": list(rows.scenes), "grids": list(rows.grids)})
+        names = (*STORED_COLUMNS, "labels") if spec.classes else STORED_COLUMNS
+        arrays = [_array(group, name, columns[name], rows) for name in names]
         list(pool.map(_write, arrays))
     return SegmentReceipt(id=segment_id, rows=len(rows), scenes=rows.scenes, fork=fork)
+
+
+def _array(
+    group: zarr.Group, name: str, values: npt.NDArray[Any], rows: SegmentRows
+) -> tuple[Any, npt.NDArray[Any]]:
+    """Return a new array for a column, and what to write into it."""
+    data = np.ascontiguousarray(values)
+    if len(data) != len(rows):
+        raise SkysiftError(
+            f"segment {rows.id}: column {name} has {len(data)} rows, expected {len(rows)}"
+        )
+    array = group.create_array(
+        name,
+        shape=data.shape,
+        dtype=data.dtype,
+        chunks=(_chunk_rows(len(data)), *data.shape[1:]),
+        dimension_names=["row", *([f"{name}_axis"] if data.ndim == 2 else [])],
+        # Unit vectors in float16 do not compress; the other columns do.
+        compressors=None if name == "embedding" else "auto",
+        attributes=dict(_TIME) if name == "datetime" else None,
+    )
+    return array, data
 
 
 def _write(pair: tuple[Any, npt.NDArray[Any]]) -> None:
@@ -203,21 +207,33 @@ def _chunk_rows(rows: int) -> int:
     return max(math.ceil(rows / chunks), 1)
 
 
-def _checked_embedding(rows: SegmentRows, spec: ArchiveSpec) -> npt.NDArray[np.float16]:
+def _checked_embedding(
+    rows: SegmentRows, spec: ArchiveSpec, pool: ThreadPoolExecutor
+) -> npt.NDArray[np.float16]:
+    """Check vectors and round them to float16, which takes as long as writing them."""
     embedding = np.asarray(rows.columns["embedding"], dtype=np.float32)
     if embedding.ndim != 2 or embedding.shape[1] != spec.dimension:
         raise SkysiftError(
             f"segment {rows.id}: embeddings of shape {embedding.shape}, expected "
             f"(rows, {spec.dimension}) for encoder {spec.encoder_fingerprint[:12]}"
         )
-    norms = np.sqrt(np.einsum("nd,nd->n", embedding, embedding))
+    norms = np.empty(len(embedding), dtype=np.float32)
+    rounded = np.empty(embedding.shape, dtype=np.float16)
+
+    def check(start: int) -> None:
+        at = slice(start, start + CHUNK_ROWS)
+        norms[at] = np.sqrt(np.einsum("nd,nd->n", embedding[at], embedding[at]))
+        with np.errstate(over="ignore"):  # such vectors are refused below
+            rounded[at] = embedding[at]
+
+    list(pool.map(check, range(0, len(embedding), CHUNK_ROWS)))
     if not np.all(np.abs(norms - 1) < UNIT_NORM_TOLERANCE):
         worst = int(np.nanargmax(np.where(np.isfinite(norms), np.abs(norms - 1), np.inf)))
         raise SkysiftError(
             f"segment {rows.id}: row {worst} has norm {norms[worst]:.4g}, expected 1; "
             "embeddings must be finite and L2-normalised"
         )
-    return embedding.astype(np.float16)
+    return rounded
 
 
 def _news(
