@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.ingest_world import job, options_for, steady_rate, write_bundle, write_scenes
+from benchmarks.ingest_world import job, options_for, write_bundle, write_scenes
 from benchmarks.measure import Row
 from benchmarks.slow_store import BUCKET
 from pipeline.cluster import ray_session
+from pipeline.ingest import ingest, plan_ingest
+from pipeline.ingest_plan import IngestSpec
+from storage.object_store import StorageOptions
 
 LATENCY_S = 0.05
 TILE_PX = 128
@@ -29,9 +32,9 @@ def remote(folder: Path, full: bool) -> Iterator[Row]:
     with ray_session(cpus=os.cpu_count()), slow_store(scenes) as endpoint:
         for turn in range(3):
             spec = job(str(scenes / "*.tif"), bundle, folder / f"near{turn}", TILE_PX)
-            near.append(steady_rate(spec, cut=0))
+            near.append(_rate(spec))
             spec = job(f"s3://{BUCKET}/*.tif", bundle, folder / f"away{turn}", TILE_PX)
-            away.append(steady_rate(spec, options_for(endpoint), cut=0))
+            away.append(_rate(spec, options_for(endpoint)))
     yield Row(
         what=f"tiles/s through the whole pipeline from an object store that takes "
         f"{1000 * LATENCY_S:.0f} ms to answer, tiny-cnn of width 64, {os.cpu_count()} cores",
@@ -41,9 +44,16 @@ def remote(folder: Path, full: bool) -> Iterator[Row]:
         unit="tiles/s",
         ratio=statistics.median(a / b for a, b in zip(away, near, strict=True)),
         goal=0.8,
-        note="From the first tile to the last. Eight scenes are read side by side in each process "
+        note="Whole runs, Ray being up. Eight scenes are read side by side in each process "
         "while one batch is encoded. The store runs on the same cores.",
     )
+
+
+def _rate(spec: IngestSpec, options: StorageOptions | None = None) -> float:
+    """Return tiles/s of a whole run: with eight scenes side by side, tiles arrive in bursts."""
+    started = time.perf_counter()
+    report = ingest(plan_ingest(spec, options), options=options)
+    return report.rows / (time.perf_counter() - started)
 
 
 @contextmanager

@@ -128,10 +128,8 @@ def encode_for(bundle: str, seconds: float) -> tuple[int, float]:
     return tiles, time.perf_counter() - started
 
 
-def steady_rate(
-    spec: IngestSpec, options: StorageOptions | None = None, *, cut: float = 0.2
-) -> float:
-    """Return tiles/s of an ingest from its first tile on, less ``cut`` of them at both ends."""
+def steady_rate(spec: IngestSpec, options: StorageOptions | None = None) -> float:
+    """Return tiles/s of an ingest between the first and the last fifth of its tiles."""
     seen: list[tuple[float, int]] = [(time.perf_counter(), 0)]
 
     class Counting(SceneCollector):
@@ -143,11 +141,7 @@ def steady_rate(
     with patch("pipeline.ingest.SceneCollector", Counting):
         ingest(plan_ingest(spec, options), options=options)
     last = seen[-1][1]
-    middle = [
-        (when, tiles)
-        for when, tiles in seen
-        if tiles >= 1 and cut * last <= tiles <= (1 - cut) * last
-    ]
+    middle = [(when, tiles) for when, tiles in seen if 0.2 * last <= tiles <= 0.8 * last]
     return (middle[-1][1] - middle[0][1]) / (middle[-1][0] - middle[0][0])
 
 
