@@ -128,7 +128,7 @@ def encode_for(bundle: str, seconds: float) -> tuple[int, float]:
     return tiles, time.perf_counter() - started
 
 
-def steady_rate(spec: IngestSpec, options: StorageOptions | None = None) -> float:
+def steady_rate(spec: IngestSpec) -> float:
     """Return tiles/s of an ingest between the first and the last fifth of its tiles."""
     seen: list[tuple[float, int]] = [(time.perf_counter(), 0)]
 
@@ -139,7 +139,7 @@ def steady_rate(spec: IngestSpec, options: StorageOptions | None = None) -> floa
             return super().add(batch)
 
     with patch("pipeline.ingest.SceneCollector", Counting):
-        ingest(plan_ingest(spec, options), options=options)
+        ingest(plan_ingest(spec))
     last = seen[-1][1]
     middle = [(when, tiles) for when, tiles in seen if 0.2 * last <= tiles <= 0.8 * last]
     return (middle[-1][1] - middle[0][1]) / (middle[-1][0] - middle[0][0])
