@@ -3,13 +3,19 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check env results bench bench-full docs wheel clean
+.PHONY: demo test test-lowest check env results bench bench-full docs wheel clean
 
 demo: env
 	$(BIN)/skysift demo --folder skysift-demo
 
 test: env
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+# The same with the oldest releases that pyproject.toml allows, whose warnings do not count.
+test-lowest:
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt torch -e '.[dev]'
+	.venv-lowest/bin/python -m pytest -W ignore -m "not slow and not gpu"
 
 check: env
 	$(BIN)/ruff check .
