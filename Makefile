@@ -11,7 +11,8 @@ demo: env
 test: env
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-# The same with the oldest releases that pyproject.toml allows, whose warnings do not count.
+# The same with the oldest releases that pyproject.toml allows, whose warnings do not count. What they are
+# was found by `uv pip compile --resolution lowest-direct`, with torch and the tools of the tests as pinned.
 test-lowest:
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt torch -e '.[dev]'

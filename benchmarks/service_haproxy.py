@@ -1,6 +1,6 @@
 """What `benchmarks.service` measures, with HAProxy in place of Ray Serve's own proxy.
 
-python -m benchmarks.service_haproxy [--full]
+Run as ``python -m benchmarks.service_haproxy [--full]``.
 """
 
 import os

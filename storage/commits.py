@@ -210,7 +210,7 @@ def _chunk_rows(rows: int) -> int:
 def _checked_embedding(
     rows: SegmentRows, spec: ArchiveSpec, pool: ThreadPoolExecutor
 ) -> npt.NDArray[np.float16]:
-    """Check vectors and round them to float16, which takes as long as writing them."""
+    """Check vectors and round them to float16, block by block in the threads of a pool."""
     embedding = np.asarray(rows.columns["embedding"], dtype=np.float32)
     if embedding.ndim != 2 or embedding.shape[1] != spec.dimension:
         raise SkysiftError(
