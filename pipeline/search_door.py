@@ -26,6 +26,7 @@ from multiprocessing.connection import (
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from pipeline.search_node import SearchNode
 from storage.errors import SkysiftError
@@ -168,9 +169,8 @@ def _packed(terms: Mapping[str, Any], arrays: Columns) -> bytes:
     for name, given in arrays.items():
         values, words = given, None
         if given.dtype == object:
-            places: dict[str, int] = {}
-            numbers = [places.setdefault(word, len(places)) for word in given.tolist()]
-            values, words = np.array(numbers, np.int32), list(places)
+            numbers, unique = pd.factorize(given)
+            values, words = numbers.astype(np.int32), list(unique)
         heads.append((name, values.dtype.str, values.shape, words))
         parts.append(_padded(values.tobytes(), b"\0"))
     line = json.dumps([terms, heads], default=str).encode()

@@ -31,9 +31,9 @@ from storage.sidecar import Columns, join_rows
 
 EVERY_LIST = 2**31
 """An ``nprobe`` that is always exhaustive."""
-_SPARE = 4
+_SPARE = 2
 _CANDIDATES_AT_ONCE = 4_000_000
-_BLOCK_QUERIES = 256
+_BLOCK_QUERIES = 1024
 _FEW_HITS = 2048  # whose columns one thread takes
 
 
