@@ -1,12 +1,13 @@
 """`skysift` as it is, also noting when the first tile is embedded; see :mod:`benchmarks.ingest`.
 
-python -m benchmarks.ingest_first FILE ingest ...
+python -m benchmarks.ingest_first FILE MOST_TILES_WITHOUT_RAY ingest ...
 """
 
 import sys
 import time
 from pathlib import Path
 
+from pipeline import ingest
 from storage.progress import Progress
 from workflows import console
 from workflows.cli import main
@@ -24,5 +25,6 @@ class _Noting(console.ProgressView):
 
 if __name__ == "__main__":
     _FILE = Path(sys.argv[1])
+    ingest.HERE_TILES = int(sys.argv[2])
     console.ProgressView = _Noting  # type: ignore[misc]
-    main(sys.argv[2:])
+    main(sys.argv[3:])

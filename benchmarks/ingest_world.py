@@ -51,11 +51,11 @@ def write_scenes(
     return names
 
 
-def write_bundle(folder: Path, tile_px: int, width: int) -> str:
-    """Write a tiny-cnn of a width for four bands."""
+def write_bundle(folder: Path, tile_px: int, width: int | None) -> str:
+    """Write a tiny-cnn of a width for four bands, or a ResNet-18."""
     spec = EncoderSpec(
-        backbone="tiny-cnn",
-        backbone_options={"width": width},
+        backbone="tiny-cnn" if width else "resnet-18",
+        backbone_options={"width": width} if width else {},
         bands=BANDS,
         band_mean=(1500.0,) * 4,
         band_std=(400.0,) * 4,

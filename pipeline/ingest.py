@@ -37,7 +37,7 @@ from storage.object_store import StorageOptions
 from storage.progress import Progress, ProgressSink, quiet
 from storage.scenes import Scene
 
-HERE_TILES = 512
+HERE_TILES = 4096
 """A run of so few tiles ends sooner without Ray, whose start alone takes many seconds."""
 
 
