@@ -24,6 +24,8 @@ from storage.rasters import write_geotiff
 CRS, CORNER = "EPSG:32632", (320_000.0, 4_800_000.0)
 BANDS = ("b1", "b2", "b3", "b4")
 BLOCK_PX = 256
+_LAYERS = {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]}
+_RESNET_18 = {"config": _LAYERS}
 
 
 def write_scenes(
@@ -54,8 +56,8 @@ def write_scenes(
 def write_bundle(folder: Path, tile_px: int, width: int | None) -> str:
     """Write a tiny-cnn of a width for four bands, or a ResNet-18."""
     spec = EncoderSpec(
-        backbone="tiny-cnn" if width else "resnet-18",
-        backbone_options={"width": width} if width else {},
+        backbone="tiny-cnn" if width else "resnet",
+        backbone_options={"width": width} if width else _RESNET_18,
         bands=BANDS,
         band_mean=(1500.0,) * 4,
         band_std=(400.0,) * 4,
