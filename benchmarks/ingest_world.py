@@ -24,8 +24,7 @@ from storage.rasters import write_geotiff
 CRS, CORNER = "EPSG:32632", (320_000.0, 4_800_000.0)
 BANDS = ("b1", "b2", "b3", "b4")
 BLOCK_PX = 256
-_LAYERS = {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]}
-_RESNET_18 = {"config": _LAYERS}
+_RESNET_18 = {"layer_type": "basic", "depths": [2] * 4, "hidden_sizes": [64, 128, 256, 512]}
 
 
 def write_scenes(
@@ -57,7 +56,7 @@ def write_bundle(folder: Path, tile_px: int, width: int | None) -> str:
     """Write a tiny-cnn of a width for four bands, or a ResNet-18."""
     spec = EncoderSpec(
         backbone="tiny-cnn" if width else "resnet",
-        backbone_options={"width": width} if width else _RESNET_18,
+        backbone_options={"width": width} if width else {"config": _RESNET_18},
         bands=BANDS,
         band_mean=(1500.0,) * 4,
         band_std=(400.0,) * 4,

@@ -212,7 +212,7 @@ class Sidecar:
             "row": self.row[positions],
             **{name: self._names[name][self._codes[name][positions]] for name in self._names},
             "tile": np.stack([part[positions] for part in self._tile], axis=1),
-            "bbox": self.bbox.take(positions, axis=0),  # an eighth of the time of bbox[positions]
+            "bbox": self.bbox.take(positions, axis=0),  # several times as fast as an index
             "datetime": self.datetime[positions],
             "cloud_fraction": self.cloud_fraction[positions],
             "labels": labels,
