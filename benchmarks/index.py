@@ -274,7 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
             if asked.only in (None, name):
                 found += part()
     shutil.rmtree(index, ignore_errors=True)
-    publish("index", found)
+    publish("index", found, partial=asked.only is not None)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ With ``--only`` the other rows of ``benchmarks/ingest.json`` are kept.
 
 import argparse
 import itertools
-import json
 import os
 import statistics
 import subprocess
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 from benchmarks import ingest_archive, ingest_reading, ingest_remote
 from benchmarks.ingest_world import (
@@ -31,7 +29,7 @@ from benchmarks.ingest_world import (
     write_bundle,
     write_scenes,
 )
-from benchmarks.measure import FOLDER, Row, publish
+from benchmarks.measure import Row, publish
 from pipeline.cluster import ray_session
 from pipeline.ingest import HERE_TILES
 
@@ -174,16 +172,6 @@ MEASURES: dict[str, Callable[[Path, bool], Iterator[Row]]] = {
 }
 
 
-def _kept(measured: list[Row], file: Path = FOLDER / "ingest.json") -> list[Row]:
-    """Return the rows of an earlier run that were not measured again."""
-    if not file.exists():
-        return []
-    again = {row.what for row in measured}
-    listed: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
-    plain = ({key: value for key, value in row.items() if key != "met"} for row in listed)
-    return [Row(**row) for row in plain if row["what"] not in again]
-
-
 def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -198,7 +186,7 @@ def main() -> None:
                 rows += MEASURES[name](Path(folder), given.full)
         whole = not given.only
     finally:  # what was measured before a failure counts
-        publish("ingest", rows if whole else [*_kept(rows), *rows])
+        publish("ingest", rows, partial=not whole)
 
 
 if __name__ == "__main__":

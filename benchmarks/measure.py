@@ -129,9 +129,16 @@ def _figures(row: Row) -> str:
     return f"{text}\n    {row.note}" if row.note else text
 
 
-def publish(name: str, rows: Sequence[Row], folder: Path = FOLDER) -> None:
-    """Print the rows and keep them in ``<folder>/<name>.json`` with the machine."""
+def publish(
+    name: str, rows: Sequence[Row], *, partial: bool = False, folder: Path = FOLDER
+) -> None:
+    """Print the rows and keep them in ``<folder>/<name>.json`` with the machine.
+
+    ``partial`` also keeps what that file has and was not measured again.
+    """
     print(table(rows))
-    listed = [{**asdict(row), "met": row.met} for row in rows]
-    text = json.dumps({"machine": machine(), "rows": listed}, indent=1)
-    (folder / f"{name}.json").write_text(text + "\n")
+    file, again = folder / f"{name}.json", {row.what for row in rows}
+    before = json.loads(file.read_text())["rows"] if partial and file.exists() else []
+    listed = [row for row in before if row["what"] not in again]
+    listed += [{**asdict(row), "met": row.met} for row in rows]
+    file.write_text(json.dumps({"machine": machine(), "rows": listed}, indent=1) + "\n")

@@ -50,10 +50,7 @@ _LIMITS = {
     "service_haproxy": "the application (FastAPI), and processes that wake each other up.",
 }
 _REPLICA, _SEARCHER = "ray::ServeReplica", "ray::SearchActor"
-_KILLED = {
-    "service": ((_SEARCHER, "a search actor"), (_REPLICA, "an HTTP replica")),
-    "service_haproxy": ((_REPLICA, "an HTTP replica"),),
-}
+_KILLED = ((_SEARCHER, "a search actor"), (_REPLICA, "an HTTP replica"))
 
 
 def main(name: str = "service") -> None:
@@ -72,7 +69,7 @@ def main(name: str = "service") -> None:
                 rows += _throughput(url, searcher, clients)
             if given.full:
                 best = max(row.ours for row in rows if row.unit == "requests/s")
-                for title, what in _KILLED[name]:
+                for title, what in _KILLED:
                     rows += _endurance(url, 0.8 * best, title, f"{what} each minute")
     publish(name, rows)
 
