@@ -130,7 +130,7 @@ def first_tile(folder: Path, full: bool) -> Iterator[Row]:
 
 
 def memory(folder: Path, full: bool) -> Iterator[Row]:
-    """Peak memory of every kind of process, from few scenes to many."""
+    """Peak memory of every kind of process on Ray, from few scenes to many."""
     few, many = (10, 1000) if full else (10, 100)
     names = write_scenes(folder, many, 512, 512)
     bundle = write_bundle(folder / "bundle", TILE_PX, 16)
@@ -140,8 +140,9 @@ def memory(folder: Path, full: bool) -> Iterator[Row]:
         part.mkdir()
         for name in names[:count]:
             (part / Path(name).name).symlink_to(name)
-        command = [sys.executable, "-m", "workflows.cli", "ingest", "--encoder", bundle]
-        command += ["--scenes", str(part / "*.tif"), "--archive", str(folder / f"archive{count}")]
+        command = [sys.executable, "-m", "benchmarks.ingest_first", str(folder / f"first{count}")]
+        command += ["0", "ingest", "--encoder", bundle, "--scenes", str(part / "*.tif")]
+        command += ["--archive", str(folder / f"archive{count}")]
         with watched_memory() as found:
             subprocess.run(command, check=True, capture_output=True)
         peaks.append(found)

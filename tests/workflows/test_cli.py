@@ -172,6 +172,18 @@ def test_the_plan_is_printed_and_nothing_is_written(spoilt):
     assert list((spoilt.folder / "archive").rglob("*")) == []
 
 
+def test_of_many_rejected_scenes_a_person_is_told_the_first(world, tmp_path):
+    scene = next(world.folder.rglob("*.tif"))
+    for number in range(12):
+        (tmp_path / f"undated-{number:02d}.tif").symlink_to(scene)
+    asked = ("ingest", "-r", world.recipe, "--scenes", tmp_path, "--archive", tmp_path / "archive")
+    told = run(*asked, "--dry-run").out
+    assert re.search(r"^scenes rejected +12$", told, re.MULTILINE), told
+    assert told.count("has no date in its name") == 10
+    assert "and 2 more; --json names all" in told
+    assert len(run(*asked, "--dry-run", "--json").data["scenes_rejected"]) == 12
+
+
 def test_an_archive_is_described_audited_verified_and_exported(world, tmp_path):
     info = run("archive", "info", "-r", world.recipe, "--scenes", "--json").data
     assert (info["rows"], info["scenes embedded"]) == (48, 3)
@@ -487,6 +499,7 @@ def test_serve_answers_over_http_and_stops_on_ctrl_c(world, variables):
         assert [hit["row"] for hit in served] == [hit["row"] for hit in told]
     finally:
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 0
+    assert out == ""  # after the address, not even Ray's own notes
     assert re.fullmatch(r"\s*stopped\s*", err), err

@@ -1,6 +1,7 @@
 """`skysift ingest`: scenes into an archive."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,13 @@ from workflows.commands.common import (
 from workflows.failures import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pipeline.ingest_cost import IngestCost
     from pipeline.ingest_plan import IngestPlan, IngestReport
     from storage.events import EventSink
+
+_REASONS_SHOWN = 10
 
 
 @click.command(
@@ -71,8 +76,7 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
         "scenes embedded": report.embedded,
         "scenes empty": report.empty,
         "scenes done before": report.done_before,
-        "scenes quarantined": len(report.quarantined),
-        **{f"  {scene}": reason for scene, reason in report.quarantined.items()},
+        **_reasons("scenes quarantined", report.quarantined),
         "tiles": report.rows,
         "seconds": round(report.seconds, 1),
     }
@@ -132,16 +136,34 @@ def _require_room(plan: "IngestPlan", cost: "IngestCost") -> None:
 
 
 def _plan_lines(plan: "IngestPlan", cost: "IngestCost") -> dict[str, Any]:
-    """Return plan and costs for people: sizes in GB, unreadable scenes by name."""
+    """Return plan and costs for people: sizes in GB, and why scenes are left out."""
     machine = cost.machine_bytes
     of_machine = "" if machine is None else f" of {machine / 1e9:,.1f} GB"
     free = "" if cost.free_bytes is None else f" of {cost.free_bytes / 1e9:,.2f} GB free"
+    size = plan.grid.resolution
+    pixel = "native resolution" if size == "native" else f"{size:g} CRS units a pixel"
     return {
-        **plan.summary(),
+        "archive": plan.spec.archive_uri,
+        "encoder": plan.archive.encoder_fingerprint[:16],
+        "bands": ", ".join(plan.archive.bands),
+        "tiles of": f"{plan.archive.tile_px} px",
+        "grid": f"crs {plan.grid.crs}, {pixel}",
+        "scenes to embed": len(plan.todo),
+        "scenes embedded again": len(plan.reprocessed),
+        "scenes done before": plan.done,
+        **_reasons("scenes rejected", {item.scene_id: item.reason for item in plan.rejected}),
+        **_reasons("scenes unreadable", cost.unreadable),
         "tiles at most": f"{cost.tiles:,}",
         "to read": f"{cost.read_bytes / 1e9:,.3f} GB",
         "archive grows by": f"{cost.archive_bytes / 1e9:,.3f} GB at most{free}",
         "memory": f"about {cost.memory_bytes / 1e9:,.1f} GB{of_machine}",
-        "scenes unreadable": len(cost.unreadable),
-        **{f"  {scene}": reason for scene, reason in cost.unreadable.items()},
     }
+
+
+def _reasons(title: str, reasons: "Mapping[str, str]") -> dict[str, Any]:
+    """Return how many scenes there are and why, for people: the first few by name."""
+    shown = dict(islice(reasons.items(), _REASONS_SHOWN))
+    lines: dict[str, Any] = {title: len(reasons), **{f"  {k}": v for k, v in shown.items()}}
+    if len(reasons) > len(shown):
+        lines["  ..."] = f"and {len(reasons) - len(shown):,} more; --json names all"
+    return lines

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
@@ -92,7 +93,8 @@ def serve_index(
             "run again with --debug"
         ) from error
     finally:
-        serve.shutdown()
+        with redirect_stdout(None):  # where Ray tells that its controller ended, as it was told to
+            serve.shutdown()
 
 
 def prepare_proxy() -> None:
