@@ -94,7 +94,8 @@ def writes(folder: Path, full: bool) -> Iterator[Row]:
 
 def growth(folder: Path, full: bool) -> Iterator[Row]:
     """Time of a scene through a whole ingest, into an archive of many segments and a young one."""
-    segments, turns, scenes = (1024, 5, 16) if full else (256, 3, 16)
+    segments, turns = (1024, 5) if full else (256, 3)
+    scenes = 16
     bundle, folders = write_bundle(folder / "bundle", 128, 32), count()
 
     def ingested(archive: str, sources: Sequence[str], segment_rows: int = 8192) -> None:

@@ -76,7 +76,7 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
         "scenes embedded": report.embedded,
         "scenes empty": report.empty,
         "scenes done before": report.done_before,
-        **_reasons("scenes quarantined", report.quarantined),
+        **_reasons("scenes quarantined", report.quarantined, "skysift archive info --scenes"),
         "tiles": report.rows,
         "seconds": round(report.seconds, 1),
     }
@@ -160,10 +160,10 @@ def _plan_lines(plan: "IngestPlan", cost: "IngestCost") -> dict[str, Any]:
     }
 
 
-def _reasons(title: str, reasons: "Mapping[str, str]") -> dict[str, Any]:
+def _reasons(title: str, reasons: "Mapping[str, str]", all_by: str = "--json") -> dict[str, Any]:
     """Return how many scenes there are and why, for people: the first few by name."""
     shown = dict(islice(reasons.items(), _REASONS_SHOWN))
     lines: dict[str, Any] = {title: len(reasons), **{f"  {k}": v for k, v in shown.items()}}
     if len(reasons) > len(shown):
-        lines["  ..."] = f"and {len(reasons) - len(shown):,} more; --json names all"
+        lines["  ..."] = f"and {len(reasons) - len(shown):,} more; {all_by} names all"
     return lines
