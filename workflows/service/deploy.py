@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from ipaddress import ip_address
 from typing import Any
 
@@ -93,7 +94,8 @@ def serve_index(
             "run again with --debug"
         ) from error
     finally:
-        with redirect_stdout(None):  # where Ray tells that its controller ended, as it was told to
+        # Ray writes there that its controller ended, as it was told to.
+        with redirect_stdout(StringIO()):
             serve.shutdown()
 
 
