@@ -3,13 +3,17 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-lowest check env results bench bench-full docs wheel clean
+.PHONY: demo test test-slow test-lowest check env results bench bench-full docs wheel clean
 
 demo: env
 	$(BIN)/skysift demo --folder skysift-demo
 
 test: env
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+# What takes an hour: every fault at every step, hosts that are lost, the tutorial. For every night.
+test-slow: env
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 # The same with the oldest releases that pyproject.toml allows, whose warnings do not count. What they are
 # was found by `uv pip compile --resolution lowest-direct`, with torch and the tools of the tests as pinned.

@@ -9,7 +9,6 @@ Shape legend: N rows, B rows of this worker's batch, C bands or classes, F featu
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
@@ -28,6 +27,7 @@ from encoders.gather import KeyQueue, average_gradients, cached_backward, gather
 from encoders.losses import Loss
 from encoders.normalisation import globalise_batch_norm
 from encoders.sampling import LabelAwareBatchSampler
+from storage.ahead import one_ahead
 from storage.errors import ConfigError, SkysiftError
 
 Ints = NDArray[np.int64]
@@ -312,7 +312,7 @@ class TrainingLoop:
         return z_BD
 
     def _prefetched(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the rest of the epoch's batches, the next one read while one is trained on."""
+        """Return the rest of the epoch's batches, the next one read while one is trained on."""
         device = self.encoder.device
 
         def read(batch: list[int]) -> tuple[Tensor, Tensor]:
@@ -320,14 +320,7 @@ class TrainingLoop:
             return x.to(device), torch.from_numpy(self.data.labels[batch]).to(device)
 
         self.sampler.load_state_dict(self.sampler.state_dict(start))
-        with ThreadPoolExecutor(1) as reader:
-            waiting: Future[tuple[Tensor, Tensor]] | None = None
-            for batch in self.sampler:
-                ready, waiting = waiting, reader.submit(read, batch)
-                if ready is not None:
-                    yield ready.result()
-            if waiting is not None:
-                yield waiting.result()
+        return one_ahead(read, self.sampler)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Decay matrices and filters; leave biases, norms and the loss's own parameters alone."""

@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.index_plan import Piece
+from storage.ahead import one_ahead
 from storage.archive import Archive
 from storage.commits import CHUNK_ROWS
 from storage.errors import CorruptIndexError, NotFoundError
@@ -83,12 +85,14 @@ class ShardBuilder:
         trained = IndexFiles(self.index_uri, self.options).open(self.trained)
         stride, sample = max(job.rows // _FIT_ROWS, 1), list[Float32]()
 
+        def read(rows: Int64) -> npt.NDArray[np.float16]:
+            return archive.read(rows, ["embedding"])["embedding"]
+
         def fill(filled: Filled, vectors: Vectors | None) -> Fit:
             done = 0
-            for rows in _batches(archive, job):
-                embedding = archive.read(rows, ["embedding"])["embedding"]
-                at = positions[done : done + len(rows)]
-                done += len(rows)
+            for embedding in one_ahead(read, _batches(archive, job)):
+                at = positions[done : done + len(embedding)]
+                done += len(embedding)
                 filled.add(at, embedding)
                 if vectors is not None:
                     vectors[at] = embedding

@@ -1,7 +1,9 @@
 """How much of the truth an index finds, by nprobe: measured on sampled rows after a build."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 
@@ -21,8 +23,9 @@ RECALL_AT = 10
 class ShardRecall:
     """What a shard answered to the sampled queries.
 
-    ``truth`` holds the exact best (scores, rows) (Q, 11); ``found`` by nprobe its candidates as
-    (Q, depth): FAISS's scores, the scores that a search orders by, the true scores, the rows.
+    ``truth`` holds at least the exact best (scores, rows) (Q, 11); ``found`` by nprobe its
+    candidates as (Q, depth): FAISS's scores, the scores that a search orders by, the true scores,
+    the rows.
     """
 
     truth: tuple[Float32, Int64]
@@ -51,15 +54,25 @@ class RecallProbe:
         queries = canonical_queries(self.queries, shard.dimension)
         queries32 = queries.astype(np.float32)
         truthful = self._truthful(shard, files, entry)
-        truth = truthful.scan(queries, RECALL_AT + 1, everything.positions)
-        found = {}
-        for nprobe in self.ladder:
+
+        def best(positions: Int64) -> tuple[Float32, Int64]:
+            scores, positions = truthful.scan(queries, RECALL_AT + 1, positions)
+            return scores, _rows(shard, positions)
+
+        def looked(nprobe: int) -> tuple[Float32, Float32, Float32, Int64]:
             proposed, positions = shard.nearest(
                 queries32, self.depth, shard.probes(queries32, nprobe), everything
             )
             final, true = (_scores(by, queries, positions) for by in (shard, truthful))
-            found[nprobe] = (proposed, final, true, _rows(shard, positions))
-        return ShardRecall(truth=(truth[0], _rows(shard, truth[1])), found=found)
+            return proposed, final, true, _rows(shard, positions)
+
+        widest_first = sorted(self.ladder, reverse=True)
+        with ThreadPoolExecutor(self.threads, "recall", set_threads, (1,)) as pool:
+            looks = zip(widest_first, pool.map(looked, widest_first), strict=True)
+            found = dict(sorted(looks, key=itemgetter(0)))
+            parts = pool.map(best, np.array_split(everything.positions, self.threads))
+            scores, rows = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+        return ShardRecall(truth=(scores, rows), found=found)
 
     def _truthful(self, shard: ShardGroup, files: IndexFiles, entry: ShardEntry) -> ShardGroup:
         """Return the shard with the archive's vectors, for lossy kinds that keep none."""

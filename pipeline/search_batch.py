@@ -4,7 +4,6 @@ While the caller writes one block of hits, the next one is searched.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import numpy as np
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.queries import Query
 from pipeline.search_hits import Hits
+from storage.ahead import one_ahead
 from storage.ranking import Float32
 
 BLOCK_HITS = 100_000
@@ -51,7 +51,7 @@ def hits_without(table: pa.Table, owners: Sequence[Query], k: int) -> pa.Table:
 def search_each(
     queries: Iterable[Query], search: Search, k: int, rows: int, *, keep_own: bool = False
 ) -> Iterator[pa.Table]:
-    """Yield the k hits of every query, one row a hit, a table for each block of queries.
+    """Return the k hits of every query, one row a hit, a table for each block of queries.
 
     Parameters
     ----------
@@ -66,15 +66,16 @@ def search_each(
     keep_own
         Keep the rows that a query is made of among its hits.
 
-    Yields
-    ------
-    pyarrow.Table
-        ``query`` (number of the query, from 0), ``asked`` (its label), ``rank`` from 0, then
-        what :meth:`pipeline.search.Hits.to_arrow` has.
+    Returns
+    -------
+    Iterator
+        Tables of ``query`` (number of the query, from 0), ``asked`` (its label), ``rank`` from 0,
+        then what :meth:`pipeline.search.Hits.to_arrow` has.
     """
     block = max(min(BLOCK_HITS // k, _MOST_QUERIES), 1)
 
-    def answer(start: int, some: Sequence[Query]) -> pa.Table:
+    def answer(part: tuple[int, Sequence[Query]]) -> pa.Table:
+        start, some = part
         more = 0 if keep_own else max(len(query.rows) for query in some)
         hits = search(np.stack([query.vector for query in some]), min(k + more, rows))
         owners = [Query(vector=q.vector, label=q.label) for q in some] if keep_own else some
@@ -84,13 +85,6 @@ def search_each(
         table = table.set_column(0, "query", pa.array((number + start).astype(np.int32)))
         return table.add_column(1, "asked", pa.array(asked, pa.string()))
 
-    with ThreadPoolExecutor(1, "search-each") as ahead:
-        source, start, waiting = iter(queries), 0, None
-        while some := list(islice(source, block)):
-            following = ahead.submit(answer, start, some)
-            start += len(some)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
+    source = iter(queries)
+    blocks = iter(lambda: list(islice(source, block)), [])
+    return one_ahead(answer, ((number * block, some) for number, some in enumerate(blocks)))

@@ -41,6 +41,7 @@ Key = tuple[str, bytes]
 """Where a door is, and the secret that opens it."""
 FAILURES = (OSError, EOFError, AuthenticationError)
 """What knocking may raise."""
+_FEW_WORDS = 100
 
 
 class Door:
@@ -143,7 +144,8 @@ class Visitor:
 def _question_bytes(
     queries: Float32, k: int, where: Filter, nprobe: int | None, names: Collection[str]
 ) -> bytes:
-    terms = {"k": k, "where": asdict(where), "nprobe": nprobe, "names": list(names)}
+    conditions = asdict(where) if where else {}
+    terms = {"k": k, "where": conditions, "nprobe": nprobe, "names": list(names)}
     return _packed(terms, {"queries": queries})
 
 
@@ -169,7 +171,8 @@ def _packed(terms: Mapping[str, Any], arrays: Columns) -> bytes:
     for name, given in arrays.items():
         values, words = given, None
         if given.dtype == object:
-            numbers, unique = pd.factorize(given)
+            few = len(given) <= _FEW_WORDS  # which take longer to count than to send
+            numbers, unique = (np.arange(len(given)), given) if few else pd.factorize(given)
             values, words = numbers.astype(np.int32), list(unique)
         heads.append((name, values.dtype.str, values.shape, words))
         parts.append(_padded(values.tobytes(), b"\0"))

@@ -252,12 +252,11 @@ class Fleet:
         return Placement(slots=min(found)[0], replicas=min(found)[1]) if found else None
 
     def _actor(self, slot: int) -> Any:
-        """Return the actor of a slot, started if there is none."""
+        """Return the actor of a slot, or start it; shards with the same holders are one group."""
         nodes, placement = _nodes(), self.placement
         node = nodes[slot % len(nodes)]
         neighbours = -(-placement.slots // len(nodes))
         threads = max(int(node["Resources"].get("CPU", 1)) // neighbours, 1)
-        # Shards with the same holders are asked for together.
         names = {
             name: number % placement.slots
             for name, number in self._shards.items()
@@ -271,6 +270,7 @@ class Fleet:
             lifetime="detached",
             get_if_exists=True,
             num_cpus=0,
+            memory=1,  # byte; Ray places what asks for nothing anywhere, whatever the affinity
             max_restarts=-1,
             max_concurrency=_AT_ONCE,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True),

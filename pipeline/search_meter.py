@@ -6,7 +6,7 @@ Recording is a few additions under a lock (microseconds); percentiles are worked
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,13 +72,14 @@ class SearchMeter:
             self._queries += queries
             self._recent.append((self._clock(), seconds, queries))
 
-    def scanned(self, shard: str, queries: int, probes: int, rows: int) -> None:
-        """Count what some queries cost in a shard: lists probed and rows compared."""
+    def scanned(self, queries: int, probes: int, rows: Mapping[str, int]) -> None:
+        """Count what some queries cost: lists probed, and the rows compared in each shard."""
         with self._lock:
-            work = self._shards.setdefault(shard, ShardWork())
-            work.queries += queries
-            work.probes += probes
-            work.rows_scanned += rows
+            for shard, compared in rows.items():
+                work = self._shards.setdefault(shard, ShardWork())
+                work.queries += queries
+                work.probes += probes
+                work.rows_scanned += compared
 
     def read(self) -> MeterReading:
         """Return the totals, and the latency and rate of late."""

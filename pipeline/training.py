@@ -18,8 +18,10 @@ import pyarrow.fs
 import ray.train
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster import ray_session
+from pipeline.training_network import ReachableTorchConfig
 from pipeline.training_record import reconcile, write_record
 from pipeline.training_resources import Demand, Waiting, refuse_impossible
 from pipeline.training_spec import TrainingJob, TrainingResult, TrainingSpec
@@ -167,10 +169,13 @@ def _run_on_ray(
     remote = (
         None if is_local(job.output_uri) else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
     )
-    reports = Queue(actor_options={"num_cpus": 0})
+    # On this node, since the driver ends with it anyway; another one may be lost and replaced.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     trainer = TorchTrainer(
         _train_on_worker,
         train_loop_config={"job": job, "reports": reports},
+        torch_config=ReachableTorchConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=spec.workers,
             use_gpu=demand.uses_gpu,

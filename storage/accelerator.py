@@ -8,9 +8,11 @@ and scores what is left exactly. GPU indexes ignore ID selectors, know no range 
 most :data:`MOST_RESULTS`: those searches stay on the CPU, as do kinds that a GPU does not have.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import faiss
+import numpy as np
 
 from storage.ranking import Float32, Int64
 
@@ -20,6 +22,30 @@ MOST_RESULTS = 2048
 def accelerated(index: Any) -> Any:
     """Return a flat index on all GPUs, or as it is without one."""
     return faiss.index_cpu_to_all_gpus(index) if faiss.get_num_gpus() else index
+
+
+class NearestCentre:
+    """Finds the centre nearest to each vector, on all GPUs or on the CPUs that the caller may use.
+
+    FAISS divides each matrix product among its own threads, which wait for each other. Here every
+    thread has products of its own.
+    """
+
+    def __init__(self, centres: Any) -> None:
+        self._index = accelerated(centres)
+        self._threads = 1 if faiss.get_num_gpus() else faiss.omp_get_max_threads()
+        self._pool = ThreadPoolExecutor(self._threads, "centres", faiss.omp_set_num_threads, (1,))
+
+    def __call__(self, vectors: Float32) -> Int64:
+        """Return the number (n,) of the centre with the largest inner product with each (n, D)."""
+        if self._threads == 1:
+            return self._nearest(vectors)
+        parts = self._pool.map(self._nearest, np.array_split(vectors, self._threads))
+        return np.concatenate(list(parts))
+
+    def _nearest(self, vectors: Float32) -> Int64:
+        nearest: Int64 = self._index.search(vectors, 1)[1][:, 0]
+        return nearest
 
 
 class GpuLists:

@@ -76,9 +76,10 @@ class Archive:
         self._options = options
         session = read_session(uri, snapshot, options)
         self.snapshot: str = session.snapshot_id
-        self._root = zarr.open_group(session.store, mode="r")
-        self.spec = spec_of(self._root.attrs, uri)
-        self.ledger = read_ledger(self._root)
+        with store_failures(uri):
+            self._root = zarr.open_group(session.store, mode="r")
+            self.spec = spec_of(self._root.attrs, uri)
+            self.ledger = read_ledger(self._root)
 
     @classmethod
     def open(
@@ -102,7 +103,9 @@ class Archive:
         Raises
         ------
         ArchiveConflictError
-            Something is there already.
+            An archive is there already.
+        ConfigError
+            Other things are there.
         """
         with commit_lock(uri), store_failures(uri):
             session = make_repository(uri, options).writable_session(BRANCH)
@@ -168,6 +171,8 @@ class Archive:
         ------
         NotFoundError
             The segment or a column does not exist.
+        SkysiftError
+            The store refuses, breaks off or cannot be reached.
         """
         return self._read_positions(ordinal, self._live(ordinal), columns)
 
@@ -249,8 +254,10 @@ class Archive:
 
     def snapshots(self) -> list[tuple[str, str, str]]:
         """Return (snapshot id, ISO time, message) of this snapshot and its ancestors."""
-        ancestry = open_repository(self.uri, self._options).ancestry(snapshot_id=self.snapshot)
-        return [(item.id, item.written_at.isoformat(), item.message) for item in ancestry]
+        repository = open_repository(self.uri, self._options)
+        with store_failures(self.uri):
+            ancestry = repository.ancestry(snapshot_id=self.snapshot)
+            return [(item.id, item.written_at.isoformat(), item.message) for item in ancestry]
 
     def _segment(self, ordinal: int) -> Segment:
         if not 0 <= ordinal < len(self.segments):
@@ -282,7 +289,8 @@ class Archive:
                 positions = np.arange(segment.rows, dtype=np.int64)
             else:
                 alive = np.array([scene in live for scene in segment.scenes], dtype=bool)
-                index = np.asarray(self._array(segment, "scene_index")[:])
+                with store_failures(self.uri):
+                    index = np.asarray(self._array(segment, "scene_index")[:])
                 positions = np.flatnonzero(alive[index]).astype(np.int64)
             self._live_positions[ordinal] = positions
         return self._live_positions[ordinal]
@@ -308,17 +316,15 @@ class Archive:
             keys = [f"{grid}/{column}/{row}" for grid, (column, row) in pairs]
             return np.array(keys, dtype=object)
 
-        result: Columns = {}
-        for name in dict.fromkeys(names):
+        def column(name: str) -> npt.NDArray[Any]:
             if name == "row":
-                result[name] = (ordinal << ROW_BITS) + positions
-            elif name in DERIVED_COLUMNS:
-                result[name] = derived(name)
-            elif name == "datetime":
-                result[name] = stored(name).astype("datetime64[ms]")
-            else:
-                result[name] = stored(name)
-        return result
+                return (ordinal << ROW_BITS) + positions
+            if name == "datetime":
+                return stored(name).astype("datetime64[ms]")
+            return derived(name) if name in DERIVED_COLUMNS else stored(name)
+
+        with store_failures(self.uri):
+            return {name: column(name) for name in dict.fromkeys(names)}
 
     def _empty(self, columns: Sequence[str] | None) -> Columns:
         widths = {

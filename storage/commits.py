@@ -23,7 +23,13 @@ from storage.archive_spec import ArchiveSpec
 from storage.errors import ArchiveConflictError, SkysiftError
 from storage.ledger import Ledger, LedgerEntry, Segment, page_bytes, page_name
 from storage.object_store import StorageOptions
-from storage.repository import BRANCH, commit_lock, open_repository, store_failures
+from storage.repository import (
+    commit_lock,
+    open_repository,
+    store_failures,
+    writing_fork,
+    writing_session,
+)
 from storage.uris import is_local
 
 CHUNK_ROWS = 8192
@@ -76,7 +82,8 @@ class ArchiveWriter:
         self.uri = uri
         self._options = options
         self._repository = open_repository(uri, options)
-        self.fork: Any = self._repository.writable_session(BRANCH).fork()
+        with store_failures(uri):
+            self.fork: Any = writing_fork(self._repository)
         self._known = ("", Ledger())
 
     def commit(
@@ -103,7 +110,7 @@ class ArchiveWriter:
         for attempt in range(_COMMIT_ATTEMPTS):
             try:
                 with store_failures(self.uri), commit_lock(self.uri):
-                    session = self._repository.writable_session(BRANCH)
+                    session = writing_session(self._repository)
                     ledger = self._ledger_of(session)
                     entries, receipts = _news(ledger, entries, receipts)
                     if not entries:
@@ -113,7 +120,7 @@ class ArchiveWriter:
                     _write_page(session, ledger, after)
                     snapshot = str(session.commit(message))
                     self._known = (snapshot, after)
-                    self.fork = self._repository.writable_session(BRANCH).fork()
+                    self.fork = writing_fork(self._repository)
                     return snapshot
             except icechunk.ConflictError:
                 continue

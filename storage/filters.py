@@ -8,7 +8,7 @@ A :class:`Filter` is plain and hashable, so it travels to search actors and keys
 import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ class Filter:
             settle(name, tuple(value))
 
     def __bool__(self) -> bool:
-        return any(getattr(self, field.name) not in (None, ()) for field in fields(self))
+        return self != _EVERYTHING
 
     @property
     def interval(self) -> tuple[np.datetime64 | None, np.datetime64 | None]:
@@ -271,3 +271,6 @@ def _instant(
     if parsed.tzinfo is None:
         return parsed.replace(tzinfo=dt.UTC)
     return parsed.astimezone(dt.UTC)
+
+
+_EVERYTHING = Filter()

@@ -32,7 +32,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from storage.accelerator import accelerated
+from storage.accelerator import NearestCentre, accelerated
 from storage.errors import ConfigError, CorruptIndexError
 from storage.ranking import Float32, Floats, Int64, canonical
 
@@ -267,7 +267,7 @@ def loaded(data: Bytes | Path) -> Loaded:
     return Loaded(whole=whole, lists=whole, turn=None, lossy=lossy)
 
 
-def joined(sources: Sequence[Bytes | Path], list_rows: Sequence[Int64]) -> Loaded:
+def joined(sources: Sequence[Bytes | Path], list_rows: Int64) -> Loaded:
     """Read several shards into one index, which numbers their rows one after the other.
 
     Parameters
@@ -276,7 +276,7 @@ def joined(sources: Sequence[Bytes | Path], list_rows: Sequence[Int64]) -> Loade
         Verified bytes of shards that were filled from the same trained index; or one, read or
         mapped as it is.
     list_rows
-        How many rows each list of each of them holds (nlist,).
+        How many rows each list of each of them holds (sources, nlist).
 
     Raises
     ------
@@ -286,7 +286,7 @@ def joined(sources: Sequence[Bytes | Path], list_rows: Sequence[Int64]) -> Loade
     if len(sources) == 1:
         return loaded(sources[0])
     filled = Filled(sources[0])
-    filled.empty(np.sum(list_rows, axis=0))
+    filled.empty(list_rows.sum(axis=0))
     start = 0
     for source, sizes in zip(sources, list_rows, strict=True):
         stop = start + int(sizes.sum())
@@ -320,16 +320,14 @@ class Filled:
 
     def __init__(self, trained: Bytes | Path) -> None:
         self.loaded = loaded(trained)
-        self._centres = accelerated(self.loaded.lists.quantizer)
+        self._nearest = NearestCentre(self.loaded.lists.quantizer)
 
     def add(self, positions: Int64, embeddings: npt.NDArray[np.float16]) -> None:
         """Store vectors (m, D) under positions (m,)."""
         vectors = self.loaded.turned(np.ascontiguousarray(embeddings, dtype=np.float32))
-        _, nearest = self._centres.search(vectors, 1)
+        nearest = np.ascontiguousarray(self._nearest(vectors))
         ids, pointer = np.ascontiguousarray(positions, dtype=np.int64), faiss.swig_ptr
-        self.loaded.lists.add_core(
-            len(ids), pointer(vectors), pointer(ids), pointer(nearest.reshape(-1))
-        )
+        self.loaded.lists.add_core(len(ids), pointer(vectors), pointer(ids), pointer(nearest))
         self.loaded.whole.ntotal = self.loaded.lists.ntotal
 
     def empty(self, list_rows: Int64) -> None:

@@ -8,16 +8,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
+from typing import Any
 
 import icechunk
 import zarr
 from filelock import FileLock
 
-from storage.errors import ArchiveConflictError, NotFoundError, SkysiftError
-from storage.object_store import StorageOptions, icechunk_storage
+from storage.errors import ArchiveConflictError, ConfigError, NotFoundError, SkysiftError
+from storage.object_store import StorageOptions, delete, icechunk_storage, list_files
 from storage.uris import is_local, local_path
 
 BRANCH = "main"
+_FIRST_SNAPSHOT = "1CECHNKREP0F1RSTCMT0"
+"""The id of the first snapshot of every repository."""
 _MAKING_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 icechunk.set_logs_filter("error")  # the local-storage warning: commits hold a file lock below
 
@@ -47,18 +50,32 @@ def open_repository(uri: str, options: StorageOptions | None) -> icechunk.Reposi
 def make_repository(uri: str, options: StorageOptions | None) -> icechunk.Repository:
     """Open the repository of an archive, or make it; another process may do so at this moment.
 
+    Icechunk makes none where anything is. What a process that was killed while making one left
+    there, its first snapshot, is removed once nobody finishes it.
+
     Raises
     ------
+    ConfigError
+        Other things are there.
     SkysiftError
         The store refuses or cannot be reached.
     """
+    storage = icechunk_storage(uri, options)
     for pause_s in _MAKING_PAUSES_S:
         with suppress(icechunk.IcechunkError):
-            return icechunk.Repository.open_or_create(icechunk_storage(uri, options))
+            return icechunk.Repository.open_or_create(storage)
         with suppress(NotFoundError):  # the other process is not done
             return open_repository(uri, options)
         time.sleep(pause_s)
-    return open_repository(uri, options)
+    left = list_files(uri, options)
+    if other := [file for file in left if f"/snapshots/{_FIRST_SNAPSHOT}" not in file]:
+        raise ConfigError(
+            f"archive {uri}: no archive is there, but {other[0]} is; give an empty place"
+        )
+    for file in left:
+        delete(file, options)
+    with store_failures(uri):
+        return icechunk.Repository.open_or_create(storage)
 
 
 def read_session(
@@ -94,8 +111,26 @@ def read_session(
     return session
 
 
+def writing_session(repository: icechunk.Repository) -> icechunk.Session:
+    """Open the newest snapshot for writing, and read it: see :func:`has_root`."""
+    session = repository.writable_session(BRANCH)
+    session.status()
+    return session
+
+
+def writing_fork(repository: icechunk.Repository) -> Any:
+    """Do the same with a fork of such a session, which reads the snapshot for itself."""
+    fork = repository.writable_session(BRANCH).fork()
+    fork.status()
+    return fork
+
+
 def has_root(session: icechunk.Session) -> bool:
-    """Tell whether an archive was made in a repository; its making may have been cut off."""
+    """Tell whether an archive was made in a repository; its making may have been cut off.
+
+    Zarr takes a snapshot that cannot be read for an empty one, so it is read first.
+    """
+    session.status()
     try:
         zarr.open_group(session.store, mode="r")
     except zarr.errors.GroupNotFoundError:

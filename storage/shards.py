@@ -157,9 +157,11 @@ class ShardGroup:
         self._live = np.ones(len(self), dtype=np.bool_)
         for shard, start in zip(shards, self._starts, strict=False):
             self._live[start + shard.dead] = False
-        self.list_rows: Int64 = np.sum([shard.list_rows for shard in shards], axis=0)
-        self._loaded = joined([one.data for one in shards], [one.list_rows for one in shards])
+        self._list_rows: Int64 = np.stack([shard.list_rows for shard in shards])
+        self.list_rows: Int64 = self._list_rows.sum(axis=0)
+        self._loaded = joined([one.data for one in shards], self._list_rows)
         self.index = self._loaded.lists
+        self._centres = self.index.quantizer
         if int(self.index.ntotal) != len(self):
             raise CorruptIndexError(
                 f"{shards[0].name}: {self.index.ntotal} rows in its index, expected {len(self)}; "
@@ -239,13 +241,19 @@ class ShardGroup:
 
     def probes(self, queries: Float32, count: int, among: Mask | None = None) -> Probes:
         """Return the ``count`` nearest lists of queries (Q, D), of those ``among`` (nlist,)."""
-        parameters: Any = faiss.SearchParameters()
-        allowed = None if among is None else Selection(among)
-        parameters.sel = allowed and allowed.selector
-        similarity, lists = self.index.quantizer.search(
-            self._loaded.turned(queries), count, params=parameters
-        )
+        parameters: Any = None
+        if among is not None:
+            allowed = Selection(among)
+            parameters = faiss.SearchParameters()
+            parameters.sel = allowed.selector
+        turned = self._loaded.turned(queries)
+        similarity, lists = self._centres.search(turned, count, params=parameters)
         return Probes(lists=lists, similarity=similarity)
+
+    def rows_in(self, probes: Probes, selection: Selection) -> dict[str, int]:
+        """Return how many rows of each shard in question are in the lists looked into."""
+        rows = self._list_rows[:, probes.lists.ravel()].sum(axis=1).tolist()
+        return {self.shards[number].name: rows[number] for number in selection.shards}
 
     def lists_with(self, selection: Selection) -> Mask:
         """Return which lists (nlist,) hold a selected row; remembered by the selection."""
@@ -322,9 +330,9 @@ class ShardGroup:
 
 def take_rows(groups: Sequence[ShardGroup], group: Int64, position: Int64) -> Columns:
     """Return what is known of rows (m,), each by the number of its group and its position there."""
+    if len(groups) == 1:
+        return groups[0].sidecar.take(position)
     present: list[int] = np.unique(group).tolist()
-    if len(present) == 1:
-        return groups[present[0]].sidecar.take(position)
     members = [np.flatnonzero(group == i) for i in present]
     parts = [groups[i].sidecar.take(position[at]) for i, at in zip(present, members, strict=True)]
     back = np.argsort(np.concatenate(members))

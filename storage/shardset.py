@@ -98,7 +98,7 @@ class ShardSet:
     rerank
         Candidates per wanted result that lossy shards read exact vectors for.
     on_scan
-        Told of each pass over a shard: its name, queries, lists looked into and rows in them.
+        Told of each pass: queries, lists looked into, and the rows compared in each shard.
     together
         The group of each shard by name; those of a group are read into one FAISS index, which is
         fast to search as a whole. One group for all by default.
@@ -111,7 +111,7 @@ class ShardSet:
         shards: Sequence[Shard],
         nprobe: int = 1,
         rerank: int = 1,
-        on_scan: Callable[[str, int, int, int], None] | None = None,
+        on_scan: Callable[[int, int, Mapping[str, int]], None] | None = None,
         threads: int = 1,
         together: Mapping[str, int] | None = None,
     ) -> None:
@@ -197,9 +197,8 @@ class ShardSet:
             found.append(columns)
             owners.append(owner)
         joined = join_rows(found, self._classes)
-        owner = np.concatenate([*owners, np.empty(0, np.int64)])
-        if (owner[1:] < owner[:-1]).any():
-            order = np.argsort(owner, kind="stable")
+        if len(owners) > 1:
+            order = np.argsort(np.concatenate(owners), kind="stable")
             joined = {name: values[order] for name, values in joined.items()}
         return Found(scores=scores, rows=rows, columns=joined)
 
@@ -301,7 +300,7 @@ class ShardSet:
         score = np.concatenate([found[1] for found in settled])
         position = np.concatenate([found[2] for found in settled])
         part = np.repeat(np.arange(len(parts)), [len(found[0]) for found in settled])
-        shard, shard_keys = _numbered(parts, part, position)
+        shard, shard_keys = _numbered(parts, [found[2] for found in settled])
         kept, rank = best_in_order(query, score, shard, position, k, shard_keys)
         places = {id(one): place for place, (one, _) in enumerate(asked)}
         group = np.array([places[id(one.group)] for one in parts])[part[kept]]
@@ -344,13 +343,11 @@ class ShardSet:
         if self._on_scan is None:
             return
         if probes is None:
-            for number, positions in group.split(selection.positions):
-                self._on_scan(group.shards[number].name, queries, 0, queries * len(positions))
-            return
-        for number in selection.shards:
-            shard = group.shards[number]
-            rows = int(shard.list_rows[probes.lists].sum())
-            self._on_scan(shard.name, queries, probes.lists.size, rows)
+            parts = group.split(selection.positions)
+            compared = {group.shards[number].name: queries * len(part) for number, part in parts}
+            self._on_scan(queries, 0, compared)
+        else:
+            self._on_scan(queries, probes.lists.size, group.rows_in(probes, selection))
 
 
 def _settle(
@@ -383,13 +380,11 @@ def _blocks(count: int, step: int) -> list[Int64]:
     return [np.arange(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def _numbered(parts: Sequence[_Part], part: Int64, position: Int64) -> tuple[Int64, RowKeys]:
+def _numbered(parts: Sequence[_Part], positions: Sequence[Int64]) -> tuple[Int64, RowKeys]:
     """Return the number of each row's shard over all parts, and what names rows of a shard."""
     firsts = np.cumsum([0, *(len(one.group.shards) for one in parts)])
-    number = firsts[part]
-    for i, one in enumerate(parts):
-        at = np.flatnonzero(part == i)
-        number[at] += one.group.numbers_of(position[at])
+    rows = zip(firsts, parts, positions, strict=False)
+    number = np.concatenate([first + one.group.numbers_of(at) for first, one, at in rows])
 
     def keys(shard: int, at: Int64) -> list[tuple[str, str]]:
         owner = int(np.searchsorted(firsts, shard, side="right")) - 1

@@ -46,6 +46,7 @@ class StoredRows:
             raise CorruptIndexError("a shard lacks rows; run `skysift index verify`")
         span = int(addresses.max()) - first + width
         memory: Any = (ctypes.c_char * span).from_address(first)
+        self._decoder = lists.sq
         # One element for every byte at which a code may start.
         self._codes = np.ndarray((span - width + 1,), f"V{width}", memory, strides=(1,))
         self._places = np.subtract(addresses, first, out=addresses)
@@ -56,7 +57,5 @@ class StoredRows:
             found: Float32 = self._lists.reconstruct_batch(positions)
             return found
         codes = self._codes[self._places[positions]].view(np.uint8)
-        decoded: Float32 = self._lists.sq.decode(
-            codes.reshape(len(positions), self._lists.code_size)
-        )
+        decoded: Float32 = self._decoder.decode(codes.reshape(-1, self._codes.itemsize))
         return decoded

@@ -5,10 +5,12 @@ Each job says on its standard output how far it is, for the test to break someth
 
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import ray
 
 from pipeline.cluster import ray_session
 from pipeline.indexing import IndexSpec, build_index
@@ -21,7 +23,7 @@ from storage.catalog import CatalogSpec
 from storage.progress import Progress
 from tests.pipeline.test_training import LONG
 
-QUERIES = 400
+HOSTS, QUERIES = 3, 400
 
 
 def say(report: Progress) -> None:
@@ -69,5 +71,7 @@ def search_job(folder: Path, name: str) -> dict[str, object]:
 if __name__ == "__main__":
     jobs = {"ingest": ingest_job, "train": train_job, "search": search_job}
     with ray_session():
+        while ray.cluster_resources().get("CPU", 0) < HOSTS:
+            time.sleep(0.1)  # the last ones are joining
         result = jobs[sys.argv[1]](Path(sys.argv[2]), sys.argv[3])
         sys.stdout.write(f"result {json.dumps(result)}\n")

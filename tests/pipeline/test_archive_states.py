@@ -258,9 +258,10 @@ class ArchiveStates(RuleBasedStateMachine):
 
 ROUGHLY = settings(deadline=None, suppress_health_check=list(HealthCheck))
 TestArchiveStates = ArchiveStates.TestCase
-TestArchiveStates.settings = settings(ROUGHLY, max_examples=20, stateful_step_count=16)
+TestArchiveStates.settings = settings(ROUGHLY, max_examples=12, stateful_step_count=16)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 class TestArchiveStatesAtLength(ArchiveStates.TestCase):
     settings = settings(ROUGHLY, max_examples=150, stateful_step_count=40)

@@ -140,6 +140,7 @@ def test_a_driver_killed_while_it_supersedes_hides_no_row_too_early(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("superseding", [False, True])
 def test_a_driver_killed_at_every_line(
     fork: Forks, run: Run, truth: Truth, old: Path, tmp_path: Path, superseding: bool
@@ -241,16 +242,19 @@ def test_a_reply_that_breaks_off_ends_in_a_clear_error_and_the_next_run_heals(
     healed(fork, proxy, remote, truth)
 
 
-@pytest.mark.parametrize("kind", ["kill", "kill-after"])
+@pytest.mark.parametrize(
+    ("kind", "move"),  # of the branch: for the repository, the archive, a scene and another one
+    [("kill", 0), ("kill", 3), ("kill-after", 3)],
+)
 def test_a_driver_killed_as_it_moves_the_branch_is_finished_by_the_next_run(
-    fork: Forks, proxy: FaultProxy, remote: Run, truth: Truth, tmp_path: Path, kind: Any
+    fork: Forks, proxy: FaultProxy, remote: Run, truth: Truth, tmp_path: Path, kind: Any, move: int
 ):
     mine = replace(remote, pid_file=str(tmp_path / "pid"))
     moving = Fault(
         kind=kind,
         methods=("PUT",),
         path="refs/branch.main",
-        turn=lambda number: number == 3,  # the repository, the archive, a scene, and this one
+        turn=lambda number: number == move,
         victim=lambda: int(Path(mine.pid_file).read_text()),
     )
     proxy.plan(moving)
@@ -259,6 +263,7 @@ def test_a_driver_killed_as_it_moves_the_branch_is_finished_by_the_next_run(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["refuse", "lose", "cut", "kill", "kill-after"])
 def test_every_single_request_may_fail(
     fork: Forks, proxy: FaultProxy, remote: Run, truth: Truth, tmp_path: Path, kind: Any

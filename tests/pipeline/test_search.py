@@ -302,6 +302,12 @@ def test_copies_of_a_shard_are_on_different_slots():
     assert held.tolist() == [12] * 5
 
 
+def test_actors_ask_for_something_without_which_ray_places_them_anywhere(searcher: Searcher):
+    """What comes of it is in test_search_nodes.py, which is slow."""
+    held = ray.cluster_resources()["memory"] - ray.available_resources()["memory"]
+    assert held >= 2
+
+
 @pytest.mark.parametrize("limit", [10_000, 20])
 @pytest.mark.parametrize("where", [Filter(), WHERE])
 def test_a_search_by_score_returns_every_row_that_reaches_it(

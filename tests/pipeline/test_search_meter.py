@@ -25,8 +25,8 @@ def test_the_meter_tells_percentiles_rate_and_work():
     for number in range(1, 101):
         now[0] += 0.1
         meter.answered(number / 1000, 4)
-    meter.scanned("a", 4, 8, 300)
-    meter.scanned("a", 1, 2, 50)
+    meter.scanned(4, 8, {"a": 300})
+    meter.scanned(1, 2, {"a": 50})
     reading = meter.read()
     assert (reading.messages, reading.queries) == (100, 400)
     np.testing.assert_allclose(reading.queries_per_s, 40)

@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from pipeline.training import train
+from pipeline.training_network import interface_of
 from pipeline.training_resources import Demand
 from storage.errors import ConfigError
 from storage.progress import Progress
@@ -64,3 +65,8 @@ def test_a_run_says_what_it_waits_for_and_then_trains(tmp_path: Path, ray_sessio
     assert "waiting for 1 CPUs (the cluster has 2, 0 free)" in notes
     assert "training: waiting for 1 CPUs" in caplog.text
     assert "waiting" not in notes[-1]
+
+
+def test_the_interface_of_an_address_is_found():
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("203.0.113.9") is None

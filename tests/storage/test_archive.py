@@ -14,7 +14,7 @@ from storage.archive_spec import ArchiveSpec, root_attributes
 from storage.audit import verify
 from storage.care import delete_scenes
 from storage.commits import ArchiveWriter, SegmentRows, write_segment
-from storage.errors import ArchiveConflictError, NotFoundError, SkysiftError
+from storage.errors import ArchiveConflictError, ConfigError, NotFoundError, SkysiftError
 from storage.ledger import CHECKPOINT_EVERY_PAGES, LedgerEntry
 from tests.conftest import MotoS3
 
@@ -172,6 +172,21 @@ def test_missing_archives_and_snapshots_are_named(uri: str, tmp_path: Path):
         Archive.open(uri, snapshot="1CECHNKREP0F1RSTCMT1")
     with pytest.raises(ArchiveConflictError, match="an archive exists"):
         Archive.create(uri, SPEC)
+
+
+def test_an_archive_is_made_among_nothing_but_what_a_killed_process_left(tmp_path: Path):
+    uri = str(tmp_path / "archive")
+    Archive.create(uri, SPEC)
+    for file in (tmp_path / "archive").rglob("*"):
+        if file.is_file() and file.name != "1CECHNKREP0F1RSTCMT0":
+            file.unlink()
+    assert len(Archive.create(uri, SPEC)) == 0
+    scene = tmp_path / "scenes" / "a.tif"
+    scene.parent.mkdir()
+    scene.write_bytes(b"pixels")
+    with pytest.raises(ConfigError, match=r"but .*a\.tif is; give an empty place"):
+        Archive.create(str(scene.parent), SPEC)
+    assert scene.read_bytes() == b"pixels"
 
 
 def test_an_archive_pickles_and_opens_as_xarray(uri: str):

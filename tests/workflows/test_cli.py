@@ -184,6 +184,14 @@ def test_of_many_rejected_scenes_a_person_is_told_the_first(world, tmp_path):
     assert len(run(*asked, "--dry-run", "--json").data["scenes_rejected"]) == 12
 
 
+def test_an_archive_is_not_made_among_other_files(world, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    refused = run("ingest", "-r", world.recipe, "--archive", tmp_path)
+    assert refused.code == 2
+    assert "notes.txt is; give an empty place" in refused.err
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_an_archive_is_described_audited_verified_and_exported(world, tmp_path):
     info = run("archive", "info", "-r", world.recipe, "--scenes", "--json").data
     assert (info["rows"], info["scenes embedded"]) == (48, 3)
