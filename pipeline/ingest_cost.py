@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.ingest_plan import IngestPlan
+from pipeline.ingest_stages import scenes_at_once
 from pipeline.tiling import count_tiles, grid_for_scene
 from storage.errors import SkysiftError
 from storage.object_store import StorageOptions, size_bytes
@@ -53,7 +54,8 @@ class IngestCost:
         Free on the archive's disk; None for an object store.
     memory_bytes
         Of all processes of a run on this machine: Ray's own (0.7 GB), a process per CPU (450 MB,
-        a cache of blocks, strips and batches of two scenes), the rows that wait for a commit.
+        a cache of blocks, strips and batches of the scenes that it reads side by side), the rows
+        that wait for a commit.
         Ray's object store and a large encoder come on top.
     machine_bytes
         Memory of this machine, or what its container may use of it; None when a cluster does the
@@ -235,11 +237,11 @@ def _archive_bytes(plan: IngestPlan, tiles: int, scenes: int) -> int:
 
 
 def _memory_bytes(plan: IngestPlan, found: Sequence[_SceneCost], cpus: int) -> int:
-    """Return the model that :class:`IngestCost` states: one process a CPU, two scenes in each."""
+    """Return the model that :class:`IngestCost` states, one process a CPU."""
     tile_bytes = len(plan.archive.bands) * plan.archive.tile_px**2 * 4
     strip_bytes = min(max(cost.tiles_across for cost in found) * tile_bytes, _STRIP_LIMIT_BYTES)
     scene = 3 * strip_bytes + 2 * plan.spec.batch_tiles * tile_bytes
-    worker = _PROCESS_BYTES + _GDAL_CACHE_BYTES + 2 * scene
+    worker = _PROCESS_BYTES + _GDAL_CACHE_BYTES + scenes_at_once(plan) * scene
     waiting = plan.spec.segment_rows + max(cost.tiles for cost in found)
     driver = _PROCESS_BYTES + 2 * waiting * (plan.archive.dimension * 4 + _row_bytes(plan))
     return _RAY_BYTES + cpus * worker + driver

@@ -13,12 +13,24 @@ import numpy.typing as npt
 from pipeline.ingest_plan import IngestPlan
 from pipeline.tiling import TileBatch, TileCounts, grid_for_scene, read_tiles
 from storage.object_store import StorageOptions
+from storage.uris import is_local
 
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, npt.NDArray[Any]]
 
+_LOCAL_SCENES_AT_ONCE = 1
+_REMOTE_SCENES_AT_ONCE = 8
 _ROWS_TO_SEND = 256
+
+
+def scenes_at_once(plan: IngestPlan) -> int:
+    """Return how many scenes one process that embeds should read side by side.
+
+    Those of an object store take long to answer; others only wait for each other's threads.
+    """
+    local = all(is_local(band.href) for band in plan.todo[0].bands)
+    return _LOCAL_SCENES_AT_ONCE if local else _REMOTE_SCENES_AT_ONCE
 
 
 class ReadScenes:

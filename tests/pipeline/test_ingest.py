@@ -16,6 +16,7 @@ import pytest
 import ray
 
 import pipeline.ingest
+import pipeline.ingest_ray
 from encoders.bundle import EncoderSpec, load_encoder, pretrained_bundle
 from pipeline.ingest import ingest, plan_ingest
 from pipeline.ingest_plan import IngestSpec
@@ -156,9 +157,11 @@ def test_only_new_and_changed_scenes_are_embedded_again(job: IngestSpec):
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("together", [1, 3])
 def test_a_bad_scene_is_quarantined_with_its_reason_and_an_empty_one_is_said_to_be(
-    job: IngestSpec,
+    job: IngestSpec, monkeypatch: pytest.MonkeyPatch, together: int
 ):
+    monkeypatch.setattr(pipeline.ingest_ray, "scenes_a_task", lambda *_: together)
     scenes = Path(job.catalog.source).parent
     whole = (scenes / "site_20240501.tif").read_bytes()
     (scenes / "bad_20240901.tif").write_bytes(whole[: len(whole) // 2])

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -214,28 +214,52 @@ LONG = replace(SPEC, workers=2, epochs=10)
 EPOCHS = list(range(1, 11))
 
 
+@dataclass(frozen=True)
+class TwoWorkers:
+    """A run of two workers, and what a second driver was told while they were at work."""
+
+    output: Path
+    result: TrainingResult
+    reports: list[Progress]
+    refused: str
+
+
 @pytest.fixture(scope="module")
 def two_workers(
     dataset: str, tmp_path_factory: pytest.TempPathFactory, ray_session: None
-) -> tuple[Path, TrainingResult, list[Progress]]:
+) -> TwoWorkers:
     output = tmp_path_factory.mktemp("runs") / "two"
-    reports: list[Progress] = []
-    return output, train(dataset, LONG, str(output), progress=reports.append), reports
+    reports, refused = list[Progress](), list[str]()
+
+    def told(report: Progress) -> None:
+        if not reports:
+            with pytest.raises(SkysiftError) as error:
+                train(dataset, LONG, str(output))
+            refused.append(str(error.value))
+        reports.append(report)
+
+    result = train(dataset, LONG, str(output), progress=told)
+    return TwoWorkers(output, result, reports, refused[0])
 
 
 def test_two_workers_train_with_gathered_negatives(dataset, two_workers):
-    output, result, reports = two_workers
+    result, reports = two_workers.result, two_workers.reports
     assert load_encoder(result.bundle_uri).fingerprint == result.fingerprint
     assert result.epochs == 10
     assert result.best_metrics["nDCG@50"] > 0.6
-    assert [int(row["epoch"]) for row in _history(output)] == EPOCHS
+    assert [int(row["epoch"]) for row in _history(two_workers.output)] == EPOCHS
     assert reports[-1].done == reports[-1].total
     assert "nDCG@50" in reports[-1].note
     assert {report.stage for report in reports} == {"train"}
 
 
+def test_a_second_driver_is_refused_while_the_first_is_at_work(two_workers):
+    told = f"training: process {os.getpid()} on {socket.gethostname()}"
+    assert told in two_workers.refused
+
+
 def test_a_finished_run_returns_at_once(dataset, two_workers):
-    output, result, _ = two_workers
+    output, result = two_workers.output, two_workers.result
     reports: list[Progress] = []
     started = time.monotonic()
     spec = replace(LONG, workers=1)  # where it runs does not make it another run
@@ -245,7 +269,7 @@ def test_a_finished_run_returns_at_once(dataset, two_workers):
 
 
 def test_another_run_in_the_same_folder_is_refused(dataset, two_workers, tmp_path: Path):
-    output = str(two_workers[0])
+    output = str(two_workers.output)
     with pytest.raises(ConfigError, match="learning_rate"):
         train(dataset, replace(LONG, learning_rate=1.0), output)
     with pytest.raises(ConfigError, match="dimension"):
@@ -259,13 +283,13 @@ def test_a_run_resumes_with_more_epochs_and_another_number_of_workers(
     dataset, two_workers, tmp_path: Path, caplog
 ):
     output = tmp_path / "run"
-    shutil.copytree(two_workers[0], output)
+    shutil.copytree(two_workers.output, output)
     longer = replace(LONG, workers=1, epochs=12)
     with caplog.at_level(logging.WARNING, "pipeline.training_record"):
         assert train(dataset, longer, str(output), resume=True).epochs == 12
     assert "resumes with other settings: epochs 10 -> 12, workers 2 -> 1" in caplog.text
     assert [int(row["epoch"]) for row in _history(output)] == [*EPOCHS, 11, 12]
-    assert _history(output)[:9] == _history(two_workers[0])[:9]
+    assert _history(output)[:9] == _history(two_workers.output)[:9]
 
 
 def _children(name: str) -> list[int]:
@@ -301,7 +325,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(dataset, tmp_path: Path
     result = train(dataset, LONG, str(tmp_path / "run"), progress=kill_one)
     assert killed
     assert [int(row["epoch"]) for row in _history(tmp_path / "run")] == EPOCHS
-    assert result.fingerprint == two_workers[1].fingerprint
+    assert result.fingerprint == two_workers.result.fingerprint
 
 
 KILLED_WHOLE = """
@@ -334,7 +358,7 @@ def test_a_run_killed_whole_continues_with_the_same_command(dataset, tmp_path: P
     assert not (output / "bundle").exists()
     result = train(dataset, LONG, str(output))
     assert [int(row["epoch"]) for row in _history(output)] == EPOCHS
-    assert result.fingerprint == two_workers[1].fingerprint
+    assert result.fingerprint == two_workers.result.fingerprint
 
 
 def test_a_run_lives_in_an_object_store(tmp_path: Path, moto_s3, ray_session, monkeypatch):
@@ -350,21 +374,6 @@ def test_a_run_lives_in_an_object_store(tmp_path: Path, moto_s3, ray_session, mo
 def test_what_a_worker_finds_wrong_is_raised_as_it_is(dataset, tmp_path: Path, ray_session):
     with pytest.raises(ConfigError, match="no option 'tau'"):
         train(dataset, replace(SPEC, loss_options={"tau": 1}), str(tmp_path / "a"))
-
-
-def test_a_second_driver_is_refused_while_the_first_is_at_work(
-    dataset, tmp_path: Path, ray_session
-):
-    refused: list[str] = []
-
-    def start_another(report: Progress) -> None:
-        if not refused:
-            with pytest.raises(SkysiftError) as error:
-                train(dataset, SPEC, str(tmp_path / "run"))
-            refused.append(str(error.value))
-
-    assert train(dataset, SPEC, str(tmp_path / "run"), progress=start_another).epochs == 3
-    assert f"training: process {os.getpid()} on {socket.gethostname()}" in refused[0]
 
 
 def test_a_failed_run_is_told_in_one_line(dataset, tmp_path: Path):
