@@ -44,13 +44,13 @@ def remote(folder: Path, full: bool) -> Iterator[Row]:
         unit="tiles/s",
         ratio=statistics.median(a / b for a, b in zip(away, near, strict=True)),
         goal=0.8,
-        note="Whole runs, Ray being up. Eight scenes are read side by side in each process "
+        note="Whole runs, Ray being up. Four scenes are read side by side in each process "
         "while one batch is encoded. The store runs on the same cores.",
     )
 
 
 def _rate(spec: IngestSpec, options: StorageOptions | None = None) -> float:
-    """Return tiles/s of a whole run: with eight scenes side by side, tiles arrive in bursts."""
+    """Return tiles/s of a whole run: with four scenes side by side, tiles arrive in bursts."""
     started = time.perf_counter()
     report = ingest(plan_ingest(spec, options), options=options)
     return report.rows / (time.perf_counter() - started)

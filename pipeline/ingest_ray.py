@@ -68,7 +68,7 @@ def _on_cpus(plan: IngestPlan, options: StorageOptions | None, cpus: int) -> Any
             max_size=actors,
             initial_size=actors,
             max_concurrent_calls_per_actor=at_once,
-            max_tasks_in_flight_per_actor=at_once + 1,
+            max_tasks_in_flight_per_actor=max(at_once, 2),
             enable_true_multi_threading=True,
         ),
     )

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, npt.NDArray[Any]]
 
 _LOCAL_SCENES_AT_ONCE = 1
-_REMOTE_SCENES_AT_ONCE = 8
+_REMOTE_SCENES_AT_ONCE = 4
 _ROWS_TO_SEND = 256
 
 

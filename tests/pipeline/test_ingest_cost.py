@@ -134,7 +134,7 @@ def test_memory_grows_with_cpus_and_batches(plan: IngestPlan):
     larger = replace(plan, spec=replace(plan.spec, batch_tiles=10 * plan.spec.batch_tiles))
     tile_bytes = 3 * TILE_PX**2 * 4
     grown = estimate_cost(larger, cpus=2).memory_bytes - small
-    assert grown == 2 * 4 * 9 * plan.spec.batch_tiles * tile_bytes
+    assert grown == 2 * 2 * 9 * plan.spec.batch_tiles * tile_bytes
 
 
 def test_files_on_s3_count_and_an_object_store_is_never_full(plan: IngestPlan, moto_s3: MotoS3):
