@@ -154,9 +154,10 @@ class QueryResolver:
         moment = Filter(since=date).since
         rows = self._searcher.find(Filter(bbox=(lon, lat, lon, lat)), _CANDIDATES).to_pydict()
         if not rows["row"]:
+            west, south, east, north = self._searcher.manifest.bbox
             raise NotFoundError(
-                f"the archive has no tile at lon {lon}, lat {lat}; "
-                "`skysift archive info` prints what it covers"
+                f"the index has no tile at lon {lon}, lat {lat}; its tiles lie between "
+                f"lon {west:.4f} and {east:.4f}, lat {south:.4f} and {north:.4f}"
             )
         times = [when.timestamp() for when in rows["datetime"]]
         if isinstance(moment, dt.datetime):

@@ -140,6 +140,12 @@ class IndexManifest:
         return sum(shard.live_rows for shard in self.shards)
 
     @property
+    def bbox(self) -> Bounds:
+        """The WGS84 box (west, south, east, north) around all rows."""
+        west, south, east, north = zip(*(shard.bbox for shard in self.shards), strict=True)
+        return min(west), min(south), max(east), max(north)
+
+    @property
     def mapped(self) -> bool:
         """Whether searches map its FAISS files instead of reading them."""
         return bool(self.spec["mapped"])

@@ -143,13 +143,12 @@ class IndexBackend:
     def about(self) -> IndexAnswer:
         """Describe the index; the service adds what it allows."""
         manifest = self._current().searcher.manifest
-        boxes = np.array([shard.bbox for shard in manifest.shards], dtype=np.float64)
         return IndexAnswer(
             version=manifest.version,
             snapshot=manifest.snapshot,
             rows=manifest.rows,
             dimension=manifest.parameters.dimension,
-            bbox=[*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()],
+            bbox=list(manifest.bbox),
             since=_utc(min(shard.since for shard in manifest.shards)),
             until=_utc(max(shard.until for shard in manifest.shards)),
             classes=list(manifest.classes),
