@@ -212,7 +212,7 @@ def _read_matlab(dataset: str, data: bytes, table: str) -> Mapping[str, NDArray[
 
     try:
         labels = np.asarray(loadmat(io.BytesIO(data), variable_names=["labels"])["labels"])
-    except (MatReadError, ValueError, TypeError, KeyError) as error:
+    except (MatReadError, ValueError, TypeError, LookupError) as error:
         raise ConfigError(
             f"{dataset}: {table} holds no readable `labels` ({error}); download it again"
         ) from error

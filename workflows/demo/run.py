@@ -156,8 +156,7 @@ class _Run:
         inputs = {"dataset": dataset, "training": repr(self._training)}
         encoder = step("training", inputs, ["encoder"], self.train).digest
         untrained = step("untrained", inputs, ["untrained"], self.save_untrained).digest
-        outputs = ["archive", "archive.lock"]
-        archive = step("ingest", {"encoder": encoder}, outputs, self.ingest).digest
+        archive = step("ingest", {"encoder": encoder}, ["archive"], self.ingest).digest
         inputs = {"archive": archive, "shards": self.spec.shards}
         index = step("index", inputs, ["index"], self.index).digest
         answers = step("search", {"index": index}, ["recipe.yaml"], self.search)
