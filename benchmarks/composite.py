@@ -17,12 +17,13 @@ import numpy as np
 import rasterio
 
 from benchmarks.measure import Row, in_turns, publish, seconds
-from pipeline.composite import make_composites, median_of_days
-from pipeline.composite_plan import CompositeSpec, plan_composites
-from pipeline.grids import GridSpec
-from storage.catalog import read_scenes
-from storage.rasters import write_geotiff
-from storage.scenes import BandMapping, CatalogSpec, MaskMapping, SceneQuery
+from pipeline.composite.driver import make_composites, median_of_days
+from pipeline.composite.plan import plan_composites
+from pipeline.composite.spec import CompositeSpec
+from pipeline.tiles.spec import GridSpec
+from storage.catalog.read import read_scenes
+from storage.raster.writer import write_geotiff
+from storage.scene import BandMapping, CatalogSpec, MaskMapping, SceneQuery
 
 BANDS = ("red", "green", "blue", "nir")
 DAYS = 16

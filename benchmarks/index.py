@@ -23,17 +23,12 @@ import numpy as np
 
 from benchmarks.measure import Row, in_turns, publish, seconds
 from benchmarks.vectors import add_rows, clustered, make_archive
-from pipeline.cluster import ray_session
-from pipeline.index_steps import threads_for
-from pipeline.indexing import (
-    IndexManifest,
-    IndexSpec,
-    build_index,
-    compact_index,
-    plan_build,
-    update_index,
-)
-from pipeline.search import Searcher
+from pipeline.indexing.driver import build_index, compact_index, plan_build, update_index
+from pipeline.indexing.spec import IndexSpec
+from pipeline.indexing.steps import threads_for
+from pipeline.runtime.cluster import ray_session
+from pipeline.search.searcher import Searcher
+from storage.index.manifest import IndexManifest
 from storage.progress import Progress
 
 DIMENSION = 128
@@ -43,8 +38,8 @@ BUDGET_BYTES = 6_000_000_000
 ADDED_ROWS = 100_000
 _LOADED = """
 import json, os, sys
-from storage.index_files import IndexFiles
-from storage.manifest import read_manifest
+from storage.index.files import IndexFiles
+from storage.index.manifest import read_manifest
 def rss(): return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 before, manifest = rss(), read_manifest(sys.argv[1])
 files = IndexFiles(sys.argv[1])

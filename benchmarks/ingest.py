@@ -30,8 +30,8 @@ from benchmarks.ingest_world import (
     write_scenes,
 )
 from benchmarks.measure import Row, publish
-from pipeline.cluster import ray_session
-from pipeline.ingest import HERE_TILES
+from pipeline.ingest.driver import HERE_TILES
+from pipeline.runtime.cluster import ray_session
 
 CORES = os.cpu_count() or 1
 TILE_PX = 128

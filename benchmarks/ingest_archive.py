@@ -11,11 +11,11 @@ import zarr
 
 from benchmarks.ingest_world import job, write_bundle, write_scenes
 from benchmarks.measure import Row, in_turns
-from pipeline.ingest import ingest, plan_ingest
-from storage.archive import Archive
-from storage.archive_spec import ArchiveSpec
-from storage.commits import ArchiveWriter, SegmentRows, write_segment
-from storage.ledger import LedgerEntry
+from pipeline.ingest.driver import ingest, plan_ingest
+from storage.archive.ledger import LedgerEntry
+from storage.archive.reader import Archive
+from storage.archive.spec import ArchiveSpec
+from storage.archive.writer import ArchiveWriter, SegmentRows, write_segment
 
 DIMENSION = 256
 SPEC = ArchiveSpec(

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline import ingest
+from pipeline.ingest import driver as ingest
 from storage.progress import Progress
 from workflows import console
 from workflows.cli import main

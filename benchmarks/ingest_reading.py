@@ -11,8 +11,10 @@ from rasterio.vrt import WarpedVRT
 
 from benchmarks.ingest_world import BANDS, CRS, plain_loop, write_scenes
 from benchmarks.measure import Row, in_turns
-from pipeline.tiling import TileGrid, TileRules, read_tiles
-from storage.scenes import BandSource, Scene
+from pipeline.tiles.grid import TileGrid
+from pipeline.tiles.read import read_tiles
+from pipeline.tiles.spec import TileRules
+from storage.scene import BandSource, Scene
 
 TILE_PX = 128
 
@@ -52,7 +54,7 @@ def reading(folder: Path, full: bool) -> Iterator[Row]:
         ratio=1 / ratio,
         goal=0.9,
         note="Limit: GDAL's inflate, three quarters of the time; the rest is casting to float32. "
-        "Each block is decoded once (tests/pipeline/test_tiling.py counts).",
+        "Each block is decoded once (tests/pipeline/tiles/test_read.py counts).",
     )
 
 

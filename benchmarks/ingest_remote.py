@@ -13,10 +13,10 @@ from pathlib import Path
 from benchmarks.ingest_world import job, options_for, write_bundle, write_scenes
 from benchmarks.measure import Row
 from benchmarks.slow_store import BUCKET
-from pipeline.cluster import ray_session
-from pipeline.ingest import ingest, plan_ingest
-from pipeline.ingest_plan import IngestSpec
-from storage.object_store import StorageOptions
+from pipeline.ingest.driver import ingest, plan_ingest
+from pipeline.ingest.spec import IngestSpec
+from pipeline.runtime.cluster import ray_session
+from storage.location import StorageOptions
 
 LATENCY_S = 0.05
 TILE_PX = 128

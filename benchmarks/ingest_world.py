@@ -12,14 +12,15 @@ import numpy as np
 import rasterio
 import torch
 
-from encoders.bundle import EncoderSpec, load_encoder, pretrained_bundle
-from pipeline.ingest import ingest, plan_ingest
-from pipeline.ingest_plan import IngestSpec
-from pipeline.ingest_stages import Batch, SceneCollector, SceneRows
-from pipeline.tiling import GridSpec
-from storage.catalog import CatalogSpec
-from storage.object_store import StorageOptions
-from storage.rasters import write_geotiff
+from encoders.bundle import load_encoder, pretrained_bundle
+from encoders.spec import EncoderSpec
+from pipeline.ingest.driver import ingest, plan_ingest
+from pipeline.ingest.kernels import Batch, SceneCollector, SceneRows
+from pipeline.ingest.spec import IngestSpec
+from pipeline.tiles.spec import GridSpec
+from storage.location import StorageOptions
+from storage.raster.writer import write_geotiff
+from storage.scene import CatalogSpec
 
 CRS, CORNER = "EPSG:32632", (320_000.0, 4_800_000.0)
 BANDS = ("b1", "b2", "b3", "b4")
@@ -139,7 +140,7 @@ def steady_rate(spec: IngestSpec) -> float:
             seen.append((time.perf_counter(), seen[-1][1] + tiles))
             return super().add(batch)
 
-    with patch("pipeline.ingest.SceneCollector", Counting):
+    with patch("pipeline.ingest.driver.SceneCollector", Counting):
         ingest(plan_ingest(spec))
     last = seen[-1][1]
     middle = [(when, tiles) for when, tiles in seen if 0.2 * last <= tiles <= 0.8 * last]

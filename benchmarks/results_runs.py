@@ -19,17 +19,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from encoders.backbones import Backbone
-from encoders.bundle import Encoder, EncoderSpec
+from encoders.backbones.stem import Backbone
+from encoders.bundle import Encoder
 from encoders.loop import LoopSpec, TrainingLoop, TrainingRows
 from encoders.losses import LabelStatistics, build_loss, loss_options
 from encoders.metrics import random_ranking_metrics, retrieval_metrics
 from encoders.projection import build_head
 from encoders.sampling import LabelAwareBatchSampler
-from pipeline.datasets import import_folder
-from pipeline.training_spec import TrainingSpec
-from pipeline.training_worker import initial_encoder
-from storage.datasets import LabelledDataset
+from encoders.spec import EncoderSpec
+from pipeline.datasets.folder import import_folder
+from pipeline.training.spec import TrainingSpec
+from pipeline.training.worker import initial_encoder
+from storage.dataset import LabelledDataset
 
 K = 50
 

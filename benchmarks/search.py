@@ -2,8 +2,8 @@
 
 The limit is one FAISS index of the same kind in this process with the same threads, as FAISS comes:
 what the actors add is a message, exact scores, ties in order, filters and columns. What FAISS does
-when it multiplies matrices as early as ours do (`storage.quantizers`) is told beside it. ``--full``
-measures a million rows.
+when it multiplies matrices as early as ours do (`storage.index.quantizer`) is told beside it.
+``--full`` measures a million rows.
 """
 
 import argparse
@@ -24,15 +24,16 @@ import ray
 
 from benchmarks.measure import Row, in_turns, publish, rested, seconds
 from benchmarks.vectors import clustered, make_archive
-from pipeline.cluster import ray_session
-from pipeline.index_plan import IndexSpec
-from pipeline.indexing import build_index
-from pipeline.search import Filter, Searcher
-from storage.archive import Archive
-from storage.index_files import IndexFiles
-from storage.manifest import read_manifest
-from storage.quantizers import set_threads
-from storage.shards import ShardGroup
+from pipeline.indexing.driver import build_index
+from pipeline.indexing.spec import IndexSpec
+from pipeline.runtime.cluster import ray_session
+from pipeline.search.searcher import Searcher
+from storage.archive.reader import Archive
+from storage.index.files import IndexFiles
+from storage.index.filter import Filter
+from storage.index.manifest import read_manifest
+from storage.index.quantizer import set_threads
+from storage.index.shard import ShardGroup
 
 K, RECALL, DIMENSION = 10, 0.95, 128
 _JUDGED, _BATCHES, _TURNS = 256, (2048, 256), 7

@@ -2,10 +2,11 @@
 
     python -m benchmarks.service [--full]
 
-The in-process limit is `pipeline.search.Searcher` with the same search actors, asked by as many
-threads as there are clients. The clients over HTTP are a process of their own (aiohttp), so that
-they do not share an interpreter with the service; they do share the machine's cores with it, as the
-threads of the limit do. ``--full`` adds ten minutes at 80 % load, a process killed every minute.
+The in-process limit is `pipeline.search.searcher.Searcher` with the same search actors, asked by as
+many threads as there are clients. The clients over HTTP are a process of their own (aiohttp), so
+that they do not share an interpreter with the service; they do share the machine's cores with it,
+as the threads of the limit do. ``--full`` adds ten minutes at 80 % load, a process killed every
+minute.
 """
 
 import argparse
@@ -32,9 +33,9 @@ import numpy as np
 from benchmarks.measure import Row, publish
 from benchmarks.service_clients import HEADERS
 from benchmarks.vectors import clustered, make_archive
-from pipeline.cluster import ray_session
-from pipeline.indexing import build_index
-from pipeline.search import Searcher
+from pipeline.indexing.driver import build_index
+from pipeline.runtime.cluster import ray_session
+from pipeline.search.searcher import Searcher
 from workflows.service.app import Limits
 from workflows.service.backend import Served
 from workflows.service.deploy import ServiceSpec, prepare_proxy, serve_index

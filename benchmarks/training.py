@@ -30,11 +30,11 @@ from benchmarks.measure import Row, publish
 from encoders.augment import Augmentation
 from encoders.loop import TrainingLoop
 from encoders.losses import LabelStatistics, build_loss
-from pipeline.cluster import ray_session
-from pipeline.training import TrainingSpec, train
-from pipeline.training_spec import TrainingJob
-from pipeline.training_worker import TrainingWorker, initial_encoder, loop_spec
-from storage.datasets import DatasetWriter, LabelledDataset, read_info
+from pipeline.runtime.cluster import ray_session
+from pipeline.training.driver import train
+from pipeline.training.spec import TrainingJob, TrainingSpec
+from pipeline.training.worker import TrainingWorker, initial_encoder, loop_spec
+from storage.dataset import DatasetWriter, LabelledDataset, read_info
 
 BANDS, LABELS = ("red", "green", "blue", "nir"), 17
 _SPAWN = multiprocessing.get_context("spawn")

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from storage.archive import Archive
-from storage.archive_spec import ArchiveSpec
-from storage.commits import ArchiveWriter, SegmentRows, write_segment
-from storage.ledger import LedgerEntry
+from storage.archive.ledger import LedgerEntry
+from storage.archive.reader import Archive
+from storage.archive.spec import ArchiveSpec
+from storage.archive.writer import ArchiveWriter, SegmentRows, write_segment
 
 Float32 = npt.NDArray[np.float32]
 

@@ -18,7 +18,7 @@ import click
 from pydantic import BaseModel
 
 from workflows.cli import cli
-from workflows.sections import Recipe
+from workflows.recipe.schema import Recipe
 from workflows.service.app import create_app
 
 FOLDER = Path(__file__).parent / "reference"
@@ -38,10 +38,10 @@ SURFACE = {
     "encoders.losses.build_loss": (),
     "encoders.losses.LabelStatistics": ("from_labels",),
     "encoders.metrics.retrieval_metrics": (),
-    "pipeline.ingest_plan.IngestSpec": (),
+    "pipeline.ingest.IngestSpec": (),
     "pipeline.ingest.plan_ingest": (),
     "pipeline.ingest.ingest": (),
-    "pipeline.index_plan.IndexSpec": (),
+    "pipeline.indexing.IndexSpec": (),
     "pipeline.indexing.build_index": (),
     "pipeline.indexing.update_index": (),
     "pipeline.search.Searcher": ("connect", "search"),

@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from encoders.backbones import Backbone, build_backbone
-from encoders.bundle_spec import (
+from encoders.backbones.build import build_backbone
+from encoders.backbones.stem import Backbone
+from encoders.projection import build_head
+from encoders.spec import (
     DESCRIPTION_FILE,
     FORMAT,
     WEIGHTS_FILE,
@@ -32,19 +34,8 @@ from encoders.bundle_spec import (
     read_bundle,
     spec_digest,
 )
-from encoders.projection import build_head
 from storage.errors import ConfigError
-from storage.object_store import StorageOptions, write_bytes
-from storage.uris import join_uri
-
-__all__ = [
-    "Encoder",
-    "EncoderSpec",
-    "load_encoder",
-    "new_encoder",
-    "pretrained_bundle",
-    "save_bundle",
-]
+from storage.location import StorageOptions, join_uri, write_bytes
 
 _CHUNK_TILES = {"cpu": 16}
 """Tiles to a forward pass. Few enough that a CPU's caches hold them: tiny-cnn is 1.8 times as fast

@@ -22,13 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from encoders.augment import Augmentation
+from encoders.batch_norm import globalise_batch_norm
 from encoders.bundle import Encoder
 from encoders.gather import KeyQueue, average_gradients, cached_backward, gather_rows, global_loss
-from encoders.losses import Loss
-from encoders.normalisation import globalise_batch_norm
+from encoders.losses.core import Loss
 from encoders.sampling import LabelAwareBatchSampler
-from storage.ahead import one_ahead
 from storage.errors import ConfigError, SkysiftError
+from storage.prefetch import one_ahead
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]

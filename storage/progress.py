@@ -4,8 +4,15 @@ Libraries report :class:`Progress` values to a sink; only the command line decid
 becomes a bar, plain lines or nothing.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import datetime as dt
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from storage.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,3 +35,84 @@ ProgressSink = Callable[[Progress], None]
 
 def quiet(report: Progress) -> None:
     """Discard a report: the default sink."""
+
+
+EventName = Literal["started", "scene", "committed", "finished", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """One thing that happened; what is None has no meaning for it and is left out of the log.
+
+    Parameters
+    ----------
+    event
+        ``started``, ``scene`` (one was settled), ``committed``, ``finished`` or ``failed``.
+    stage
+        What was at work: ``ingest`` or ``watch``.
+    archive
+        URI of the archive.
+    scene, state, reason
+        The scene's id, what became of it (``embedded``, ``empty``, ``quarantined``) and why;
+        ``reason`` is also what a run failed of.
+    rows, scenes
+        Rows of the scene, of the commit or of the run; scenes that the run is to settle, of the
+        commit, or that the run settled.
+    snapshot
+        Of the archive, after the commit.
+    seconds
+        That the run took.
+    """
+
+    event: EventName
+    stage: str = "ingest"
+    archive: str | None = None
+    scene: str | None = None
+    state: str | None = None
+    reason: str | None = None
+    rows: int | None = None
+    scenes: int | None = None
+    snapshot: str | None = None
+    seconds: float | None = None
+
+
+EventSink = Callable[[Event], None]
+
+
+def unheard(event: Event) -> None:
+    """Discard an event: the default sink."""
+
+
+@contextmanager
+def event_log(path: Path | None) -> Iterator[EventSink]:
+    """Append events to a file, each with its time (UTC); discard them when there is no file.
+
+    An error that leaves the block is the last event.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be written.
+    """
+    if path is None:
+        yield unheard
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"event log {path} cannot be written: {error.strerror}") from error
+
+    def write(event: Event) -> None:
+        said = {name: value for name, value in asdict(event).items() if value is not None}
+        now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
+        stream.write(json.dumps({"time": now, **said}, ensure_ascii=False) + "\n")
+        stream.flush()
+
+    with stream:
+        try:
+            yield write
+        except BaseException as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            write(Event(event="failed", reason=reason))
+            raise

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.object_store import StorageOptions, filesystem
+from storage.location import StorageOptions, filesystem
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
@@ -39,7 +39,7 @@ class MotoS3:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One private Ray instance of two CPUs for the whole run."""
-    from pipeline.cluster import ray_session
+    from pipeline.runtime.cluster import ray_session
 
     with ray_session(cpus=2):
         yield

@@ -18,8 +18,8 @@ from benchmarks.results_plan import (
 from benchmarks.results_runs import Run, World, measure, score, train
 from encoders.loop import TrainingRows
 from encoders.losses import LabelStatistics, build_loss, loss_names
-from storage.archive import Archive
-from storage.datasets import LabelledDataset
+from storage.archive.reader import Archive
+from storage.dataset import LabelledDataset
 
 BASE = Run(loss="macl", epochs=2, batch_size=16, hidden=8, dimension=4)
 

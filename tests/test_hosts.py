@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.archive import Archive
-from tests.host_jobs import HOSTS
-from tests.hosts import POSSIBLE, Hosts, hosts
-from tests.pipeline.test_ingest import make_bundle, write_scene
-from tests.pipeline.test_training import write_dataset
+from storage.archive.reader import Archive
+from tests.pipeline.ingest.test_driver import make_bundle, write_scene
+from tests.pipeline.training.test_driver import write_dataset
+from tests.support.host_jobs import HOSTS
+from tests.support.hosts import POSSIBLE, Hosts, hosts
 
 pytestmark = [
     pytest.mark.slow,
@@ -45,7 +45,7 @@ def run(
     cluster: Hosts, job: str, folder: Path, name: str, halfway: Callable[[], None] | None = None
 ) -> dict[str, object]:
     """Run a job on the head; call ``halfway`` once it is half done."""
-    command = [sys.executable, "-m", "tests.host_jobs", job, str(folder), name]
+    command = [sys.executable, "-m", "tests.support.host_jobs", job, str(folder), name]
     printed, called = [], False
     with cluster.start(command) as process:
         watchdog = threading.Timer(400, process.kill)
@@ -65,7 +65,7 @@ def run(
 
 
 def _half_done(words: list[str]) -> bool:
-    """Tell whether a line of :func:`tests.host_jobs.say` is past the middle."""
+    """Tell whether a line of :func:`tests.support.host_jobs.say` is past the middle."""
     return (
         words[:1] == ["progress"] and words[3].isdigit() and int(words[2]) * 2 >= int(words[3]) > 1
     )

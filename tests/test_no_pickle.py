@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from encoders.bundle import EncoderSpec, load_encoder, pretrained_bundle
-from storage.datasets import DatasetInfo, LabelledDataset
+from encoders.bundle import load_encoder, pretrained_bundle
+from encoders.spec import EncoderSpec
+from storage.dataset import DatasetInfo, LabelledDataset
 from storage.errors import CorruptIndexError, SkysiftError
-from storage.sidecar import Sidecar
-from workflows.commands.search_examples import _vectors
+from storage.index.sidecar import Sidecar
+from workflows.commands.search import _vectors
 
 
 class _Bomb:

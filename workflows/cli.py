@@ -9,7 +9,7 @@ from importlib import import_module
 
 import click
 
-from workflows.failures import run_to_exit_code
+from workflows.exit_codes import run_to_exit_code
 
 # Verb -> (module, attribute, its line in the list of verbs).
 VERBS = {

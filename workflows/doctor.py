@@ -19,9 +19,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from storage.errors import SkysiftError
-from storage.geotiff import gdal_report
-from storage.object_store import StorageOptions, exists
-from storage.uris import is_local, local_path
+from storage.location import StorageOptions, exists, is_local, local_path
+from storage.raster.geotiff import gdal_report
 
 Verdict = Literal["ok", "note", "broken"]
 _MIN_FREE_BYTES = 5 * 10**9

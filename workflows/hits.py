@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from storage.archive.export import hits_to_geojson, hits_to_geoparquet
 from storage.errors import ConfigError
-from storage.export import hits_to_geojson, hits_to_geoparquet
-from storage.object_store import StorageOptions, write_bytes
+from storage.location import StorageOptions, write_bytes
 
 EDGES = ("west", "south", "east", "north")
 
@@ -21,7 +21,7 @@ def hit_records(table: pa.Table) -> list[dict[str, Any]]:
     Parameters
     ----------
     table
-        What :meth:`pipeline.search.Hits.to_arrow` gave.
+        What :meth:`pipeline.search.searcher.Hits.to_arrow` gave.
     """
     records = []
     for rank, row in enumerate(table.to_pylist(), start=1):

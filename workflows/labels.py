@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.grids import GridSpec, TileGrid, grid_for_scene
-from pipeline.landcover import TileLabels, join_labels, tile_labels
-from storage.object_store import StorageOptions
+from pipeline.analysis.landcover import TileLabels, join_labels, tile_labels
+from pipeline.tiles.grid import TileGrid, grid_for_scene
+from pipeline.tiles.spec import GridSpec
+from storage.location import StorageOptions
 from storage.progress import ProgressSink, quiet
-from storage.rasters import SceneReader
-from storage.scenes import Scene
+from storage.raster.reader import SceneReader
+from storage.scene import Scene
 
 
 def label_scenes(

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline.indexing import IndexManifest, IndexSpec, build_index, read_manifest, update_index
-from pipeline.ingest import ingest, plan_ingest
-from pipeline.ingest_cost import SAMPLE_SCENES, estimate_cost, require_room
-from pipeline.ingest_plan import IngestPlan, IngestSpec
-from storage.archive import Archive
+from pipeline.indexing.driver import build_index, update_index
+from pipeline.indexing.spec import IndexSpec
+from pipeline.ingest.cost import SAMPLE_SCENES, estimate_cost, require_room
+from pipeline.ingest.driver import ingest, plan_ingest
+from pipeline.ingest.spec import IngestPlan, IngestSpec
+from storage.archive.reader import Archive
 from storage.errors import (
     ConfigError,
     EmptyCatalogError,
@@ -29,11 +30,10 @@ from storage.errors import (
     NotFoundError,
     SkysiftError,
 )
-from storage.events import EventSink, unheard
-from storage.object_store import StorageOptions
-from storage.progress import ProgressSink, quiet
-from storage.scenes import SceneQuery
-from storage.uris import is_local, local_path
+from storage.index.manifest import IndexManifest, read_manifest
+from storage.location import StorageOptions, is_local, local_path
+from storage.progress import EventSink, ProgressSink, quiet, unheard
+from storage.scene import SceneQuery
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def poll(
     ------
     SkysiftError
         The source cannot be read or holds nothing any more, the disk has no room, or as
-        :func:`pipeline.ingest.ingest` and :func:`pipeline.indexing.update_index` say.
+        :func:`pipeline.ingest.driver.ingest` and :func:`pipeline.indexing.driver.update_index` say.
     """
     started, started_at = time.monotonic(), dt.datetime.now(dt.UTC)
     arrivals: tuple[Arrival, ...] = ()

@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from encoders.backbones import backbone_names, build_backbone
-from encoders.stem import inflate_stem
+from encoders.backbones.build import backbone_names, build_backbone
+from encoders.backbones.stem import inflate_stem
 from storage.errors import ConfigError, NotFoundError
 
 BANDS = ("blue", "green", "red", "nir")

@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from encoders.bundle import (
-    Encoder,
-    EncoderSpec,
-    load_encoder,
-    new_encoder,
-    pretrained_bundle,
-    save_bundle,
-)
+from encoders.bundle import Encoder, load_encoder, new_encoder, pretrained_bundle, save_bundle
 from encoders.projection import principal_head
+from encoders.spec import EncoderSpec
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
 
 SPEC = EncoderSpec(

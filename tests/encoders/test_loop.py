@@ -11,10 +11,11 @@ import torch.multiprocessing
 from torch import nn
 
 from encoders.augment import Augmentation
-from encoders.bundle import Encoder, EncoderSpec, new_encoder
+from encoders.batch_norm import GlobalBatchNorm2d, globalise_batch_norm
+from encoders.bundle import Encoder, new_encoder
 from encoders.loop import LoopSpec, TrainingLoop, TrainingRows, sharded
 from encoders.losses import LabelStatistics, build_loss
-from encoders.normalisation import GlobalBatchNorm2d, globalise_batch_norm
+from encoders.spec import EncoderSpec
 from storage.errors import ConfigError, SkysiftError
 
 ROWS, CLASSES = 48, 5

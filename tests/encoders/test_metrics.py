@@ -14,12 +14,7 @@ from torchmetrics.functional.retrieval import (
     retrieval_recall,
 )
 
-from encoders.metrics import (
-    random_ranking_metrics,
-    rare_labels,
-    retrieval_metrics,
-    score_retrieval,
-)
+from encoders.metrics import random_ranking_metrics, rare_labels, retrieval_metrics, score_retrieval
 from encoders.ranking import nearest
 from storage.errors import ConfigError
 

@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from storage.object_store import upload
-from storage.rasters import write_geotiff
+from storage.location import upload
+from storage.raster.writer import write_geotiff
 from workflows.cli import VERBS, cli, main
 
 REPOSITORY = Path(__file__).resolve().parents[2]

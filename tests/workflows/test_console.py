@@ -22,7 +22,7 @@ import pytest
 from storage.errors import CatalogError, ConfigError, NotFoundError, SceneError
 from storage.progress import Progress
 from workflows.console import ProgressView, format_table, write_json
-from workflows.failures import failure_line, run_to_exit_code
+from workflows.exit_codes import failure_line, run_to_exit_code
 
 
 class _Clock:
@@ -234,7 +234,7 @@ def test_a_signal_ends_with_one_line_and_runs_what_cleans_up(number, code, word,
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from workflows.failures import run_to_exit_code\n"
+        "from workflows.exit_codes import run_to_exit_code\n"
         "def work():\n"
         "    try:\n"
         "        print('started', flush=True)\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import ConfigError
-from storage.object_store import StorageOptions
+from storage.location import StorageOptions
 from workflows import doctor
 from workflows.cli import main
 

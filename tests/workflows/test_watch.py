@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.ingest
-from pipeline.indexing import IndexSpec, read_manifest
-from pipeline.ingest import ingest, plan_ingest
-from pipeline.ingest_plan import IngestSpec
-from storage.archive import Archive
-from storage.audit import verify
-from storage.care import create_tag, delete_scenes, rollback
-from storage.catalog import CatalogSpec
+import pipeline.ingest.driver
+from pipeline.indexing.spec import IndexSpec
+from pipeline.ingest.driver import ingest, plan_ingest
+from pipeline.ingest.spec import IngestSpec
+from storage.archive.audit import verify
+from storage.archive.maintenance import create_tag, delete_scenes, rollback
+from storage.archive.reader import Archive
 from storage.errors import CatalogError, EncoderMismatchError, SkysiftError
-from tests.pipeline.test_ingest import TILE_PX, make_bundle, rows_of, write_scene
+from storage.index.manifest import read_manifest
+from storage.scene import CatalogSpec
+from tests.pipeline.ingest.test_driver import TILE_PX, make_bundle, rows_of, write_scene
 from tests.workflows.test_cli import run
 from workflows.watch import PollReport, WatchJob, poll, sole_watcher, watch
 
@@ -45,7 +46,9 @@ def job(tmp_path: Path) -> WatchJob:
 @pytest.fixture
 def _here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Embed in this process: what a watch does with the outcome is the same."""
-    monkeypatch.setattr(pipeline.ingest, "_batches_on_ray", pipeline.ingest._batches_here)
+    monkeypatch.setattr(
+        pipeline.ingest.driver, "_batches_on_ray", pipeline.ingest.driver._batches_here
+    )
 
 
 @pytest.fixture

@@ -11,12 +11,11 @@ from workflows.commands.archive_options import (
     open_archive,
     snapshot_option,
 )
-from workflows.commands.common import Run, Verb, catalog_options, pass_run
+from workflows.commands.common import Duration, Run, Verb, catalog_options, pass_run
 from workflows.commands.drift import drift
-from workflows.commands.durations import Duration
 from workflows.commands.sheet import sheet
 from workflows.console import format_pairs, format_table
-from workflows.failures import EXIT_FAILED
+from workflows.exit_codes import EXIT_FAILED
 
 
 @click.group()
@@ -70,9 +69,9 @@ def info(run: Run, scenes: bool) -> None:
 @click.pass_context
 def audit(ctx: click.Context, run: Run) -> None:
     """Check that every scene of a catalog is accounted for (exit code 1 when not)."""
-    from storage.audit import audit as compare
-    from storage.catalog import read_scenes
-    from workflows.build import catalog_spec
+    from storage.archive.audit import audit as compare
+    from storage.catalog.read import read_scenes
+    from workflows.recipe.specs import catalog_spec
 
     opened = open_archive(run)
     listing = read_scenes(catalog_spec(run.settings), opened.spec.bands, run.storage)
@@ -103,7 +102,7 @@ def audit(ctx: click.Context, run: Run) -> None:
 @click.pass_context
 def verify(ctx: click.Context, run: Run) -> None:
     """Read every row again and check it (exit code 1 when something is wrong)."""
-    from storage.audit import verify as check
+    from storage.archive.audit import verify as check
 
     opened = open_archive(run)
     faults = check(opened)
@@ -140,12 +139,12 @@ def export(run: Run, kind: str, out: str) -> None:
     """
     opened = open_archive(run)
     if kind == "stac":
-        from storage.stac_archive import write_archive_item
+        from storage.archive.stac import write_archive_item
 
         item = write_archive_item(opened, out, run.storage)
         run.show({"file": out, "item": item["id"], "rows": len(opened)})
         return
-    from storage.export import to_geoparquet
+    from storage.archive.export import to_geoparquet
 
     run.show({"file": out, "rows": to_geoparquet(opened, out, options=run.storage)})
 
@@ -155,7 +154,7 @@ def export(run: Run, kind: str, out: str) -> None:
 @pass_run
 def snapshots(run: Run) -> None:
     """List the commits of an archive, the newest first, and their tags."""
-    from storage.care import list_snapshots
+    from storage.archive.maintenance import list_snapshots
 
     found = list_snapshots(archive_uri(run), run.storage)
     rows = [
@@ -183,7 +182,7 @@ def delete_scene(run: Run, scene_ids: tuple[str, ...], reason: str, again: bool)
     An ingest leaves deleted scenes out until their pixels change, or embeds them again after
     --again. Update the index to hide their rows there too.
     """
-    from storage.care import delete_scenes
+    from storage.archive.maintenance import delete_scenes
 
     done = delete_scenes(
         archive_uri(run), scene_ids, reason=reason, again=again, options=run.storage
@@ -206,7 +205,7 @@ def delete_scene(run: Run, scene_ids: tuple[str, ...], reason: str, again: bool)
 @pass_run
 def tag(run: Run, name: str, delete: bool) -> None:
     """Name a snapshot, the newest by default; tagged snapshots are never collected."""
-    from storage.care import create_tag, delete_tag, resolve_snapshot
+    from storage.archive.maintenance import create_tag, delete_tag, resolve_snapshot
 
     uri, wanted = archive_uri(run), run.recipe.archive.snapshot
     if delete:
@@ -228,7 +227,7 @@ def rollback(run: Run, snapshot: str) -> None:
 
     Rolling back to the previous snapshot, which is printed, undoes it. Build indexes again.
     """
-    from storage.care import rollback as go_back
+    from storage.archive.maintenance import rollback as go_back
 
     done = go_back(archive_uri(run), snapshot, run.storage)
     lines = {"newest snapshot": done.snapshot, "previous, to undo this": done.previous}
@@ -259,7 +258,7 @@ def gc(run: Run, older_than: dt.timedelta, dry_run: bool) -> None:
     The newest state and tagged snapshots stay. Update indexes first: a search of one that pins
     a forgotten snapshot cannot read its vectors.
     """
-    from storage.care import collect_garbage
+    from storage.archive.maintenance import collect_garbage
 
     done = collect_garbage(archive_uri(run), older_than, dry_run=dry_run, options=run.storage)
     verb = "would go" if dry_run else "gone"

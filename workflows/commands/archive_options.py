@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from workflows.commands.common import Run, recipe_option
 
 if TYPE_CHECKING:
-    from storage.archive import Archive
+    from storage.archive.reader import Archive
 
 archive_option = recipe_option("--archive", "archive.uri", "Archive to read.", metavar="URI")
 snapshot_option = recipe_option(
@@ -23,8 +23,8 @@ def archive_uri(run: Run) -> str:
 
 def open_archive(run: Run) -> "Archive":
     """Open the archive at the snapshot or tag that is asked for."""
-    from storage.archive import Archive
-    from storage.care import resolve_snapshot
+    from storage.archive.maintenance import resolve_snapshot
+    from storage.archive.reader import Archive
 
     uri, name = archive_uri(run), run.recipe.archive.snapshot
     return Archive.open(uri, name and resolve_snapshot(uri, name, run.storage), run.storage)

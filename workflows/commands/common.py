@@ -4,6 +4,8 @@ A verb's options that name recipe keys (:func:`recipe_option`) are not passed to
 override the recipe. The function gets a :class:`Run`.
 """
 
+import datetime as dt
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
@@ -21,12 +23,13 @@ from workflows.console import (
     write_json,
     write_lines,
 )
-from workflows.failures import Interrupted, end_on_sigterm
+from workflows.exit_codes import Interrupted, end_on_sigterm
 
 if TYPE_CHECKING:
-    from storage.object_store import StorageOptions
-    from workflows.config import LoadedRecipe
-    from workflows.sections import Recipe
+    from storage.location import StorageOptions
+    from workflows.recipe.load import LoadedRecipe
+    from workflows.recipe.schema import Recipe
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 _OVERRIDES = "skysift.overrides"
@@ -51,7 +54,7 @@ class Run:
     @cached_property
     def settings(self) -> "LoadedRecipe":
         """The recipe, then ``--set``, then the options of the verb."""
-        from workflows.config import Override, load_recipe
+        from workflows.recipe.load import Override, load_recipe
 
         options = [
             Override(path=tuple(key.split(".")), value=value, origin=option)
@@ -67,7 +70,7 @@ class Run:
     @cached_property
     def storage(self) -> "StorageOptions":
         """How to reach the object store."""
-        from workflows.build import storage_options
+        from workflows.recipe.specs import storage_options
 
         return storage_options(self.recipe.storage)
 
@@ -86,7 +89,7 @@ class Run:
     @contextmanager
     def ray(self, needed: bool = True) -> Iterator[None]:
         """Be connected to Ray inside the block, and end it orderly on SIGTERM."""
-        from pipeline.cluster import ray_session
+        from pipeline.runtime.cluster import ray_session
 
         section = self.recipe.cluster
         with ExitStack() as stack:
@@ -240,3 +243,23 @@ def catalog_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+_UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+
+
+class Duration(click.ParamType[dt.timedelta]):
+    """A number and its unit; becomes a :class:`datetime.timedelta` above zero."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dt.timedelta:
+        """Read the text of an option."""
+        if isinstance(value, dt.timedelta):
+            return value
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([dhms])", str(value).strip().lower())
+        if not match or not float(match[1]):
+            self.fail(f"{value!r} is no span of time; write for example 30d, 12h, 15m or 90s")
+        return dt.timedelta(**{_UNITS[match[2]]: float(match[1])})

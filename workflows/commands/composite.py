@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workflows.commands.common import Run, Verb, catalog_options, pass_run, recipe_option
-from workflows.failures import EXIT_QUARANTINED
+from workflows.exit_codes import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
-    from pipeline.composite_plan import CompositePlan, CompositeReport
+    from pipeline.composite.plan import CompositePlan, CompositeReport
 
 
 class _Names(click.ParamType[tuple[str, ...]]):
@@ -53,9 +53,9 @@ def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
     `catalog.mask` says. With --bbox, composites end at the box. The same command makes only what
     is new or has other sources. Exit code 3 when something could not be read.
     """
-    from pipeline.composite import make_composites
-    from pipeline.composite_plan import plan_composites
-    from workflows.build import composite_spec
+    from pipeline.composite.driver import make_composites
+    from pipeline.composite.plan import plan_composites
+    from workflows.recipe.specs import composite_spec
 
     plan = plan_composites(composite_spec(run.settings), run.storage)
     if dry_run:

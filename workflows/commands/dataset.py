@@ -7,7 +7,7 @@ import click
 from workflows.commands.common import Run, Verb, catalog_options, pass_run, recipe_option
 
 if TYPE_CHECKING:
-    from storage.datasets import DatasetInfo
+    from storage.dataset import DatasetInfo
     from storage.progress import ProgressSink
 
 
@@ -79,8 +79,8 @@ def import_(run: Run) -> None:
 
 
 def _import_images(run: Run, progress: "ProgressSink") -> "DatasetInfo":
-    from pipeline.datasets import importers
-    from workflows.build import split_rule
+    from pipeline.datasets.importers import importers
+    from workflows.recipe.specs import split_rule
 
     section = run.recipe.dataset
     settings = {name: getattr(section, name) for name in _SETTINGS[section.importer]}
@@ -96,10 +96,10 @@ def _import_images(run: Run, progress: "ProgressSink") -> "DatasetInfo":
 
 
 def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
-    from pipeline.datasets import import_scenes
-    from storage.catalog import read_scenes
-    from workflows.build import catalog_spec, grid_spec, split_rule, tile_rules
+    from pipeline.datasets.scenes import import_scenes
+    from storage.catalog.read import read_scenes
     from workflows.labels import label_scenes
+    from workflows.recipe.specs import catalog_spec, grid_spec, split_rule, tile_rules
 
     section = run.recipe.dataset
     scenes = read_scenes(catalog_spec(run.settings), section.bands, run.storage).scenes

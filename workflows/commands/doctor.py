@@ -5,7 +5,7 @@ from dataclasses import asdict
 import click
 
 from workflows.commands.common import Run, Verb, pass_run
-from workflows.failures import EXIT_FAILED
+from workflows.exit_codes import EXIT_FAILED
 
 _PLACES = ("catalog.source", "encoder.bundle", "archive.uri", "index.uri")
 

@@ -10,7 +10,7 @@ from workflows.commands.common import Run, Verb, pass_run
 from workflows.console import format_table
 
 if TYPE_CHECKING:
-    from storage.archive import Archive
+    from storage.archive.reader import Archive
 
 
 @click.command(
@@ -41,7 +41,7 @@ def drift(run: Run, /, **options: Any) -> None:
     mean discrepancy of two uniform samples, and "p" how often a random division gives as much.
     Rows of other ground differ too: compare what covers the same area.
     """
-    from pipeline.drift import DriftSpec, measure_drift
+    from pipeline.analysis.drift import DriftSpec, measure_drift
 
     if sum(options[name] is not None for name in ("by", "split", "since_snapshot")) > 1:
         raise click.UsageError("give at most one of --by, --split and --since-snapshot")
@@ -64,9 +64,9 @@ def drift(run: Run, /, **options: Any) -> None:
 
 
 def _groups(run: Run, archive: "Archive", options: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
-    from pipeline.drift import groups_by_date, groups_by_period, groups_by_snapshot
-    from storage.archive import Archive
-    from storage.care import resolve_snapshot
+    from pipeline.analysis.drift import groups_by_date, groups_by_period, groups_by_snapshot
+    from storage.archive.maintenance import resolve_snapshot
+    from storage.archive.reader import Archive
 
     if options["split"] is not None:
         return groups_by_date(archive, options["split"].replace(tzinfo=dt.UTC))

@@ -68,10 +68,10 @@ def info(run: Run) -> None:
 def _spec(run: Run) -> Any:
     from dataclasses import replace
 
-    from pipeline.statistics import band_statistics
-    from storage.catalog import read_scenes
-    from storage.datasets import read_info
-    from workflows.build import catalog_spec, encoder_spec
+    from pipeline.analysis.statistics import band_statistics
+    from storage.catalog.read import read_scenes
+    from storage.dataset import read_info
+    from workflows.recipe.specs import catalog_spec, encoder_spec
 
     section = run.recipe.encoder
     if section.band_mean is not None and section.band_std is not None:

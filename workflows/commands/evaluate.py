@@ -40,7 +40,7 @@ def evaluate(run: Run, same_place: bool, archive_labels: bool) -> None:
 
 
 def _by_place(run: Run) -> None:
-    from pipeline.evaluation import same_place_recall
+    from pipeline.analysis.evaluation import same_place_recall
 
     archive, columns = _read_archive(run, ["embedding", "tile_key", "scene"])
     depths = run.recipe.evaluate.same_place_k
@@ -66,8 +66,8 @@ def _by_place(run: Run) -> None:
 def _archive_labels(run: Run) -> None:
     import numpy as np
 
-    from pipeline.evaluation import evaluate_labels
-    from storage.archive import Archive
+    from pipeline.analysis.evaluation import evaluate_labels
+    from storage.archive.reader import Archive
     from storage.errors import ConfigError
 
     uri = run.need_path("archive.uri", "--archive")
@@ -97,8 +97,8 @@ def _dataset_labels(run: Run) -> None:
     import numpy as np
 
     from encoders.bundle import load_encoder
-    from pipeline.evaluation import evaluate_labels
-    from storage.datasets import LabelledDataset
+    from pipeline.analysis.evaluation import evaluate_labels
+    from storage.dataset import LabelledDataset
 
     uri = run.need_path("dataset.uri", "--dataset")
     bundle = run.need_path("encoder.bundle", "--encoder")
@@ -144,7 +144,7 @@ def _embed(encoder: Any, dataset: Any, rows: Any, progress: Any) -> Any:
 def _read_archive(run: Run, names: list[str]) -> tuple[str, dict[str, Any]]:
     import numpy as np
 
-    from storage.archive import Archive
+    from storage.archive.reader import Archive
 
     uri = run.need_path("archive.uri", "--archive")
     archive = Archive.open(uri, run.recipe.archive.snapshot, run.storage)

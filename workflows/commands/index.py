@@ -9,8 +9,9 @@ from workflows.commands.index_care import INDEX, gc, info, list_, rollback, size
 from workflows.commands.index_stats import stats
 
 if TYPE_CHECKING:
-    from pipeline.index_plan import IndexPlan, IndexSpec
-    from storage.manifest import IndexManifest
+    from pipeline.indexing.plan import IndexPlan
+    from pipeline.indexing.spec import IndexSpec
+    from storage.index.manifest import IndexManifest
 
 
 @click.group()
@@ -51,8 +52,8 @@ def index() -> None:
 @pass_run
 def build(run: Run, dry_run: bool) -> None:
     """Index the newest snapshot of an archive; nothing is done when that is there."""
-    from pipeline.indexing import build_index, plan_build
-    from workflows.build import index_spec
+    from pipeline.indexing.driver import build_index, plan_build
+    from workflows.recipe.specs import index_spec
 
     archive = run.need_path("archive.uri", "--archive")
     target = run.need("index.uri", "--index")
@@ -71,7 +72,7 @@ def build(run: Run, dry_run: bool) -> None:
 @pass_run
 def update(run: Run) -> None:
     """Add an archive's new rows to its index and hide those that are gone."""
-    from pipeline.indexing import update_index
+    from pipeline.indexing.driver import update_index
 
     target = run.need_path("index.uri", "--index")
     with run.ray(), run.progress() as progress:
@@ -84,7 +85,7 @@ def update(run: Run) -> None:
 @pass_run
 def compact(run: Run) -> None:
     """Merge the small shards that updates left and drop dead rows; answers stay the same."""
-    from pipeline.indexing import compact_index
+    from pipeline.indexing.driver import compact_index
 
     target = run.need_path("index.uri", "--index")
     with run.ray(), run.progress() as progress:

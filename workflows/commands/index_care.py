@@ -4,11 +4,10 @@ import datetime as dt
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run, recipe_option
-from workflows.commands.durations import Duration
+from workflows.commands.common import Duration, Run, Verb, pass_run, recipe_option
 from workflows.commands.index_stats import actors_of
 from workflows.console import format_pairs, format_table
-from workflows.failures import EXIT_FAILED
+from workflows.exit_codes import EXIT_FAILED
 
 INDEX = recipe_option("--index", "index.uri", "Folder of the index.", metavar="URI")
 
@@ -18,7 +17,7 @@ INDEX = recipe_option("--index", "index.uri", "Folder of the index.", metavar="U
 @pass_run
 def list_(run: Run) -> None:
     """List the versions of an index, oldest first; * is the current one."""
-    from pipeline.indexing import index_versions
+    from pipeline.indexing.maintenance import index_versions
 
     found = index_versions(_uri(run), run.storage)
     head = ("", "version", "written (UTC)", "kind", "rows", "shards", "size", "recall@10", "drift")
@@ -45,7 +44,7 @@ def list_(run: Run) -> None:
 @pass_run
 def info(run: Run, version: str | None) -> None:
     """Say how an index stands: memory, recall by lists probed, drift, and each shard."""
-    from storage.manifest import read_manifest
+    from storage.index.manifest import read_manifest
 
     uri = _uri(run)
     manifest = read_manifest(uri, version, run.storage)
@@ -84,7 +83,7 @@ def info(run: Run, version: str | None) -> None:
 @click.pass_context
 def verify(ctx: click.Context, run: Run, version: str | None) -> None:
     """Compare every file of an index with its manifest (exit code 1 when one differs)."""
-    from pipeline.indexing import verify_index
+    from pipeline.indexing.maintenance import verify_index
 
     with run.progress() as progress:
         report = verify_index(_uri(run), version, options=run.storage, progress=progress)
@@ -103,7 +102,7 @@ def rollback(run: Run, to: str | None) -> None:
 
     Searches that are running go on with the version they opened; new ones open this one.
     """
-    from pipeline.indexing import rollback_index
+    from pipeline.indexing.maintenance import rollback_index
 
     with run.progress() as progress:
         manifest = rollback_index(_uri(run), to, options=run.storage, progress=progress)
@@ -143,8 +142,9 @@ def gc(run: Run, keep: int, older_than: dt.timedelta, dry_run: bool) -> None:
     The current version stays, and so does each whose search actors run in the cluster. A search in
     another place keeps the version it opened in memory: --older-than is the time it is given.
     """
-    from pipeline.indexing import collect_garbage, list_versions
-    from storage.uris import absolute_uri
+    from pipeline.indexing.maintenance import collect_garbage
+    from storage.index.manifest import list_versions
+    from storage.location import absolute_uri
 
     uri = absolute_uri(_uri(run))
     running = actors_of(run, uri, list_versions(uri, run.storage))

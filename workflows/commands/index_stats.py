@@ -11,7 +11,7 @@ from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.console import format_table
 
 if TYPE_CHECKING:
-    from pipeline.search_node import NodeState
+    from pipeline.search.node import NodeState
 
 _ACTOR = ("actor", "node", "rows", "queries", "per s", "p50 ms", "p95 ms", "p99 ms")
 _SHARD = ("shard", "actor", "rows", "queries", "lists probed", "rows compared")
@@ -27,8 +27,8 @@ def stats(run: Run, version: str | None) -> None:
     Rates are of the last minute, percentiles of the last 4,096 messages, the rest since the actor
     started. The same figures are on the metrics port of each Ray node, for Prometheus.
     """
-    from storage.manifest import read_manifest
-    from storage.uris import absolute_uri
+    from storage.index.manifest import read_manifest
+    from storage.location import absolute_uri
 
     uri = absolute_uri(run.need_path("index.uri", "--index"))
     manifest = read_manifest(uri, version, run.storage)
@@ -52,7 +52,7 @@ def actors_of(
     """Return the running search actors of versions of an index; none without a cluster."""
     import ray
 
-    from pipeline.search_fleet import running_nodes
+    from pipeline.search.fleet import running_nodes
 
     if not (run.recipe.cluster.address or os.environ.get("RAY_ADDRESS") or ray.is_initialized()):
         return {version: {} for version in versions}
@@ -61,7 +61,7 @@ def actors_of(
 
 
 def _tables(nodes: dict[str, "NodeState | str"]) -> list[str]:
-    from pipeline.search_meter import ShardWork
+    from pipeline.search.stats import ShardWork
 
     actors: list[list[Any]] = []
     shards: list[list[Any]] = []

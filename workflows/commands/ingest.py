@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storage.uris import is_local
+from storage.location import is_local
 from workflows.commands.common import (
     Run,
     Verb,
@@ -16,14 +16,14 @@ from workflows.commands.common import (
     pass_run,
     recipe_option,
 )
-from workflows.failures import EXIT_QUARANTINED
+from workflows.exit_codes import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pipeline.ingest_cost import IngestCost
-    from pipeline.ingest_plan import IngestPlan, IngestReport
-    from storage.events import EventSink
+    from pipeline.ingest.cost import IngestCost
+    from pipeline.ingest.spec import IngestPlan, IngestReport
+    from storage.progress import EventSink
 
 _REASONS_SHOWN = 10
 
@@ -55,7 +55,7 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
     Scenes that the archive has are skipped, so the same command continues what was stopped and
     adds what is new. A scene that cannot be read is set aside with its reason (exit code 3).
     """
-    from storage.events import event_log
+    from storage.progress import event_log
 
     for key, option in (("catalog.source", "--scenes"), ("encoder.bundle", "--encoder")):
         run.need_path(key, option)
@@ -86,11 +86,11 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
 
 
 def _planned(run: Run, *, sample: bool) -> "tuple[IngestPlan, IngestCost]":
-    from encoders.bundle_spec import read_bundle
-    from pipeline.cluster import joins_cluster
-    from pipeline.ingest import plan_ingest
-    from pipeline.ingest_cost import SAMPLE_SCENES, estimate_cost
-    from workflows.build import ingest_spec
+    from encoders.spec import read_bundle
+    from pipeline.ingest.cost import SAMPLE_SCENES, estimate_cost
+    from pipeline.ingest.driver import plan_ingest
+    from pipeline.runtime.cluster import joins_cluster
+    from workflows.recipe.specs import ingest_spec
 
     bundle = read_bundle(run.need_path("encoder.bundle", "--encoder"), run.storage)
     plan = plan_ingest(ingest_spec(run.settings, bundle.spec.tile_px), run.storage)
@@ -108,8 +108,8 @@ def _planned(run: Run, *, sample: bool) -> "tuple[IngestPlan, IngestCost]":
 
 def _fits_here(run: Run, planning: "Future[tuple[IngestPlan, IngestCost]]") -> bool:
     """Tell whether a run is so small that it does without Ray; only a plan that is soon made."""
-    from pipeline.cluster import joins_cluster
-    from pipeline.ingest import HERE_TILES
+    from pipeline.ingest.driver import HERE_TILES
+    from pipeline.runtime.cluster import joins_cluster
 
     local = is_local(run.need_path("catalog.source", "--scenes"))
     if not local or joins_cluster(run.recipe.cluster.address):
@@ -121,7 +121,7 @@ def _fits_here(run: Run, planning: "Future[tuple[IngestPlan, IngestCost]]") -> b
 def _carried_out(
     run: Run, plan: "IngestPlan", cost: "IngestCost", log: "EventSink", *, here: bool
 ) -> "IngestReport":
-    from pipeline.ingest import ingest
+    from pipeline.ingest.driver import ingest
 
     _require_room(plan, cost)
     run.hush_ray()  # again: the plan imported more of it
@@ -130,7 +130,7 @@ def _carried_out(
 
 
 def _require_room(plan: "IngestPlan", cost: "IngestCost") -> None:
-    from pipeline.ingest_cost import require_room
+    from pipeline.ingest.cost import require_room
 
     require_room(cost, plan.spec.archive_uri)
 

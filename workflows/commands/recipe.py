@@ -25,7 +25,7 @@ def show(run: Run) -> None:
 @pass_run
 def list_(run: Run) -> None:
     """List the recipes that come with Skysift."""
-    from workflows.config import packaged_recipes
+    from workflows.recipe.load import packaged_recipes
 
     recipes = packaged_recipes()
     run.show(recipes, recipes)

@@ -17,14 +17,13 @@ from workflows.commands.common import Run, Verb, catalog_options, pass_run, reci
 @pass_run
 def report(run: Run, out: str, queries: int, seed: int) -> None:
     """Draw what an archive holds and finds as one self-contained HTML page."""
-    from pipeline.search import Searcher
-    from storage.archive import Archive
-    from storage.catalog import read_scenes
-    from storage.object_store import exists
-    from storage.uris import join_uri
-    from workflows.archive_report import ReportSpec, archive_report
-    from workflows.build import catalog_spec
-    from workflows.report import write_report
+    from pipeline.search.searcher import Searcher
+    from storage.archive.reader import Archive
+    from storage.catalog.read import read_scenes
+    from storage.location import exists, join_uri
+    from workflows.recipe.specs import catalog_spec
+    from workflows.report.archive import ReportSpec, archive_report
+    from workflows.report.html import write_report
 
     index = run.need_path("index.uri", "--index")
     searcher = Searcher.local(index, options=run.storage)

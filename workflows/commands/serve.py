@@ -9,8 +9,8 @@ import click
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
 
 if TYPE_CHECKING:
-    from storage.scenes import CatalogSpec
-    from workflows.sections import ServiceSection
+    from storage.scene import CatalogSpec
+    from workflows.recipe.schema import ServiceSection
     from workflows.service.deploy import ServiceSpec
 
 
@@ -90,6 +90,6 @@ def _spec(section: "ServiceSection") -> "ServiceSpec":
 
 
 def _catalog(run: Run) -> "CatalogSpec | None":
-    from workflows.build import catalog_spec
+    from workflows.recipe.specs import catalog_spec
 
     return catalog_spec(run.settings) if run.recipe.catalog.source else None

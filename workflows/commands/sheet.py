@@ -8,8 +8,8 @@ from workflows.commands.archive_options import archive_option, open_archive, sna
 from workflows.commands.common import Run, Verb, catalog_options, pass_run
 
 if TYPE_CHECKING:
-    from storage.archive import Archive
-    from workflows.sheet import SheetTile
+    from storage.archive.reader import Archive
+    from workflows.report.contact_sheet import SheetTile
 
 
 @click.command(
@@ -51,11 +51,11 @@ def sheet(
     Without --tile, --of-scene and --hits, tiles drawn by chance from the whole archive. The
     pictures come from the scenes of the catalog, stretched by each scene's own brightness.
     """
-    from storage.catalog import read_scenes
-    from storage.object_store import write_bytes
-    from workflows.build import catalog_spec
-    from workflows.pictures import TileRenderer
-    from workflows.sheet import contact_sheet
+    from storage.catalog.read import read_scenes
+    from storage.location import write_bytes
+    from workflows.recipe.specs import catalog_spec
+    from workflows.report.contact_sheet import contact_sheet
+    from workflows.report.rendering import TileRenderer
 
     if sum(map(bool, (tiles, of_scene, hits))) > 1:
         raise click.UsageError("give at most one of --tile, --of-scene and --hits")
@@ -81,9 +81,9 @@ def _chosen(
     """Return the tiles to draw, and of what they are."""
     import numpy as np
 
-    from pipeline.samples import uniform_rows
+    from pipeline.analysis.samples import uniform_rows
     from storage.errors import NotFoundError
-    from workflows.selection import rows_where, tiles_of_hits, tiles_of_rows
+    from workflows.report.contact_sheet import rows_where, tiles_of_hits, tiles_of_rows
 
     if hits:
         found = tiles_of_hits(hits, run.storage)

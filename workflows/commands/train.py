@@ -29,8 +29,8 @@ def train(run: Run, resume: bool) -> None:
 
     The output folder holds the best encoder (bundle/), history.csv and checkpoints.
     """
-    from pipeline.training import train as run_training
-    from workflows.build import training_spec
+    from pipeline.training.driver import train as run_training
+    from workflows.recipe.specs import training_spec
 
     dataset = run.need_path("dataset.uri", "--dataset")
     output = run.need("training.output", "--output")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from workflows.commands.common import (
+    Duration,
     Run,
     Verb,
     catalog_options,
@@ -15,9 +16,8 @@ from workflows.commands.common import (
     pass_run,
     recipe_option,
 )
-from workflows.commands.durations import Duration
 from workflows.console import format_pairs, plain_value
-from workflows.failures import EXIT_QUARANTINED, one_line
+from workflows.exit_codes import EXIT_QUARANTINED, one_line
 
 if TYPE_CHECKING:
     from storage.errors import SkysiftError
@@ -59,7 +59,7 @@ def watch(
     exit code 3. A source that holds nothing yet, or nothing for the query, is no failure; one that
     held scenes and is empty now is.
     """
-    from storage.events import event_log
+    from storage.progress import event_log
     from workflows.watch import poll, sole_watcher
     from workflows.watch import watch as keep_watching
 
@@ -83,9 +83,9 @@ def watch(
 
 
 def _job(run: Run) -> "WatchJob":
-    from encoders.bundle_spec import read_bundle
-    from pipeline.cluster import joins_cluster
-    from workflows.build import index_spec, ingest_spec
+    from encoders.spec import read_bundle
+    from pipeline.runtime.cluster import joins_cluster
+    from workflows.recipe.specs import index_spec, ingest_spec
     from workflows.watch import WatchJob
 
     bundle = run.need_path("encoder.bundle", "--encoder")

@@ -15,29 +15,30 @@ from typing import Any
 import yaml
 
 from encoders.bundle import load_encoder, save_bundle
-from pipeline.cluster import ray_session
-from pipeline.datasets import SplitRule, import_scenes
-from pipeline.grids import GridSpec, grid_for_scene
-from pipeline.index_plan import IndexSpec
-from pipeline.indexing import build_index
-from pipeline.ingest import ingest, plan_ingest
-from pipeline.ingest_plan import IngestSpec
-from pipeline.landcover import TileLabels, join_labels
-from pipeline.statistics import BandStatistics, band_statistics
-from pipeline.tiling import TileRules
-from pipeline.training import TrainingSpec, train
-from pipeline.training_worker import initial_encoder
-from storage.archive import Archive
-from storage.catalog import CatalogSpec, MaskMapping, read_scenes
-from storage.datasets import LabelledDataset
+from pipeline.analysis.landcover import TileLabels, join_labels
+from pipeline.analysis.statistics import BandStatistics, band_statistics
+from pipeline.datasets.rows import SplitRule
+from pipeline.datasets.scenes import import_scenes
+from pipeline.indexing.driver import build_index
+from pipeline.indexing.spec import IndexSpec
+from pipeline.ingest.driver import ingest, plan_ingest
+from pipeline.ingest.spec import IngestSpec
+from pipeline.runtime.cluster import ray_session
+from pipeline.tiles.grid import grid_for_scene
+from pipeline.tiles.spec import GridSpec, TileRules
+from pipeline.training.driver import train
+from pipeline.training.spec import TrainingSpec
+from pipeline.training.worker import initial_encoder
+from storage.archive.reader import Archive
+from storage.catalog.read import read_scenes
+from storage.dataset import LabelledDataset
 from storage.errors import SkysiftError
-from storage.object_store import write_bytes
+from storage.location import write_bytes
 from storage.progress import ProgressSink, quiet
-from storage.scenes import Scene
-from workflows.demo.asking import ask
-from workflows.demo.ground import BANDS
-from workflows.demo.judge import choose_queries, score
-from workflows.demo.page import Leavings, write_page
+from storage.scene import CatalogSpec, MaskMapping, Scene
+from workflows.demo.evaluate import ask, choose_queries, score
+from workflows.demo.landscape import BANDS
+from workflows.demo.report import Leavings, write_page
 from workflows.demo.stages import Done, StageBook
 from workflows.demo.world import CLOUD_VALUES, World, WorldSpec, build_world
 from workflows.labels import label_scenes

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import ConfigError
-from storage.object_store import delete, write_bytes
+from storage.location import delete, write_bytes
 
 FORMAT = 1
 

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pyproj import Transformer
 
-from storage.object_store import delete, write_bytes
+from storage.location import delete, write_bytes
 from storage.progress import Progress, ProgressSink, quiet
-from storage.rasters import write_geotiff
-from workflows.demo.ground import (
+from storage.raster.writer import write_geotiff
+from workflows.demo.landscape import (
     AUTUMN,
     BANDS,
     CLASSES,

@@ -14,16 +14,15 @@ from functools import cached_property
 import numpy as np
 
 from encoders.bundle import Encoder, load_encoder
-from pipeline.queries import Query, QueryResolver, combine
-from pipeline.search import Searcher
-from pipeline.search_batch import hits_without
-from storage.archive import Archive
-from storage.catalog import CatalogSpec
+from pipeline.search.batch import hits_without
+from pipeline.search.query import Query, QueryResolver, combine
+from pipeline.search.searcher import Searcher
+from storage.archive.reader import Archive
 from storage.errors import NotFoundError, SkysiftError
-from storage.filters import Filter
-from storage.manifest import current_version
-from storage.object_store import StorageOptions
-from storage.uris import absolute_uri
+from storage.index.filter import Filter
+from storage.index.manifest import current_version
+from storage.location import StorageOptions, absolute_uri
+from storage.scene import CatalogSpec
 from workflows.hits import hit_records
 from workflows.service.footprints import SceneBoxes
 from workflows.service.schema import (

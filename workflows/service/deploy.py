@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from storage.errors import ConfigError, SkysiftError
-from storage.manifest import current_version
-from storage.scenes import CatalogSpec
-from storage.uris import absolute_uri
+from storage.index.manifest import current_version
+from storage.location import absolute_uri
+from storage.scene import CatalogSpec
 from workflows.service.app import LOOPBACK_HOSTS, Limits, Look, create_app
 from workflows.service.backend import IndexBackend, Served
 from workflows.service.guard import token_digests

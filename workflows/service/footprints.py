@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from storage.archive import Archive
-from storage.ledger import LedgerEntry
-from storage.scenes import BBox
+from storage.archive.ledger import LedgerEntry
+from storage.archive.reader import Archive
+from storage.scene import BBox
 
 
 class SceneBoxes:

@@ -9,7 +9,7 @@ import pandas as pd
 from fastapi import Response
 from pydantic import BaseModel
 
-from storage.export import hits_to_geoparquet
+from storage.archive.export import hits_to_geoparquet
 from workflows.service.schema import ScenesAnswer, SearchAnswer
 
 GEOJSON = "application/geo+json"

@@ -7,12 +7,12 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from storage.archive import Archive
-from storage.catalog import CatalogSpec, read_scenes
+from storage.archive.reader import Archive
+from storage.catalog.read import read_scenes
 from storage.errors import NotFoundError, SkysiftError
-from storage.object_store import StorageOptions
-from storage.scenes import Scene
-from workflows.pictures import TileRenderer, encoded
+from storage.location import StorageOptions
+from storage.scene import CatalogSpec, Scene
+from workflows.report.rendering import TileRenderer, encoded
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from storage.errors import ConfigError, SceneError, SkysiftError
-from storage.geotiff import environment, opened
-from storage.rasters import read_image
+from storage.raster.geotiff import environment, opened
+from storage.raster.reader import read_image
 from workflows.service.schema import SearchBody
 
 _MAGIC = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"II*\x00": ".tif", b"MM\x00*": ".tif"}

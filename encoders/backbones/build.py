@@ -1,0 +1,142 @@
+"""Networks that turn normalised tiles into features, by name, for any number of bands.
+
+A backbone is built from a name and plain options, so a bundle can rebuild it without the folder
+its pretrained weights came from. ``tiny-cnn`` is our own; the others are architectures of
+``transformers`` and, where it is installed, any of ``timm``. Normalisation of pixels, the
+projection head and files belong to the other modules.
+
+Shape legend: B batch, C bands, H and W pixels, F features.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from encoders.backbones.stem import Backbone
+from encoders.backbones.timm import build_timm
+from encoders.backbones.transformers import ARCHITECTURES, build_transformers
+from storage.errors import ConfigError
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions with batch norm and a shortcut; halves the size when ``stride`` is 2."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm_first = nn.BatchNorm2d(outputs)
+        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm_second = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else None
+        self.stride = stride
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        residual = F.avg_pool2d(x_BCHW, self.stride) if self.stride > 1 else x_BCHW
+        if self.shortcut is not None:
+            residual = self.shortcut(residual)
+        y = F.relu(self.norm_first(self.first(x_BCHW)))
+        y = self.norm_second(self.second(y))
+        return F.relu(y + residual)
+
+
+class TinyCnn(Backbone):
+    """A small residual network that trains in a minute on a CPU core.
+
+    Two stride-2 convolutions, then three residual stages of ``width``, 2 and 4 times ``width``
+    channels; the features are the mean and the maximum over the last map. Without batch norm the
+    contrastive losses collapse it in the first epochs; `encoders.batch_norm` keeps its
+    statistics exact across workers.
+
+    Parameters
+    ----------
+    bands
+        Number of input bands.
+    width
+        Channels of the first stage, a multiple of 8.
+
+    Raises
+    ------
+    ConfigError
+        ``width`` is not a positive multiple of 8.
+    """
+
+    def __init__(self, bands: int, width: int = 32) -> None:
+        super().__init__()
+        if width < 8 or width % 8:
+            raise ConfigError(f"tiny-cnn: width is {width}; give a positive multiple of 8")
+        self.stem = nn.Sequential(
+            nn.Conv2d(bands, width // 2, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(width // 2, width, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        )
+        self.stages = nn.Sequential(
+            _Block(width, width, 1), _Block(width, 2 * width, 2), _Block(2 * width, 4 * width, 2)
+        )
+        self.dimension = 8 * width
+        self.options = {"width": width}
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return features_BF of normalised tiles of at least 16x16 pixels."""
+        y = self.stages(self.stem(x_BCHW))
+        return torch.cat([y.mean((2, 3)), y.amax((2, 3))], dim=1)
+
+
+def backbone_names() -> tuple[str, ...]:
+    """Return the names that `build_backbone` knows.
+
+    Examples
+    --------
+    >>> "tiny-cnn" in backbone_names()
+    True
+    """
+    return ("tiny-cnn", *ARCHITECTURES, "timm")
+
+
+def build_backbone(
+    name: str, bands: Sequence[str], pretrained: str | None = None, **options: Any
+) -> Backbone:
+    """Build a backbone by name.
+
+    Parameters
+    ----------
+    name
+        One of `backbone_names`.
+    bands
+        Band names in channel order.
+    pretrained
+        Folder, or id on the model hub, of a model to start from; its stem is inflated by
+        `encoders.backbones.stem.inflate_stem`. None gives random weights.
+    options
+        ``tiny-cnn``: ``width``. ``timm``: ``model`` (its name there) and ``input_px``. Others:
+        ``config`` (a mapping of the ``transformers`` configuration, only without ``pretrained``)
+        and ``input_px``.
+
+    Raises
+    ------
+    ConfigError
+        The name or an option is unknown, the pretrained model is another architecture, or a
+        package is not installed.
+    NotFoundError
+        The pretrained weights are not there or not complete.
+    """
+    if not bands:
+        raise ConfigError(f"backbone {name}: no bands are given; name at least one")
+    try:
+        if name == "tiny-cnn":
+            if pretrained is not None:
+                raise ConfigError("backbone tiny-cnn has no pretrained weights; leave `pretrained`")
+            return TinyCnn(len(bands), **options)
+        if name == "timm":
+            return build_timm(tuple(bands), pretrained, **options)
+        if name in ARCHITECTURES:
+            return build_transformers(name, tuple(bands), pretrained, **options)
+    except TypeError as error:
+        raise ConfigError(f"backbone {name}: a wrong option ({error}); see its docstring") from None
+    raise ConfigError(
+        f"no backbone is called {name!r}; choose one of {', '.join(backbone_names())}"
+    )

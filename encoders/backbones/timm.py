@@ -1,0 +1,97 @@
+"""Networks of ``timm`` as backbones, where it is installed.
+
+``timm`` needs ``torchvision``, which has no build for every build of torch; so it is imported only
+when a recipe asks for it. Weights come from a local folder or the model hub; safetensors only.
+
+Shape legend: B batch, C bands, H and W pixels, F features.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from encoders.backbones.stem import Backbone, count_features, fit_stem, resized
+from storage.errors import ConfigError, NotFoundError
+
+
+class TimmBackbone(Backbone):
+    """A network of ``timm`` without its classifier; the features are its pooled ones.
+
+    Parameters
+    ----------
+    network
+        The network, its stem already fitting the bands.
+    bands
+        How many those are.
+    model, input_px
+        Name in ``timm``; tiles of another size are resized to this, None keeps them.
+    """
+
+    def __init__(self, network: Any, bands: int, model: str, input_px: int | None) -> None:
+        super().__init__()
+        self.network, self.input_px = network, input_px
+        self.options = {"model": model, "input_px": input_px}
+        self.dimension = count_features(self, bands, input_px or 64)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return features_BF of normalised tiles."""
+        features: Tensor = self.network(resized(x_BCHW, self.input_px))
+        return features
+
+
+def build_timm(
+    bands: tuple[str, ...],
+    pretrained: str | None,
+    *,
+    model: str = "resnet18",
+    input_px: int | None = None,
+) -> TimmBackbone:
+    """Build a network of ``timm``; see `encoders.backbones.build.build_backbone`.
+
+    Raises
+    ------
+    ConfigError
+        ``timm`` or ``torchvision`` is not installed, or it has no such model.
+    NotFoundError
+        The weights are not there.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(
+            f"backbone timm needs the packages timm and torchvision ({error}); install both for "
+            "this torch, or choose another backbone, for example resnet or convnextv2"
+        ) from error
+    if pretrained is None:
+        if not timm.is_model(model):
+            raise ConfigError(f"backbone timm: it has no model {model!r}; see timm.list_models()")
+        network = timm.create_model(model, num_classes=0, in_chans=len(bands))
+        return TimmBackbone(network, len(bands), model, input_px)
+    network = _pretrained(timm, model, pretrained)
+    fit_stem(network, bands)
+    return TimmBackbone(network, len(bands), model, input_px)
+
+
+def _pretrained(timm: Any, model: str, source: str) -> Any:
+    """Return a network of 3 bands with weights from a folder, or from the hub by id."""
+    folder = Path(source).expanduser()
+    try:
+        if not folder.is_dir():
+            place = {"hf_hub_id": source}
+            return timm.create_model(
+                model, pretrained=True, num_classes=0, pretrained_cfg_overlay=place
+            )
+        network = timm.create_model(model, num_classes=0)
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        kept = {name: value for name, value in weights.items() if name in network.state_dict()}
+        network.load_state_dict(kept)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise NotFoundError(
+            f"pretrained weights {source} of timm {model} cannot be read "
+            f"({str(error).partition(chr(10))[0]}); give a folder with model.safetensors, or a "
+            "hub id and a network"
+        ) from error
+    return network

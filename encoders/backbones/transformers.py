@@ -1,0 +1,148 @@
+"""Architectures of ``transformers`` as backbones, random or with pretrained weights.
+
+Weights come from a local folder or, by id, from the model hub; safetensors only.
+
+Shape legend: B batch, C bands, H and W pixels, F features.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from encoders.backbones.stem import Backbone, count_features, fit_stem, resized
+from storage.errors import ConfigError, NotFoundError
+
+# name: (configuration class, model class) in `transformers`
+ARCHITECTURES = {
+    "mobilenet_v2": ("MobileNetV2Config", "MobileNetV2Model"),
+    "resnet": ("ResNetConfig", "ResNetModel"),
+    "convnextv2": ("ConvNextV2Config", "ConvNextV2Model"),
+    "vit": ("ViTConfig", "ViTModel"),
+    "dinov2": ("Dinov2Config", "Dinov2Model"),
+    "dinov3": ("DINOv3ViTConfig", "DINOv3ViTModel"),
+}
+_SEQUENCES = {"vit", "dinov2", "dinov3"}
+
+
+class TransformersBackbone(Backbone):
+    """An image model of ``transformers`` with a stem for N bands.
+
+    The features are the global average of the last map (convolutional models) or the class token
+    after the last layer norm (``vit``, ``dinov2``, ``dinov3``).
+
+    Parameters
+    ----------
+    name
+        One of `ARCHITECTURES`.
+    model
+        The model, its stem already fitting the bands.
+    input_px
+        Tiles of another size are resized to this (bilinear) before the network; None keeps them.
+    """
+
+    def __init__(self, name: str, model: Any, input_px: int | None) -> None:
+        super().__init__()
+        self.model = model
+        self.input_px = input_px
+        self.is_sequence, self.is_vit = name in _SEQUENCES, name == "vit"
+        config = model.config
+        defaults = type(config)().to_dict()
+        changed = {k: v for k, v in config.to_dict().items() if k in defaults and v != defaults[k]}
+        self.options = {"config": _plain(changed), "input_px": input_px}
+        self.dimension = count_features(self, config.num_channels, input_px or 64)
+        for path, parameter in model.named_parameters():
+            if path.endswith("mask_token"):
+                parameter.requires_grad_(False)  # no tile is masked; DDP wants every gradient
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return features_BF of normalised tiles."""
+        more = {"interpolate_pos_encoding": True} if self.is_vit else {}
+        pixels = resized(x_BCHW, self.input_px)
+        output: Tensor = self.model(pixel_values=pixels, **more).last_hidden_state
+        return output[:, 0] if self.is_sequence else output.mean((2, 3))
+
+
+def build_transformers(
+    name: str,
+    bands: tuple[str, ...],
+    pretrained: str | None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    input_px: int | None = None,
+) -> TransformersBackbone:
+    """Build an architecture of ``transformers``; see `encoders.backbones.build.build_backbone`."""
+    import transformers  # slow to import, and tiny-cnn does not need it
+
+    config_class, model_class = (getattr(transformers, part) for part in ARCHITECTURES[name])
+    extra = {"add_pooling_layer": False} if name == "vit" else {}
+    if pretrained is None:
+        settings = {**(config or {}), "num_channels": len(bands)}
+        model = model_class(config_class(**settings), **extra)
+    else:
+        if config:
+            raise ConfigError(f"backbone {name}: give `config` or `pretrained`, not both")
+        model = _load_pretrained(name, model_class, pretrained, extra)
+        _fit(name, model, bands)
+    if input_px is None and name in _SEQUENCES:
+        input_px = int(model.config.image_size)
+    return TransformersBackbone(name, model, input_px)
+
+
+def _load_pretrained(name: str, model_class: Any, source: str, extra: dict[str, Any]) -> Any:
+    from transformers import PretrainedConfig
+    from transformers.utils import logging
+
+    folder = Path(source).expanduser()
+    if folder.is_absolute() or source.startswith(".") or folder.exists():
+        source = str(folder)
+        if not (folder / "config.json").is_file():
+            raise NotFoundError(
+                f"{source} holds no config.json; give a folder of a transformers model, or a hub id"
+            )
+    bars: Any = logging  # transformers draws bars on stderr whatever one's own settings
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        stored = PretrainedConfig.get_config_dict(source)[0].get("model_type")
+        if stored != model_class.config_class.model_type:
+            raise ConfigError(f"{source} is a {stored!r} model, not {name!r}; change one of them")
+        return model_class.from_pretrained(source, use_safetensors=True, **extra)
+    except OSError as error:
+        raise NotFoundError(
+            f"pretrained weights {source} of {name} cannot be read "
+            f"({str(error).partition(chr(10))[0]}); give a folder with config.json and "
+            "model.safetensors"
+        ) from error
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+def _fit(name: str, model: Any, bands: tuple[str, ...]) -> None:
+    """Make a pretrained model take these bands."""
+    if model.config.num_channels != 3:
+        if model.config.num_channels == len(bands):
+            return
+        raise ConfigError(
+            f"pretrained {name} has {model.config.num_channels} bands, the recipe {len(bands)}; "
+            "start from a model of 3 bands or of as many"
+        )
+    fit_stem(model, bands)
+    model.config.num_channels = len(bands)
+    for module in model.modules():
+        if getattr(module, "num_channels", None) == 3:
+            module.num_channels = len(bands)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what JSON can say; a configuration's other entries describe files, not the network."""
+    skipped = {"architectures", "dtype", "transformers_version", "id2label", "label2id"}
+    return {
+        key: value
+        for key, value in values.items()
+        if key not in skipped
+        and not key.startswith("_")
+        and isinstance(value, (bool, int, float, str, list, type(None)))
+    }

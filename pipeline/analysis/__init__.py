@@ -1,0 +1,1 @@
+"""Figures about scenes and archives: band statistics, drift, labels, retrieval scores."""

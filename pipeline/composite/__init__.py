@@ -1,0 +1,1 @@
+"""Cloud-free composites of many acquisitions, computed by Dask on the tile grid."""

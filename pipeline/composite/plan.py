@@ -1,0 +1,211 @@
+"""Which composites a catalog makes: periods, extents and sources, before any pixel is read."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import reduce
+from typing import Any
+
+from pipeline.analysis.periods import PERIODS, PeriodKind, period_of
+from pipeline.composite.spec import _BLOCK_STEP_PX, CompositeSpec
+from pipeline.composite.stack import Placed, place
+from pipeline.tiles.grid import grid_for_scene, window_of_bbox
+from pipeline.tiles.spec import GridSpec
+from storage.catalog.read import read_scenes
+from storage.catalog.stac_write import FINGERPRINT, written_items
+from storage.errors import ConfigError, SceneError
+from storage.location import StorageOptions
+from storage.raster.pixel_grid import PixelGrid, Window
+from storage.scene import Scene
+
+_TILE_PX = 256
+_LARGEST_BLOCK_PX = 1024
+_READERS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Composite:
+    """One composite to make: its period, its window on the grid and its sources."""
+
+    id: str
+    start: datetime
+    end: datetime
+    extent: Window
+    placed: tuple[Placed, ...]
+    fingerprint: str
+    block_px: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompositePlan:
+    """What a run would make; ``unchanged`` are there already, made from the same sources."""
+
+    spec: CompositeSpec
+    pixels: PixelGrid
+    todo: tuple[Composite, ...]
+    unchanged: tuple[str, ...]
+    left_out: Mapping[str, str]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the plan as plain values, for printing."""
+        return {
+            "output": self.spec.output_uri,
+            "grid": {"crs": self.pixels.crs, "resolution": self.pixels.resolution},
+            "composites": {one.id: len(one.placed) for one in self.todo},
+            "unchanged": len(self.unchanged),
+            "pixels": sum(one.extent.width * one.extent.height for one in self.todo),
+            "scenes_left_out": dict(self.left_out),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompositeReport:
+    """What a run made; ``failed`` maps composites, ``left_out`` scenes, to reasons."""
+
+    output: str
+    made: tuple[str, ...]
+    unchanged: tuple[str, ...]
+    failed: Mapping[str, str]
+    left_out: Mapping[str, str]
+
+
+def plan_composites(spec: CompositeSpec, options: StorageOptions | None = None) -> CompositePlan:
+    """Find the composites that a catalog makes and that are not there yet.
+
+    Raises
+    ------
+    CatalogError
+        The catalog cannot be read, or holds nothing that satisfies the query.
+    ConfigError
+        The scenes do not agree on a grid and the spec states none, or the spec is wrong.
+    GridError
+        The spec's area has no place on its grid.
+    """
+    if spec.period not in PERIODS:
+        raise ConfigError(f"a composite's period is {spec.period!r}: use {', '.join(PERIODS)}")
+    listing = read_scenes(spec.catalog, spec.bands, options)
+    left_out = {one.scene_id: one.reason for one in listing.rejected}
+    pixels, readable = _common_grid(listing.scenes, spec.grid, left_out, options)
+    box = spec.catalog.query.bbox
+    clip = window_of_bbox(pixels, box) if box else None
+    found = [
+        _composite(spec, pixels, clip, members)
+        for members in _by_period(_place_all(readable, pixels, left_out, options), spec.period)
+    ]
+    composites = [one for one in found if one is not None]
+    written = written_items(spec.output_uri, options)
+    made = {key: item["properties"].get(FINGERPRINT) for key, item in written.items()}
+    todo = tuple(one for one in composites if made.get(one.id) != one.fingerprint)
+    return CompositePlan(
+        spec=spec,
+        pixels=pixels,
+        todo=todo,
+        unchanged=tuple(one.id for one in composites if one not in todo),
+        left_out=left_out,
+    )
+
+
+def _common_grid(
+    scenes: Sequence[Scene],
+    spec: GridSpec,
+    left_out: dict[str, str],
+    options: StorageOptions | None,
+) -> tuple[PixelGrid, list[Scene]]:
+    """Return the one grid of all scenes that can be read, and these scenes."""
+    grids: dict[PixelGrid, list[Scene]] = {}
+    for scene in scenes:
+        try:
+            grids.setdefault(grid_for_scene(scene, spec, options).pixels, []).append(scene)
+        except SceneError as error:
+            left_out[scene.id] = str(error)
+    if not grids:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
+        raise SceneError(f"none of {len(left_out)} scenes can be read ({reasons}); check the files")
+    if len(grids) > 1:
+        (one, first), (other, second) = list(grids.items())[:2]
+        raise ConfigError(
+            f"scenes {first[0].id} ({one.crs}, {one.resolution:g}) and {second[0].id} "
+            f"({other.crs}, {other.resolution:g}) are on different grids; state the composites' "
+            "--crs and --resolution"
+        )
+    return next(iter(grids.items()))
+
+
+def _place_all(
+    scenes: Sequence[Scene],
+    pixels: PixelGrid,
+    left_out: dict[str, str],
+    options: StorageOptions | None,
+) -> list[Placed]:
+    def attempt(scene: Scene) -> Placed | SceneError:
+        try:
+            return place(scene, pixels, options)
+        except SceneError as error:
+            return error
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        outcomes = list(pool.map(attempt, scenes))
+    for scene, outcome in zip(scenes, outcomes, strict=True):
+        if isinstance(outcome, SceneError):
+            left_out[scene.id] = str(outcome)
+    return [one for one in outcomes if isinstance(one, Placed)]
+
+
+def _by_period(placed: Iterable[Placed], kind: PeriodKind) -> list[tuple[Placed, ...]]:
+    """Group scenes by period, in the order of time."""
+    groups: dict[datetime, list[Placed]] = {}
+    for one in placed:
+        groups.setdefault(period_of(one.scene.datetime, kind)[1], []).append(one)
+    return [
+        tuple(sorted(groups[start], key=lambda one: (one.scene.datetime, one.scene.id)))
+        for start in sorted(groups)
+    ]
+
+
+def _composite(
+    spec: CompositeSpec, pixels: PixelGrid, clip: Window | None, placed: tuple[Placed, ...]
+) -> Composite | None:
+    """Return the composite of the scenes of one period; None where the area has none of them."""
+    if clip is not None:
+        placed = tuple(one for one in placed if one.extent.intersection(clip))
+    if not placed:
+        return None
+    extent = reduce(Window.union, (one.extent for one in placed))
+    extent = extent if clip is None else extent.intersection(clip) or extent
+    label, start, end = period_of(placed[0].scene.datetime, spec.period)
+    area = _digest([asdict(pixels), asdict(clip) if clip else None, spec.bands])
+    days = len({one.day for one in placed})
+    made_of = [area, asdict(extent), [(one.scene.id, one.scene.fingerprint) for one in placed]]
+    return Composite(
+        id=f"{spec.name}-{label}-{area[:6]}",
+        start=start,
+        end=end,
+        extent=extent,
+        placed=placed,
+        fingerprint=_digest(made_of),
+        block_px=block_side(days * len(spec.bands), spec.block_bytes),
+    )
+
+
+def block_side(layers: int, block_bytes: int) -> int:
+    """Return the side of the largest square block of so many float32 layers within a size.
+
+    A multiple of 256 pixels, the usual tile of a GeoTIFF, where there is room for that.
+
+    Examples
+    --------
+    >>> block_side(16 * 4, 128 * 1024 * 1024), block_side(4, 128 * 1024 * 1024)
+    (512, 1024)
+    >>> block_side(365 * 10, 128 * 1024 * 1024)
+    64
+    """
+    side = int((block_bytes / (4 * layers)) ** 0.5)
+    step = _TILE_PX if side >= _TILE_PX else _BLOCK_STEP_PX
+    return min(max(side // step * step, _BLOCK_STEP_PX), _LARGEST_BLOCK_PX)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,41 @@
+"""What a composite is made of, as plain values."""
+
+from dataclasses import dataclass, field
+
+from pipeline.analysis.periods import PeriodKind
+from pipeline.tiles.spec import GridSpec
+from storage.scene import CatalogSpec
+
+_BLOCK_STEP_PX = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompositeSpec:
+    """What to make composites of, and where.
+
+    Parameters
+    ----------
+    catalog
+        The acquisitions. Its query's ``bbox`` also bounds the composites.
+    output_uri
+        Folder of the composites; a STAC collection, so that it is a catalog itself.
+    bands
+        Bands of the composites, in their order.
+    period
+        ``month``, ``season`` (December to February, and so on) or ``year``, in UTC.
+    grid
+        CRS, resolution and anchor of the composites; ``native`` takes them from the scenes, which
+        must agree.
+    name
+        How the ids begin; name apart what goes into one archive.
+    block_bytes
+        Largest piece of the stack that one task holds.
+    """
+
+    catalog: CatalogSpec
+    output_uri: str
+    bands: tuple[str, ...]
+    period: PeriodKind = "month"
+    grid: GridSpec = field(default_factory=lambda: GridSpec(tile_px=_BLOCK_STEP_PX))
+    name: str = "composite"
+    block_bytes: int = 128 * 1024 * 1024

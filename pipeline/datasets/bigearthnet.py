@@ -1,0 +1,171 @@
+"""BigEarthNet v2 (reBEN): Sentinel-2 patches with 19 labels, as a dataset.
+
+References
+----------
+Clasen et al., reBEN: Refined BigEarthNet Dataset for Remote Sensing Image Analysis, 2024.
+"""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.datasets.images import Files, decode_image, open_files
+from pipeline.datasets.rows import Rows, write_rows
+from storage.dataset import DatasetInfo
+from storage.errors import ConfigError, NotFoundError
+from storage.location import StorageOptions
+from storage.progress import ProgressSink, quiet
+
+BANDS = {
+    "coastal": "B01",
+    "blue": "B02",
+    "green": "B03",
+    "red": "B04",
+    "rededge1": "B05",
+    "rededge2": "B06",
+    "rededge3": "B07",
+    "nir": "B08",
+    "nir08": "B8A",
+    "nir09": "B09",
+    "swir16": "B11",
+    "swir22": "B12",
+}
+"""Our names of the twelve bands, and Sentinel-2's; importers take either."""
+
+CLASSES = (
+    "Urban fabric",
+    "Industrial or commercial units",
+    "Arable land",
+    "Permanent crops",
+    "Pastures",
+    "Complex cultivation patterns",
+    "Land principally occupied by agriculture, with significant areas of natural vegetation",
+    "Agro-forestry areas",
+    "Broad-leaved forest",
+    "Coniferous forest",
+    "Mixed forest",
+    "Natural grassland and sparsely vegetated areas",
+    "Moors, heathland and sclerophyllous vegetation",
+    "Transitional woodland, shrub",
+    "Beaches, dunes, sands",
+    "Inland wetlands",
+    "Coastal wetlands",
+    "Inland waters",
+    "Marine waters",
+)
+_TABLE, _PATCHES = "metadata.parquet", "BigEarthNet-S2"
+_SIDE_PX, _RESOLUTION_M = 120, 10.0
+_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+
+
+def import_bigearthnet(
+    source: str,
+    uri: str,
+    *,
+    bands: Sequence[str] = tuple(BANDS),
+    tile_px: int | None = None,
+    options: StorageOptions | None = None,
+    progress: ProgressSink = quiet,
+) -> DatasetInfo:
+    """Import BigEarthNet v2 with its own split.
+
+    Expected is a folder (local or remote) with ``metadata.parquet`` (columns ``patch_id``,
+    ``labels``, ``split``) and ``BigEarthNet-S2/<tile>/<patch>/<patch>_<band>.tif``, one GeoTIFF a
+    band, uint16; a patch's tile is its name without the last two numbers. All bands are brought to
+    the 10 m grid of 120 x 120 px (bilinear).
+
+    Parameters
+    ----------
+    source
+        Folder.
+    uri
+        Dataset to write; 345 kB a patch with all twelve bands.
+    bands
+        Which, in this order: ``red`` or ``B04``, and so on (see `BANDS`).
+    tile_px
+        Another size of the patches than 120 px.
+
+    Raises
+    ------
+    NotFoundError
+        The table or a band of a patch is not there (the first one is named).
+    ConfigError
+        A band is unknown, or the table is not as described.
+    SceneError
+        A file cannot be decoded.
+    """
+    chosen = [BANDS.get(band, band) for band in bands]
+    for band, code in zip(bands, chosen, strict=True):
+        if code not in BANDS.values():
+            raise ConfigError(f"bigearthnet: no band {band!r}; choose of {', '.join(BANDS)}")
+    side_px = tile_px or _SIDE_PX
+    with open_files(source, options) as files:
+        table = _read(files, _TABLE, source)
+        frame, labels = _read_table(table)
+        names = frame["patch_id"].tolist()
+        tiles = [name.rsplit("_", 2)[0] for name in names]
+        rows = Rows(
+            sources=names,
+            groups=tiles,
+            splits=[_SPLITS[split] for split in frame["split"]],
+            bands=bands,
+            classes=CLASSES,
+            resolution_m=_RESOLUTION_M * _SIDE_PX / side_px,
+            origin={
+                "importer": "bigearthnet",
+                "source": source,
+                "table_sha256": hashlib.sha256(table).hexdigest(),
+                "bands": chosen,
+                "tile_px": side_px,
+            },
+        )
+
+        def read(row: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+            layers = []
+            for band in chosen:
+                path = f"{_PATCHES}/{tiles[row]}/{names[row]}/{names[row]}_{band}.tif"
+                layers.append(decode_image(_read(files, path, source), path, side_px, 1))
+            return np.concatenate(layers), labels[row]
+
+        return write_rows(uri, rows, read, options=options, progress=progress)
+
+
+def _read(files: Files, path: str, source: str) -> bytes:
+    try:
+        return files.read(path)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"bigearthnet: {path} is missing in {source}; it needs {_TABLE} and "
+            f"{_PATCHES}/<tile>/<patch>/<patch>_<band>.tif"
+        ) from error
+
+
+def _read_table(data: bytes) -> tuple[pd.DataFrame, NDArray[np.uint8]]:
+    """Return ``patch_id`` and ``split`` of each row, and the labels (n, 19)."""
+    try:
+        frame = pd.read_parquet(io.BytesIO(data), columns=["patch_id", "labels", "split"])
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"bigearthnet: {_TABLE} is not a table with patch_id, labels and split ({error}); "
+            "download it again"
+        ) from error
+    odd = frame.loc[~frame["split"].isin(_SPLITS), "split"]
+    if len(odd):
+        raise ConfigError(
+            f"bigearthnet: {_TABLE} has split {odd.iloc[0]!r}, not one of {', '.join(_SPLITS)}"
+        )
+    number = {name: index for index, name in enumerate(CLASSES)}
+    labels = np.zeros((len(frame), len(CLASSES)), np.uint8)
+    for row, names in enumerate(frame["labels"]):
+        for name in names:
+            if name not in number:
+                raise ConfigError(
+                    f"bigearthnet: {_TABLE} has label {name!r}, which is none of the 19 classes"
+                )
+            labels[row, number[name]] = 1
+    return frame, labels

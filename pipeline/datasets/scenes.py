@@ -1,0 +1,166 @@
+"""Tiles of one's own scenes, labelled by a land-cover raster, as a dataset."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pyproj import CRS
+
+from pipeline.analysis.landcover import TileLabels
+from pipeline.analysis.statistics import BandStatistics
+from pipeline.datasets.rows import SplitRule, finished
+from pipeline.tiles.grid import TileGrid, grid_for_scene
+from pipeline.tiles.read import TileBatch, read_tiles
+from pipeline.tiles.spec import GridSpec, TileRules
+from storage.dataset import DatasetInfo, DatasetWriter
+from storage.errors import ConfigError
+from storage.location import StorageOptions
+from storage.progress import Progress, ProgressSink, quiet
+from storage.scene import Scene
+
+_BATCH = 64
+_EARTH_RADIUS_M = 6_371_008.8
+
+
+def import_scenes(
+    scenes: Sequence[Scene],
+    grid: GridSpec,
+    labels: TileLabels | Sequence[TileLabels],
+    uri: str,
+    *,
+    bands: Sequence[str],
+    rules: TileRules | None = None,
+    split: SplitRule | None = None,
+    block_tiles: int = 4,
+    statistics: BandStatistics | None = None,
+    options: StorageOptions | None = None,
+    progress: ProgressSink = quiet,
+) -> DatasetInfo:
+    """Import the tiles of scenes, labelled by their tile keys.
+
+    Tiles without a label are left out. Blocks of ``block_tiles`` x ``block_tiles`` neighbouring
+    tiles share a split over all acquisitions, so no ground of the test split was trained on.
+
+    Parameters
+    ----------
+    scenes, bands
+        Scenes whose bands are these, in this order.
+    grid, rules
+        How scenes are cut; see `pipeline.tiles.read`.
+    labels
+        Labels by tile key, from `pipeline.analysis.landcover`; one for each grid where there are
+        several.
+    uri
+        Dataset to write.
+    statistics
+        Of the same bands, to normalise by; the train tiles are measured when None.
+
+    Raises
+    ------
+    ConfigError
+        The labels disagree on their classes, no tile has one, or a scene has other bands.
+    SceneError
+        A scene cannot be read.
+    """
+    for scene in scenes:
+        if scene.band_names != tuple(bands):
+            raise ConfigError(
+                f"scene {scene.id} has bands {', '.join(scene.band_names)}, the dataset "
+                f"{', '.join(bands)}; read the catalog with the dataset's bands"
+            )
+    rules, split = rules or TileRules(), split or SplitRule()
+    if rules.edge == "shift":
+        raise ConfigError(
+            "tile rule edge 'shift' makes tiles overlap across the blocks of a split, so that "
+            "training would see validation ground; give 'pad' or 'drop' for a dataset"
+        )
+    book = _LabelBook.of([labels] if isinstance(labels, TileLabels) else list(labels))
+    grids = [grid_for_scene(scene, grid, options) for scene in scenes]
+    origin = {
+        "importer": "scenes",
+        "scenes": {scene.id: scene.fingerprint for scene in scenes},
+        "grids": sorted({one.id for one in grids}),
+        "bands": list(bands),
+        "labels_sha256": book.digest,
+        "rules": repr((rules, split, block_tiles)),
+        "normalisation": [statistics.mean, statistics.std] if statistics else None,
+    }
+    if (done := finished(uri, origin, options)) is not None:
+        return done
+    resolutions = {_resolution_m(one) for one in grids}
+    with DatasetWriter(
+        uri,
+        bands=bands,
+        classes=book.classes,
+        resolution_m=resolutions.pop() if len(resolutions) == 1 else None,
+        origin=origin,
+        normalisation=(statistics.mean, statistics.std) if statistics else None,
+        options=options,
+    ) as writer:
+        for number, (scene, tiles) in enumerate(zip(scenes, grids, strict=True), start=1):
+            for batch in read_tiles(scene, tiles, rules, batch_size=_BATCH, options=options):
+                _append_tiles(writer, scene, tiles, batch, book, split, block_tiles)
+            progress(Progress(stage="import", done=number, total=len(scenes), unit="scenes"))
+        return writer.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class _LabelBook:
+    """Labels by tile key."""
+
+    classes: tuple[str, ...]
+    rows: Mapping[str, NDArray[np.uint8]]
+    digest: str
+
+    @classmethod
+    def of(cls, tables: Sequence[TileLabels]) -> "_LabelBook":
+        if not tables or any(table.classes != tables[0].classes for table in tables):
+            raise ConfigError(
+                "tile labels: the tables have different classes, or there is none; "
+                "label every grid with the same classes"
+            )
+        rows: dict[str, NDArray[np.uint8]] = {}
+        digest = hashlib.sha256()
+        for table in tables:
+            rows.update(zip(table.tile_keys.tolist(), table.labels, strict=True))
+            digest.update("\n".join(table.tile_keys.tolist()).encode())
+            digest.update(np.ascontiguousarray(table.labels).tobytes())
+        return cls(tables[0].classes, rows, digest.hexdigest())
+
+
+def _resolution_m(grid: TileGrid) -> float:
+    """Return the ground size of a grid's pixel; of degrees, along a meridian."""
+    crs = CRS.from_user_input(grid.crs)
+    if crs.is_geographic:
+        return round(math.radians(grid.resolution) * _EARTH_RADIUS_M, 3)
+    return float(grid.resolution * crs.axis_info[0].unit_conversion_factor)
+
+
+def _append_tiles(
+    writer: DatasetWriter,
+    scene: Scene,
+    grid: TileGrid,
+    batch: TileBatch,
+    book: _LabelBook,
+    split: SplitRule,
+    block_tiles: int,
+) -> None:
+    keys = [grid.key(int(column), int(row)) for column, row in batch.tiles]
+    kept = [i for i, key in enumerate(keys) if key in book.rows and book.rows[key].any()]
+    if not kept:
+        return
+    blocks = [f"{grid.id}/{c // block_tiles}/{r // block_tiles}" for c, r in batch.tiles[kept]]
+    writer.append(
+        batch.pixels[kept],
+        np.stack([book.rows[keys[i]] for i in kept]),
+        {
+            "source": [f"{scene.id}/{keys[i]}" for i in kept],
+            "group": blocks,
+            "split": [split.of(block) for block in blocks],
+            "scene": [scene.id] * len(kept),
+            "tile_key": [keys[i] for i in kept],
+        },
+    )

@@ -1,0 +1,270 @@
+"""Build and grow an index: the drivers that hand the workers to Ray.
+
+A build trains on a uniform sample, fills shards in parallel, measures what they find, and only
+then writes the manifest and moves CURRENT. Killed anywhere, the same call goes on where it was:
+the version's name follows from the archive's snapshot and the request.
+"""
+
+import logging
+import math
+from dataclasses import asdict, replace
+
+from pipeline.indexing.build import MergeJob, ShardBuilder
+from pipeline.indexing.compact import ShardMerger, groups_to_merge, shards_after
+from pipeline.indexing.plan import IndexPlan, cut_into_shards, plan_index
+from pipeline.indexing.recall import with_pilot
+from pipeline.indexing.spec import IndexSpec
+from pipeline.indexing.steps import (
+    draw_sample,
+    fill_shards,
+    first_manifest,
+    measure_recall,
+    next_version,
+    publish,
+    shard_name,
+    survey,
+    threads_for,
+    train_lists,
+    version_digest,
+    with_shards,
+)
+from pipeline.indexing.update import check_same_archive, hide_dead, with_growth
+from pipeline.runtime.cluster import ray_session
+from pipeline.runtime.tasks import run_tasks
+from storage.archive.reader import Archive
+from storage.errors import ConfigError, NotFoundError
+from storage.index.manifest import (
+    IndexManifest,
+    ShardEntry,
+    read_manifest,
+)
+from storage.location import StorageOptions, absolute_uri
+from storage.progress import ProgressSink, quiet
+
+logger = logging.getLogger(__name__)
+
+
+def plan_build(
+    archive_uri: str, spec: IndexSpec | None = None, options: StorageOptions | None = None
+) -> IndexPlan:
+    """Return what :func:`build_index` would build.
+
+    Raises
+    ------
+    NotFoundError
+        There is no archive.
+    ConfigError
+        The archive is empty, or nothing fits what is asked for.
+    """
+    return _plan(Archive.open(archive_uri, options=options), spec or IndexSpec())
+
+
+def build_index(
+    archive_uri: str,
+    index_uri: str,
+    spec: IndexSpec | None = None,
+    *,
+    options: StorageOptions | None = None,
+    address: str | None = None,
+    progress: ProgressSink = quiet,
+) -> IndexManifest:
+    """Index an archive's newest snapshot; nothing is done when that version is current.
+
+    Parameters
+    ----------
+    archive_uri, index_uri
+        The archive, and the folder of the index.
+    spec
+        What is asked for.
+    options
+        Where the object store is; also sent to the workers.
+    address
+        Ray cluster to join; a private one is started when None and none is known.
+    progress
+        Receives the stages train, build shards and measure recall.
+
+    Returns
+    -------
+    IndexManifest
+        The version that is now current.
+
+    Raises
+    ------
+    NotFoundError
+        There is no archive.
+    ConfigError
+        The archive is empty, nothing fits what is asked for, or the index is of another archive.
+    """
+    spec = spec or IndexSpec()
+    archive = Archive.open(absolute_uri(archive_uri), options=options)
+    index_uri = absolute_uri(index_uri)
+    digest = version_digest(archive.uri, archive.snapshot, asdict(spec))
+    current = _current(index_uri, options)
+    if current and current.digest == digest:
+        return current
+    if current and current.archive_uri != archive.uri:
+        raise ConfigError(
+            f"index {index_uri} is of archive {current.archive_uri}, not {archive.uri}; "
+            "choose another folder for the new index"
+        )
+    plan, version = _plan(archive, spec), next_version(current, digest)
+    logger.info("index %s: version %s: %s", index_uri, version, plan)
+    with ray_session(address):
+        sample, own_rows = draw_sample(archive, plan, spec.seed)
+        trained = train_lists(index_uri, version, plan, sample, options, progress)
+        builder = ShardBuilder(
+            index_uri=index_uri,
+            version=version,
+            archive_uri=archive.uri,
+            snapshot=archive.snapshot,
+            trained=trained,
+            keep_vectors=plan.rerank > 1,
+            threads=threads_for(len(plan.pieces)),
+            options=options,
+        )
+        shards = fill_shards(builder, plan.pieces, 0, progress)
+        recall = measure_recall(builder, plan, shards, sample, own_rows, progress)
+    return publish(
+        first_manifest(archive, spec, plan, builder, digest, shards, recall),
+        index_uri,
+        options,
+    )
+
+
+def update_index(
+    index_uri: str,
+    *,
+    options: StorageOptions | None = None,
+    address: str | None = None,
+    progress: ProgressSink = quiet,
+) -> IndexManifest:
+    """Bring an index to its archive's newest snapshot, without training again.
+
+    New segments become new shards; rows that are no longer live are hidden. How far the new rows
+    are from what the index was trained on is measured, and the manifest's advice says when a new
+    build is better.
+
+    Raises
+    ------
+    NotFoundError
+        There is no index, or its archive is gone.
+    EncoderMismatchError
+        The archive now holds vectors of another encoder.
+    ConfigError
+        The archive holds no live rows any more.
+    """
+    index_uri = absolute_uri(index_uri)
+    current = read_manifest(index_uri, options=options)
+    archive = Archive.open(current.archive_uri, options=options)
+    check_same_archive(archive, current)
+    if archive.snapshot == current.snapshot:
+        return current
+    digest = version_digest(current.digest, archive.snapshot, {})
+    version = next_version(current, digest)
+    kept = hide_dead(index_uri, version, archive, current, options, progress)
+    added = _add_segments(index_uri, version, archive, current, options, address, progress)
+    shards = (*kept, *added)
+    if not shards:
+        raise ConfigError(
+            f"archive {archive.uri} holds no live rows any more; "
+            f"the index stays at version {current.version}"
+        )
+    after = replace(
+        with_growth(current, added),
+        version=version,
+        digest=digest,
+        snapshot=archive.snapshot,
+        segments=tuple(segment.id for segment in archive.segments),
+    )
+    return publish(with_shards(after, shards, index_uri, options), index_uri, options)
+
+
+def compact_index(
+    index_uri: str,
+    *,
+    options: StorageOptions | None = None,
+    address: str | None = None,
+    progress: ProgressSink = quiet,
+) -> IndexManifest:
+    """Merge the small shards that updates left and drop dead rows; nothing is trained.
+
+    The new version answers what the current one answers, on the same snapshot.
+
+    Raises
+    ------
+    NotFoundError
+        There is no index.
+    CorruptIndexError
+        A file of the current version is damaged.
+    """
+    index_uri = absolute_uri(index_uri)
+    current = read_manifest(index_uri, options=options)
+    groups = groups_to_merge(current)
+    if not groups:
+        return current
+    digest = version_digest(current.digest, current.snapshot, {"compact": True})
+    version = next_version(current, digest)
+    merger = ShardMerger(
+        index_uri=index_uri,
+        version=version,
+        trained=current.trained,
+        dimension=current.parameters.dimension,
+        classes=current.classes,
+        options=options,
+    )
+    first = _next_number(current)
+    jobs = [
+        MergeJob(name=shard_name(number), sources=sources)
+        for number, sources in enumerate(groups, first)
+    ]
+    with ray_session(address):
+        merged = run_tasks(merger, jobs, stage="merge shards", unit="shards", progress=progress)
+    shards = shards_after(current, groups, merged)
+    after = replace(current, version=version, digest=digest)
+    return publish(with_shards(after, shards, index_uri, options), index_uri, options)
+
+
+def _add_segments(
+    index_uri: str,
+    version: str,
+    archive: Archive,
+    current: IndexManifest,
+    options: StorageOptions | None,
+    address: str | None,
+    progress: ProgressSink,
+) -> list[ShardEntry]:
+    """Fill shards with the segments that the current version does not cover."""
+    fresh = survey(archive, skip=frozenset(current.segments))
+    if not fresh:
+        return []
+    rows = sum(count for _, count, _ in fresh)
+    pieces = cut_into_shards(fresh, math.ceil(rows / int(current.spec["rows_per_shard"])))
+    with ray_session(address):
+        builder = ShardBuilder(
+            index_uri=index_uri,
+            version=version,
+            archive_uri=archive.uri,
+            snapshot=archive.snapshot,
+            trained=current.trained,
+            keep_vectors=current.rerank > 1,
+            first_build=False,
+            threads=threads_for(len(pieces)),
+            options=options,
+        )
+        return fill_shards(builder, pieces, _next_number(current), progress)
+
+
+def _next_number(current: IndexManifest) -> int:
+    return 1 + max(int(shard.name.rpartition("-")[2]) for shard in current.shards)
+
+
+def _plan(archive: Archive, spec: IndexSpec) -> IndexPlan:
+    sizes = archive.spec.dimension, len(archive.spec.classes)
+    return with_pilot(archive, plan_index(spec, *sizes, survey(archive)), spec)
+
+
+def _current(index_uri: str, options: StorageOptions | None) -> IndexManifest | None:
+    try:
+        return read_manifest(index_uri, options=options)
+    except NotFoundError:
+        return None  # this is the first build

@@ -1,0 +1,270 @@
+"""The steps that building and growing an index share, each one call of the driver."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import ray
+
+from pipeline.analysis.samples import uniform_rows
+from pipeline.indexing.build import ShardBuilder, ShardJob
+from pipeline.indexing.plan import FLAT_ROWS, IndexPlan, Piece, Segments
+from pipeline.indexing.recall import RECALL_AT, RecallProbe, measured_recall
+from pipeline.indexing.spec import IndexSpec
+from pipeline.indexing.update import growth_advice, list_health, mean_fit
+from pipeline.runtime.tasks import run_tasks
+from storage.archive.maintenance import pin_snapshot
+from storage.archive.reader import Archive
+from storage.errors import ConfigError, CorruptIndexError, NotFoundError
+from storage.index.files import IndexFiles, file_entry
+from storage.index.manifest import FORMAT, FileEntry, IndexManifest, ShardEntry, write_manifest
+from storage.index.quantizer import set_threads, train
+from storage.index.ranking import Float32, Int64
+from storage.location import StorageOptions, join_uri, read_bytes, write_bytes
+from storage.progress import Progress, ProgressSink
+
+logger = logging.getLogger(__name__)
+
+RECALL_QUERIES = 100
+
+
+def survey(archive: Archive, skip: frozenset[str] = frozenset()) -> Segments:
+    """Return (ordinal, live rows, centre) of the segments that have live rows."""
+    found: Segments = []
+    for segment in archive.segments:
+        if segment.id in skip or not len(archive.live_rows(segment.ordinal)):
+            continue
+        box = archive.read_segment(segment.ordinal, ["bbox"])["bbox"]
+        west, south, east, north = box.mean(axis=0).tolist()
+        found.append((segment.ordinal, len(box), ((west + east) / 2, (south + north) / 2)))
+    return found
+
+
+def draw_sample(archive: Archive, plan: IndexPlan, seed: int) -> tuple[Float32, Int64]:
+    """Return a uniform sample of the live rows: vectors (n, D) and row ids (n,)."""
+    rows = uniform_rows(archive, plan.sample_rows, seed)
+    return archive.read(rows, ["embedding"])["embedding"].astype(np.float32), rows
+
+
+def train_lists(
+    index_uri: str,
+    version: str,
+    plan: IndexPlan,
+    sample: Float32,
+    options: StorageOptions | None,
+    progress: ProgressSink,
+) -> FileEntry:
+    """Train, or take what an interrupted build trained; return the file."""
+    receipt = join_uri(index_uri, version, "trained.json")
+    try:
+        values = json.loads(read_bytes(receipt, options))
+        finished = FileEntry(**values["trained"])
+        IndexFiles(index_uri, options).open(finished)
+        return finished
+    except (NotFoundError, CorruptIndexError, ValueError, KeyError, TypeError):
+        logger.info("training on %s rows", len(sample))
+    progress(Progress(stage="train", done=0, total=1, unit="quantizers"))
+    set_threads(threads_for(1))
+    trained = train(sample, plan.parameters)
+    entry = file_entry(index_uri, f"{version}/trained.faiss", trained, options)
+    text = json.dumps(
+        {
+            "trained": asdict(entry),
+        }
+    )
+    write_bytes(receipt, text.encode(), options)
+    progress(Progress(stage="train", done=1, total=1, unit="quantizers"))
+    return entry
+
+
+def fill_shards(
+    builder: ShardBuilder,
+    pieces: Sequence[tuple[Piece, ...]],
+    first: int,
+    progress: ProgressSink,
+) -> list[ShardEntry]:
+    """Fill one shard for each tuple of pieces, numbered from ``first``."""
+    return run_tasks(
+        builder,
+        [ShardJob(name=shard_name(n), pieces=part) for n, part in enumerate(pieces, first)],
+        stage="build shards",
+        unit="shards",
+        cpus=builder.threads,
+        progress=progress,
+    )
+
+
+def measure_recall(
+    builder: ShardBuilder,
+    plan: IndexPlan,
+    shards: Sequence[ShardEntry],
+    sample: Float32,
+    own_rows: Int64,
+    progress: ProgressSink,
+) -> dict[int, float]:
+    """Return recall@10 by nprobe, measured with rows of the sample as queries.
+
+    Where every list probed means an exact answer, that is known and not measured.
+    """
+    nlist = plan.parameters.nlist
+    if plan.parameters.kind == "flat":
+        return {1: 1.0}
+    exact = not plan.parameters.lossy or plan.rerank > 1
+    steps = tuple(2**i for i in range(nlist.bit_length()) if 2**i <= max(nlist // 4, 1))
+    chosen = np.unique(np.linspace(0, len(sample) - 1, RECALL_QUERIES).astype(np.int64))
+    depth = RECALL_AT * plan.rerank + 1
+    probe = RecallProbe(
+        index_uri=builder.index_uri,
+        archive_uri=builder.archive_uri,
+        snapshot=builder.snapshot,
+        queries=sample[chosen],
+        ladder=steps if exact else (*steps, nlist),
+        depth=depth,
+        threads=builder.threads,
+        options=builder.options,
+    )
+    parts = run_tasks(
+        probe,
+        list(shards),
+        stage="measure recall",
+        unit="shards",
+        cpus=builder.threads,
+        progress=progress,
+    )
+    rescored = depth if plan.rerank > 1 else depth * len(shards)
+    recall = measured_recall(parts, own_rows[chosen], rescored)
+    return recall | {nlist: 1.0} if exact else recall
+
+
+def tuned_nprobe(recall: Mapping[int, float], wanted: float) -> int:
+    """Return the least nprobe that reaches the recall, or the largest there is.
+
+    Examples
+    --------
+    >>> tuned_nprobe({1: 0.6, 2: 0.96, 4: 1.0}, 0.95)
+    2
+    """
+    return next((nprobe for nprobe in sorted(recall) if recall[nprobe] >= wanted), max(recall))
+
+
+def first_manifest(
+    archive: Archive,
+    spec: IndexSpec,
+    plan: IndexPlan,
+    builder: ShardBuilder,
+    digest: str,
+    shards: Sequence[ShardEntry],
+    recall: Mapping[int, float],
+) -> IndexManifest:
+    """Return the manifest of a new build."""
+    files = IndexFiles(builder.index_uri, builder.options)
+    imbalance, empty = list_health(files, shards)
+    if empty:
+        logger.warning(
+            "%s of %s lists are empty; ask for fewer lists", empty, plan.parameters.nlist
+        )
+    nprobe = tuned_nprobe(recall, spec.recall)
+    return IndexManifest(
+        version=builder.version,
+        digest=digest,
+        archive_uri=archive.uri,
+        snapshot=archive.snapshot,
+        encoder_fingerprint=archive.spec.encoder_fingerprint,
+        segments=tuple(segment.id for segment in archive.segments),
+        parameters=plan.parameters,
+        spec=asdict(spec),
+        trained=builder.trained,
+        shards=tuple(shards),
+        predicted_bytes=plan.predicted_bytes,
+        measured_bytes=sum(shard.memory_bytes for shard in shards),
+        nprobe=nprobe,
+        rerank=plan.rerank,
+        recall={str(nprobe): value for nprobe, value in recall.items()},
+        recall_version=builder.version,
+        fit=mean_fit([shard.fit for shard in shards], [shard.rows for shard in shards]),
+        trained_imbalance=imbalance,
+        list_imbalance=imbalance,
+        empty_lists=empty,
+        classes=archive.spec.classes,
+        advice=_recall_advice(recall, nprobe, spec.recall, plan),
+    )
+
+
+def _recall_advice(recall: Mapping[int, float], nprobe: int, wanted: float, plan: IndexPlan) -> str:
+    if recall[nprobe] < wanted:
+        reason = f"recall@10 is {recall[nprobe]:.3f} at best, {wanted} was asked for"
+    elif nprobe == plan.parameters.nlist > 1 and plan.rows > FLAT_ROWS:
+        reason = f"recall@10 of {wanted} takes every list, so each search compares all rows"
+    else:
+        return ""
+    return f"{reason}; allow more memory, or ask for less recall"
+
+
+def with_shards(
+    manifest: IndexManifest,
+    shards: Sequence[ShardEntry],
+    index_uri: str,
+    options: StorageOptions | None,
+) -> IndexManifest:
+    """Return a grown or compacted manifest with its shards, what they measure and the advice."""
+    imbalance, empty = list_health(IndexFiles(index_uri, options), shards)
+    after = replace(
+        manifest,
+        shards=tuple(shards),
+        measured_bytes=sum(shard.memory_bytes for shard in shards),
+        list_imbalance=imbalance,
+        empty_lists=empty,
+    )
+    return replace(after, advice=growth_advice(after))
+
+
+def publish(
+    manifest: IndexManifest, index_uri: str, options: StorageOptions | None
+) -> IndexManifest:
+    """Make a version the current one, unless it takes more memory than was allowed.
+
+    Raises
+    ------
+    ConfigError
+        It takes more memory than was allowed.
+    """
+    budget = manifest.spec["memory_bytes"]
+    if budget is not None and manifest.measured_bytes > budget:
+        raise ConfigError(
+            f"index {index_uri} takes {manifest.measured_bytes} bytes, more than the {budget} "
+            "allowed; raise the memory or build it again: the current version stays"
+        )
+    pin_snapshot(manifest.archive_uri, manifest.snapshot, index_uri, manifest.version, options)
+    write_manifest(index_uri, manifest, options)
+    if manifest.advice:
+        logger.warning("index %s: %s", index_uri, manifest.advice)
+    return manifest
+
+
+def shard_name(number: int) -> str:
+    """Return the name of the shard with this number."""
+    return f"shard-{number:05d}"
+
+
+def next_version(current: IndexManifest | None, digest: str) -> str:
+    """Return the name of the version that follows the current one."""
+    number = int(current.version.partition("-")[0]) + 1 if current else 1
+    return f"{number:04d}-{digest[:8]}"
+
+
+def version_digest(source: str, snapshot: str, spec: Mapping[str, Any]) -> str:
+    """Return what identifies a version by everything that decides its content."""
+    text = json.dumps([FORMAT, source, snapshot, dict(spec)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def threads_for(jobs: int) -> int:
+    """Return the CPUs for each of so many jobs, on nodes of this node's size."""
+    here = len(os.sched_getaffinity(0))
+    cpus = int(min(ray.cluster_resources().get("CPU", 1), here))
+    return max(cpus // max(jobs, 1), 1)

@@ -1,0 +1,131 @@
+"""What an update does to the shards that are there, and when it advises to build again."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from storage.archive.reader import ROW_BITS, Archive
+from storage.errors import EncoderMismatchError, NotFoundError
+from storage.index.files import IndexFiles, file_entry
+from storage.index.manifest import IndexManifest, ShardEntry
+from storage.index.quantizer import Fit
+from storage.index.sidecar import Sidecar
+from storage.location import StorageOptions
+from storage.progress import Progress, ProgressSink
+
+DRIFT_LIMIT = 1.25
+IMBALANCE_LIMIT = 1.5
+CHANGED_LIMIT = 0.3
+_LEAST_FIT = 1e-6
+
+
+def check_same_archive(archive: Archive, current: IndexManifest) -> None:
+    """Refuse to grow an index with the rows of another archive.
+
+    Raises
+    ------
+    EncoderMismatchError
+        The archive holds vectors of another encoder.
+    NotFoundError
+        The archive does not begin with the segments that the index covers.
+    """
+    found = archive.spec.encoder_fingerprint
+    if found != current.encoder_fingerprint:
+        raise EncoderMismatchError(
+            f"archive {archive.uri} holds vectors of encoder {found[:16]}, the index those of "
+            f"{current.encoder_fingerprint[:16]}; build a new index"
+        )
+    covered = len(current.segments)
+    if tuple(segment.id for segment in archive.segments[:covered]) != current.segments:
+        raise NotFoundError(
+            f"archive {archive.uri} no longer begins with the {covered} segments that index "
+            f"version {current.version} covers; build the index again"
+        )
+
+
+def hide_dead(
+    index_uri: str,
+    version: str,
+    archive: Archive,
+    current: IndexManifest,
+    options: StorageOptions | None,
+    progress: ProgressSink,
+) -> list[ShardEntry]:
+    """Return the current shards with the rows that are no longer live marked as dead.
+
+    Raises
+    ------
+    NotFoundError
+        The archive has live rows that the index left out as dead: it was rolled back.
+    """
+    live = [archive.live_rows(ordinal) for ordinal in range(len(current.segments))]
+    files, kept = IndexFiles(index_uri, options), []
+    for number, shard in enumerate(current.shards, 1):
+        rows = Sidecar(files.open(shard.columns), shard.columns.path).row
+        alive = np.concatenate([live[o] for o in np.unique(rows >> ROW_BITS).tolist()])
+        dead = np.flatnonzero(~np.isin(rows, alive)).astype("<i8")
+        if len(dead) < len(rows):
+            path = f"{version}/{shard.name}.dead"
+            entry = file_entry(index_uri, path, dead, options) if len(dead) else None
+            kept.append(replace(shard, dead=entry, dead_rows=len(dead)))
+        progress(
+            Progress(stage="hide dead rows", done=number, total=len(current.shards), unit="shards")
+        )
+    missing = sum(map(len, live)) - sum(shard.live_rows for shard in kept)
+    if missing:
+        raise NotFoundError(
+            f"archive {archive.uri} has {missing} live rows that index version {current.version} "
+            "left out as dead (it was rolled back); build the index again"
+        )
+    return kept
+
+
+def with_growth(current: IndexManifest, added: Sequence[ShardEntry]) -> IndexManifest:
+    """Return the manifest with how well all rows added since the build fit."""
+    rows = sum(shard.rows for shard in added)
+    fits = [shard.fit for shard in added]
+    weights = [shard.rows for shard in added]
+    if current.grown_fit:
+        rows, fits = rows + current.grown_rows, [*fits, current.grown_fit]
+        weights.append(current.grown_rows)
+    if not fits:
+        return current
+    grown = mean_fit(fits, weights)
+    return replace(current, grown_fit=grown, grown_rows=rows, drift=_drift(current.fit, grown))
+
+
+def mean_fit(fits: Sequence[Fit], rows: Sequence[int]) -> Fit:
+    """Return the fit of several groups of rows together."""
+    return Fit(
+        distance=float(np.average([fit.distance for fit in fits], weights=rows)),
+        distortion=float(np.average([fit.distortion for fit in fits], weights=rows)),
+    )
+
+
+def _drift(trained: Fit, grown: Fit) -> float:
+    """Return how many times as badly rows fit: in distance or distortion, the worse one."""
+    pairs = ((grown.distance, trained.distance), (grown.distortion, trained.distortion))
+    return max(new / max(old, _LEAST_FIT) for new, old in pairs)
+
+
+def list_health(files: IndexFiles, shards: Sequence[ShardEntry]) -> tuple[float, int]:
+    """Return how uneven the lists of all shards together are (1: even), and how many empty."""
+    sizes = np.sum([files.open(shard.lists).view(np.int64) for shard in shards], axis=0)
+    imbalance = len(sizes) * np.square(sizes.astype(float)).sum() / float(sizes.sum()) ** 2
+    return float(imbalance), int(np.count_nonzero(sizes == 0))
+
+
+def growth_advice(manifest: IndexManifest) -> str:
+    """Say when a new build is better than going on like this; empty when it is not."""
+    uneven = manifest.list_imbalance / manifest.trained_imbalance
+    kept = sum(shard.trained_rows * shard.live_rows // shard.rows for shard in manifest.shards)
+    if manifest.drift > DRIFT_LIMIT:
+        reason = f"the rows added since fit its lists {manifest.drift:.2f} times as badly"
+    elif uneven > IMBALANCE_LIMIT:
+        reason = f"its lists are {uneven:.2f} times as uneven as when it was built"
+    elif kept < (1 - CHANGED_LIMIT) * manifest.rows:
+        reason = f"only {kept} of {manifest.rows} rows are those it was built from"
+    else:
+        return ""
+    return f"{reason}; build the index again"

@@ -1,0 +1,216 @@
+"""The driver's side of ingest: finished scenes become segments and ledger entries."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.ingest.kernels import SceneRows
+from pipeline.ingest.spec import IngestPlan, IngestReport
+from storage.archive.ledger import LedgerEntry
+from storage.archive.reader import Archive
+from storage.archive.writer import (
+    UNIT_NORM_TOLERANCE,
+    ArchiveWriter,
+    SegmentReceipt,
+    SegmentRows,
+    write_segment,
+)
+from storage.location import StorageOptions
+from storage.progress import Event, EventSink, unheard
+from storage.scene import Rejected, Scene
+
+
+class Committer:
+    """The driver's side: finished scenes wait here until they are written and committed."""
+
+    def __init__(
+        self, plan: IngestPlan, options: StorageOptions | None, events: EventSink = unheard
+    ) -> None:
+        self._plan = plan
+        self._options = options
+        self._events = events
+        self._writer = ArchiveWriter(plan.spec.archive_uri, options)
+        self._labels = _LabelLookup(plan, options)
+        self._waiting: list[SceneRows] = []
+        self._receipts: list[SegmentReceipt] = []
+        self._entries: list[LedgerEntry] = []
+        self._grids: dict[str, dict[str, Any]] = {}
+        self._last_commit = time.monotonic()
+        self._snapshot = Archive.open(plan.spec.archive_uri, options=options).snapshot
+        self.counts = {"embedded": 0, "empty": 0, "rows": 0}
+        self.quarantined: dict[str, str] = {}
+
+    def reject(self, rejected: Sequence[Rejected]) -> None:
+        """Quarantine what the catalog already refused."""
+        for item in rejected:
+            self._quarantine(item.scene_id, "", None, item.reason)
+
+    def add(self, rows: SceneRows) -> None:
+        """Take a finished scene; write and commit when it is time."""
+        scene = self._plan.todo[rows.index]
+        reason = rows.note.get("reason") or _vector_fault(rows)
+        if reason:
+            self._quarantine(scene.id, scene.fingerprint, scene.datetime, reason)
+        else:
+            self._settle(scene, rows)
+        if sum(map(len, self._waiting)) >= self._plan.spec.segment_rows:
+            self._write()
+        if time.monotonic() - self._last_commit >= self._plan.spec.commit_interval_s:
+            self.commit()
+
+    def commit(self) -> None:
+        """Write and commit everything that is finished."""
+        self._write()
+        if self._entries:
+            self._snapshot = self._writer.commit(
+                self._receipts,
+                self._entries,
+                self._grids,
+                f"ingest {len(self._entries)} scenes",
+            )
+            self._events(
+                Event(
+                    event="committed",
+                    snapshot=self._snapshot,
+                    scenes=len(self._entries),
+                    rows=sum(entry.rows for entry in self._entries),
+                )
+            )
+        self._receipts, self._entries, self._grids = [], [], {}
+        self._last_commit = time.monotonic()
+
+    def report(self, seconds: float) -> IngestReport:
+        """Commit the rest and say what was done."""
+        self.commit()
+        return IngestReport(
+            snapshot=self._snapshot,
+            embedded=self.counts["embedded"],
+            empty=self.counts["empty"],
+            quarantined=dict(self.quarantined),
+            done_before=self._plan.done,
+            rows=self.counts["rows"],
+            seconds=seconds,
+        )
+
+    def _quarantine(self, scene_id: str, fingerprint: str, when: Any, reason: str) -> None:
+        self.quarantined[scene_id] = reason
+        self._note(
+            LedgerEntry(
+                scene_id=scene_id,
+                state="quarantined",
+                fingerprint=fingerprint,
+                datetime=when,
+                reason=reason,
+            )
+        )
+
+    def _note(self, entry: LedgerEntry) -> None:
+        self._entries.append(entry)
+        self._events(
+            Event(
+                event="scene",
+                scene=entry.scene_id,
+                state=entry.state,
+                rows=entry.rows,
+                reason=entry.reason or None,
+            )
+        )
+
+    def _settle(self, scene: Scene, rows: SceneRows) -> None:
+        state = "embedded" if len(rows) else "empty"
+        self.counts[state] += 1
+        self.counts["rows"] += len(rows)
+        self._grids[rows.note["grid_id"]] = rows.note["grid"]
+        if len(rows):
+            self._waiting.append(rows)
+        self._note(
+            LedgerEntry(
+                scene_id=scene.id,
+                state="embedded" if len(rows) else "empty",
+                fingerprint=scene.fingerprint,
+                datetime=scene.datetime,
+                reason="" if len(rows) else _why_empty(rows),
+                rows=len(rows),
+                grid_id=rows.note["grid_id"],
+                end=scene.end,
+                sources=scene.sources,
+            )
+        )
+
+    def _write(self) -> None:
+        if not self._waiting:
+            return
+        scenes = [self._plan.todo[rows.index] for rows in self._waiting]
+        columns = {
+            name: np.concatenate([rows.columns[name] for rows in self._waiting])
+            for name in ("embedding", "tile", "window", "bbox", "valid_fraction", "cloud_fraction")
+        }
+        counts = [len(rows) for rows in self._waiting]
+        columns["scene_index"] = np.repeat(np.arange(len(scenes), dtype=np.int32), counts)
+        columns["datetime"] = np.repeat(
+            np.array([s.datetime.replace(tzinfo=None) for s in scenes], "datetime64[ms]"), counts
+        )
+        grids = tuple(str(rows.note["grid_id"]) for rows in self._waiting)
+        if self._plan.archive.classes:
+            columns["labels"] = self._labels.of(grids, columns["scene_index"], columns["tile"])
+        segment = SegmentRows(
+            id=_segment_id(self._plan, scenes),
+            scenes=tuple(scene.id for scene in scenes),
+            grids=grids,
+            columns=columns,
+        )
+        self._receipts.append(write_segment(self._writer.fork, segment, self._plan.archive))
+        self._waiting = []
+
+
+class _LabelLookup:
+    """Tile labels by tile key; a tile that the table does not hold has no label."""
+
+    def __init__(self, plan: IngestPlan, options: StorageOptions | None) -> None:
+        self._rows: dict[str, int] = {}
+        if plan.spec.labels_uri:
+            from pipeline.analysis.landcover import TileLabels  # brings dask
+
+            table = TileLabels.from_parquet(plan.spec.labels_uri, options)
+            self._rows = {key: row for row, key in enumerate(table.tile_keys)}
+            self._labels = np.vstack([table.labels, np.zeros_like(table.labels[:1])])
+
+    def of(
+        self, grids: Sequence[str], scene_index: npt.NDArray[Any], tiles: npt.NDArray[Any]
+    ) -> npt.NDArray[np.uint8]:
+        """Return the labels (n, K) of tiles (n, 2) whose scenes lie on ``grids``."""
+        pairs = zip(scene_index.tolist(), tiles.tolist(), strict=True)
+        keys = (f"{grids[scene]}/{column}/{row}" for scene, (column, row) in pairs)
+        return np.asarray(self._labels[[self._rows.get(key, -1) for key in keys]], np.uint8)
+
+
+def _why_empty(rows: SceneRows) -> str:
+    counts = rows.note["counts"]
+    return (
+        f"no tile passed the rules: {counts['skipped_nodata']} with too little data, "
+        f"{counts['skipped_cloud']} too cloudy"
+    )
+
+
+def _vector_fault(rows: SceneRows) -> str:
+    """Say how many vectors an archive would refuse: pixels too large overflow an encoder."""
+    norms = np.linalg.norm(rows.columns["embedding"], axis=1)
+    broken = int(np.sum(~(np.abs(norms - 1) < UNIT_NORM_TOLERANCE)))
+    return f"{broken} of {len(rows)} embeddings are not finite and of unit norm" if broken else ""
+
+
+def _segment_id(plan: IngestPlan, scenes: Sequence[Scene]) -> str:
+    """Name a segment by all that decides its content, so that a repeat writes the same one."""
+    made_of = [
+        plan.archive.encoder_fingerprint,
+        dict(plan.archive.grid),
+        dict(plan.archive.rules),
+        list(plan.archive.classes),
+        [[scene.id, scene.fingerprint] for scene in scenes],
+    ]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:20]

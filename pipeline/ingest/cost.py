@@ -1,0 +1,256 @@
+"""What an ingest would cost, before it costs anything: tiles, bytes to read, disk, memory.
+
+Headers are opened, pixels are not. The numbers are upper bounds where a bound exists (tiles before
+any is skipped, files read whole) and stated models where it does not (memory).
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.ingest.kernels import scenes_at_once
+from pipeline.ingest.spec import IngestPlan
+from pipeline.tiles.grid import grid_for_scene
+from pipeline.tiles.read import count_tiles
+from storage.errors import SkysiftError
+from storage.location import StorageOptions, is_local, local_path, size_bytes
+from storage.progress import Progress, ProgressSink, quiet
+from storage.scene import Scene
+
+SAMPLE_SCENES = 64
+"""How many scenes a check before a run looks at; a dry run looks at all."""
+_READERS = 16
+_RAY_BYTES = 700_000_000
+_PROCESS_BYTES = 450_000_000
+_GDAL_CACHE_BYTES = 128_000_000
+_STRIP_LIMIT_BYTES = 256 * 1024 * 1024
+_SEGMENT_BYTES = 48_000
+_SCENE_BYTES = 400
+_ROW_BYTES_BESIDE_THE_VECTOR = 76
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IngestCost:
+    """What a plan would cost.
+
+    Parameters
+    ----------
+    scenes, measured_scenes
+        Scenes to embed, and how many of them were looked at; the rest count as their mean.
+    tiles
+        At most: tiles without data or under clouds are skipped.
+    read_bytes
+        Size of all files; less is read where a scene reaches beyond no tile.
+    archive_bytes
+        That the archive grows by, if every tile is kept and nothing compresses.
+    free_bytes
+        Free on the archive's disk; None for an object store.
+    memory_bytes
+        Of all processes of a run on this machine: Ray's own (0.7 GB), a process per CPU (450 MB,
+        a cache of blocks, strips and batches of the scenes that it reads side by side), the rows
+        that wait for a commit.
+        Ray's object store and a large encoder come on top.
+    machine_bytes
+        Memory of this machine, or what its container may use of it; None when a cluster does the
+        work.
+    unreadable
+        Scenes that would be quarantined, and why.
+    """
+
+    scenes: int
+    measured_scenes: int
+    tiles: int
+    read_bytes: int
+    archive_bytes: int
+    free_bytes: int | None
+    memory_bytes: int
+    machine_bytes: int | None
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fits_disk(self) -> bool:
+        """Whether the archive's disk has room for it."""
+        return self.free_bytes is None or self.archive_bytes <= self.free_bytes
+
+    @property
+    def fits_memory(self) -> bool:
+        """Whether the machine's memory has room for it."""
+        return self.machine_bytes is None or self.memory_bytes <= self.machine_bytes
+
+    def summary(self) -> dict[str, Any]:
+        """Return the costs as plain values, for printing."""
+        return {
+            "tiles_at_most": self.tiles,
+            "read_bytes": self.read_bytes,
+            "archive_bytes": self.archive_bytes,
+            "free_bytes": self.free_bytes,
+            "memory_bytes": self.memory_bytes,
+            "machine_bytes": self.machine_bytes,
+            "fits": self.fits_disk and self.fits_memory,
+            "scenes_unreadable": dict(self.unreadable),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _SceneCost:
+    """One scene: its tiles, its files by size, and the tiles in its longest row."""
+
+    tiles: int
+    sizes_bytes: Mapping[str, int]
+    tiles_across: int
+
+
+def estimate_cost(
+    plan: IngestPlan,
+    options: StorageOptions | None = None,
+    *,
+    sample_scenes: int | None = None,
+    cpus: int | None = None,
+    on_cluster: bool = False,
+    progress: ProgressSink = quiet,
+) -> IngestCost:
+    """Open the headers of a plan's scenes and add up what embedding them costs.
+
+    Parameters
+    ----------
+    plan
+        What :func:`pipeline.ingest.driver.plan_ingest` returned.
+    options
+        Where the object store is.
+    sample_scenes
+        Look at that many scenes, evenly spread over the plan, and take the others for their mean;
+        None looks at all.
+    cpus
+        CPUs of the run; all of this machine's when None.
+    on_cluster
+        Another machine's memory will be used, not this one's.
+    progress
+        Receives scenes looked at.
+    """
+    chosen = _spread(plan.todo, sample_scenes)
+    found: list[_SceneCost] = []
+    unreadable: dict[str, str] = {}
+    outcomes = _measured(plan, chosen, options)
+    for number, (scene, outcome) in enumerate(zip(chosen, outcomes, strict=True), 1):
+        if isinstance(outcome, _SceneCost):
+            found.append(outcome)
+        else:
+            unreadable[scene.id] = " ".join(str(outcome).split())
+        progress(Progress(stage="estimate", done=number, total=len(chosen), unit="scenes"))
+    scale = len(plan.todo) / max(len(chosen), 1)
+    tiles = math.ceil(sum(cost.tiles for cost in found) * scale)
+    files = {href: size for cost in found for href, size in cost.sizes_bytes.items()}
+    scenes = math.ceil(len(found) * scale)
+    return IngestCost(
+        scenes=len(plan.todo),
+        measured_scenes=len(chosen),
+        tiles=tiles,
+        read_bytes=math.ceil(sum(files.values()) * scale),
+        archive_bytes=_archive_bytes(plan, tiles, scenes),
+        free_bytes=_free_bytes(plan.spec.archive_uri),
+        memory_bytes=_memory_bytes(plan, found, cpus or os.cpu_count() or 1) if found else 0,
+        machine_bytes=None if on_cluster else machine_bytes(),
+        unreadable=unreadable,
+    )
+
+
+def require_room(cost: IngestCost, archive_uri: str) -> None:
+    """Refuse a run that cannot fit the archive's disk or this machine's memory.
+
+    Raises
+    ------
+    SkysiftError
+        It cannot.
+    """
+    if not cost.fits_memory:
+        raise SkysiftError(
+            f"this run would take about {cost.memory_bytes:,} bytes of memory, but this machine "
+            f"has {cost.machine_bytes:,}; use fewer CPUs (cluster.cpus), smaller batches "
+            "(ingest.batch_tiles), or a cluster (cluster.address)"
+        )
+    if not cost.fits_disk:
+        raise SkysiftError(
+            f"archive {archive_uri} would grow by {cost.archive_bytes:,} bytes for {cost.tiles:,} "
+            f"tiles, but its disk has {cost.free_bytes:,} free; free some space, choose another "
+            "place, or take fewer scenes (--since, --until, --bbox)"
+        )
+
+
+def machine_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the memory of this machine, or what its container may use of it."""
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    limits = (groups / "memory.max", groups / "memory" / "memory.limit_in_bytes")
+    texts = (limit.read_text().strip() for limit in limits if limit.is_file())
+    return min([*sizes, *(int(text) for text in texts if text.isdecimal())])
+
+
+def _spread(scenes: Sequence[Scene], count: int | None) -> list[Scene]:
+    if count is None or len(scenes) <= count:
+        return list(scenes)
+    return [scenes[index] for index in np.linspace(0, len(scenes) - 1, count).astype(int)]
+
+
+def _measured(
+    plan: IngestPlan, scenes: Sequence[Scene], options: StorageOptions | None
+) -> Iterator[_SceneCost | SkysiftError]:
+    def one(scene: Scene) -> _SceneCost | SkysiftError:
+        try:
+            return _scene_cost(plan, scene, options)
+        except SkysiftError as error:  # ingest will quarantine it for the same reason
+            return error
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        yield from pool.map(one, scenes)
+
+
+def _scene_cost(plan: IngestPlan, scene: Scene, options: StorageOptions | None) -> _SceneCost:
+    grid = grid_for_scene(scene, plan.grid, options)
+    tiles = count_tiles(scene, grid, plan.spec.rules, options)
+    hrefs = {band.href for band in scene.bands} | ({scene.mask.href} if scene.mask else set())
+    sizes = {href: size_bytes(href, options) for href in sorted(hrefs)}
+    # A row of a square scene; strips are cut at a limit anyway.
+    return _SceneCost(tiles=tiles, sizes_bytes=sizes, tiles_across=math.ceil(math.sqrt(tiles)))
+
+
+def _row_bytes(plan: IngestPlan) -> int:
+    return _ROW_BYTES_BESIDE_THE_VECTOR + len(plan.archive.classes)
+
+
+def _archive_bytes(plan: IngestPlan, tiles: int, scenes: int) -> int:
+    """Return the size of so many rows, their vectors in float16."""
+    if not tiles:
+        return scenes * _SCENE_BYTES
+    per_scene = max(math.ceil(tiles / max(scenes, 1)), 1)
+    segment_rows = math.ceil(plan.spec.segment_rows / per_scene) * per_scene
+    return (
+        tiles * (plan.archive.dimension * 2 + _row_bytes(plan))
+        + math.ceil(tiles / segment_rows) * _SEGMENT_BYTES
+        + scenes * _SCENE_BYTES
+    )
+
+
+def _memory_bytes(plan: IngestPlan, found: Sequence[_SceneCost], cpus: int) -> int:
+    """Return the model that :class:`IngestCost` states, one process a CPU."""
+    tile_bytes = len(plan.archive.bands) * plan.archive.tile_px**2 * 4
+    strip_bytes = min(max(cost.tiles_across for cost in found) * tile_bytes, _STRIP_LIMIT_BYTES)
+    scene = 3 * strip_bytes + 2 * plan.spec.batch_tiles * tile_bytes
+    worker = _PROCESS_BYTES + _GDAL_CACHE_BYTES + scenes_at_once(plan) * scene
+    waiting = plan.spec.segment_rows + max(cost.tiles for cost in found)
+    driver = _PROCESS_BYTES + 2 * waiting * (plan.archive.dimension * 4 + _row_bytes(plan))
+    return _RAY_BYTES + cpus * worker + driver
+
+
+def _free_bytes(archive_uri: str) -> int | None:
+    if not is_local(archive_uri):
+        return None
+    folder = local_path(archive_uri).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

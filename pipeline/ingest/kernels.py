@@ -1,0 +1,199 @@
+"""The kernels of ingest, which know no Ray: scenes to pixels, pixels to vectors, rows to scenes."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.ingest.spec import IngestPlan
+from pipeline.tiles.grid import grid_for_scene
+from pipeline.tiles.read import TileBatch, TileCounts, read_tiles
+from storage.location import StorageOptions, is_local
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, npt.NDArray[Any]]
+
+_LOCAL_SCENES_AT_ONCE = 1
+_REMOTE_SCENES_AT_ONCE = 4
+_ROWS_TO_SEND = 256
+
+
+def scenes_at_once(plan: IngestPlan) -> int:
+    """Return how many scenes one process that embeds should read side by side.
+
+    Those of an object store take long to answer; others only wait for each other's threads.
+    """
+    local = all(is_local(band.href) for band in plan.todo[0].bands)
+    return _LOCAL_SCENES_AT_ONCE if local else _REMOTE_SCENES_AT_ONCE
+
+
+class ReadScenes:
+    """Turn scenes into batches of tile pixels; the quarantine boundary.
+
+    Called with ``{"scene": (n,) indexes}``, it yields batches of rows. A tile row has ``status``
+    0 and its pixels (C, h, w) float32, NaN where invalid. After its tiles, each scene yields one
+    closing row of ``status`` 1 whose ``tiles`` counts them and whose ``note`` is JSON: the grid,
+    or the reason why the scene is quarantined.
+    """
+
+    def __init__(self, plan: IngestPlan, options: StorageOptions | None) -> None:
+        self._scenes = plan.todo
+        self._grid = plan.grid
+        self._rules = plan.spec.rules
+        self._batch_tiles = plan.spec.batch_tiles
+        self._options = options
+        self._pixel_shape = (len(plan.archive.bands), plan.archive.tile_px, plan.archive.tile_px)
+
+    def __call__(self, batch: Batch) -> Iterator[Batch]:
+        """Read the scenes that a batch names."""
+        for index in batch["scene"].tolist():
+            scene, counts = self._scenes[index], TileCounts()
+            try:
+                grid = grid_for_scene(scene, self._grid, self._options)
+                for part in read_tiles(
+                    scene,
+                    grid,
+                    self._rules,
+                    batch_size=self._batch_tiles,
+                    options=self._options,
+                    counts=counts,
+                ):
+                    yield _tile_rows(index, part)
+                named = grid.naming(self._rules.edge)
+                note = {"grid_id": named.id, "grid": named.to_dict(), "counts": asdict(counts)}
+            except Exception as error:  # one bad scene never stops a job
+                logger.warning("scene %s: %s", scene.id, error)
+                note = {"reason": " ".join(str(error).split()) or type(error).__name__}
+            yield self._closing_row(index, counts.kept, note)
+
+    def _closing_row(self, index: int, tiles: int, note: dict[str, Any]) -> Batch:
+        return {
+            "scene": np.array([index], np.int32),
+            "status": np.array([1], np.int8),
+            "tiles": np.array([tiles], np.int32),
+            "note": np.array([json.dumps(note)], dtype=object),
+            "pixels": np.zeros((1, *self._pixel_shape), np.float32),
+            "tile": np.zeros((1, 2), np.int32),
+            "window": np.zeros((1, 4), np.int32),
+            "bbox": np.zeros((1, 4), np.float64),
+            "valid_fraction": np.zeros(1, np.float32),
+            "cloud_fraction": np.zeros(1, np.float32),
+        }
+
+
+class EmbedTiles:
+    """Turn a batch of tile pixels into vectors; everything else passes through."""
+
+    def __init__(
+        self, encoder_uri: str, options: StorageOptions | None, device: str | None
+    ) -> None:
+        from encoders.bundle import load_encoder  # brings torch, which readers and driver lack
+
+        self._encoder = load_encoder(encoder_uri, options, device=device)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Replace ``pixels`` (n, C, h, w) by ``embedding`` (n, D) float32."""
+        pixels = batch.pop("pixels")
+        vectors = np.zeros((len(pixels), self._encoder.dimension), np.float32)
+        is_tile = batch["status"] == 0
+        if is_tile.any():
+            vectors[is_tile] = self._encoder(pixels if is_tile.all() else pixels[is_tile])
+        return {**batch, "embedding": vectors}
+
+
+class EmbedScenes:
+    """Read and embed in one process, so that pixels never leave it.
+
+    Several threads may call it: scenes are read side by side, which hides how long a file system
+    or an object store takes to answer, and one batch at a time is encoded.
+    """
+
+    def __init__(
+        self, plan: IngestPlan, options: StorageOptions | None, device: str | None = "cpu"
+    ) -> None:
+        self._read = ReadScenes(plan, options)
+        self._embed = EmbedTiles(plan.spec.encoder_uri, options, device)
+        self._turn = Lock()
+
+    def __call__(self, batch: Batch) -> Iterator[Batch]:
+        """Yield the rows of the scenes that a batch names, their vectors instead of pixels."""
+        waiting: list[Batch] = []
+        for rows in self._read(batch):
+            with self._turn:
+                waiting.append(self._embed(rows))
+            if sum(len(part["scene"]) for part in waiting) >= _ROWS_TO_SEND:
+                yield _joined(waiting)
+                waiting = []
+        if waiting:
+            yield _joined(waiting)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneRows:
+    """All rows of one scene, or the reason why it has none."""
+
+    index: int
+    note: Mapping[str, Any]
+    columns: Batch
+
+    def __len__(self) -> int:
+        return len(self.columns["tile"])
+
+
+class SceneCollector:
+    """Put the rows of each scene together; batches may come in any order and cut."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, list[Batch]] = {}
+        self._closing: dict[int, tuple[int, dict[str, Any]]] = {}
+
+    def add(self, batch: Batch) -> Iterator[SceneRows]:
+        """Take a batch; yield the scenes that it completes."""
+        touched = np.unique(batch["scene"]).tolist()
+        for index in touched:
+            mine = {name: values[batch["scene"] == index] for name, values in batch.items()}
+            for position in np.flatnonzero(mine["status"] == 1).tolist():
+                tiles = int(mine["tiles"][position])
+                self._closing[index] = (tiles, json.loads(mine["note"][position]))
+            rows = mine["status"] == 0
+            self._parts.setdefault(index, []).append({n: v[rows] for n, v in mine.items()})
+        for index in touched:
+            if index in self._closing and self._rows(index) >= self._closing[index][0]:
+                yield self._take(index)
+
+    def _rows(self, index: int) -> int:
+        return sum(len(part["tile"]) for part in self._parts[index])
+
+    def _take(self, index: int) -> SceneRows:
+        _tiles, note = self._closing.pop(index)
+        parts = self._parts.pop(index)
+        columns = _joined(parts)
+        # Row-major order of tiles, whatever order the batches came in.
+        order = np.lexsort((columns["tile"][:, 0], columns["tile"][:, 1]))
+        return SceneRows(index=index, note=note, columns={n: v[order] for n, v in columns.items()})
+
+
+def _joined(parts: Sequence[Batch]) -> Batch:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _tile_rows(index: int, part: TileBatch) -> Batch:
+    count = len(part.tiles)
+    return {
+        "scene": np.full(count, index, np.int32),
+        "status": np.zeros(count, np.int8),
+        "tiles": np.zeros(count, np.int32),
+        "note": np.full(count, "", dtype=object),
+        "pixels": part.pixels,
+        "tile": part.tiles,
+        "window": part.window,
+        "bbox": part.bbox,
+        "valid_fraction": part.valid_fraction,
+        "cloud_fraction": part.cloud_fraction,
+    }

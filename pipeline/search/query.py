@@ -1,0 +1,317 @@
+"""From what a person points at to a query vector: a picture, a place, a tile, a row, examples."""
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipeline.search.searcher import Searcher
+from storage.archive.reader import Archive
+from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
+from storage.index.filter import Filter
+from storage.location import StorageOptions
+from storage.raster.reader import read_image
+
+Float32 = npt.NDArray[np.float32]
+
+_CANDIDATES = 10_000
+_NAMED = 3
+
+
+class QueryEncoder(Protocol):
+    """What a query needs of an encoder; :class:`encoders.bundle.Encoder` is one."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the encoder."""
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Band names, in the order of the channels."""
+
+    @property
+    def tile_px(self) -> int:
+        """Size of a tile in pixels."""
+
+    def __call__(self, x_BCHW: npt.NDArray[Any], /) -> Float32:
+        """Embed raw pixel values (B, C, H, W) as unit vectors (B, D)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Query:
+    """A query vector (D,) float32 and where it is from.
+
+    ``row`` is the archive row that the vector is, and ``examples`` are those it was combined from,
+    so that a caller can leave them out of the hits; ``label`` says for people what was asked.
+    """
+
+    vector: Float32
+    label: str
+    row: int | None = None
+    examples: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The archive rows that the query is made of."""
+        return self.examples if self.row is None else (self.row, *self.examples)
+
+
+class QueryResolver:
+    """Turns places, tiles and pictures into queries for one index.
+
+    Parameters
+    ----------
+    searcher
+        The index; its side-car finds rows, the archive that it pins gives their vectors.
+    encoder
+        Needed for pictures only; it has to be the one that the archive was made with.
+    options
+        Where archive and pictures are.
+
+    Raises
+    ------
+    EncoderMismatchError
+        The encoder is not the one that the archive was made with.
+    """
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        encoder: QueryEncoder | None = None,
+        options: StorageOptions | None = None,
+    ) -> None:
+        expected = searcher.manifest.encoder_fingerprint
+        if encoder is not None and encoder.fingerprint != expected:
+            raise EncoderMismatchError(
+                f"queries would be embedded by encoder {encoder.fingerprint[:16]}, but index "
+                f"{searcher.index_uri} holds vectors of {expected[:16]}; use that bundle"
+            )
+        self._searcher = searcher
+        self._encoder = encoder
+        self._options = options
+
+    def image(self, href: str, indexes: Sequence[int] | None = None) -> Query:
+        """Embed a PNG, JPEG or GeoTIFF; see :func:`fit_picture` for how it is made a tile.
+
+        Parameters
+        ----------
+        href
+            The picture.
+        indexes
+            Its bands, from 1, in the order of the encoder's; all by default.
+
+        Raises
+        ------
+        SceneError
+            It is not a picture.
+        ConfigError
+            It has not as many bands as the encoder, or there is no encoder.
+        """
+        return self.pixels(read_image(href, indexes, self._options), label=href)
+
+    def pixels(self, values: Float32, label: str = "pixels") -> Query:
+        """Embed pixel values (C, h, w) float32, NaN where invalid, in the encoder's bands.
+
+        Raises
+        ------
+        ConfigError
+            There are not as many bands as the encoder has, no valid pixel, or no encoder.
+        """
+        encoder = self._encoder
+        if encoder is None:
+            raise ConfigError(f"{label}: a picture needs an encoder; give its bundle")
+        if len(values) != len(encoder.bands):
+            raise ConfigError(
+                f"{label} has {len(values)} bands, the encoder needs {len(encoder.bands)} "
+                f"({', '.join(encoder.bands)}); choose bands by number"
+            )
+        if not np.isfinite(values).any():
+            raise ConfigError(f"{label} has no valid pixel; choose another picture")
+        tile = fit_picture(values, encoder.tile_px)
+        return Query(vector=encoder(tile[None])[0], label=label)
+
+    def point(self, lon: float, lat: float, date: dt.date | str | None = None) -> Query:
+        """Take the tile that a place is in, from the scene nearest to a date or the newest.
+
+        Parameters
+        ----------
+        lon, lat
+            WGS84 degrees.
+        date
+            Date or time (ISO 8601 when text; naive means UTC).
+
+        Raises
+        ------
+        NotFoundError
+            No row's box contains the point.
+        ConfigError
+            The date or the degrees make no sense.
+        """
+        moment = Filter(since=date).since
+        rows = self._searcher.find(Filter(bbox=(lon, lat, lon, lat)), _CANDIDATES).to_pydict()
+        if not rows["row"]:
+            west, south, east, north = self._searcher.manifest.bbox
+            raise NotFoundError(
+                f"the index has no tile at lon {lon}, lat {lat}; its tiles lie between "
+                f"lon {west:.4f} and {east:.4f}, lat {south:.4f} and {north:.4f}"
+            )
+        times = [when.timestamp() for when in rows["datetime"]]
+        if isinstance(moment, dt.datetime):
+            ages = [abs(when - moment.timestamp()) for when in times]
+        else:
+            ages = [-when for when in times]
+        centres = [
+            ((w + e) / 2 + (180 if w > e else 0), (s + n) / 2)
+            for w, s, e, n in zip(
+                rows["west"], rows["south"], rows["east"], rows["north"], strict=True
+            )
+        ]
+        off = [abs((x - lon + 180) % 360 - 180) + abs(y - lat) for x, y in centres]
+        best = min(range(len(ages)), key=lambda i: (ages[i], off[i], rows["tile_key"][i]))
+        return self._of_row(rows, best, f"{lon}, {lat}")
+
+    def tile(self, tile_key: str, scene: str | None = None) -> Query:
+        """Take a tile by its key, from one scene or the newest.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such tile, or not in that scene.
+        """
+        where = Filter(tiles=(tile_key,), scenes=(scene,) if scene else ())
+        rows = self._searcher.find(where, _CANDIDATES).to_pydict()
+        if not rows["row"]:
+            raise NotFoundError(
+                f"the archive has no tile {tile_key}{f' of scene {scene}' if scene else ''}; "
+                "search by lon,lat to see the keys at a place"
+            )
+        best = max(range(len(rows["row"])), key=lambda i: (rows["datetime"][i], rows["scene"][i]))
+        return self._of_row(rows, best, tile_key)
+
+    def tiles(self, where: Filter, limit: int = _CANDIDATES) -> list[Query]:
+        """Take every tile that a filter lets through: a region of a scene, a set of labels.
+
+        Raises
+        ------
+        NotFoundError
+            There is none.
+        ConfigError
+            There are more than ``limit``, or the filter makes no sense.
+        """
+        found = self._searcher.find(where, limit + 1)
+        if not len(found):
+            raise NotFoundError("no tile of the archive matches the examples' filter; widen it")
+        if len(found) > limit:
+            raise ConfigError(
+                f"more than {limit:,} tiles match the examples' filter; narrow it by scene, place "
+                "or date"
+            )
+        rows = found["row"].to_pylist()
+        vectors = self._archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
+        names = zip(found["tile_key"].to_pylist(), found["scene"].to_pylist(), strict=True)
+        return [
+            Query(vector=vector, label=f"tile {tile} of {scene}", row=row)
+            for vector, row, (tile, scene) in zip(vectors, rows, names, strict=True)
+        ]
+
+    def row(self, row: int) -> Query:
+        """Take an archive row.
+
+        Raises
+        ------
+        NotFoundError
+            It does not exist or is not live at the index's snapshot.
+        """
+        return Query(vector=self._vector(row), label=f"row {row}", row=row)
+
+    @cached_property
+    def _archive(self) -> Archive:
+        manifest = self._searcher.manifest
+        return Archive.open(manifest.archive_uri, manifest.snapshot, self._options)
+
+    def _of_row(self, rows: dict[str, list[Any]], at: int, asked: str) -> Query:
+        row = int(rows["row"][at])
+        label = f"{asked}: tile {rows['tile_key'][at]} of {rows['scene'][at]}"
+        return Query(vector=self._vector(row), label=label, row=row)
+
+    def _vector(self, row: int) -> Float32:
+        embedding = self._archive.read([row], ["embedding"])["embedding"]
+        return np.asarray(embedding[0], dtype=np.float32)
+
+
+def combine(positive: Sequence[Query], negative: Sequence[Query] = ()) -> Query:
+    """Return what the positive examples share and the negative ones do not (Rocchio).
+
+    The vector is the mean of the positive unit vectors minus half the mean of the negative ones.
+
+    Raises
+    ------
+    ConfigError
+        There is no positive example.
+
+    References
+    ----------
+    J. Rocchio, Relevance feedback in information retrieval, 1971.
+    """
+    if not positive:
+        raise ConfigError("a combined query needs at least one positive example")
+    vector = _mean(positive) - (0.5 * _mean(negative) if negative else 0)
+    label = _names(positive, " + ") + (f" - {_names(negative, ' - ')}" if negative else "")
+    examples = tuple(sorted({row for query in (*positive, *negative) for row in query.rows}))
+    return Query(vector=np.asarray(vector, dtype=np.float32), label=label, examples=examples)
+
+
+def fit_picture(values: Float32, tile_px: int) -> Float32:
+    """Cut the largest centred square out of a picture and resize it to a tile.
+
+    Shrinking averages, enlarging interpolates linearly; a tile-sized picture stays as it is.
+    Invalid pixels do not count, and a pixel of the tile is invalid when none under it is valid.
+
+    Parameters
+    ----------
+    values
+        (C, h, w) float32, NaN where invalid.
+    tile_px
+        Size of the tile in pixels.
+
+    Examples
+    --------
+    >>> fit_picture(np.array([[[9, 1, 3, 9], [9, 5, 7, 9]]], dtype=np.float32), 1)
+    array([[[4.]]], dtype=float32)
+    """
+    height, width = values.shape[1:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = values[:, top : top + side, left : left + side]
+    if side == tile_px:
+        return square
+    method = Image.Resampling.BOX if side > tile_px else Image.Resampling.BILINEAR
+
+    def resized(band: Float32) -> Float32:
+        picture = Image.fromarray(np.ascontiguousarray(band, dtype=np.float32))
+        return np.asarray(picture.resize((tile_px, tile_px), method), dtype=np.float32)
+
+    tile = np.empty((len(values), tile_px, tile_px), dtype=np.float32)
+    for number, band in enumerate(square):
+        valid = np.isfinite(band)
+        weight = resized(valid.astype(np.float32))
+        total = resized(np.where(valid, band, 0).astype(np.float32))
+        tile[number] = np.divide(
+            total, weight, out=np.full_like(total, np.nan), where=weight > 1e-6
+        )
+    return tile
+
+
+def _names(queries: Sequence[Query], between: str) -> str:
+    named = between.join(query.label for query in queries[:_NAMED])
+    return named if len(queries) <= _NAMED else f"{named} and {len(queries) - _NAMED} more"
+
+
+def _mean(queries: Sequence[Query]) -> npt.NDArray[np.float64]:
+    vectors = np.stack([query.vector for query in queries]).astype(np.float64)
+    return np.asarray((vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).mean(axis=0))

@@ -1,0 +1,1 @@
+"""How scenes are cut into tiles: the grid, the rules and the reading of tiles. No Ray."""

@@ -1,0 +1,301 @@
+"""Grids of tiles that lie still on the ground.
+
+Tiles count from an anchor of the CRS, not from a scene's corner, so two acquisitions of one place
+have the same tile keys. :mod:`pipeline.tiles.read` reads the pixels.
+"""
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pyproj import CRS, Transformer
+from pyproj.exceptions import ProjError
+
+from pipeline.tiles.spec import Edge, GridSpec
+from storage.errors import GridError
+from storage.location import StorageOptions
+from storage.raster.geotiff import crs_name, inspect, resolution_in
+from storage.raster.pixel_grid import PixelGrid, Window
+from storage.scene import BBox, Scene
+
+Int32 = npt.NDArray[np.int32]
+Float64 = npt.NDArray[np.float64]
+
+_EDGE_POINTS = 3
+_ROUNDING_PX = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TileGrid:
+    """Square tiles that cover a CRS, counted from an anchor: columns eastwards, rows southwards.
+
+    Resolution and anchor keep nine significant digits, so that equal grids have equal ids.
+
+    Examples
+    --------
+    >>> grid = TileGrid(crs="EPSG:32648", resolution=10.0, tile_px=64)
+    >>> grid.id, grid.key(566, -3103)
+    ('epsg32648-10-64', 'epsg32648-10-64/566/-3103')
+    >>> TileGrid.from_dict(grid.to_dict()) == grid
+    True
+    """
+
+    crs: str
+    resolution: float
+    tile_px: int
+    stride_px: int = 0
+    anchor: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        stride_px = self.stride_px or self.tile_px
+        if not 1 <= stride_px <= self.tile_px:
+            raise GridError(
+                f"tiles of {self.tile_px} px at a stride of {stride_px} px leave gaps or do not "
+                "advance; give a stride from 1 to the tile's size"
+            )
+        object.__setattr__(self, "stride_px", stride_px)
+        object.__setattr__(self, "resolution", float(f"{self.resolution:.9g}"))
+        object.__setattr__(
+            self, "anchor", (float(f"{self.anchor[0]:.9g}"), float(f"{self.anchor[1]:.9g}"))
+        )
+        if self.crs.lower().startswith("epsg:"):
+            object.__setattr__(self, "crs", self.crs.upper())
+
+    @property
+    def id(self) -> str:
+        """Short name, safe in URLs and paths; equal for equal grids only."""
+        crs = self.crs.lower().replace(":", "")
+        if not crs.isalnum():
+            crs = f"crs{hashlib.sha256(self.crs.encode()).hexdigest()[:8]}"
+        parts = [crs, f"{self.resolution:.9g}", str(self.tile_px)]
+        if self.stride_px != self.tile_px:
+            parts.append(f"s{self.stride_px}")
+        if self.anchor != (0.0, 0.0):
+            parts.append(f"a{self.anchor[0]:.9g}_{self.anchor[1]:.9g}")
+        return "-".join(parts).replace("+", "")
+
+    @property
+    def pixels(self) -> PixelGrid:
+        """The pixels that the tiles are made of."""
+        return PixelGrid(crs=self.crs, resolution=self.resolution, anchor=self.anchor)
+
+    def key(self, column: int, row: int) -> str:
+        """Return the identity of a tile: the same for every acquisition of that ground."""
+        return f"{self.id}/{column}/{row}"
+
+    def keys(self, tiles: Int32) -> list[str]:
+        """Return the keys of tiles, int32 (n, 2) of column and row."""
+        prefix = self.id
+        return [f"{prefix}/{column}/{row}" for column, row in tiles.tolist()]
+
+    def window(self, column: int, row: int) -> Window:
+        """Return the grid pixels of a tile."""
+        stride, size = self.stride_px, self.tile_px
+        return Window(column=column * stride, row=row * stride, width=size, height=size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self) | {"anchor": list(self.anchor)}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "TileGrid":
+        """Return the grid that :meth:`to_dict` described."""
+        return TileGrid(**(values | {"anchor": tuple(values["anchor"])}))
+
+    def naming(self, edge: Edge) -> "TileGrid":
+        """Return the grid whose columns and rows name the tiles of an edge rule.
+
+        Shifted tiles begin at any pixel, so the grid of stride 1 names them, and with them all
+        other tiles of their scene: equal keys still mean equal ground.
+        """
+        return replace(self, stride_px=1) if edge == "shift" else self
+
+    def tiles_over(self, extent: Window, edge: Edge = "pad") -> Int32:
+        """Return the tiles over a window of grid pixels.
+
+        Parameters
+        ----------
+        extent
+            Usually :attr:`storage.raster.reader.SceneReader.extent`.
+        edge
+            ``pad``: every tile that shares a pixel with it; ``drop``: those wholly within;
+            ``shift``: those, and for what they leave of it tiles moved inwards to its edge.
+
+        Returns
+        -------
+        int32 (n, 2): column and row on :meth:`naming`'s grid, row by row.
+        """
+        columns = self._along(extent.column, extent.width, edge)
+        rows = self._along(extent.row, extent.height, edge)
+        grid = np.meshgrid(columns, rows)
+        return np.stack([grid[0].ravel(), grid[1].ravel()], axis=1)
+
+    def _along(self, start: int, length: int, edge: Edge) -> Int32:
+        size, stride, stop = self.tile_px, self.stride_px, start + length
+        if edge == "pad":
+            first, last = (start - size) // stride + 1, (stop - 1) // stride
+        else:
+            first, last = -(-start // stride), (stop - size) // stride
+        within = np.arange(first, last + 1, dtype=np.int32)
+        if edge != "shift":
+            return within
+        # Of a scene smaller than a tile the one tile begins at its edge and reaches beyond it.
+        ends = np.array([start, max(stop - size, start)], np.int32)
+        return np.unique(np.concatenate([ends, within * np.int32(stride)]))
+
+    def tile_at(self, lon: float, lat: float) -> tuple[int, int]:
+        """Return column and row of the tile that holds a point; of several, the most central.
+
+        Parameters
+        ----------
+        lon, lat
+            WGS84 degrees.
+
+        Raises
+        ------
+        GridError
+            The CRS has no such place.
+        """
+        x, y = _project(_to_crs(self.crs), lon, lat, f"{lon}, {lat} is not in {self.crs}")
+        lead = (self.tile_px - self.stride_px) / 2
+        column = ((x - self.anchor[0]) / self.resolution - lead) // self.stride_px
+        row = ((self.anchor[1] - y) / self.resolution - lead) // self.stride_px
+        return int(column), int(row)
+
+    def crs_bounds(self, tiles: Int32) -> Float64:
+        """Return left, bottom, right, top of tiles (n, 2) in CRS units, float64 (n, 4)."""
+        starts = np.asarray(tiles, np.float64).reshape(-1, 2) * self.stride_px
+        left = self.anchor[0] + starts[:, 0] * self.resolution
+        top = self.anchor[1] - starts[:, 1] * self.resolution
+        side = self.tile_px * self.resolution
+        return np.stack([left, top - side, left + side, top], axis=1)
+
+    def bbox_wgs84(self, tiles: Int32) -> Float64:
+        """Return the footprints of tiles in degrees.
+
+        Parameters
+        ----------
+        tiles
+            int32 (n, 2): column and row.
+
+        Returns
+        -------
+        float64 (n, 4): west, south, east, north; west > east across the antimeridian.
+
+        Raises
+        ------
+        GridError
+            A tile lies outside the area of the CRS.
+        """
+        left, bottom, right, top = self.crs_bounds(tiles).T[:, :, None]
+        along = np.linspace(0.0, 1.0, _EDGE_POINTS)
+        low, high = np.zeros_like(along), np.ones_like(along)
+        xs = left + (right - left) * np.concatenate([along, high, along, low])
+        ys = bottom + (top - bottom) * np.concatenate([low, along, high, along])
+        lons, lats = _project(
+            _to_wgs84(self.crs), xs, ys, f"a tile of grid {self.id} lies outside its CRS"
+        )
+        boxes = _around(lons, np.clip(lats, -90, 90))
+        for pole in (-90.0, 90.0):
+            at = _pole(self.crs, pole)
+            if at is not None:
+                inside = ((left <= at[0]) & (at[0] <= right) & (bottom <= at[1]) & (at[1] <= top))[
+                    :, 0
+                ]
+                boxes[inside, 0], boxes[inside, 2] = -180, 180
+                boxes[inside, 1 if pole < 0 else 3] = pole
+        return boxes
+
+
+def grid_for_scene(scene: Scene, spec: GridSpec, options: StorageOptions | None = None) -> TileGrid:
+    """Return the grid of a scene: what the spec leaves open comes from its first band's file.
+
+    Raises
+    ------
+    SceneError
+        The file cannot be opened.
+    ConfigError
+        The spec's CRS is not a CRS.
+    """
+    crs = None if spec.crs == "native" else crs_name(spec.crs)
+    resolution = None if spec.resolution == "native" else spec.resolution
+    if crs is None or resolution is None:
+        info = inspect(scene.bands[0].href, options)
+        crs = crs or info.crs
+        resolution = resolution or resolution_in(info, crs)
+    return TileGrid(
+        crs=crs,
+        resolution=resolution,
+        tile_px=spec.tile_px,
+        stride_px=spec.stride_px or spec.tile_px,
+        anchor=spec.anchor,
+    )
+
+
+def window_of_bbox(pixels: PixelGrid, bbox: BBox) -> Window:
+    """Return the window, rounded outwards, that a WGS84 box covers on a pixel grid.
+
+    Raises
+    ------
+    GridError
+        The grid's CRS has no such place.
+    """
+    west, south, east, north = bbox
+    east += 360 * (west > east)
+    along = np.linspace(0.0, 1.0, 21)
+    low, high = np.zeros_like(along), np.ones_like(along)
+    lons = west + (east - west) * np.concatenate([along, high, along, low])
+    lats = south + (north - south) * np.concatenate([low, along, high, along])
+    xs, ys = _project(_to_crs(pixels.crs), lons, lats, f"box {bbox} is not in {pixels.crs}")
+    columns = (xs - pixels.anchor[0]) / pixels.resolution
+    rows = (pixels.anchor[1] - ys) / pixels.resolution
+    left, top = (math.floor(v.min() + _ROUNDING_PX) for v in (columns, rows))
+    right, bottom = (math.ceil(v.max() - _ROUNDING_PX) for v in (columns, rows))
+    return Window(column=left, row=top, width=max(1, right - left), height=max(1, bottom - top))
+
+
+def _around(lons: Float64, lats: Float64) -> Float64:
+    """Return w, s, e, n around points (n, m), the short way where they span the antimeridian."""
+    lons = (lons + 180) % 360 - 180
+    west, east = lons.min(axis=1), lons.max(axis=1)
+    across = east - west > 180
+    turned = np.where(lons < 0, lons + 360, lons)
+    west = np.where(across, turned.min(axis=1), west)
+    east = np.where(across, turned.max(axis=1) - 360, east)
+    east = np.where(across & (east == -180), 180, east)
+    return np.stack([west, lats.min(axis=1), east, lats.max(axis=1)], axis=1)
+
+
+@lru_cache(64)
+def _pole(crs: str, lat: float) -> tuple[float, float] | None:
+    """Return where a pole is in a CRS, None where it is not one point of the plane."""
+    if CRS.from_user_input(crs).is_geographic:
+        return None
+    x, y = _to_crs(crs).transform([0.0, 90.0, 180.0], [lat] * 3)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(x) + np.ptp(y) > 1:
+        return None
+    return float(x[0]), float(y[0])
+
+
+def _project(transformer: Transformer, x: Any, y: Any, message: str) -> tuple[Any, Any]:
+    try:
+        x, y = transformer.transform(x, y)
+    except ProjError as error:
+        raise GridError(f"{message}; check the CRS and the place") from error
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise GridError(f"{message}; check the CRS and the place")
+    return x, y
+
+
+@lru_cache(64)
+def _to_wgs84(crs: str) -> Transformer:
+    return Transformer.from_crs(CRS.from_user_input(crs), CRS.from_epsg(4326), always_xy=True)
+
+
+@lru_cache(64)
+def _to_crs(crs: str) -> Transformer:
+    return Transformer.from_crs(CRS.from_epsg(4326), CRS.from_user_input(crs), always_xy=True)

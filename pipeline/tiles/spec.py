@@ -1,0 +1,61 @@
+"""How scenes are cut into tiles, as plain values."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from storage.errors import ConfigError
+
+Edge = Literal["pad", "shift", "drop"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GridSpec:
+    """The grid a user asks for; ``native`` takes the CRS or the resolution of the scene.
+
+    Parameters
+    ----------
+    crs
+        A code such as ``EPSG:32648``, or ``native``.
+    resolution
+        CRS units per pixel, or ``native``.
+    tile_px
+        Side of a tile, in pixels.
+    stride_px
+        Distance between two tiles, at most ``tile_px``; None for ``tile_px`` (no overlap).
+    anchor
+        The CRS coordinates where column and row 0 begin.
+    """
+
+    crs: str = "native"
+    resolution: float | Literal["native"] = "native"
+    tile_px: int
+    stride_px: int | None = None
+    anchor: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TileRules:
+    """Which tiles are worth an embedding.
+
+    Parameters
+    ----------
+    edge
+        ``pad`` keeps the tiles that reach beyond the scene, the rest of them invalid; ``drop``
+        keeps only those wholly within it; ``shift`` keeps those and adds, for what they leave,
+        tiles that are moved inwards to the scene's edge and overlap their neighbours.
+    min_valid_fraction
+        Least share of a tile's pixels that hold data; a tile without any is never kept.
+    max_cloud_fraction
+        Largest share of a tile's valid pixels that the mask calls cloud or shadow.
+    """
+
+    edge: Edge = "pad"
+    min_valid_fraction: float = 0.5
+    max_cloud_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.edge not in get_args(Edge):
+            raise ConfigError(f"tile rule edge is {self.edge!r}; give 'pad', 'shift' or 'drop'")
+        for name in ("min_valid_fraction", "max_cloud_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"tile rule {name} is {getattr(self, name)}; give 0 to 1")

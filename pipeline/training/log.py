@@ -1,0 +1,105 @@
+"""What a training run has come to, epoch by epoch: ``history.csv`` and a TensorBoard log.
+
+Both hold the same figures. The table is written whole after each epoch; the TensorBoard log grows,
+and a run that goes on from a checkpoint hides what the log says of later epochs.
+"""
+
+import csv
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from storage.location import StorageOptions, is_local, join_uri, local_path, upload, write_bytes
+
+Row = dict[str, float]
+_GROUPS = {
+    "loss": "train",
+    "learning_rate": "train",
+    "images_per_s": "speed",
+    "train_s": "speed",
+    "evaluate_s": "speed",
+}
+"""Heading of each figure in TensorBoard; all others are validation scores."""
+
+
+class TrainingLog:
+    """The rows of a run, one for each epoch, and the files that show them.
+
+    Parameters
+    ----------
+    history_uri, board_uri
+        The CSV file, and the folder of the TensorBoard log. A remote log is written on this
+        machine's disk and copied after each epoch.
+    options
+        Object store.
+    """
+
+    def __init__(
+        self, history_uri: str, board_uri: str, options: StorageOptions | None = None
+    ) -> None:
+        self._history_uri, self._board_uri, self._options = history_uri, board_uri, options
+        self._board: _Board | None = None
+        self._shown = 0.0
+        self.rows: list[Row] = []
+
+    def resume(self, rows: list[Row]) -> None:
+        """Go on after these rows, of which all but the last are known to be in the files."""
+        self.rows = rows
+        self._shown = rows[-1]["epoch"] - 1 if rows else 0.0
+
+    def add(self, row: Mapping[str, float]) -> None:
+        """Keep an epoch's figures, ``epoch`` among them."""
+        self.rows.append(dict(row))
+
+    def write(self) -> None:
+        """Bring both files up to date; only one worker may."""
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, "epoch": int(row["epoch"])} for row in self.rows)
+        write_bytes(self._history_uri, text.getvalue().encode(), self._options)
+        new = [row for row in self.rows if row["epoch"] > self._shown]
+        if new:
+            self._board = self._board or _Board(self._board_uri, self._options)
+            self._board.write(new)
+            self._shown = new[-1]["epoch"]
+
+    def close(self) -> None:
+        """Finish the TensorBoard log."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+
+class _Board:
+    """The event file of one process, begun at the first row that it writes."""
+
+    def __init__(self, uri: str, options: StorageOptions | None) -> None:
+        self._uri, self._options = uri, options
+        self._writer: Any = None
+        self._scratch = None if is_local(uri) else tempfile.TemporaryDirectory(prefix="skysift-")
+        self._folder = Path(self._scratch.name) if self._scratch else local_path(uri)
+
+    def write(self, rows: Sequence[Row]) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import; one worker writes
+
+        if self._writer is None:
+            # A restart from an earlier checkpoint writes these epochs again: hide what was there.
+            first = int(rows[0]["epoch"])
+            self._writer = SummaryWriter(str(self._folder), purge_step=first)
+        for row in rows:
+            for name in row.keys() - {"epoch"}:
+                tag = f"{_GROUPS.get(name, 'val')}/{name}"
+                self._writer.add_scalar(tag, row[name], int(row["epoch"]))
+        self._writer.flush()
+        if self._scratch:
+            for path in self._folder.iterdir():
+                upload(path, join_uri(self._uri, path.name), self._options)
+
+    def close(self) -> None:
+        self._writer.close()
+        if self._scratch:
+            self._scratch.cleanup()

@@ -1,0 +1,385 @@
+"""One worker of a training run: a plain class that knows torch and files, but no Ray.
+
+It opens the dataset, builds encoder and loss, trains with `encoders.loop`, scores the validation
+split, and hands metrics and checkpoints to whoever runs it. A checkpoint is ``state.json`` and
+``tensors.safetensors``: model, optimiser, queue, best weights, schedule, sampler and history.
+"""
+
+import hashlib
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from encoders.augment import Augmentation
+from encoders.bundle import Encoder, new_encoder, save_bundle
+from encoders.loop import Ints, LoopSpec, TrainingLoop, TrainingRows, sharded
+from encoders.losses import build_loss
+from encoders.losses.statistics import LabelStatistics
+from encoders.metrics import retrieval_metrics
+from encoders.spec import EncoderSpec
+from pipeline.training.log import TrainingLog
+from pipeline.training.spec import TrainingJob, TrainingSpec
+from storage.dataset import LabelledDataset
+from storage.errors import ConfigError, NotFoundError
+from storage.location import join_uri, read_bytes, write_bytes
+from storage.progress import Progress, ProgressSink, quiet
+
+FORMAT = "skysift-checkpoint/1"
+_STATE, _TENSORS = "state.json", "tensors.safetensors"
+_TOLD_EVERY_S = 0.5
+
+Save = Callable[[Path], None]
+Report = Callable[[dict[str, float], Save], None]
+
+
+@dataclass(slots=True)
+class _Best:
+    """The best epoch so far."""
+
+    epoch: int = 0
+    score: float = -math.inf
+    metrics: Mapping[str, float] | None = None
+    stale: int = 0
+
+
+class TrainingWorker:
+    """Trains one share of a run.
+
+    Creating it reads and checks, without talking to other workers; `run` trains.
+
+    Parameters
+    ----------
+    job
+        The run.
+    rank, world_size
+        This worker's place in the process group (which exists already when there are several).
+    device
+        Torch device.
+    progress
+        Told about features, steps and epochs, by rank 0 only.
+    """
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        device: str | torch.device = "cpu",
+        progress: ProgressSink = quiet,
+    ) -> None:
+        self.job, self.spec, self.rank, self.world_size = job, job.spec, rank, world_size
+        self.progress = progress if rank == 0 else quiet
+        self.dataset = LabelledDataset.open(job.dataset_uri, job.options)
+        self.train_rows, self.val_rows = (self.dataset.indices(s) for s in ("train", "val"))
+        if not len(self.train_rows):
+            raise ConfigError(f"dataset {job.dataset_uri} has no train rows; import it with some")
+        self.train_labels = self.dataset.labels[self.train_rows]
+        self.encoder = initial_encoder(self.dataset, self.spec).to(device)
+        self.loss = build_loss(
+            self.spec.loss,
+            LabelStatistics.from_labels(self.train_labels),
+            dimension=self.spec.dimension,
+            **self.spec.loss_options,
+        )
+        self.log = TrainingLog(job.history_uri, job.board_uri, job.options)
+        self.best, self.best_weights = _Best(), dict[str, Tensor]()
+        self._told_at = 0.0
+
+    def run(self, checkpoint: Path | None, report: Report) -> dict[str, Any]:
+        """Train to the end and write the bundle of the best epoch.
+
+        Parameters
+        ----------
+        checkpoint
+            Folder of the checkpoint to go on from.
+        report
+            Called by every worker after each epoch with the epoch's figures and a function that
+            writes a checkpoint into a folder (to be used by rank 0).
+
+        Returns
+        -------
+        dict
+            ``fingerprint``, ``best_epoch``, ``best_metrics`` and ``epochs``; on other ranks than 0
+            the fingerprint is empty.
+        """
+        self.loop = self._loop()
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        while self.loop.epoch < self.spec.epochs and not self._is_over():
+            self._run_epoch(report)
+        fingerprint = self._finish() if self.rank == 0 else ""
+        self.log.close()
+        return {
+            "fingerprint": fingerprint,
+            "best_epoch": self.best.epoch,
+            "best_metrics": dict(self.best.metrics or {}),
+            "epochs": self.loop.epoch,
+        }
+
+    def _loop(self) -> TrainingLoop:
+        spec = self.spec
+        inputs = self._features() if spec.freeze_backbone else self.dataset.images
+        data = TrainingRows(inputs=inputs, rows=self.train_rows, labels=self.train_labels)
+        return TrainingLoop(
+            self.encoder,
+            self.loss,
+            data,
+            loop_spec(spec),
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+
+    def _run_epoch(self, report: Report) -> None:
+        started, first = time.monotonic(), self.loop.step
+        for step in self.loop.run_epoch():
+            self._tell(step, self.loop.total_steps)
+            every = self.spec.checkpoint_every_steps
+            if every and step % every == 0 and step % self.loop.steps_per_epoch:
+                report({"epoch": float(self.loop.epoch), "step": float(step)}, self.save)
+        trained = time.monotonic()
+        row = {
+            "epoch": float(self.loop.epoch),
+            "loss": self.loop.epoch_loss,
+            "learning_rate": self.loop.learning_rate,
+            "images_per_s": (self.loop.step - first) * self.spec.batch_size / (trained - started),
+            "train_s": trained - started,
+        }
+        if self.loop.epoch % self.spec.eval_every == 0 or self.loop.epoch == self.spec.epochs:
+            row |= {**self._evaluate(), "evaluate_s": time.monotonic() - trained}
+        self.log.add(row)
+        report(row, self.save)
+        if self.rank == 0:
+            self.log.write()
+        self._tell(self.loop.step, self.loop.total_steps, force=True)
+
+    def _evaluate(self) -> dict[str, float]:
+        """Score the validation split and keep the weights if they are the best so far."""
+        metrics = self._validation_metrics()
+        score = metrics.get(self.spec.monitor, -math.inf) if metrics else float(self.loop.epoch)
+        better = score > self.best.score or not self.best_weights
+        improved = torch.tensor([float(better)], device=self.encoder.device)
+        if dist.is_initialized():
+            dist.broadcast(improved, 0)  # only rank 0 has scored; all must agree when to stop
+        if improved.item():
+            self.best = _Best(self.loop.epoch, score, metrics)
+            self.best_weights = {
+                name: value.detach().cpu().clone()
+                for name, value in self.loop.trained_weights().items()
+            }
+        else:
+            self.best.stale += 1
+        return metrics
+
+    def _validation_metrics(self) -> dict[str, float]:
+        """Rank training rows for validation rows; empty on other ranks and without a split."""
+        if not len(self.val_rows):
+            return {}
+        queries = evenly(self.val_rows, max(1, self.spec.eval_rows // 2))
+        database = evenly(self.train_rows, self.spec.eval_rows)
+        projected = self.spec.embedding == "projection"
+        z_QD = self.loop.embed(queries, projected=projected)
+        z_ND = self.loop.embed(database, projected=projected)
+        if self.rank != 0:
+            return {}
+        labels = self.dataset.labels
+        metrics = retrieval_metrics(
+            z_QD, labels[queries], z_ND, labels[database], rare_counts=self.train_labels.sum(0)
+        )
+        if self.spec.monitor not in metrics:
+            raise ConfigError(
+                f"training: monitor {self.spec.monitor!r} is no metric; choose one of "
+                f"{', '.join(metrics)}"
+            )
+        return metrics
+
+    def _is_over(self) -> bool:
+        return self.spec.patience is not None and self.best.stale >= self.spec.patience
+
+    def _finish(self) -> str:
+        """Write the bundle of the best epoch and return its fingerprint."""
+        self.log.write()
+        self.loop.load_weights(self.best_weights)
+        spec = replace(
+            self.encoder.spec,
+            loss={"name": self.spec.loss, **self.spec.loss_options},
+            training={
+                "dataset": self.job.dataset_digest,
+                "run": self.job.digest,
+                "best_epoch": self.best.epoch,
+                "metrics": dict(self.best.metrics or {}),
+            },
+        )
+        backbone, head = self.encoder.backbone, self.encoder.head
+        if self.spec.embedding == "features":
+            spec = replace(spec, head={"kind": "identity"}, dimension=backbone.dimension)
+            head = nn.Identity()
+        return save_bundle(Encoder(spec, backbone, head), self.job.bundle_uri, self.job.options)
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint into a folder."""
+        tensors, plain = self.loop.state()
+        tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
+        state = {
+            "format": FORMAT,
+            "run": self.job.digest,
+            "world_size": self.world_size,
+            "loop": plain,
+            "best": asdict(self.best),
+            "history": self.log.rows,
+        }
+        contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        safetensors.torch.save_file(contiguous, folder / _TENSORS)
+        (folder / _STATE).write_text(json.dumps(state))
+
+    def _restore(self, folder: Path) -> None:
+        try:
+            state = json.loads((folder / _STATE).read_text())
+            tensors = safetensors.torch.load_file(folder / _TENSORS)
+            if state["format"] != FORMAT:
+                raise ConfigError(f"checkpoint {folder.name} is not of format {FORMAT}")
+            history, best = state["history"], _Best(**state["best"])
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ConfigError(
+                f"checkpoint {folder.name} of {self.job.output_uri} cannot be read ({error}); "
+                "delete the run's folder `checkpoints` to start again"
+            ) from error
+        prefix = "best."
+        self.best_weights = {
+            name.removeprefix(prefix): value
+            for name, value in tensors.items()
+            if name.startswith(prefix)
+        }
+        rest = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
+        self.loop.restore(rest, state["loop"])
+        self.log.resume(history)
+        self.best = best
+
+    def _features(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the backbone's features of every image, computed once and kept as a file."""
+        key = _feature_key(self.encoder, self.dataset)
+        folder = self.spec.features_uri or self.job.output_uri
+        uri = join_uri(folder, f"features-{key}.npy")
+        shape = (len(self.dataset), self.encoder.backbone.dimension)
+        stored = self._stored_features(uri, shape)
+        found = torch.tensor([float(stored is not None)], device=self.encoder.device)
+        if dist.is_initialized():
+            dist.all_reduce(found, dist.ReduceOp.MIN)  # all load it, or all compute it
+        if stored is not None and found.item():
+            return stored
+        total = math.ceil(len(self.dataset) / self.world_size)
+
+        def encode(chunk: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
+            x = torch.from_numpy(np.asarray(chunk)).to(self.encoder.device)
+            y: Tensor = self.encoder.backbone(self.encoder.normalise(x))
+            return y
+
+        features = sharded(
+            encode,
+            self.dataset.images,
+            np.arange(len(self.dataset)),
+            device=self.encoder.device,
+            told=lambda done: self.progress(
+                Progress(stage="features", done=done, total=total, unit="images")
+            ),
+        )
+        if self.rank == 0:
+            buffer = io.BytesIO()
+            np.save(buffer, features)
+            write_bytes(uri, buffer.getvalue(), self.job.options)
+        return features
+
+    def _stored_features(
+        self, uri: str, shape: tuple[int, int]
+    ) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+        try:
+            stored = np.load(io.BytesIO(read_bytes(uri, self.job.options)))
+        except (NotFoundError, ValueError, EOFError):
+            return None
+        return stored if stored.shape == shape and stored.dtype == np.float32 else None
+
+    def _tell(self, step: int, total: int, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if not force and now - self._told_at < _TOLD_EVERY_S:
+            return
+        self._told_at = now
+        note = f"epoch {min(self.loop.epoch + 1, self.spec.epochs)}/{self.spec.epochs}"
+        if self.log.rows:
+            note += f", loss {self.log.rows[-1]['loss']:.3f}"
+        scores = [row[self.spec.monitor] for row in self.log.rows if self.spec.monitor in row]
+        if scores:
+            note += f", {self.spec.monitor} {scores[-1]:.3f}"
+        self.progress(Progress(stage="train", done=step, total=total, unit="batches", note=note))
+
+
+def initial_encoder(dataset: LabelledDataset, spec: TrainingSpec) -> Encoder:
+    """Return the encoder that training starts from: pretrained or random backbone, random head."""
+    info = dataset.info
+    described = EncoderSpec(
+        backbone=spec.backbone,
+        backbone_options=spec.backbone_options,
+        bands=info.bands,
+        band_mean=info.band_mean,
+        band_std=info.band_std,
+        tile_px=info.tile_px,
+        resolution_m=info.resolution_m,
+        dimension=spec.dimension,
+        head={"kind": "mlp", "hidden": spec.hidden},
+        classes=info.classes,
+    )
+    return new_encoder(described, pretrained=spec.pretrained, seed=spec.seed)
+
+
+def loop_spec(spec: TrainingSpec) -> LoopSpec:
+    """Return the part of the settings that `encoders.loop` needs."""
+    return LoopSpec(
+        epochs=spec.epochs,
+        batch_size=spec.batch_size,
+        learning_rate=spec.learning_rate,
+        weight_decay=spec.weight_decay,
+        warmup_epochs=spec.warmup_epochs,
+        gradient_clip=spec.gradient_clip,
+        sampling_power=spec.sampling_power,
+        seed=spec.seed,
+        precision=spec.precision,
+        frozen=spec.freeze_backbone,
+        frozen_batch_norm=spec.pretrained is not None,
+        augment=None if spec.augment is None else Augmentation(**spec.augment),
+        queue_rows=spec.queue_rows,
+        chunk_rows=spec.chunk_rows,
+    )
+
+
+def evenly(rows: Ints, most: int) -> Ints:
+    """Return at most ``most`` of the rows, evenly spaced.
+
+    Examples
+    --------
+    >>> evenly(np.arange(10), 4).tolist()
+    [0, 3, 6, 9]
+    """
+    positions = np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)
+    chosen: Ints = rows[positions]
+    return chosen
+
+
+def _feature_key(encoder: Encoder, dataset: LabelledDataset) -> str:
+    """Return 16 hexadecimal digits that change with the backbone's weights, or the dataset."""
+    digest = hashlib.sha256(dataset.info.digest.encode())
+    digest.update(json.dumps([encoder.spec.backbone, dict(encoder.spec.backbone_options)]).encode())
+    for name, value in sorted(encoder.backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,113 @@
+"""Is every scene accounted for, and are the rows sound: what an operator asks of an archive."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.archive.reader import Archive, Columns
+
+NORM_TOLERANCE = 5e-3
+"""Allowed distance of a stored vector's norm from 1; float16 rounding stays below 1e-3."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditReport:
+    """The ledger against a catalog.
+
+    ``missing`` scenes are in the catalog and in no state of the ledger: the archive has a gap.
+    ``changed`` scenes were embedded from other pixels than the catalog offers now. ``unlisted``
+    scenes are in the ledger but no longer in the catalog.
+    """
+
+    embedded: int
+    empty: int
+    quarantined: dict[str, str]
+    missing: tuple[str, ...]
+    changed: tuple[str, ...]
+    unlisted: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every scene of the catalog is accounted for, from its current pixels."""
+        return not (self.missing or self.changed)
+
+
+def audit(archive: Archive, catalog: Iterable[tuple[str, str]]) -> AuditReport:
+    """Compare an archive's ledger with a catalog.
+
+    Parameters
+    ----------
+    archive
+        The archive, at the snapshot in question.
+    catalog
+        (scene id, fingerprint) of every scene that should be accounted for; an empty fingerprint
+        (an item that the catalog reader rejected) is not compared.
+    """
+    wanted = dict(catalog)
+    entries = archive.ledger.entries
+    states = [entry.state for entry in entries.values()]
+    return AuditReport(
+        embedded=states.count("embedded"),
+        empty=states.count("empty"),
+        quarantined={
+            entry.scene_id: entry.reason
+            for entry in archive.scenes()
+            if entry.state == "quarantined"
+        },
+        missing=tuple(sorted(wanted.keys() - entries.keys())),
+        changed=tuple(
+            sorted(
+                scene
+                for scene, fingerprint in wanted.items()
+                if fingerprint and scene in entries and entries[scene].fingerprint != fingerprint
+            )
+        ),
+        unlisted=tuple(sorted(entries.keys() - wanted.keys())),
+    )
+
+
+def verify(archive: Archive) -> list[str]:
+    """Read every live row again and return what is wrong with it, one line a fault.
+
+    Checks row counts against the ledger, vector norms, coordinate and fraction ranges, and that
+    no (tile, scene) occurs twice. Memory: one segment's rows.
+    """
+    faults: list[str] = []
+    found: dict[str, int] = {}
+    for segment in archive.segments:
+        rows = archive.read_segment(segment.ordinal)
+        where = f"segment {segment.id}"
+        faults += [f"{where}: {fault}" for fault in _row_faults(rows)]
+        scenes, counts = np.unique(rows["scene"].astype(str), return_counts=True)
+        for scene, count in zip(scenes.tolist(), counts.tolist(), strict=True):
+            found[scene] = found.get(scene, 0) + count
+    for entry in archive.scenes():
+        if found.get(entry.scene_id, 0) != entry.rows:
+            faults.append(
+                f"scene {entry.scene_id}: {found.get(entry.scene_id, 0)} rows found, "
+                f"{entry.rows} in the ledger"
+            )
+    return faults
+
+
+def _row_faults(rows: Columns) -> list[str]:
+    norms = np.linalg.norm(rows["embedding"].astype(np.float32), axis=1)
+    west, south, east, north = rows["bbox"].T
+    inside = (np.abs(west) <= 180) & (np.abs(east) <= 180) & (south >= -90) & (north <= 90)
+    keys = set(zip(rows["tile_key"].tolist(), rows["scene"].tolist(), strict=True))
+    checks = {
+        "vectors not finite or not of unit norm": ~(np.abs(norms - 1) < NORM_TOLERANCE),
+        "boxes outside WGS84 or upside down": ~(inside & (south <= north)),
+        "valid fractions outside [0, 1]": _outside_unit(rows["valid_fraction"]),
+        "cloud fractions outside [0, 1]": _outside_unit(rows["cloud_fraction"]),
+    }
+    faults = [f"{int(bad.sum())} {what}" for what, bad in checks.items() if bad.any()]
+    if len(keys) != len(norms):
+        faults.append(f"{len(norms) - len(keys)} rows repeat a tile of the same scene")
+    return faults
+
+
+def _outside_unit(values: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    return ~((values >= 0) & (values <= 1))

@@ -1,0 +1,352 @@
+"""Care of an archive over the years: deleting scenes, naming, going back, freeing space.
+
+Every change is a commit or a move of a reference; rows are never rewritten. What a deletion or a
+rollback hides stays readable at its snapshot until :func:`collect_garbage` expires that.
+
+A deleted scene keeps its ledger entry, in state ``deleted`` and with the fingerprint of the pixels
+that were embedded. So an ingest of the same catalog leaves it out, and embeds it again only when
+its pixels changed, or when that was asked for (``again=True``, which forgets the fingerprint).
+"""
+
+import datetime as dt
+import hashlib
+import itertools
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import icechunk
+
+from storage.archive.ledger import LedgerEntry
+from storage.archive.reader import Archive
+from storage.archive.repository import (
+    BRANCH,
+    commit_lock,
+    open_repository,
+    store_reason,
+    store_refusals,
+)
+from storage.archive.writer import ArchiveWriter
+from storage.errors import ConfigError, NotFoundError
+from storage.location import StorageOptions, absolute_uri
+
+logger = logging.getLogger(__name__)
+
+MINIMUM_AGE = dt.timedelta(hours=1)
+"""No object younger than this is collected: a running ingest may be about to commit it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deletion:
+    """What :func:`delete_scenes` did: ``rows`` are no longer live at ``snapshot``."""
+
+    snapshot: str
+    scenes: tuple[str, ...]
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollback:
+    """A move of the newest state to ``snapshot``; rolling back to ``previous`` undoes it."""
+
+    snapshot: str
+    previous: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Garbage:
+    """What :func:`collect_garbage` freed, or would free: snapshots, and bytes in the store."""
+
+    expired: tuple[str, ...]
+    freed_bytes: int
+    dry_run: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SnapshotEntry:
+    """One snapshot of the archive's history, with the tags that name it."""
+
+    id: str
+    written_at: dt.datetime
+    message: str
+    tags: tuple[str, ...]
+
+
+def delete_scenes(
+    uri: str,
+    scene_ids: Sequence[str],
+    *,
+    reason: str = "deleted",
+    again: bool = False,
+    options: StorageOptions | None = None,
+) -> Deletion:
+    """Hide all rows of scenes, in one commit; older snapshots still show them.
+
+    Parameters
+    ----------
+    uri
+        The archive.
+    scene_ids
+        Scenes of the ledger, in any state; deleting a deleted scene changes nothing.
+    reason
+        Kept in the ledger.
+    again
+        Let the next ingest embed them again, also from the same pixels. True for a scene that is
+        deleted already makes it wanted again.
+    options
+        Where the object store is.
+
+    Raises
+    ------
+    NotFoundError
+        There is no archive, or it does not know one of the scenes; then none is deleted.
+    ConfigError
+        No scene is named.
+    """
+    wanted = tuple(dict.fromkeys(scene_ids))
+    if not wanted:
+        raise ConfigError("no scene to delete is named; give at least one id")
+    archive = Archive.open(uri, options=options)
+    known = archive.ledger.entries
+    missing = [scene for scene in wanted if scene not in known]
+    if missing:
+        raise NotFoundError(
+            f"archive {uri} has no scene {', '.join(missing[:5])}"
+            f"{f' (and {len(missing) - 5} more)' if len(missing) > 5 else ''}; nothing was "
+            "deleted: `skysift archive info --scenes` lists those it has"
+        )
+    entries = [_deleted(known[scene], reason, again) for scene in wanted]
+    news = [entry for entry in entries if entry != known[entry.scene_id]]
+    snapshot = archive.snapshot
+    if news:
+        message = f"delete {len(news)} scenes"
+        snapshot = ArchiveWriter(uri, options).commit([], news, {}, message)
+    return Deletion(
+        snapshot=snapshot, scenes=wanted, rows=sum(known[scene].rows for scene in wanted)
+    )
+
+
+def list_snapshots(uri: str, options: StorageOptions | None = None) -> list[SnapshotEntry]:
+    """Return the history of the newest state, the newest first.
+
+    Raises
+    ------
+    NotFoundError
+        There is no archive.
+    """
+    tags = list_tags(uri, options)
+    return [
+        SnapshotEntry(
+            id=snapshot,
+            written_at=dt.datetime.fromisoformat(written_at),
+            message=message,
+            tags=tuple(name for name, tagged in tags.items() if tagged == snapshot),
+        )
+        for snapshot, written_at, message in Archive.open(uri, options=options).snapshots()
+    ]
+
+
+def list_tags(uri: str, options: StorageOptions | None = None) -> dict[str, str]:
+    """Return the snapshot that each tag names, by tag."""
+    repository = open_repository(uri, options)
+    return {tag: str(repository.lookup_tag(tag)) for tag in sorted(repository.list_tags())}
+
+
+def resolve_snapshot(uri: str, name: str, options: StorageOptions | None = None) -> str:
+    """Return the snapshot that a tag names; any other name is taken for a snapshot's id."""
+    return list_tags(uri, options).get(name, name)
+
+
+def create_tag(
+    uri: str, name: str, snapshot: str | None = None, options: StorageOptions | None = None
+) -> str:
+    """Name a snapshot, the newest by default; return its id. Tagged snapshots never expire.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such archive or snapshot.
+    ConfigError
+        The name is not usable.
+    ArchiveConflictError
+        The name is or was taken: a tag means one snapshot for ever, also after its deletion.
+    """
+    if not name or {*"/:"}.intersection(name) or not name.isprintable() or name != name.strip():
+        raise ConfigError(f"{name!r} is no name for a tag; use letters, digits, '-' and '.'")
+    target = Archive.open(uri, snapshot, options).snapshot
+    with store_refusals(uri, f"tag {name!r}"):
+        open_repository(uri, options).create_tag(name, target)
+    return target
+
+
+def delete_tag(uri: str, name: str, options: StorageOptions | None = None) -> None:
+    """Remove a tag; its name cannot be used again.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such archive or tag.
+    """
+    tags = list_tags(uri, options)
+    if name not in tags:
+        raise NotFoundError(
+            f"archive {uri} has no tag {name!r}; it has {', '.join(tags) or 'none'}"
+        )
+    with store_refusals(uri, f"deleting tag {name!r}"):
+        open_repository(uri, options).delete_tag(name)
+
+
+def pin_snapshot(
+    uri: str, snapshot: str, index_uri: str, version: str, options: StorageOptions | None = None
+) -> None:
+    """Keep a snapshot for as long as a version of an index reads it.
+
+    A pin is a tag that :func:`unpin_snapshots` takes back. Without leave to write to the archive
+    nothing is pinned, and a warning says so.
+    """
+    base = f"{_pin_prefix(index_uri)}{version}"
+    repository = open_repository(uri, options)
+    for number in itertools.count(1):
+        name = base if number == 1 else f"{base}:{number}"
+        if list_tags(uri, options).get(name) == snapshot:
+            return
+        try:
+            repository.create_tag(name, snapshot)
+        except icechunk.IcechunkError as error:
+            if "already exists" in str(error):
+                continue  # the name of a pin that was taken back cannot be used again
+            logger.warning(
+                "snapshot %s of archive %s could not be pinned for index %s; do not collect the "
+                "archive's garbage while the index is in use: %s",
+                *(snapshot, uri, index_uri, store_reason(error)),
+            )
+        return
+
+
+def unpin_snapshots(
+    uri: str, index_uri: str, keep: Collection[str], options: StorageOptions | None = None
+) -> None:
+    """Take back the pins of all versions of an index but some.
+
+    Raises
+    ------
+    NotFoundError
+        There is no archive.
+    ArchiveConflictError
+        The store refuses.
+    """
+    repository, prefix = open_repository(uri, options), _pin_prefix(index_uri)
+    with store_refusals(uri, f"taking back the pins of index {index_uri}"):
+        for name in repository.list_tags():
+            if name.startswith(prefix) and name.removeprefix(prefix).split(":")[0] not in keep:
+                repository.delete_tag(name)
+
+
+def _pin_prefix(index_uri: str) -> str:
+    """Return how the tags of an index begin; people's tags have no colon."""
+    digest = hashlib.sha256(absolute_uri(index_uri).encode()).hexdigest()[:12]
+    return f"index:{digest}:"
+
+
+def rollback(uri: str, to: str, options: StorageOptions | None = None) -> Rollback:
+    """Make an earlier state the newest one again.
+
+    What was committed after it leaves the history, yet stays readable by its snapshot (and can be
+    rolled back to) until garbage is collected; tag it to keep it. The next ingest embeds again
+    what the earlier state does not have. An index of a later snapshot must be built again: rows
+    that it holds for deleted may be live now.
+
+    Parameters
+    ----------
+    uri
+        The archive. Let no ingest run.
+    to
+        A snapshot's id, or a tag.
+    options
+        Where the object store is.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such archive, snapshot or tag.
+    ArchiveConflictError
+        Another writer committed meanwhile.
+    """
+    target = Archive.open(uri, resolve_snapshot(uri, to, options), options).snapshot
+    with commit_lock(uri), store_refusals(uri, f"going back to {target}"):
+        repository = open_repository(uri, options)
+        previous = str(repository.lookup_branch(BRANCH))
+        if previous != target:
+            repository.reset_branch(BRANCH, target, from_snapshot_id=previous)
+    return Rollback(snapshot=target, previous=previous)
+
+
+def collect_garbage(
+    uri: str,
+    older_than: dt.timedelta,
+    *,
+    dry_run: bool = False,
+    now: dt.datetime | None = None,
+    options: StorageOptions | None = None,
+) -> Garbage:
+    """Forget old snapshots and free what only they needed.
+
+    The newest state, tagged snapshots and those that a version of an index pins always stay, as
+    do all their rows; collecting the garbage of the index takes pins back.
+
+    Parameters
+    ----------
+    uri
+        The archive.
+    older_than
+        Age from which snapshots, and objects that nothing refers to, go; at least
+        :data:`MINIMUM_AGE`.
+    dry_run
+        Change nothing; ``freed_bytes`` is then what is unreachable already, without what
+        expiring snapshots would free.
+    now
+        The time that ages are counted to.
+    options
+        Where the object store is.
+
+    Raises
+    ------
+    NotFoundError
+        There is no archive.
+    ConfigError
+        ``older_than`` is too short to be safe.
+    """
+    if older_than < MINIMUM_AGE:
+        raise ConfigError(
+            f"objects of {older_than} ago may belong to a running ingest; "
+            f"give at least {MINIMUM_AGE} (h:mm:ss)"
+        )
+    limit = (now or dt.datetime.now(dt.UTC)) - older_than
+    with commit_lock(uri), store_refusals(uri, "collecting garbage"):
+        repository = open_repository(uri, options)
+        newest, *older = repository.ancestry(branch=BRANCH)
+        kept = {newest.id, *list_tags(uri, options).values()}
+        # The repository's own first snapshot has no parent and is always kept.
+        expired = [
+            item.id
+            for item in older
+            if item.id not in kept and item.parent_id is not None and item.written_at < limit
+        ]
+        if not dry_run:
+            expired = sorted({*repository.expire_snapshots(limit)} - kept)
+        summary = repository.garbage_collect(limit, dry_run=dry_run)
+    return Garbage(
+        expired=tuple(sorted(expired)), freed_bytes=int(summary.bytes_deleted), dry_run=dry_run
+    )
+
+
+def _deleted(entry: LedgerEntry, reason: str, again: bool) -> LedgerEntry:
+    if entry.state == "deleted" and not (again and entry.fingerprint):
+        return entry
+    return LedgerEntry(
+        scene_id=entry.scene_id,
+        state="deleted",
+        fingerprint="" if again else entry.fingerprint,
+        datetime=entry.datetime,
+        reason=entry.reason if entry.state == "deleted" else reason,
+    )

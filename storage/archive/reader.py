@@ -1,0 +1,358 @@
+"""The embedding archive: an Icechunk repository of Zarr v3 groups, one commit at a time.
+
+Layout, below the repository's root group::
+
+    /                      attributes: what made the archive, and the `geoemb:` convention
+    segments/<id>/         immutable rows: embedding (n, D) float16 L2-normalised, tile (n, 2),
+                           window (n, 4), bbox (n, 4), datetime (n,), valid_fraction (n,),
+                           cloud_fraction (n,), scene_index (n,), labels (n, K) when there are any
+    ledger/<page>          what each commit settled (storage.archive.ledger)
+
+A row is addressed by ``ordinal * 2**32 + position`` in its segment: an int64 that stays the same
+in every later snapshot. This module reads; :mod:`storage.archive.writer` writes, whole commits or
+nothing; :mod:`storage.archive.repository` opens. These are the only homes of zarr and icechunk.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import icechunk
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from storage.archive.ledger import (
+    Ledger,
+    LedgerEntry,
+    Segment,
+    first_page_to_read,
+    fold_page,
+    page_name,
+)
+from storage.archive.repository import (
+    BRANCH,
+    commit_lock,
+    has_root,
+    make_repository,
+    open_repository,
+    read_session,
+    store_failures,
+)
+from storage.archive.spec import ArchiveSpec, root_attributes, spec_of
+from storage.errors import ArchiveConflictError, NotFoundError
+from storage.location import StorageOptions
+
+if TYPE_CHECKING:
+    import xarray
+
+Columns = dict[str, npt.NDArray[Any]]
+
+ROW_BITS = 32
+_PAGES_AT_MOST = 10**8
+STORED_COLUMNS = (
+    "embedding",
+    "scene_index",
+    "tile",
+    "window",
+    "bbox",
+    "datetime",
+    "valid_fraction",
+    "cloud_fraction",
+)
+DERIVED_COLUMNS = ("scene", "tile_key", "row")
+
+
+class Archive:
+    """An archive as it was at one snapshot, for reading.
+
+    Safe to share between threads; pickles by re-opening (uri, snapshot, options).
+    """
+
+    def __init__(self, uri: str, snapshot: str | None, options: StorageOptions | None) -> None:
+        self.uri = uri
+        self._options = options
+        session = read_session(uri, snapshot, options)
+        self.snapshot: str = session.snapshot_id
+        with store_failures(uri):
+            self._root = zarr.open_group(session.store, mode="r")
+            self.spec = spec_of(self._root.attrs, uri)
+            self.ledger = read_ledger(self._root)
+
+    @classmethod
+    def open(
+        cls, uri: str, snapshot: str | None = None, options: StorageOptions | None = None
+    ) -> "Archive":
+        """Open an archive at a snapshot, the newest by default.
+
+        Raises
+        ------
+        NotFoundError
+            There is no archive at the URI, or it has no such snapshot.
+        """
+        return cls(uri, snapshot, options)
+
+    @classmethod
+    def create(
+        cls, uri: str, spec: ArchiveSpec, options: StorageOptions | None = None
+    ) -> "Archive":
+        """Create an empty archive.
+
+        Raises
+        ------
+        ArchiveConflictError
+            An archive is there already.
+        ConfigError
+            Other things are there.
+        """
+        with commit_lock(uri), store_failures(uri):
+            session = make_repository(uri, options).writable_session(BRANCH)
+            taken = ArchiveConflictError(
+                f"an archive exists at {uri}; open it, or choose another place"
+            )
+            if has_root(session):
+                raise taken
+            root = zarr.open_group(session.store, mode="a")
+            root.attrs.update(root_attributes(spec))
+            root.create_group("segments")
+            root.create_group("ledger")
+            try:
+                session.commit("create archive")
+            except icechunk.ConflictError as error:
+                raise taken from error
+        return cls.open(uri, options=options)
+
+    @staticmethod
+    def exists(uri: str, options: StorageOptions | None = None) -> bool:
+        """Tell whether an archive is at the URI; one whose creation was cut off is not."""
+        try:
+            repository = open_repository(uri, options)
+        except NotFoundError:
+            return False
+        with store_failures(uri):
+            return has_root(repository.readonly_session(BRANCH))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Archive, (self.uri, self.snapshot, self._options)
+
+    def __len__(self) -> int:
+        return sum(entry.rows for entry in self.ledger.entries.values())
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Every segment at this snapshot, in commit order."""
+        return self.ledger.segments
+
+    def scenes(self) -> list[LedgerEntry]:
+        """Return what became of every scene, ordered by scene id."""
+        return sorted(self.ledger.entries.values(), key=lambda entry: entry.scene_id)
+
+    @cached_property
+    def _live_positions(self) -> dict[int, npt.NDArray[np.int64]]:
+        return {}
+
+    def live_rows(self, ordinal: int) -> npt.NDArray[np.int64]:
+        """Return the row ids (n,) of a segment that are live at this snapshot, ascending."""
+        return (ordinal << ROW_BITS) + self._live(ordinal)
+
+    def read_segment(self, ordinal: int, columns: Sequence[str] | None = None) -> Columns:
+        """Read the live rows of one segment.
+
+        Parameters
+        ----------
+        ordinal
+            The segment's number.
+        columns
+            Names to read, everything by default; ``row`` (int64 row ids) is always included.
+
+        Raises
+        ------
+        NotFoundError
+            The segment or a column does not exist.
+        SkysiftError
+            The store refuses, breaks off or cannot be reached.
+        """
+        return self._read_positions(ordinal, self._live(ordinal), columns)
+
+    def read(self, rows: npt.ArrayLike, columns: Sequence[str] | None = None) -> Columns:
+        """Read rows by id, in the order given (repeats allowed).
+
+        Parameters
+        ----------
+        rows
+            Row ids (n,) int64.
+        columns
+            Names to read, everything by default.
+
+        Raises
+        ------
+        NotFoundError
+            A row does not exist or is not live at this snapshot, or a column does not exist.
+        """
+        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
+        distinct, inverse = np.unique(wanted, return_inverse=True)
+        ordinals = distinct >> ROW_BITS
+        parts: list[Columns] = []
+        for ordinal in np.unique(ordinals).tolist():
+            positions = distinct[ordinals == ordinal] & ((1 << ROW_BITS) - 1)
+            known = ordinal < len(self.segments)
+            if not known or not np.isin(positions, self._live(ordinal)).all():
+                raise NotFoundError(
+                    f"archive {self.uri} at snapshot {self.snapshot} has no live row among "
+                    f"{(ordinal << ROW_BITS) + int(positions[0])}…; the index may be newer or "
+                    "older than the snapshot: open the snapshot that the index pins"
+                )
+            parts.append(self._read_positions(ordinal, positions, columns))
+        if not parts:
+            return self._empty(columns)
+        return {name: np.concatenate([part[name] for part in parts])[inverse] for name in parts[0]}
+
+    def to_dask(self, column: str = "embedding") -> Any:
+        """Return a stored column of all live rows as a lazy ``dask.array.Array``, in row order."""
+        import dask.array as da
+
+        parts = []
+        for segment in self.segments:
+            stored = self._array(segment, column)
+            lazy = da.from_array(stored, chunks=stored.chunks, name=f"{segment.id}-{column}")
+            live = self._live(segment.ordinal)
+            parts.append(lazy if len(live) == segment.rows else lazy[live])
+        if not parts:
+            return da.from_array(self._empty([column])[column])
+        return da.concatenate(parts)
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """Return all live rows as a lazy Dataset over ``row``, with scene and tile key."""
+        import xarray
+
+        names = {
+            "embedding": ("row", "dimension"),
+            "bbox": ("row", "edge"),
+            "datetime": ("row",),
+            "valid_fraction": ("row",),
+            "cloud_fraction": ("row",),
+        }
+        if self.spec.classes:
+            names["labels"] = ("row", "class")
+        variables: dict[str, Any] = {
+            name: (dims, self.to_dask(name)) for name, dims in names.items()
+        }
+        variables["datetime"] = (("row",), variables["datetime"][1].astype("datetime64[ms]"))
+        identity = [
+            self.read_segment(segment.ordinal, ["scene", "tile_key"]) for segment in self.segments
+        ] or [self._empty(["scene", "tile_key", "row"])]
+        coordinates: dict[str, Any] = {
+            name: ("row", np.concatenate([part[name] for part in identity]))
+            for name in ("row", "scene", "tile_key")
+        }
+        coordinates["edge"] = ["west", "south", "east", "north"]
+        if self.spec.classes:
+            coordinates["class"] = list(self.spec.classes)
+        return xarray.Dataset(variables, coords=coordinates, attrs=asdict(self.spec))
+
+    def snapshots(self) -> list[tuple[str, str, str]]:
+        """Return (snapshot id, ISO time, message) of this snapshot and its ancestors."""
+        repository = open_repository(self.uri, self._options)
+        with store_failures(self.uri):
+            ancestry = repository.ancestry(snapshot_id=self.snapshot)
+            return [(item.id, item.written_at.isoformat(), item.message) for item in ancestry]
+
+    def _segment(self, ordinal: int) -> Segment:
+        if not 0 <= ordinal < len(self.segments):
+            raise NotFoundError(
+                f"archive {self.uri} has {len(self.segments)} segments; none is number {ordinal}"
+            )
+        return self.segments[ordinal]
+
+    def _array(self, segment: Segment, name: str) -> "zarr.Array[Any]":
+        try:
+            array = self._root[f"segments/{segment.id}/{name}"]
+        except KeyError:
+            raise NotFoundError(
+                f"archive {self.uri} has no column {name!r}; it has "
+                f"{', '.join(self._column_names())}"
+            ) from None
+        assert isinstance(array, zarr.Array)
+        return array
+
+    def _column_names(self) -> tuple[str, ...]:
+        labels = ("labels",) if self.spec.classes else ()
+        return (*STORED_COLUMNS, *labels, *DERIVED_COLUMNS)
+
+    def _live(self, ordinal: int) -> npt.NDArray[np.int64]:
+        if ordinal not in self._live_positions:
+            segment = self._segment(ordinal)
+            live = self.ledger.live_scenes(segment)
+            if len(live) == len(segment.scenes):
+                positions = np.arange(segment.rows, dtype=np.int64)
+            else:
+                alive = np.array([scene in live for scene in segment.scenes], dtype=bool)
+                with store_failures(self.uri):
+                    index = np.asarray(self._array(segment, "scene_index")[:])
+                positions = np.flatnonzero(alive[index]).astype(np.int64)
+            self._live_positions[ordinal] = positions
+        return self._live_positions[ordinal]
+
+    def _read_positions(
+        self, ordinal: int, positions: npt.NDArray[np.int64], columns: Sequence[str] | None
+    ) -> Columns:
+        segment = self._segment(ordinal)
+        names = self._column_names() if columns is None else (*columns, "row")
+        whole = len(positions) == segment.rows
+
+        def stored(name: str) -> npt.NDArray[Any]:
+            array = self._array(segment, name)
+            return np.asarray(array[:] if whole else array.oindex[positions])
+
+        def derived(name: str) -> npt.NDArray[Any]:
+            attributes = self._root[f"segments/{segment.id}"].attrs
+            index = stored("scene_index")
+            if name == "scene":
+                return np.asarray(np.array(attributes["scenes"], dtype=object)[index])
+            grids = np.array(attributes["grids"], dtype=object)[index]
+            pairs = zip(grids, stored("tile").tolist(), strict=True)
+            keys = [f"{grid}/{column}/{row}" for grid, (column, row) in pairs]
+            return np.array(keys, dtype=object)
+
+        def column(name: str) -> npt.NDArray[Any]:
+            if name == "row":
+                return (ordinal << ROW_BITS) + positions
+            if name == "datetime":
+                return stored(name).astype("datetime64[ms]")
+            return derived(name) if name in DERIVED_COLUMNS else stored(name)
+
+        with store_failures(self.uri):
+            return {name: column(name) for name in dict.fromkeys(names)}
+
+    def _empty(self, columns: Sequence[str] | None) -> Columns:
+        widths = {
+            "embedding": ((self.spec.dimension,), np.float16),
+            "labels": ((len(self.spec.classes),), np.uint8),
+            "tile": ((2,), np.int32),
+            "window": ((4,), np.int32),
+            "bbox": ((4,), np.float64),
+            "datetime": ((), "datetime64[ms]"),
+            "scene": ((), object),
+            "tile_key": ((), object),
+            "scene_index": ((), np.int32),
+            "row": ((), np.int64),
+        }
+        names = self._column_names() if columns is None else columns
+        shapes = {name: widths.get(name, ((), np.float32)) for name in names}
+        return {name: np.empty((0, *shape), dtype) for name, (shape, dtype) in shapes.items()}  # type: ignore[call-overload]
+
+
+def read_ledger(root: zarr.Group) -> Ledger:
+    """Fold the ledger pages of an open archive."""
+    pages = root["ledger"]
+    assert isinstance(pages, zarr.Group)
+    # Pages are numbered without a gap; listing them would read the metadata of each.
+    count = bisect_left(range(_PAGES_AT_MOST), True, key=lambda n: page_name(n) not in pages)
+    ledger = Ledger(pages=first_page_to_read(count))
+    for number in range(ledger.pages, count):
+        page = pages[page_name(number)]
+        assert isinstance(page, zarr.Array)
+        ledger = fold_page(ledger, np.asarray(page[:]).tobytes())
+    return ledger

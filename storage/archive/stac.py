@@ -1,0 +1,107 @@
+"""An archive as a STAC item of the embeddings extension, so that catalogs can list it.
+
+The extension's schema (0.0.1, a proposal) builds on STAC 1.0.0, so that is what the item is.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from storage.archive.reader import Archive
+from storage.errors import NotFoundError
+from storage.geometry import footprints
+from storage.location import StorageOptions, absolute_uri, write_bytes
+
+EXTENSION = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
+
+
+def archive_item(archive: Archive) -> dict[str, Any]:
+    """Return the item of an archive's snapshot: where, when, by which encoder, from which bands.
+
+    Raises
+    ------
+    NotFoundError
+        The archive holds no rows, so it has no place and no time.
+    """
+    boxes, times = _extent(archive)
+    spec, box = archive.spec, _around(boxes)
+    stride = spec.grid.get("stride_px") or spec.tile_px
+    first, last = (f"{np.datetime_as_string(t, unit='s')}Z" for t in (times.min(), times.max()))
+    return {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "stac_extensions": [EXTENSION],
+        "id": f"skysift-{archive.snapshot}",
+        "bbox": box.tolist(),
+        "geometry": json.loads(shapely.to_geojson(footprints(box[None])[0])),
+        "properties": {
+            "datetime": None,
+            "start_datetime": first,
+            "end_datetime": last,
+            "emb:runtime_parameters": {
+                "bands": list(spec.bands),
+                "chip_size": spec.tile_px,
+                "stride": stride,
+            },
+            "emb:postprocessing": {"format": "text", "expression": "l2_normalize"},
+            "emb:quantization": {
+                "method": "cast",
+                "original_dtype": "float32",
+                "quantized_dtype": "float16",
+            },
+            "skysift:rows": len(archive),
+            "skysift:dimension": spec.dimension,
+            "skysift:encoder_fingerprint": spec.encoder_fingerprint,
+            "skysift:snapshot": archive.snapshot,
+        },
+        "links": [
+            {
+                "rel": "emb:model",
+                "href": absolute_uri(spec.encoder_uri),
+                "title": f"encoder {spec.encoder_fingerprint[:16]}",
+            }
+        ],
+        "assets": {
+            "embeddings": {
+                "href": absolute_uri(archive.uri),
+                "type": "application/vnd.zarr; version=3",
+                "title": "Icechunk repository of Zarr v3 groups",
+                "roles": ["data"],
+            }
+        },
+    }
+
+
+def write_archive_item(
+    archive: Archive, uri: str, options: StorageOptions | None = None
+) -> dict[str, Any]:
+    """Write :func:`archive_item` as JSON and return it."""
+    item = archive_item(archive)
+    write_bytes(uri, (json.dumps(item, indent=1) + "\n").encode(), options)
+    return item
+
+
+def _extent(
+    archive: Archive,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.datetime64]]:
+    """Return the box of each segment (n, 4) and the first and last times, a segment at a time."""
+    boxes, times = [], []
+    for segment in archive.segments:
+        found = archive.read_segment(segment.ordinal, ["bbox", "datetime"])
+        if len(found["row"]):
+            boxes.append(_around(found["bbox"]))
+            times += [found["datetime"].min(), found["datetime"].max()]
+    if not boxes:
+        raise NotFoundError(f"archive {archive.uri} holds no tiles to describe; ingest some first")
+    return np.array(boxes), np.array(times)
+
+
+def _around(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the box around boxes (n, 4); the whole world's width if one crosses 180 degrees."""
+    west, south, east, north = boxes.T
+    if (west > east).any():
+        return np.array([-180.0, south.min(), 180.0, north.max()])
+    return np.array([west.min(), south.min(), east.max(), north.max()])

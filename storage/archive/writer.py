@@ -1,0 +1,299 @@
+"""Writing to the archive: segments into forks, and the one committer that merges them.
+
+A segment is written whole into a fork of a session, in the job's own process or in a worker;
+:class:`ArchiveWriter` merges forks and commits them together with a ledger page. Every commit
+adds the page after the last one it saw, so two jobs that commit at once collide on that page: the
+slower one reads what the faster one settled and tries again with the rest.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import icechunk
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from storage.archive.ledger import Ledger, LedgerEntry, Segment, page_bytes, page_name
+from storage.archive.reader import STORED_COLUMNS, read_ledger
+from storage.archive.repository import (
+    commit_lock,
+    open_repository,
+    store_failures,
+    writing_fork,
+    writing_session,
+)
+from storage.archive.spec import ArchiveSpec
+from storage.errors import ArchiveConflictError, SkysiftError
+from storage.location import StorageOptions, is_local
+
+CHUNK_ROWS = 8192
+UNIT_NORM_TOLERANCE = 1e-2
+"""How far from 1 the norm of a vector may be that is written."""
+_TIME: dict[str, Any] = {"units": "milliseconds since 1970-01-01", "calendar": "standard"}
+_WRITERS = 4
+_COMMIT_ATTEMPTS = 5
+_RETRY_AFTER_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRows:
+    """The rows of one segment, as arrays.
+
+    ``scenes`` and ``grids`` (one grid id a scene) are what ``scene_index`` (n,) int32 points into.
+    ``columns`` holds ``embedding`` (n, D) of unit norm, ``tile`` (n, 2) int32 column and row,
+    ``window`` (n, 4) int32 row, column, height, width in pixels, ``bbox`` (n, 4) float64 WGS84
+    degrees w s e n, ``datetime`` (n,) datetime64 UTC, ``valid_fraction`` and ``cloud_fraction``
+    (n,) in [0, 1] and, when the archive has classes, ``labels`` (n, K) uint8.
+    """
+
+    id: str
+    scenes: tuple[str, ...]
+    grids: tuple[str, ...]
+    columns: Mapping[str, npt.NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.columns["embedding"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentReceipt:
+    """What a writer hands to the committer: the fork that holds a segment, and its size."""
+
+    id: str
+    rows: int
+    scenes: tuple[str, ...]
+    fork: Any
+
+
+class ArchiveWriter:
+    """The one committer of a job.
+
+    Segments are written into the fork that :attr:`fork` hands out (in this process or a worker);
+    :meth:`commit` merges their receipts and records the scenes that they settle.
+    """
+
+    def __init__(self, uri: str, options: StorageOptions | None = None) -> None:
+        self.uri = uri
+        self._options = options
+        self._repository = open_repository(uri, options)
+        with store_failures(uri):
+            self.fork: Any = writing_fork(self._repository)
+        self._known = ("", Ledger())
+
+    def commit(
+        self,
+        receipts: Sequence[SegmentReceipt],
+        entries: Sequence[LedgerEntry],
+        grids: Mapping[str, dict[str, Any]],
+        message: str,
+    ) -> str:
+        """Commit segments and the scenes that they settle; return the new snapshot's id.
+
+        An entry whose scene is in one of the segments gets that segment's ordinal here. When
+        another writer commits first, the same segments are merged onto its commit and tried
+        again, without the scenes that it settled with the same pixels. An object store that fails
+        is tried again as well: a commit that took effect unseen is recognised by its entries.
+
+        Raises
+        ------
+        ArchiveConflictError
+            Other writers were faster on every attempt.
+        SkysiftError
+            The store failed on every attempt.
+        """
+        for attempt in range(_COMMIT_ATTEMPTS):
+            try:
+                with store_failures(self.uri), commit_lock(self.uri):
+                    session = writing_session(self._repository)
+                    ledger = self._ledger_of(session)
+                    entries, receipts = _news(ledger, entries, receipts)
+                    if not entries:
+                        return str(session.snapshot_id)
+                    session.merge(*{id(r.fork): r.fork for r in receipts}.values())
+                    after = _advance(ledger, receipts, entries, grids)
+                    _write_page(session, ledger, after)
+                    snapshot = str(session.commit(message))
+                    self._known = (snapshot, after)
+                    self.fork = writing_fork(self._repository)
+                    return snapshot
+            except icechunk.ConflictError:
+                continue
+            except SkysiftError:
+                if is_local(self.uri) or attempt == _COMMIT_ATTEMPTS - 1:
+                    raise  # a disk that is full stays full
+                time.sleep(_RETRY_AFTER_S * 2**attempt)
+        raise ArchiveConflictError(
+            f"archive {self.uri}: other writers committed first {_COMMIT_ATTEMPTS} times; "
+            "run one ingest at a time, then repeat this one: finished scenes are skipped"
+        )
+
+    def _ledger_of(self, session: icechunk.Session) -> Ledger:
+        """Read the ledger that a session starts from, unless this writer wrote it."""
+        snapshot = str(session.snapshot_id)
+        if self._known[0] != snapshot:
+            self._known = (snapshot, read_ledger(zarr.open_group(session.store, mode="r")))
+        return self._known[1]
+
+
+def write_segment(fork: Any, rows: SegmentRows, spec: ArchiveSpec) -> SegmentReceipt:
+    """Write one segment into a fork of a session.
+
+    Raises
+    ------
+    SkysiftError
+        An embedding is not finite or not of unit norm, or a column has the wrong shape.
+    """
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        columns = {**rows.columns, "embedding": _checked_embedding(rows, spec, pool)}
+        columns["datetime"] = columns["datetime"].astype("datetime64[ms]").astype(np.int64)
+        segment_id = _unused_id(fork, rows.id)
+        group = zarr.open_group(fork.store, mode="a", path="segments").create_group(
+            segment_id, overwrite=True
+        )
+        group.attrs.update({"scenes": list(rows.scenes), "grids": list(rows.grids)})
+        names = (*STORED_COLUMNS, "labels") if spec.classes else STORED_COLUMNS
+        arrays = [_array(group, name, columns[name], rows) for name in names]
+        list(pool.map(_write, arrays))
+    return SegmentReceipt(id=segment_id, rows=len(rows), scenes=rows.scenes, fork=fork)
+
+
+def _array(
+    group: zarr.Group, name: str, values: npt.NDArray[Any], rows: SegmentRows
+) -> tuple[Any, npt.NDArray[Any]]:
+    """Return a new array for a column, and what to write into it."""
+    data = np.ascontiguousarray(values)
+    if len(data) != len(rows):
+        raise SkysiftError(
+            f"segment {rows.id}: column {name} has {len(data)} rows, expected {len(rows)}"
+        )
+    array = group.create_array(
+        name,
+        shape=data.shape,
+        dtype=data.dtype,
+        chunks=(_chunk_rows(len(data)), *data.shape[1:]),
+        dimension_names=["row", *([f"{name}_axis"] if data.ndim == 2 else [])],
+        # Unit vectors in float16 do not compress; the other columns do.
+        compressors=None if name == "embedding" else "auto",
+        attributes=dict(_TIME) if name == "datetime" else None,
+    )
+    return array, data
+
+
+def _write(pair: tuple[Any, npt.NDArray[Any]]) -> None:
+    array, data = pair
+    array[...] = data
+
+
+def _unused_id(fork: Any, segment_id: str) -> str:
+    """Return the id for a segment: its own, or the next one when that is committed already.
+
+    A deleted scene that is embedded again makes the segment that it made before. Under the old
+    id its hidden rows would come back to life, which readers such as an index rely on not to
+    happen.
+    """
+    root = zarr.open_group(fork.store, mode="r")
+    if f"segments/{segment_id}" not in root:
+        return segment_id
+    committed = {segment.id for segment in read_ledger(root).segments}
+    number, unused = 1, segment_id
+    while unused in committed:
+        number += 1
+        unused = f"{segment_id}-{number}"
+    return unused
+
+
+def _chunk_rows(rows: int) -> int:
+    """Cut rows into equal chunks of at most CHUNK_ROWS: edge chunks are stored whole."""
+    chunks = max(math.ceil(rows / CHUNK_ROWS), 1)
+    return max(math.ceil(rows / chunks), 1)
+
+
+def _checked_embedding(
+    rows: SegmentRows, spec: ArchiveSpec, pool: ThreadPoolExecutor
+) -> npt.NDArray[np.float16]:
+    """Check vectors and round them to float16, block by block in the threads of a pool."""
+    embedding = np.asarray(rows.columns["embedding"], dtype=np.float32)
+    if embedding.ndim != 2 or embedding.shape[1] != spec.dimension:
+        raise SkysiftError(
+            f"segment {rows.id}: embeddings of shape {embedding.shape}, expected "
+            f"(rows, {spec.dimension}) for encoder {spec.encoder_fingerprint[:12]}"
+        )
+    norms = np.empty(len(embedding), dtype=np.float32)
+    rounded = np.empty(embedding.shape, dtype=np.float16)
+
+    def check(start: int) -> None:
+        at = slice(start, start + CHUNK_ROWS)
+        norms[at] = np.sqrt(np.einsum("nd,nd->n", embedding[at], embedding[at]))
+        with np.errstate(over="ignore"):  # such vectors are refused below
+            rounded[at] = embedding[at]
+
+    list(pool.map(check, range(0, len(embedding), CHUNK_ROWS)))
+    if not np.all(np.abs(norms - 1) < UNIT_NORM_TOLERANCE):
+        worst = int(np.nanargmax(np.where(np.isfinite(norms), np.abs(norms - 1), np.inf)))
+        raise SkysiftError(
+            f"segment {rows.id}: row {worst} has norm {norms[worst]:.4g}, expected 1; "
+            "embeddings must be finite and L2-normalised"
+        )
+    return rounded
+
+
+def _news(
+    ledger: Ledger, entries: Sequence[LedgerEntry], receipts: Sequence[SegmentReceipt]
+) -> tuple[list[LedgerEntry], list[SegmentReceipt]]:
+    """Return what a commit adds to the ledger; the forks keep no other segment.
+
+    A segment that is committed already was made by another job from the same pixels; what the
+    ledger says of its scenes by now is newer than what this writer says.
+    """
+    committed = {segment.id for segment in ledger.segments}
+    outrun = {scene for r in receipts if r.id in committed for scene in r.scenes}
+    news = [e for e in entries if e.scene_id not in outrun and not _settled(ledger, e)]
+    wanted = {entry.scene_id for entry in news}
+    kept = [r for r in receipts if wanted.intersection(r.scenes)]
+    for receipt in receipts:
+        if receipt not in kept:
+            # Merged as well, it would be there twice, or without the ledger knowing.
+            del zarr.open_group(receipt.fork.store, mode="a", path="segments")[receipt.id]
+    return news, kept
+
+
+def _settled(ledger: Ledger, entry: LedgerEntry) -> bool:
+    known = ledger.entries.get(entry.scene_id)
+    if known is None:
+        return False
+    if known.state == "deleted" and entry.fingerprint and entry.fingerprint == known.fingerprint:
+        return True  # since this job began: an ingest leaves out what is deleted
+    return (known.state, known.fingerprint, known.reason) == (
+        entry.state,
+        entry.fingerprint,
+        entry.reason,
+    )
+
+
+def _advance(
+    ledger: Ledger,
+    receipts: Iterable[SegmentReceipt],
+    entries: Sequence[LedgerEntry],
+    grids: Mapping[str, dict[str, Any]],
+) -> Ledger:
+    fresh = [
+        Segment(ordinal=ordinal, id=receipt.id, rows=receipt.rows, scenes=receipt.scenes)
+        for ordinal, receipt in enumerate(receipts, start=len(ledger.segments))
+    ]
+    home = {scene: segment.ordinal for segment in fresh for scene in segment.scenes}
+    placed = [
+        replace(entry, segment_ordinal=home[entry.scene_id]) if entry.scene_id in home else entry
+        for entry in entries
+    ]
+    return ledger.after(fresh, placed, grids)
+
+
+def _write_page(session: icechunk.Session, before: Ledger, after: Ledger) -> None:
+    data = np.frombuffer(page_bytes(before, after), dtype=np.uint8)
+    pages = zarr.open_group(session.store, mode="a", path="ledger")
+    pages.create_array(page_name(before.pages), data=data, chunks=data.shape)

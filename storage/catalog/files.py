@@ -1,0 +1,167 @@
+"""Scenes from plain GeoTIFF files: names say what belongs together and when it was acquired."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+
+from storage.errors import CatalogError, ConfigError, SceneError
+from storage.location import StorageOptions, filesystem, is_local, local_path
+from storage.raster.geotiff import inspect
+from storage.scene import BandSource, Candidate, CatalogSpec, MaskSource, Rejected, Sources
+
+GEOTIFF_SUFFIXES = (".tif", ".tiff")
+
+_DATE = r"(?<!\d)(?P<date>\d{8}T\d{6}|\d{4}-\d{2}-\d{2}|(?:19|20)\d{6})(?!\d)"
+_DATE_FORMATS = {4: "%Y", 6: "%Y%m", 7: "%Y%j", 8: "%Y%m%d", 14: "%Y%m%d%H%M%S"}
+
+
+def file_candidates(
+    names: Sequence[str], spec: CatalogSpec, options: StorageOptions | None = None
+) -> Iterator[Candidate | Rejected]:
+    """Yield a candidate for every group of files that makes a scene.
+
+    Parameters
+    ----------
+    names
+        URIs of GeoTIFFs.
+    spec
+        Its mappings' ``asset`` say how the names of a scene's files end.
+    options
+        How to reach the files.
+
+    Raises
+    ------
+    ConfigError
+        The pattern for the date is wrong.
+    """
+    pattern = _date_pattern(spec.datetime_pattern)
+    for stem, files in _groups(names, spec).items():
+        scene_id = PurePosixPath(stem).name
+        href = next(iter(files.values()))
+        try:
+            moment = _date(scene_id, href, pattern)
+            bbox = inspect(href, options).bbox if spec.query.area else None
+        except (CatalogError, SceneError) as error:
+            yield Rejected(scene_id=scene_id, reason=str(error))
+            continue
+        entry = _Files(scene_id, files, spec, options)
+        yield Candidate(id=scene_id, datetime=moment, bbox=bbox, resolve=entry.resolve)
+
+
+def _groups(names: Sequence[str], spec: CatalogSpec) -> dict[str, dict[str | None, str]]:
+    """Return, by the path that a scene's files begin with, its files by how they end."""
+    named = {mapping.asset for mapping in spec.bands.values()}
+    named |= {spec.mask.asset} if spec.mask else set()
+    endings = sorted((ending for ending in named if ending), key=len, reverse=True)
+    groups: dict[str, dict[str | None, str]] = {}
+    for name in names:
+        ending = next((ending for ending in endings if name.endswith(ending)), None)
+        stem = name.removesuffix(ending) if ending else name[: name.rindex(".")]
+        groups.setdefault(stem, {})[ending] = name
+    return groups
+
+
+class _Files:
+    """The files of one scene; finds bands in them when asked."""
+
+    def __init__(
+        self,
+        scene_id: str,
+        files: Mapping[str | None, str],
+        spec: CatalogSpec,
+        options: StorageOptions | None,
+    ) -> None:
+        self._id, self._files, self._spec, self._options = scene_id, files, spec, options
+
+    def resolve(self, bands: Sequence[str]) -> Sources:
+        found = tuple(self._band(name) for name in bands)
+        mask, source = self._spec.mask, None
+        if mask is not None:
+            source = MaskSource(
+                href=self._file(mask.asset, "the cloud mask"),
+                index=mask.index,
+                cloud_values=mask.cloud_values,
+                cloud_bits=mask.cloud_bits,
+            )
+        used = sorted({band.href for band in found} | ({source.href} if source else set()))
+        revision = " ".join(_revision(name, self._options) for name in used)
+        return Sources(bands=found, mask=source, revision=revision)
+
+    def _band(self, name: str) -> BandSource:
+        mapping = self._spec.bands.get(name)
+        if mapping is None:
+            href, index = self._by_description(name)
+            return BandSource(name=name, href=href, index=index)
+        return BandSource(
+            name=name,
+            href=self._file(mapping.asset, f"band {name!r}"),
+            index=mapping.index,
+            scale=mapping.scale,
+            offset=mapping.offset,
+            nodata=mapping.nodata,
+        )
+
+    def _file(self, ending: str | None, what: str) -> str:
+        if ending in self._files:
+            return self._files[ending]
+        have = ", ".join(PurePosixPath(name).name for name in self._files.values())
+        wanted = f"file ending in {ending!r}" if ending else "file without one of the endings"
+        raise CatalogError(f"scene {self._id} has no {wanted} for {what}; it has {have}")
+
+    def _by_description(self, name: str) -> tuple[str, int]:
+        have: list[str] = []
+        for href in self._files.values():
+            descriptions = inspect(href, self._options).descriptions
+            if name in descriptions:
+                return href, descriptions.index(name) + 1
+            named = ", ".join(one or "unnamed" for one in descriptions)
+            have.append(f"{PurePosixPath(href).name} has {len(descriptions)} ({named})")
+        raise CatalogError(
+            f"scene {self._id} has no band described as {name!r}: {'; '.join(have)}; "
+            "map it to its number in the recipe's bands"
+        )
+
+
+def _revision(href: str, options: StorageOptions | None) -> str:
+    """Return what changes when a file is replaced: its size and its time or entity tag."""
+    if is_local(href):
+        status = local_path(href).stat()
+        return f"{status.st_size}-{status.st_mtime_ns}"
+    store, path = filesystem(href, options)
+    details = store.info(path)
+    return f"{details['size']}-{str(details.get('ETag', '')).strip(chr(34))}"
+
+
+def _date_pattern(pattern: str | None) -> re.Pattern[str]:
+    try:
+        compiled = re.compile(pattern or _DATE)
+    except re.error as error:
+        raise ConfigError(f"datetime_pattern {pattern!r} is not a pattern: {error}") from error
+    if "date" not in compiled.groupindex:
+        raise ConfigError(
+            f"datetime_pattern {pattern!r} has no group 'date'; write for example "
+            r"_(?P<date>\d{8})_"
+        )
+    return compiled
+
+
+def _date(scene_id: str, href: str, pattern: re.Pattern[str]) -> datetime:
+    """Return the time in a scene's id, or else in its path (of a pattern given by the user)."""
+    texts = [scene_id] if pattern.pattern == _DATE else [scene_id, href]
+    for match in (match for text in texts for match in pattern.finditer(text)):
+        text = match["date"] or ""
+        digits = re.sub(r"\D", "", text)
+        try:
+            moment = (
+                datetime.strptime(digits, _DATE_FORMATS[len(digits)])
+                if len(digits) in _DATE_FORMATS
+                else datetime.fromisoformat(text)
+            )
+        except ValueError:
+            continue
+        return moment.replace(tzinfo=moment.tzinfo or UTC)
+    raise CatalogError(
+        f"scene {scene_id} has no date in its name; give a datetime_pattern with a group 'date', "
+        r"for example _(?P<date>\d{4})"
+    )

@@ -1,0 +1,229 @@
+"""From a catalog to scenes: which acquisitions there are, and where their bands lie.
+
+:mod:`storage.catalog.stac` understands STAC documents, :mod:`storage.catalog.stac_api` asks STAC
+APIs, :mod:`storage.catalog.stac_geoparquet` reads tables of items, :mod:`storage.catalog.files`
+plain files; here their entries are filtered, checked and made into :class:`~storage.scene.Scene`.
+An entry that is wrong is rejected with its reason and never stops the rest.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import numpy as np
+
+from storage.catalog.files import GEOTIFF_SUFFIXES, file_candidates
+from storage.catalog.stac import item_candidates
+from storage.catalog.stac_api import api_candidates, is_api
+from storage.catalog.stac_geoparquet import SUFFIXES as TABLE_SUFFIXES
+from storage.catalog.stac_geoparquet import table_candidates
+from storage.errors import CatalogError, ConfigError, EmptyCatalogError, SkysiftError
+from storage.geometry import in_polygon, touches_polygon
+from storage.location import StorageOptions, exists, is_local, join_uri, list_files
+from storage.scene import (
+    BBox,
+    Candidate,
+    CatalogSpec,
+    Rejected,
+    Scene,
+    SceneList,
+    SceneQuery,
+)
+
+_JSON_SUFFIXES = (".json", ".geojson")
+_READERS = 16
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def read_scenes(
+    spec: CatalogSpec, bands: Sequence[str], options: StorageOptions | None = None
+) -> SceneList:
+    """Read a catalog and return the scenes that satisfy its query.
+
+    Parameters
+    ----------
+    spec
+        The source and how to understand it.
+    bands
+        Names of the bands that every scene must have, in the encoder's order.
+    options
+        How to reach the source.
+
+    Returns
+    -------
+    SceneList
+        Scenes in the order of the catalog, and rejected entries with their reasons.
+
+    Raises
+    ------
+    CatalogError
+        The source is not a catalog.
+    EmptyCatalogError
+        It is empty, or nothing in it satisfies the query.
+    NotFoundError
+        The source does not exist.
+    ConfigError
+        The spec is wrong: no bands, a bad pattern, an unreadable scheme.
+    """
+    if not bands:
+        raise ConfigError("no bands are asked for; name at least one")
+    found = list(_entries(spec, options))
+    if not found and is_api(spec.source):
+        raise EmptyCatalogError(
+            f"the STAC API at {spec.source} finds nothing for the query; widen it"
+        )
+    if not found:
+        raise EmptyCatalogError(
+            f"{spec.source} holds no scenes; give a STAC document or API, a GeoTIFF, "
+            "a folder of them, or a pattern such as folder/*.tif"
+        )
+    kept, rejected = _select(found, spec.query)
+    if not kept and not rejected:
+        raise EmptyCatalogError(
+            f"none of the {len(found)} entries of {spec.source} satisfies the query; widen it"
+        )
+    scenes: list[Scene] = []
+    waits = not (is_api(spec.source) or is_local(spec.source))  # an API's items are here whole
+    for outcome in _map(lambda one: _scene(one, bands), kept, local=not waits):
+        if isinstance(outcome, Scene):
+            scenes.append(outcome)
+        else:
+            rejected.append(outcome)
+    return SceneList(scenes=tuple(scenes), rejected=tuple(rejected))
+
+
+def _entries(spec: CatalogSpec, options: StorageOptions | None) -> Iterator[Candidate | Rejected]:
+    """Yield what a source holds, by what it looks like."""
+    source = spec.source
+    if is_api(source):
+        yield from api_candidates(spec)
+        return
+    if source.lower().endswith(TABLE_SUFFIXES) and not _is_pattern(source):
+        yield from table_candidates(spec, options)
+        return
+    if source.lower().endswith(_JSON_SUFFIXES) and not _is_pattern(source):
+        yield from item_candidates([source], spec, options)
+        return
+    for name in ("catalog.json", "collection.json"):
+        if not _is_pattern(source) and exists(join_uri(source, name), options):
+            yield from item_candidates([join_uri(source, name)], spec, options)
+            return
+    names = list_files(source, options)
+    documents = [name for name in names if name.lower().endswith(_JSON_SUFFIXES)]
+    rasters = [name for name in names if name.lower().endswith(GEOTIFF_SUFFIXES)]
+    if rasters:
+        yield from file_candidates(rasters, spec, options)
+    elif documents:
+        yield from item_candidates(documents, spec, options)
+
+
+def _is_pattern(source: str) -> bool:
+    return any(mark in source for mark in "*?[")
+
+
+def _map(work: Callable[[T], R], values: Sequence[T], *, local: bool) -> Iterable[R]:
+    """Map in order; in threads when every value may wait for a remote store."""
+    if local:
+        return map(work, values)
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(work, values))
+
+
+def _select(
+    found: Sequence[Candidate | Rejected], query: SceneQuery
+) -> tuple[list[Candidate], list[Rejected]]:
+    kept: list[Candidate] = []
+    rejected: list[Rejected] = []
+    seen: set[str] = set()
+    for entry in found:
+        if isinstance(entry, Rejected):
+            rejected.append(entry)
+            continue
+        try:
+            _check_id(entry.id, seen)
+            wanted = _satisfies(entry, query)
+        except CatalogError as error:
+            rejected.append(Rejected(scene_id=entry.id, reason=str(error)))
+            continue
+        seen.add(entry.id)
+        if wanted:
+            kept.append(entry)
+    return kept, rejected
+
+
+def _check_id(scene_id: str, seen: set[str]) -> None:
+    if not scene_id or not scene_id.isprintable() or scene_id != scene_id.strip():
+        raise CatalogError(f"the id {scene_id!r} is empty or not printable; rename the scene")
+    if "/" in scene_id or "\\" in scene_id or ".." in scene_id:
+        raise CatalogError(f"the id {scene_id!r} looks like a path; rename the scene")
+    if scene_id in seen:
+        raise CatalogError(
+            f"the id {scene_id!r} occurs before in this catalog; the first one is used, "
+            "give the other another id"
+        )
+
+
+def _satisfies(entry: Candidate, query: SceneQuery) -> bool:
+    if query.collections and entry.collection not in query.collections:
+        return False
+    if query.since is not None and entry.datetime < _utc(query.since):
+        return False
+    if query.until is not None and entry.datetime > _utc(query.until):
+        return False
+    cover, limit = entry.cloud_cover_percent, query.max_cloud_cover_percent
+    if cover is not None and limit is not None and cover > limit:
+        return False
+    return _lies_in(entry, query)
+
+
+def _lies_in(entry: Candidate, query: SceneQuery) -> bool:
+    if query.area is None:
+        return True
+    if entry.bbox is None:
+        raise CatalogError(f"scene {entry.id} has no bbox, but the query asks for an area")
+    if query.bbox is not None and not _touch(entry.bbox, query.bbox):
+        return False
+    if query.polygon is None:
+        return True
+    wkt = str(query.polygon)
+    if entry.geometry is None or entry.bbox[0] > entry.bbox[2]:
+        return bool(in_polygon(np.array([entry.bbox]), wkt)[0])
+    try:
+        return touches_polygon(entry.geometry, wkt)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CatalogError(f"scene {entry.id} has a geometry that is none: {error}") from error
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _touch(a: BBox, b: BBox) -> bool:
+    """Tell whether two boxes touch, either of them possibly across the antimeridian."""
+    if a[1] > b[3] or b[1] > a[3]:
+        return False
+    a_east, b_east = (box[2] + 360 * (box[0] > box[2]) for box in (a, b))
+    return any(a[0] <= b_east + turn and b[0] + turn <= a_east for turn in (-360, 0, 360))
+
+
+def _scene(entry: Candidate, bands: Sequence[str]) -> Scene | Rejected:
+    try:
+        sources = entry.resolve(bands)
+    except SkysiftError as error:
+        return Rejected(scene_id=entry.id, reason=str(error))
+    return Scene(
+        id=entry.id,
+        datetime=entry.datetime,
+        bands=sources.bands,
+        mask=sources.mask,
+        collection=entry.collection,
+        cloud_cover_percent=entry.cloud_cover_percent,
+        bbox=entry.bbox,
+        revision=sources.revision,
+        end=sources.end,
+        sources=sources.sources,
+        document=sources.document,
+    )

@@ -1,0 +1,172 @@
+"""Items from a STAC API: a search over HTTP, page by page. The home of pystac-client.
+
+The API is asked for what the query says, rounded outwards; :mod:`storage.catalog.read` filters the
+answer again, because servers differ in how they understand boxes, open intervals and cloud cover.
+"""
+
+import datetime as dt
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import pystac_client
+from pystac_client.exceptions import APIError
+from pystac_client.stac_api_io import StacApiIO
+from pystac_client.warnings import DoesNotConformTo, PystacClientWarning
+from urllib3.util import Retry
+
+from storage.catalog.stac import MALFORMED, item_candidate
+from storage.catalog.url_policy import CheckedAdapter
+from storage.errors import CatalogError
+from storage.scene import BBox, Candidate, CatalogSpec, Rejected, SceneQuery
+
+PAGE_ITEMS = 250
+_TIMEOUT_S = 60.0
+_RETRIES = 4
+
+
+def is_api(source: str) -> bool:
+    """Tell whether a source is the address of a STAC API.
+
+    Examples
+    --------
+    >>> is_api("https://earth-search.aws.element84.com/v1"), is_api("s3://bucket/catalog.json")
+    (True, False)
+    """
+    return urlsplit(source).scheme in ("http", "https")
+
+
+def api_candidates(
+    spec: CatalogSpec, *, page_items: int = PAGE_ITEMS
+) -> Iterator[Candidate | Rejected]:
+    """Yield a candidate for every item that an API finds for a query, each once.
+
+    Parameters
+    ----------
+    spec
+        Its source is the API's landing page.
+    page_items
+        Items to a request; servers may give fewer.
+
+    Raises
+    ------
+    CatalogError
+        There is no STAC API with item search, it refuses the search, cannot be reached, or its
+        pages do not come to an end.
+    """
+    try:
+        client = _open(spec.source)
+        seen: set[tuple[str, str]] = set()
+        for box in _boxes(spec.query.area):
+            for page in _pages(client, spec.query, box, page_items):
+                yield from _fresh(page, spec, seen)
+    except APIError as error:
+        status = getattr(error, "status_code", None)
+        answer = f"answered {status}" if status else "could not be reached"
+        raise CatalogError(
+            f"the STAC API at {spec.source} {answer}: {' '.join(str(error).split())[:200]}; "
+            "check the address and the query, then repeat"
+        ) from error
+    except DoesNotConformTo as error:
+        raise CatalogError(
+            f"{spec.source} is no STAC API with item search; "
+            "give the landing page of one, or an item collection of its items"
+        ) from error
+    except MALFORMED as error:
+        raise CatalogError(
+            f"{spec.source} does not answer as a STAC API: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}; give the address of its landing page"
+        ) from error
+
+
+def _open(source: str) -> pystac_client.Client:
+    """Open an API; a request that fails or is refused for the moment is repeated."""
+    retry = Retry(
+        total=_RETRIES,
+        backoff_factor=0.2,
+        status_forcelist=(429, 502, 503, 504),
+        allowed_methods=None,  # a search changes nothing, by POST either
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PystacClientWarning)  # the search itself will tell
+        asked = StacApiIO(timeout=_TIMEOUT_S)
+        adapter = CheckedAdapter([urlsplit(source).hostname or ""], retry)
+        for scheme in ("http://", "https://"):
+            asked.session.mount(scheme, adapter)
+        return pystac_client.Client.open(source, stac_io=asked)
+
+
+def _pages(
+    client: pystac_client.Client, query: SceneQuery, box: BBox | None, page_items: int
+) -> Iterator[list[dict[str, Any]]]:
+    methods = {link.extra_fields.get("method") for link in client.get_links("search")}
+    search = client.search(
+        method="POST" if "POST" in methods else "GET",
+        limit=page_items,
+        bbox=list(box) if box else None,
+        datetime=_interval(query.since, query.until),
+        collections=list(query.collections) or None,
+    )
+    before: list[str] | None = None
+    for page in search.pages_as_dicts():
+        features = page["features"]
+        ids = [str(item.get("id")) for item in features if isinstance(item, dict)]
+        if ids == before:
+            raise CatalogError(
+                f"the STAC API at {client.self_href} answers the same page of {len(ids)} items "
+                "again and again; ask for less at once, or report it to its operator"
+            )
+        before = ids
+        yield features
+
+
+def _fresh(
+    features: list[Any], spec: CatalogSpec, seen: set[tuple[str, str]]
+) -> Iterator[Candidate | Rejected]:
+    """Yield the items that no earlier page had: results shift while an archive grows."""
+    for item in features:
+        if not isinstance(item, dict):
+            yield item_candidate(spec.source, item, spec)
+            continue
+        key = (str(item.get("collection")), str(item.get("id")))
+        if key not in seen:
+            seen.add(key)
+            yield item_candidate(_own_address(item) or spec.source, item, spec)
+
+
+def _own_address(item: Mapping[str, Any]) -> str | None:
+    """Return where an item says that it is, to which its relative links refer."""
+    for link in item.get("links") or []:
+        if isinstance(link, dict) and link.get("rel") == "self" and is_api(str(link.get("href"))):
+            return str(link["href"])
+    return None
+
+
+def _boxes(bbox: BBox | None) -> list[BBox | None]:
+    """Return a box as boxes that every server understands: cut at the antimeridian."""
+    if bbox is None or bbox[0] <= bbox[2]:
+        return [bbox]
+    west, south, east, north = bbox
+    return [(west, south, 180.0, north), (-180.0, south, east, north)]
+
+
+def _interval(since: dt.datetime | None, until: dt.datetime | None) -> str | None:
+    """Return the interval of a search, in whole seconds, rounded outwards.
+
+    Examples
+    --------
+    >>> _interval(dt.datetime(2024, 5, 1), dt.datetime(2024, 5, 1, 23, 59, 59, 999999))
+    '2024-05-01T00:00:00Z/2024-05-02T00:00:00Z'
+    """
+    if since is None and until is None:
+        return None
+    start = _utc(since).replace(microsecond=0) if since else None
+    end = _utc(until) if until else None
+    if end and end.microsecond:
+        end = end.replace(microsecond=0) + dt.timedelta(seconds=1)
+    return "/".join(f"{one:%Y-%m-%dT%H:%M:%SZ}" if one else ".." for one in (start, end))
+
+
+def _utc(moment: dt.datetime) -> dt.datetime:
+    return moment.astimezone(dt.UTC) if moment.tzinfo else moment.replace(tzinfo=dt.UTC)

@@ -1,0 +1,149 @@
+"""STAC documents that Skysift writes: items of rasters, and the collection that lists them.
+
+:mod:`storage.catalog.stac` reads such documents; the two are the home of pystac.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pystac
+import shapely
+
+from storage.geometry import footprints
+from storage.location import StorageOptions, join_uri, list_files, read_bytes, write_bytes
+from storage.raster.geotiff import RasterInfo
+
+PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
+RASTER = "https://stac-extensions.github.io/raster/v2.0.0/schema.json"
+FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
+COLLECTION = "collection.json"
+SOURCES = "skysift:sources"
+FINGERPRINT = "skysift:fingerprint"
+
+
+def placed_item(
+    item_id: str,
+    period: tuple[datetime, datetime],
+    href: str,
+    crs: str,
+    transform: Sequence[float],
+    shape: tuple[int, int],
+) -> pystac.Item:
+    """Return an item with one asset, ``pixels``, that says where its pixels lie.
+
+    Parameters
+    ----------
+    period
+        First and last moment; equal for one acquisition.
+    href
+        Of the asset.
+    crs, transform
+        As in :class:`~storage.raster.geotiff.RasterInfo`.
+    shape
+        Height and width.
+    """
+    start, end = period
+    one_moment = start == end
+    code = {"proj:code": crs} if crs.startswith("EPSG:") else {"proj:wkt2": crs}
+    item = pystac.Item(
+        id=item_id,
+        geometry=None,
+        bbox=None,
+        datetime=start if one_moment else None,
+        start_datetime=None if one_moment else start,
+        end_datetime=None if one_moment else end,
+        properties=dict(code),
+        stac_extensions=[PROJECTION],
+    )
+    placed = {"proj:shape": list(shape), "proj:transform": list(transform)}
+    item.add_asset("pixels", pystac.Asset(href=href, extra_fields=placed))
+    return item
+
+
+def composite_document(
+    item_id: str,
+    period: tuple[datetime, datetime],
+    raster: RasterInfo,
+    sources: Mapping[str, str],
+    fingerprint: str,
+    checksum: str,
+) -> dict[str, Any]:
+    """Return the item of a composite: its period, its pixels and what it was made from.
+
+    Parameters
+    ----------
+    raster
+        The GeoTIFF ``<item_id>.tif`` beside the item.
+    sources
+        Ids of the scenes, and where each one's STAC document lies (empty when it has none).
+    fingerprint
+        Changes when the composite would.
+    checksum
+        SHA-256 of the file, in hexadecimal digits.
+    """
+    shape = (raster.height, raster.width)
+    item = placed_item(item_id, period, f"./{item_id}.tif", raster.crs, raster.transform, shape)
+    footprint = footprints(np.array([raster.bbox]))[0]
+    item.geometry, item.bbox = json.loads(shapely.to_geojson(footprint)), list(raster.bbox)
+    item.stac_extensions += [RASTER, FILE]
+    item.properties |= {SOURCES: list(sources), FINGERPRINT: fingerprint}
+    pixels = item.assets["pixels"]
+    pixels.media_type, pixels.roles = pystac.MediaType.COG, ["data"]
+    pixels.extra_fields |= {
+        "data_type": raster.dtype,
+        "raster:scale": 1.0,
+        "raster:offset": 0.0,
+        "bands": [{"name": name} for name in raster.descriptions],
+        "file:checksum": f"1220{checksum}",  # multihash: sha2-256, 32 bytes
+    }
+    for scene_id, document in sources.items():
+        if document:
+            item.add_link(pystac.Link("derived_from", document, "application/geo+json", scene_id))
+    return dict(item.to_dict(include_self_link=False, transform_hrefs=False))
+
+
+def write_item(document: Mapping[str, Any], uri: str, options: StorageOptions | None) -> None:
+    """Write an item as ``<id>.json`` into a folder."""
+    text = json.dumps(document, indent=1).encode()
+    write_bytes(join_uri(uri, f"{document['id']}.json"), text, options)
+
+
+def written_items(uri: str, options: StorageOptions | None) -> dict[str, dict[str, Any]]:
+    """Return the items that were written into a folder, by their ids."""
+    names = (name for name in list_files(uri, options) if name.endswith(".json"))
+    items = (json.loads(read_bytes(n, options)) for n in names if not n.endswith(COLLECTION))
+    return {item["id"]: item for item in items}
+
+
+def write_collection(
+    uri: str, title: str, description: str, options: StorageOptions | None
+) -> None:
+    """Write ``collection.json`` over the items of a folder, so that the folder is a catalog."""
+    items = [pystac.Item.from_dict(item) for item in written_items(uri, options).values()]
+    boxes = np.array([item.bbox for item in items])
+    west, east = boxes[:, 0].min(), boxes[:, 2].max()
+    if (boxes[:, 0] > boxes[:, 2]).any():  # one crosses the antimeridian
+        west, east = -180.0, 180.0
+    box = [float(west), float(boxes[:, 1].min()), float(east), float(boxes[:, 3].max())]
+    times = [_period(item) for item in items]
+    extent = pystac.Extent(
+        pystac.SpatialExtent([box]),
+        pystac.TemporalExtent([[min(t[0] for t in times), max(t[1] for t in times)]]),
+    )
+    collection = pystac.Collection(id=title, description=description, extent=extent)
+    for item in items:
+        link = pystac.Link("item", f"./{item.id}.json", "application/geo+json", item.id)
+        collection.add_link(link)
+    text = json.dumps(collection.to_dict(include_self_link=False, transform_hrefs=False), indent=1)
+    write_bytes(join_uri(uri, COLLECTION), text.encode(), options)
+
+
+def _period(item: pystac.Item) -> tuple[datetime, datetime]:
+    start = item.common_metadata.start_datetime or item.datetime
+    end = item.common_metadata.end_datetime or start
+    assert start is not None
+    assert end is not None
+    return start, end

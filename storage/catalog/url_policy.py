@@ -1,0 +1,94 @@
+"""Where documents from outside may lead: which hosts may be asked, which files may be read.
+
+A recipe is trusted, what a STAC API or an item says is not. The host that a recipe names is asked;
+another one, to which an answer leads, only when it is a public address. Files are confined by
+:func:`lies_below` where a recipe says to what.
+"""
+
+import os
+import socket
+from collections.abc import Collection
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from requests import PreparedRequest, Response
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from storage.errors import CatalogError
+from storage.location import is_web, split_uri
+
+
+class CheckedAdapter(HTTPAdapter):
+    """Carries the requests of a session and checks each: next pages and redirects come by here too.
+
+    Parameters
+    ----------
+    trusted_hosts
+        Hosts that may have any address.
+    retries
+        What is repeated.
+    """
+
+    def __init__(self, trusted_hosts: Collection[str], retries: Retry) -> None:
+        super().__init__(max_retries=retries)
+        self._trusted_hosts = frozenset(trusted_hosts)
+
+    def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
+        """Send a request to a host that may be asked.
+
+        Raises
+        ------
+        CatalogError
+            It may not.
+        """
+        check_host(str(request.url), self._trusted_hosts)
+        return super().send(request, *args, **kwargs)
+
+
+def check_host(url: str, trusted_hosts: Collection[str] = ()) -> None:
+    """Check that a URL from outside leads to a public host, or to a trusted one.
+
+    Raises
+    ------
+    CatalogError
+        Its scheme is not http or https, its host has no address, or one that is private, loopback,
+        link-local or otherwise not public.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme not in ("http", "https") or not host:
+        raise CatalogError(f"{url[:200]} is not followed: only http and https addresses are")
+    if host in trusted_hosts:
+        return
+    try:
+        found = socket.getaddrinfo(host, parts.port, type=socket.SOCK_STREAM)
+    except (OSError, ValueError) as error:
+        raise CatalogError(f"{url[:200]} is not followed: {host} has no address") from error
+    for *_, address in found:
+        if not ip_address(str(address[0]).partition("%")[0]).is_global:
+            raise CatalogError(
+                f"{url[:200]} is not followed: {host} is {address[0]}, which is not a public "
+                "address; name that host as the catalog itself if it is meant"
+            )
+
+
+def lies_below(uri: str, root: str) -> bool:
+    """Tell whether a URI is a folder or something in it.
+
+    Examples
+    --------
+    >>> lies_below("s3://bucket/a/b.tif", "s3://bucket/a")
+    True
+    >>> lies_below("s3://bucket/abc.tif", "s3://bucket/a"), lies_below("/data/../etc/x", "/data")
+    (False, False)
+    """
+    if is_web(uri) or is_web(root):
+        return uri.startswith(f"{root.rstrip('/')}/") and "/../" not in uri
+    scheme, path = split_uri(uri)
+    root_scheme, folder = split_uri(root)
+    if scheme == "file":
+        path, folder = os.path.realpath(path), os.path.realpath(folder)
+    folder = folder.rstrip("/")
+    return scheme == root_scheme and (path == folder or path.startswith(f"{folder}/"))

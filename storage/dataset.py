@@ -1,0 +1,399 @@
+"""A labelled dataset at rest: equal tiles and their labels, laid out for random batches.
+
+A folder holds ``images.npy`` (N, C, H, W), ``labels.npy`` (N, K), ``rows.parquet`` (where each
+row came from and its split) and, written last, ``dataset.json`` (bands, classes, statistics,
+hashes). Images are memory-mapped, so a random batch costs its own bytes. A remote dataset is
+copied once per machine. Where images come from is `pipeline.datasets.importers`.
+
+Shape legend: N rows, C bands, H and W pixels, K classes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from storage.errors import ConfigError, CorruptIndexError
+from storage.location import (
+    StorageOptions,
+    download,
+    is_local,
+    join_uri,
+    local_path,
+    read_bytes,
+    sha256_of_file,
+    upload,
+    write_bytes,
+)
+
+FORMAT = "skysift-dataset/1"
+SPLITS = ("train", "val", "test")
+_INFO = "dataset.json"
+_STATISTICS_ROWS = 4096
+_FILES = ("images.npy", "labels.npy", "rows.parquet")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetInfo:
+    """What ``dataset.json`` says.
+
+    Attributes
+    ----------
+    bands, classes
+        Names in the order of the channels and of the label columns.
+    tile_px
+        Height and width of every image.
+    resolution_m
+        Ground size of a pixel, None when unknown.
+    count
+        Number of rows N.
+    band_mean, band_std
+        Statistics of the valid pixels of the train rows (of all rows when there is none), over an
+        even sample of at most 4,096 of them.
+    origin
+        What the dataset was made from, as its importer says it.
+    sha256
+        Hash of each data file.
+    """
+
+    bands: tuple[str, ...]
+    classes: tuple[str, ...]
+    tile_px: int
+    count: int
+    band_mean: tuple[float, ...]
+    band_std: tuple[float, ...]
+    sha256: Mapping[str, str]
+    resolution_m: float | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hexadecimal) over the content; where it came from does not count."""
+        content = {name: value for name, value in asdict(self).items() if name != "origin"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class LabelledDataset:
+    """A dataset opened for reading.
+
+    Attributes
+    ----------
+    info
+        What ``dataset.json`` says; ``bands``, ``classes``, ``tile_px``, ``resolution_m`` are its.
+    images
+        Memory map (N, C, H, W), read-only; NaN is an invalid pixel of a float image.
+    labels
+        Multi-hot labels (N, K), uint8.
+    rows
+        One row of provenance per image: ``source``, ``split`` and what else the importer knew.
+    split
+        Split of each row, (N,) object: train, val or test.
+    """
+
+    def __init__(self, folder: Path, info: DatasetInfo) -> None:
+        self.info = info
+        self.bands, self.classes = info.bands, info.classes
+        self.tile_px, self.resolution_m = info.tile_px, info.resolution_m
+        try:
+            self.images: NDArray[Any] = np.load(folder / "images.npy", mmap_mode="r")
+            self.labels: NDArray[np.uint8] = np.load(folder / "labels.npy")
+            self.rows = pd.read_parquet(folder / "rows.parquet")
+        except (OSError, ValueError) as error:
+            raise CorruptIndexError(
+                f"dataset {folder}: a file is missing or damaged ({error}); import it again"
+            ) from error
+        self.split = self.rows["split"].to_numpy(dtype=object)
+        expected = (info.count, len(info.bands), info.tile_px, info.tile_px)
+        found = (self.images.shape, self.labels.shape, len(self.rows))
+        if found != (expected, (info.count, len(info.classes)), info.count):
+            raise CorruptIndexError(
+                f"dataset {folder}: images, labels and rows have shapes {found}, {_INFO} says "
+                f"images {expected} and {len(info.classes)} classes; import it again"
+            )
+
+    @classmethod
+    def open(
+        cls, uri: str, options: StorageOptions | None = None, *, cache: Path | None = None
+    ) -> "LabelledDataset":
+        """Open a dataset; a remote one is copied to ``cache`` first, once per content.
+
+        ``cache`` None means ``SKYSIFT_CACHE`` or the system's temporary folder.
+
+        Raises
+        ------
+        NotFoundError
+            The dataset or one of its files is not there.
+        ConfigError
+            ``dataset.json`` is malformed.
+        CorruptIndexError
+            A file differs from what ``dataset.json`` says.
+        """
+        info = read_info(uri, options)
+        folder = local_path(uri) if is_local(uri) else _cached(uri, info, options, cache)
+        return cls(folder, info)
+
+    def __len__(self) -> int:
+        return self.info.count
+
+    def indices(self, split: str) -> NDArray[np.int64]:
+        """Return the row numbers of a split in ascending order, (n,) int64."""
+        return np.flatnonzero(self.split == split).astype(np.int64)
+
+
+class DatasetWriter:
+    """Writes a dataset batch by batch; nothing is visible at its URI before `finish`.
+
+    Use it as a context manager: leaving the block without `finish` discards what was written.
+
+    Parameters
+    ----------
+    uri
+        Folder to create; a dataset that is there is replaced.
+    bands, classes
+        Names in the order of the channels and of the label columns.
+    resolution_m
+        Ground size of a pixel, None when unknown.
+    origin
+        Plain values that say what the dataset is made from.
+    normalisation
+        Mean and standard deviation of each band where they are known better than from the train
+        rows, which are measured when None.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        bands: Sequence[str],
+        classes: Sequence[str],
+        resolution_m: float | None = None,
+        origin: Mapping[str, Any] | None = None,
+        normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+        options: StorageOptions | None = None,
+    ) -> None:
+        if not classes or len(set(classes)) != len(classes):
+            raise ConfigError(f"dataset {uri}: classes {tuple(classes)} must be unique, at least 1")
+        self._uri, self._options = uri, options
+        self._bands, self._classes = tuple(bands), tuple(classes)
+        self._more = {"resolution_m": resolution_m, "origin": json.loads(json.dumps(origin or {}))}
+        self._normalisation = normalisation
+        self._folder = _working_folder(uri)
+        self._images: BinaryIO = (self._folder / "images.npy").open("wb")
+        self._labels: list[NDArray[np.uint8]] = []
+        self._rows: list[pd.DataFrame] = []
+        self._shape: tuple[int, ...] = ()
+        self._dtype: np.dtype[Any] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._images.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def append(
+        self, images: NDArray[Any], labels: NDArray[Any], rows: Mapping[str, Sequence[Any]]
+    ) -> None:
+        """Add a batch.
+
+        Parameters
+        ----------
+        images
+            (n, C, H, W), one dtype for the whole dataset; NaN is an invalid pixel.
+        labels
+            (n, K) of 0 and 1.
+        rows
+            Columns of length n, ``source`` and ``split`` among them.
+
+        Raises
+        ------
+        ConfigError
+            A shape, dtype, label or split does not fit.
+        """
+        table = pd.DataFrame(dict(rows))
+        self._check(images, labels, table)
+        if self._dtype is None:
+            self._dtype, self._shape = images.dtype, images.shape[1:]
+            self._write_header(0)
+        self._images.write(np.ascontiguousarray(images).tobytes())
+        self._labels.append(np.asarray(labels, dtype=np.uint8))
+        self._rows.append(table)
+
+    def finish(self) -> DatasetInfo:
+        """Complete the files and move them to the URI; ConfigError when there is no row."""
+        count = sum(len(part) for part in self._labels)
+        if count == 0:
+            raise ConfigError(
+                f"dataset {self._uri}: nothing to write; the source has no usable row"
+            )
+        self._images.seek(0)
+        self._write_header(count)
+        self._images.close()
+        np.save(self._folder / "labels.npy", np.concatenate(self._labels))
+        rows = pd.concat(self._rows, ignore_index=True)
+        rows.to_parquet(self._folder / "rows.parquet")
+        mean, std = self._statistics(rows)
+        info = DatasetInfo(
+            bands=self._bands,
+            classes=self._classes,
+            tile_px=self._shape[-1],
+            count=count,
+            band_mean=mean,
+            band_std=std,
+            sha256={name: sha256_of_file(self._folder / name) for name in _FILES},
+            **self._more,
+        )
+        self._publish(info)
+        return info
+
+    def _check(self, images: NDArray[Any], labels: NDArray[Any], rows: pd.DataFrame) -> None:
+        n, size = len(images), images.shape[-1]
+        shape = self._shape or (len(self._bands), size, size)
+        if images.shape != (n, *shape) or images.dtype != (self._dtype or images.dtype):
+            raise ConfigError(
+                f"dataset {self._uri}: images are {images.dtype} {images.shape}, expected "
+                f"{self._dtype or images.dtype} {(n, *shape)}; bring them to one size and type"
+            )
+        expected = (n, len(self._classes))
+        if labels.shape != expected or not np.isin(labels, (0, 1)).all():
+            raise ConfigError(
+                f"dataset {self._uri}: labels of shape {labels.shape} must be 0 or 1 in {expected}"
+            )
+        complete = {"source", "split"} <= set(rows.columns) and len(rows) == n
+        if not complete or not rows["split"].isin(SPLITS).all():
+            raise ConfigError(
+                f"dataset {self._uri}: rows need {n} values of `source` and of `split` "
+                f"({', '.join(SPLITS)})"
+            )
+
+    def _write_header(self, count: int) -> None:
+        # NumPy pads the header so that the first axis may grow in place.
+        form = np.lib.format.dtype_to_descr(np.dtype(self._dtype))
+        header = {"descr": form, "fortran_order": False, "shape": (count, *self._shape)}
+        np.lib.format.write_array_header_1_0(self._images, header)
+
+    def _statistics(self, rows: pd.DataFrame) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        if self._normalisation is not None:
+            mean, std = self._normalisation
+            return tuple(mean), tuple(std)
+        train = np.flatnonzero(rows["split"] == "train")
+        chosen = train if len(train) else np.arange(len(rows))
+        evenly = np.linspace(0, len(chosen) - 1, min(len(chosen), _STATISTICS_ROWS)).astype(int)
+        images = np.load(self._folder / "images.npy", mmap_mode="r")
+        return _band_statistics((images[row] for row in chosen[evenly]), self._uri)
+
+    def _publish(self, info: DatasetInfo) -> None:
+        text = (json.dumps({"format": FORMAT, **asdict(info)}, indent=2) + "\n").encode()
+        if not is_local(self._uri):
+            for name in _FILES:
+                upload(self._folder / name, join_uri(self._uri, name), self._options)
+            write_bytes(join_uri(self._uri, _INFO), text, self._options)
+            return
+        target = local_path(self._uri)
+        (self._folder / _INFO).write_bytes(text)
+        shutil.rmtree(target, ignore_errors=True)
+        self._folder.rename(target)
+
+
+def _band_statistics(
+    images: Iterable[NDArray[Any]], uri: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation of each band over the valid pixels of (C, H, W) images."""
+    count, total, squares = (np.zeros(1) for _ in range(3))
+    for image in images:
+        values = np.asarray(image, dtype=np.float64).reshape(len(image), -1)
+        valid = np.isfinite(values)
+        values = np.where(valid, values, 0.0)
+        count = count + valid.sum(1)
+        total = total + values.sum(1)
+        squares = squares + np.square(values).sum(1)
+    if not count.all():
+        raise ConfigError(
+            f"dataset {uri}: band {int(count.argmin()) + 1} has no valid pixel; leave it out"
+        )
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    # A constant band carries nothing; a deviation of 1 keeps it harmless.
+    std = np.where(std > 1e-12 * np.maximum(1.0, np.abs(mean)), std, 1.0)
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _working_folder(uri: str) -> Path:
+    """Return an empty folder to write in, on the target's disk when that is local."""
+    if not is_local(uri):
+        return Path(tempfile.mkdtemp(prefix="skysift-dataset-"))
+    target = local_path(uri).absolute()
+    if target.exists() and not (target / _INFO).exists() and any(target.iterdir()):
+        raise ConfigError(f"{target} holds something that is not a dataset; choose another output")
+    folder = target.parent / f".writing-{target.name}"
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed import left
+    folder.mkdir(parents=True)
+    return folder
+
+
+def read_info(uri: str, options: StorageOptions | None = None) -> DatasetInfo:
+    """Read only the description of a dataset.
+
+    Raises
+    ------
+    NotFoundError
+        There is no dataset at the URI.
+    ConfigError
+        ``dataset.json`` is malformed.
+    """
+    where = join_uri(uri, _INFO)
+    data = read_bytes(where, options)
+    try:
+        content = json.loads(data)
+        stated = content.pop("format")
+        names = ("bands", "classes", "band_mean", "band_std")
+        info = DatasetInfo(**{**content, **{name: tuple(content[name]) for name in names}})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{where} is malformed ({type(error).__name__}: {error}); import the dataset again"
+        ) from error
+    if stated != FORMAT:
+        raise ConfigError(f"{where} is of format {stated}, not {FORMAT}; import the dataset again")
+    return info
+
+
+def _cached(
+    uri: str, info: DatasetInfo, options: StorageOptions | None, cache: Path | None
+) -> Path:
+    """Copy a remote dataset to this machine, unless that content is here already."""
+    default = Path(os.environ.get("SKYSIFT_CACHE", tempfile.gettempdir()))
+    root = cache or default / f"skysift-datasets-{os.getuid()}"
+    folder = root / info.digest[:32]
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with FileLock(root / f"{folder.name}.lock"):
+        if folder.exists():
+            return folder
+        part = Path(tempfile.mkdtemp(prefix=".copying-", dir=root))
+        try:
+            for name in _FILES:
+                download(join_uri(uri, name), part / name, options)
+                if (found := sha256_of_file(part / name)) != info.sha256.get(name):
+                    raise CorruptIndexError(
+                        f"{join_uri(uri, name)} hashes to {found[:16]}, {_INFO} says "
+                        f"{str(info.sha256.get(name))[:16]}; import the dataset again"
+                    )
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return folder

@@ -1,0 +1,289 @@
+"""An index at rest: immutable versions of hashed files, and a pointer that moves last.
+
+Layout, below the index's folder::
+
+    CURRENT                      the version that new readers open
+    <version>/manifest.json      everything about the version, with its own digest
+    <version>/trained.faiss      what all shards start from
+    <version>/shard-00000.faiss  .arrow  .vectors  .lists  .dead
+
+A version may name files of an earlier one: an update adds shards and keeps those that are there.
+No byte is parsed before its SHA-256 was compared with the manifest's.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from storage.errors import CorruptIndexError, NotFoundError
+from storage.geometry import Bounds
+from storage.index.quantizer import Fit, ShardParameters
+from storage.location import StorageOptions, join_uri, list_files, read_bytes, write_bytes
+
+FORMAT = 2
+_PATH = re.compile(r"[\w-]+/[\w-]+\.(faiss|arrow|vectors|lists|dead)")
+_VERSION = re.compile(r"\d{4}-[0-9a-f]{8}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileEntry:
+    """A file of an index: its path below the index's folder, its digest and its size."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardEntry:
+    """A shard in a manifest.
+
+    ``bbox`` (WGS84 w s e n) and ``since``/``until`` (ISO 8601 UTC) enclose its rows;
+    ``memory_bytes`` is what it occupies when loaded; ``fit`` is how well a sample of its rows fits
+    what was trained; ``trained_rows`` counts its rows that were there to be trained on. The file
+    ``lists`` says how many rows each list holds.
+    """
+
+    name: str
+    rows: int
+    bbox: Bounds
+    since: str
+    until: str
+    memory_bytes: int
+    trained_rows: int
+    fit: Fit
+    index: FileEntry
+    columns: FileEntry
+    lists: FileEntry
+    vectors: FileEntry | None = None
+    dead: FileEntry | None = None
+    dead_rows: int = 0
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """Every file of the shard."""
+        files = (self.index, self.columns, self.lists, self.vectors, self.dead)
+        return [file for file in files if file is not None]
+
+    @property
+    def live_rows(self) -> int:
+        """Rows that are not dead."""
+        return self.rows - self.dead_rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexManifest:
+    """One version of an index.
+
+    Attributes
+    ----------
+    version, digest
+        The version's name, and what it was made from: the same digest is the same index.
+    archive_uri, snapshot, encoder_fingerprint, classes
+        The archive it was made from.
+    segments
+        Ids of the archive's segments that it covers.
+    parameters
+        Kind and sizes, shared by all shards; ``spec`` is what was asked for.
+    nprobe, rerank
+        Lists to look into and candidates per result to rescore, by default.
+    recall
+        Measured recall@10 by nprobe on sampled rows, in version ``recall_version``.
+    predicted_bytes, measured_bytes
+        Memory of all shards when loaded, before and after the build.
+    fit
+        How well the rows of the build fit; ``grown_fit`` that of the ``grown_rows`` added since.
+    list_imbalance, trained_imbalance
+        1 when all lists are equally full (FAISS's measure), now and after the build.
+    empty_lists
+        Lists without rows.
+    drift
+        How many times as badly the rows added since fit; 1 when there are none.
+    advice
+        What to do about it, empty when nothing.
+    """
+
+    version: str
+    digest: str
+    archive_uri: str
+    snapshot: str
+    encoder_fingerprint: str
+    segments: tuple[str, ...]
+    parameters: ShardParameters
+    spec: Mapping[str, Any]
+    trained: FileEntry
+    shards: tuple[ShardEntry, ...]
+    predicted_bytes: int
+    measured_bytes: int
+    nprobe: int
+    rerank: int
+    recall: Mapping[str, float]
+    recall_version: str
+    fit: Fit
+    trained_imbalance: float
+    list_imbalance: float
+    empty_lists: int = 0
+    grown_fit: Fit | None = None
+    grown_rows: int = 0
+    drift: float = 1.0
+    classes: tuple[str, ...] = ()
+    advice: str = ""
+    format: int = field(default=FORMAT)
+
+    @property
+    def rows(self) -> int:
+        """Live rows of all shards."""
+        return sum(shard.live_rows for shard in self.shards)
+
+    @property
+    def bbox(self) -> Bounds:
+        """The WGS84 box (west, south, east, north) around all rows."""
+        west, south, east, north = zip(*(shard.bbox for shard in self.shards), strict=True)
+        return min(west), min(south), max(east), max(north)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether searches map its FAISS files instead of reading them."""
+        return bool(self.spec["mapped"])
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """Every file of the version but the manifest."""
+        return [self.trained, *(file for shard in self.shards for file in shard.files)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the manifest as JSON values."""
+        return asdict(self)
+
+
+def write_manifest(
+    index_uri: str, manifest: IndexManifest, options: StorageOptions | None = None
+) -> None:
+    """Write a version's manifest, then move CURRENT to it."""
+    body = json.dumps(manifest.to_dict(), sort_keys=True)
+    sealed = {"sha256": hashlib.sha256(body.encode()).hexdigest(), "manifest": json.loads(body)}
+    target = join_uri(index_uri, manifest.version, "manifest.json")
+    write_bytes(target, json.dumps(sealed, indent=1, sort_keys=True).encode(), options)
+    set_current(index_uri, manifest.version, options)
+
+
+def set_current(index_uri: str, version: str, options: StorageOptions | None = None) -> None:
+    """Move CURRENT to a version that is there.
+
+    Raises
+    ------
+    NotFoundError
+        The version does not exist.
+    CorruptIndexError
+        Its manifest is not what was written.
+    """
+    read_manifest(index_uri, version, options)
+    write_bytes(join_uri(index_uri, "CURRENT"), version.encode(), options)
+
+
+def list_versions(index_uri: str, options: StorageOptions | None = None) -> list[str]:
+    """Return the names of the finished versions, oldest first."""
+    suffix = "/manifest.json"
+    found = [f for f in list_files(index_uri, options) if f.endswith(suffix)]
+    return sorted(name.removesuffix(suffix).rpartition("/")[2] for name in found)
+
+
+def current_version(index_uri: str, options: StorageOptions | None = None) -> str:
+    """Return the version that CURRENT names.
+
+    Raises
+    ------
+    NotFoundError
+        There is no finished index.
+    CorruptIndexError
+        CURRENT does not hold a version's name.
+    """
+    try:
+        name = read_bytes(join_uri(index_uri, "CURRENT"), options).decode(errors="replace").strip()
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"no finished index at {index_uri}; `skysift index build` makes one"
+        ) from error
+    if not _VERSION.fullmatch(name):
+        raise CorruptIndexError(
+            f"{index_uri}/CURRENT holds {name[:40]!r}, not a version; "
+            f"versions there: {', '.join(list_versions(index_uri, options)) or 'none'}"
+        )
+    return name
+
+
+def read_manifest(
+    index_uri: str, version: str | None = None, options: StorageOptions | None = None
+) -> IndexManifest:
+    """Read the manifest of a version, the current one by default.
+
+    Raises
+    ------
+    NotFoundError
+        There is no finished index, or it has no such version.
+    CorruptIndexError
+        The manifest is not what was written.
+    """
+    version = version or current_version(index_uri, options)
+    uri = join_uri(index_uri, version, "manifest.json")
+    try:
+        data = read_bytes(uri, options)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"index {index_uri} has no version {version}; it has "
+            f"{', '.join(list_versions(index_uri, options)) or 'none'}"
+        ) from error
+    try:
+        sealed = json.loads(data)
+        body = json.dumps(sealed["manifest"], sort_keys=True)
+        if hashlib.sha256(body.encode()).hexdigest() != sealed["sha256"]:
+            raise ValueError("its digest differs")
+        manifest = _manifest(sealed["manifest"])
+        if manifest.version != version:
+            raise ValueError(f"it is the manifest of version {manifest.version}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptIndexError(
+            f"{uri} is damaged ({error}); restore it, or build the index again"
+        ) from error
+    return manifest
+
+
+def _manifest(values: dict[str, Any]) -> IndexManifest:
+    if values["format"] != FORMAT:
+        raise ValueError(f"its format is {values['format']}, this Skysift reads {FORMAT}")
+
+    return IndexManifest(
+        **{
+            **values,
+            "parameters": ShardParameters(**values["parameters"]),
+            "trained": _file(values["trained"]),
+            "fit": Fit(**values["fit"]),
+            "grown_fit": values["grown_fit"] and Fit(**values["grown_fit"]),
+            "shards": tuple(shard_entry(value) for value in values["shards"]),
+            "segments": tuple(values["segments"]),
+            "classes": tuple(values["classes"]),
+        }
+    )
+
+
+def shard_entry(values: Mapping[str, Any]) -> ShardEntry:
+    """Return a shard's entry from its JSON values.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        They are not those of a shard.
+    """
+    names = ("index", "columns", "lists", "vectors", "dead")
+    files: dict[str, Any] = {name: values[name] and _file(values[name]) for name in names}
+    others = {"fit": Fit(**values["fit"]), "bbox": tuple(values["bbox"])}
+    return ShardEntry(**{**values, **files, **others})
+
+
+def _file(values: Mapping[str, Any]) -> FileEntry:
+    if not _PATH.fullmatch(values["path"]):
+        raise ValueError(f"the file name {values['path']!r} is not one of an index")
+    return FileEntry(**values)

@@ -1,0 +1,361 @@
+"""Loaded FAISS shards: search them, with filters. A home of faiss, as is storage.index.quantizer.
+
+Ids in FAISS are positions: a row's place in its shard's (tile key, scene id) order. FAISS proposes
+candidates; scores that leave this module come from :mod:`storage.index.ranking` and are exact.
+Files are verified by the caller (:mod:`storage.index.manifest`): no unverified byte reaches FAISS.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from storage.errors import CorruptIndexError
+from storage.geometry import Mask
+from storage.index.decode import StoredRows
+from storage.index.filter import Filter
+from storage.index.gpu import MOST_RESULTS, gpu_copy
+from storage.index.quantizer import Bytes, joined, loaded
+from storage.index.ranking import (
+    QUANTUM,
+    Float32,
+    Float64,
+    Floats,
+    Int64,
+    best_in_order,
+    kth_largest,
+)
+from storage.index.sidecar import Columns, Sidecar, join_rows
+
+ID_BYTES = 8
+MASK_BYTES = 2
+"""What a row takes in the masks of live and of all rows."""
+_SCAN_VALUES = 2**21
+_SCAN_QUERIES = 256
+_FILTERS_KEPT = 16
+
+
+def memory_of(rows: int, index_bytes: int, columns_bytes: int, *, exact_vectors: bool) -> int:
+    """Return what a loaded shard occupies; exact vectors stay on disk."""
+    ids = 0 if exact_vectors else ID_BYTES
+    return index_bytes + columns_bytes + rows * (MASK_BYTES + ids)
+
+
+class Shard:
+    """The verified files of one shard, and which of its rows are dead.
+
+    Parameters
+    ----------
+    name
+        For messages.
+    data
+        Verified bytes of the FAISS file, or the verified local file itself, to be mapped.
+    sidecar
+        What is known of its rows.
+    vectors
+        The archive's vectors (n, D) float16 by position, for exact scores of lossy kinds; usually
+        a memory map. None: scores are those of the stored approximations.
+    dead
+        Positions of rows that are no longer live.
+    list_rows
+        How many rows each list holds (nlist,); counted when None.
+
+    Raises
+    ------
+    CorruptIndexError
+        The parts do not belong together.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data: Bytes | Path,
+        sidecar: Sidecar,
+        vectors: npt.NDArray[np.float16] | None = None,
+        dead: Int64 | None = None,
+        list_rows: Int64 | None = None,
+    ) -> None:
+        self.name, self.data, self.sidecar, self.vectors = name, data, sidecar, vectors
+        self.list_rows = loaded(data).list_rows if list_rows is None else list_rows
+        counts = {int(self.list_rows.sum()), len(sidecar)}
+        if vectors is not None:
+            counts.add(len(vectors))
+        if len(counts) > 1:
+            raise CorruptIndexError(
+                f"{name}: its files hold {sorted(counts)} rows; run `skysift index verify`"
+            )
+        self.dead = np.empty(0, np.int64) if dead is None else dead
+
+    def __len__(self) -> int:
+        return len(self.sidecar)
+
+
+class Selection:
+    """The rows that may be returned, as a mask (n,) that FAISS understands.
+
+    ``shards`` are the numbers of the shards that were asked for.
+    """
+
+    def __init__(self, mask: Mask, shards: Sequence[int] = ()) -> None:
+        self.mask = mask
+        self.shards = shards
+        self.lists: Mask | None = None
+        self.count = int(np.count_nonzero(mask))
+        self._bits = np.packbits(mask, bitorder="little")
+        self.selector: Any = (
+            None
+            if self.count == len(mask)
+            else faiss.IDSelectorBitmap(len(self._bits), faiss.swig_ptr(self._bits))
+        )
+
+    @cached_property
+    def positions(self) -> Int64:
+        """The positions (count,) of the rows, ascending."""
+        return np.flatnonzero(self.mask)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probes:
+    """The lists (Q, P) that queries look into, nearest first, and the similarity to each."""
+
+    lists: Int64
+    similarity: Float32
+
+    @classmethod
+    def joined(cls, parts: Sequence["Probes"]) -> "Probes":
+        """Return the probes of several blocks of queries as one."""
+        lists = np.concatenate([part.lists for part in parts])
+        return cls(lists=lists, similarity=np.concatenate([part.similarity for part in parts]))
+
+    def __getitem__(self, query: slice | Int64) -> "Probes":
+        return Probes(lists=self.lists[query], similarity=self.similarity[query])
+
+
+class ShardGroup:
+    """Shards whose rows are in one FAISS index; safe to search from several threads.
+
+    One index is searched faster than several that hold the same rows. A row's position is its
+    place in its shard, counted on from the shards before. A mapped file has a group of its own.
+
+    Raises
+    ------
+    CorruptIndexError
+        A shard does not hold the rows that it should.
+    """
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self.shards = tuple(shards)
+        self._numbers = {shard.name: number for number, shard in enumerate(shards)}
+        self.sidecar = Sidecar.joined([shard.sidecar for shard in shards])
+        self._starts = np.cumsum([0, *map(len, shards)])
+        self._live = np.ones(len(self), dtype=np.bool_)
+        for shard, start in zip(shards, self._starts, strict=False):
+            self._live[start + shard.dead] = False
+        self._list_rows: Int64 = np.stack([shard.list_rows for shard in shards])
+        self.list_rows: Int64 = self._list_rows.sum(axis=0)
+        self._loaded = joined([one.data for one in shards], self._list_rows)
+        self.index = self._loaded.lists
+        self._centres = self.index.quantizer
+        if int(self.index.ntotal) != len(self):
+            raise CorruptIndexError(
+                f"{shards[0].name}: {self.index.ntotal} rows in its index, expected {len(self)}; "
+                "run `skysift index verify`"
+            )
+        self.nlist = int(self.index.nlist)
+        self.dimension = int(self.index.d)
+        self.lossy = self._loaded.lossy
+        self._exact = all(shard.vectors is not None for shard in shards)
+        self._gpu = gpu_copy(self.index)
+        if not self._exact:
+            self._stored = StoredRows(self.index)
+        self._selections: OrderedDict[tuple[Filter, frozenset[str]], Selection] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.sidecar)
+
+    @property
+    def reranks(self) -> bool:
+        """Whether FAISS's order is approximate and exact vectors correct it."""
+        return self.lossy and self._exact
+
+    @property
+    def margin(self) -> float:
+        """Bound on the difference of FAISS's float32 score to the exact one, both ways."""
+        turned = 1 if self._loaded.turn is None else 2
+        return 4 * turned * (self.dimension + 8) * QUANTUM
+
+    def numbers_of(self, positions: Int64) -> Int64:
+        """Return the number of the shard that each row is in."""
+        return np.searchsorted(self._starts, positions, side="right") - 1
+
+    def split(self, positions: Int64) -> list[tuple[int, Int64]]:
+        """Return the shards that ascending positions are in: number and positions of each."""
+        parts = np.split(positions, np.searchsorted(positions, self._starts[1:-1]))
+        return [(number, part) for number, part in enumerate(parts) if len(part)]
+
+    def decode(self, positions: Int64) -> Floats:
+        """Return the canonical vectors (m, D) of rows: the archive's, or their approximations."""
+        if not self._exact:
+            return self._loaded.canonical(self._stored[positions])
+        vectors = np.empty((len(positions), self.dimension), dtype=np.float32)
+        number = self.numbers_of(positions)
+        for i in np.unique(number).tolist():
+            at, stored = np.flatnonzero(number == i), self.shards[i].vectors
+            assert stored is not None
+            vectors[at] = stored[positions[at] - self._starts[i]]
+        return vectors
+
+    def select(self, where: Filter, names: Collection[str]) -> Selection:
+        """Return the live rows of the named shards that match a filter; recent answers are kept.
+
+        Raises
+        ------
+        ConfigError
+            The filter names a class that the archive does not have.
+        """
+        key = (where, frozenset(names))
+        with self._lock:
+            if key in self._selections:
+                self._selections.move_to_end(key)
+                return self._selections[key]
+        numbers = sorted(self._numbers[name] for name in names if name in self._numbers)
+        mask = self._live
+        if where or len(numbers) < len(self.shards):
+            mask = np.zeros(len(self), dtype=np.bool_)
+            for number in numbers:  # the others are not touched
+                own = slice(self._starts[number], self._starts[number + 1])
+                mask[own] = self._live[own] & self.shards[number].sidecar.matching(where)
+        selection = Selection(mask, numbers)
+        with self._lock:
+            self._selections[key] = selection
+            if len(self._selections) > _FILTERS_KEPT:
+                self._selections.popitem(last=False)
+        return selection
+
+    def probes(self, queries: Float32, count: int, among: Mask | None = None) -> Probes:
+        """Return the ``count`` nearest lists of queries (Q, D), of those ``among`` (nlist,)."""
+        parameters: Any = None
+        if among is not None:
+            allowed = Selection(among)
+            parameters = faiss.SearchParameters()
+            parameters.sel = allowed.selector
+        turned = self._loaded.turned(queries)
+        similarity, lists = self._centres.search(turned, count, params=parameters)
+        return Probes(lists=lists, similarity=similarity)
+
+    def rows_in(self, probes: Probes, selection: Selection) -> dict[str, int]:
+        """Return how many rows of each shard in question are in the lists looked into."""
+        rows = self._list_rows[:, probes.lists.ravel()].sum(axis=1).tolist()
+        return {self.shards[number].name: rows[number] for number in selection.shards}
+
+    def lists_with(self, selection: Selection) -> Mask:
+        """Return which lists (nlist,) hold a selected row; remembered by the selection."""
+        if selection.lists is None:
+            there = np.zeros(self.nlist, dtype=np.bool_)
+            for number in np.flatnonzero(self.list_rows).tolist():
+                pointer = self.index.invlists.get_ids(number)
+                ids = faiss.rev_swig_ptr(pointer, int(self.list_rows[number]))
+                there[number] = selection.mask[ids].any()
+                self.index.invlists.release_ids(number, pointer)
+            selection.lists = there
+        return selection.lists
+
+    def nearest(
+        self, queries: Float32, k: int, probes: Probes, selection: Selection
+    ) -> tuple[Float32, Int64]:
+        """Return FAISS's k best: scores (Q, k), highest first, and positions, -1 where none."""
+        count, queries = len(queries), self._loaded.turned(queries)
+        if self._gpu and selection.selector is None and k <= MOST_RESULTS:
+            scores, positions = self._gpu.search(queries, k, probes.lists, probes.similarity)
+            scores[positions < 0] = -np.inf
+            return scores, positions
+        scores = np.empty((count, k), dtype=np.float32)
+        positions = np.empty((count, k), dtype=np.int64)
+        pointer = faiss.swig_ptr
+        self.index.search_preassigned_c(
+            count, pointer(queries), k, pointer(probes.lists), pointer(probes.similarity),
+            pointer(scores), pointer(positions), False, _search_parameters(probes, selection),
+        )  # fmt: skip
+        scores[positions < 0] = -np.inf
+        return scores, positions
+
+    def above(self, query: Float32, score: float, probes: Probes, selection: Selection) -> Int64:
+        """Return the positions of all probed rows that FAISS scores at least ``score``.
+
+        Parameters
+        ----------
+        query
+            One query (1, D).
+        score, probes, selection
+            The least score, where to look and what may be returned.
+        """
+        result, pointer = faiss.RangeSearchResult(1), faiss.swig_ptr
+        query = self._loaded.turned(query)
+        self.index.range_search_preassigned_c(
+            1, pointer(query), float(np.nextafter(np.float32(score), np.float32(-np.inf))),
+            pointer(probes.lists), pointer(probes.similarity), result, False,
+            _search_parameters(probes, selection),
+        )  # fmt: skip
+        found = int(faiss.rev_swig_ptr(result.lims, 2)[1])
+        return np.array(faiss.rev_swig_ptr(result.labels, found), dtype=np.int64)
+
+    def scan(self, queries: Float64, k: int, rows: Int64) -> tuple[Float32, Int64]:
+        """Compare canonical queries (Q, D) with the rows at positions (n,), ascending, exactly.
+
+        Returns
+        -------
+        tuple
+            Scores (Q, k), highest first, -inf where there are fewer rows; positions (Q, k), -1
+            there. Equal scores are in the order of positions.
+        """
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        positions = np.full((len(queries), k), -1, dtype=np.int64)
+        step = max(_SCAN_VALUES // self.dimension, 1)
+        for start in range(0, len(rows), step):
+            chunk = rows[start : start + step]
+            vectors = self.decode(chunk).astype(np.float64, copy=False)
+            for first in range(0, len(queries), _SCAN_QUERIES):
+                block = slice(first, first + _SCAN_QUERIES)
+                fresh = (queries[block] @ vectors.T).astype(np.float32)
+                _keep_best(scores[block], positions[block], fresh, chunk)
+        return scores, positions
+
+
+def take_rows(groups: Sequence[ShardGroup], group: Int64, position: Int64) -> Columns:
+    """Return what is known of rows (m,), each by the number of its group and its position there."""
+    if len(groups) == 1:
+        return groups[0].sidecar.take(position)
+    present: list[int] = np.unique(group).tolist()
+    members = [np.flatnonzero(group == i) for i in present]
+    parts = [groups[i].sidecar.take(position[at]) for i, at in zip(present, members, strict=True)]
+    back = np.argsort(np.concatenate(members))
+    return {name: values[back] for name, values in join_rows(parts, 0).items()}
+
+
+def _search_parameters(probes: Probes, selection: Selection) -> Any:
+    parameters: Any = faiss.SearchParametersIVF()
+    parameters.nprobe = probes.lists.shape[1]
+    parameters.sel = selection.selector  # kept alive by the caller's selection
+    return parameters
+
+
+def _keep_best(scores: Float32, positions: Int64, fresh: Float32, chunk: Int64) -> None:
+    """Merge scores (Q, m) of the rows ``chunk`` into the k best so far (Q, k), in place."""
+    k = scores.shape[1]
+    floor = np.maximum(scores[:, -1], kth_largest(fresh, k))
+    query, column = np.nonzero(fresh >= floor[:, None])
+    kept_query, kept_column = np.nonzero(positions >= 0)
+    queries = np.concatenate([kept_query, query])
+    values = np.concatenate([scores[kept_query, kept_column], fresh[query, column]])
+    places = np.concatenate([positions[kept_query, kept_column], chunk[column]])
+    best, rank = best_in_order(queries, values, np.zeros_like(places), places, k)
+    scores[queries[best], rank] = values[best]
+    positions[queries[best], rank] = places[best]

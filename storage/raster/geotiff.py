@@ -1,0 +1,292 @@
+"""Open and check one GeoTIFF, and say what its header says.
+
+Only the GTiff driver is ever used to read, so a catalog cannot make GDAL open a VRT, a network
+service or another format. :mod:`storage.raster.writer` writes them, :mod:`storage.raster.layer` and
+:mod:`storage.raster.reader` put them on a grid.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
+from rasterio.session import Session
+from rasterio.transform import Affine
+from rasterio.warp import transform as reproject_points
+from rasterio.windows import Window
+
+from storage.errors import ConfigError, GridError, SceneError
+from storage.location import StorageOptions, gdal_environment, gdal_path, is_local, local_path
+from storage.scene import BBox
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RasterInfo:
+    """What the header of a GeoTIFF says.
+
+    ``crs`` is ``EPSG:n`` where there is a code, else WKT; ``transform`` is (a, b, c, d, e, f):
+    x = a * column + b * row + c, y = d * column + e * row + f; ``descriptions`` are the names of
+    the bands, empty where the file gives none.
+    """
+
+    crs: str
+    transform: tuple[float, float, float, float, float, float]
+    width: int
+    height: int
+    count: int
+    dtype: str
+    nodata: float | None
+    descriptions: tuple[str, ...]
+    block_shape_px: tuple[int, int]
+
+    @property
+    def pixel_size(self) -> tuple[float, float]:
+        """Size of a pixel along columns and rows, in CRS units."""
+        a, b, _, d, e, _ = self.transform
+        return math.hypot(a, d), math.hypot(b, e)
+
+    @property
+    def bbox(self) -> BBox:
+        """West, south, east, north in WGS84 degrees; west > east across the antimeridian."""
+        xs, ys = perimeter(Affine(*self.transform), self.width, self.height)
+        lons, lats = reproject(CRS.from_user_input(self.crs), CRS.from_epsg(4326), xs, ys)
+        wrapped = np.where(lons < 0, lons + 360, lons) if np.ptp(lons) > 180 else lons
+        west, east = (float((v + 180) % 360 - 180) for v in (wrapped.min(), wrapped.max()))
+        if wrapped.max() == 180:
+            east = 180.0
+        return west, float(lats.min()), east, float(lats.max())
+
+
+def gdal_report() -> tuple[str, frozenset[str]]:
+    """Return the release of GDAL, and the names of the drivers that it has."""
+    with rasterio.Env() as environment_:
+        return rasterio.__gdal_version__, frozenset(environment_.drivers())
+
+
+def crs_name(crs: Any) -> str:
+    """Return ``EPSG:n`` of a CRS where it has a code, else its WKT.
+
+    Raises
+    ------
+    ConfigError
+        It is not a coordinate reference system.
+    """
+    try:
+        with rasterio.Env():
+            parsed = CRS.from_user_input(crs)
+            code = parsed.to_epsg()
+    except CRSError as error:
+        raise ConfigError(f"{crs!r} is not a CRS; give a code such as EPSG:32648") from error
+    return f"EPSG:{code}" if code else str(parsed.to_wkt())
+
+
+def inspect(href: str, options: StorageOptions | None = None) -> RasterInfo:
+    """Read and check the header of a GeoTIFF.
+
+    Raises
+    ------
+    SceneError
+        It is not a GeoTIFF, is truncated, has no pixels, no CRS or no usable transform.
+    """
+    with environment(options), opened(href) as dataset:
+        return _info(dataset)
+
+
+def resolution_in(info: RasterInfo, crs: str) -> float:
+    """Return the pixel size, in units of ``crs``, that keeps a raster's detail there.
+
+    Raises
+    ------
+    GridError
+        The middle of the raster has no place in ``crs``.
+    """
+    if info.crs == crs:
+        return min(info.pixel_size)
+    columns = np.array([0.0, 1.0, 0.0]) + info.width / 2
+    rows = np.array([0.0, 0.0, 1.0]) + info.height / 2
+    x, y = _at(Affine(*info.transform), columns, rows)
+    x, y = reproject(CRS.from_user_input(info.crs), CRS.from_user_input(crs), x, y)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise GridError(f"a raster in {info.crs} lies outside the area of {crs}; choose another")
+    area = (x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])
+    return math.sqrt(abs(area))
+
+
+class _Credentials(Session):  # type: ignore[misc]
+    """Keys of the object store, given to GDAL as they are; rasterio would want boto3 for it."""
+
+    def __init__(self, keys: dict[str, str]) -> None:
+        self.credentials = keys
+
+    def get_credential_options(self) -> dict[str, str]:
+        return dict(self.credentials)
+
+
+def environment(options: StorageOptions | None) -> rasterio.Env:
+    """Return the context in which GDAL reaches the object store; enter it around every access."""
+    settings: dict[str, Any] = dict(gdal_environment(options))
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    keys = {name: settings.pop(name) for name in names if name in settings}
+    # rasterio hands this one to GDAL as a number of bytes, not as the option's megabytes.
+    settings["GDAL_CACHEMAX"] = int(settings["GDAL_CACHEMAX"]) * 1024 * 1024
+    return rasterio.Env(session=_Credentials(keys) if keys else None, **settings)
+
+
+@contextmanager
+def opened(href: str, georeferenced: bool = True, overview: int | None = None) -> Iterator[Any]:
+    """Open a GeoTIFF that is whole, or one of its overviews, inside :func:`environment`."""
+    if href.removeprefix("file://").startswith("/vsi"):
+        raise SceneError(f"{href} is a GDAL virtual path; give a file or an s3:// URI")
+    path = gdal_path(href)
+    if is_local(href) and not local_path(href).is_file():
+        raise SceneError(f"{href} does not exist; check the path")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            level = {} if overview is None else {"overview_level": overview}
+            dataset = rasterio.open(path, driver="GTiff", **level)
+    except (RasterioError, OSError) as error:
+        raise SceneError(
+            f"{href} cannot be opened as GeoTIFF: {cause(error)}; check the file and the access"
+        ) from error
+    with dataset:
+        _check(dataset, href, georeferenced)
+        yield dataset
+
+
+def decode_square(data: bytes, name: str, side_px: int) -> npt.NDArray[Any]:
+    """Return the central square of a GeoTIFF in memory, all bands, as (bands, side_px, side_px).
+
+    Another size is resampled (bilinear, filtered when shrinking). Pixel values keep their type;
+    where the file names a value for "no data" they become float32, with NaN there.
+
+    Raises
+    ------
+    SceneError
+        It is not such a file (``name`` is what it is called).
+    """
+    with _in_memory(data, name) as dataset:
+        side = min(dataset.width, dataset.height)
+        left, top = (dataset.width - side) // 2, (dataset.height - side) // 2
+        pixels = dataset.read(
+            window=Window(left, top, side, side),
+            out_shape=(dataset.count, side_px, side_px),
+            resampling=Resampling.bilinear if side != side_px else Resampling.nearest,
+            masked=dataset.nodata is not None,
+        )
+    if not isinstance(pixels, np.ma.MaskedArray):
+        return np.asarray(pixels)
+    return np.where(np.ma.getmaskarray(pixels), np.float32(np.nan), pixels.data.astype(np.float32))
+
+
+def shorter_side(data: bytes, name: str) -> int:
+    """Return the shorter side of a GeoTIFF in memory, in pixels."""
+    with _in_memory(data, name) as dataset:
+        return int(min(dataset.width, dataset.height))
+
+
+@contextmanager
+def _in_memory(data: bytes, name: str) -> Iterator[Any]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with MemoryFile(data) as file, file.open(driver="GTiff") as dataset:
+                yield dataset
+    except RasterioError as error:
+        raise SceneError(f"image {name} is not a readable TIFF ({cause(error)}); replace it") from (
+            error
+        )
+
+
+def _check(dataset: Any, href: str, georeferenced: bool) -> None:
+    if is_local(href):
+        _check_length(dataset, href)
+    if any(np.dtype(name).kind == "c" for name in dataset.dtypes):
+        raise SceneError(f"{href} holds complex numbers; convert it to amplitude first")
+    if not georeferenced:
+        return
+    if dataset.gcps[0] and dataset.crs is None:
+        raise SceneError(
+            f"{href} is georeferenced by ground control points only, not by a transform; "
+            "warp it first, for example with gdalwarp"
+        )
+    if dataset.crs is None:
+        raise SceneError(f"{href} has no CRS; assign the right one, for example with gdal_edit")
+    t = dataset.transform
+    if t.is_identity or t.a * t.e - t.b * t.d == 0:
+        raise SceneError(f"{href} has a CRS but no usable transform; georeference it first")
+
+
+def _check_length(dataset: Any, href: str) -> None:
+    """Refuse a file that ends before its last block: it is a copy that broke off."""
+    rows, columns = dataset.block_shapes[-1]
+    last = f"{(dataset.width - 1) // columns}_{(dataset.height - 1) // rows}"
+    tags = (
+        dataset.get_tag_item(f"BLOCK_{what}_{last}", "TIFF", bidx=dataset.count)
+        for what in ("OFFSET", "SIZE")
+    )
+    end = sum(int(tag) for tag in tags if tag)
+    size_bytes = local_path(href).stat().st_size
+    if end > size_bytes:
+        raise SceneError(
+            f"{href} is truncated: its last block ends at byte {end}, the file has {size_bytes}; "
+            "copy it again"
+        )
+
+
+def _info(dataset: Any) -> RasterInfo:
+    t = dataset.transform
+    return RasterInfo(
+        crs=crs_name(dataset.crs),
+        transform=(t.a, t.b, t.c, t.d, t.e, t.f),
+        width=dataset.width,
+        height=dataset.height,
+        count=dataset.count,
+        dtype=dataset.dtypes[0],
+        nodata=dataset.nodata,
+        descriptions=tuple(name or "" for name in dataset.descriptions),
+        block_shape_px=dataset.block_shapes[0],
+    )
+
+
+def cause(error: BaseException) -> str:
+    """Return the first line of the innermost reason; rasterio's own often only points to it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def alpha_index(dataset: Any) -> int:
+    """Return the number of the alpha band, 0 without one."""
+    interpretations = list(dataset.colorinterp)
+    alpha = ColorInterp.alpha
+    return interpretations.index(alpha) + 1 if alpha in interpretations else 0
+
+
+def perimeter(transform: Affine, width: int, height: int) -> tuple[Any, Any]:
+    """Return x and y of points along the edges of a raster, 21 to a side."""
+    steps = np.linspace(0.0, 1.0, 21)
+    low, high = np.zeros_like(steps), np.ones_like(steps)
+    columns = np.concatenate([steps, high, steps, low]) * width
+    rows = np.concatenate([low, steps, high, steps]) * height
+    return _at(transform, columns, rows)
+
+
+def _at(t: Affine, columns: Any, rows: Any) -> tuple[Any, Any]:
+    return t.a * columns + t.b * rows + t.c, t.d * columns + t.e * rows + t.f
+
+
+def reproject(source: CRS, target: CRS, xs: Any, ys: Any) -> tuple[Any, Any]:
+    """Return x and y of points in another CRS; not finite where it has no such place."""
+    with rasterio.Env():
+        x, y = reproject_points(source, target, xs, ys)
+    return np.asarray(x), np.asarray(y)

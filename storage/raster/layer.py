@@ -1,0 +1,348 @@
+"""One GeoTIFF on a pixel grid: as it is where its pixels are the grid's, warped elsewhere."""
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from rasterio.crs import CRS
+from rasterio.enums import MaskFlags, Resampling
+from rasterio.errors import RasterioError
+from rasterio.transform import Affine
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window as FileWindow
+
+from storage.errors import ConfigError, SceneError
+from storage.raster.geotiff import alpha_index, cause, perimeter, reproject
+from storage.raster.pixel_grid import Float32, PixelGrid, Window
+from storage.raster.upsample import DoubledRows
+from storage.scene import BandSource
+
+_ALIGNED_PX = 0.05  # pixels that lie this close over a whole file are the same pixels
+_ROUNDING_PX = 1e-3
+_EXACT_PX = 1e-6  # what lies this close gives the numbers of a warp
+_KEPT_ROWS_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Where files land: file position + ``shift`` (columns, rows) = grid position, in pixels."""
+
+    pixels: PixelGrid
+    shift: tuple[float, float]
+    resampling: str
+
+    def __post_init__(self) -> None:
+        if self.resampling not in Resampling.__members__:
+            raise ConfigError(
+                f"resampling {self.resampling!r} is unknown; give one of "
+                f"{', '.join(sorted(Resampling.__members__))}"
+            )
+
+
+class RowReader:
+    """Rows of an open file (or VRT) in its own numbers, for windows that move down the file.
+
+    Whole rows of blocks are read and kept until a window is below them, so that no block is decoded
+    twice however the windows cut it: the decoder's own cache is too small for wide scenes. Rows of
+    blocks that would take more than 256 MB are left to that cache.
+    """
+
+    def __init__(self, dataset: Any, href: str, indexes: Sequence[int], masked: bool) -> None:
+        self._dataset, self._href, self._masked = dataset, href, masked
+        self._indexes = tuple(indexes)
+        rows = max(dataset.block_shapes[index - 1][0] for index in indexes)
+        pixel_bytes = sum(np.dtype(dataset.dtypes[index - 1]).itemsize for index in indexes)
+        fits = rows * dataset.width * pixel_bytes <= _KEPT_ROWS_BYTES
+        self._block_rows = rows if fits else 1
+        self._columns = slice(0, 0)
+        self._first = self._stop = 0
+        self._kept: list[Any] = []
+
+    def read(self, rows: slice, columns: slice) -> tuple[Any, Any]:
+        """Return numbers (bands, h, w) and, if the file has masks, those; not to be written to.
+
+        Raises
+        ------
+        SceneError
+            The file is damaged or can no longer be reached.
+        """
+        if columns != self._columns or not self._first <= rows.start <= self._stop:
+            self._columns, self._first, self._stop, self._kept = columns, rows.start, rows.start, []
+        if rows.stop > self._stop:
+            until = -(-rows.stop // self._block_rows) * self._block_rows
+            until = min(until, self._dataset.height)
+            fresh = self._decode(slice(self._stop, until))
+            old = [array[:, rows.start - self._first :] for array in self._kept]
+            if old and old[0].shape[1]:
+                fresh = [np.concatenate(pair, axis=1) for pair in zip(old, fresh, strict=True)]
+            self._first, self._stop, self._kept = rows.start, until, fresh
+        part = slice(rows.start - self._first, rows.stop - self._first)
+        raw, *masks = (array[:, part] for array in self._kept)
+        return raw, masks[0] if masks else None
+
+    def _decode(self, rows: slice) -> list[Any]:
+        source = FileWindow.from_slices(rows, self._columns)
+        try:
+            raw = self._dataset.read(self._indexes, window=source)
+            if not self._masked:
+                return [raw]
+            return [raw, self._dataset.read_masks(self._indexes, window=source)]
+        except RasterioError as error:
+            raise SceneError(
+                f"{self._href} cannot be read at rows {rows.start} to {rows.stop}: "
+                f"{cause(error)}; it may be truncated or damaged, copy it again"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """Bands of one open file (or VRT) whose pixels are the grid's pixels within ``window``."""
+
+    reader: RowReader | DoubledRows
+    window: Window
+    positions: tuple[int, ...]
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+    nodata: Any
+    flipped: bool = False
+
+    def read_into(self, values: Float32, window: Window) -> bool:
+        """Fill the part of ``values`` (bands, h, w of ``window``) that this file covers.
+
+        Returns
+        -------
+        True when every pixel of the window holds data in this file.
+        """
+        shared = window.intersection(self.window)
+        if shared is None:
+            return False
+        rows, columns = shared.slices_in(window)
+        raw, masks = self._read(shared)
+        whole = shared == window
+        for band, position in enumerate(self.positions):
+            target, numbers = values[position, rows, columns], raw[band]
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.copyto(target, numbers, casting="unsafe")
+            missing = masks[band] == 0 if masks is not None else self._missing(numbers)
+            if missing is not None and missing.any():
+                np.copyto(target, np.nan, where=missing)
+                whole = False
+            if self.scales[band] != 1:
+                target *= np.float32(self.scales[band])
+            if self.offsets[band] != 0:
+                target += np.float32(self.offsets[band])
+        return whole
+
+    def _read(self, shared: Window) -> tuple[Any, Any]:
+        """Return the numbers (bands, h, w) of a part of the grid and, if it has them, the masks."""
+        rows, columns = shared.slices_in(self.window)
+        if self.flipped:
+            rows = slice(self.window.height - rows.stop, self.window.height - rows.start)
+        raw, masks = self.reader.read(rows, columns)
+        if not self.flipped:
+            return raw, masks
+        return raw[:, ::-1], None if masks is None else masks[:, ::-1]
+
+    def _missing(self, numbers: Any) -> Any:
+        """Return where there is no data, None where there is data everywhere."""
+        if numbers.dtype.kind != "f":
+            return None if self.nodata is None else numbers == self.nodata
+        missing = ~np.isfinite(numbers)
+        return missing if self.nodata is None else missing | (numbers == self.nodata)
+
+
+def layer_of(
+    files: ExitStack,
+    dataset: Any,
+    bands: Sequence[BandSource],
+    positions: Sequence[int],
+    place: Placement,
+) -> Layer:
+    """Put bands of an open file on the grid; a VRT that this takes is closed with ``files``.
+
+    Parameters
+    ----------
+    files
+        Closes what is opened here.
+    dataset
+        The open file.
+    bands
+        Bands of this file, all with the same ``nodata``.
+    positions
+        Where they go among the bands of the scene.
+    place
+        The grid.
+    """
+    corner = corner_on(dataset, place.pixels)
+    if corner is not None:
+        column, row = corner[0] + place.shift[0], corner[1] + place.shift[1]
+        if max(abs(column - round(column)), abs(row - round(row))) <= _ALIGNED_PX:
+            window = Window(
+                column=round(column), row=round(row), width=dataset.width, height=dataset.height
+            )
+            return plain_layer(dataset, bands, positions, window, dataset.transform.e > 0)
+    return _doubled_layer(dataset, bands, positions, place) or _warped_layer(
+        files, dataset, bands, positions, place
+    )
+
+
+def plain_layer(
+    dataset: Any,
+    bands: Sequence[BandSource],
+    positions: Sequence[int],
+    window: Window,
+    flipped: bool,
+) -> Layer:
+    """Take a file as it is: its pixels are those of ``window``, from the bottom if flipped."""
+    masked = bands[0].nodata is None and _has_mask(dataset)
+    return Layer(
+        reader=RowReader(dataset, bands[0].href, [band.index for band in bands], masked),
+        window=window,
+        nodata=_typed(_nodata(dataset, bands[0]), dataset.dtypes[0]),
+        flipped=flipped,
+        positions=tuple(positions),
+        **_numbers(dataset, bands),
+    )
+
+
+def _doubled_layer(
+    dataset: Any, bands: Sequence[BandSource], positions: Sequence[int], place: Placement
+) -> Layer | None:
+    """Take a file whose pixels cover four of the grid's each; None when it is not such a file."""
+    pixels = place.pixels
+    corner = corner_on(dataset, replace(pixels, resolution=2 * pixels.resolution))
+    masked = bands[0].nodata is None and _has_mask(dataset)
+    exact = np.dtype(dataset.dtypes[0]).kind in "iu" and np.dtype(dataset.dtypes[0]).itemsize <= 2
+    wide = min(dataset.width, dataset.height) > 1  # a warp does not interpolate a line of pixels
+    known = place.resampling in ("bilinear", "nearest")
+    if corner is None or masked or not (exact and wide and known):
+        return None
+    column, row = (2 * at + shift for at, shift in zip(corner, place.shift, strict=True))
+    off_px = max(abs(column - round(column)), abs(row - round(row)))
+    if off_px > _EXACT_PX or dataset.transform.e > 0:
+        return None
+    smooth = place.resampling == "bilinear"
+    nodata = _typed(_nodata(dataset, bands[0]), dataset.dtypes[0])
+    rows = RowReader(dataset, bands[0].href, [band.index for band in bands], masked=False)
+    return Layer(
+        reader=DoubledRows(rows, dataset.height, dataset.width, nodata, smooth),
+        window=Window(
+            column=round(column),
+            row=round(row),
+            width=2 * dataset.width,
+            height=2 * dataset.height,
+        ),
+        nodata=None if smooth else nodata,
+        positions=tuple(positions),
+        **_numbers(dataset, bands),
+    )
+
+
+def _warped_layer(
+    files: ExitStack,
+    dataset: Any,
+    bands: Sequence[BandSource],
+    positions: Sequence[int],
+    place: Placement,
+) -> Layer:
+    window = _window_on(dataset, bands[0].href, place)
+    nodata = _nodata(dataset, bands[0])
+    if nodata is None and np.dtype(dataset.dtypes[0]).kind == "f":
+        nodata = math.nan
+    alpha = alpha_index(dataset) if bands[0].nodata is None else 0
+    vrt = files.enter_context(
+        WarpedVRT(
+            dataset,
+            crs=CRS.from_user_input(place.pixels.crs),
+            transform=Affine(
+                *place.pixels.affine(window.column - place.shift[0], window.row - place.shift[1])
+            ),
+            width=window.width,
+            height=window.height,
+            resampling=Resampling[place.resampling],
+            dtype="float32",
+            nodata=math.nan,
+            src_nodata=None if _has_mask(dataset) and bands[0].nodata is None else nodata,
+            src_alpha=alpha,
+            UNIFIED_SRC_NODATA="NO",
+        )
+    )
+    return Layer(
+        reader=RowReader(vrt, bands[0].href, [band.index for band in bands], masked=False),
+        window=window,
+        nodata=None,
+        positions=tuple(positions),
+        **_numbers(dataset, bands),
+    )
+
+
+def _numbers(dataset: Any, bands: Sequence[BandSource]) -> dict[str, Any]:
+    """Return scales and offsets of bands; the file's own where the catalog is silent."""
+    return {
+        "scales": tuple(
+            dataset.scales[band.index - 1] if band.scale is None else band.scale for band in bands
+        ),
+        "offsets": tuple(
+            dataset.offsets[band.index - 1] if band.offset is None else band.offset
+            for band in bands
+        ),
+    }
+
+
+def _nodata(dataset: Any, band: BandSource) -> float | None:
+    value = dataset.nodatavals[band.index - 1] if band.nodata is None else band.nodata
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _typed(nodata: float | None, dtype: str) -> Any:
+    """Return a number in a file's own dtype, which compares fast; None if it cannot occur there."""
+    if nodata is None or np.dtype(dtype).kind == "f":
+        return nodata if nodata is None else np.dtype(dtype).type(nodata)
+    limits = np.iinfo(dtype)
+    if nodata % 1 != 0 or not limits.min <= nodata <= limits.max:
+        return None
+    return np.dtype(dtype).type(nodata)
+
+
+def _has_mask(dataset: Any) -> bool:
+    """Tell whether a mask of the file's own (internal or alpha) overrules its nodata value."""
+    flags = {flag for band in dataset.mask_flag_enums for flag in band}
+    return MaskFlags.per_dataset in flags or bool(alpha_index(dataset))
+
+
+def corner_on(dataset: Any, pixels: PixelGrid) -> tuple[float, float] | None:
+    """Return a file's upper-left corner in grid pixels; None unless its pixels fit the grid's."""
+    t, size = dataset.transform, pixels.resolution
+    fits = (
+        t.b == t.d == 0
+        and abs(t.a / size - 1) * dataset.width <= _ALIGNED_PX
+        and abs(abs(t.e) / size - 1) * dataset.height <= _ALIGNED_PX
+        and dataset.crs == CRS.from_user_input(pixels.crs)
+    )
+    if not fits:
+        return None
+    top = t.f + max(t.e, 0.0) * dataset.height
+    return (t.c - pixels.anchor[0]) / size, (pixels.anchor[1] - top) / size
+
+
+def _window_on(dataset: Any, href: str, place: Placement) -> Window:
+    """Return the window, rounded outwards, that a file of other pixels covers on the grid."""
+    pixels = place.pixels
+    target = CRS.from_user_input(pixels.crs)
+    xs, ys = perimeter(dataset.transform, dataset.width, dataset.height)
+    xs, ys = reproject(dataset.crs, target, xs, ys)
+    if not (np.isfinite(xs).all() and np.isfinite(ys).all()):
+        raise SceneError(f"{href} lies outside the area of {pixels.crs}; choose another grid CRS")
+    if target.is_geographic and np.ptp(xs) > 180 and not dataset.crs.is_geographic:
+        raise SceneError(
+            f"{href} crosses the antimeridian and cannot be put on a grid in {pixels.crs}; "
+            "choose a projected grid CRS, or its native one"
+        )
+    columns = (xs - pixels.anchor[0]) / pixels.resolution + place.shift[0]
+    rows = (pixels.anchor[1] - ys) / pixels.resolution + place.shift[1]
+    left, top = (math.floor(v.min() + _ROUNDING_PX) for v in (columns, rows))
+    right, bottom = (math.ceil(v.max() - _ROUNDING_PX) for v in (columns, rows))
+    return Window(column=left, row=top, width=max(1, right - left), height=max(1, bottom - top))

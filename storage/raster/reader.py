@@ -1,0 +1,302 @@
+"""Read the bands of a scene on a pixel grid, and pictures and class rasters as they are asked for.
+
+A :class:`SceneReader` puts the bands of a scene, whatever files and resolutions they come in, on
+one :class:`PixelGrid`. Which windows to read is :mod:`pipeline.tiles.read`'s business, which files
+a scene has is :mod:`storage.catalog.read`'s, one file is :mod:`storage.raster.geotiff`'s.
+
+Notes
+-----
+Files whose pixels are the grid's pixels (same CRS and size) are read as they are, bit for bit. If
+such a scene sits between the grid's pixels, it moves as a whole, all bands and the mask, by at most
+half a pixel: cheaper than resampling, without loss, and less than what sensors are off by. Bands of
+exactly twice the pixel size are interpolated by :mod:`storage.raster.upsample`, to the numbers that
+a warp gives; everything else goes through one WarpedVRT per file.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from io import BytesIO
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from storage.errors import SceneError
+from storage.location import StorageOptions, read_bytes
+from storage.raster.geotiff import (
+    alpha_index,
+    cause,
+    environment,
+    inspect,
+    opened,
+    resolution_in,
+)
+from storage.raster.layer import Layer, Placement, corner_on, layer_of, plain_layer
+from storage.raster.pixel_grid import Block, Float32, PixelGrid, Window
+from storage.scene import BandSource, MaskSource, Scene
+
+_ALIGNED_PX = 0.05  # pixels that lie this close over a whole file are the same pixels
+_ROUNDING_PX = 1e-3
+_NO_NODATA = math.nan
+
+
+class SceneReader:
+    """The bands and the cloud mask of a scene on one pixel grid; a context manager.
+
+    Its files stay open until it is closed. ``extent`` is the scene's window on the grid, rounded
+    outwards. An instance belongs to one thread.
+
+    Parameters
+    ----------
+    scene
+        What to read.
+    pixels
+        The grid to read it on.
+    options
+        How to reach the files.
+    resampling
+        How rasterio interpolates bands whose pixels are not the grid's; the mask is always read by
+        nearest neighbour.
+    overviews
+        Read bands from the coarsest overview that is no coarser than the grid: much less to read
+        for previews and statistics, at whatever the file's maker reduced it with. The mask is
+        never read from overviews.
+
+    Raises
+    ------
+    SceneError
+        A file cannot be opened or lacks a band.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        pixels: PixelGrid,
+        options: StorageOptions | None = None,
+        resampling: str = "bilinear",
+        overviews: bool = False,
+    ) -> None:
+        self.scene = scene
+        self.pixels = pixels
+        self._overviews = overviews
+        self._options = options
+        with ExitStack() as files, environment(options):
+            self._files = files
+            self._layers, self._mask = self._open(resampling)
+            self._files = files.pop_all()  # they stay open only if all of them opened
+        extent = self._layers[0].window
+        for layer in self._layers[1:]:
+            extent = extent.union(layer.window)
+        self.extent: Window = extent
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._files.close()
+
+    def read(self, window: Window) -> Block:
+        """Read one window of the grid; what lies outside the scene is invalid.
+
+        Raises
+        ------
+        SceneError
+            A file is damaged or can no longer be reached.
+        """
+        shape = (window.height, window.width)
+        values = np.empty((len(self.scene.bands), *shape), np.float32)
+        if any(window.intersection(layer.window) != window for layer in self._layers):
+            values.fill(np.nan)
+        cloud = np.zeros(shape, np.bool_)
+        with environment(self._options):
+            whole = [layer.read_into(values, window) for layer in self._layers]
+            if self._mask is not None and self.scene.mask is not None:
+                numbers = np.full((1, *shape), np.nan, np.float32)
+                self._mask.read_into(numbers, window)
+                cloud = _is_cloud(numbers[0], self.scene.mask)
+        valid = np.ones(shape, np.bool_)
+        if not any(whole):
+            valid = np.logical_not(np.isnan(values).all(axis=0))
+        return Block(values=values, valid=valid, cloud=cloud & valid)
+
+    def _open(self, resampling: str) -> tuple[list[Layer], Layer | None]:
+        groups: dict[tuple[str, str], list[int]] = {}
+        for position, band in enumerate(self.scene.bands):
+            groups.setdefault((band.href, str(band.nodata)), []).append(position)
+        opened = [
+            (self._bands_of(href, [self.scene.bands[p].index for p in positions]), positions)
+            for (href, _), positions in groups.items()
+        ]
+        self._check_numbers(opened)
+        corners = (corner_on(dataset, self.pixels) for dataset, _ in opened)
+        shift = next(
+            ((round(c) - c, round(r) - r) for c, r in (x for x in corners if x is not None)),
+            (0.0, 0.0),
+        )
+        place = Placement(pixels=self.pixels, shift=shift, resampling=resampling)
+        layers = [
+            layer_of(
+                self._files, dataset, [self.scene.bands[p] for p in positions], positions, place
+            )
+            for dataset, positions in opened
+        ]
+        mask = self.scene.mask
+        if mask is None:
+            return layers, None
+        dataset = self._dataset(mask.href, [mask.index])
+        source = BandSource(
+            name="cloud mask",
+            href=mask.href,
+            index=mask.index,
+            scale=1.0,
+            offset=0.0,
+            nodata=_NO_NODATA,
+        )
+        place = replace(place, resampling="nearest")
+        return layers, layer_of(self._files, dataset, [source], [0], place)
+
+    def _check_numbers(self, opened: Sequence[tuple[Any, list[int]]]) -> None:
+        """Refuse bands whose numbers cannot mean the same: bytes, counts and reals, unscaled."""
+        found: dict[tuple[Any, ...], str] = {}
+        for dataset, positions in opened:
+            for band in (self.scene.bands[position] for position in positions):
+                dtype = np.dtype(dataset.dtypes[band.index - 1])
+                if band.scale is None and dataset.scales[band.index - 1] == 1:
+                    kind = ("real",) if dtype.kind == "f" else ("whole", dtype.itemsize == 1)
+                    found.setdefault(kind, f"{band.name} {dtype.name}")
+        if len(found) > 1:
+            raise SceneError(
+                f"scene {self.scene.id} mixes number types without a scale: "
+                f"{', '.join(found.values())}; state each band's scale in the catalog or the recipe"
+            )
+
+    def _bands_of(self, href: str, indexes: Sequence[int]) -> Any:
+        """Open the file of some bands, or its overview that suits the grid."""
+        dataset = self._dataset(href, indexes)
+        factors = dataset.overviews(indexes[0]) if self._overviews else []
+        if not factors:
+            return dataset
+        step = self.pixels.resolution / resolution_in(inspect(href, self._options), self.pixels.crs)
+        fine = [level for level, factor in enumerate(factors) if factor <= step * (1 + 1e-6)]
+        return self._dataset(href, indexes, fine[-1]) if fine else dataset
+
+    def _dataset(self, href: str, indexes: Sequence[int], overview: int | None = None) -> Any:
+        dataset = self._files.enter_context(opened(href, overview=overview))
+        for index in indexes:
+            if not 1 <= index <= dataset.count:
+                names = ", ".join(name for name in dataset.descriptions if name) or "unnamed"
+                raise SceneError(
+                    f"scene {self.scene.id}: {href} has {dataset.count} band(s) ({names}), "
+                    f"but band number {index} is asked for; correct the recipe's band mapping"
+                )
+        return dataset
+
+
+def read_image(
+    href: str, indexes: Sequence[int] | None = None, options: StorageOptions | None = None
+) -> Float32:
+    """Read a whole picture as a query: PNG, JPEG or TIFF, georeferenced or not.
+
+    Parameters
+    ----------
+    href
+        The picture.
+    indexes
+        Bands to read, from 1; all (without alpha) when None.
+    options
+        How to reach it.
+
+    Returns
+    -------
+    float32 (bands, height, width), NaN where there is no data or the picture is transparent.
+
+    Raises
+    ------
+    SceneError
+        It is not such a picture, or lacks a band.
+    """
+    if href.lower().endswith((".tif", ".tiff")):
+        with environment(options), opened(href, georeferenced=False) as dataset:
+            alpha = alpha_index(dataset)
+            chosen = indexes or [i for i in dataset.indexes if i != alpha]
+            _check_indexes(href, chosen, dataset.count)
+            bands = [BandSource(name=str(i), href=href, index=i) for i in chosen]
+            whole = Window(column=0, row=0, width=dataset.width, height=dataset.height)
+            layer = plain_layer(dataset, bands, range(len(bands)), whole, flipped=False)
+            values = np.full((len(bands), dataset.height, dataset.width), np.nan, np.float32)
+            layer.read_into(values, whole)
+            return values
+    try:
+        with Image.open(BytesIO(read_bytes(href, options))) as image:
+            palette = image.mode == "P" or "transparency" in image.info
+            picture = image.convert("RGBA") if palette else image
+            names = picture.getbands()
+            array = np.atleast_3d(np.asarray(picture, np.float32)).transpose(2, 0, 1)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+        raise SceneError(f"{href} is not a readable picture: {cause(error)}") from error
+    values = array[[i for i, name in enumerate(names) if name != "A"]]
+    if "A" in names:
+        values[:, array[names.index("A")] == 0] = np.nan
+    if indexes is None:
+        return values
+    _check_indexes(href, indexes, len(values))
+    return values[[index - 1 for index in indexes]]
+
+
+def read_categorical(
+    href: str,
+    pixels: PixelGrid,
+    window: Window,
+    *,
+    index: int = 1,
+    fill: int = 0,
+    options: StorageOptions | None = None,
+) -> npt.NDArray[Any]:
+    """Read one window of a class raster on a grid, by nearest neighbour.
+
+    Returns
+    -------
+    (height, width) in the file's own dtype; ``fill`` outside the raster and where it has no data.
+
+    Raises
+    ------
+    SceneError
+        The raster cannot be read.
+    """
+    with environment(options), ExitStack() as files:
+        dataset = files.enter_context(opened(href))
+        _check_indexes(href, [index], dataset.count)
+        band = BandSource(name="class", href=href, index=index, scale=1.0, offset=0.0)
+        place = Placement(pixels=pixels, shift=(0.0, 0.0), resampling="nearest")
+        layer = layer_of(files, dataset, [band], [0], place)
+        values = np.full((1, window.height, window.width), np.nan, np.float32)
+        layer.read_into(values, window)
+        classes: npt.NDArray[Any] = np.nan_to_num(values[0], nan=fill)
+        return classes.astype(dataset.dtypes[index - 1])
+
+
+def _is_cloud(numbers: Float32, mask: MaskSource) -> npt.NDArray[np.bool_]:
+    known = ~np.isnan(numbers)
+    classes = np.where(known, numbers, 0).astype(np.int64)
+    bits = sum(1 << bit for bit in mask.cloud_bits)
+    cloud: npt.NDArray[np.bool_] = np.isin(classes, mask.cloud_values) | (classes & bits != 0)
+    return cloud & known
+
+
+def _check_indexes(href: str, indexes: Sequence[int], count: int) -> None:
+    for index in indexes:
+        if not 1 <= index <= count:
+            raise SceneError(f"{href} has {count} band(s), but band number {index} is asked for")

@@ -1,0 +1,264 @@
+"""What a scene is: where its bands and its cloud mask lie, and how their numbers become values.
+
+Plain frozen values without I/O, so that a plan can be printed, hashed and sent to a worker.
+:mod:`storage.catalog.read` makes them, :mod:`storage.raster.reader` reads them.
+"""
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from storage.errors import CatalogError
+from storage.geometry import polygon_bounds, polygon_wkt
+
+BBox = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BandSource:
+    """One band of a scene: band ``index`` (from 1) of the GeoTIFF at ``href``.
+
+    A value is ``number * scale + offset``. ``scale``, ``offset`` and ``nodata`` are what the
+    catalog says; None leaves it to the file (its own tags, nodata value, mask or alpha band).
+    A ``nodata`` of NaN says that no number means "missing", whatever the file claims.
+    """
+
+    name: str
+    href: str
+    index: int = 1
+    scale: float | None = None
+    offset: float | None = None
+    nodata: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskSource:
+    """The cloud mask: pixels of band ``index`` that mean cloud or cloud shadow.
+
+    A pixel is cloud when its number is one of ``cloud_values`` (classes, such as Sentinel-2 SCL)
+    or has one of the bits ``cloud_bits`` set (bit fields, such as Landsat QA_PIXEL).
+    """
+
+    href: str
+    index: int = 1
+    cloud_values: tuple[int, ...] = ()
+    cloud_bits: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scene:
+    """One acquisition: an id, a time, and its bands in the order an encoder wants them.
+
+    Parameters
+    ----------
+    id
+        Unique in its catalog; free of path separators and control characters.
+    datetime
+        When it was acquired; always with a time zone.
+    bands
+        At least one.
+    cloud_cover_percent
+        What the catalog says, 0 to 100.
+    bbox
+        West, south, east, north in WGS84 degrees; west > east across the antimeridian.
+    revision
+        What tells two versions of the same scene apart (time of update, checksum, size).
+    end
+        Last moment of a composite, whose ``datetime`` is its first; None for one acquisition.
+    sources
+        Ids of the scenes that a composite was made from.
+    document
+        Where its STAC document lies; empty for plain files.
+    """
+
+    id: str
+    datetime: datetime
+    bands: tuple[BandSource, ...]
+    mask: MaskSource | None = None
+    collection: str | None = None
+    cloud_cover_percent: float | None = None
+    bbox: BBox | None = None
+    revision: str = ""
+    end: dt.datetime | None = None
+    sources: tuple[str, ...] = ()
+    document: str = ""
+
+    def __post_init__(self) -> None:
+        if self.datetime.tzinfo is None:
+            raise CatalogError(f"scene {self.id}: its datetime has no time zone; give UTC")
+        if not self.bands:
+            raise CatalogError(f"scene {self.id} has no bands; name at least one")
+        object.__setattr__(self, "datetime", self.datetime.astimezone(UTC))
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """Names of the bands, in order."""
+        return tuple(band.name for band in self.bands)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change when anything that decides the pixels changes."""
+        parts = {
+            "bands": [asdict(band) for band in self.bands],
+            "mask": asdict(self.mask) if self.mask else None,
+            "datetime": self.datetime.isoformat(),
+            "revision": self.revision,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rejected:
+    """A catalog entry that cannot become a scene, and why, in one line."""
+
+    scene_id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SceneList:
+    """What a catalog gave: scenes in its order, and the entries that are wrong."""
+
+    scenes: tuple[Scene, ...]
+    rejected: tuple[Rejected, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SceneQuery:
+    """Which entries of a catalog are wanted; None and empty mean no condition.
+
+    Parameters
+    ----------
+    bbox
+        West, south, east, north in WGS84 degrees that a scene must touch.
+    polygon
+        WKT, GeoJSON text or a GeoJSON mapping in WGS84 degrees that a scene's geometry (its box
+        where the catalog has none) must touch; kept as WKT.
+    since, until
+        Times, both included; without a time zone they mean UTC.
+    max_cloud_cover_percent
+        Entries that do not state their cloud cover pass.
+    collections
+        Ids of STAC collections.
+    """
+
+    bbox: BBox | None = None
+    polygon: str | Mapping[str, Any] | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    max_cloud_cover_percent: float | None = None
+    collections: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.polygon is not None:
+            object.__setattr__(self, "polygon", polygon_wkt(self.polygon))
+
+    @property
+    def area(self) -> BBox | None:
+        """The box that holds all that is wanted; None for everywhere."""
+        if self.bbox is not None or self.polygon is None:
+            return self.bbox
+        return polygon_bounds(str(self.polygon))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BandMapping:
+    """Where a band is found.
+
+    Parameters
+    ----------
+    asset
+        Key of a STAC asset. For plain files: how the name of the band's file ends, for example
+        ``_20m.tif`` or ``/B02.tif``; what precedes it names the scene. None: the item's only data
+        asset, or the file itself.
+    index
+        Number of the band in that file, from 1.
+    scale, offset, nodata
+        Replace what the item or the file says.
+    """
+
+    asset: str | None = None
+    index: int = 1
+    scale: float | None = None
+    offset: float | None = None
+    nodata: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskMapping:
+    """Where the cloud mask is found, and what means cloud.
+
+    Attributes
+    ----------
+    asset, index
+        As in :class:`BandMapping`.
+    cloud_values
+        Pixel values that mean cloud or shadow.
+    cloud_bits
+        Bits, from 0, any of which set means cloud or shadow.
+    """
+
+    asset: str | None = None
+    index: int = 1
+    cloud_values: tuple[int, ...] = ()
+    cloud_bits: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatalogSpec:
+    """A source of scenes and how to understand it.
+
+    Parameters
+    ----------
+    source
+        A STAC item, item collection, catalog or collection (JSON), a GeoTIFF, a folder, or a glob.
+    bands
+        Mapping of the encoder's band names. A name that is not in it is looked up: in STAC by band
+        name, asset key, common name or file name; in plain files by band description.
+    mask
+        The cloud mask; None for none.
+    datetime_pattern
+        For plain files: a regular expression with a group ``date`` for the scene's id or path.
+        Without it, the first date such as 20090818 or 2009-08-18 counts.
+    allow
+        Folders, such as s3://bucket/prefix, below which the assets of STAC items have to lie; empty
+        allows all on S3 and disks. Assets at web addresses need one, such as https://host/data.
+    query
+        Which entries are wanted.
+    """
+
+    source: str
+    bands: Mapping[str, BandMapping] = field(default_factory=dict)
+    mask: MaskMapping | None = None
+    datetime_pattern: str | None = None
+    allow: tuple[str, ...] = ()
+    query: SceneQuery = field(default_factory=SceneQuery)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A catalog entry before its bands are looked up: what a query needs, and how to go on."""
+
+    id: str
+    datetime: datetime
+    bbox: BBox | None
+    geometry: Mapping[str, Any] | None = None
+    collection: str | None = None
+    cloud_cover_percent: float | None = None
+    resolve: Callable[[Sequence[str]], "Sources"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sources:
+    """What :attr:`Candidate.resolve` finds of a scene; see :class:`Scene`."""
+
+    bands: tuple[BandSource, ...]
+    mask: MaskSource | None
+    revision: str
+    end: datetime | None = None
+    sources: tuple[str, ...] = ()
+    document: str = ""

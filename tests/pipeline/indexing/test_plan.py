@@ -1,0 +1,165 @@
+"""What an index may take: the memory of its shards, and of the processes that build them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.vectors import make_archive
+from pipeline.indexing.driver import build_index, plan_build
+from pipeline.indexing.plan import predicted_bytes
+from pipeline.indexing.recall import pilot_recall
+from pipeline.indexing.spec import IndexSpec
+from pipeline.search.searcher import Searcher
+from storage.errors import ConfigError
+from storage.index.quantizer import ShardParameters, set_threads
+from tests.support.shard_world import make_rows
+
+DIMENSION, ROWS, LARGE_ROWS = 32, 24_000, 150_000
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+# What a fresh process holds before and after it loads every shard, and searches.
+LOAD = """
+import json, os, sys
+import numpy as np
+from storage.index.files import IndexFiles
+from storage.index.manifest import read_manifest
+from storage.index.search import ShardSet
+def resident():
+    with open("/proc/self/smaps_rollup") as lines:
+        kinds = dict(line.split()[:2] for line in lines if line.endswith("kB\\n"))
+    return 1024 * (int(kinds["Anonymous:"]))
+index, mapped = sys.argv[1], sys.argv[2] == "mapped"
+files, manifest = IndexFiles(index), read_manifest(index)
+before = resident()
+shards = ShardSet([files.load(s, mapped=mapped) for s in manifest.shards], manifest.nprobe)
+taken = resident() - before
+found = shards.search(np.eye(manifest.parameters.dimension)[:1], 10).rows
+print(json.dumps([taken, found.tolist()]))
+"""
+BUILD = """
+import json, sys
+from dataclasses import replace
+from pipeline.indexing.build import ShardBuilder, ShardJob
+from pipeline.indexing.driver import IndexSpec, plan_build
+from pipeline.indexing.steps import draw_sample
+from storage.archive.reader import Archive
+from storage.index.files import file_entry
+from storage.index.quantizer import train
+archive, index, limit = Archive.open(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+plan = plan_build(archive.uri, IndexSpec(kind="ivf_sq8", builder_memory_bytes=limit))
+sample, _ = draw_sample(archive, replace(plan, sample_rows=4000), 0)
+def memory(name):
+    with open("/proc/self/status") as lines:
+        return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+data = train(sample, replace(plan.parameters, nlist=16))
+trained = file_entry(index, "v/trained.faiss", data, None)
+builder = ShardBuilder(index_uri=index, version="v", archive_uri=archive.uri,
+                       snapshot=archive.snapshot, trained=trained, keep_vectors=True)
+with open("/proc/self/clear_refs", "w") as peak:
+    peak.write("5")
+before = memory("VmRSS")
+builder(ShardJob(name="shard-00000", pieces=plan.pieces[0]))
+grown = memory("VmHWM") - before
+print(json.dumps([memory("VmHWM"), grown, plan.builder_bytes, len(plan.pieces)]))
+"""
+
+
+def told(code: str, *arguments: str) -> list[int]:
+    """What a Python process of its own prints."""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    found: list[int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_archive(tmp_path_factory.mktemp("budget"), ROWS, DIMENSION, clusters=100)
+
+
+def test_the_budget_is_never_exceeded_and_decides_what_is_stored(archive: str, tmp_path: Path):
+    """From any memory to almost too little: counted bytes and those of a fresh process."""
+    kinds = []
+    for per_row in (160, 118, 105, 96):
+        budget, index = per_row * ROWS, str(tmp_path / str(per_row))
+        manifest = build_index(archive, index, IndexSpec(memory_bytes=budget, nlist=32))
+        assert manifest.measured_bytes <= manifest.predicted_bytes <= budget
+        assert manifest.recall[str(manifest.nprobe)] >= 0.95 or manifest.advice
+        kinds.append((manifest.parameters.kind, manifest.parameters.code_bytes))
+    assert [code for _, code in kinds] == sorted((code for _, code in kinds), reverse=True)
+    assert [kind for kind, _ in kinds] == ["ivf_flat", "ivf_sq8", "ivf_rabitq", "ivf_opq"]
+    with pytest.raises(ConfigError, match="more than the 1680000 allowed"):
+        plan_build(archive, IndexSpec(memory_bytes=70 * ROWS))
+
+
+def test_a_process_takes_what_is_counted(archive: str, large: str, tmp_path: Path):
+    """The difference of two indexes, so that what a process needs besides does not count."""
+    taken, counted = [], []
+    for number, uri in enumerate((archive, large)):
+        spec = IndexSpec(kind="ivf_sq8", nlist=32, shards=1, rerank=False)
+        manifest = build_index(uri, str(tmp_path / str(number)), spec)
+        taken.append(told(LOAD, str(tmp_path / str(number)), "read")[0])
+        counted.append(manifest.measured_bytes)
+    columns = predicted_bytes(manifest.parameters, LARGE_ROWS - ROWS, 0, 0, reranks=True)
+    assert 0.3 * columns < taken[1] - taken[0] <= counted[1] - counted[0]
+
+
+def test_a_mapped_shard_takes_memory_only_where_it_is_touched(archive: str, tmp_path: Path):
+    index = str(tmp_path)
+    manifest = build_index(archive, index, IndexSpec(kind="ivf_sq8", nlist=64, mapped=True))
+    read, found = told(LOAD, index, "read")
+    mapped, same = told(LOAD, index, "mapped")
+    assert same == found
+    stored = ROWS * (DIMENSION + 8)
+    assert read - mapped > 0.8 * stored
+    assert manifest.mapped
+    assert Searcher.local(index).search(np.eye(DIMENSION)[:1], 10).rows.tolist() == found
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_archive(tmp_path_factory.mktemp("large"), LARGE_ROWS, DIMENSION, clusters=100)
+
+
+def test_a_builder_stays_below_its_stated_memory(large: str, tmp_path: Path):
+    """A shard of so many rows takes what the plan says, and a limit makes shards smaller."""
+    free, none = (
+        plan_build(large, IndexSpec(kind="ivf_sq8", shards=n)).builder_bytes for n in (1, 150)
+    )
+    limit = (free + none) // 2
+    grown = []
+    for asked in (limit, free):
+        peak, more, predicted, shards = told(BUILD, large, str(tmp_path / str(asked)), str(asked))
+        assert peak <= predicted <= asked
+        assert (shards > 1) == (asked == limit)
+        grown.append((more, predicted))
+    (few, few_predicted), (many, many_predicted) = grown
+    assert 0.2 < (many - few) / (many_predicted - few_predicted) <= 1
+    with pytest.raises(ConfigError, match=r"at a time, more than the \d+ allowed"):
+        plan_build(large, IndexSpec(kind="ivf_sq8", shards=1, builder_memory_bytes=limit))
+
+
+def test_the_pilot_ranks_kinds_as_they_are(archive: str):
+    set_threads(1)
+    rows = make_rows(4000, 16, 3)["embedding"].astype(np.float32)
+    found = {
+        (kind, size): pilot_recall(
+            rows, ShardParameters(kind=kind, dimension=16, pq_bytes=size, bits=size), (1, 4, 16)
+        )
+        for kind, size in (("ivf_sq8", 0), ("ivf_opq", 8), ("ivf_opq", 4), ("ivf_rabitq", 4))
+    }
+    assert found["ivf_sq8", 0][1] > 0.9
+    assert found["ivf_opq", 8][1] > found["ivf_opq", 4][1]
+    for recall in found.values():
+        assert recall[1] <= recall[4] <= recall[16] <= 1
+        assert recall[16] > 0.9
+
+
+def test_columns_of_labels_count_too():
+    p = ShardParameters(kind="ivf_sq8", dimension=64, nlist=8)
+    with_labels = predicted_bytes(p, 1000, 17, 1, reranks=True)
+    assert with_labels - predicted_bytes(p, 1000, 0, 1, reranks=True) == 3 * 1000

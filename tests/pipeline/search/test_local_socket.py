@@ -1,0 +1,194 @@
+"""The door of a search actor: the same answers as the node gives, for those who know the secret."""
+
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.indexing.driver import build_index
+from pipeline.indexing.spec import IndexSpec
+from pipeline.search.fleet import Fleet
+from pipeline.search.local_socket import Door, Visitor
+from pipeline.search.node import SearchNode
+from pipeline.search.searcher import Searcher
+from storage.index.filter import Filter
+from storage.index.search import Found
+from tests.support.archive_world import add_scenes, create_archive
+
+pytestmark = [
+    pytest.mark.usefixtures("ray_session"),
+    pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's"),
+]
+DIMENSION = 16
+EVERYTHING = Filter(
+    bbox=(-170, -80, 170, 80),
+    polygon="POLYGON ((-170 -80, 170 -80, 170 80, -170 80, -170 -80))",
+    since="2024-01-02T03:04:05.678+02:00",
+    until="2026-01-01",
+    max_cloud_fraction=0.9,
+    scenes=("A", "B"),
+    labels=("water",),
+)
+FILTERS = [Filter(), EVERYTHING, Filter(until="2020-01-01")]
+
+
+@pytest.fixture(scope="module")
+def index(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("door")
+    archive, index = str(folder / "archive"), str(folder / "index")
+    create_archive(archive, DIMENSION)
+    add_scenes(archive, {"A": 150, "B": 150})
+    manifest = build_index(archive, index, IndexSpec(kind="ivf_flat", shards=2, nlist=4))
+    assert [shard.name for shard in manifest.shards] == NAMES
+    return index
+
+
+NAMES = ["shard-00000", "shard-00001"]
+
+
+@pytest.fixture(scope="module")
+def node(index: str) -> SearchNode:
+    return SearchNode(index, Searcher.local(index).manifest.version)
+
+
+def queries(count: int) -> np.ndarray[Any, Any]:
+    vectors = np.random.default_rng(4).normal(size=(count, DIMENSION))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def asked(visitor: Visitor, *question: Any) -> Found:
+    connection = visitor.ask(*question)
+    assert connection is not None
+    found = visitor.answer(connection, 10.0)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("where", FILTERS)
+@pytest.mark.parametrize("count", [1, 70])
+def test_the_door_gives_the_answer_of_the_node(node: SearchNode, where: Filter, count: int):
+    door = Door(node, 1)
+    assert door.key
+    question = (queries(count), 9, where, None, NAMES)
+    found, truth = asked(Visitor(door.key), *question), node.search(*question)
+    np.testing.assert_array_equal(found.scores, truth.scores)
+    np.testing.assert_array_equal(found.rows, truth.rows)
+    assert found.columns.keys() == truth.columns.keys()
+    for name, values in truth.columns.items():
+        assert found.columns[name].dtype == values.dtype
+        np.testing.assert_array_equal(found.columns[name], values)
+
+
+def test_threads_share_a_visitor(node: SearchNode):
+    door = Door(node, 2)
+    assert door.key
+    visitor = Visitor(door.key)
+    many = queries(64)
+    truth = node.search(many, 5, Filter(), None, NAMES)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(
+            pool.map(lambda i: asked(visitor, many[i : i + 1], 5, Filter(), None, NAMES), range(64))
+        )
+    np.testing.assert_array_equal(np.concatenate([one.rows for one in found]), truth.rows)
+
+
+def test_a_wrong_secret_does_not_open(node: SearchNode):
+    door = Door(node, 1)
+    assert door.key
+    with pytest.raises(AuthenticationError):
+        Visitor((door.key[0], b"guessed"))
+
+
+def test_who_knocks_and_says_nothing_holds_nobody_up(node: SearchNode):
+    door = Door(node, 1)
+    assert door.key
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(door.key[0])
+        found = asked(Visitor(door.key), queries(1), 3, Filter(), None, NAMES)
+    assert found.rows.shape == (1, 3)
+
+
+def test_a_pickle_at_the_door_is_not_opened(node: SearchNode, tmp_path: Path):
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "code-ran",)
+
+    door = Door(node, 1)
+    assert door.key
+    with Client(door.key[0], "AF_UNIX", authkey=door.key[1]) as visitor:
+        visitor.send(Bomb())
+        with pytest.raises(EOFError):
+            visitor.recv_bytes()
+    assert not (tmp_path / "code-ran").exists()
+
+
+def test_a_question_that_fails_is_left_to_the_message(node: SearchNode):
+    door = Door(node, 1)
+    assert door.key
+    visitor = Visitor(door.key)
+    connection = visitor.ask(queries(1), 3, Filter(), None, ["no such shard"])
+    assert connection is not None
+    assert visitor.answer(connection, 10.0) is None
+    assert asked(visitor, queries(1), 3, Filter(), None, NAMES).rows.shape == (1, 3)
+
+
+def test_an_answer_that_takes_too_long_is_given_up(node: SearchNode):
+    class Slow:
+        def search(self, *question: Any) -> Found:
+            time.sleep(1.0)
+            return node.search(*question)
+
+    door = Door(Slow(), 1)  # type: ignore[arg-type]
+    assert door.key
+    visitor = Visitor(door.key)
+    connection = visitor.ask(queries(1), 3, Filter(), None, NAMES)
+    assert connection is not None
+    with pytest.raises(TimeoutError, match="no answer in 0 s"):
+        visitor.answer(connection, 0.05)
+
+
+@pytest.fixture
+def searcher(index: str) -> Iterator[Searcher]:
+    client = Searcher.connect(index)
+    yield client
+    client.stop()
+
+
+def test_a_client_on_the_machine_of_an_actor_comes_by_the_door(
+    searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+):
+    fleet = searcher._backend
+    assert isinstance(fleet, Fleet)
+    by_door = searcher.search(queries(5), 7)
+    visits = len(fleet._doors)
+    fleet._doors.clear()
+    by_message = searcher.search(queries(5), 7)
+    assert visits == 1
+    assert by_door.to_arrow().equals(by_message.to_arrow())
+
+
+def test_a_door_that_closed_is_met_again(searcher: Searcher):
+    fleet = searcher._backend
+    assert isinstance(fleet, Fleet)
+    truth = searcher.search(queries(2), 5)
+    (old,) = fleet._doors.values()
+    for connection in old._idle:
+        connection.close()
+    np.testing.assert_array_equal(searcher.search(queries(2), 5).rows, truth.rows)
+    (new,) = fleet._doors.values()
+    assert new is not old
+    threads = [threading.Thread(target=searcher.search, args=(queries(2), 5)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert fleet._doors[0] is new

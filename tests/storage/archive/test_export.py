@@ -1,0 +1,163 @@
+"""Exports open in other tools and say the same as the archive."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import geopandas as gpd
+import numpy as np
+import pytest
+import shapely
+
+from storage.archive.audit import audit, verify
+from storage.archive.export import hits_to_geojson, to_geoparquet
+from storage.archive.ledger import LedgerEntry
+from storage.archive.maintenance import delete_scenes
+from storage.archive.reader import Archive
+from storage.archive.writer import ArchiveWriter
+from storage.geometry import footprints
+from tests.storage.archive.test_reader import SPEC, commit, rows
+
+
+def archive_of_two(tmp_path: Path) -> Archive:
+    uri = str(tmp_path / "archive")
+    Archive.create(uri, SPEC)
+    writer = ArchiveWriter(uri)
+    commit(writer, rows("s1", {"a": 3, "b": 2}))
+    writer.commit(
+        [],
+        [LedgerEntry(scene_id="c", state="quarantined", fingerprint="v1", reason="truncated")],
+        {},
+        "bad scene",
+    )
+    return Archive.open(uri)
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> tuple[Path, Archive]:
+    """Two segments as a file; the rows of a deleted scene are not in it."""
+    archive = archive_of_two(tmp_path)
+    commit(ArchiveWriter(archive.uri), rows("s2", {"d": 4, "gone": 3}))
+    delete_scenes(archive.uri, ["gone"])
+    target = tmp_path / "rows.parquet"
+    archive = Archive.open(archive.uri)
+    assert to_geoparquet(archive, str(target)) == len(archive) == 9
+    return target, archive
+
+
+def all_rows(archive: Archive) -> dict[str, np.ndarray]:
+    parts = [archive.read_segment(segment.ordinal) for segment in archive.segments]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def test_geoparquet_opens_in_geopandas_with_the_same_rows(exported: tuple[Path, Archive]):
+    target, archive = exported
+    frame, stored = gpd.read_parquet(target), all_rows(archive)
+    assert frame.crs.to_authority() == ("OGC", "CRS84")
+    assert frame["scene"].tolist() == stored["scene"].tolist()
+    assert frame["tile_key"].tolist() == stored["tile_key"].tolist()
+    assert frame["row"].tolist() == stored["row"].tolist()
+    np.testing.assert_allclose(frame.geometry.bounds.to_numpy(), stored["bbox"])
+    np.testing.assert_array_equal(
+        np.stack(frame["embedding"]), stored["embedding"].astype(np.float32)
+    )
+    assert [labels.tolist() for labels in frame["labels"]] == [
+        [name for name, on in zip(SPEC.classes, flags, strict=True) if on]
+        for flags in stored["labels"]
+    ]
+    assert str(frame["datetime"].dtype) == "datetime64[ms, UTC]"
+    np.testing.assert_array_equal(
+        frame["datetime"].dt.tz_localize(None).to_numpy("datetime64[ms]"), stored["datetime"]
+    )
+
+
+def test_geoparquet_opens_in_duckdb_without_an_extension(exported: tuple[Path, Archive]):
+    target, archive = exported
+    offline = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+    with duckdb.connect(config=offline) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        found = connection.sql(
+            "SELECT row, scene, epoch_ms(datetime), list_sum(embedding), ST_AsWKB(geometry) "
+            f"FROM '{target}' ORDER BY row"
+        ).fetchall()
+        counts = connection.sql(f"SELECT scene, count(*) FROM '{target}' GROUP BY ALL").fetchall()
+    stored = all_rows(archive)
+    ids, scenes, times, sums, shapes = zip(*found, strict=True)
+    assert list(ids) == stored["row"].tolist()
+    assert list(scenes) == stored["scene"].tolist()
+    assert list(times) == stored["datetime"].astype(np.int64).tolist()
+    np.testing.assert_allclose(sums, stored["embedding"].sum(1, dtype=np.float64), atol=1e-5)
+    np.testing.assert_allclose(shapely.bounds(shapely.from_wkb(list(shapes))), stored["bbox"])
+    assert dict(counts) == {"a": 3, "b": 2, "d": 4}
+
+
+def test_an_empty_archive_exports_its_columns(tmp_path: Path):
+    uri = str(tmp_path / "empty")
+    Archive.create(uri, SPEC)
+    assert to_geoparquet(Archive.open(uri), str(tmp_path / "rows.parquet")) == 0
+    frame = gpd.read_parquet(tmp_path / "rows.parquet")
+    assert list(frame.columns)[:3] == ["row", "scene", "tile_key"]
+    assert len(frame) == 0
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "interfaces.md"
+
+
+def test_the_documented_lines_run(exported: tuple[Path, Archive], monkeypatch: pytest.MonkeyPatch):
+    """Every Python block of docs/interfaces.md, one after the other, in one folder."""
+    target, archive = exported
+    monkeypatch.chdir(target.parent)
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    for block in blocks:
+        exec(compile(block, PAGE.name, "exec"), names)
+    stored = all_rows(archive)
+    np.testing.assert_allclose(names["mean"], stored["embedding"].mean(0, np.float64), atol=1e-3)
+    assert names["clear"].sizes["row"] == (stored["cloud_fraction"] < 0.1).sum()
+    assert len(names["frame"]) == 9
+    assert sum(count for _, count in names["counts"]) == 9
+
+
+def test_a_footprint_across_the_antimeridian_is_two_polygons():
+    shape = footprints(np.array([[179.5, -10.0, -179.5, -9.0]]))[0]
+    assert shape.geom_type == "MultiPolygon"
+    assert shape.area == 1.0
+
+
+def test_hits_become_geojson_features(tmp_path: Path):
+    columns = archive_of_two(tmp_path).read([4, 0], ["bbox", "scene", "datetime"])
+    collection = json.loads(hits_to_geojson(columns | {"score": np.array([0.5, 0.25])}))
+    first = collection["features"][0]
+    assert first["properties"] == {
+        "scene": "b",
+        "datetime": "2024-05-01T00:00:00Z",
+        "row": 4,
+        "score": 0.5,
+    }
+    assert shapely.from_geojson(json.dumps(first["geometry"])).bounds == tuple(columns["bbox"][0])
+
+
+def test_audit_names_gaps_changes_and_quarantined_scenes(tmp_path: Path):
+    report = audit(archive_of_two(tmp_path), [("a", "v1"), ("b", "v2"), ("c", "v1"), ("d", "v1")])
+    assert (report.embedded, report.quarantined) == (2, {"c": "truncated"})
+    assert (report.missing, report.changed, report.unlisted) == (("d",), ("b",), ())
+    assert not report.complete
+    assert audit(archive_of_two(tmp_path / "x"), [("a", "v1"), ("b", ""), ("c", "v1")]).complete
+
+
+def test_verify_finds_rows_that_cannot_be(tmp_path: Path):
+    uri = str(tmp_path / "archive")
+    Archive.create(uri, SPEC)
+    bad = rows("s1", {"a": 4})
+    bad.columns["bbox"][1] = [10, 50, 11, 40]
+    bad.columns["cloud_fraction"][2] = 1.5
+    bad.columns["tile"][3] = bad.columns["tile"][0]
+    commit(ArchiveWriter(uri), bad)
+    assert verify(Archive.open(uri)) == [
+        "segment s1: 1 boxes outside WGS84 or upside down",
+        "segment s1: 1 cloud fractions outside [0, 1]",
+        "segment s1: 1 rows repeat a tile of the same scene",
+    ]
+    assert verify(archive_of_two(tmp_path / "sound")) == []

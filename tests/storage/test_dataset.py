@@ -1,0 +1,187 @@
+"""Labelled datasets at rest: what was written is read, remotely too, and damage is named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.dataset import DatasetWriter, LabelledDataset, read_info
+from storage.errors import ConfigError, CorruptIndexError, NotFoundError
+
+BANDS, CLASSES = ("red", "nir"), ("water", "forest", "road")
+
+
+def _batch(count: int, seed: int = 0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    images = rng.uniform(0, 1000, (count, 2, 8, 8)).astype(dtype)
+    labels = (rng.random((count, 3)) < 0.5).astype(np.uint8)
+    splits = rng.choice(["train", "val", "test"], count, p=[0.6, 0.2, 0.2]).tolist()
+    return images, labels, {"source": [f"{seed}-{i}" for i in range(count)], "split": splits}
+
+
+def _write(uri: str, *batches, options=None, **more):
+    with DatasetWriter(uri, bands=BANDS, classes=CLASSES, options=options, **more) as writer:
+        for batch in batches:
+            writer.append(*batch)
+        return writer.finish()
+
+
+@given(counts=st.lists(st.integers(1, 12), min_size=1, max_size=4), kind=st.sampled_from("BHf"))
+@settings(max_examples=15, deadline=None)
+def test_batches_come_back_in_order(tmp_path_factory, counts, kind):
+    folder = str(tmp_path_factory.mktemp("data") / "set")
+    batches = [_batch(count, seed, np.dtype(kind)) for seed, count in enumerate(counts)]
+    info = _write(folder, *batches, resolution_m=10.0)
+    data = LabelledDataset.open(folder)
+    assert len(data) == sum(counts) == info.count
+    assert data.images.dtype == np.dtype(kind)
+    assert np.array_equal(data.images, np.concatenate([b[0] for b in batches]))
+    assert np.array_equal(data.labels, np.concatenate([b[1] for b in batches]))
+    assert data.rows["source"].tolist() == [s for b in batches for s in b[2]["source"]]
+    together = np.concatenate([data.indices(s) for s in ("train", "val", "test")])
+    assert np.array_equal(np.sort(together), np.arange(len(data)))
+    assert (data.bands, data.classes, data.tile_px, data.resolution_m) == (BANDS, CLASSES, 8, 10.0)
+
+
+def test_band_statistics_are_those_of_the_valid_train_pixels(tmp_path: Path):
+    images, labels, rows = _batch(20)
+    images[:, 0, :3] = np.nan
+    info = _write(str(tmp_path / "set"), (images, labels, rows))
+    train = images[np.array(rows["split"]) == "train"]
+    np.testing.assert_allclose(info.band_mean, np.nanmean(train, (0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(info.band_std, np.nanstd(train, (0, 2, 3)), rtol=1e-5)
+
+
+def test_a_known_normalisation_is_kept_as_given(tmp_path: Path):
+    info = _write(str(tmp_path / "set"), _batch(5), normalisation=((1.0, 2.0), (3.0, 4.0)))
+    assert (info.band_mean, info.band_std) == ((1.0, 2.0), (3.0, 4.0))
+
+
+def test_a_constant_band_gets_a_harmless_deviation(tmp_path: Path):
+    images, labels, rows = _batch(5)
+    images[:, 1] = 7.0
+    assert _write(str(tmp_path / "set"), (images, labels, rows)).band_std[1] == 1.0
+    images[:, 1] = np.nan
+    with pytest.raises(ConfigError, match="band 2 has no valid pixel"):
+        _write(str(tmp_path / "other"), (images, labels, rows))
+
+
+def test_the_digest_follows_the_content_and_not_the_place(tmp_path: Path):
+    first = _write(str(tmp_path / "a"), _batch(6), origin={"from": "here"})
+    assert _write(str(tmp_path / "b"), _batch(6), origin={"from": "there"}).digest == first.digest
+    assert _write(str(tmp_path / "c"), _batch(6, seed=1)).digest != first.digest
+    assert read_info(str(tmp_path / "a")) == first
+
+
+def test_images_are_mapped_not_read(tmp_path: Path):
+    _write(str(tmp_path / "set"), _batch(4))
+    images = LabelledDataset.open(str(tmp_path / "set")).images
+    assert isinstance(images, np.memmap)
+    assert not images.flags.writeable
+
+
+def test_an_unfinished_dataset_is_not_there_and_a_new_one_replaces_the_old(tmp_path: Path):
+    uri = str(tmp_path / "set")
+
+    def interrupted() -> None:
+        with DatasetWriter(uri, bands=BANDS, classes=CLASSES) as writer:
+            writer.append(*_batch(3))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(NotFoundError):
+        LabelledDataset.open(uri)
+    _write(uri, _batch(3))
+    _write(uri, _batch(5))
+    assert len(LabelledDataset.open(uri)) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not a dataset"):
+        _write(str(tmp_path), _batch(3))
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_a_remote_dataset_is_copied_once(moto_s3, tmp_path: Path):
+    uri, cache = moto_s3.uri("sets", "a"), tmp_path / "cache"
+    _write(uri, _batch(4), options=moto_s3.options)
+    first = LabelledDataset.open(uri, moto_s3.options, cache=cache)
+    assert np.array_equal(first.images, _batch(4)[0])
+    stamp = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+    assert LabelledDataset.open(uri, moto_s3.options, cache=cache).info == first.info
+    assert stamp == {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+
+
+def test_a_damaged_copy_is_refused(moto_s3, tmp_path: Path):
+    from storage.location import read_bytes, write_bytes
+
+    uri = moto_s3.uri("sets", "b")
+    _write(uri, _batch(4), options=moto_s3.options)
+    data = bytearray(read_bytes(f"{uri}/images.npy", moto_s3.options))
+    data[-1] ^= 1
+    write_bytes(f"{uri}/images.npy", bytes(data), moto_s3.options)
+    with pytest.raises(CorruptIndexError, match=r"images\.npy hashes to"):
+        LabelledDataset.open(uri, moto_s3.options, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*/images.npy"))
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "swapped"])
+def test_a_damaged_local_file_is_named(tmp_path: Path, damage):
+    _write(str(tmp_path / "set"), _batch(4))
+    images = tmp_path / "set" / "images.npy"
+    if damage == "missing":
+        images.unlink()
+    elif damage == "truncated":
+        images.write_bytes(images.read_bytes()[:300])
+    else:
+        np.save(images, np.zeros((3, 2, 8, 8), np.float32))
+    with pytest.raises(CorruptIndexError, match="import it again"):
+        LabelledDataset.open(str(tmp_path / "set"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "skysift-dataset/1"}'])
+def test_a_malformed_description_is_named(tmp_path: Path, text):
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"dataset\.json is malformed"):
+        read_info(str(tmp_path))
+
+
+def test_a_description_of_another_format_is_named(tmp_path: Path):
+    _write(str(tmp_path / "set"), _batch(4))
+    path = tmp_path / "set" / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": "other/9"}))
+    with pytest.raises(ConfigError, match="other/9"):
+        read_info(str(tmp_path / "set"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y, r: (x[:, :1], y, r), "images are float32"),
+        (lambda x, y, r: (x.astype(np.uint8), y, r), "images are uint8"),
+        (lambda x, y, r: (x[..., :4], y, r), "images are float32"),
+        (lambda x, y, r: (x, y * 2, r), "must be 0 or 1"),
+        (lambda x, y, r: (x, y[:, :2], r), "must be 0 or 1"),
+        (lambda x, y, r: (x, y, {"source": r["source"]}), "`split`"),
+        (lambda x, y, r: (x, y, {**r, "split": ["dev"] * 4}), "train, val, test"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_named(tmp_path: Path, change, message):
+    images, labels, rows = _batch(4)
+    labels[0, 0] = 1
+    with pytest.raises(ConfigError, match=message):
+        _write(str(tmp_path / "set"), (images, labels, rows), change(images, labels, rows))
+
+
+def test_an_empty_dataset_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="no usable row"):
+        _write(str(tmp_path / "set"))
+    with pytest.raises(ConfigError, match="unique"):
+        DatasetWriter(str(tmp_path / "set"), bands=BANDS, classes=("a", "a"))

@@ -1,0 +1,139 @@
+"""One process at a time works on a place; a dead one blocks nobody."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from storage.errors import SkysiftError
+from storage.location import read_bytes, write_bytes
+from storage.locks import Owner, sole_owner
+from tests.support.fault_proxy import Fault, fault_proxy
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HOLD = """
+import sys, time
+from storage.locks import sole_owner
+with sole_owner(sys.argv[1], "training"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+ELSEWHERE = Owner(host="elsewhere", pid=7, since="2026-01-01T00:00:00+00:00", token="t")
+
+
+def test_the_second_is_told_who_the_first_is(tmp_path: Path):
+    with sole_owner(str(tmp_path / "run"), "training"):
+        named = rf"training: process {os.getpid()} on {socket.gethostname()} since .* is at work"
+        with (
+            pytest.raises(SkysiftError, match=named),
+            sole_owner(str(tmp_path / "run"), "training"),
+        ):
+            pytest.fail("two at once")
+    with sole_owner(str(tmp_path / "run"), "training") as check:
+        check()
+
+
+def test_a_killed_process_leaves_the_place_free(tmp_path: Path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    refused = rf"process {holder.pid} on"
+    with pytest.raises(SkysiftError, match=refused), sole_owner(str(tmp_path), "training"):
+        pytest.fail("two at once")
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    holder.stdout.close()
+    with sole_owner(str(tmp_path), "training"):
+        assert Owner.read((tmp_path / ".owner.json").read_bytes()).pid == os.getpid()
+
+
+def test_a_claim_in_an_object_store_refuses_and_is_given_back(moto_s3):
+    place, options = moto_s3.uri("run"), moto_s3.options
+    for _ in range(2):
+        with (
+            sole_owner(place, "training", options),
+            pytest.raises(SkysiftError, match=rf"process {os.getpid()} .* is free in \d+ s"),
+            sole_owner(place, "training", options),
+        ):
+            pytest.fail("two at once")
+
+
+def test_the_claim_of_a_dead_process_is_taken_over(moto_s3):
+    place, options = moto_s3.uri("run"), moto_s3.options
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    gone = Owner(host=socket.gethostname(), pid=ended.pid, since="", token="t")
+    write_bytes(moto_s3.uri("run", ".owner.json"), gone.to_bytes(), options)
+    with sole_owner(place, "training", options):
+        pass
+    # One on another machine is dead when it was silent for a lease.
+    write_bytes(moto_s3.uri("run", ".owner.json"), ELSEWHERE.to_bytes(), options)
+    with (
+        pytest.raises(SkysiftError, match="process 7 on elsewhere"),
+        sole_owner(place, "training", options),
+    ):
+        pytest.fail("its lease is not over")
+    _until(lambda: _is_taken(place, options))
+
+
+def _is_taken(place: str, options) -> bool:
+    try:
+        with sole_owner(place, "training", options, lease_s=1.0):
+            return True
+    except SkysiftError:
+        return False
+
+
+def test_who_lost_a_claim_is_told_and_leaves_the_new_one_alone(moto_s3):
+    claim, options = moto_s3.uri("run", ".owner.json"), moto_s3.options
+
+    def is_lost() -> bool:
+        try:
+            check()
+        except SkysiftError as error:
+            return "process 7 on elsewhere" in str(error)
+        return False
+
+    with sole_owner(moto_s3.uri("run"), "training", options, lease_s=0.4) as check:
+        check()
+        write_bytes(claim, ELSEWHERE.to_bytes(), options)
+        _until(is_lost)
+    assert Owner.read(read_bytes(claim, options)) == ELSEWHERE
+
+
+def test_a_lost_answer_costs_no_claim(moto_s3):
+    lost = [Fault(kind="lose", methods=("PUT",), path=".owner.json", turn=lambda n: n in (0, 2))]
+    with fault_proxy(str(moto_s3.options.endpoint_url)) as proxy:
+        proxy.plan(*lost)
+        options = replace(moto_s3.options, endpoint_url=proxy.address)
+        with sole_owner(moto_s3.uri("run"), "training", options, lease_s=0.4) as check:
+            _until(lambda: proxy.passed.count(("PUT", proxy.passed[0][1])) > 5)
+            check()
+        assert proxy.struck == 2
+
+
+def test_a_store_without_conditional_writes_is_used_with_a_warning(moto_s3, caplog):
+    with fault_proxy(str(moto_s3.options.endpoint_url)) as proxy:
+        proxy.plan(Fault(kind="refuse", methods=("PUT",), status=501, code="NotImplemented"))
+        options = replace(moto_s3.options, endpoint_url=proxy.address)
+        with sole_owner(moto_s3.uri("run"), "training", options) as check:
+            check()
+    assert "lacks conditional writes" in caplog.text
+
+
+def _until(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,0 +1,131 @@
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.analysis.landcover import TileLabels
+from storage.archive.reader import Archive
+from storage.dataset import LabelledDataset
+from storage.errors import ConfigError, NotFoundError
+from workflows.demo.run import DemoSpec, run_demo
+from workflows.report.tile_images import Gallery, archive_footprints, ledger_summary
+
+SMALL = DemoSpec(seed=7, scene_px=512, scenes_per_zone=1, epochs=2, batch_size=32)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, ray_session):
+    """A small demo that was stopped in the middle of the ingest and started again."""
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+
+    def stop(report):
+        if report.stage == "ingest":
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run_demo(folder, spec=SMALL, progress=stop)
+    return run_demo(folder, spec=SMALL)
+
+
+def test_a_stopped_demo_goes_on_where_it_was(demo):
+    skipped = [stage.name for stage in demo.stages if stage.skipped]
+    assert skipped == ["world", "statistics", "labels", "dataset", "training", "untrained"]
+    archive = Archive.open(str(demo.folder / "archive"))
+    tiles = [key for s in archive.segments for key in _pairs(archive, s.ordinal)]
+    assert len(tiles) == len(set(tiles)) == len(archive) > 100
+    assert sorted(entry.state for entry in archive.scenes()) == ["embedded"] * 4 + ["empty"]
+
+
+def _pairs(archive, ordinal):
+    part = archive.read_segment(ordinal, ["scene", "tile_key"])
+    return list(zip(part["scene"], part["tile_key"], strict=True))
+
+
+def test_a_second_run_does_nothing_again(demo):
+    before = demo.report.stat().st_mtime_ns
+    again = run_demo(demo.folder, spec=SMALL)
+    assert all(stage.skipped for stage in again.stages)
+    assert again.scores == demo.scores
+    assert again.commands == demo.commands
+    assert again.report.stat().st_mtime_ns == before
+
+
+def test_no_ground_is_in_two_splits(demo):
+    rows = LabelledDataset.open(str(demo.folder / "dataset")).rows
+    assert rows.groupby("tile_key")["split"].nunique().max() == 1
+    assert rows.groupby("tile_key")["scene"].nunique().max() == 2
+    assert {"train", "test"} <= set(rows["split"])
+
+
+def test_scores_cover_the_three_rankings(demo):
+    assert set(demo.scores) == {"trained", "untrained", "random"}
+    for metrics in demo.scores.values():
+        for name in ("mAP", "nDCG@50", "WAP@50", "rare mAP", "same place R@10"):
+            assert np.isfinite(metrics[name])
+
+
+def test_queries_are_held_out_and_never_answer_with_their_own_ground(demo):
+    record = json.loads((demo.folder / "stages.json").read_text())["stages"]["search"]["result"]
+    archive = Archive.open(str(demo.folder / "archive"))
+    dataset = LabelledDataset.open(str(demo.folder / "dataset"))
+    held_out = set(dataset.rows["tile_key"].iloc[dataset.indices("test")])
+    places = archive.read(record["queries"], ["tile_key"])["tile_key"]
+    assert set(places) <= held_out
+    assert len(record["queries"]) >= 3
+    for place, hits, scores in zip(places, record["hits"], record["scores"], strict=True):
+        assert len(hits) >= 30
+        assert place not in archive.read(hits, ["tile_key"])["tile_key"]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_the_report_shows_the_run(demo):
+    html = demo.report.read_text()
+    archive = Archive.open(str(demo.folder / "archive"))
+    assert archive.spec.encoder_fingerprint in html
+    assert html.count("data:image/jpeg") >= 3 * 7
+    assert "4 embedded" in html
+    assert "33a-20240807" in html  # the overcast scene and why it gave nothing
+    assert all(command.split(" -r ")[0] in html for command in demo.commands)
+
+
+def test_the_recipe_names_what_the_demo_made(demo):
+    recipe = yaml.safe_load(demo.recipe.read_text())
+    labels = TileLabels.from_parquet(recipe["ingest"]["labels_uri"])
+    assert len(Archive.open(recipe["archive"]["uri"])) <= 4 * len(labels)
+
+
+def test_gallery_and_map_follow_the_archive(demo):
+    archive = Archive.open(str(demo.folder / "archive"))
+    gallery = Gallery(archive, [])
+    with pytest.raises(NotFoundError, match="give the catalog that was ingested"):
+        gallery.show(archive.live_rows(0)[:1])
+    footprints = archive_footprints(archive)
+    places = archive.read_segment(0, ["tile_key"])["tile_key"]
+    assert len(footprints.bbox) >= len(set(places))
+    counts = [(footprints.class_index == i).sum() for i in range(len(archive.spec.classes))]
+    assert sum(counts) == len(footprints.bbox)
+    assert ledger_summary(archive).tiles == len(archive)
+
+
+def test_other_settings_redo_what_depends_on_them_also_in_a_moved_folder(demo, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(demo.folder, moved)
+    again = run_demo(moved, spec=replace(SMALL, shards=1))
+    redone = [stage.name for stage in again.stages if not stage.skipped]
+    assert redone == ["index", "search", "report"]
+    assert len(list(moved.glob("index/*/shard-*.faiss"))) == 1
+    assert again.scores == demo.scores
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("keep me")
+    with pytest.raises(ConfigError, match="give a new or an empty folder"):
+        run_demo(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "keep me"

@@ -1,0 +1,269 @@
+"""The service over a real archive: searches, pictures, uploads, the contract, a new version."""
+
+import io
+import json
+import struct
+import threading
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import schemathesis
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import one_of
+from PIL import Image
+from schemathesis.config import SchemathesisConfig
+from schemathesis.generation import GenerationMode
+
+from storage.archive.reader import Archive
+from storage.raster.writer import write_geotiff
+from tests.support.service_world import DAYS, add_day, make_world
+from workflows.service.app import Limits, create_app
+from workflows.service.backend import IndexBackend, Served
+from workflows.service.guard import token_digests
+
+TOKEN = "0123456789abcdef-token"
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("service")
+
+
+@pytest.fixture(scope="module")
+def served(folder, ray_session) -> Served:
+    return make_world(folder)
+
+
+@pytest.fixture(scope="module")
+def client(served) -> TestClient:
+    return _client(IndexBackend(served))
+
+
+def _client(backend: IndexBackend) -> TestClient:
+    app = create_app(backend, limits=Limits(rate_per_s=0))
+    return TestClient(app, base_url="http://127.0.0.1:8000")
+
+
+def _png(size: tuple[int, int] = (40, 50)) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def _search(client: TestClient, **body) -> list[dict]:
+    answer = client.post("/v1/search", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["hits"]
+
+
+def test_every_way_to_ask_finds_and_what_asks_is_no_hit(client):
+    form = {"query": json.dumps({"k": 1})}
+    answer = client.post("/v1/search", files={"image": _png()}, data=form)
+    (hit,) = answer.json()["hits"]
+    found = _search(client, tile=hit["tile"], scene=hit["scene"], k=48)
+    assert len(found) == 47
+    assert hit["row"] not in {one["row"] for one in found}
+    assert [one["rank"] for one in found] == list(range(1, 48))
+    assert {one["tile"] for one in found[:2]} == {hit["tile"]}  # its two other days
+    only = _search(
+        client, tile=hit["tile"], k=5, filter={"since": "2024-06-01", "until": "2024-06-01"}
+    )
+    assert {one["scene"] for one in only} == {"site_20240601"}
+    west, south, east, north = hit["bbox"]
+    place = [(west + east) / 2, (south + north) / 2]
+    (near,) = _search(client, lonlat=place, date="2024-05-03", k=1)
+    assert near["tile"] == hit["tile"]
+    inside = _search(client, box=[*place, *place], k=48)
+    assert len(inside) == 45  # without the three days of the tile in the box
+    assert hit["tile"] not in {one["tile"] for one in inside}
+
+
+def test_examples_pull_and_push(client, served):
+    manifest = IndexBackend(served)._current().searcher.manifest
+    archive = Archive.open(manifest.archive_uri, manifest.snapshot)
+    rows = archive.read(np.concatenate([archive.live_rows(s.ordinal) for s in archive.segments]))
+    vectors = rows["embedding"].astype(np.float32)
+    good, bad = [0, 21], [9]
+    wanted = vectors[good].mean(0) - 0.5 * vectors[bad].mean(0)
+    order = np.argsort(-(vectors @ wanted), kind="stable")
+    truth = [rows["row"][i] for i in order if i not in (*good, *bad)]
+
+    def named(i: int) -> dict[str, str]:
+        return {"tile": rows["tile_key"][i], "scene": rows["scene"][i]}
+
+    found = _search(client, positive=[*map(named, good)], negative=[*map(named, bad)], k=10)
+    assert [hit["row"] for hit in found] == truth[:10]
+
+
+def test_a_tile_lists_its_days_and_shows_each(client, folder):
+    (hit,) = _search(client, vector=[1.0] * 16, k=1)
+    tile = client.get(f"/v1/tiles/{hit['tile']}").json()
+    assert [one["scene"] for one in tile["acquisitions"]] == [f"site_{day}" for day in DAYS]
+    path = f"/v1/tiles/{hit['tile']}/thumbnail.png"
+    pictures = [
+        client.get(path, params={"scene": one["scene"], "size": 32}).content
+        for one in tile["acquisitions"]
+    ]
+    assert len({*pictures}) == 3
+    assert {Image.open(io.BytesIO(one)).size for one in pictures} == {(32, 32)}
+    newest = client.get(path, params={"size": 32})
+    assert newest.content == pictures[-1]
+    text = client.get("/metrics").text
+    assert 'source="drawn"} 3.0' in text
+    assert 'source="cache"} 1.0' in text
+    known = {"If-None-Match": newest.headers["etag"]}
+    assert client.get(path, params={"size": 32}, headers=known).status_code == 304
+
+
+def test_a_picture_is_that_of_its_place(client):
+    """Tiles of plain colours: a tile whose red is stronger is the redder picture."""
+    hits = _search(client, vector=[1.0] * 16, k=48)
+    day = [hit for hit in hits if hit["scene"] == "site_20240501"]
+    colours = np.random.default_rng(99).integers(20, 220, (3, 4, 4))
+    reds, seen = [], []
+    for hit in day:
+        column, row = (int(part) for part in hit["tile"].split("/")[1:])
+        low_column, low_row = (min(int(h["tile"].split("/")[i]) for h in day) for i in (1, 2))
+        reds.append(colours[0, row - low_row, column - low_column])
+        path = f"/v1/tiles/{hit['tile']}/thumbnail.png"
+        png = client.get(path, params={"scene": hit["scene"], "size": 16}).content
+        seen.append(np.asarray(Image.open(io.BytesIO(png)))[..., 0].mean())
+    assert len(day) == 16
+    assert np.corrcoef(np.argsort(np.argsort(reds)), np.argsort(np.argsort(seen)))[0, 1] > 0.95
+
+
+def test_what_is_not_there_is_not_drawn(client, served, tmp_path):
+    (hit,) = _search(client, vector=[1.0] * 16, k=1)
+    grid = hit["tile"].split("/")[0]
+    for path in (f"{grid}/1/1", "nogrid/1/1"):
+        assert client.get(f"/v1/tiles/{path}").status_code == 404
+        assert client.get(f"/v1/tiles/{path}/thumbnail.png").status_code == 404
+    path = f"/v1/tiles/{hit['tile']}/thumbnail.png"
+    assert client.get(path, params={"scene": "../site"}).status_code == 404
+    blind = _client(IndexBackend(Served(index_uri=served.index_uri)))
+    answer = blind.get(path)
+    assert (answer.status_code, "--scenes" in answer.json()["message"]) == (404, True)
+    assert blind.get("/v1/index").json()["pictures"] is False
+
+
+def test_scenes_come_with_the_box_of_their_tiles(client):
+    page = client.get("/v1/scenes", params={"state": "embedded"}).json()
+    assert [one["scene"] for one in page["scenes"]] == [f"site_{day}" for day in DAYS]
+    boxes = np.array([one["bbox"] for one in page["scenes"]])
+    hits = np.array([hit["bbox"] for hit in _search(client, vector=[1.0] * 16, k=48)])
+    np.testing.assert_allclose(boxes[0, :2], hits[:, :2].min(0))
+    np.testing.assert_allclose(boxes[0, 2:], hits[:, 2:].max(0))
+    np.testing.assert_allclose(client.get("/v1/index").json()["bbox"], boxes[0])
+    assert client.get("/v1/scenes", params={"state": "empty"}).json()["total"] == 0
+
+
+def test_an_upload_is_told_by_its_content_and_a_bomb_is_not_decoded(client, tmp_path):
+    huge = bytearray(_png((8, 8)))
+    huge[16:24] = struct.pack(">II", 60_000, 60_000)
+    huge[29:33] = struct.pack(">I", zlib.crc32(bytes(huge[12:29])))
+    tif, deep = tmp_path / "five.tif", tmp_path / "deep.tif"
+    place = ("EPSG:32632", (10, 0, 0, 0, -10, 640))
+    write_geotiff(str(tif), np.ones((5, 64, 64), np.uint8), *place, cog=False)
+    write_geotiff(str(deep), np.ones((70, 256, 256), np.uint8), *place, cog=False)
+    for upload, word in (
+        (bytes(huge), "cannot be decoded"),
+        (_png((1100, 1000)), "1000 x 1100 pixels"),
+        (deep.read_bytes(), "70 bands"),
+        (tif.read_bytes(), "5 bands"),
+        (tif.read_bytes()[:500], "the image"),
+        (_png()[:100], "the image"),
+        (b"\x89PNG", "cannot be decoded"),
+        (b"GIF89a", "no PNG, JPEG or GeoTIFF"),
+        (b"<VRTDataset><SourceFilename>/etc/passwd", "no PNG, JPEG or GeoTIFF"),
+    ):
+        answer = client.post("/v1/search", files={"image": upload})
+        assert answer.status_code == 422, answer.text
+        assert word in answer.json()["message"]
+        assert "/tmp" not in answer.json()["message"]
+
+
+def test_no_index_is_not_ready(tmp_path):
+    client = _client(IndexBackend(Served(index_uri=str(tmp_path / "none"))))
+    assert client.get("/v1/ready").status_code == 503
+    assert client.post("/v1/search", json={"vector": [1.0]}).status_code == 404
+
+
+# ---------------------------------------------------------------- the contract
+
+
+def test_the_answers_are_what_openapi_says(served):
+    """All checks of schemathesis, on well-formed and malformed requests of every operation.
+
+    A request can be right by the schema and make no sense to this index (a vector of another
+    length, a tile that is not there), so 404, 415 and 422 are answers to a well-formed one too.
+    """
+    allowed = {"expected-statuses": ["2xx", "404", "415", "422"]}
+    config = SchemathesisConfig.from_dict({"checks": {"positive_data_acceptance": allowed}})
+    app = create_app(
+        IndexBackend(served),
+        digests=token_digests(TOKEN),
+        limits=Limits(rate_per_s=0),
+        hosts=None,
+    )
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=config)
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert len(operations) == 8
+    for operation in operations:
+        modes = [operation.as_strategy(mode) for mode in GenerationMode]
+
+        @settings(
+            max_examples=30,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=one_of(*modes))
+        def conforms(case) -> None:
+            case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"})
+
+        conforms()
+
+
+# ---------------------------------------------------------------- a new version
+
+
+def test_a_new_version_takes_over_without_a_dropped_or_mixed_answer(served, folder, monkeypatch):
+    monkeypatch.setattr("workflows.service.backend._LOOK_EVERY_S", 0.05)
+    client = _client(IndexBackend(served))
+    before = client.get("/v1/ready").json()
+    answers: list[tuple[int, dict]] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            answer = client.post("/v1/search", json={"vector": [1.0] * 16, "k": 48})
+            answers.append((answer.status_code, answer.json()))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        add_day(folder, "20240801", seed=9)
+        while client.get("/v1/ready").json()["version"] == before["version"]:
+            pass
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    after = client.get("/v1/ready").json()
+    assert (before["rows"], after["rows"]) == (48, 64)
+    assert {status for status, _ in answers} == {200}
+    days = {before["version"]: {*DAYS}, after["version"]: {*DAYS, "20240801"}}
+    snapshots = {before["version"]: before["snapshot"], after["version"]: after["snapshot"]}
+    for _, answer in answers:
+        assert answer["snapshot"] == snapshots[answer["version"]]
+        seen = {hit["scene"].removeprefix("site_") for hit in answer["hits"]}
+        assert seen <= days[answer["version"]]
+    assert client.get("/v1/scenes").json()["total"] == 4

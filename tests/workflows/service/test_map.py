@@ -1,0 +1,324 @@
+"""The map in a real browser: what an analyst does, with mouse and keyboard, wide and narrow."""
+
+import hashlib
+import io
+import json
+import re
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
+
+from tests.support.service_world import make_world, serving
+from workflows.service.app import WEB, Limits, create_app
+from workflows.service.backend import IndexBackend
+from workflows.service.guard import token_digests
+
+CHROMIUM = shutil.which("chromium")
+WEBGL = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+TOKEN = "0123456789abcdef-token"
+
+expect.set_options(timeout=60_000)  # a busy machine is slow, not wrong
+
+pytestmark = [
+    pytest.mark.usefixtures("ray_session"),
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory, ray_session) -> IndexBackend:
+    made = IndexBackend(make_world(tmp_path_factory.mktemp("map")))
+    made.ready()  # the first page does not wait for search actors
+    return made
+
+
+@pytest.fixture(scope="module")
+def address(backend) -> Iterator[str]:
+    with serving(create_app(backend, limits=Limits(rate_per_s=0))) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=WEBGL)
+        yield browser
+        browser.close()
+
+
+class _Watched:
+    """A page of the map and what its console said."""
+
+    def __init__(self, page: Page) -> None:
+        self.page, self.said = page, []
+        page.on("console", lambda message: self.said.append(message.text))
+        page.on("pageerror", lambda error: self.said.append(str(error)))
+
+    def open(self, url: str, *, drawn: bool = True) -> "_Watched":
+        """Open the page; ``drawn`` waits until the map listens."""
+        self.page.goto(url)
+        expect(self.page.locator("#about")).to_contain_text("tiles")
+        if drawn:
+            expect(self.page.locator(".crosshair")).to_be_attached()
+        return self
+
+    @property
+    def cards(self) -> Locator:
+        return self.page.locator(".card")
+
+    def found(self, count: int) -> None:
+        expect(self.page.locator("#status")).to_contain_text(f"{count} hits")
+        expect(self.cards).to_have_count(count)
+
+    def click_map(self, across: float, down: float) -> None:
+        canvas = self.page.locator("#map canvas")
+        box = canvas.bounding_box()
+        assert box
+        self.page.mouse.click(box["x"] + box["width"] * across, box["y"] + box["height"] * down)
+
+    def scenes_of(self) -> list[str]:
+        return self.page.locator(".card .scene").all_inner_texts()
+
+
+@pytest.fixture
+def wide(browser) -> Iterator[_Watched]:
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
+    yield _Watched(context.new_page())
+    context.close()
+
+
+def test_click_search_refine_step_and_export(wide, address):
+    page = wide.open(address).page
+    expect(page.locator("#status")).to_contain_text("3 scenes")
+    wide.click_map(0.5, 0.45)
+    wide.found(24)
+    image = page.locator(".card img").first
+    expect(image).to_have_js_property("naturalWidth", 128)
+
+    wide.cards.nth(0).get_by_role("button", name="Right").click()
+    wide.cards.nth(5).get_by_role("button", name="Wrong").click()
+    marked = [wide.cards.nth(n).locator(".show").get_attribute("aria-label") for n in (0, 5)]
+    expect(page.locator("#examples li")).to_have_count(2)
+    with page.expect_response("**/v1/search") as answer:
+        page.get_by_role("button", name="Search again with the marks").click()
+    body = json.loads(answer.value.request.post_data)
+    assert (len(body["positive"]), len(body["negative"])) == (1, 1)
+    wide.found(24)
+    shown = page.locator(".card .show").evaluate_all("all => all.map(e => e.ariaLabel)")
+    facts = {text.partition(", ")[2] for text in shown if text}
+    assert len(facts) > 1
+    assert marked[0]
+    assert page.locator(".card[data-mark=good]").count() == 0  # what asks is no hit
+
+    wide.cards.nth(2).locator(".show").click()
+    place = page.locator("#place")
+    expect(place).to_contain_text("of 3)")
+    before = place.locator("strong").inner_text()
+    step = "Later date" if "(1 of" in before else "Earlier date"
+    place.get_by_role("button", name=step).click()
+    expect(place.locator("strong")).not_to_have_text(before)
+    assert "open=" in page.url
+
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="GeoJSON").click()
+    collection = json.loads(Path(saved.value.path()).read_text())
+    assert len(collection["features"]) == 24
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="GeoParquet").click()
+    assert len(gpd.read_parquet(saved.value.path())) == 24
+    assert wide.said == []
+
+
+def test_a_link_reproduces_the_view(wide, browser, address):
+    page = wide.open(address).page
+    wide.click_map(0.5, 0.45)
+    wide.found(24)
+    page.locator("[name=since]").fill("2024-06-01")
+    page.locator("[name=until]").fill("2024-06-01")
+    expect(wide.cards).to_have_count(16)
+    assert {*wide.scenes_of()} == {"site_20240601"}
+    wide.cards.nth(1).locator(".show").click()
+    expect(page.locator("#place")).to_be_visible()
+    wide.cards.nth(3).get_by_role("button", name="Wrong").click()
+    page.get_by_role("button", name="Search again").click()
+    expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
+    count = wide.cards.count()
+    labels = page.locator(".card .show").evaluate_all("all => all.map(e => e.ariaLabel)")
+    other = _Watched(browser.new_page()).open(page.url)
+    other.found(count)
+    again = other.page.locator(".card .show").evaluate_all("all => all.map(e => e.ariaLabel)")
+    assert again == labels
+    expect(other.page.locator("#place")).to_be_visible()
+    expect(other.page.locator("[name=since]")).to_have_value("2024-06-01")
+    assert other.page.locator("#examples li").count() == 1
+    assert (wide.said, other.said) == ([], [])
+    other.page.close()
+
+
+def test_a_box_asks_or_confines(wide, address):
+    page = wide.open(address).page
+    expect(page.locator("#status")).to_contain_text("scenes")
+    canvas = page.locator("#map canvas").bounding_box()
+    assert canvas
+    west, north = canvas["x"] + canvas["width"] * 0.45, canvas["y"] + canvas["height"] * 0.4
+
+    def drag() -> None:
+        page.mouse.move(west, north)
+        page.mouse.down()
+        page.mouse.move(west + 60, north + 60, steps=3)
+        page.mouse.up()
+
+    page.get_by_role("button", name="Draw a box").click()
+    expect(page.locator("#mode")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#mode")).to_be_hidden()
+    page.get_by_role("button", name="Draw a box").click()
+    drag()
+    expect(page.locator("#status")).to_contain_text("like the tiles in the box")
+    assert "box=" in page.url
+    page.get_by_role("button", name="Draw an area").click()
+    drag()
+    expect(page.locator("[name=area]")).not_to_have_value("")
+    assert "area=" in page.url
+    page.get_by_role("button", name="Clear filters").click()
+    expect(page.locator("[name=area]")).to_have_value("")
+    assert wide.said == []
+
+
+def test_a_picture_asks_and_a_wrong_one_is_explained(wide, address):
+    page = wide.open(address).page
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    file = {"name": "chip.png", "mimeType": "image/png", "buffer": png.getvalue()}
+    page.locator("#file").set_input_files(file)
+    wide.found(24)
+    expect(page.locator("#status")).to_contain_text("like the picture chip.png")
+    assert wide.said == []
+    broken = {"name": "chip.png", "mimeType": "image/png", "buffer": png.getvalue()[:60]}
+    page.locator("#file").set_input_files(broken)
+    expect(page.get_by_role("alert")).to_contain_text("the image")
+    page.locator("#file").set_input_files({**file, "name": "chip.gif"})
+    expect(page.get_by_role("alert")).to_contain_text("chip.gif is no PNG")
+
+
+def test_errors_are_told_in_words(wide, address):
+    page = wide.open(address).page
+    page.locator("[name=lon]").fill("0")
+    page.locator("[name=lat]").fill("95")
+    page.get_by_role("button", name="Find").click()
+    expect(page.get_by_role("alert")).to_contain_text("latitude -90 to 90")
+    page.locator("[name=lat]").fill("0")
+    page.locator("[name=lat]").press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("inside one of the outlined scenes")
+    page.route("**/v1/search", lambda route: route.abort())
+    page.locator("[name=lat]").press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+    assert all("404" in text or "ERR_FAILED" in text for text in wide.said)
+
+
+def test_everything_is_reached_by_keyboard(wide, address):
+    page = wide.open(address).page
+    expect(page.locator("#status")).to_contain_text("scenes")
+    page.locator("#map canvas").focus()
+    page.keyboard.press("Enter")
+    wide.found(24)
+    wide.cards.nth(0).locator(".show").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.locator("#place")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#place")).to_be_hidden()
+    focused = page.evaluate("document.activeElement.closest('.card')?.dataset.rank")
+    assert focused == "2"
+    seen = set()
+    page.locator(".skip").focus()
+    for _ in range(24):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("document.activeElement.id || document.activeElement.name"))
+    assert {"link", "geojson", "lon", "lat", "file", "box", "draw-query", "since", "cloud"} <= seen
+    unnamed = page.evaluate(
+        """[...document.querySelectorAll('button, input, select')].filter(e =>
+        !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).map(e => e.outerHTML)"""
+    )
+    assert unnamed == []
+
+
+def test_a_narrow_page_fits(browser, address):
+    context = browser.new_context(
+        viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True
+    )
+    narrow = _Watched(context.new_page()).open(address)
+    expect(narrow.page.locator("#status")).to_contain_text("scenes")
+    narrow.click_map(0.5, 0.45)
+    narrow.found(24)
+    narrow.cards.nth(0).locator(".show").click()
+    expect(narrow.page.locator("#place")).to_be_visible()
+    assert narrow.page.evaluate("document.documentElement.scrollWidth") <= 390
+    for button in narrow.page.locator("button:visible").all():
+        box = button.bounding_box()
+        assert box
+        assert box["height"] >= 24, button.inner_text()
+    assert narrow.said == []
+    context.close()
+
+
+def test_without_webgl_the_page_says_so_and_works_as_a_list(browser, address):
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-3d-apis"]
+    other = browser.browser_type.launch(executable_path=CHROMIUM, args=arguments)
+    plain = _Watched(other.new_page()).open(address, drawn=False)
+    expect(plain.page.locator("#no-map")).to_contain_text("no WebGL")
+    west, south, east, north = _extent(address)
+    plain.page.locator("[name=lon]").fill(str((west + east) / 2))
+    plain.page.locator("[name=lat]").fill(str((south + north) / 2))
+    plain.page.get_by_role("button", name="Find").click()
+    plain.found(24)
+    assert plain.said == []
+    other.close()
+
+
+def test_a_token_is_asked_for_once_and_kept_out_of_the_address(browser, backend):
+    app = create_app(backend, digests=token_digests(TOKEN), limits=Limits(rate_per_s=0))
+    with serving(app) as address:
+        page = browser.new_page()
+        page.goto(address)
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Token").fill("wrong-wrong-wrong-wrong")
+        dialog.get_by_role("button", name="Go on").click()
+        expect(dialog).to_be_visible()
+        dialog.get_by_label("Token").fill(TOKEN)
+        dialog.get_by_role("button", name="Go on").click()
+        expect(page.locator("#about")).to_contain_text("tiles")
+        expect(page.locator("#status")).to_contain_text("3 scenes")
+        assert TOKEN not in page.url
+        page.close()
+
+
+def test_nothing_is_loaded_from_elsewhere(wide, address):
+    asked: list[str] = []
+    wide.page.on("request", lambda request: asked.append(request.url))
+    wide.open(address)
+    expect(wide.page.locator("#status")).to_contain_text("scenes")
+    foreign = [url for url in asked if not url.startswith((address, "blob:", "data:"))]
+    assert foreign == []
+    with pytest.raises(Error, match="dynamically imported"):
+        wide.page.evaluate("import('https://cdn.example/x.js')")
+
+
+def test_what_is_vendored_is_what_npm_gave():
+    vendor = WEB / "vendor"
+    for line in (vendor / "SHA256SUMS").read_text().splitlines():
+        digest, name = re.split(r"\s+", line)
+        assert hashlib.sha256((vendor / name).read_bytes()).hexdigest() == digest, name
+
+
+def _extent(address: str) -> list[float]:
+    with urllib.request.urlopen(f"{address}/v1/index") as answer:
+        return json.load(answer)["bbox"]

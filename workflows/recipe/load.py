@@ -1,0 +1,299 @@
+"""Recipes: one YAML file that says what a run reads, makes and where it puts it.
+
+A recipe's sections mirror the plain dataclasses of the packages below, which are imported only by
+the commands that use them. Every complaint names the file, the line, the key and the next step.
+Relative paths mean the folder in which the command runs, as on any command line.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from storage.errors import ConfigError
+from workflows.recipe.errors import KeyPath, complaint, dotted, missing_path, short, where_written
+from workflows.recipe.schema import Recipe
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+SECRET_MASK = "********"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Override:
+    """A value given on the command line: its key path, value, and the option that gave it."""
+
+    path: KeyPath
+    value: Any
+    origin: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Override":
+        """Read ``a.b=c`` as ``--set`` takes it; the value is YAML.
+
+        Raises
+        ------
+        ConfigError
+            There is no ``=``, or the value is no YAML.
+
+        Examples
+        --------
+        >>> Override.parse("grid.tile_px=64").value
+        64
+        """
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise ConfigError(f"--set {text!r} is not of the form section.key=value")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text!r}: its value is no YAML: {_problem(error)}") from error
+        return cls(path=tuple(name.split(".")), value=parsed, origin=f"--set {name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedRecipe:
+    """A checked recipe that remembers where each of its values was written."""
+
+    recipe: Recipe
+    source: str
+    origins: Mapping[KeyPath, str] = field(repr=False)
+
+    def where(self, key: str) -> str:
+        """Name the place of a value: a file and line, an option, or the key alone."""
+        return where_written(self.origins, tuple(key.split(".")), self.source)
+
+    def value(self, key: str) -> Any:
+        """Return the value of a dotted key."""
+        value: Any = self.recipe
+        for name in key.split("."):
+            value = getattr(value, name)
+        return value
+
+    def need(self, key: str, option: str | None = None) -> Any:
+        """Return a value that this command cannot do without.
+
+        Raises
+        ------
+        ConfigError
+            Neither the recipe nor the command line gives it.
+        """
+        value = self.value(key)
+        if value is None:
+            raise ConfigError(
+                f"{key} is not given{f' in {self.source}' if self.source else ''}: "
+                f"use {f'{option}, ' if option else ''}--set {key}=..., or a recipe that has it"
+            )
+        return value
+
+    def need_path(self, key: str, option: str | None = None) -> str:
+        """Return a URI that a command reads; a local one must exist.
+
+        Raises
+        ------
+        ConfigError
+            It is not given, or names nothing on this machine.
+        """
+        uri = str(self.need(key, option))
+        if "://" not in uri and not (fixed := _before_pattern(uri)).exists():
+            raise ConfigError(f"{self.where(key)}: {key}: {missing_path(str(fixed))}")
+        return uri
+
+    def shown(self) -> dict[str, Any]:
+        """Return the effective recipe as plain values, with secrets masked."""
+        shown: dict[str, Any] = _masked(self.recipe)
+        return shown
+
+
+def packaged_recipes() -> dict[str, str]:
+    """Return the names of the recipes that come with Skysift, and what each is for."""
+    folder = resources.files("workflows") / "recipes"
+    found = {}
+    for entry in sorted(folder.iterdir(), key=lambda item: item.name):
+        if entry.name.endswith(".yaml"):
+            text = entry.read_text(encoding="utf-8")
+            found[entry.name.removesuffix(".yaml")] = str(
+                (yaml.safe_load(text) or {}).get("description", "")
+            )
+    return found
+
+
+def read_recipe_text(name: str) -> tuple[str, str]:
+    """Return the text of a recipe, and the name by which messages call it.
+
+    ``name`` is a file, or the name of a recipe that comes with Skysift.
+
+    Raises
+    ------
+    ConfigError
+        There is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path.read_text(encoding="utf-8"), str(path)
+    packaged = resources.files("workflows") / "recipes" / f"{name}.yaml"
+    if re.fullmatch(r"[A-Za-z0-9_-]+", name) and packaged.is_file():
+        return packaged.read_text(encoding="utf-8"), f"recipe {name}"
+    names = list(packaged_recipes())
+    near = difflib.get_close_matches(name, names, 1) or None
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(
+        f"recipe {name!r} is neither a file nor a recipe that comes with Skysift; "
+        f"{hint}`skysift recipe list` shows them"
+    )
+
+
+def load_recipe(
+    name: str | None = None,
+    overrides: Sequence[Override] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> LoadedRecipe:
+    """Read, expand, override and check a recipe.
+
+    Parameters
+    ----------
+    name
+        A YAML file or the name of a packaged recipe; None for the defaults alone.
+    overrides
+        Values of the command line, later ones win.
+    environ
+        Where ``${NAME}`` and ``${NAME:-default}`` are looked up.
+
+    Raises
+    ------
+    ConfigError
+        The recipe cannot be read, or a key, type or value in it is wrong.
+    """
+    data: dict[str, Any] = {}
+    origins: dict[KeyPath, str] = {}
+    source = ""
+    if name is not None:
+        text, source = read_recipe_text(name)
+        data, origins = parse_recipe(text, source, environ)
+    for override in overrides:
+        _apply(data, override, origins)
+    try:
+        return LoadedRecipe(recipe=Recipe.model_validate(data), source=source, origins=origins)
+    except ValidationError as error:
+        raise ConfigError(complaint(error, data, origins, source)) from error
+
+
+def parse_recipe(
+    text: str, source: str, environ: Mapping[str, str] = os.environ
+) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """Parse YAML with variables expanded, and where each value stands (file and line).
+
+    Raises
+    ------
+    ConfigError
+        It is no YAML, has a key twice, uses a variable that is not set, or is no mapping.
+    """
+    loader = yaml.SafeLoader(text)
+    origins: dict[KeyPath, str] = {}
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return {}, origins
+        _walk(loader, root, (), source, origins, environ)
+        data = loader.construct_document(root)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}{_line_of(error)}: no valid YAML: {_problem(error)}") from error
+    finally:
+        loader.dispose()
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}: expected sections such as `catalog:`, got {short(data)}")
+    return data, origins
+
+
+def _walk(
+    loader: yaml.SafeLoader,
+    node: yaml.Node,
+    path: KeyPath,
+    source: str,
+    origins: dict[KeyPath, str],
+    environ: Mapping[str, str],
+) -> None:
+    """Note the line of every value below a node, and expand the variables in its scalars."""
+    where = f"{source}, line {node.start_mark.line + 1}"
+    origins.setdefault(path, where)
+    if isinstance(node, yaml.ScalarNode) and "${" in node.value:
+        node.value = _expand(node.value, f"{where}: {dotted(path)}", environ)
+        if node.style is None:  # a plain scalar: ${PORT} may be a number
+            node.tag = loader.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
+    elif isinstance(node, yaml.SequenceNode):
+        for position, item in enumerate(node.value):
+            _walk(loader, item, (*path, position), source, origins, environ)
+    elif isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, item in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise ConfigError(
+                    f"{source}, line {line}: {dotted((*path, key.value))} is given twice, "
+                    f"first in line {seen[key.value]}; remove one"
+                )
+            seen[key.value] = line
+            origins[(*path, key.value)] = f"{source}, line {line}"
+            _walk(loader, item, (*path, key.value), source, origins, environ)
+
+
+def _expand(text: str, where: str, environ: Mapping[str, str]) -> str:
+    def value(match: re.Match[str]) -> str:
+        name, default = match.group(1), match.group(2)
+        found = environ.get(name) or default
+        if found is None:
+            raise ConfigError(
+                f"{where} uses ${{{name}}}, which is not set; set it or write ${{{name}:-default}}"
+            )
+        return found
+
+    return _VARIABLE.sub(value, text)
+
+
+def _apply(data: dict[str, Any], override: Override, origins: dict[KeyPath, str]) -> None:
+    target = data
+    *sections, last = map(str, override.path)
+    for name in sections:
+        if not isinstance(target.get(name), dict):
+            target[name] = {}
+        target = target[name]
+    target[last] = override.value
+    for path in [path for path in origins if path[: len(override.path)] == override.path]:
+        del origins[path]
+    origins[override.path] = override.origin
+
+
+def _before_pattern(path: str) -> Path:
+    """Return the folder in which a pattern begins, or the path when it is none."""
+    parts = Path(path).parts
+    marked = (n for n, part in enumerate(parts) if any(mark in part for mark in "*?["))
+    return Path(*parts[: next(marked, len(parts))])
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    return str(getattr(error, "problem", None) or error).partition("\n")[0]
+
+
+def _line_of(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f", line {mark.line + 1}" if mark is not None else ""
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return {name: _masked(item) for name, item in _items(value)}
+    if hasattr(value, "get_secret_value"):
+        return SECRET_MASK
+    if isinstance(value, Mapping):
+        return {name: _masked(item) for name, item in value.items()}
+    return [_masked(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _items(section: BaseModel) -> Iterator[tuple[str, Any]]:
+    return ((name, getattr(section, name)) for name in type(section).model_fields)

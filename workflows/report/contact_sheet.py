@@ -1,0 +1,191 @@
+"""A contact sheet: many tiles as one PNG, each with its date, key, scene and score."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO, StringIO
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from storage.archive.reader import Archive
+from storage.errors import ConfigError, NotFoundError
+from storage.location import StorageOptions, read_bytes
+from workflows.report.rendering import TileRenderer, sized
+
+_MARGIN_PX = 12
+_LINE_PX = 15
+_INK, _PALE, _PAPER = (24, 24, 27), (113, 113, 122), (255, 255, 255)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SheetTile:
+    """A tile to show: one scene's view of a place; ``score`` None when nothing was searched."""
+
+    scene: str
+    tile_key: str
+    date: str
+    score: float | None = None
+
+
+def contact_sheet(
+    tiles: Sequence[SheetTile],
+    renderer: TileRenderer,
+    *,
+    title: str,
+    columns: int = 6,
+    side_px: int = 192,
+) -> bytes:
+    """Draw tiles in their order, row by row.
+
+    Parameters
+    ----------
+    tiles
+        At least one.
+    renderer
+        Draws them from their scenes.
+    title
+        Written above.
+    columns
+        Tiles in a row.
+    side_px
+        Side of a tile's picture.
+
+    Returns
+    -------
+    bytes
+        A PNG.
+
+    Raises
+    ------
+    NotFoundError, SceneError
+        As :meth:`workflows.report.rendering.TileRenderer.draw`.
+    """
+    across = min(columns, len(tiles))
+    rows = -(-len(tiles) // across)
+    head = 2 * _MARGIN_PX + _LINE_PX
+    grids = {tile.tile_key.rsplit("/", 2)[0] for tile in tiles}
+    lines = 2 if len(grids) == 1 else 3  # a grid that all share is named once, above
+    title += f"  ·  grid {grids.pop()}" if len(grids) == 1 else ""
+    cell = (side_px + _MARGIN_PX, side_px + lines * _LINE_PX + _MARGIN_PX)
+    size = (across * cell[0] + _MARGIN_PX, rows * cell[1] + head)
+    sheet = Image.new("RGB", size, _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    bold, plain = ImageFont.load_default(14), ImageFont.load_default(12)
+    pen.text((_MARGIN_PX, _MARGIN_PX), _fitted(title, size[0] - 2 * _MARGIN_PX, bold), _INK, bold)
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, across)
+        x, y = _MARGIN_PX + column * cell[0], head + row * cell[1]
+        picture = renderer.draw(tile.scene, tile.tile_key)
+        sheet.paste(Image.fromarray(sized(picture, side_px)), (x, y))
+        for line, (text, ink) in enumerate(_lines(tile)[:lines]):
+            at = (x, y + side_px + 2 + line * _LINE_PX)
+            pen.text(at, _fitted(text, side_px, plain), ink, plain)
+    sink = BytesIO()
+    sheet.save(sink, "PNG", optimize=True)
+    return sink.getvalue()
+
+
+def _lines(tile: SheetTile) -> list[tuple[str, tuple[int, int, int]]]:
+    """Return what is written below a tile, and in which colour."""
+    grid, column, row = tile.tile_key.rsplit("/", 2)
+    score = "" if tile.score is None else f"{tile.score:.3f}   "
+    return [
+        (f"{score}{tile.date}   {column}/{row}", _INK),
+        (tile.scene, _PALE),
+        (grid, _PALE),
+    ]
+
+
+def _fitted(text: str, width_px: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Shorten a text in its middle, where names differ least, until it fits."""
+    kept = text
+    while font.getlength(kept) > width_px and len(kept) > 5:
+        head = (len(kept) - 2) // 2
+        kept = f"{kept[:head].rstrip('…')}…{kept[len(kept) - head :].lstrip('…')}"
+    return kept
+
+
+def tiles_of_rows(archive: Archive, rows: ArrayLike) -> list[SheetTile]:
+    """Return the tiles of rows (n,) in their order.
+
+    Raises
+    ------
+    NotFoundError
+        A row is not live.
+    """
+    found = archive.read(rows, ["scene", "tile_key", "datetime"])
+    days = found["datetime"].astype("datetime64[D]").astype(str)
+    return [
+        SheetTile(scene=str(scene), tile_key=str(key), date=str(day))
+        for scene, key, day in zip(found["scene"], found["tile_key"], days, strict=True)
+    ]
+
+
+def rows_where(archive: Archive, column: str, values: Sequence[str]) -> NDArray[np.int64]:
+    """Return the ids of the live rows whose scene or tile key is one of some.
+
+    Raises
+    ------
+    NotFoundError
+        One of them has no live row.
+    """
+    wanted, missing = set(values), set(values)
+    parts = [np.empty(0, np.int64)]
+    for segment in archive.segments:
+        if column == "scene" and not wanted & set(segment.scenes):
+            continue
+        found = archive.read_segment(segment.ordinal, [column])
+        mine = np.array([value in wanted for value in found[column]], bool)
+        missing -= set(found[column][mine])
+        parts.append(found["row"][mine])
+    if missing:
+        raise NotFoundError(
+            f"archive {archive.uri} has no live row of {column.replace('_', ' ')} "
+            f"{', '.join(sorted(missing))}; `skysift archive info --scenes` lists its scenes"
+        )
+    return np.concatenate(parts)
+
+
+def tiles_of_hits(uri: str, options: StorageOptions | None = None) -> list[SheetTile]:
+    """Read the hits that `skysift search` wrote: --out files, or what --json printed.
+
+    Raises
+    ------
+    ConfigError
+        The file holds something else.
+    """
+    try:
+        return [_tile(record) for record in _records(uri, read_bytes(uri, options))]
+    except (KeyError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{uri} holds no hits ({type(error).__name__}: {error}); give what "
+            "`skysift search` wrote with --out, or printed with --json"
+        ) from error
+
+
+def _records(uri: str, data: bytes) -> Iterable[Mapping[str, Any]]:
+    kind = PurePosixPath(uri).suffix.lower()
+    if kind == ".parquet":
+        columns = ["scene", "tile_key", "datetime", "score"]
+        return list(pq.read_table(BytesIO(data), columns=columns).to_pylist())
+    if kind == ".csv":
+        return list(csv.DictReader(StringIO(data.decode())))
+    document = json.loads(data)
+    if document.get("type") == "FeatureCollection":
+        return [feature["properties"] for feature in document["features"]]
+    return list(document["hits"])
+
+
+def _tile(record: Mapping[str, Any]) -> SheetTile:
+    return SheetTile(
+        scene=str(record["scene"]),
+        tile_key=str(record["tile_key"]),
+        date=str(record["datetime"])[:10],
+        score=float(record["score"]),
+    )
