@@ -38,11 +38,11 @@ BUDGET_BYTES = 6_000_000_000
 ADDED_ROWS = 100_000
 _LOADED = """
 import json, os, sys
-from storage.index.files import IndexFiles
+from storage.index.files import VerifiedFiles
 from storage.index.manifest import read_manifest
 def rss(): return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 before, manifest = rss(), read_manifest(sys.argv[1])
-files = IndexFiles(sys.argv[1])
+files = VerifiedFiles(sys.argv[1])
 kept = [files.load(shard) for shard in manifest.shards]
 print(json.dumps(rss() - before))
 """

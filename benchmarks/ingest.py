@@ -30,7 +30,7 @@ from benchmarks.ingest_world import (
     write_scenes,
 )
 from benchmarks.measure import Row, publish
-from pipeline.ingest.driver import HERE_TILES
+from pipeline.ingest.driver import LOCAL_TILES
 from pipeline.runtime.cluster import ray_session
 
 CORES = os.cpu_count() or 1
@@ -87,14 +87,19 @@ def first_tile(folder: Path, full: bool) -> Iterator[Row]:
     bundle = write_bundle(folder / "bundle", TILE_PX, 32)
     scenes = folder / "scenes"
     scenes.mkdir()
-    write_scenes(scenes, HERE_TILES // 128, 2048, 1024)
+    write_scenes(scenes, LOCAL_TILES // 128, 2048, 1024)
     firsts: dict[bool, list[float]] = {True: [], False: []}
     wholes: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(5 if full else 3):
         for here in firsts:
             marked, started = folder / f"first-{here}-{turn}", time.time()
             command = [sys.executable, "-m", "benchmarks.ingest_first", str(marked)]
-            command += [str(HERE_TILES if here else 0), "ingest", "--scenes", str(scenes / "*.tif")]
+            command += [
+                str(LOCAL_TILES if here else 0),
+                "ingest",
+                "--scenes",
+                str(scenes / "*.tif"),
+            ]
             command += ["--encoder", bundle, "--archive", str(folder / f"archive-{here}-{turn}")]
             subprocess.run(command, check=True, capture_output=True)
             wholes[here].append(time.time() - started)
@@ -105,7 +110,7 @@ def first_tile(folder: Path, full: bool) -> Iterator[Row]:
          "rasterio in each worker. The plan is made while Ray starts."),
     ):  # fmt: skip
         yield Row(
-            what=f"seconds from `skysift ingest` of {HERE_TILES:,} tiles to the first embedded "
+            what=f"seconds from `skysift ingest` of {LOCAL_TILES:,} tiles to the first embedded "
             f"tile, {'without' if here else 'with'} Ray, {CORES} cores, cold",
             ours=statistics.median(firsts[here]),
             unit="s",
@@ -115,7 +120,7 @@ def first_tile(folder: Path, full: bool) -> Iterator[Row]:
             note=way,
         )
     yield Row(
-        what=f"`skysift ingest` of {HERE_TILES:,} tiles, tiny-cnn of width 32, {CORES} cores, cold",
+        what=f"`skysift ingest` of {LOCAL_TILES:,} tiles, tiny-cnn (width 32), {CORES} cores, cold",
         ours=statistics.median(wholes[True]),
         unit="s",
         peer=statistics.median(wholes[False]),

@@ -25,6 +25,6 @@ class _Noting(console.ProgressView):
 
 if __name__ == "__main__":
     _FILE = Path(sys.argv[1])
-    ingest.HERE_TILES = int(sys.argv[2])
+    ingest.LOCAL_TILES = int(sys.argv[2])
     console.ProgressView = _Noting  # type: ignore[misc]
     main(sys.argv[3:])

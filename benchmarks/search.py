@@ -29,7 +29,7 @@ from pipeline.indexing.spec import IndexSpec
 from pipeline.runtime.cluster import ray_session
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
-from storage.index.files import IndexFiles
+from storage.index.files import VerifiedFiles
 from storage.index.filter import Filter
 from storage.index.manifest import read_manifest
 from storage.index.quantizer import set_threads
@@ -124,7 +124,7 @@ class InProcess:
     def __init__(self, index_uri: str, truth: Found, world: World) -> None:
         manifest = read_manifest(index_uri)
         (entry,) = manifest.shards
-        shard = ShardGroup([IndexFiles(index_uri).load(entry)])
+        shard = ShardGroup([VerifiedFiles(index_uri).load(entry)])
         self._index, self._world = shard.index, world
         set_threads(world.threads)
         rows = shard.sidecar.row

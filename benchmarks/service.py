@@ -37,7 +37,7 @@ from pipeline.indexing.driver import build_index
 from pipeline.runtime.cluster import ray_session
 from pipeline.search.searcher import Searcher
 from workflows.service.app import Limits
-from workflows.service.backend import Served
+from workflows.service.backend import BackendConfig
 from workflows.service.deploy import ServiceSpec, prepare_proxy, serve_index
 
 ROWS, DIMENSION, K = 100_000, 128, 10
@@ -85,7 +85,7 @@ def _service(index: str, replicas: int) -> Iterator[str]:
     spec = ServiceSpec(port=port, limits=Limits(rate_per_s=0), replicas=replicas)
     thread = threading.Thread(
         target=serve_index,
-        args=(Served(index_uri=index, replicas=replicas), spec),
+        args=(BackendConfig(index_uri=index, replicas=replicas), spec),
         kwargs={"ready": lambda _: up.set(), "stop": stop},
     )
     thread.start()

@@ -46,7 +46,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked += 1
 
 
-def globalise_batch_norm(module: nn.Module) -> None:
+def convert_sync_batch_norm(module: nn.Module) -> None:
     """Replace every plain `BatchNorm2d` below a module by one over the global batch, in place."""
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm2d and child.affine:
@@ -55,7 +55,7 @@ def globalise_batch_norm(module: nn.Module) -> None:
             layer.to(child.weight).train(child.training)
             setattr(module, name, layer)
         else:
-            globalise_batch_norm(child)
+            convert_sync_batch_norm(child)
 
 
 class _Normalise(torch.autograd.Function):

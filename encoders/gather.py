@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from encoders.losses.core import Keys, Loss, Sums, divide
+from encoders.losses.core import Keys, Loss, RatioSums, divide
 from storage.errors import ConfigError
 
 Group = dist.ProcessGroup | None
@@ -74,7 +74,7 @@ def global_loss(
         return divide(sums)
     denominator_T = sums.denominator_T.clone()
     dist.all_reduce(denominator_T, group=group)
-    return dist.get_world_size(group) * divide(Sums(sums.numerator_T, denominator_T))
+    return dist.get_world_size(group) * divide(RatioSums(sums.numerator_T, denominator_T))
 
 
 def average_gradients(module: nn.Module, group: Group = None) -> None:

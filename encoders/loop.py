@@ -22,13 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from encoders.augment import Augmentation
-from encoders.batch_norm import globalise_batch_norm
+from encoders.batch_norm import convert_sync_batch_norm
 from encoders.bundle import Encoder
 from encoders.gather import KeyQueue, average_gradients, cached_backward, gather_rows, global_loss
 from encoders.losses.core import Loss
 from encoders.sampling import LabelAwareBatchSampler
 from storage.errors import ConfigError, SkysiftError
-from storage.prefetch import one_ahead
+from storage.prefetch import prefetch
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -143,7 +143,7 @@ class TrainingLoop:
         encoder.head.requires_grad_(True)
         self.network: nn.Module = _Network(encoder, spec.frozen)
         if world_size > 1:
-            globalise_batch_norm(encoder.backbone)
+            convert_sync_batch_norm(encoder.backbone)
             self.network = DistributedDataParallel(self.network)
         self.queue: KeyQueue | None = None
         if spec.queue_rows:
@@ -209,7 +209,7 @@ class TrainingLoop:
             return nn.functional.normalize(features.float(), dim=1)
 
         self.encoder.eval()
-        return sharded(encode, self.data.inputs, rows, device=self.encoder.device)
+        return map_sharded(encode, self.data.inputs, rows, device=self.encoder.device)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all that resuming needs: tensors by name, and plain values for JSON."""
@@ -320,7 +320,7 @@ class TrainingLoop:
             return x.to(device), torch.from_numpy(self.data.labels[batch]).to(device)
 
         self.sampler.load_state_dict(self.sampler.state_dict(start))
-        return one_ahead(read, self.sampler)
+        return prefetch(read, self.sampler)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Decay matrices and filters; leave biases, norms and the loss's own parameters alone."""
@@ -348,7 +348,7 @@ class _Network(nn.Module):
         return self.encoder.project(x if self.frozen else self.encoder.backbone(x))
 
 
-def sharded(
+def map_sharded(
     encode: Callable[[NDArray[Any]], Tensor],
     inputs: NDArray[Any],
     rows: Ints,

@@ -45,7 +45,7 @@ from encoders.ranking import (
     excluding_own,
     first_keys,
 )
-from encoders.relevance import Gains, Truth
+from encoders.relevance import Gains, Relevance
 from storage.errors import ConfigError
 
 JACCARD_RELEVANT = 0.6
@@ -154,7 +154,7 @@ def score_retrieval(
     1.0
     """
     z_QD, z_ND = np.asarray(z_QD), np.asarray(z_ND)
-    truth = Truth.of(y_QC, y_NC, k, exclude_self, rare_counts)
+    truth = Relevance.of(y_QC, y_NC, k, exclude_self, rare_counts)
     if z_QD.ndim != 2 or z_ND.ndim != 2 or z_QD.shape[1] != z_ND.shape[1]:
         raise ConfigError(f"metrics: embeddings do not fit: {z_QD.shape} and {z_ND.shape}")
     if (len(z_QD), len(z_ND)) != (truth.queries, truth.items):
@@ -180,7 +180,7 @@ def random_ranking_metrics(
 
     Parameters are those of :func:`score_retrieval`; the ranking is a function of ``seed``.
     """
-    truth = Truth.of(y_QC, y_NC, k, exclude_self, rare_counts)
+    truth = Relevance.of(y_QC, y_NC, k, exclude_self, rare_counts)
 
     def keys(rows: slice, items: slice) -> Ints:
         shape = rows.stop - rows.start, items.stop - items.start
@@ -204,7 +204,7 @@ def rare_labels(counts_C: Floats, label_ap_C: Floats) -> Ints:
     return by_count[: max(1, len(scored) // 3)]
 
 
-def _score(keys: Keys, truth: Truth, full: bool, chunk_bytes: int) -> Scores:
+def _score(keys: Keys, truth: Relevance, full: bool, chunk_bytes: int) -> Scores:
     k, near = truth.hits(truth.k), truth.hits(JACCARD_HITS)
     depth = truth.items if full else max(k, near)
     found: list[dict[str, Floats]] = []
@@ -235,7 +235,7 @@ def _score(keys: Keys, truth: Truth, full: bool, chunk_bytes: int) -> Scores:
     return Scores(metrics=metrics, label_ap=label_ap_C, queries=queries)
 
 
-def _sets(kept_qK: Ints, truth: Truth) -> Ints:
+def _sets(kept_qK: Ints, truth: Relevance) -> Ints:
     """Label set of each hit; V, which gains nothing, for the excluded row, which comes last."""
     known_qK = kept_qK < EXCLUDED
     return np.where(known_qK, truth.set_N[kept_qK & POSITION * known_qK], len(truth.count_V))
@@ -265,7 +265,7 @@ def _first_hits(set_qk: Ints, gains: Gains) -> dict[str, Floats]:
 class _Rankings:
     """Scores whole rankings, query by query, and adds up the labels' average precisions."""
 
-    def __init__(self, truth: Truth) -> None:
+    def __init__(self, truth: Relevance) -> None:
         self._truth, self._most_relevant = truth, truth.most_relevant
         self._has_CV = np.ascontiguousarray(truth.set_VC.T > 0)
         self._count_N = np.arange(1.0, truth.items + 1)

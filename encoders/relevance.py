@@ -34,7 +34,7 @@ class Gains:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Truth:
+class Relevance:
     """The labels of queries and database, as V distinct label sets with their items."""
 
     y_QC: Floats
@@ -53,7 +53,7 @@ class Truth:
         k: int,
         exclude_self: ArrayLike | None,
         rare_counts: ArrayLike | None,
-    ) -> "Truth":
+    ) -> "Relevance":
         """Check the labels and group the database by label set; see ``score_retrieval``."""
         y_QC, y_NC = np.asarray(y_QC), np.asarray(y_NC)
         if y_QC.ndim != 2 or y_NC.ndim != 2 or y_QC.shape[1] != y_NC.shape[1]:

@@ -42,7 +42,7 @@ _LOCK, _OWNER = ".owner.lock", ".owner.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Owner:
+class Holder:
     """The process that holds a claim."""
 
     host: str
@@ -51,13 +51,13 @@ class Owner:
     token: str
 
     @classmethod
-    def here(cls) -> "Owner":
+    def here(cls) -> "Holder":
         """Return this process, with a token of its own for each claim."""
         since = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(host=socket.gethostname(), pid=os.getpid(), since=since, token=uuid.uuid4().hex)
 
     @classmethod
-    def read(cls, data: bytes) -> "Owner":
+    def read(cls, data: bytes) -> "Holder":
         """Return the owner that a claim names."""
         return cls(**json.loads(data))
 
@@ -74,7 +74,7 @@ class Owner:
 
 
 @contextmanager
-def sole_owner(
+def exclusive_lock(
     uri: str, what: str, options: StorageOptions | None = None, *, lease_s: float = LEASE_S
 ) -> Iterator[Callable[[], None]]:
     """Be the only process that works on a folder inside the block.
@@ -127,12 +127,12 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         try:
-            owner = str(Owner.read(note.read_bytes()))
+            owner = str(Holder.read(note.read_bytes()))
         except (OSError, ValueError, TypeError):
             owner = "a process that has just begun"
         raise _refusal(what, str(folder), owner) from error
     try:
-        write_bytes(str(note), Owner.here().to_bytes())
+        write_bytes(str(note), Holder.here().to_bytes())
         yield
     finally:
         note.unlink(missing_ok=True)
@@ -154,7 +154,7 @@ class _Lease:
 
     def __init__(self, uri: str, what: str, options: StorageOptions | None, lease_s: float) -> None:
         self._uri, self._what, self._options, self._lease_s = uri, what, options, lease_s
-        self._owner = Owner.here()
+        self._owner = Holder.here()
         self._etag = ""
         self._lost_to = ""
         self._ended = threading.Event()
@@ -203,7 +203,7 @@ class _Lease:
             return None
         if not data:
             return etag
-        owner = Owner.read(data)
+        owner = Holder.read(data)
         if owner.token == self._owner.token:
             return etag  # it was created, only the answer was lost
         left_s = self._lease_s - (datetime.now(UTC) - modified).total_seconds()
@@ -218,7 +218,7 @@ class _Lease:
             try:
                 etag = self._write(self._etag)
                 if etag is None:
-                    self._meet(Owner.read(read_bytes(self._uri, self._options)))
+                    self._meet(Holder.read(read_bytes(self._uri, self._options)))
                 else:
                     self._etag = etag
             except (SkysiftError, ValueError) as error:
@@ -228,7 +228,7 @@ class _Lease:
             if self._lost_to:
                 return
 
-    def _meet(self, owner: Owner) -> None:
+    def _meet(self, owner: Holder) -> None:
         """See whose claim it is: ours when only the answer to a renewal was lost."""
         if owner.token == self._owner.token:
             self._etag = _modified_at(self._uri, self._options)[1]

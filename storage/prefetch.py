@@ -8,7 +8,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def one_ahead(work: Callable[[A], B], values: Iterable[A]) -> Iterator[B]:
+def prefetch(work: Callable[[A], B], values: Iterable[A]) -> Iterator[B]:
     """Yield what ``work`` makes of each value, in order; the next one is made meanwhile.
 
     At most two results are in memory: the one that was yielded and the one after it. What ``work``
@@ -16,7 +16,7 @@ def one_ahead(work: Callable[[A], B], values: Iterable[A]) -> Iterator[B]:
 
     Examples
     --------
-    >>> list(one_ahead(abs, [-1, 2, -3]))
+    >>> list(prefetch(abs, [-1, 2, -3]))
     [1, 2, 3]
     """
     with ThreadPoolExecutor(1, "ahead") as thread:

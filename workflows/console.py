@@ -183,7 +183,7 @@ def configure_logging(*, verbose: bool = False, debug: bool = False) -> None:
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
 
-def hush_ray() -> None:
+def silence_ray() -> None:
     """Keep the notes of Ray's Python parts off stderr; call it once they are imported."""
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     for name in ("ray", "ray.data", "ray.train", "ray.serve"):
@@ -193,7 +193,7 @@ def hush_ray() -> None:
 
 
 @contextmanager
-def muted_native_stderr() -> Iterator[None]:
+def suppress_stderr() -> Iterator[None]:
     """Let nothing written to the stderr of the process through, native code's writes included.
 
     For the moment in which Ray starts: it announces its log level before it obeys it.

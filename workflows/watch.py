@@ -56,7 +56,7 @@ class WatchJob:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Arrival:
+class SceneOutcome:
     """A scene that a poll settled: what became of it, and whether an older version was there."""
 
     scene_id: str
@@ -77,7 +77,7 @@ class PollReport:
 
     started_at: dt.datetime
     seconds: float
-    arrivals: tuple[Arrival, ...]
+    arrivals: tuple[SceneOutcome, ...]
     scenes_known: int
     snapshot: str | None
     index_version: str | None = None
@@ -85,7 +85,7 @@ class PollReport:
     nothing: str = ""
 
     @property
-    def is_news(self) -> bool:
+    def changed(self) -> bool:
         """Whether anything changed."""
         return bool(self.arrivals) or self.index_changed
 
@@ -160,7 +160,7 @@ def poll(
         :func:`pipeline.ingest.driver.ingest` and :func:`pipeline.indexing.driver.update_index` say.
     """
     started, started_at = time.monotonic(), dt.datetime.now(dt.UTC)
-    arrivals: tuple[Arrival, ...] = ()
+    arrivals: tuple[SceneOutcome, ...] = ()
     nothing = ""
     try:
         plan = plan_ingest(job.ingest, options)
@@ -198,7 +198,7 @@ def _embed(
     options: StorageOptions | None,
     progress: ProgressSink,
     events: EventSink,
-) -> tuple[Arrival, ...]:
+) -> tuple[SceneOutcome, ...]:
     if not (plan.todo or plan.rejected):
         return ()
     cost = estimate_cost(plan, options, sample_scenes=SAMPLE_SCENES, on_cluster=job.on_cluster)
@@ -254,11 +254,11 @@ def watch(
             wait(max(interval_s - (time.monotonic() - started), 0))
 
 
-def _arrivals(plan: IngestPlan, options: StorageOptions | None) -> tuple[Arrival, ...]:
+def _arrivals(plan: IngestPlan, options: StorageOptions | None) -> tuple[SceneOutcome, ...]:
     entries = Archive.open(plan.spec.archive_uri, options=options).ledger.entries
     ids = [scene.id for scene in plan.todo] + [item.scene_id for item in plan.rejected]
     return tuple(
-        Arrival(
+        SceneOutcome(
             scene_id=name,
             state=entries[name].state,
             rows=entries[name].rows,

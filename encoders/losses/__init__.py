@@ -16,7 +16,7 @@ import torch
 
 from encoders.losses.bce import Bce
 from encoders.losses.cbml import Cbml
-from encoders.losses.core import Keys, Loss, Sums, divide
+from encoders.losses.core import Keys, Loss, RatioSums, divide
 from encoders.losses.grn import Grn
 from encoders.losses.icl import Icl
 from encoders.losses.ifnd import Ifnd
@@ -37,7 +37,7 @@ __all__ = [
     "Keys",
     "LabelStatistics",
     "Loss",
-    "Sums",
+    "RatioSums",
     "build_loss",
     "divide",
     "loss_names",

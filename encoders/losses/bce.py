@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from encoders.losses.core import Fraction, Loss
+from encoders.losses.core import Loss, Ratio
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -21,12 +21,12 @@ class Bce(Loss):
 
     def fractions(
         self, z_BD: Tensor, y_BC: Tensor, z_GD: Tensor, y_GC: Tensor, offset: int
-    ) -> Sequence[Fraction]:
+    ) -> Sequence[Ratio]:
         """Return the mean over the anchors; the keys take no part."""
         return [classification(self.classifier(z_BD), y_BC)]
 
 
-def classification(logits_BC: Tensor, y_BC: Tensor) -> Fraction:
+def classification(logits_BC: Tensor, y_BC: Tensor) -> Ratio:
     """Return the cross-entropy summed over anchors, averaged over labels, and their number."""
     value = binary_cross_entropy_with_logits(logits_BC, y_BC, reduction="sum")
-    return Fraction(value / max(y_BC.shape[1], 1), value.new_tensor(len(y_BC)))
+    return Ratio(value / max(y_BC.shape[1], 1), value.new_tensor(len(y_BC)))

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.linalg import vecdot
 from torch.nn.functional import softplus
 
-from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, require
+from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio, require
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -58,7 +58,7 @@ class Cbml(PairLoss):
         self.negative = (negative_threshold, negative_scale)
         self.margin, self.spread, self.blend = margin, spread, blend
 
-    def terms(self, pairs: Pairs) -> Sequence[Fraction]:
+    def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over the anchors with a positive and a negative."""
         s_RG, fixed_RG = pairs.similarity_RG, pairs.similarity_RG.detach()
         positive_RG = pairs.set_self(pairs.shared_RG > 0, False)
@@ -93,7 +93,7 @@ class Cbml(PairLoss):
         spread_R = square_R - 2 * centre_R * mean_R + centre_R**2  # mean of (s - centre)^2
         value_R = softplus(near_R) + softplus(far_R) + self.spread * spread_R
         value_R = torch.where(mined_R, value_R, 0)
-        return [Fraction(value_R.sum(), usable_R.sum().to(value_R))]
+        return [Ratio(value_R.sum(), usable_R.sum().to(value_R))]
 
 
 def _log(sum_R: Tensor) -> Tensor:

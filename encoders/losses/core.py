@@ -24,7 +24,7 @@ CHUNK_PAIRS = 2**22  # 16 MiB: less and the heap fragments, more and each matrix
 _ABSENT = -1e30  # a logit that takes no part: finite, so that 0 x _ABSENT is 0 and not NaN
 
 
-class Sums(NamedTuple):
+class RatioSums(NamedTuple):
     """The T fractions of a loss as sums over anchors; the loss is ``Σ_t numerator / denominator``.
 
     ``numerator_T`` carries the gradient; ``denominator_T`` (weights or anchors counted) has none.
@@ -34,14 +34,14 @@ class Sums(NamedTuple):
     denominator_T: Tensor
 
 
-class Fraction(NamedTuple):
+class Ratio(NamedTuple):
     """One term of a loss over some anchors; both are scalars, the denominator has no gradient."""
 
     numerator: Tensor
     denominator: Tensor
 
 
-def divide(sums: Sums) -> Tensor:
+def divide(sums: RatioSums) -> Tensor:
     """Add the fractions up; one without any anchor counts as 0, with a gradient of 0."""
     denominator_T = torch.where(sums.denominator_T > 0, sums.denominator_T, 1)
     return (sums.numerator_T / denominator_T).sum()
@@ -67,7 +67,9 @@ class Loss(nn.Module):
         """Return the scalar loss; raises ConfigError when the shapes do not fit."""
         return divide(self.sums(z_BD, y_BC, keys, offset))
 
-    def sums(self, z_BD: Tensor, y_BC: Tensor, keys: Keys | None = None, offset: int = 0) -> Sums:
+    def sums(
+        self, z_BD: Tensor, y_BC: Tensor, keys: Keys | None = None, offset: int = 0
+    ) -> RatioSums:
         """Return numerators and denominators summed over the local anchors."""
         z_GD, y_GC = (z_BD, y_BC) if keys is None else keys
         _check_shapes(z_BD, y_BC, z_GD, y_GC, offset)
@@ -75,14 +77,14 @@ class Loss(nn.Module):
             z_BD, z_GD = _at_least_float32(z_BD), _at_least_float32(z_GD)
             y_BC, y_GC = y_BC.to(z_BD.dtype), y_GC.to(z_BD.dtype)
             fractions = self.fractions(z_BD, y_BC, z_GD, y_GC, offset)
-        return Sums(
+        return RatioSums(
             torch.stack([fraction.numerator for fraction in fractions]),
             torch.stack([fraction.denominator for fraction in fractions]).detach(),
         )
 
     def fractions(
         self, z_BD: Tensor, y_BC: Tensor, z_GD: Tensor, y_GC: Tensor, offset: int
-    ) -> Sequence[Fraction]:
+    ) -> Sequence[Ratio]:
         """Return the loss's terms over these anchors; inputs are float32 or float64."""
         raise NotImplementedError
 
@@ -152,7 +154,7 @@ def contrast(
     reduction: Reduction = "anchor",
     log_presence_RK: Tensor | None = None,
     count_R: Tensor | None = None,
-) -> Fraction:
+) -> Ratio:
     """Return the weighted contrastive sum that all these losses are made of.
 
     ``- Σ_i u_i Σ_p w_ip log( exp(l_ip) / Σ_{a≠i} v_ia exp(l_ia) )  over  Σ_i n_i`` with
@@ -179,12 +181,12 @@ def contrast(
     # Σ_p w (lse - l): two row sums instead of a matrix of log-probabilities.
     value_R = total_R * present_RK.logsumexp(1) - (weight_RK * logits_RK).sum(1)
     if count_R is not None:
-        return Fraction(value_R.sum(), count_R.sum())
+        return Ratio(value_R.sum(), count_R.sum())
     if reduction == "total":
-        return Fraction(value_R.sum(), total_R.sum())
+        return Ratio(value_R.sum(), total_R.sum())
     usable_R = total_R > 0
     value_R = value_R / torch.where(usable_R, total_R, 1)
-    return Fraction(value_R.sum(), usable_R.sum().to(value_R.dtype))
+    return Ratio(value_R.sum(), usable_R.sum().to(value_R.dtype))
 
 
 class PairLoss(Loss):
@@ -206,7 +208,7 @@ class PairLoss(Loss):
         require(chunk_pairs > 0, "chunk_pairs", "more than 0", chunk_pairs)
         self.temperature, self.chunk_pairs = temperature, chunk_pairs
 
-    def terms(self, pairs: Pairs) -> Sequence[Fraction]:
+    def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the loss's fractions over the anchors of ``pairs``."""
         raise NotImplementedError
 
@@ -216,12 +218,12 @@ class PairLoss(Loss):
 
     def fractions(
         self, z_BD: Tensor, y_BC: Tensor, z_GD: Tensor, y_GC: Tensor, offset: int
-    ) -> Sequence[Fraction]:
+    ) -> Sequence[Ratio]:
         """Evaluate :meth:`terms` in chunks of rows and add them up."""
         known_G = self.prepare(z_GD.detach(), y_GC)
         rows = max(1, self.chunk_pairs // max(len(z_GD), 1))
 
-        def chunk(z_RD: Tensor, y_RC: Tensor, start: int) -> Sequence[Fraction]:
+        def chunk(z_RD: Tensor, y_RC: Tensor, start: int) -> Sequence[Ratio]:
             return self.terms(Pairs(z_RD, y_RC, z_GD, y_GC, offset + start, known_G))
 
         if len(z_BD) <= rows:
@@ -229,7 +231,7 @@ class PairLoss(Loss):
 
         parts = [
             cast(
-                "Sequence[Fraction]",
+                "Sequence[Ratio]",
                 checkpoint(
                     chunk,
                     z_BD[start : start + rows],
@@ -242,7 +244,7 @@ class PairLoss(Loss):
             for start in range(0, len(z_BD), rows)
         ]
         return [
-            Fraction(sum_of([p.numerator for p in term]), sum_of([p.denominator for p in term]))
+            Ratio(sum_of([p.numerator for p in term]), sum_of([p.denominator for p in term]))
             for term in zip(*parts, strict=True)
         ]
 

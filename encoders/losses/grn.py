@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs
+from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -29,7 +29,7 @@ class Grn(PairLoss):
     ) -> None:
         super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
 
-    def terms(self, pairs: Pairs) -> Sequence[Fraction]:
+    def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over the anchors that agree with somebody on a label."""
         classes = pairs.y_RC.shape[1]
         hamming_RG = pairs.size_R[:, None] + pairs.size_G - 2 * pairs.shared_RG
@@ -38,4 +38,4 @@ class Grn(PairLoss):
         alike_RG = torch.where(weight_RG > 0, logits_RG + weight_RG.clamp_min(1e-12).log(), -1e30)
         usable_R = (weight_RG > 0).any(1)
         value_R = torch.where(usable_R, logits_RG.logsumexp(1) - alike_RG.logsumexp(1), 0)
-        return [Fraction(value_R.sum(), usable_R.sum().to(value_R))]
+        return [Ratio(value_R.sum(), usable_R.sum().to(value_R))]

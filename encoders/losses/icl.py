@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from encoders.losses.bce import classification
-from encoders.losses.core import Fraction, Loss, require
+from encoders.losses.core import Loss, Ratio, require
 from encoders.losses.statistics import LabelStatistics
 
 _LEAST = 1e-12  # the norm of a token that is 0
@@ -44,7 +44,7 @@ class Icl(Loss):
 
     def fractions(
         self, z_BD: Tensor, y_BC: Tensor, z_GD: Tensor, y_GC: Tensor, offset: int
-    ) -> Sequence[Fraction]:
+    ) -> Sequence[Ratio]:
         """Return the classification term and the contrast of label tokens."""
         itself = torch.eye(y_BC.shape[1], dtype=torch.bool, device=z_BD.device)
         logits_BCC = (self._cosines(z_BD) / self.temperature).masked_fill(itself, -1e30)
@@ -54,8 +54,8 @@ class Icl(Loss):
         contrast = (value_BC / total_BC.clamp_min(1)).sum()
         labels = classification(self.classifier(z_BD), y_BC)
         return [
-            Fraction((1 - self.share) * labels.numerator, labels.denominator),
-            Fraction(self.share * contrast, (total_BC > 0).sum().to(contrast)),
+            Ratio((1 - self.share) * labels.numerator, labels.denominator),
+            Ratio(self.share * contrast, (total_BC > 0).sum().to(contrast)),
         ]
 
     def _cosines(self, z_BD: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, contrast, require
+from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio, contrast, require
 from encoders.losses.statistics import LabelStatistics
 
 _ROUNDS = 10
@@ -54,7 +54,7 @@ class Ifnd(PairLoss):
         order = (best_G2[:, 1] - best_G2[:, 0]).argsort(stable=True)
         return own_G2[:, 0].index_fill(0, order[accepted:], -1)
 
-    def terms(self, pairs: Pairs) -> Sequence[Fraction]:
+    def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over the anchors with a positive."""
         removed_RG = None
         if pairs.known_G is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, contrast
+from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio, contrast
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -27,6 +27,6 @@ class Jaccard(PairLoss):
     ) -> None:
         super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
 
-    def terms(self, pairs: Pairs) -> Sequence[Fraction]:
+    def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over the anchors that overlap somebody."""
         return [contrast(pairs, pairs.jaccard_RG, pairs.similarity_RG / self.temperature)]

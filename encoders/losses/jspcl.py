@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from encoders.losses.bce import classification
-from encoders.losses.core import CHUNK_PAIRS, Fraction, require
+from encoders.losses.core import CHUNK_PAIRS, Ratio, require
 from encoders.losses.jaccard import Jaccard
 from encoders.losses.statistics import LabelStatistics
 
@@ -37,13 +37,13 @@ class Jspcl(Jaccard):
 
     def fractions(
         self, z_BD: Tensor, y_BC: Tensor, z_GD: Tensor, y_GC: Tensor, offset: int
-    ) -> Sequence[Fraction]:
+    ) -> Sequence[Ratio]:
         """Return the two terms."""
         logits_BC, logits_GC = self.classifier(z_BD), self.classifier(z_GD)
         q_BC, q_GC = normalize(logits_BC.sigmoid(), dim=1), normalize(logits_GC.sigmoid(), dim=1)
         (contrast,) = super().fractions(q_BC, y_BC, q_GC, y_GC, offset)
         labels = classification(logits_BC, y_BC)
         return [
-            Fraction((1 - self.share) * labels.numerator, labels.denominator),
-            Fraction(self.share * contrast.numerator, contrast.denominator),
+            Ratio((1 - self.share) * labels.numerator, labels.denominator),
+            Ratio(self.share * contrast.numerator, contrast.denominator),
         ]

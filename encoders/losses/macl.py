@@ -14,9 +14,9 @@ from torch.nn.functional import normalize
 
 from encoders.losses.core import (
     CHUNK_PAIRS,
-    Fraction,
     PairLoss,
     Pairs,
+    Ratio,
     Reduction,
     contrast,
     require,
@@ -81,7 +81,7 @@ class Macl(PairLoss):
     """
 
     rarity_C: Tensor
-    log_reach_C: Tensor
+    log1p_rarity_C: Tensor
     pair_first_P: Tensor
     pair_second_P: Tensor
     pair_weight_P: Tensor
@@ -146,13 +146,13 @@ class Macl(PairLoss):
             first, second = torch.triu_indices(statistics.classes, statistics.classes)
         self.register_buffer("rarity_C", 1 - counts_CC.diagonal() / statistics.rows, False)
         reach_C = discount * weight_CC.diagonal()
-        self.register_buffer("log_reach_C", torch.log1p(reach_C), False)
+        self.register_buffer("log1p_rarity_C", torch.log1p(reach_C), False)
         self.register_buffer("weight_CC", weight_CC, False)
         self.register_buffer("pair_first_P", first, False)
         self.register_buffer("pair_second_P", second, False)
         self.register_buffer("pair_weight_P", weight_CC[first, second], False)
 
-    def terms(self, pairs: Pairs) -> Sequence[Fraction]:
+    def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the reweighted contrast and, with ``exactness``, the exactness term."""
         full = self._with_prototypes(pairs) if self.prototypes else pairs
         weight_RK = self.positive_weights(full)
@@ -169,7 +169,7 @@ class Macl(PairLoss):
         if self.exactness:
             power_RG = pairs.jaccard_RG.pow(self.exactness_power)
             plain = contrast(pairs, power_RG, pairs.similarity_RG / self.current_temperature)
-            fractions.append(Fraction(self.exactness * plain.numerator, plain.denominator))
+            fractions.append(Ratio(self.exactness * plain.numerator, plain.denominator))
         return fractions
 
     @property
@@ -198,7 +198,7 @@ class Macl(PairLoss):
 
     def _set_share(self, y_RC: Tensor, y_GC: Tensor) -> Tensor:
         """``(Π_{c∈S} (1 + r_c) - 1) / (Π_{c∈Y_i} (1 + r_c) - 1)``, in logarithms: no overflow."""
-        reach_RC = y_RC * self.log_reach_C.to(y_RC.dtype)
+        reach_RC = y_RC * self.log1p_rarity_C.to(y_RC.dtype)
         own_R1 = reach_RC.sum(1, keepdim=True)
         shared_RG = reach_RC @ y_GC.T
         weight_RG = (shared_RG - own_R1).exp_().sub_((-own_R1).exp())

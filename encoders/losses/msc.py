@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, contrast, require
+from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio, contrast, require
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -43,7 +43,7 @@ class Msc(PairLoss):
         self.alpha, self.beta = alpha, beta
         self.prototype_CD = nn.Parameter(torch.randn(statistics.classes, dimension))
 
-    def terms(self, pairs: Pairs) -> Sequence[Fraction]:
+    def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over the labelled anchors."""
         share_RG, share_RC = self._weights(pairs)
         near_RC = pairs.z_RD @ normalize(self.prototype_CD, dim=1).T

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, contrast
+from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio, contrast
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -28,7 +28,7 @@ class MulSupCon(PairLoss):
     ) -> None:
         super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
 
-    def terms(self, pairs: Pairs) -> Sequence[Fraction]:
+    def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over all (anchor, label) with another holder of the label."""
         others_C = pairs.y_GC.sum(0) - 1
         shared_C = (others_C > 0).to(others_C)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, contrast, require
+from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio, contrast, require
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -29,7 +29,7 @@ class ProbMcl(PairLoss):
         require(0 < threshold <= 1, "threshold", "more than 0, at most 1", threshold)
         self.threshold = threshold
 
-    def terms(self, pairs: Pairs) -> Sequence[Fraction]:
+    def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over the anchors with a positive."""
         # A hair below, so that a threshold of 2/3 includes an overlap of 2/3 in float32.
         positive_RG = (pairs.jaccard_RG >= self.threshold - 1e-6).to(pairs.jaccard_RG)

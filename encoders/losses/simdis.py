@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, contrast
+from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio, contrast
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -30,7 +30,7 @@ class SimDis(PairLoss):
     ) -> None:
         super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
 
-    def terms(self, pairs: Pairs) -> Sequence[Fraction]:
+    def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over the anchors that have a positive."""
         similar_RG = pairs.shared_RG / pairs.size_R.clamp_min(1)[:, None]
         surplus_RG = pairs.size_G - pairs.shared_RG

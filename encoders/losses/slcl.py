@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, contrast
+from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio, contrast
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -27,7 +27,7 @@ class Slcl(PairLoss):
     ) -> None:
         super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
 
-    def terms(self, pairs: Pairs) -> Sequence[Fraction]:
+    def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over all (anchor, column) with somebody who agrees."""
         count_C = pairs.y_GC.sum(0)
         weight_RG, count_R = 0 * pairs.shared_RG, 0 * pairs.size_R

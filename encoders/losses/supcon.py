@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, contrast, require
+from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio, contrast, require
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -32,7 +32,7 @@ class SupCon(PairLoss):
         require(positives in ("any", "all"), "positives", "'any' or 'all'", positives)
         self.positives = positives
 
-    def terms(self, pairs: Pairs) -> Sequence[Fraction]:
+    def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over anchors of the mean over their positives."""
         weight_RG = pairs.any_RG if self.positives == "any" else same_set(pairs)
         return [contrast(pairs, weight_RG, pairs.similarity_RG / self.temperature)]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import triplet_margin_loss
 
-from encoders.losses.core import CHUNK_PAIRS, Fraction, PairLoss, Pairs, require
+from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio, require
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -27,7 +27,7 @@ class Triplet(PairLoss):
         require(margin > 0, "margin", "more than 0", margin)
         self.margin = margin
 
-    def terms(self, pairs: Pairs) -> Sequence[Fraction]:
+    def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over the anchors with a positive and a negative."""
         fixed_RG = pairs.similarity_RG.detach()
         positive_RG = pairs.set_self(pairs.shared_RG > 0, False)
@@ -42,4 +42,4 @@ class Triplet(PairLoss):
             margin=self.margin,
             reduction="sum",
         )
-        return [Fraction(value, value.new_tensor(len(usable)))]
+        return [Ratio(value, value.new_tensor(len(usable)))]

@@ -16,13 +16,18 @@ from pipeline.indexing.plan import Piece
 from storage.archive.reader import Archive
 from storage.archive.writer import CHUNK_ROWS
 from storage.errors import CorruptIndexError, NotFoundError
-from storage.index.files import IndexFiles, ShardDraft, Vectors
+from storage.index.files import ShardWriter, Vectors, VerifiedFiles
 from storage.index.manifest import FileEntry, ShardEntry, shard_entry
-from storage.index.quantizer import Filled, Fit, fit_of, set_threads
+from storage.index.quantizer import (
+    QuantizationError,
+    ShardIndexBuilder,
+    quantization_error,
+    set_threads,
+)
 from storage.index.ranking import Float32, Int64
 from storage.index.sidecar import Columns, encode_columns, join_rows, order_of
 from storage.location import StorageOptions, join_uri, read_bytes, write_bytes
-from storage.prefetch import one_ahead
+from storage.prefetch import prefetch
 
 J = TypeVar("J", "ShardJob", "MergeJob")
 _FIT_ROWS = 4096
@@ -81,24 +86,24 @@ class ShardBuilder:
         positions[order] = np.arange(len(order))
         text = encode_columns({n: v[order] for n, v in columns.items()}, archive.spec.classes)
         del columns, order
-        trained = IndexFiles(self.index_uri, self.options).open(self.trained)
+        trained = VerifiedFiles(self.index_uri, self.options).open(self.trained)
         stride, sample = max(job.rows // _FIT_ROWS, 1), list[Float32]()
 
         def read(rows: Int64) -> npt.NDArray[np.float16]:
             return archive.read(rows, ["embedding"])["embedding"]
 
-        def fill(filled: Filled, vectors: Vectors | None) -> Fit:
+        def fill(filled: ShardIndexBuilder, vectors: Vectors | None) -> QuantizationError:
             done = 0
-            for embedding in one_ahead(read, _batches(archive, job)):
+            for embedding in prefetch(read, _batches(archive, job)):
                 at = positions[done : done + len(embedding)]
                 done += len(embedding)
                 filled.add(at, embedding)
                 if vectors is not None:
                     vectors[at] = embedding
                 sample.append(embedding[::stride].astype(np.float32))
-            return fit_of(trained, np.concatenate(sample))
+            return quantization_error(trained, np.concatenate(sample))
 
-        draft = ShardDraft(
+        draft = ShardWriter(
             index_uri=self.index_uri,
             version=self.version,
             name=job.name,
@@ -122,7 +127,7 @@ def built_once(
     try:
         values = json.loads(read_bytes(receipt, options))
         if values["job"] == told:
-            entry, files = shard_entry(values["shard"]), IndexFiles(index_uri, options)
+            entry, files = shard_entry(values["shard"]), VerifiedFiles(index_uri, options)
             for file in entry.files:
                 files.open(file)
             return entry

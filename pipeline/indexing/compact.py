@@ -14,9 +14,9 @@ import numpy.typing as npt
 from pipeline.indexing.build import MergeJob, built_once
 from pipeline.indexing.plan import morton
 from pipeline.indexing.update import mean_fit
-from storage.index.files import IndexFiles, ShardDraft, Vectors
+from storage.index.files import ShardWriter, Vectors, VerifiedFiles
 from storage.index.manifest import FileEntry, IndexManifest, ShardEntry
-from storage.index.quantizer import Filled, Fit, set_threads
+from storage.index.quantizer import QuantizationError, ShardIndexBuilder, set_threads
 from storage.index.ranking import Int64
 from storage.index.sidecar import Sidecar, encode_columns, join_rows, order_of
 from storage.location import StorageOptions
@@ -64,7 +64,7 @@ class ShardMerger:
 
     def _merge(self, job: MergeJob) -> ShardEntry:
         set_threads(1)
-        files = IndexFiles(self.index_uri, self.options)
+        files = VerifiedFiles(self.index_uri, self.options)
         alive = [_alive(files, shard) for shard in job.sources]
         columns = join_rows(
             [
@@ -80,20 +80,20 @@ class ShardMerger:
         del columns, order
         live = [shard.live_rows for shard in job.sources]
 
-        def fill(filled: Filled, vectors: Vectors | None) -> Fit:
+        def fill(filled: ShardIndexBuilder, vectors: Vectors | None) -> QuantizationError:
             done = 0
             for shard, kept in zip(job.sources, alive, strict=True):
                 at = positions[done : done + len(kept)]
                 done += len(kept)
                 places = np.full(shard.rows, -1, dtype=np.int64)
                 places[kept] = at
-                filled.take_over(files.open(shard.index), places)
+                filled.merge_from(files.open(shard.index), places)
                 if vectors is not None and shard.vectors is not None:
                     source = files.open(shard.vectors).view(np.float16)
                     vectors[at] = source.reshape(shard.rows, -1)[kept]
             return mean_fit([shard.fit for shard in job.sources], live)
 
-        draft = ShardDraft(
+        draft = ShardWriter(
             index_uri=self.index_uri,
             version=self.version,
             name=job.name,
@@ -104,7 +104,7 @@ class ShardMerger:
         return draft.write(files.open(self.trained), text, fill)
 
 
-def _alive(files: IndexFiles, shard: ShardEntry) -> Int64:
+def _alive(files: VerifiedFiles, shard: ShardEntry) -> Int64:
     """Return the positions (n,) of a shard's live rows."""
     alive: npt.NDArray[np.bool_] = np.ones(shard.rows, dtype=np.bool_)
     if shard.dead:

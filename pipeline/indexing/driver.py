@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pipeline.indexing.build import MergeJob, ShardBuilder
 from pipeline.indexing.compact import ShardMerger, groups_to_merge, shards_after
 from pipeline.indexing.plan import IndexPlan, cut_into_shards, plan_index
-from pipeline.indexing.recall import with_pilot
+from pipeline.indexing.recall import with_estimated_recall
 from pipeline.indexing.spec import IndexSpec
 from pipeline.indexing.steps import (
     draw_sample,
@@ -21,14 +21,14 @@ from pipeline.indexing.steps import (
     measure_recall,
     next_version,
     publish,
+    segment_extents,
     shard_name,
-    survey,
     threads_for,
     train_lists,
     version_digest,
     with_shards,
 )
-from pipeline.indexing.update import check_same_archive, hide_dead, with_growth
+from pipeline.indexing.update import check_same_archive, mark_deleted, with_growth
 from pipeline.runtime.cluster import ray_session
 from pipeline.runtime.tasks import run_tasks
 from storage.archive.reader import Archive
@@ -161,7 +161,7 @@ def update_index(
         return current
     digest = version_digest(current.digest, archive.snapshot, {})
     version = next_version(current, digest)
-    kept = hide_dead(index_uri, version, archive, current, options, progress)
+    kept = mark_deleted(index_uri, version, archive, current, options, progress)
     added = _add_segments(index_uri, version, archive, current, options, address, progress)
     shards = (*kept, *added)
     if not shards:
@@ -234,7 +234,7 @@ def _add_segments(
     progress: ProgressSink,
 ) -> list[ShardEntry]:
     """Fill shards with the segments that the current version does not cover."""
-    fresh = survey(archive, skip=frozenset(current.segments))
+    fresh = segment_extents(archive, skip=frozenset(current.segments))
     if not fresh:
         return []
     rows = sum(count for _, count, _ in fresh)
@@ -260,7 +260,7 @@ def _next_number(current: IndexManifest) -> int:
 
 def _plan(archive: Archive, spec: IndexSpec) -> IndexPlan:
     sizes = archive.spec.dimension, len(archive.spec.classes)
-    return with_pilot(archive, plan_index(spec, *sizes, survey(archive)), spec)
+    return with_estimated_recall(archive, plan_index(spec, *sizes, segment_extents(archive)), spec)
 
 
 def _current(index_uri: str, options: StorageOptions | None) -> IndexManifest | None:

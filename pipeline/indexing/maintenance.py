@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from storage.archive.maintenance import unpin_snapshots
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
-from storage.index.files import IndexFiles
+from storage.index.files import VerifiedFiles
 from storage.index.manifest import (
     IndexManifest,
     current_version,
@@ -128,7 +128,7 @@ def verify_index(
         The manifest itself is damaged.
     """
     manifest = read_manifest(index_uri, version, options)
-    problems, files = [], IndexFiles(index_uri, options)
+    problems, files = [], VerifiedFiles(index_uri, options)
     for number, entry in enumerate(manifest.files, 1):
         try:
             files.open(entry)

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.indexing.plan import IndexPlan
 from pipeline.indexing.spec import IndexSpec
 from storage.archive.reader import Archive
-from storage.index.files import IndexFiles
+from storage.index.files import VerifiedFiles
 from storage.index.filter import Filter
 from storage.index.manifest import ShardEntry
 from storage.index.quantizer import PQ_CODEWORDS, ShardParameters, proposals, set_threads, train
@@ -25,12 +25,12 @@ _FOUND = 10
 _RERANKS = (4, 16, 64)
 
 
-def with_pilot(archive: Archive, plan: IndexPlan, spec: IndexSpec) -> IndexPlan:
+def with_estimated_recall(archive: Archive, plan: IndexPlan, spec: IndexSpec) -> IndexPlan:
     """Return the plan with its expected recall and the candidates per result that it needs."""
     if not plan.parameters.lossy or plan.rows <= PQ_CODEWORDS:
         return plan
     rows = _pilot_rows(archive, spec.seed)
-    recalls = pilot_recall(rows, plan.parameters, (1, *_RERANKS))
+    recalls = estimate_recall(rows, plan.parameters, (1, *_RERANKS))
     if plan.rerank == 1:
         return replace(plan, recall_ceiling=recalls[1])
     wanted = (1 + spec.recall) / 2
@@ -38,7 +38,7 @@ def with_pilot(archive: Archive, plan: IndexPlan, spec: IndexSpec) -> IndexPlan:
     return replace(plan, rerank=enough, recall_ceiling=recalls[enough])
 
 
-def pilot_recall(
+def estimate_recall(
     rows: Float32, parameters: ShardParameters, reranks: tuple[int, ...]
 ) -> dict[int, float]:
     """Return recall@10 by candidates per result, with every list probed.
@@ -114,7 +114,7 @@ class RecallProbe:
     def __call__(self, entry: ShardEntry) -> ShardRecall:
         """Measure one shard."""
         set_threads(self.threads)
-        files = IndexFiles(self.index_uri, self.options)
+        files = VerifiedFiles(self.index_uri, self.options)
         shard = ShardGroup([files.load(entry)])
         everything = shard.select(Filter(), [entry.name])
         queries = canonical_queries(self.queries, shard.dimension)
@@ -140,7 +140,7 @@ class RecallProbe:
             scores, rows = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
         return ShardRecall(truth=(scores, rows), found=found)
 
-    def _truthful(self, shard: ShardGroup, files: IndexFiles, entry: ShardEntry) -> ShardGroup:
+    def _truthful(self, shard: ShardGroup, files: VerifiedFiles, entry: ShardEntry) -> ShardGroup:
         """Return the shard with the archive's vectors, for lossy kinds that keep none."""
         if shard.reranks or not shard.lossy:
             return shard

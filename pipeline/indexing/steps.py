@@ -21,7 +21,7 @@ from pipeline.runtime.tasks import run_tasks
 from storage.archive.maintenance import pin_snapshot
 from storage.archive.reader import Archive
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
-from storage.index.files import IndexFiles, file_entry
+from storage.index.files import VerifiedFiles, file_entry
 from storage.index.manifest import FORMAT, FileEntry, IndexManifest, ShardEntry, write_manifest
 from storage.index.quantizer import set_threads, train
 from storage.index.ranking import Float32, Int64
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 RECALL_QUERIES = 100
 
 
-def survey(archive: Archive, skip: frozenset[str] = frozenset()) -> Segments:
+def segment_extents(archive: Archive, skip: frozenset[str] = frozenset()) -> Segments:
     """Return (ordinal, live rows, centre) of the segments that have live rows."""
     found: Segments = []
     for segment in archive.segments:
@@ -64,7 +64,7 @@ def train_lists(
     try:
         values = json.loads(read_bytes(receipt, options))
         finished = FileEntry(**values["trained"])
-        IndexFiles(index_uri, options).open(finished)
+        VerifiedFiles(index_uri, options).open(finished)
         return finished
     except (NotFoundError, CorruptIndexError, ValueError, KeyError, TypeError):
         logger.info("training on %s rows", len(sample))
@@ -162,7 +162,7 @@ def first_manifest(
     recall: Mapping[int, float],
 ) -> IndexManifest:
     """Return the manifest of a new build."""
-    files = IndexFiles(builder.index_uri, builder.options)
+    files = VerifiedFiles(builder.index_uri, builder.options)
     imbalance, empty = list_health(files, shards)
     if empty:
         logger.warning(
@@ -212,7 +212,7 @@ def with_shards(
     options: StorageOptions | None,
 ) -> IndexManifest:
     """Return a grown or compacted manifest with its shards, what they measure and the advice."""
-    imbalance, empty = list_health(IndexFiles(index_uri, options), shards)
+    imbalance, empty = list_health(VerifiedFiles(index_uri, options), shards)
     after = replace(
         manifest,
         shards=tuple(shards),

@@ -7,9 +7,9 @@ import numpy as np
 
 from storage.archive.reader import ROW_BITS, Archive
 from storage.errors import EncoderMismatchError, NotFoundError
-from storage.index.files import IndexFiles, file_entry
+from storage.index.files import VerifiedFiles, file_entry
 from storage.index.manifest import IndexManifest, ShardEntry
-from storage.index.quantizer import Fit
+from storage.index.quantizer import QuantizationError
 from storage.index.sidecar import Sidecar
 from storage.location import StorageOptions
 from storage.progress import Progress, ProgressSink
@@ -44,7 +44,7 @@ def check_same_archive(archive: Archive, current: IndexManifest) -> None:
         )
 
 
-def hide_dead(
+def mark_deleted(
     index_uri: str,
     version: str,
     archive: Archive,
@@ -60,7 +60,7 @@ def hide_dead(
         The archive has live rows that the index left out as dead: it was rolled back.
     """
     live = [archive.live_rows(ordinal) for ordinal in range(len(current.segments))]
-    files, kept = IndexFiles(index_uri, options), []
+    files, kept = VerifiedFiles(index_uri, options), []
     for number, shard in enumerate(current.shards, 1):
         rows = Sidecar(files.open(shard.columns), shard.columns.path).row
         alive = np.concatenate([live[o] for o in np.unique(rows >> ROW_BITS).tolist()])
@@ -95,21 +95,21 @@ def with_growth(current: IndexManifest, added: Sequence[ShardEntry]) -> IndexMan
     return replace(current, grown_fit=grown, grown_rows=rows, drift=_drift(current.fit, grown))
 
 
-def mean_fit(fits: Sequence[Fit], rows: Sequence[int]) -> Fit:
+def mean_fit(fits: Sequence[QuantizationError], rows: Sequence[int]) -> QuantizationError:
     """Return the fit of several groups of rows together."""
-    return Fit(
+    return QuantizationError(
         distance=float(np.average([fit.distance for fit in fits], weights=rows)),
         distortion=float(np.average([fit.distortion for fit in fits], weights=rows)),
     )
 
 
-def _drift(trained: Fit, grown: Fit) -> float:
+def _drift(trained: QuantizationError, grown: QuantizationError) -> float:
     """Return how many times as badly rows fit: in distance or distortion, the worse one."""
     pairs = ((grown.distance, trained.distance), (grown.distortion, trained.distortion))
     return max(new / max(old, _LEAST_FIT) for new, old in pairs)
 
 
-def list_health(files: IndexFiles, shards: Sequence[ShardEntry]) -> tuple[float, int]:
+def list_health(files: VerifiedFiles, shards: Sequence[ShardEntry]) -> tuple[float, int]:
     """Return how uneven the lists of all shards together are (1: even), and how many empty."""
     sizes = np.sum([files.open(shard.lists).view(np.int64) for shard in shards], axis=0)
     imbalance = len(sizes) * np.square(sizes.astype(float)).sum() / float(sizes.sum()) ** 2

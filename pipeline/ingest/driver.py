@@ -36,7 +36,7 @@ from storage.location import StorageOptions
 from storage.progress import Event, EventSink, Progress, ProgressSink, quiet, unheard
 from storage.scene import Rejected, Scene, SceneList
 
-HERE_TILES = 4096
+LOCAL_TILES = 4096
 """A run of so few tiles ends sooner without Ray, whose start alone takes many seconds."""
 
 

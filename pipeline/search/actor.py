@@ -15,9 +15,9 @@ from typing import Any
 import ray
 from ray.util.metrics import Counter, Histogram
 
-from pipeline.search.local_socket import Door, Key
+from pipeline.search.local_socket import Key, UnixSocketServer
 from pipeline.search.node import NodeState, SearchNode
-from pipeline.search.stats import MeterReading, ShardWork
+from pipeline.search.stats import ShardWork, StatsSnapshot
 from storage.errors import SkysiftError
 from storage.index.manifest import current_version
 from storage.location import StorageOptions
@@ -42,13 +42,13 @@ class SearchActor(SearchNode):
         retire_after_s: float = 600.0,
     ) -> None:
         super().__init__(index_uri, version, names, options, threads)
-        self._door = Door(self, at_once)
+        self._socket = UnixSocketServer(self, at_once)
         self._retire_after_s = retire_after_s
         threading.Thread(target=self._look_after, name="search-care", daemon=True).start()
 
-    def door(self) -> Key | None:
+    def socket_endpoint(self) -> Key | None:
         """Return what clients on this machine need to ask without messages."""
-        return self._door.key
+        return self._socket.endpoint
 
     def state(self, node_id: str = "") -> NodeState:
         """Return what this actor holds and has done; ``node_id`` is that of its Ray node."""
@@ -82,7 +82,7 @@ class _Exporter:
     """Adds what the meter counted since the last time to Ray's metrics."""
 
     def __init__(self, node: SearchNode, tags: dict[str, str]) -> None:
-        self._node, self._tags, self._before = node, tags, MeterReading()
+        self._node, self._tags, self._before = node, tags, StatsSnapshot()
         keys = ("index", "version")
         self._seconds = Histogram(
             "skysift_search_seconds", "Time to answer a message", _BOUNDARIES_S, keys

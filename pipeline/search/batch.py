@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pipeline.search.hits import Hits
 from pipeline.search.query import Query
 from storage.index.ranking import Float32
-from storage.prefetch import one_ahead
+from storage.prefetch import prefetch
 
 BLOCK_HITS = 100_000
 """Hits of one block, about 30 MB with what the index knows of them."""
@@ -23,7 +23,7 @@ Search = Callable[[Float32, int], Hits]
 """Searches for vectors (Q, D): so many hits of each."""
 
 
-def hits_without(table: pa.Table, owners: Sequence[Query], k: int) -> pa.Table:
+def exclude_query_rows(table: pa.Table, owners: Sequence[Query], k: int) -> pa.Table:
     """Return the first k hits of each query that are not rows the query itself is made of.
 
     Parameters
@@ -48,7 +48,7 @@ def hits_without(table: pa.Table, owners: Sequence[Query], k: int) -> pa.Table:
     return kept.filter(pc.less(kept["rank"], k))
 
 
-def search_each(
+def search_many(
     queries: Iterable[Query], search: Search, k: int, rows: int, *, keep_own: bool = False
 ) -> Iterator[pa.Table]:
     """Return the k hits of every query, one row a hit, a table for each block of queries.
@@ -79,7 +79,7 @@ def search_each(
         more = 0 if keep_own else max(len(query.rows) for query in some)
         hits = search(np.stack([query.vector for query in some]), min(k + more, rows))
         owners = [Query(vector=q.vector, label=q.label) for q in some] if keep_own else some
-        table = hits_without(hits.to_arrow(), owners, k)
+        table = exclude_query_rows(hits.to_arrow(), owners, k)
         number = table["query"].to_numpy()
         asked = np.array([query.label for query in some], dtype=object)[number]
         table = table.set_column(0, "query", pa.array((number + start).astype(np.int32)))
@@ -87,4 +87,4 @@ def search_each(
 
     source = iter(queries)
     blocks = iter(lambda: list(islice(source, block)), [])
-    return one_ahead(answer, ((number * block, some) for number, some in enumerate(blocks)))
+    return prefetch(answer, ((number * block, some) for number, some in enumerate(blocks)))

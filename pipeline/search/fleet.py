@@ -20,7 +20,7 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTa
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.search.actor import SearchActor
-from pipeline.search.local_socket import FAILURES, Visitor
+from pipeline.search.local_socket import FAILURES, SocketClient
 from pipeline.search.node import NodeState
 from storage.errors import ConfigError, SearchUnavailableError, SkysiftError
 from storage.location import StorageOptions
@@ -56,7 +56,7 @@ class Placement:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Gathered:
+class PartialResult:
     """The answers that came, and the shards without one, each with the reason.
 
     ``may_recover`` tells that one of their actors is on its way back.
@@ -81,7 +81,7 @@ class _NoAnswerError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Down:
+class _FailedReplica:
     """An actor that did not answer: why, and the probe that tells when it is back."""
 
     error: _NoAnswerError
@@ -89,7 +89,7 @@ class _Down:
     since: float
 
 
-class _Message:
+class _Broadcast:
     """One question for several actors; a large first argument is put into Ray's store once."""
 
     def __init__(self, method: str, arguments: Sequence[Any]) -> None:
@@ -105,7 +105,7 @@ class _Message:
         return getattr(actor, self.method).remote(*self._sent, names)
 
 
-class Fleet:
+class ActorPool:
     """A client's view of the actors that hold an index version; starts those that are missing.
 
     Parameters
@@ -138,12 +138,14 @@ class Fleet:
         self.placement = self._existing(replicas) or Placement(slots=slots, replicas=replicas)
         self._lock = threading.Lock()
         self._turn = 0
-        self._down: dict[int, _Down] = {}
-        self._doors: dict[int, Visitor] = {}
+        self._down: dict[int, _FailedReplica] = {}
+        self._sockets: dict[int, SocketClient] = {}
         self._actors = [self._actor(slot) for slot in range(self.placement.slots)]
         self._load()
 
-    def gather(self, method: str, names: Collection[str], arguments: Sequence[Any]) -> Gathered:
+    def gather(
+        self, method: str, names: Collection[str], arguments: Sequence[Any]
+    ) -> PartialResult:
         """Ask for the named shards, one message an actor; when one fails, ask the other copies.
 
         Raises
@@ -188,7 +190,7 @@ class Fleet:
     def _ask(
         self, method: str, asked: Mapping[int, Sequence[str]], arguments: Sequence[Any]
     ) -> Iterator[tuple[int, Any]]:
-        message = _Message(method, arguments)
+        message = _Broadcast(method, arguments)
         waiting = {
             slot: self._ask_one(slot, message, tuple(names)) for slot, names in asked.items()
         }
@@ -200,36 +202,36 @@ class Fleet:
                 yield slot, error
 
     def _ask_one(
-        self, slot: int, message: _Message, names: tuple[str, ...]
+        self, slot: int, message: _Broadcast, names: tuple[str, ...]
     ) -> Callable[[float], Any]:
-        """Ask an actor at its door or by message; return what waits for the answer, in seconds."""
-        door = self._doors.get(slot) if message.method == "search" else None
-        visit = door.ask(*message.arguments, names) if door else None
-        sent = None if visit else message.send(self._actors[slot], names)
+        """Send a request by socket or Ray message; return a function that waits for the reply."""
+        client = self._sockets.get(slot) if message.method == "search" else None
+        connection = client.request(*message.arguments, names) if client else None
+        sent = None if connection else message.send(self._actors[slot], names)
 
         def answer(timeout_s: float) -> Any:
             found = None
-            if door and visit:
+            if client and connection:
                 try:
-                    found = door.answer(visit, timeout_s)
+                    found = client.answer(connection, timeout_s)
                 except TimeoutError as error:
                     raise _NoAnswerError(str(error)) from error
             if found is None:
                 found = _get(sent or message.send(self._actors[slot], names), timeout_s)
-                if door:
-                    self._meet(slot)
+                if client:
+                    self._connect_local(slot)
             return found
 
         return answer
 
-    def _meet(self, slot: int) -> None:
+    def _connect_local(self, slot: int) -> None:
         """Find the door of an actor that runs; it has none for clients on other machines."""
-        self._doors.pop(slot, None)
+        self._sockets.pop(slot, None)
         with suppress(_NoAnswerError, *FAILURES):
-            if key := _get(self._actors[slot].door.remote(), self._timeout_s):
-                self._doors[slot] = Visitor(key)
+            if endpoint := _get(self._actors[slot].socket_endpoint.remote(), self._timeout_s):
+                self._sockets[slot] = SocketClient(endpoint)
 
-    def _gathered(self, answers: list[Any], missing: Sequence[str]) -> Gathered:
+    def _gathered(self, answers: list[Any], missing: Sequence[str]) -> PartialResult:
         with self._lock:
             errors = {
                 name: [
@@ -239,7 +241,7 @@ class Fleet:
                 ]
                 for name in missing
             }
-        return Gathered(
+        return PartialResult(
             answers=answers,
             missing={name: "; ".join(map(str, found)) for name, found in errors.items()},
             may_recover=any(not error.refused for found in errors.values() for error in found),
@@ -284,7 +286,7 @@ class Fleet:
                 try:
                     _get(reference, LOAD_TIMEOUT_S)
                     del loading[slot]
-                    self._meet(slot)
+                    self._connect_local(slot)
                 except _NoAnswerError as error:
                     if not error.died or attempt == _START_ATTEMPTS - 1:
                         self._mark_down(slot, error)
@@ -320,7 +322,7 @@ class Fleet:
                     self._probe(slot, error)
                 return False
             del self._down[slot]
-        self._meet(slot)
+        self._connect_local(slot)
         return True
 
     def _mark_down(self, slot: int, error: _NoAnswerError) -> None:
@@ -331,7 +333,7 @@ class Fleet:
     def _probe(self, slot: int, error: _NoAnswerError) -> None:
         self._actors[slot] = self._actor(slot)
         probe = self._actors[slot].ready.remote()
-        self._down[slot] = _Down(error=error, probe=probe, since=time.monotonic())
+        self._down[slot] = _FailedReplica(error=error, probe=probe, since=time.monotonic())
 
 
 def running_nodes(index_uri: str, version: str) -> dict[str, NodeState | str]:

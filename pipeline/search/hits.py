@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from storage.index.ranking import Float32, Int64, best_in_order
-from storage.index.search import Found
+from storage.index.search import SearchResult
 from storage.index.sidecar import Columns, empty_rows, hit_table, join_rows, row_keys
 
 
@@ -59,14 +59,14 @@ class Hits:
         return table
 
 
-def merge(answers: Sequence[Found], queries: int, k: int, classes: int) -> Found:
+def merge(answers: Sequence[SearchResult], queries: int, k: int, classes: int) -> SearchResult:
     """Merge answers over different shards into one."""
     if len(answers) == 1:
         return answers[0]
     scores = np.full((queries, k), -np.inf, dtype=np.float32)
     rows = np.full((queries, k), -1, dtype=np.int64)
     if not answers:
-        return Found(scores=scores, rows=rows, columns=empty_rows(classes))
+        return SearchResult(scores=scores, rows=rows, columns=empty_rows(classes))
     places = [np.nonzero(answer.rows >= 0) for answer in answers]
     sizes = [len(query) for query, _ in places]
     query = np.concatenate([query for query, _ in places])
@@ -82,7 +82,7 @@ def merge(answers: Sequence[Found], queries: int, k: int, classes: int) -> Found
     columns = {name: values[kept] for name, values in joined.items()}
     scores[query[kept], rank] = score[kept]
     rows[query[kept], rank] = columns["row"]
-    return Found(scores=scores, rows=rows, columns=columns)
+    return SearchResult(scores=scores, rows=rows, columns=columns)
 
 
 class AboveScore:

@@ -32,7 +32,7 @@ from pipeline.search.node import SearchNode
 from storage.errors import SkysiftError
 from storage.index.filter import Filter
 from storage.index.ranking import Float32
-from storage.index.search import Found
+from storage.index.search import SearchResult
 from storage.index.sidecar import Columns
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ FAILURES = (OSError, EOFError, AuthenticationError)
 _FEW_WORDS = 100
 
 
-class Door:
+class UnixSocketServer:
     """Lets clients on this machine ask a search node.
 
     Parameters
@@ -55,11 +55,11 @@ class Door:
 
     def __init__(self, node: SearchNode, at_once: int) -> None:
         self._node, self._turns = node, threading.Semaphore(at_once)
-        self.key: Key | None = None
+        self.endpoint: Key | None = None
         if sys.platform != "linux":
             return
-        self.key = (f"\0skysift-search-{secrets.token_hex(16)}", secrets.token_bytes(32))
-        self._listener = Listener(self.key[0], "AF_UNIX", backlog=64)
+        self.endpoint = (f"\0skysift-search-{secrets.token_hex(16)}", secrets.token_bytes(32))
+        self._listener = Listener(self.endpoint[0], "AF_UNIX", backlog=64)
         threading.Thread(target=self._accept, name="search-door", daemon=True).start()
 
     def _accept(self) -> None:
@@ -68,11 +68,11 @@ class Door:
             threading.Thread(target=self._serve, args=(visitor,), daemon=True).start()
 
     def _serve(self, visitor: Connection) -> None:
-        assert self.key is not None
+        assert self.endpoint is not None
         try:
             with visitor:
-                deliver_challenge(visitor, self.key[1])
-                answer_challenge(visitor, self.key[1])
+                deliver_challenge(visitor, self.endpoint[1])
+                answer_challenge(visitor, self.endpoint[1])
                 while True:
                     question = _question(visitor.recv_bytes())
                     with self._turns:
@@ -84,12 +84,12 @@ class Door:
             logger.info("a question at the door failed (%s); it comes again by message", error)
 
 
-class Visitor:
+class SocketClient:
     """A client of a door; safe to share between threads.
 
     Parameters
     ----------
-    key
+    endpoint
         From the actor.
 
     Raises
@@ -98,11 +98,11 @@ class Visitor:
         The door is not on this machine, or does not open.
     """
 
-    def __init__(self, key: Key) -> None:
-        self._key = key
+    def __init__(self, endpoint: Key) -> None:
+        self._endpoint = endpoint
         self._idle: deque[Connection] = deque([self._connected()])
 
-    def ask(self, *question: Any) -> Connection | None:
+    def request(self, *question: Any) -> Connection | None:
         """Send what :meth:`SearchNode.search` takes; return what :meth:`answer` takes.
 
         None when the door fails.
@@ -118,7 +118,7 @@ class Visitor:
             return None
         return connection
 
-    def answer(self, connection: Connection, timeout_s: float) -> Found | None:
+    def answer(self, connection: Connection, timeout_s: float) -> SearchResult | None:
         """Return what :meth:`SearchNode.search` does; None when the door fails.
 
         Raises
@@ -137,7 +137,7 @@ class Visitor:
         raise TimeoutError(f"no answer in {timeout_s:.0f} s")
 
     def _connected(self) -> Connection:
-        address, secret = self._key
+        address, secret = self._endpoint
         return Client(address, "AF_UNIX", authkey=secret)
 
 
@@ -155,13 +155,13 @@ def _question(data: bytes) -> tuple[Float32, int, Filter, int | None, list[str]]
     return arrays["queries"], terms["k"], where, terms["nprobe"], terms["names"]
 
 
-def _answer_bytes(found: Found) -> bytes:
+def _answer_bytes(found: SearchResult) -> bytes:
     return _packed({}, {"": found.rows, " ": found.scores, **found.columns})
 
 
-def _answer(data: bytes) -> Found:
+def _answer(data: bytes) -> SearchResult:
     _, columns = _unpacked(data)
-    return Found(rows=columns.pop(""), scores=columns.pop(" "), columns=columns)
+    return SearchResult(rows=columns.pop(""), scores=columns.pop(" "), columns=columns)
 
 
 def _packed(terms: Mapping[str, Any], arrays: Columns) -> bytes:

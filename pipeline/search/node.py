@@ -6,13 +6,13 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from pipeline.search.stats import MeterReading, SearchMeter
-from storage.index.files import IndexFiles
+from pipeline.search.stats import SearchStats, StatsSnapshot
+from storage.index.files import VerifiedFiles
 from storage.index.filter import Filter
 from storage.index.manifest import read_manifest
 from storage.index.quantizer import set_threads
 from storage.index.ranking import Float32
-from storage.index.search import Found, ShardSet
+from storage.index.search import SearchResult, ShardSet
 from storage.index.sidecar import Columns
 from storage.location import StorageOptions
 
@@ -25,7 +25,7 @@ class NodeState:
     process_id: int
     threads: int
     rows: dict[str, int]
-    meter: MeterReading
+    meter: StatsSnapshot
 
 
 class SearchNode:
@@ -58,7 +58,7 @@ class SearchNode:
         self._source = (index_uri, version, options)
         self._names = names
         self._threads = threads or len(os.sched_getaffinity(0))
-        self.meter = SearchMeter()
+        self.meter = SearchStats()
         self._lock = threading.Lock()
         self._loaded: ShardSet | None = None
 
@@ -80,7 +80,7 @@ class SearchNode:
         where: Filter,
         nprobe: int | None,
         names: Collection[str],
-    ) -> Found:
+    ) -> SearchResult:
         """Answer canonical queries (Q, D) from the named shards."""
         started = time.perf_counter()
         set_threads(self._threads)  # OpenMP keeps this for each calling thread
@@ -114,7 +114,7 @@ class SearchNode:
                 set_threads(self._threads)
                 index_uri, version, options = self._source
                 manifest = read_manifest(index_uri, version, options)
-                files = IndexFiles(index_uri, options)
+                files = VerifiedFiles(index_uri, options)
                 wanted = [
                     shard
                     for shard in manifest.shards
@@ -127,6 +127,6 @@ class SearchNode:
                     manifest.rerank,
                     on_scan=self.meter.scanned,
                     threads=self._threads,
-                    together=self._names,
+                    groups=self._names,
                 )
             return self._loaded

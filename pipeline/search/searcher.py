@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.search.fleet import Fleet, Gathered, require_ray
+from pipeline.search.fleet import ActorPool, PartialResult, require_ray
 from pipeline.search.hits import AboveScore, Hits, merge
 from pipeline.search.node import SearchNode
 from storage.errors import ConfigError, SearchUnavailableError
@@ -39,7 +39,7 @@ class Searcher:
         index_uri: str,
         manifest: IndexManifest,
         options: StorageOptions | None,
-        backend: Fleet | SearchNode,
+        backend: ActorPool | SearchNode,
         recovery_s: float = 0.0,
     ) -> None:
         self.index_uri = index_uri
@@ -88,7 +88,7 @@ class Searcher:
         require_ray()
         index_uri = absolute_uri(index_uri)
         manifest = read_manifest(index_uri, version, options)
-        fleet = Fleet(
+        fleet = ActorPool(
             index_uri,
             manifest.version,
             [shard.name for shard in manifest.shards],
@@ -122,7 +122,7 @@ class Searcher:
         return cls(index_uri, manifest, options, node)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        replicas = self._backend.placement.replicas if isinstance(self._backend, Fleet) else 0
+        replicas = self._backend.placement.replicas if isinstance(self._backend, ActorPool) else 0
         return _reopen, (self.index_uri, self.manifest.version, self._options, replicas)
 
     def search(
@@ -232,7 +232,7 @@ class Searcher:
 
     def stop(self) -> None:
         """End the search actors of this version, for all clients; a local searcher has none."""
-        if isinstance(self._backend, Fleet):
+        if isinstance(self._backend, ActorPool):
             self._backend.stop()
 
     def _answer(
@@ -291,12 +291,12 @@ class Searcher:
 
     def _gather(
         self, method: str, names: list[str], arguments: tuple[Any, ...], complete: bool
-    ) -> Gathered:
+    ) -> PartialResult:
         if not names:
-            return Gathered(answers=[], missing={})
+            return PartialResult(answers=[], missing={})
         if isinstance(self._backend, SearchNode):
             answer = getattr(self._backend, method)(*arguments, names)
-            return Gathered(answers=[answer], missing={})
+            return PartialResult(answers=[answer], missing={})
         gathered = self._backend.gather(method, names, arguments)
         deadline = time.monotonic() + self._recovery_s
         while complete and gathered.may_recover and time.monotonic() < deadline:

@@ -25,7 +25,7 @@ class ShardWork:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MeterReading:
+class StatsSnapshot:
     """What one search actor has done.
 
     Attributes
@@ -49,7 +49,7 @@ class MeterReading:
     shards: dict[str, ShardWork] = field(default_factory=dict)
 
 
-class SearchMeter:
+class SearchStats:
     """Counts what a search actor does; safe to share between threads.
 
     Parameters
@@ -81,7 +81,7 @@ class SearchMeter:
                 work.probes += probes
                 work.rows_scanned += compared
 
-    def read(self) -> MeterReading:
+    def read(self) -> StatsSnapshot:
         """Return the totals, and the latency and rate of late."""
         with self._lock:
             now, recent = self._clock(), list(self._recent)
@@ -96,7 +96,7 @@ class SearchMeter:
         late = sum(count for end, _, count in recent if now - end <= window)
         times = np.array([seconds for _, seconds, _ in recent] or [0.0])
         p50, p95, p99 = (1000 * np.percentile(times, (50, 95, 99))).tolist()
-        return MeterReading(
+        return StatsSnapshot(
             messages=messages,
             queries=queries,
             queries_per_s=late / window,

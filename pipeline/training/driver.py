@@ -22,13 +22,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.runtime.cluster import ray_session
 from pipeline.training.network import ReachableTorchConfig
-from pipeline.training.record import reconcile, write_record
-from pipeline.training.resources import Demand, Waiting, refuse_impossible
+from pipeline.training.record import resume_or_return, write_record
+from pipeline.training.resources import ResourceRequest, SchedulingMonitor, refuse_impossible
 from pipeline.training.spec import TrainingJob, TrainingResult, TrainingSpec
 from storage.dataset import read_info
 from storage.errors import ConfigError, SkysiftError
 from storage.location import StorageOptions, absolute_uri, filesystem, is_local
-from storage.locks import sole_owner
+from storage.locks import exclusive_lock
 from storage.progress import Progress, ProgressSink, quiet
 
 _CHECKPOINTS = "checkpoints"
@@ -87,14 +87,14 @@ def train(
         output_uri=output_uri,
         options=options,
     )
-    if (done := reconcile(job, resume)) is not None:
+    if (done := resume_or_return(job, resume)) is not None:
         return done
-    with sole_owner(output_uri, "training", options) as check_claim:
-        if (done := reconcile(job, resume)) is not None:
+    with exclusive_lock(output_uri, "training", options) as check_claim:
+        if (done := resume_or_return(job, resume)) is not None:
             return done  # the process that was at work here a moment ago has finished it
         write_record(job, None)
         with ray_session():
-            demand = Demand.of(spec)
+            demand = ResourceRequest.of(spec)
             refuse_impossible(demand)
             outcome = _run_on_ray(job, demand, progress, check_claim)
         result = TrainingResult(bundle_uri=job.bundle_uri, history_csv=job.history_uri, **outcome)
@@ -158,7 +158,10 @@ def _with_absolute_paths(spec: TrainingSpec) -> TrainingSpec:
 
 
 def _run_on_ray(
-    job: TrainingJob, demand: Demand, progress: ProgressSink, check_claim: Callable[[], None]
+    job: TrainingJob,
+    demand: ResourceRequest,
+    progress: ProgressSink,
+    check_claim: Callable[[], None],
 ) -> dict[str, Any]:
     """Run the workers to the end and return what rank 0 came to."""
     spec = job.spec
@@ -187,7 +190,7 @@ def _run_on_ray(
         ),
     )
     with _environment("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S):
-        fit, told = _Fit(trainer), Waiting(demand, progress)
+        fit, told = _Fit(trainer), SchedulingMonitor(demand, progress)
         try:
             while fit.is_alive():
                 check_claim()
@@ -221,14 +224,14 @@ class _Fit(threading.Thread):
             self.error = error
 
 
-def _forward(reports: Queue, told: Waiting) -> None:
+def _forward(reports: Queue, told: SchedulingMonitor) -> None:
     """Hand on what the workers said, for up to half a second."""
     try:
-        told.heard(reports.get(timeout=0.5))
+        told.on_report(reports.get(timeout=0.5))
         for report in reports.get_nowait_batch(reports.qsize()):
-            told.heard(report)
+            told.on_report(report)
     except Empty:
-        told.silence()
+        told.on_idle()
 
 
 def _train_on_worker(config: dict[str, Any]) -> Any:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 _RECORD = "run.json"
 
 
-def reconcile(job: TrainingJob, resume: bool) -> TrainingResult | None:
+def resume_or_return(job: TrainingJob, resume: bool) -> TrainingResult | None:
     """Return the result of a finished run; None when there is work to do.
 
     Raises

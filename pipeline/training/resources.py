@@ -1,7 +1,7 @@
 """What a training run asks of a cluster, whether it can ever get it, and whether it waits for it.
 
-Ray Train waits without a word for CPUs and GPUs that others hold; `Waiting` says so. What no
-machine of the cluster can give is refused before anything starts.
+Ray Train waits without a word for CPUs and GPUs that others hold; `SchedulingMonitor` says so. What
+no machine of the cluster can give is refused before anything starts.
 """
 
 import logging
@@ -24,14 +24,14 @@ _LOOK_EVERY_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Demand:
+class ResourceRequest:
     """Equal workers, and what each of them needs: ``{"CPU": 1, "GPU": 1}``."""
 
     workers: int
     per_worker: Mapping[str, float]
 
     @classmethod
-    def of(cls, spec: TrainingSpec) -> "Demand":
+    def of(cls, spec: TrainingSpec) -> "ResourceRequest":
         """Return what a run asks of the connected cluster; ``auto`` takes GPUs if they suffice."""
         has = ray.cluster_resources().get("GPU", 0)
         gpu = spec.device == "gpu" or (spec.device == "auto" and has >= spec.workers)
@@ -47,7 +47,7 @@ class Demand:
         """Return what all workers need of a kind."""
         return self.workers * self.per_worker[kind]
 
-    def places(self, nodes: Sequence[Mapping[str, float]]) -> int:
+    def capacity(self, nodes: Sequence[Mapping[str, float]]) -> int:
         """Return how many of the workers fit on empty machines.
 
         Parameters
@@ -57,8 +57,8 @@ class Demand:
 
         Examples
         --------
-        >>> Demand(workers=3, per_worker={"CPU": 4.0}).places([{"CPU": 6.0}, {"CPU": 8.0}])
-        3
+        >>> ResourceRequest(workers=3, per_worker={"CPU": 4.0}).capacity([{"CPU": 6.0}, {"CPU":
+        8.0}]) 3
         """
         each = (
             min(int(node.get(kind, 0) // count) for kind, count in self.per_worker.items())
@@ -67,7 +67,7 @@ class Demand:
         return sum(each)
 
 
-def refuse_impossible(demand: Demand) -> None:
+def refuse_impossible(demand: ResourceRequest) -> None:
     """Refuse what the connected cluster can never give.
 
     A cluster that Ray's autoscaler (version 2) makes larger is left to it.
@@ -78,7 +78,7 @@ def refuse_impossible(demand: Demand) -> None:
         The workers would not fit, were the cluster empty.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if demand.places(nodes) >= demand.workers or is_autoscaler_v2(fetch_from_server=True):
+    if demand.capacity(nodes) >= demand.workers or is_autoscaler_v2(fetch_from_server=True):
         return
     each = " and ".join(f"{count:g} {kind}s" for kind, count in demand.per_worker.items())
     wants = " and ".join(f"{demand.total(kind):g} {kind}s" for kind in demand.per_worker)
@@ -87,12 +87,12 @@ def refuse_impossible(demand: Demand) -> None:
     )
     raise ConfigError(
         f"training: {demand.workers} workers of {each} each need {wants}; the cluster has {has} "
-        f"on {len(nodes)} machines, room for {demand.places(nodes)} of them; ask for fewer or "
+        f"on {len(nodes)} machines, room for {demand.capacity(nodes)} of them; ask for fewer or "
         "smaller workers"
     )
 
 
-class Waiting:
+class SchedulingMonitor:
     """Forwards reports of the workers and, while these cannot start, says what they wait for.
 
     Parameters
@@ -103,17 +103,17 @@ class Waiting:
         Where reports go.
     """
 
-    def __init__(self, demand: Demand, progress: ProgressSink) -> None:
+    def __init__(self, demand: ResourceRequest, progress: ProgressSink) -> None:
         self._demand, self._progress = demand, progress
         self._last = Progress(stage="train", done=0, unit="batches")
         self._looked_at, self._said = time.monotonic(), ""
 
-    def heard(self, report: Progress) -> None:
+    def on_report(self, report: Progress) -> None:
         """Forward a report of the workers."""
         self._last, self._said = report, ""
         self._progress(report)
 
-    def silence(self) -> None:
+    def on_idle(self) -> None:
         """Look, every two seconds, whether silent workers have no place to start."""
         if time.monotonic() - self._looked_at < _LOOK_EVERY_S:
             return

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from encoders.augment import Augmentation
 from encoders.bundle import Encoder, new_encoder, save_bundle
-from encoders.loop import Ints, LoopSpec, TrainingLoop, TrainingRows, sharded
+from encoders.loop import Ints, LoopSpec, TrainingLoop, TrainingRows, map_sharded
 from encoders.losses import build_loss
 from encoders.losses.statistics import LabelStatistics
 from encoders.metrics import retrieval_metrics
@@ -286,7 +286,7 @@ class TrainingWorker:
             y: Tensor = self.encoder.backbone(self.encoder.normalise(x))
             return y
 
-        features = sharded(
+        features = map_sharded(
             encode,
             self.dataset.images,
             np.arange(len(self.dataset)),

@@ -39,7 +39,7 @@ from storage.archive.repository import (
     make_repository,
     open_repository,
     read_session,
-    store_failures,
+    translate_errors,
 )
 from storage.archive.spec import ArchiveSpec, root_attributes, spec_of
 from storage.errors import ArchiveConflictError, NotFoundError
@@ -76,7 +76,7 @@ class Archive:
         self._options = options
         session = read_session(uri, snapshot, options)
         self.snapshot: str = session.snapshot_id
-        with store_failures(uri):
+        with translate_errors(uri):
             self._root = zarr.open_group(session.store, mode="r")
             self.spec = spec_of(self._root.attrs, uri)
             self.ledger = read_ledger(self._root)
@@ -107,7 +107,7 @@ class Archive:
         ConfigError
             Other things are there.
         """
-        with commit_lock(uri), store_failures(uri):
+        with commit_lock(uri), translate_errors(uri):
             session = make_repository(uri, options).writable_session(BRANCH)
             taken = ArchiveConflictError(
                 f"an archive exists at {uri}; open it, or choose another place"
@@ -131,7 +131,7 @@ class Archive:
             repository = open_repository(uri, options)
         except NotFoundError:
             return False
-        with store_failures(uri):
+        with translate_errors(uri):
             return has_root(repository.readonly_session(BRANCH))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -255,7 +255,7 @@ class Archive:
     def snapshots(self) -> list[tuple[str, str, str]]:
         """Return (snapshot id, ISO time, message) of this snapshot and its ancestors."""
         repository = open_repository(self.uri, self._options)
-        with store_failures(self.uri):
+        with translate_errors(self.uri):
             ancestry = repository.ancestry(snapshot_id=self.snapshot)
             return [(item.id, item.written_at.isoformat(), item.message) for item in ancestry]
 
@@ -289,7 +289,7 @@ class Archive:
                 positions = np.arange(segment.rows, dtype=np.int64)
             else:
                 alive = np.array([scene in live for scene in segment.scenes], dtype=bool)
-                with store_failures(self.uri):
+                with translate_errors(self.uri):
                     index = np.asarray(self._array(segment, "scene_index")[:])
                 positions = np.flatnonzero(alive[index]).astype(np.int64)
             self._live_positions[ordinal] = positions
@@ -323,7 +323,7 @@ class Archive:
                 return stored(name).astype("datetime64[ms]")
             return derived(name) if name in DERIVED_COLUMNS else stored(name)
 
-        with store_failures(self.uri):
+        with translate_errors(self.uri):
             return {name: column(name) for name in dict.fromkeys(names)}
 
     def _empty(self, columns: Sequence[str] | None) -> Columns:

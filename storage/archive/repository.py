@@ -44,7 +44,7 @@ def open_repository(uri: str, options: StorageOptions | None) -> icechunk.Reposi
     missing = NotFoundError(f"no archive at {uri}; `skysift ingest` creates one")
     if is_local(uri) and not local_path(uri).exists():
         raise missing  # asking Icechunk would create the folder
-    with store_failures(uri):
+    with translate_errors(uri):
         try:
             return icechunk.Repository.open(icechunk_storage(uri, options))
         except icechunk.IcechunkError as error:
@@ -80,7 +80,7 @@ def make_repository(uri: str, options: StorageOptions | None) -> icechunk.Reposi
         )
     for file in left:
         delete(file, options)
-    with store_failures(uri):
+    with translate_errors(uri):
         return icechunk.Repository.open_or_create(storage)
 
 
@@ -101,7 +101,7 @@ def read_session(
         f"archive {uri} has no snapshot {snapshot or 'yet'!r}; "
         "`skysift archive snapshots` prints those it has"
     )
-    with store_failures(uri):
+    with translate_errors(uri):
         try:
             session = (
                 repository.readonly_session(snapshot_id=snapshot)
@@ -145,7 +145,7 @@ def has_root(session: icechunk.Session) -> bool:
 
 
 @contextmanager
-def store_failures(uri: str) -> Iterator[None]:
+def translate_errors(uri: str) -> Iterator[None]:
     """Name the archive when its store fails; conflicts between writers pass as they are.
 
     Raises

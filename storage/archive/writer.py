@@ -23,7 +23,7 @@ from storage.archive.reader import STORED_COLUMNS, read_ledger
 from storage.archive.repository import (
     commit_lock,
     open_repository,
-    store_failures,
+    translate_errors,
     writing_fork,
     writing_session,
 )
@@ -81,7 +81,7 @@ class ArchiveWriter:
         self.uri = uri
         self._options = options
         self._repository = open_repository(uri, options)
-        with store_failures(uri):
+        with translate_errors(uri):
             self.fork: Any = writing_fork(self._repository)
         self._known = ("", Ledger())
 
@@ -108,10 +108,10 @@ class ArchiveWriter:
         """
         for attempt in range(_COMMIT_ATTEMPTS):
             try:
-                with store_failures(self.uri), commit_lock(self.uri):
+                with translate_errors(self.uri), commit_lock(self.uri):
                     session = writing_session(self._repository)
                     ledger = self._ledger_of(session)
-                    entries, receipts = _news(ledger, entries, receipts)
+                    entries, receipts = _pending_entries(ledger, entries, receipts)
                     if not entries:
                         return str(session.snapshot_id)
                     session.merge(*{id(r.fork): r.fork for r in receipts}.values())
@@ -242,7 +242,7 @@ def _checked_embedding(
     return rounded
 
 
-def _news(
+def _pending_entries(
     ledger: Ledger, entries: Sequence[LedgerEntry], receipts: Sequence[SegmentReceipt]
 ) -> tuple[list[LedgerEntry], list[SegmentReceipt]]:
     """Return what a commit adds to the ledger; the forks keep no other segment.
@@ -252,7 +252,7 @@ def _news(
     """
     committed = {segment.id for segment in ledger.segments}
     outrun = {scene for r in receipts if r.id in committed for scene in r.scenes}
-    news = [e for e in entries if e.scene_id not in outrun and not _settled(ledger, e)]
+    news = [e for e in entries if e.scene_id not in outrun and not _is_recorded(ledger, e)]
     wanted = {entry.scene_id for entry in news}
     kept = [r for r in receipts if wanted.intersection(r.scenes)]
     for receipt in receipts:
@@ -262,7 +262,7 @@ def _news(
     return news, kept
 
 
-def _settled(ledger: Ledger, entry: LedgerEntry) -> bool:
+def _is_recorded(ledger: Ledger, entry: LedgerEntry) -> bool:
     known = ledger.entries.get(entry.scene_id)
     if known is None:
         return False

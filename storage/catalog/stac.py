@@ -15,7 +15,7 @@ from typing import Any
 
 import pystac
 
-from storage.catalog.url_policy import lies_below
+from storage.catalog.url_policy import is_within
 from storage.errors import CatalogError, ConfigError, SkysiftError
 from storage.location import StorageOptions, is_local, is_web, read_bytes, resolve_uri
 from storage.scene import (
@@ -306,7 +306,7 @@ class _Item:
     def _may_be_read(self, place: str) -> bool:
         allowed = self._spec.allow
         try:
-            if allowed and not any(lies_below(place, root) for root in allowed):
+            if allowed and not any(is_within(place, root) for root in allowed):
                 return False
             if is_web(place):
                 return bool(allowed)

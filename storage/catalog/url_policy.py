@@ -2,7 +2,7 @@
 
 A recipe is trusted, what a STAC API or an item says is not. The host that a recipe names is asked;
 another one, to which an answer leads, only when it is a public address. Files are confined by
-:func:`lies_below` where a recipe says to what.
+:func:`is_within` where a recipe says to what.
 """
 
 import os
@@ -74,14 +74,14 @@ def check_host(url: str, trusted_hosts: Collection[str] = ()) -> None:
             )
 
 
-def lies_below(uri: str, root: str) -> bool:
+def is_within(uri: str, root: str) -> bool:
     """Tell whether a URI is a folder or something in it.
 
     Examples
     --------
-    >>> lies_below("s3://bucket/a/b.tif", "s3://bucket/a")
+    >>> is_within("s3://bucket/a/b.tif", "s3://bucket/a")
     True
-    >>> lies_below("s3://bucket/abc.tif", "s3://bucket/a"), lies_below("/data/../etc/x", "/data")
+    >>> is_within("s3://bucket/abc.tif", "s3://bucket/a"), is_within("/data/../etc/x", "/data")
     (False, False)
     """
     if is_web(uri) or is_web(root):

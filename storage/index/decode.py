@@ -14,7 +14,7 @@ from storage.errors import CorruptIndexError
 from storage.index.ranking import Float32, Int64
 
 
-class StoredRows:
+class CodeDecoder:
     """The vectors of a filled inverted file by position; safe to read from several threads.
 
     Parameters

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from storage.errors import CorruptIndexError, NotFoundError
 from storage.index.manifest import FileEntry, ShardEntry
-from storage.index.quantizer import Bytes, Filled, Fit
+from storage.index.quantizer import Bytes, QuantizationError, ShardIndexBuilder
 from storage.index.shard import Shard, memory_of
 from storage.index.sidecar import Sidecar
 from storage.location import (
@@ -31,7 +31,7 @@ from storage.location import (
 )
 
 
-class IndexFiles:
+class VerifiedFiles:
     """Verified access to the files of an index; remote ones are copied to a private folder.
 
     The folder goes when this object does; what was opened stays readable.
@@ -151,12 +151,12 @@ def new_file(
 
 
 Vectors = npt.NDArray[np.float16]
-Fill = Callable[[Filled, Vectors | None], Fit]
+Fill = Callable[[ShardIndexBuilder, Vectors | None], QuantizationError]
 """Adds a shard's rows, writes the archive's vectors (n, D) by position, and says how they fit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ShardDraft:
+class ShardWriter:
     """A shard to be written: its place, and what its rows do not tell.
 
     ``dimension`` is that of the archive's vectors when they are kept beside the shard, else 0.
@@ -180,7 +180,7 @@ class ShardDraft:
         CorruptIndexError
             ``fill`` added another number of rows than the columns have.
         """
-        sidecar, filled = Sidecar(columns, self.name), Filled(trained)
+        sidecar, filled = Sidecar(columns, self.name), ShardIndexBuilder(trained)
         rows = len(sidecar)
         fit, vectors = self._filled(filled, rows, fill)
         lists = filled.loaded.list_rows
@@ -206,7 +206,9 @@ class ShardDraft:
             vectors=vectors,
         )
 
-    def _filled(self, filled: Filled, rows: int, fill: Fill) -> tuple[Fit, FileEntry | None]:
+    def _filled(
+        self, filled: ShardIndexBuilder, rows: int, fill: Fill
+    ) -> tuple[QuantizationError, FileEntry | None]:
         if not self.dimension:
             return fill(filled, None), None
         with self._new("vectors") as (path, entry):

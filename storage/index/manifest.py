@@ -20,7 +20,7 @@ from typing import Any
 
 from storage.errors import CorruptIndexError, NotFoundError
 from storage.geometry import Bounds
-from storage.index.quantizer import Fit, ShardParameters
+from storage.index.quantizer import QuantizationError, ShardParameters
 from storage.location import StorageOptions, join_uri, list_files, read_bytes, write_bytes
 
 FORMAT = 2
@@ -54,7 +54,7 @@ class ShardEntry:
     until: str
     memory_bytes: int
     trained_rows: int
-    fit: Fit
+    fit: QuantizationError
     index: FileEntry
     columns: FileEntry
     lists: FileEntry
@@ -122,11 +122,11 @@ class IndexManifest:
     rerank: int
     recall: Mapping[str, float]
     recall_version: str
-    fit: Fit
+    fit: QuantizationError
     trained_imbalance: float
     list_imbalance: float
     empty_lists: int = 0
-    grown_fit: Fit | None = None
+    grown_fit: QuantizationError | None = None
     grown_rows: int = 0
     drift: float = 1.0
     classes: tuple[str, ...] = ()
@@ -260,8 +260,8 @@ def _manifest(values: dict[str, Any]) -> IndexManifest:
             **values,
             "parameters": ShardParameters(**values["parameters"]),
             "trained": _file(values["trained"]),
-            "fit": Fit(**values["fit"]),
-            "grown_fit": values["grown_fit"] and Fit(**values["grown_fit"]),
+            "fit": QuantizationError(**values["fit"]),
+            "grown_fit": values["grown_fit"] and QuantizationError(**values["grown_fit"]),
             "shards": tuple(shard_entry(value) for value in values["shards"]),
             "segments": tuple(values["segments"]),
             "classes": tuple(values["classes"]),
@@ -279,7 +279,7 @@ def shard_entry(values: Mapping[str, Any]) -> ShardEntry:
     """
     names = ("index", "columns", "lists", "vectors", "dead")
     files: dict[str, Any] = {name: values[name] and _file(values[name]) for name in names}
-    others = {"fit": Fit(**values["fit"]), "bbox": tuple(values["bbox"])}
+    others = {"fit": QuantizationError(**values["fit"]), "bbox": tuple(values["bbox"])}
     return ShardEntry(**{**values, **files, **others})
 
 

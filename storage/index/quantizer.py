@@ -93,7 +93,7 @@ class ShardParameters:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Fit:
+class QuantizationError:
     """How well vectors fit what was trained: both are 0 for a perfect fit.
 
     ``distance`` is the mean of 1 - similarity to their list's centre, ``distortion`` the mean
@@ -168,10 +168,10 @@ def _turn(sample: Float32, centres: Float32, p: ShardParameters) -> Float32:
     quantizer = faiss.IndexFlatIP(p.dimension)
     quantizer.add(centres)
     _, nearest = quantizer.search(rows, 1)
-    return balanced_turn(rows - centres[nearest[:, 0]], p.pq_bytes)
+    return opq_rotation(rows - centres[nearest[:, 0]], p.pq_bytes)
 
 
-def balanced_turn(residuals: Float32, parts: int) -> Float32:
+def opq_rotation(residuals: Float32, parts: int) -> Float32:
     """Return the orthonormal map (D, D) after which every part has the same share of variance.
 
     Principal axes, strongest first, each dealt to the part whose product of variances is least.
@@ -214,7 +214,7 @@ def _empty_index(p: ShardParameters) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Loaded:
+class ShardIndex:
     """An index in memory: the whole of it, its inverted file, and how it turns vectors.
 
     ``turn`` (D, D) is what maps a vector into the inverted file; None where they are stored as
@@ -246,7 +246,7 @@ class Loaded:
         return canonical(canonical(stored) @ canonical(self.turn))
 
 
-def loaded(data: Bytes | Path) -> Loaded:
+def loaded(data: Bytes | Path) -> ShardIndex:
     """Read an index from its verified bytes, or map a verified local file into memory.
 
     What is mapped takes memory only where searches touch it, and gives it back under pressure.
@@ -261,13 +261,13 @@ def loaded(data: Bytes | Path) -> Loaded:
         mapping: Any = faiss.downcast_VectorTransform(chain.at(0))
         turn = faiss.vector_to_array(mapping.A).reshape(mapping.d_out, mapping.d_in)
         lists = faiss.downcast_index(whole.index)
-        return Loaded(whole=whole, lists=lists, turn=turn, lossy=True)
+        return ShardIndex(whole=whole, lists=lists, turn=turn, lossy=True)
     codec = whole.sq.qtype if isinstance(whole, faiss.IndexIVFScalarQuantizer) else None
     lossy = codec != faiss.ScalarQuantizer.QT_fp16
-    return Loaded(whole=whole, lists=whole, turn=None, lossy=lossy)
+    return ShardIndex(whole=whole, lists=whole, turn=None, lossy=lossy)
 
 
-def joined(sources: Sequence[Bytes | Path], list_rows: Int64) -> Loaded:
+def joined(sources: Sequence[Bytes | Path], list_rows: Int64) -> ShardIndex:
     """Read several shards into one index, which numbers their rows one after the other.
 
     Parameters
@@ -285,22 +285,22 @@ def joined(sources: Sequence[Bytes | Path], list_rows: Int64) -> Loaded:
     """
     if len(sources) == 1:
         return loaded(sources[0])
-    filled = Filled(sources[0])
+    filled = ShardIndexBuilder(sources[0])
     filled.empty(list_rows.sum(axis=0))
     start = 0
     for source, sizes in zip(sources, list_rows, strict=True):
         stop = start + int(sizes.sum())
-        filled.take_over(source, np.arange(start, stop))
+        filled.merge_from(source, np.arange(start, stop))
         start = stop
     return filled.loaded
 
 
-def fit_of(trained: Bytes, vectors: Float32) -> Fit:
+def quantization_error(trained: Bytes, vectors: Float32) -> QuantizationError:
     """Return how well vectors (n, D) fit what was trained."""
     index, vectors = loaded(trained), np.ascontiguousarray(vectors, dtype=np.float32)
     similarity, _ = index.lists.quantizer.search(index.turned(vectors), 1)
     stored = index.whole.sa_decode(index.whole.sa_encode(vectors))
-    return Fit(
+    return QuantizationError(
         distance=1 - float(similarity.mean()),
         distortion=float(np.square(stored - vectors).sum(axis=1).mean()),
     )
@@ -315,7 +315,7 @@ def proposals(trained: Bytes, rows: Float32, queries: Float32, depth: int) -> In
     return np.asarray(found)
 
 
-class Filled:
+class ShardIndexBuilder:
     """A shard in memory, that grows from the trained index and goes to a file."""
 
     def __init__(self, trained: Bytes | Path) -> None:
@@ -338,7 +338,7 @@ class Filled:
             lists.resize(number, int(list_rows[number]))
             lists.resize(number, 0)
 
-    def take_over(self, source: Bytes | Path, places: Int64) -> None:
+    def merge_from(self, source: Bytes | Path, places: Int64) -> None:
         """Store what another shard stores, bit for bit.
 
         Parameters

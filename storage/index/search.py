@@ -27,10 +27,10 @@ from storage.index.ranking import (
     kth_largest,
     pair_scores,
 )
-from storage.index.shard import Probes, Selection, Shard, ShardGroup, take_rows
+from storage.index.shard import Probes, RowMask, Shard, ShardGroup, take_rows
 from storage.index.sidecar import Columns, join_rows
 
-Asked = tuple[ShardGroup, Selection]
+Asked = tuple[ShardGroup, RowMask]
 """A group, and its rows that may be returned."""
 _FEW = 0.8  # of the rows: with more, hardly a list is without one
 _MOST_LISTS = 0.95  # which of all lists these are is not worth asking
@@ -38,7 +38,7 @@ _MOST_LISTS = 0.95  # which of all lists these are is not worth asking
 _TEST_ROW_NS, _SCORE_VALUE_NS, _DECODE_VALUE_NS, _MULTIPLY_NS = 1.5, 0.2, 5.0, 0.15
 
 
-def lists_to_probe(queries: int, k: int, nprobe: int, asked: Sequence[Asked]) -> int | None:
+def effective_nprobe(queries: int, k: int, nprobe: int, asked: Sequence[Asked]) -> int | None:
     """Return how many lists to look into; None says that scanning the selected rows is better.
 
     Lists without a selected row do not count. Of the others so many are probed that about as many
@@ -86,7 +86,7 @@ _FEW_HITS = 2048  # whose columns one thread takes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
+class SearchResult:
     """The best rows of each query.
 
     ``scores`` (Q, k) float32, highest first and -inf where there are fewer rows; ``rows`` (Q, k)
@@ -119,11 +119,11 @@ class _Best:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Part:
+class _Candidates:
     """What a group proposes: scores and positions (Q, depth), and the lists it looked into."""
 
     group: ShardGroup
-    selection: Selection
+    selection: RowMask
     scores: Float32
     positions: Int64
     probes: Probes | None
@@ -161,12 +161,12 @@ class ShardSet:
         rerank: int = 1,
         on_scan: Callable[[int, int, Mapping[str, int]], None] | None = None,
         threads: int = 1,
-        together: Mapping[str, int] | None = None,
+        groups: Mapping[str, int] | None = None,
     ) -> None:
         self.shards = {shard.name: shard for shard in shards}
         grouped: dict[str | int, list[Shard]] = {}
         for shard in shards:
-            number = together[shard.name] if together else 0
+            number = groups[shard.name] if groups else 0
             alone = isinstance(shard.data, Path)
             grouped.setdefault(shard.name if alone else number, []).append(shard)
         self._groups = [ShardGroup(some) for some in grouped.values()]
@@ -188,7 +188,7 @@ class ShardSet:
         where: Filter | None = None,
         nprobe: int | None = None,
         names: Collection[str] | None = None,
-    ) -> Found:
+    ) -> SearchResult:
         """Return the k best rows of each query.
 
         Parameters
@@ -221,7 +221,7 @@ class ShardSet:
         where: Filter | None = None,
         nprobe: int | None = None,
         names: Collection[str] | None = None,
-    ) -> Found:
+    ) -> SearchResult:
         """Do what :meth:`search` does, for queries (Q, D) that are canonical already."""
         if k < 1 or (nprobe is not None and nprobe < 1):
             raise ConfigError(f"search: k is {k} and nprobe {nprobe}; both start at 1")
@@ -248,7 +248,7 @@ class ShardSet:
         if len(owners) > 1:
             order = np.argsort(np.concatenate(owners), kind="stable")
             joined = {name: values[order] for name, values in joined.items()}
-        return Found(scores=scores, rows=rows, columns=joined)
+        return SearchResult(scores=scores, rows=rows, columns=joined)
 
     def find(self, where: Filter, limit: int, names: Collection[str] | None = None) -> Columns:
         """Return the first ``limit`` rows that match, in (tile key, scene id) order by shard.
@@ -297,7 +297,7 @@ class ShardSet:
         Queries whose nearest list is the same follow each other: they find it in the cache.
         """
         queries32 = queries.astype(np.float32)  # exact: multiples of 2**-24 up to 1
-        width = lists_to_probe(len(queries), k, nprobe, asked)
+        width = effective_nprobe(len(queries), k, nprobe, asked)
         step = max(min(_BLOCK_QUERIES, -(-len(queries) // self._threads)), 1)
         if len(queries) <= step:
             probes = nearest_lists(queries32, width, asked) if width else None
@@ -335,7 +335,7 @@ class ShardSet:
         probes: Probes | None,
     ) -> _Best:
         """Return the k best rows, query by query."""
-        parts = self._propose(queries, k, asked, probes)
+        parts = self._candidates(queries, k, asked, probes)
         proposed = np.concatenate([part.scores for part in parts], axis=1)
         reranks = any(part.group.reranks and not part.exact for part in parts)
         floor = (
@@ -343,7 +343,7 @@ class ShardSet:
             if reranks
             else kth_largest(proposed, k) - np.float32(parts[0].group.margin)
         )
-        settled = [_settle(queries, part, floor, reranks) for part in parts]
+        settled = [_rescore(queries, part, floor, reranks) for part in parts]
         query = np.concatenate([found[0] for found in settled])
         score = np.concatenate([found[1] for found in settled])
         position = np.concatenate([found[2] for found in settled])
@@ -360,13 +360,13 @@ class ShardSet:
             position=position[kept],
         )
 
-    def _propose(
+    def _candidates(
         self,
         queries: Float64,
         k: int,
         asked: Sequence[Asked],
         probes: Probes | None,
-    ) -> list[_Part]:
+    ) -> list[_Candidates]:
         queries32 = queries.astype(np.float32)
         parts = []
         for group, selection in asked:
@@ -379,14 +379,16 @@ class ShardSet:
                 depth = min(self._depth(k), selection.count)
                 found = [group.nearest(queries32, depth, probes, selection)]
             parts += [
-                _Part(group=group, selection=selection, scores=scores, positions=at, probes=probes)
+                _Candidates(
+                    group=group, selection=selection, scores=scores, positions=at, probes=probes
+                )
                 for scores, at in found
             ]
             self._report(group, len(queries), probes, selection)
         return parts
 
     def _report(
-        self, group: ShardGroup, queries: int, probes: Probes | None, selection: Selection
+        self, group: ShardGroup, queries: int, probes: Probes | None, selection: RowMask
     ) -> None:
         if self._on_scan is None:
             return
@@ -398,8 +400,8 @@ class ShardSet:
             self._on_scan(queries, probes.lists.size, group.rows_in(probes, selection))
 
 
-def _settle(
-    queries: Float64, part: _Part, floor: Float32, reranks: bool
+def _rescore(
+    queries: Float64, part: _Candidates, floor: Float32, reranks: bool
 ) -> tuple[Int64, Float32, Int64]:
     """Return (query, exact score, position) of a part's candidates that reach the floor (Q,).
 
@@ -428,7 +430,7 @@ def _blocks(count: int, step: int) -> list[Int64]:
     return [np.arange(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def _numbered(parts: Sequence[_Part], positions: Sequence[Int64]) -> tuple[Int64, RowKeys]:
+def _numbered(parts: Sequence[_Candidates], positions: Sequence[Int64]) -> tuple[Int64, RowKeys]:
     """Return the number of each row's shard over all parts, and what names rows of a shard."""
     firsts = np.cumsum([0, *(len(one.group.shards) for one in parts)])
     rows = zip(firsts, parts, positions, strict=False)

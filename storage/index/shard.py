@@ -1,4 +1,4 @@
-"""Loaded FAISS shards: search them, with filters. A home of faiss, as is storage.index.quantizer.
+"""Loaded FAISS shards: search them, with filters. A home of faiss, as is the quantizer.
 
 Ids in FAISS are positions: a row's place in its shard's (tile key, scene id) order. FAISS proposes
 candidates; scores that leave this module come from :mod:`storage.index.ranking` and are exact.
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from storage.errors import CorruptIndexError
 from storage.geometry import Mask
-from storage.index.decode import StoredRows
+from storage.index.decode import CodeDecoder
 from storage.index.filter import Filter
 from storage.index.gpu import MOST_RESULTS, gpu_copy
 from storage.index.quantizer import Bytes, joined, loaded
@@ -97,7 +97,7 @@ class Shard:
         return len(self.sidecar)
 
 
-class Selection:
+class RowMask:
     """The rows that may be returned, as a mask (n,) that FAISS understands.
 
     ``shards`` are the numbers of the shards that were asked for.
@@ -174,8 +174,8 @@ class ShardGroup:
         self._exact = all(shard.vectors is not None for shard in shards)
         self._gpu = gpu_copy(self.index)
         if not self._exact:
-            self._stored = StoredRows(self.index)
-        self._selections: OrderedDict[tuple[Filter, frozenset[str]], Selection] = OrderedDict()
+            self._stored = CodeDecoder(self.index)
+        self._selections: OrderedDict[tuple[Filter, frozenset[str]], RowMask] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -213,7 +213,7 @@ class ShardGroup:
             vectors[at] = stored[positions[at] - self._starts[i]]
         return vectors
 
-    def select(self, where: Filter, names: Collection[str]) -> Selection:
+    def select(self, where: Filter, names: Collection[str]) -> RowMask:
         """Return the live rows of the named shards that match a filter; recent answers are kept.
 
         Raises
@@ -233,7 +233,7 @@ class ShardGroup:
             for number in numbers:  # the others are not touched
                 own = slice(self._starts[number], self._starts[number + 1])
                 mask[own] = self._live[own] & self.shards[number].sidecar.matching(where)
-        selection = Selection(mask, numbers)
+        selection = RowMask(mask, numbers)
         with self._lock:
             self._selections[key] = selection
             if len(self._selections) > _FILTERS_KEPT:
@@ -244,19 +244,19 @@ class ShardGroup:
         """Return the ``count`` nearest lists of queries (Q, D), of those ``among`` (nlist,)."""
         parameters: Any = None
         if among is not None:
-            allowed = Selection(among)
+            allowed = RowMask(among)
             parameters = faiss.SearchParameters()
             parameters.sel = allowed.selector
         turned = self._loaded.turned(queries)
         similarity, lists = self._centres.search(turned, count, params=parameters)
         return Probes(lists=lists, similarity=similarity)
 
-    def rows_in(self, probes: Probes, selection: Selection) -> dict[str, int]:
+    def rows_in(self, probes: Probes, selection: RowMask) -> dict[str, int]:
         """Return how many rows of each shard in question are in the lists looked into."""
         rows = self._list_rows[:, probes.lists.ravel()].sum(axis=1).tolist()
         return {self.shards[number].name: rows[number] for number in selection.shards}
 
-    def lists_with(self, selection: Selection) -> Mask:
+    def lists_with(self, selection: RowMask) -> Mask:
         """Return which lists (nlist,) hold a selected row; remembered by the selection."""
         if selection.lists is None:
             there = np.zeros(self.nlist, dtype=np.bool_)
@@ -269,7 +269,7 @@ class ShardGroup:
         return selection.lists
 
     def nearest(
-        self, queries: Float32, k: int, probes: Probes, selection: Selection
+        self, queries: Float32, k: int, probes: Probes, selection: RowMask
     ) -> tuple[Float32, Int64]:
         """Return FAISS's k best: scores (Q, k), highest first, and positions, -1 where none."""
         count, queries = len(queries), self._loaded.turned(queries)
@@ -287,7 +287,7 @@ class ShardGroup:
         scores[positions < 0] = -np.inf
         return scores, positions
 
-    def above(self, query: Float32, score: float, probes: Probes, selection: Selection) -> Int64:
+    def above(self, query: Float32, score: float, probes: Probes, selection: RowMask) -> Int64:
         """Return the positions of all probed rows that FAISS scores at least ``score``.
 
         Parameters
@@ -340,7 +340,7 @@ def take_rows(groups: Sequence[ShardGroup], group: Int64, position: Int64) -> Co
     return {name: values[back] for name, values in join_rows(parts, 0).items()}
 
 
-def _search_parameters(probes: Probes, selection: Selection) -> Any:
+def _search_parameters(probes: Probes, selection: RowMask) -> Any:
     parameters: Any = faiss.SearchParametersIVF()
     parameters.nprobe = probes.lists.shape[1]
     parameters.sel = selection.selector  # kept alive by the caller's selection

@@ -17,7 +17,7 @@ from rasterio.windows import Window as FileWindow
 from storage.errors import ConfigError, SceneError
 from storage.raster.geotiff import alpha_index, cause, perimeter, reproject
 from storage.raster.pixel_grid import Float32, PixelGrid, Window
-from storage.raster.upsample import DoubledRows
+from storage.raster.upsample import Upsample2x
 from storage.scene import BandSource
 
 _ALIGNED_PX = 0.05  # pixels that lie this close over a whole file are the same pixels
@@ -27,7 +27,7 @@ _KEPT_ROWS_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
+class TargetGrid:
     """Where files land: file position + ``shift`` (columns, rows) = grid position, in pixels."""
 
     pixels: PixelGrid
@@ -98,10 +98,10 @@ class RowReader:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Layer:
+class AlignedRaster:
     """Bands of one open file (or VRT) whose pixels are the grid's pixels within ``window``."""
 
-    reader: RowReader | DoubledRows
+    reader: RowReader | Upsample2x
     window: Window
     positions: tuple[int, ...]
     scales: tuple[float, ...]
@@ -159,8 +159,8 @@ def layer_of(
     dataset: Any,
     bands: Sequence[BandSource],
     positions: Sequence[int],
-    place: Placement,
-) -> Layer:
+    place: TargetGrid,
+) -> AlignedRaster:
     """Put bands of an open file on the grid; a VRT that this takes is closed with ``files``.
 
     Parameters
@@ -176,7 +176,7 @@ def layer_of(
     place
         The grid.
     """
-    corner = corner_on(dataset, place.pixels)
+    corner = pixel_offset(dataset, place.pixels)
     if corner is not None:
         column, row = corner[0] + place.shift[0], corner[1] + place.shift[1]
         if max(abs(column - round(column)), abs(row - round(row))) <= _ALIGNED_PX:
@@ -195,10 +195,10 @@ def plain_layer(
     positions: Sequence[int],
     window: Window,
     flipped: bool,
-) -> Layer:
+) -> AlignedRaster:
     """Take a file as it is: its pixels are those of ``window``, from the bottom if flipped."""
     masked = bands[0].nodata is None and _has_mask(dataset)
-    return Layer(
+    return AlignedRaster(
         reader=RowReader(dataset, bands[0].href, [band.index for band in bands], masked),
         window=window,
         nodata=_typed(_nodata(dataset, bands[0]), dataset.dtypes[0]),
@@ -209,11 +209,11 @@ def plain_layer(
 
 
 def _doubled_layer(
-    dataset: Any, bands: Sequence[BandSource], positions: Sequence[int], place: Placement
-) -> Layer | None:
+    dataset: Any, bands: Sequence[BandSource], positions: Sequence[int], place: TargetGrid
+) -> AlignedRaster | None:
     """Take a file whose pixels cover four of the grid's each; None when it is not such a file."""
     pixels = place.pixels
-    corner = corner_on(dataset, replace(pixels, resolution=2 * pixels.resolution))
+    corner = pixel_offset(dataset, replace(pixels, resolution=2 * pixels.resolution))
     masked = bands[0].nodata is None and _has_mask(dataset)
     exact = np.dtype(dataset.dtypes[0]).kind in "iu" and np.dtype(dataset.dtypes[0]).itemsize <= 2
     wide = min(dataset.width, dataset.height) > 1  # a warp does not interpolate a line of pixels
@@ -227,8 +227,8 @@ def _doubled_layer(
     smooth = place.resampling == "bilinear"
     nodata = _typed(_nodata(dataset, bands[0]), dataset.dtypes[0])
     rows = RowReader(dataset, bands[0].href, [band.index for band in bands], masked=False)
-    return Layer(
-        reader=DoubledRows(rows, dataset.height, dataset.width, nodata, smooth),
+    return AlignedRaster(
+        reader=Upsample2x(rows, dataset.height, dataset.width, nodata, smooth),
         window=Window(
             column=round(column),
             row=round(row),
@@ -246,8 +246,8 @@ def _warped_layer(
     dataset: Any,
     bands: Sequence[BandSource],
     positions: Sequence[int],
-    place: Placement,
-) -> Layer:
+    place: TargetGrid,
+) -> AlignedRaster:
     window = _window_on(dataset, bands[0].href, place)
     nodata = _nodata(dataset, bands[0])
     if nodata is None and np.dtype(dataset.dtypes[0]).kind == "f":
@@ -270,7 +270,7 @@ def _warped_layer(
             UNIFIED_SRC_NODATA="NO",
         )
     )
-    return Layer(
+    return AlignedRaster(
         reader=RowReader(vrt, bands[0].href, [band.index for band in bands], masked=False),
         window=window,
         nodata=None,
@@ -313,7 +313,7 @@ def _has_mask(dataset: Any) -> bool:
     return MaskFlags.per_dataset in flags or bool(alpha_index(dataset))
 
 
-def corner_on(dataset: Any, pixels: PixelGrid) -> tuple[float, float] | None:
+def pixel_offset(dataset: Any, pixels: PixelGrid) -> tuple[float, float] | None:
     """Return a file's upper-left corner in grid pixels; None unless its pixels fit the grid's."""
     t, size = dataset.transform, pixels.resolution
     fits = (
@@ -328,7 +328,7 @@ def corner_on(dataset: Any, pixels: PixelGrid) -> tuple[float, float] | None:
     return (t.c - pixels.anchor[0]) / size, (pixels.anchor[1] - top) / size
 
 
-def _window_on(dataset: Any, href: str, place: Placement) -> Window:
+def _window_on(dataset: Any, href: str, place: TargetGrid) -> Window:
     """Return the window, rounded outwards, that a file of other pixels covers on the grid."""
     pixels = place.pixels
     target = CRS.from_user_input(pixels.crs)

@@ -35,7 +35,7 @@ from storage.raster.geotiff import (
     opened,
     resolution_in,
 )
-from storage.raster.layer import Layer, Placement, corner_on, layer_of, plain_layer
+from storage.raster.layer import AlignedRaster, TargetGrid, layer_of, pixel_offset, plain_layer
 from storage.raster.pixel_grid import Block, Float32, PixelGrid, Window
 from storage.scene import BandSource, MaskSource, Scene
 
@@ -132,7 +132,7 @@ class SceneReader:
             valid = np.logical_not(np.isnan(values).all(axis=0))
         return Block(values=values, valid=valid, cloud=cloud & valid)
 
-    def _open(self, resampling: str) -> tuple[list[Layer], Layer | None]:
+    def _open(self, resampling: str) -> tuple[list[AlignedRaster], AlignedRaster | None]:
         groups: dict[tuple[str, str], list[int]] = {}
         for position, band in enumerate(self.scene.bands):
             groups.setdefault((band.href, str(band.nodata)), []).append(position)
@@ -141,12 +141,12 @@ class SceneReader:
             for (href, _), positions in groups.items()
         ]
         self._check_numbers(opened)
-        corners = (corner_on(dataset, self.pixels) for dataset, _ in opened)
+        corners = (pixel_offset(dataset, self.pixels) for dataset, _ in opened)
         shift = next(
             ((round(c) - c, round(r) - r) for c, r in (x for x in corners if x is not None)),
             (0.0, 0.0),
         )
-        place = Placement(pixels=self.pixels, shift=shift, resampling=resampling)
+        place = TargetGrid(pixels=self.pixels, shift=shift, resampling=resampling)
         layers = [
             layer_of(
                 self._files, dataset, [self.scene.bands[p] for p in positions], positions, place
@@ -280,7 +280,7 @@ def read_categorical(
         dataset = files.enter_context(opened(href))
         _check_indexes(href, [index], dataset.count)
         band = BandSource(name="class", href=href, index=index, scale=1.0, offset=0.0)
-        place = Placement(pixels=pixels, shift=(0.0, 0.0), resampling="nearest")
+        place = TargetGrid(pixels=pixels, shift=(0.0, 0.0), resampling="nearest")
         layer = layer_of(files, dataset, [band], [0], place)
         values = np.full((1, window.height, window.width), np.nan, np.float32)
         layer.read_into(values, window)

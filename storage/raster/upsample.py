@@ -13,7 +13,7 @@ import numpy.typing as npt
 from storage.raster.pixel_grid import Float32
 
 
-class DoubledRows:
+class Upsample2x:
     """Windows of a file on a grid of half its pixel size; the file's corner is a grid corner.
 
     Parameters

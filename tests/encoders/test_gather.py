@@ -1,4 +1,4 @@
-"""Gathered gradients against one process with the whole batch."""
+"""PartialResult gradients against one process with the whole batch."""
 
 from datetime import timedelta
 

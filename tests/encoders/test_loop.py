@@ -11,9 +11,9 @@ import torch.multiprocessing
 from torch import nn
 
 from encoders.augment import Augmentation
-from encoders.batch_norm import GlobalBatchNorm2d, globalise_batch_norm
+from encoders.batch_norm import GlobalBatchNorm2d, convert_sync_batch_norm
 from encoders.bundle import Encoder, new_encoder
-from encoders.loop import LoopSpec, TrainingLoop, TrainingRows, sharded
+from encoders.loop import LoopSpec, TrainingLoop, TrainingRows, map_sharded
 from encoders.losses import LabelStatistics, build_loss
 from encoders.spec import EncoderSpec
 from storage.errors import ConfigError, SkysiftError
@@ -115,7 +115,7 @@ def test_two_workers_compute_the_gradient_of_one_with_the_whole_batch(tmp_path: 
 def test_a_global_batch_norm_alone_is_the_plain_one():
     plain = nn.Sequential(nn.BatchNorm2d(3)).train()
     ours = nn.Sequential(nn.BatchNorm2d(3)).train()
-    globalise_batch_norm(ours)
+    convert_sync_batch_norm(ours)
     assert type(ours[0]) is GlobalBatchNorm2d
     x = torch.randn(4, 3, 5, 5)
     assert torch.equal(plain(x), ours(x))
@@ -238,7 +238,7 @@ def test_sharded_encoding_keeps_the_order_of_the_rows():
     inputs = np.arange(400, dtype=np.float32)[:, None]
     rows = np.array([399, 0, 7, *range(100, 350)])
     seen: list[int] = []
-    out = sharded(
+    out = map_sharded(
         lambda chunk: torch.from_numpy(chunk * 2),
         inputs,
         rows,

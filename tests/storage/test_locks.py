@@ -13,29 +13,29 @@ import pytest
 
 from storage.errors import SkysiftError
 from storage.location import read_bytes, write_bytes
-from storage.locks import Owner, sole_owner
+from storage.locks import Holder, exclusive_lock
 from tests.support.fault_proxy import Fault, fault_proxy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys, time
-from storage.locks import sole_owner
-with sole_owner(sys.argv[1], "training"):
+from storage.locks import exclusive_lock
+with exclusive_lock(sys.argv[1], "training"):
     print("held", flush=True)
     time.sleep(60)
 """
-ELSEWHERE = Owner(host="elsewhere", pid=7, since="2026-01-01T00:00:00+00:00", token="t")
+ELSEWHERE = Holder(host="elsewhere", pid=7, since="2026-01-01T00:00:00+00:00", token="t")
 
 
 def test_the_second_is_told_who_the_first_is(tmp_path: Path):
-    with sole_owner(str(tmp_path / "run"), "training"):
+    with exclusive_lock(str(tmp_path / "run"), "training"):
         named = rf"training: process {os.getpid()} on {socket.gethostname()} since .* is at work"
         with (
             pytest.raises(SkysiftError, match=named),
-            sole_owner(str(tmp_path / "run"), "training"),
+            exclusive_lock(str(tmp_path / "run"), "training"),
         ):
             pytest.fail("two at once")
-    with sole_owner(str(tmp_path / "run"), "training") as check:
+    with exclusive_lock(str(tmp_path / "run"), "training") as check:
         check()
 
 
@@ -49,22 +49,22 @@ def test_a_killed_process_leaves_the_place_free(tmp_path: Path):
     assert holder.stdout
     assert holder.stdout.readline() == "held\n"
     refused = rf"process {holder.pid} on"
-    with pytest.raises(SkysiftError, match=refused), sole_owner(str(tmp_path), "training"):
+    with pytest.raises(SkysiftError, match=refused), exclusive_lock(str(tmp_path), "training"):
         pytest.fail("two at once")
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     holder.stdout.close()
-    with sole_owner(str(tmp_path), "training"):
-        assert Owner.read((tmp_path / ".owner.json").read_bytes()).pid == os.getpid()
+    with exclusive_lock(str(tmp_path), "training"):
+        assert Holder.read((tmp_path / ".owner.json").read_bytes()).pid == os.getpid()
 
 
 def test_a_claim_in_an_object_store_refuses_and_is_given_back(moto_s3):
     place, options = moto_s3.uri("run"), moto_s3.options
     for _ in range(2):
         with (
-            sole_owner(place, "training", options),
+            exclusive_lock(place, "training", options),
             pytest.raises(SkysiftError, match=rf"process {os.getpid()} .* is free in \d+ s"),
-            sole_owner(place, "training", options),
+            exclusive_lock(place, "training", options),
         ):
             pytest.fail("two at once")
 
@@ -73,15 +73,15 @@ def test_the_claim_of_a_dead_process_is_taken_over(moto_s3):
     place, options = moto_s3.uri("run"), moto_s3.options
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    gone = Owner(host=socket.gethostname(), pid=ended.pid, since="", token="t")
+    gone = Holder(host=socket.gethostname(), pid=ended.pid, since="", token="t")
     write_bytes(moto_s3.uri("run", ".owner.json"), gone.to_bytes(), options)
-    with sole_owner(place, "training", options):
+    with exclusive_lock(place, "training", options):
         pass
     # One on another machine is dead when it was silent for a lease.
     write_bytes(moto_s3.uri("run", ".owner.json"), ELSEWHERE.to_bytes(), options)
     with (
         pytest.raises(SkysiftError, match="process 7 on elsewhere"),
-        sole_owner(place, "training", options),
+        exclusive_lock(place, "training", options),
     ):
         pytest.fail("its lease is not over")
     _until(lambda: _is_taken(place, options))
@@ -89,7 +89,7 @@ def test_the_claim_of_a_dead_process_is_taken_over(moto_s3):
 
 def _is_taken(place: str, options) -> bool:
     try:
-        with sole_owner(place, "training", options, lease_s=1.0):
+        with exclusive_lock(place, "training", options, lease_s=1.0):
             return True
     except SkysiftError:
         return False
@@ -105,11 +105,11 @@ def test_who_lost_a_claim_is_told_and_leaves_the_new_one_alone(moto_s3):
             return "process 7 on elsewhere" in str(error)
         return False
 
-    with sole_owner(moto_s3.uri("run"), "training", options, lease_s=0.4) as check:
+    with exclusive_lock(moto_s3.uri("run"), "training", options, lease_s=0.4) as check:
         check()
         write_bytes(claim, ELSEWHERE.to_bytes(), options)
         _until(is_lost)
-    assert Owner.read(read_bytes(claim, options)) == ELSEWHERE
+    assert Holder.read(read_bytes(claim, options)) == ELSEWHERE
 
 
 def test_a_lost_answer_costs_no_claim(moto_s3):
@@ -117,7 +117,7 @@ def test_a_lost_answer_costs_no_claim(moto_s3):
     with fault_proxy(str(moto_s3.options.endpoint_url)) as proxy:
         proxy.plan(*lost)
         options = replace(moto_s3.options, endpoint_url=proxy.address)
-        with sole_owner(moto_s3.uri("run"), "training", options, lease_s=0.4) as check:
+        with exclusive_lock(moto_s3.uri("run"), "training", options, lease_s=0.4) as check:
             _until(lambda: proxy.passed.count(("PUT", proxy.passed[0][1])) > 5)
             check()
         assert proxy.struck == 2
@@ -127,7 +127,7 @@ def test_a_store_without_conditional_writes_is_used_with_a_warning(moto_s3, capl
     with fault_proxy(str(moto_s3.options.endpoint_url)) as proxy:
         proxy.plan(Fault(kind="refuse", methods=("PUT",), status=501, code="NotImplemented"))
         options = replace(moto_s3.options, endpoint_url=proxy.address)
-        with sole_owner(moto_s3.uri("run"), "training", options) as check:
+        with exclusive_lock(moto_s3.uri("run"), "training", options) as check:
             check()
     assert "lacks conditional writes" in caplog.text
 

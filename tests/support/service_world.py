@@ -24,7 +24,7 @@ from storage.archive.writer import ArchiveWriter, SegmentRows, write_segment
 from storage.catalog.read import read_scenes
 from storage.raster.writer import write_geotiff
 from storage.scene import CatalogSpec
-from workflows.service.backend import Served
+from workflows.service.backend import BackendConfig
 
 TILE_PX = 32
 TILES = 4
@@ -32,7 +32,7 @@ EAST_M, NORTH_M = 320 * 1000, 320 * 15000
 DAYS = ("20240501", "20240601", "20240701")
 
 
-def make_world(folder: Path) -> Served:
+def make_world(folder: Path) -> BackendConfig:
     """Embed one place on three days; this process has to be connected to Ray."""
     spec = EncoderSpec(
         backbone="tiny-cnn",
@@ -59,7 +59,7 @@ def make_world(folder: Path) -> Served:
         write_scene(folder / "scenes", date, seed)
     embed(folder)
     build_index(archive, str(folder / "index"))
-    return Served(
+    return BackendConfig(
         index_uri=str(folder / "index"),
         catalog=CatalogSpec(source=str(folder / "scenes" / "*.tif")),
         max_image_px=1_000_000,

@@ -11,7 +11,7 @@ import numpy as np
 import shapely
 
 from storage.index.filter import Filter
-from storage.index.quantizer import Bytes, Filled, ShardParameters, train
+from storage.index.quantizer import Bytes, ShardIndexBuilder, ShardParameters, train
 from storage.index.shard import Shard
 from storage.index.sidecar import Sidecar, encode_columns, order_of
 
@@ -81,7 +81,7 @@ def make_shards(
 
 def fill(trained: Bytes, positions: Any, embedding: Any, rows: int) -> Bytes:
     """The bytes of a shard that should hold so many rows."""
-    filled = Filled(trained)
+    filled = ShardIndexBuilder(trained)
     filled.add(positions, embedding)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "shard.faiss"

@@ -96,7 +96,7 @@ def test_polls_bring_what_is_new_and_nothing_twice(job: WatchJob):
         "site_20240601": ("embedded", 16),
     }
     again = poll(job, session=_no_session)
-    assert (again.arrivals, again.is_news, again.scenes_known) == ((), False, 2)
+    assert (again.arrivals, again.changed, again.scenes_known) == ((), False, 2)
     assert again.snapshot == first.snapshot
 
     time.sleep(0.01)
@@ -123,7 +123,7 @@ def test_an_index_that_is_behind_its_archive_is_brought_up_to_date(job: WatchJob
     assert first.index_changed
     assert _in_step(job)
     again = poll(job, session=_no_session)
-    assert (again.is_news, again.index_version) == (False, first.index_version)
+    assert (again.changed, again.index_version) == (False, first.index_version)
 
     create_tag(job.ingest.archive_uri, "whole")
     delete_scenes(job.ingest.archive_uri, ["site_20240501"])
@@ -175,7 +175,7 @@ def test_the_watch_goes_on_after_a_failed_poll_and_ends_on_a_wrong_job(
     assert list(first.quarantined) == ["bad_20240501"]
     assert isinstance(second, CatalogError)
     assert isinstance(third, PollReport)
-    assert not third.is_news
+    assert not third.changed
     assert all(3000 < seconds <= 3600 for seconds in waited)
     with sole_watcher(broken.ingest.archive_uri):
         pass

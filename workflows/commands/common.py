@@ -18,8 +18,8 @@ from workflows.console import (
     ProgressView,
     configure_logging,
     format_pairs,
-    hush_ray,
-    muted_native_stderr,
+    silence_ray,
+    suppress_stderr,
     write_json,
     write_lines,
 )
@@ -93,17 +93,17 @@ class Run:
 
         section = self.recipe.cluster
         with ExitStack() as stack:
-            self.hush_ray()
+            self.silence_ray()
             if needed:
-                with nullcontext() if self._debug else muted_native_stderr():
+                with nullcontext() if self._debug else suppress_stderr():
                     stack.enter_context(ray_session(section.address, section.cpus))
             end_on_sigterm()
             yield
 
-    def hush_ray(self) -> None:
+    def silence_ray(self) -> None:
         """Keep Ray's own notes off stderr, unless all are asked for."""
         if not self._debug:
-            hush_ray()
+            silence_ray()
 
     def show(self, data: Any, lines: Sequence[str] | Mapping[str, Any] | None = None) -> None:
         """Write the result to stdout: as JSON when asked for, as lines for people otherwise."""

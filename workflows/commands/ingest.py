@@ -108,14 +108,14 @@ def _planned(run: Run, *, sample: bool) -> "tuple[IngestPlan, IngestCost]":
 
 def _fits_here(run: Run, planning: "Future[tuple[IngestPlan, IngestCost]]") -> bool:
     """Tell whether a run is so small that it does without Ray; only a plan that is soon made."""
-    from pipeline.ingest.driver import HERE_TILES
+    from pipeline.ingest.driver import LOCAL_TILES
     from pipeline.runtime.cluster import joins_cluster
 
     local = is_local(run.need_path("catalog.source", "--scenes"))
     if not local or joins_cluster(run.recipe.cluster.address):
         return False
     _, cost = planning.result()
-    return cost.tiles <= HERE_TILES
+    return cost.tiles <= LOCAL_TILES
 
 
 def _carried_out(
@@ -124,7 +124,7 @@ def _carried_out(
     from pipeline.ingest.driver import ingest
 
     _require_room(plan, cost)
-    run.hush_ray()  # again: the plan imported more of it
+    run.silence_ray()  # again: the plan imported more of it
     with run.progress() as progress:
         return ingest(plan, options=run.storage, here=here, progress=progress, events=log)
 

@@ -119,7 +119,7 @@ def _client(run: Run, allow_unauthenticated: bool) -> "JobSubmissionClient":
 
     address = run.recipe.cluster.dashboard
     client = connect(address, allow_unauthenticated=allow_unauthenticated)
-    run.hush_ray()
+    run.silence_ray()
     return client
 
 

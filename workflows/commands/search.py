@@ -293,12 +293,12 @@ class _Asking:
 
     def one(self, query: "Query") -> None:
         """Show the hits of one query."""
-        from pipeline.search.batch import hits_without
+        from pipeline.search.batch import exclude_query_rows
         from workflows.hits import hit_records, write_hits
 
         own = () if self._options["include_self"] else query.rows
         hits = self._search(query.vector, min(self._k + len(own), self._rows))
-        table = hits_without(hits.to_arrow(), [query], self._k) if own else hits.to_arrow()
+        table = exclude_query_rows(hits.to_arrow(), [query], self._k) if own else hits.to_arrow()
         if self._options["out"]:
             write_hits(table, self._options["out"], self._run.storage)
         records = hit_records(table)
@@ -315,11 +315,11 @@ class _Asking:
 
     def each(self, queries: list["Query"]) -> None:
         """Write the hits of every query, block by block."""
-        from pipeline.search.batch import search_each
+        from pipeline.search.batch import search_many
         from storage.archive.export import write_geoparquet
 
         out, keep = self._options["out"], self._options["include_self"]
-        tables = search_each(queries, self._search, self._k, self._rows, keep_own=keep)
+        tables = search_many(queries, self._search, self._k, self._rows, keep_own=keep)
         count = write_geoparquet(tables, out, self._run.storage)
         manifest = self._searcher.manifest
         answer = {

@@ -36,14 +36,14 @@ def serve(run: Run) -> None:
     token of the variable SKYSIFT_TOKEN (or of the recipe's service.token; several with commas
     between them).
     """
-    from workflows.service.backend import Served
+    from workflows.service.backend import BackendConfig
     from workflows.service.deploy import check_exposure, prepare_proxy, serve_index
 
     spec = _spec(run.recipe.service)
     check_exposure(spec)
     prepare_proxy()
     section = run.recipe.service
-    served = Served(
+    served = BackendConfig(
         index_uri=run.need_path("index.uri", "--index"),
         encoder_uri=run.recipe.encoder.bundle,
         catalog=_catalog(run),
@@ -65,7 +65,7 @@ def serve(run: Run) -> None:
 
 
 def _spec(section: "ServiceSection") -> "ServiceSpec":
-    from workflows.service.app import Limits, Look
+    from workflows.service.app import Limits, MapConfig
     from workflows.service.deploy import ServiceSpec
 
     token = section.token.get_secret_value() if section.token else os.environ.get("SKYSIFT_TOKEN")
@@ -79,7 +79,7 @@ def _spec(section: "ServiceSection") -> "ServiceSpec":
             rate_per_s=section.rate_per_s / section.replicas,  # each replica counts for itself
             burst=section.burst,
         ),
-        look=Look(
+        look=MapConfig(
             base_map=section.base_map,
             base_map_attribution=section.base_map_attribution,
             cors_origins=section.cors_origins,

@@ -105,7 +105,7 @@ def _tell(run: Run, outcome: "PollReport | SkysiftError") -> None:
         failed = {"error": one_line(str(outcome))}
         document = outcome if isinstance(outcome, PollReport) else failed
         click.echo(json.dumps(plain_value(document)))
-    elif isinstance(outcome, PollReport) and outcome.is_news:
+    elif isinstance(outcome, PollReport) and outcome.changed:
         click.echo("\n".join([*_lines(outcome), ""]))
 
 

@@ -43,7 +43,7 @@ _STAGES = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Leavings:
+class Results:
     """What the stages of a demo left, as the page needs it."""
 
     folder: Path
@@ -57,7 +57,7 @@ class Leavings:
         return next(done.result for done in self.stages if done.name == stage)
 
 
-def write_page(left: Leavings, target: Path) -> None:
+def write_page(left: Results, target: Path) -> None:
     """Draw the report of a demo into an HTML file."""
     archive = Archive.open(str(left.folder / "archive"), left.result("index")["snapshot"])
     answers = _answers(left, archive)
@@ -110,7 +110,7 @@ def write_page(left: Leavings, target: Path) -> None:
     write_report(data, target)
 
 
-def _answers(left: Leavings, archive: Archive) -> tuple[Answer, ...]:
+def _answers(left: Results, archive: Archive) -> tuple[Answer, ...]:
     found = left.result("search")
     gallery = Gallery(archive, left.scenes)
     queries = gallery.show(np.array(found["queries"], np.int64))
@@ -149,7 +149,7 @@ def _history(path: Path) -> tuple[dict[str, float], ...]:
     return tuple({to: float(row[n]) for n, to in wanted.items() if row.get(n)} for row in rows)
 
 
-def _facts(left: Leavings, archive: Archive) -> tuple[tuple[str, str], ...]:
+def _facts(left: Results, archive: Archive) -> tuple[tuple[str, str], ...]:
     bands = BandStatistics.from_json(str(left.folder / "statistics.json"))
     reflectances = (
         f"{band} {mean:.3f} ± {std:.3f}"

@@ -38,8 +38,8 @@ from storage.progress import ProgressSink, quiet
 from storage.scene import CatalogSpec, MaskMapping, Scene
 from workflows.demo.evaluate import ask, choose_queries, score
 from workflows.demo.landscape import BANDS
-from workflows.demo.report import Leavings, write_page
-from workflows.demo.stages import Done, StageBook
+from workflows.demo.report import Results, write_page
+from workflows.demo.stages import Done, StageCache
 from workflows.demo.world import CLOUD_VALUES, World, WorldSpec, build_world
 from workflows.labels import label_scenes
 
@@ -142,7 +142,7 @@ class _Run:
             spec,
             progress,
         )
-        self.book = StageBook(self.folder)
+        self.book = StageCache(self.folder)
         self.join_ray: Callable[[], object] = _private_ray
 
     def all(self) -> DemoResult:
@@ -328,7 +328,7 @@ class _Run:
 
     def report(self, commands: tuple[tuple[str, str], ...]) -> dict[str, Any]:
         """Draw the report."""
-        left = Leavings(
+        left = Results(
             folder=self.folder,
             seed=self.spec.seed,
             scenes=self._scenes,

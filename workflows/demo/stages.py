@@ -42,7 +42,7 @@ class Done:
     skipped: bool
 
 
-class StageBook:
+class StageCache:
     """Runs stages and remembers them in ``stages.json`` of a folder.
 
     Parameters

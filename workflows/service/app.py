@@ -22,7 +22,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from storage.errors import ConfigError, SearchUnavailableError, SkysiftError
 from workflows.service.formats import CONTENT, negotiated
-from workflows.service.guard import BodyLimit, Gate, SafeHeaders
+from workflows.service.guard import Authenticator, BodyLimit, SafeHeaders
 from workflows.service.problems import add_handlers, documented
 from workflows.service.schema import (
     HealthAnswer,
@@ -36,7 +36,7 @@ from workflows.service.schema import (
     ThumbnailQuery,
     TileAnswer,
 )
-from workflows.service.telemetry import Metrics, Observed
+from workflows.service.telemetry import Metrics, RequestMetrics
 from workflows.service.thumbnails import Picture
 from workflows.service.uploads import read_query
 
@@ -70,7 +70,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
+class MapConfig:
     """What the map and other pages may use: a base map (URL template of tiles), foreign origins."""
 
     base_map: str | None = None
@@ -111,7 +111,7 @@ def create_app(
     *,
     digests: Sequence[str] = (),
     limits: Limits | None = None,
-    look: Look | None = None,
+    look: MapConfig | None = None,
     hosts: Sequence[str] | None = LOOPBACK_HOSTS,
 ) -> FastAPI:
     """Build the application.
@@ -130,7 +130,7 @@ def create_app(
         Values of the Host header that are served, so that a web page elsewhere cannot reach a
         service on loopback by a name of its own; None serves any.
     """
-    limits, look, metrics = limits or Limits(), look or Look(), Metrics()
+    limits, look, metrics = limits or Limits(), look or MapConfig(), Metrics()
     app = FastAPI(
         title="Skysift",
         summary="Where else does it look like this?",
@@ -150,9 +150,9 @@ def create_app(
     if hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_middleware(SafeHeaders, image_origins=_origins(look.base_map))
-    app.add_middleware(Observed, metrics=metrics)
+    app.add_middleware(RequestMetrics, metrics=metrics)
     add_handlers(app)
-    guard = [Depends(Gate(digests, limits.rate_per_s, limits.burst))]
+    guard = [Depends(Authenticator(digests, limits.rate_per_s, limits.burst))]
     _add_probes(app, backend, metrics, guard)
     _add_search(app, backend, limits, guard)
     _add_archive(app, backend, limits, look, guard)
@@ -210,7 +210,7 @@ def _add_search(app: FastAPI, backend: Backend, limits: Limits, guard: list[Any]
 
 
 def _add_archive(
-    app: FastAPI, backend: Backend, limits: Limits, look: Look, guard: list[Any]
+    app: FastAPI, backend: Backend, limits: Limits, look: MapConfig, guard: list[Any]
 ) -> None:
     @app.get("/v1/index", responses=documented(404, 503), dependencies=guard)
     def index() -> IndexAnswer:

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from encoders.bundle import Encoder, load_encoder
-from pipeline.search.batch import hits_without
+from pipeline.search.batch import exclude_query_rows
 from pipeline.search.query import Query, QueryResolver, combine
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
@@ -50,7 +50,7 @@ _MOST_IN_BOX = 1_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Served:
+class BackendConfig:
     """What to serve; ``encoder_uri`` is None for the bundle that the archive was made with.
 
     ``catalog`` says where the scenes are, so that thumbnails can be drawn.
@@ -68,7 +68,7 @@ class Served:
 class IndexBackend:
     """Answers from the current version of an index; safe to use from several threads."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: BackendConfig) -> None:
         self._served = served
         self._lock = threading.Lock()
         self._looked_s = float("-inf")
@@ -83,7 +83,7 @@ class IndexBackend:
         hits = version.searcher.search(
             query.vector, k=min(body.k + len(query.rows), rows), where=_filter(body.filter)
         )
-        table = hits_without(hits.to_arrow(), [query], body.k)
+        table = exclude_query_rows(hits.to_arrow(), [query], body.k)
         return SearchAnswer(
             query=query.label,
             snapshot=hits.snapshot,
@@ -214,7 +214,7 @@ class IndexBackend:
 class _Version:
     """One version of the index, with what its queries need."""
 
-    def __init__(self, served: Served, name: str) -> None:
+    def __init__(self, served: BackendConfig, name: str) -> None:
         self._served, self.name = served, name
         self.searcher = Searcher.connect(
             served.index_uri, version=name, options=served.options, replicas=served.replicas

@@ -19,8 +19,8 @@ from storage.errors import ConfigError, SkysiftError
 from storage.index.manifest import current_version
 from storage.location import absolute_uri
 from storage.scene import CatalogSpec
-from workflows.service.app import LOOPBACK_HOSTS, Limits, Look, create_app
-from workflows.service.backend import IndexBackend, Served
+from workflows.service.app import LOOPBACK_HOSTS, Limits, MapConfig, create_app
+from workflows.service.backend import BackendConfig, IndexBackend
 from workflows.service.guard import token_digests
 from workflows.service.telemetry import log_to_stderr
 
@@ -39,13 +39,13 @@ class ServiceSpec:
     port: int = 8000
     token: str | None = field(default=None, repr=False)
     limits: Limits = field(default_factory=Limits)
-    look: Look = field(default_factory=Look)
+    look: MapConfig = field(default_factory=MapConfig)
     request_timeout_s: float = 60.0
     replicas: int = 1
 
 
 def serve_index(
-    served: Served,
+    served: BackendConfig,
     spec: ServiceSpec,
     *,
     ready: Callable[[str], object] = logger.info,
@@ -131,7 +131,7 @@ def application(arguments: Arguments) -> serve.Application:
         There is no token.
     """
     spec = ServiceSpec(host="0.0.0.0", token=os.environ.get("SKYSIFT_TOKEN"))
-    served = Served(
+    served = BackendConfig(
         index_uri=arguments.index,
         encoder_uri=arguments.encoder,
         catalog=CatalogSpec(source=arguments.scenes) if arguments.scenes else None,
@@ -191,7 +191,9 @@ def check_free(host: str, port: int) -> None:
             ) from error
 
 
-def _application(served: Served, spec: ServiceSpec, digests: tuple[str, ...]) -> serve.Application:
+def _application(
+    served: BackendConfig, spec: ServiceSpec, digests: tuple[str, ...]
+) -> serve.Application:
     """Bind the deployment; only the digests of the tokens travel to the replicas."""
     hosts = LOOPBACK_HOSTS if is_loopback(spec.host) else None
     limits, look = spec.limits, spec.look

@@ -45,7 +45,7 @@ def token_digests(tokens: str) -> tuple[str, ...]:
     return tuple(hashlib.sha256(token.encode()).hexdigest() for token in given)
 
 
-class Gate:
+class Authenticator:
     """A dependency of every guarded route: counts the request, then asks for a token.
 
     Parameters

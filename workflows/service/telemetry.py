@@ -73,7 +73,7 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class Observed:
+class RequestMetrics:
     """Count, time and log every request."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:

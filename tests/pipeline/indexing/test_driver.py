@@ -19,7 +19,7 @@ from pipeline.indexing.spec import IndexSpec
 from storage.archive.maintenance import delete_scenes, rollback
 from storage.archive.reader import Archive
 from storage.errors import ConfigError, CorruptIndexError, EncoderMismatchError, NotFoundError
-from storage.index.files import IndexFiles
+from storage.index.files import VerifiedFiles
 from storage.index.filter import Filter
 from storage.index.manifest import IndexManifest, list_versions, read_manifest, set_current
 from storage.index.quantizer import KINDS, Kind, set_threads
@@ -51,7 +51,7 @@ def archive_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def load(index_uri: str, options: StorageOptions | None = None) -> ShardSet:
     manifest = read_manifest(index_uri, options=options)
-    files = IndexFiles(index_uri, options)
+    files = VerifiedFiles(index_uri, options)
     return ShardSet(
         [files.load(shard) for shard in manifest.shards], manifest.nprobe, manifest.rerank
     )
@@ -83,7 +83,7 @@ def test_an_index_holds_every_live_row_of_the_archive(archive_uri: str, kind: Ki
 def test_extents_enclose_exactly_the_rows_of_a_shard(archive_uri: str, tmp_path: Path):
     manifest = build_index(archive_uri, str(tmp_path), IndexSpec(shards=4))
     rows = live_rows(archive_uri)
-    files = IndexFiles(str(tmp_path))
+    files = VerifiedFiles(str(tmp_path))
     for shard in manifest.shards:
         mine = np.isin(rows["row"], files.load(shard).sidecar.row)
         assert mine.sum() == shard.rows
@@ -138,17 +138,17 @@ from contextlib import nullcontext
 from pathlib import Path
 import ray
 from pipeline.indexing import steps as index_steps, driver as indexing
-from storage.index.quantizer import Filled
+from storage.index.quantizer import ShardIndexBuilder
 index_steps.run_tasks = lambda work, jobs, **_: [work(job) for job in jobs]
 indexing.ray_session = lambda address: nullcontext()
 ray.cluster_resources = lambda: {"CPU": 1}
-save = Filled.save
+save = ShardIndexBuilder.save
 def save_half(self, path, rows):
     if list(Path(sys.argv[2]).glob("*/shard-00000.json")):
         path.write_bytes(b"half of a shard")
         os.kill(os.getpid(), signal.SIGKILL)
     save(self, path, rows)
-Filled.save = save_half
+ShardIndexBuilder.save = save_half
 spec = indexing.IndexSpec(kind="ivf_sq8", shards=3, nlist=4)
 indexing.build_index(sys.argv[1], sys.argv[2], spec)
 """
@@ -193,7 +193,7 @@ def test_a_damaged_file_is_found_before_faiss_reads_it(
 
     monkeypatch.setattr("storage.index.shard.faiss.deserialize_index", never)
     with pytest.raises(CorruptIndexError, match=r"shard-00000\.faiss"):
-        IndexFiles(str(tmp_path)).load(manifest.shards[0])
+        VerifiedFiles(str(tmp_path)).load(manifest.shards[0])
     report = verify_index(str(tmp_path))
     assert len(report.problems) == (2 if damage == "swap" else 1)
     assert "shard-00000.faiss" in report.problems[0]

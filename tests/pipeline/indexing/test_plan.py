@@ -11,7 +11,7 @@ import pytest
 from benchmarks.vectors import make_archive
 from pipeline.indexing.driver import build_index, plan_build
 from pipeline.indexing.plan import predicted_bytes
-from pipeline.indexing.recall import pilot_recall
+from pipeline.indexing.recall import estimate_recall
 from pipeline.indexing.spec import IndexSpec
 from pipeline.search.searcher import Searcher
 from storage.errors import ConfigError
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 LOAD = """
 import json, os, sys
 import numpy as np
-from storage.index.files import IndexFiles
+from storage.index.files import VerifiedFiles
 from storage.index.manifest import read_manifest
 from storage.index.search import ShardSet
 def resident():
@@ -33,7 +33,7 @@ def resident():
         kinds = dict(line.split()[:2] for line in lines if line.endswith("kB\\n"))
     return 1024 * (int(kinds["Anonymous:"]))
 index, mapped = sys.argv[1], sys.argv[2] == "mapped"
-files, manifest = IndexFiles(index), read_manifest(index)
+files, manifest = VerifiedFiles(index), read_manifest(index)
 before = resident()
 shards = ShardSet([files.load(s, mapped=mapped) for s in manifest.shards], manifest.nprobe)
 taken = resident() - before
@@ -147,7 +147,7 @@ def test_the_pilot_ranks_kinds_as_they_are(archive: str):
     set_threads(1)
     rows = make_rows(4000, 16, 3)["embedding"].astype(np.float32)
     found = {
-        (kind, size): pilot_recall(
+        (kind, size): estimate_recall(
             rows, ShardParameters(kind=kind, dimension=16, pq_bytes=size, bits=size), (1, 4, 16)
         )
         for kind, size in (("ivf_sq8", 0), ("ivf_opq", 8), ("ivf_opq", 4), ("ivf_rabitq", 4))

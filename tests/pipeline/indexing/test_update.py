@@ -19,7 +19,7 @@ from pipeline.indexing.maintenance import collect_garbage, index_versions, rollb
 from pipeline.indexing.spec import IndexSpec
 from storage.archive.maintenance import delete_scenes
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
-from storage.index.files import IndexFiles
+from storage.index.files import VerifiedFiles
 from storage.index.filter import Filter
 from storage.index.manifest import IndexManifest, read_manifest
 from storage.index.quantizer import set_threads
@@ -38,7 +38,7 @@ def one_thread() -> None:
 
 
 def load(index: str, manifest: IndexManifest) -> ShardSet:
-    files = IndexFiles(index)
+    files = VerifiedFiles(index)
     return ShardSet(
         [files.load(shard) for shard in manifest.shards], manifest.nprobe, manifest.rerank
     )
@@ -182,7 +182,7 @@ def test_a_killed_compaction_goes_on_where_it_was(tmp_path: Path):
 def test_the_lists_of_an_index_are_counted(tmp_path: Path):
     _, index = grow(tmp_path, IndexSpec(kind="ivf_flat", shards=2, nlist=4))
     manifest = read_manifest(index)
-    files = IndexFiles(index)
+    files = VerifiedFiles(index)
     sizes = sum(files.open(shard.lists).view(np.int64) for shard in manifest.shards)
     assert sizes.sum() == sum(shard.rows for shard in manifest.shards)
     assert manifest.empty_lists == int((sizes == 0).sum())

@@ -1,4 +1,4 @@
-"""The door of a search actor: the same answers as the node gives, for those who know the secret."""
+"""The socket of a search actor answers as the node does, and only to holders of the secret."""
 
 import socket
 import sys
@@ -16,12 +16,12 @@ import pytest
 
 from pipeline.indexing.driver import build_index
 from pipeline.indexing.spec import IndexSpec
-from pipeline.search.fleet import Fleet
-from pipeline.search.local_socket import Door, Visitor
+from pipeline.search.fleet import ActorPool
+from pipeline.search.local_socket import SocketClient, UnixSocketServer
 from pipeline.search.node import SearchNode
 from pipeline.search.searcher import Searcher
 from storage.index.filter import Filter
-from storage.index.search import Found
+from storage.index.search import SearchResult
 from tests.support.archive_world import add_scenes, create_archive
 
 pytestmark = [
@@ -43,7 +43,7 @@ FILTERS = [Filter(), EVERYTHING, Filter(until="2020-01-01")]
 
 @pytest.fixture(scope="module")
 def index(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("door")
+    folder = tmp_path_factory.mktemp("server")
     archive, index = str(folder / "archive"), str(folder / "index")
     create_archive(archive, DIMENSION)
     add_scenes(archive, {"A": 150, "B": 150})
@@ -65,10 +65,10 @@ def queries(count: int) -> np.ndarray[Any, Any]:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def asked(visitor: Visitor, *question: Any) -> Found:
-    connection = visitor.ask(*question)
+def asked(client: SocketClient, *question: Any) -> SearchResult:
+    connection = client.ask(*question)
     assert connection is not None
-    found = visitor.answer(connection, 10.0)
+    found = client.answer(connection, 10.0)
     assert found is not None
     return found
 
@@ -76,10 +76,10 @@ def asked(visitor: Visitor, *question: Any) -> Found:
 @pytest.mark.parametrize("where", FILTERS)
 @pytest.mark.parametrize("count", [1, 70])
 def test_the_door_gives_the_answer_of_the_node(node: SearchNode, where: Filter, count: int):
-    door = Door(node, 1)
-    assert door.key
+    server = UnixSocketServer(node, 1)
+    assert server.endpoint
     question = (queries(count), 9, where, None, NAMES)
-    found, truth = asked(Visitor(door.key), *question), node.search(*question)
+    found, truth = asked(SocketClient(server.endpoint), *question), node.search(*question)
     np.testing.assert_array_equal(found.scores, truth.scores)
     np.testing.assert_array_equal(found.rows, truth.rows)
     assert found.columns.keys() == truth.columns.keys()
@@ -89,31 +89,31 @@ def test_the_door_gives_the_answer_of_the_node(node: SearchNode, where: Filter, 
 
 
 def test_threads_share_a_visitor(node: SearchNode):
-    door = Door(node, 2)
-    assert door.key
-    visitor = Visitor(door.key)
+    server = UnixSocketServer(node, 2)
+    assert server.endpoint
+    client = SocketClient(server.endpoint)
     many = queries(64)
     truth = node.search(many, 5, Filter(), None, NAMES)
     with ThreadPoolExecutor(8) as pool:
         found = list(
-            pool.map(lambda i: asked(visitor, many[i : i + 1], 5, Filter(), None, NAMES), range(64))
+            pool.map(lambda i: asked(client, many[i : i + 1], 5, Filter(), None, NAMES), range(64))
         )
     np.testing.assert_array_equal(np.concatenate([one.rows for one in found]), truth.rows)
 
 
 def test_a_wrong_secret_does_not_open(node: SearchNode):
-    door = Door(node, 1)
-    assert door.key
+    server = UnixSocketServer(node, 1)
+    assert server.endpoint
     with pytest.raises(AuthenticationError):
-        Visitor((door.key[0], b"guessed"))
+        SocketClient((server.endpoint[0], b"guessed"))
 
 
 def test_who_knocks_and_says_nothing_holds_nobody_up(node: SearchNode):
-    door = Door(node, 1)
-    assert door.key
+    server = UnixSocketServer(node, 1)
+    assert server.endpoint
     with socket.socket(socket.AF_UNIX) as silent:
-        silent.connect(door.key[0])
-        found = asked(Visitor(door.key), queries(1), 3, Filter(), None, NAMES)
+        silent.connect(server.endpoint[0])
+        found = asked(SocketClient(server.endpoint), queries(1), 3, Filter(), None, NAMES)
     assert found.rows.shape == (1, 3)
 
 
@@ -122,38 +122,38 @@ def test_a_pickle_at_the_door_is_not_opened(node: SearchNode, tmp_path: Path):
         def __reduce__(self) -> tuple[Any, ...]:
             return Path.touch, (tmp_path / "code-ran",)
 
-    door = Door(node, 1)
-    assert door.key
-    with Client(door.key[0], "AF_UNIX", authkey=door.key[1]) as visitor:
-        visitor.send(Bomb())
+    server = UnixSocketServer(node, 1)
+    assert server.endpoint
+    with Client(server.endpoint[0], "AF_UNIX", authkey=server.endpoint[1]) as client:
+        client.send(Bomb())
         with pytest.raises(EOFError):
-            visitor.recv_bytes()
+            client.recv_bytes()
     assert not (tmp_path / "code-ran").exists()
 
 
 def test_a_question_that_fails_is_left_to_the_message(node: SearchNode):
-    door = Door(node, 1)
-    assert door.key
-    visitor = Visitor(door.key)
-    connection = visitor.ask(queries(1), 3, Filter(), None, ["no such shard"])
+    server = UnixSocketServer(node, 1)
+    assert server.endpoint
+    client = SocketClient(server.endpoint)
+    connection = client.ask(queries(1), 3, Filter(), None, ["no such shard"])
     assert connection is not None
-    assert visitor.answer(connection, 10.0) is None
-    assert asked(visitor, queries(1), 3, Filter(), None, NAMES).rows.shape == (1, 3)
+    assert client.answer(connection, 10.0) is None
+    assert asked(client, queries(1), 3, Filter(), None, NAMES).rows.shape == (1, 3)
 
 
 def test_an_answer_that_takes_too_long_is_given_up(node: SearchNode):
     class Slow:
-        def search(self, *question: Any) -> Found:
+        def search(self, *question: Any) -> SearchResult:
             time.sleep(1.0)
             return node.search(*question)
 
-    door = Door(Slow(), 1)  # type: ignore[arg-type]
-    assert door.key
-    visitor = Visitor(door.key)
-    connection = visitor.ask(queries(1), 3, Filter(), None, NAMES)
+    server = UnixSocketServer(Slow(), 1)  # type: ignore[arg-type]
+    assert server.endpoint
+    client = SocketClient(server.endpoint)
+    connection = client.ask(queries(1), 3, Filter(), None, NAMES)
     assert connection is not None
     with pytest.raises(TimeoutError, match="no answer in 0 s"):
-        visitor.answer(connection, 0.05)
+        client.answer(connection, 0.05)
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_a_client_on_the_machine_of_an_actor_comes_by_the_door(
     searcher: Searcher, monkeypatch: pytest.MonkeyPatch
 ):
     fleet = searcher._backend
-    assert isinstance(fleet, Fleet)
+    assert isinstance(fleet, ActorPool)
     by_door = searcher.search(queries(5), 7)
     visits = len(fleet._doors)
     fleet._doors.clear()
@@ -178,7 +178,7 @@ def test_a_client_on_the_machine_of_an_actor_comes_by_the_door(
 
 def test_a_door_that_closed_is_met_again(searcher: Searcher):
     fleet = searcher._backend
-    assert isinstance(fleet, Fleet)
+    assert isinstance(fleet, ActorPool)
     truth = searcher.search(queries(2), 5)
     (old,) = fleet._doors.values()
     for connection in old._idle:

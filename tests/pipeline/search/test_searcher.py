@@ -14,7 +14,7 @@ import ray
 from pipeline.indexing.driver import build_index, update_index
 from pipeline.indexing.spec import IndexSpec
 from pipeline.search import fleet as search_fleet
-from pipeline.search.fleet import Fleet, Placement, running_nodes
+from pipeline.search.fleet import ActorPool, Placement, running_nodes
 from pipeline.search.hits import Hits
 from pipeline.search.searcher import Searcher
 from storage.errors import ConfigError, NotFoundError, SearchUnavailableError
@@ -101,13 +101,13 @@ def test_shards_out_of_range_are_never_asked(
     world: tuple[str, str, Rows], searcher: Searcher, monkeypatch: pytest.MonkeyPatch
 ):
     asked: list[str] = []
-    gather = Fleet.gather
+    gather = ActorPool.gather
 
-    def spy(self: Fleet, method: str, names: Any, arguments: Any) -> Any:
+    def spy(self: ActorPool, method: str, names: Any, arguments: Any) -> Any:
         asked.extend(names)
         return gather(self, method, names, arguments)
 
-    monkeypatch.setattr(Fleet, "gather", spy)
+    monkeypatch.setattr(ActorPool, "gather", spy)
     searcher.search(queries(1), 3, Filter(until="2020-01-01"))
     assert asked == []
     oldest = min(searcher.manifest.shards, key=lambda shard: shard.since)
@@ -132,7 +132,7 @@ def test_killing_an_actor_in_the_middle_of_queries_loses_none(
 
 def test_a_killed_actor_comes_back_and_is_asked_again(searcher: Searcher):
     fleet = searcher._backend
-    assert isinstance(fleet, Fleet)
+    assert isinstance(fleet, ActorPool)
     before = fleet.process_ids()
     os.kill(before[0], signal.SIGKILL)
     deadline = time.monotonic() + 60
@@ -207,7 +207,7 @@ def test_tasks_search_with_a_client_that_was_sent_to_them(
     @ray.remote(num_cpus=0)
     def ask(client: Searcher) -> tuple[list[int], list[int]]:
         fleet = client._backend
-        assert isinstance(fleet, Fleet)
+        assert isinstance(fleet, ActorPool)
         hits = client.search(queries(), 5, nprobe=EXHAUSTIVE)
         return fleet.process_ids(), hits.rows.ravel().tolist()
 

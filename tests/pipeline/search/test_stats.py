@@ -14,14 +14,14 @@ from pipeline.indexing.spec import IndexSpec
 from pipeline.search.fleet import running_nodes
 from pipeline.search.node import NodeState
 from pipeline.search.searcher import Searcher
-from pipeline.search.stats import SearchMeter
+from pipeline.search.stats import SearchStats
 from tests.support.archive_world import add_scenes, create_archive
 from tests.workflows.test_cli import run
 
 
 def test_the_meter_tells_percentiles_rate_and_work():
     now = [100.0]
-    meter = SearchMeter(clock=lambda: now[0])
+    meter = SearchStats(clock=lambda: now[0])
     for number in range(1, 101):
         now[0] += 0.1
         meter.answered(number / 1000, 4)
@@ -41,7 +41,7 @@ def test_the_meter_tells_percentiles_rate_and_work():
 
 
 def test_the_meter_forgets_old_messages_but_not_their_number():
-    meter = SearchMeter(clock=lambda: 1.0)
+    meter = SearchStats(clock=lambda: 1.0)
     for number in range(5000):
         meter.answered(float(number), 1)
     assert meter.read().messages == 5000

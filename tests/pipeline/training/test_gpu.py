@@ -13,7 +13,7 @@ from ray.train.torch import TorchTrainer
 from encoders.bundle import load_encoder
 from pipeline.runtime.cluster import ray_session
 from pipeline.training.driver import train
-from pipeline.training.resources import Demand
+from pipeline.training.resources import ResourceRequest
 from storage.dataset import LabelledDataset
 from tests.pipeline.training.test_driver import SPEC, write_dataset
 
@@ -45,7 +45,7 @@ def _tell_backend(config: dict[str, str]) -> str:
 
 @pytest.mark.parametrize(("device", "backend"), [("gpu", "nccl"), ("cpu", "gloo")])
 def test_workers_talk_over_what_their_device_has(tmp_path: Path, device, backend):
-    demand = Demand.of(replace(SPEC, device=device))
+    demand = ResourceRequest.of(replace(SPEC, device=device))
     assert demand.uses_gpu == (device == "gpu")
     trainer = TorchTrainer(
         _tell_backend,

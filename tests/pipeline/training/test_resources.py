@@ -10,7 +10,7 @@ import ray
 
 from pipeline.training.driver import train
 from pipeline.training.network import interface_of
-from pipeline.training.resources import Demand
+from pipeline.training.resources import ResourceRequest
 from storage.errors import ConfigError
 from storage.progress import Progress
 from tests.pipeline.training.test_driver import SPEC, write_dataset
@@ -26,7 +26,7 @@ from tests.pipeline.training.test_driver import SPEC, write_dataset
     ],
 )
 def test_workers_are_counted_by_machine(per_worker, nodes, places):
-    assert Demand(workers=1, per_worker=per_worker).places(nodes) == places
+    assert ResourceRequest(workers=1, per_worker=per_worker).capacity(nodes) == places
 
 
 def test_what_the_cluster_can_never_give_is_refused_at_once(tmp_path: Path, ray_session):

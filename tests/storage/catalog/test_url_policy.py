@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from storage.catalog.read import read_scenes
-from storage.catalog.url_policy import check_host, lies_below
+from storage.catalog.url_policy import check_host, is_within
 from storage.errors import CatalogError
 from storage.scene import CatalogSpec
 from tests.support.stac_api_server import make_item, stac_api
@@ -104,5 +104,5 @@ def test_a_link_does_not_leave_a_folder(tmp_path: Path):
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "in" / "link").symlink_to(tmp_path / "out")
-    assert lies_below(str(tmp_path / "in" / "a.tif"), str(tmp_path / "in"))
-    assert not lies_below(str(tmp_path / "in" / "link" / "a.tif"), str(tmp_path / "in"))
+    assert is_within(str(tmp_path / "in" / "a.tif"), str(tmp_path / "in"))
+    assert not is_within(str(tmp_path / "in" / "link" / "a.tif"), str(tmp_path / "in"))

@@ -9,12 +9,12 @@ import pytest
 from storage.index.filter import Filter
 from storage.index.quantizer import (
     KINDS,
-    Filled,
     Kind,
+    ShardIndexBuilder,
     ShardParameters,
-    balanced_turn,
-    fit_of,
     loaded,
+    opq_rotation,
+    quantization_error,
     set_threads,
     train,
 )
@@ -53,9 +53,9 @@ def test_merged_shards_propose_what_one_shard_proposes(kind: Kind, tmp_path: Pat
     trained = train(rows.astype(np.float32), p)
     whole = loaded(fill(trained, np.arange(500), rows[:500], 500))
     halves = [fill(trained, np.arange(300), rows[i : i + 300], 300) for i in (0, 300)]
-    merged = Filled(trained)
-    merged.take_over(halves[0], np.arange(300))
-    merged.take_over(halves[1], np.r_[np.arange(300, 500), np.full(100, -1)])
+    merged = ShardIndexBuilder(trained)
+    merged.merge_from(halves[0], np.arange(300))
+    merged.merge_from(halves[1], np.r_[np.arange(300, 500), np.full(100, -1)])
     assert merged.loaded.list_rows.tolist() == [
         whole.lists.get_list_size(i) for i in range(whole.lists.nlist)
     ]
@@ -75,7 +75,7 @@ def test_merged_shards_propose_what_one_shard_proposes(kind: Kind, tmp_path: Pat
 def test_turning_spreads_the_variance_and_keeps_scores():
     rng = np.random.default_rng(0)
     residuals = (rng.normal(size=(4000, 12)) * np.geomspace(3, 0.01, 12)).astype(np.float32)
-    turn = balanced_turn(residuals, 4)
+    turn = opq_rotation(residuals, 4)
     np.testing.assert_allclose(turn @ turn.T, np.eye(12), atol=1e-5)
     share = np.cov((residuals @ turn.T).T).diagonal().reshape(4, 3).prod(axis=1)
     axes = np.cov(residuals.T).diagonal().reshape(4, 3).prod(axis=1)
@@ -88,7 +88,7 @@ def test_a_turned_product_quantizer_stores_vectors_closer_than_a_plain_one():
     spread = rng.normal(size=(6000, DIMENSION)) * np.geomspace(1, 0.05, DIMENSION) @ square
     sample = (spread / np.linalg.norm(spread, axis=1, keepdims=True)).astype(np.float32)
     plain, turned = (
-        fit_of(train(sample[:4000], parameters(kind, pq_bytes=4)), sample[4000:])
+        quantization_error(train(sample[:4000], parameters(kind, pq_bytes=4)), sample[4000:])
         for kind in ("ivf_pq", "ivf_opq")
     )
     assert turned.distortion < 0.9 * plain.distortion
@@ -98,7 +98,7 @@ def test_a_turned_product_quantizer_stores_vectors_closer_than_a_plain_one():
 def test_k_means_leaves_no_list_empty_when_rows_differ():
     rows = vectors(2000).astype(np.float32)
     trained = train(rows, parameters("ivf_flat", nlist=32))
-    filled = Filled(trained)
+    filled = ShardIndexBuilder(trained)
     filled.add(np.arange(2000), rows.astype(np.float16))
     assert filled.loaded.list_rows.min() > 0
 
@@ -111,7 +111,7 @@ def test_a_mapped_shard_answers_like_a_read_one(tmp_path: Path):
         embedding = rows["embedding"][np.argsort(rows["row"])][order]
         path = tmp_path / f"{kind}.faiss"
         trained = train(make_rows(1024, DIMENSION, 11)["embedding"].astype("f4"), parameters(kind))
-        filled = Filled(trained)
+        filled = ShardIndexBuilder(trained)
         filled.add(np.arange(900), embedding)
         filled.save(path, 900)
         mapped = Shard("shard", path, read.sidecar, embedding)

@@ -60,7 +60,7 @@ def test_exhaustive_search_is_brute_force_for_any_shards(
     one = ShardSet(make_shards(*world, (), exact_vectors, dead))
     several = make_shards(*world, cuts, exact_vectors, dead)
     many = ShardSet(several)
-    grouped = ShardSet(several, together={shard.name: n % 2 for n, shard in enumerate(several)})
+    grouped = ShardSet(several, groups={shard.name: n % 2 for n, shard in enumerate(several)})
     queries = np.random.default_rng(seed).normal(size=(3, DIMENSION))
     queries[0] = rows["embedding"][0]
     keep = np.array([passes(where, rows, n) for n in range(count)])

@@ -11,9 +11,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError, SearchUnavailableError
-from workflows.service.app import Limits, Look, create_app
+from workflows.service.app import Limits, MapConfig, create_app
 from workflows.service.deploy import ServiceSpec, check_exposure
-from workflows.service.guard import Gate, token_digests
+from workflows.service.guard import Authenticator, token_digests
 from workflows.service.schema import (
     HitBody,
     IndexAnswer,
@@ -260,7 +260,7 @@ def test_a_short_token_is_refused(tokens):
 
 def test_a_client_that_asks_too_often_waits_and_others_do_not(backend):
     now = [0.0]
-    gate = Gate((), 2.0, 3, lambda: now[0])
+    gate = Authenticator((), 2.0, 3, lambda: now[0])
     assert [gate._take(("a", -1)) for _ in range(4)] == [0, 0, 0, 0.5]
     assert gate._take(("b", -1)) == 0
     now[0] = 0.5
@@ -290,7 +290,7 @@ def test_other_pages_may_ask_only_when_they_are_named(backend):
         "access-control-allow-origin"
         not in _client(backend).options("/v1/search", headers=ask).headers
     )
-    named = _client(backend, look=Look(cors_origins=("https://maps.example",)))
+    named = _client(backend, look=MapConfig(cors_origins=("https://maps.example",)))
     allowed = named.options("/v1/search", headers=ask).headers
     assert allowed["access-control-allow-origin"] == "https://maps.example"
     other = named.options("/v1/search", headers={**ask, "Origin": "https://evil.example"})
@@ -301,11 +301,11 @@ def test_the_page_lets_nothing_foreign_in_but_the_base_map(backend):
     policy = _client(backend).get("/").headers["content-security-policy"]
     assert "http" not in policy
     assert "unsafe" not in policy
-    look = Look(base_map="https://tiles.example/{z}/{x}/{y}.png?key=1")
+    look = MapConfig(base_map="https://tiles.example/{z}/{x}/{y}.png?key=1")
     policy = _client(backend, look=look).get("/").headers["content-security-policy"]
     assert "img-src 'self' blob: data: https://tiles.example;" in policy
     with pytest.raises(ConfigError, match="no URL template"):
-        create_app(backend, look=Look(base_map="tiles/{z}"))
+        create_app(backend, look=MapConfig(base_map="tiles/{z}"))
 
 
 def test_a_picture_is_not_sent_twice(client):

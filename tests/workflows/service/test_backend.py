@@ -21,7 +21,7 @@ from storage.archive.reader import Archive
 from storage.raster.writer import write_geotiff
 from tests.support.service_world import DAYS, add_day, make_world
 from workflows.service.app import Limits, create_app
-from workflows.service.backend import IndexBackend, Served
+from workflows.service.backend import BackendConfig, IndexBackend
 from workflows.service.guard import token_digests
 
 TOKEN = "0123456789abcdef-token"
@@ -35,7 +35,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(folder, ray_session) -> Served:
+def served(folder, ray_session) -> BackendConfig:
     return make_world(folder)
 
 
@@ -146,7 +146,7 @@ def test_what_is_not_there_is_not_drawn(client, served, tmp_path):
         assert client.get(f"/v1/tiles/{path}/thumbnail.png").status_code == 404
     path = f"/v1/tiles/{hit['tile']}/thumbnail.png"
     assert client.get(path, params={"scene": "../site"}).status_code == 404
-    blind = _client(IndexBackend(Served(index_uri=served.index_uri)))
+    blind = _client(IndexBackend(BackendConfig(index_uri=served.index_uri)))
     answer = blind.get(path)
     assert (answer.status_code, "--scenes" in answer.json()["message"]) == (404, True)
     assert blind.get("/v1/index").json()["pictures"] is False
@@ -189,7 +189,7 @@ def test_an_upload_is_told_by_its_content_and_a_bomb_is_not_decoded(client, tmp_
 
 
 def test_no_index_is_not_ready(tmp_path):
-    client = _client(IndexBackend(Served(index_uri=str(tmp_path / "none"))))
+    client = _client(IndexBackend(BackendConfig(index_uri=str(tmp_path / "none"))))
     assert client.get("/v1/ready").status_code == 503
     assert client.post("/v1/search", json={"vector": [1.0]}).status_code == 404
 
