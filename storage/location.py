@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -174,6 +174,122 @@ class StorageOptions:
             if keys_given
             else self.session_token or first("AWS_SESSION_TOKEN"),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A place in a file system or an object store, with the options that reach it.
+
+    Immutable, hashable and picklable. ``str(location)`` is the URI and never a secret. Pixels of
+    scenes may also be at web addresses.
+
+    Parameters
+    ----------
+    uri
+        ``s3://bucket/key``, ``file:///path`` or a plain path.
+    options
+        Endpoint, region and credentials of the object store.
+
+    Examples
+    --------
+    >>> archive = Location("s3://bucket/archive", StorageOptions(region="eu-central-1"))
+    >>> str(archive / "segments" / "a")
+    's3://bucket/archive/segments/a'
+    >>> (archive / "segments").options.region
+    'eu-central-1'
+    """
+
+    uri: str
+    options: StorageOptions = field(default=StorageOptions(), repr=False)
+
+    @classmethod
+    def of(cls, place: "str | os.PathLike[str] | Location") -> "Location":
+        """Return a location; a plain URI or path gets the default options."""
+        return place if isinstance(place, Location) else cls(os.fspath(place))
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def __truediv__(self, part: str) -> "Location":
+        """Append path parts.
+
+        Examples
+        --------
+        >>> Location("index") / "v1/manifest.json"
+        Location(uri='index/v1/manifest.json')
+        """
+        return self.at(join_uri(self.uri, part))
+
+    def at(self, uri: str) -> "Location":
+        """Return another place that the same options reach."""
+        return replace(self, uri=uri)
+
+    def resolve(self, href: str) -> "Location":
+        """Return ``href``, relative to the folder of this document when it is relative."""
+        return self.at(resolve_uri(self.uri, href))
+
+    @property
+    def absolute(self) -> "Location":
+        """The same place, named independently of the working directory."""
+        return self.at(absolute_uri(self.uri))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a path of this machine."""
+        return is_local(self.uri)
+
+    @property
+    def path(self) -> Path:
+        """The local path.
+
+        Raises
+        ------
+        ConfigError
+            The location is remote.
+        """
+        return local_path(self.uri)
+
+    def exists(self) -> bool:
+        """Tell whether a file or folder exists.
+
+        Raises
+        ------
+        SkysiftError
+            The store refuses or cannot be reached.
+        """
+        return exists(self.uri, self.options)
+
+    def list(self) -> "list[Location]":
+        """Return the files that a glob pattern names, or all files below a folder, sorted."""
+        return [self.at(uri) for uri in list_files(self.uri, self.options)]
+
+    def read(self) -> bytes:
+        """Read a whole file.
+
+        Raises
+        ------
+        NotFoundError
+            The file does not exist.
+        SkysiftError
+            The store refuses or cannot be reached.
+        """
+        return read_bytes(self.uri, self.options)
+
+    def write(self, data: bytes) -> None:
+        """Write a whole file so that a reader sees the old content or the new, never a part."""
+        write_bytes(self.uri, data, self.options)
+
+    def staged(self) -> AbstractContextManager[Path]:
+        """Hand out a local file to write; it is here, whole, after the block and not before."""
+        return staged(self.uri, self.options)
+
+    def delete(self) -> None:
+        """Delete a file, or a folder with its content; do nothing where there is none."""
+        delete(self.uri, self.options)
+
+    def icechunk(self) -> "icechunk.Storage":
+        """Return Icechunk's storage for this place."""
+        return icechunk_storage(self.uri, self.options)
 
 
 def filesystem(
