@@ -93,3 +93,10 @@ def test_nothing_is_ever_unpickled():
 def test_every_module_says_why_it_exists():
     for path in modules():
         assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+
+
+def test_tests_import_helpers_from_support_only():
+    for path in sorted((REPOSITORY / "tests").rglob("*.py")):
+        for imported in imports_of(path):
+            if imported.split(".")[0] == "tests":
+                assert imported.startswith("tests.support"), f"{path.name} imports {imported}"

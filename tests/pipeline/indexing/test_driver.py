@@ -26,8 +26,8 @@ from storage.index.quantizer import KINDS, Kind, set_threads
 from storage.index.search import ShardSet
 from storage.location import StorageOptions
 from storage.progress import Progress
-from tests.conftest import MotoS3
 from tests.support.archive_world import FINGERPRINT, add_scenes, create_archive, live_rows
+from tests.support.object_store import MotoS3
 from tests.support.shard_world import brute_force
 
 DIMENSION = 16
