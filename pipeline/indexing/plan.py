@@ -112,7 +112,7 @@ def predicted_bytes(
     --------
     >>> p = ShardParameters(kind="ivf_sq8", dimension=128, nlist=1024)
     >>> predicted_bytes(p, 1_000_000, 0, 1, reranks=True) // 10**6
-    202
+    204
     """
     ids = ID_BYTES if reranks else 2 * ID_BYTES
     row = parameters.code_bytes + ids + _columns_bytes(classes) + MASK_BYTES
