@@ -4,6 +4,8 @@
 ``loss(z_BD, y_BC)`` on one batch or ``loss(z_BD, y_BC, keys=(z_GD, y_GC), offset=b)`` with the keys
 of a gathered batch; see :class:`encoders.losses.core.Loss`. A loss may hold parameters of its own
 (``msc``, ``bce``): give ``loss.parameters()`` to the optimiser and keep its ``state_dict``.
+
+Gathering keys across workers lives in :mod:`encoders.gather`, sampling in :mod:`encoders.sampling`.
 """
 
 import difflib
