@@ -17,7 +17,7 @@ import ray
 
 import pipeline.ingest.driver
 import pipeline.ingest.on_ray
-from encoders.bundle import load_encoder, pretrained_bundle
+from encoders.bundle import load_encoder, new_encoder, save_bundle
 from encoders.spec import EncoderSpec
 from pipeline.analysis.landcover import TileLabels
 from pipeline.ingest.driver import ingest, plan_ingest
@@ -68,7 +68,7 @@ def make_bundle(folder: Path, seed: int = 0) -> str:
         tile_px=TILE_PX,
         dimension=16,
     )
-    pretrained_bundle(str(folder), spec, seed=seed)
+    save_bundle(new_encoder(spec, seed=seed), str(folder))
     return str(folder)
 
 
