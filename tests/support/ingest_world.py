@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from encoders.bundle import pretrained_bundle
+from encoders.bundle import new_encoder, save_bundle
 from encoders.spec import EncoderSpec
 from storage.archive.reader import Archive
 from storage.location import StorageOptions
@@ -43,7 +43,7 @@ def make_bundle(folder: Path, seed: int = 0) -> str:
         tile_px=TILE_PX,
         dimension=16,
     )
-    pretrained_bundle(str(folder), spec, seed=seed)
+    save_bundle(new_encoder(spec, seed=seed), str(folder))
     return str(folder)
 
 
