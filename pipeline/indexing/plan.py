@@ -11,10 +11,10 @@ import numpy as np
 
 from pipeline.indexing.spec import IndexSpec
 from storage.errors import ConfigError
+from storage.index.kinds import Kind
 from storage.index.quantizer import (
     PQ_CODEWORDS,
     TRAINING_ROWS_PER_CENTRE,
-    Kind,
     ShardParameters,
 )
 from storage.index.shard import ID_BYTES, MASK_BYTES

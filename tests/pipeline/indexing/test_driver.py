@@ -21,8 +21,9 @@ from storage.archive.reader import Archive
 from storage.errors import ConfigError, CorruptIndexError, EncoderMismatchError, NotFoundError
 from storage.index.files import VerifiedFiles
 from storage.index.filter import Filter
+from storage.index.kinds import KINDS, Kind
 from storage.index.manifest import IndexManifest, list_versions, read_manifest, set_current
-from storage.index.quantizer import KINDS, Kind, set_threads
+from storage.index.quantizer import set_threads
 from storage.index.search import ShardSet
 from storage.location import StorageOptions
 from storage.progress import Progress
