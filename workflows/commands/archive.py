@@ -71,10 +71,9 @@ def audit(ctx: click.Context, run: Run) -> None:
     """Check that every scene of a catalog is accounted for (exit code 1 when not)."""
     from storage.archive.audit import audit as compare
     from storage.catalog.read import read_scenes
-    from workflows.recipe.specs import catalog_spec
 
     opened = open_archive(run)
-    listing = read_scenes(catalog_spec(run.settings), opened.spec.bands, run.storage)
+    listing = read_scenes(run.catalog_spec(), opened.spec.bands, run.storage)
     wanted = [(scene.id, scene.fingerprint) for scene in listing.scenes]
     wanted += [(item.scene_id, "") for item in listing.rejected]
     found = compare(opened, wanted)

@@ -26,7 +26,11 @@ from workflows.console import (
 from workflows.exit_codes import Interrupted, end_on_sigterm
 
 if TYPE_CHECKING:
+    from pipeline.indexing.spec import IndexSpec
+    from pipeline.ingest.spec import IngestSpec
+    from pipeline.tiles.spec import GridSpec
     from storage.location import StorageOptions
+    from storage.scene import CatalogSpec
     from workflows.recipe.load import LoadedRecipe
     from workflows.recipe.schema import Recipe
 
@@ -67,20 +71,88 @@ class Run:
         """The effective recipe."""
         return self.settings.recipe
 
-    @cached_property
+    @property
     def storage(self) -> "StorageOptions":
         """How to reach the object store."""
-        from workflows.recipe.specs import storage_options
-
-        return storage_options(self.recipe.storage)
+        return self.recipe.storage
 
     def need(self, key: str, option: str | None = None) -> Any:
-        """Return a value of the recipe that this verb cannot do without."""
-        return self.settings.need(key, option)
+        """Return a value of the recipe that this verb cannot do without.
+
+        Raises
+        ------
+        ConfigError
+            Neither the recipe nor the command line gives the value.
+        """
+        from storage.errors import ConfigError
+
+        value, source = self.settings.value(key), self.settings.source
+        if value is None:
+            raise ConfigError(
+                f"{key} is not given{f' in {source}' if source else ''}: "
+                f"use {f'{option}, ' if option else ''}--set {key}=..., or a recipe that has it"
+            )
+        return value
 
     def need_path(self, key: str, option: str | None = None) -> str:
-        """Return a URI that this verb reads; a local one must exist."""
-        return self.settings.need_path(key, option)
+        """Return a URI that this verb reads.
+
+        Raises
+        ------
+        ConfigError
+            The URI is not given, or is a local path that does not exist.
+        """
+        from storage.errors import ConfigError
+        from workflows.recipe.errors import missing_path
+
+        uri = str(self.need(key, option))
+        if "://" not in uri and not (fixed := _before_pattern(uri)).exists():
+            raise ConfigError(f"{self.settings.where(key)}: {key}: {missing_path(fixed)}")
+        return uri
+
+    def catalog_spec(self) -> "CatalogSpec":
+        """Return the source of scenes.
+
+        Raises
+        ------
+        ConfigError
+            No source is given, or a local source does not exist.
+        """
+        from storage.scene import CatalogSpec
+        from workflows.recipe.sections import spec_from
+
+        source = self.need_path("catalog.source", "--scenes")
+        return spec_from(CatalogSpec, self.recipe.catalog, source=source)
+
+    def grid_spec(self, tile_px: int) -> "GridSpec":
+        """Return the grid; its tiles are ``tile_px`` wide unless the recipe says."""
+        from pipeline.tiles.spec import GridSpec
+        from workflows.recipe.sections import spec_from
+
+        section = self.recipe.grid
+        return spec_from(GridSpec, section, tile_px=section.tile_px or tile_px)
+
+    def ingest_spec(self, tile_px: int) -> "IngestSpec":
+        """Return what an ingest embeds, with which encoder, into which archive."""
+        from pipeline.ingest.spec import IngestSpec
+        from workflows.recipe.sections import spec_from
+
+        return spec_from(
+            IngestSpec,
+            self.recipe.ingest,
+            catalog=self.catalog_spec(),
+            encoder_uri=self.need_path("encoder.bundle", "--encoder"),
+            archive_uri=self.need("archive.uri", "--archive"),
+            grid=self.grid_spec(tile_px),
+            rules=self.recipe.tiles,
+        )
+
+    def index_spec(self) -> "IndexSpec":
+        """Return the settings of an index."""
+        from pipeline.indexing.spec import IndexSpec
+        from workflows.recipe.sections import spec_from
+
+        return spec_from(IndexSpec, self.recipe.index)
 
     def progress(self) -> ProgressView:
         """Return a progress sink, to be used as a context manager."""
@@ -112,6 +184,13 @@ class Run:
             return
         shown = data if lines is None else lines
         write_lines(format_pairs(shown) if isinstance(shown, Mapping) else shown)
+
+
+def _before_pattern(path: str) -> Path:
+    """Return the folder in which a pattern begins; a path without one as it is."""
+    parts = Path(path).parts
+    marked = (n for n, part in enumerate(parts) if any(mark in part for mark in "*?["))
+    return Path(*parts[: next(marked, len(parts))])
 
 
 class Verb(click.Command):

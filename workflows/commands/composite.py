@@ -55,9 +55,19 @@ def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
     """
     from pipeline.composite.driver import make_composites
     from pipeline.composite.plan import plan_composites
-    from workflows.recipe.specs import composite_spec
+    from pipeline.composite.spec import CompositeSpec
+    from workflows.recipe.sections import spec_from
 
-    plan = plan_composites(composite_spec(run.settings), run.storage)
+    encoder = run.recipe.encoder
+    spec = spec_from(
+        CompositeSpec,
+        run.recipe.composite,
+        catalog=run.catalog_spec(),
+        output_uri=run.need("composite.output_uri", "--out"),
+        bands=run.recipe.composite.bands or encoder.bands,
+        grid=run.grid_spec(encoder.tile_px),
+    )
+    plan = plan_composites(spec, run.storage)
     if dry_run:
         run.show(plan.summary(), _plan_lines(plan))
         return

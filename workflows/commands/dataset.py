@@ -80,12 +80,9 @@ def import_(run: Run) -> None:
 
 def _import_images(run: Run, progress: "ProgressSink") -> "DatasetInfo":
     from pipeline.datasets.importers import importers
-    from workflows.recipe.specs import split_rule
 
     section = run.recipe.dataset
     settings = {name: getattr(section, name) for name in _SETTINGS[section.importer]}
-    if "split" in settings:
-        settings["split"] = split_rule(run.settings)
     return importers[section.importer](
         run.need_path("dataset.source", "--source"),
         run.need("dataset.uri", "--dataset"),
@@ -99,11 +96,10 @@ def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
     from pipeline.datasets.scenes import import_scenes
     from storage.catalog.read import read_scenes
     from workflows.labels import label_scenes
-    from workflows.recipe.specs import catalog_spec, grid_spec, split_rule, tile_rules
 
     section = run.recipe.dataset
-    scenes = read_scenes(catalog_spec(run.settings), section.bands, run.storage).scenes
-    grid = grid_spec(run.settings, run.need("dataset.tile_px"))
+    scenes = read_scenes(run.catalog_spec(), section.bands, run.storage).scenes
+    grid = run.grid_spec(run.need("dataset.tile_px"))
     labels = label_scenes(
         scenes,
         grid,
@@ -119,8 +115,8 @@ def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
         labels,
         run.need("dataset.uri", "--dataset"),
         bands=section.bands,
-        rules=tile_rules(run.settings),
-        split=split_rule(run.settings),
+        rules=run.recipe.tiles,
+        split=run.recipe.dataset.split,
         block_tiles=section.block_tiles,
         options=run.storage,
         progress=progress,

@@ -53,11 +53,10 @@ def index() -> None:
 def build(run: Run, dry_run: bool) -> None:
     """Index the newest snapshot of an archive; nothing is done when that is there."""
     from pipeline.indexing.driver import build_index, plan_build
-    from workflows.recipe.specs import index_spec
 
     archive = run.need_path("archive.uri", "--archive")
     target = run.need("index.uri", "--index")
-    spec = index_spec(run.settings)
+    spec = run.index_spec()
     if dry_run:
         plan = plan_build(archive, spec, run.storage)
         run.show(plan, _prediction(plan, spec))

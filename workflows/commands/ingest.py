@@ -90,10 +90,9 @@ def _planned(run: Run, *, sample: bool) -> "tuple[IngestPlan, IngestCost]":
     from pipeline.ingest.cost import SAMPLE_SCENES, estimate_cost
     from pipeline.ingest.driver import plan_ingest
     from pipeline.runtime.cluster import joins_cluster
-    from workflows.recipe.specs import ingest_spec
 
     bundle = read_bundle(run.need_path("encoder.bundle", "--encoder"), run.storage)
-    plan = plan_ingest(ingest_spec(run.settings, bundle.spec.tile_px), run.storage)
+    plan = plan_ingest(run.ingest_spec(bundle.spec.tile_px), run.storage)
     with run.progress() as progress:
         cost = estimate_cost(
             plan,

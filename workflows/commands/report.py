@@ -21,7 +21,6 @@ def report(run: Run, out: str, queries: int, seed: int) -> None:
     from storage.archive.reader import Archive
     from storage.catalog.read import read_scenes
     from storage.location import exists, join_uri
-    from workflows.recipe.specs import catalog_spec
     from workflows.report.archive import ReportSpec, archive_report
     from workflows.report.html import write_report
 
@@ -29,7 +28,7 @@ def report(run: Run, out: str, queries: int, seed: int) -> None:
     searcher = Searcher.local(index, options=run.storage)
     manifest = searcher.manifest
     bands = Archive.open(manifest.archive_uri, manifest.snapshot, run.storage).spec.bands
-    scenes = read_scenes(catalog_spec(run.settings), bands, run.storage).scenes
+    scenes = read_scenes(run.catalog_spec(), bands, run.storage).scenes
     training = run.recipe.training.output
     if training and not exists(join_uri(training, "history.csv"), run.storage):
         training = None

@@ -282,10 +282,8 @@ class _Asking:
     """Asks an index as the options say, and shows or writes the hits."""
 
     def __init__(self, run: Run, searcher: "Searcher", options: dict[str, Any]) -> None:
-        from workflows.recipe.specs import search_filter
-
         self._run, self._searcher, self._options = run, searcher, options
-        self._where = search_filter(run.settings)
+        self._where = run.recipe.search.filter
         by_score = options["min_score"] is not None
         self._k: int = options["limit"] if by_score else run.recipe.search.k
         self._rows = searcher.manifest.rows

@@ -9,7 +9,6 @@ import click
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
 
 if TYPE_CHECKING:
-    from storage.scene import CatalogSpec
     from workflows.recipe.schema import ServiceSection
     from workflows.service.deploy import ServiceSpec
 
@@ -46,7 +45,7 @@ def serve(run: Run) -> None:
     served = BackendConfig(
         index_uri=run.need_path("index.uri", "--index"),
         encoder_uri=run.recipe.encoder.bundle,
-        catalog=_catalog(run),
+        catalog=run.catalog_spec() if run.recipe.catalog.source else None,
         options=run.storage,
         replicas=run.recipe.search.replicas,
         max_image_px=section.max_image_px,
@@ -65,31 +64,15 @@ def serve(run: Run) -> None:
 
 
 def _spec(section: "ServiceSection") -> "ServiceSpec":
+    from workflows.recipe.sections import spec_from
     from workflows.service.app import Limits, MapConfig
     from workflows.service.deploy import ServiceSpec
 
-    token = section.token.get_secret_value() if section.token else os.environ.get("SKYSIFT_TOKEN")
-    return ServiceSpec(
-        host=section.host,
-        port=section.port,
-        token=token,
-        limits=Limits(
-            max_k=section.max_k,
-            max_body_bytes=section.max_body_bytes,
-            rate_per_s=section.rate_per_s / section.replicas,  # each replica counts for itself
-            burst=section.burst,
-        ),
-        look=MapConfig(
-            base_map=section.base_map,
-            base_map_attribution=section.base_map_attribution,
-            cors_origins=section.cors_origins,
-        ),
-        request_timeout_s=section.request_timeout_s,
-        replicas=section.replicas,
+    rate = section.rate_per_s / section.replicas  # each replica counts for itself
+    return spec_from(
+        ServiceSpec,
+        section,
+        token=section.token or os.environ.get("SKYSIFT_TOKEN"),
+        limits=spec_from(Limits, section, rate_per_s=rate),
+        look=spec_from(MapConfig, section),
     )
-
-
-def _catalog(run: Run) -> "CatalogSpec | None":
-    from workflows.recipe.specs import catalog_spec
-
-    return catalog_spec(run.settings) if run.recipe.catalog.source else None

@@ -30,7 +30,8 @@ def train(run: Run, resume: bool) -> None:
     The output folder holds the best encoder (bundle/), history.csv and checkpoints.
     """
     from pipeline.training.driver import train as run_training
-    from workflows.recipe.specs import training_spec
+    from pipeline.training.spec import TrainingSpec
+    from workflows.recipe.sections import spec_from
 
     dataset = run.need_path("dataset.uri", "--dataset")
     output = run.need("training.output", "--output")
@@ -39,7 +40,7 @@ def train(run: Run, resume: bool) -> None:
     with run.ray(), run.progress() as progress:
         result = run_training(
             dataset,
-            training_spec(run.settings),
+            spec_from(TrainingSpec, run.recipe.training),
             output,
             options=run.storage,
             resume=resume,

@@ -85,14 +85,13 @@ def watch(
 def _job(run: Run) -> "WatchJob":
     from encoders.spec import read_bundle
     from pipeline.runtime.cluster import joins_cluster
-    from workflows.recipe.specs import index_spec, ingest_spec
     from workflows.watch import WatchJob
 
     bundle = run.need_path("encoder.bundle", "--encoder")
     return WatchJob(
-        ingest=ingest_spec(run.settings, read_bundle(bundle, run.storage).spec.tile_px),
+        ingest=run.ingest_spec(read_bundle(bundle, run.storage).spec.tile_px),
         index_uri=run.recipe.index.uri,
-        index=index_spec(run.settings),
+        index=run.index_spec(),
         on_cluster=joins_cluster(run.recipe.cluster.address),
     )
 
