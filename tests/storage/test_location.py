@@ -6,7 +6,7 @@ import pytest
 
 from storage.errors import ConfigError, NotFoundError, SkysiftError
 from storage.location import Location, StorageOptions, gdal_environment
-from tests.conftest import MotoS3
+from tests.support.object_store import MotoS3
 
 
 def test_files_round_trip_locally_and_on_s3(moto_s3: MotoS3, tmp_path: Path):
