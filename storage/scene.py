@@ -162,9 +162,9 @@ class SceneQuery:
     since
         Earliest time of a scene: a datetime (naive means UTC), a date, or ISO 8601 text.
     until
-        Latest time of a scene, as ``since``; a plain date includes that day.
+        Latest time of a scene; as ``since``, and a plain date includes that day.
     max_cloud_cover_percent
-        Entries that do not state their cloud cover pass.
+        Largest cloud cover; scenes that do not state theirs pass.
     collections
         Ids of STAC collections.
     """

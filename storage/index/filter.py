@@ -33,7 +33,7 @@ class Filter:
         Earliest time: a datetime (naive means UTC), a date or ISO 8601 text, kept as aware UTC
         datetime.
     until
-        Latest time, as ``since``; a plain date includes that day.
+        Latest time; as ``since``, and a plain date includes that day.
     max_cloud_fraction
         Largest cloud fraction, in [0, 1].
     scenes

@@ -11,8 +11,9 @@ from workflows.commands.archive_options import (
     open_archive,
     snapshot_option,
 )
-from workflows.commands.common import Duration, Run, Verb, catalog_options, pass_run
+from workflows.commands.common import Run, Verb, pass_run
 from workflows.commands.drift import drift
+from workflows.commands.options import Duration, catalog_options
 from workflows.commands.sheet import sheet
 from workflows.console import format_pairs, format_table
 from workflows.exit_codes import EXIT_FAILED

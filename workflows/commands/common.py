@@ -1,16 +1,13 @@
 """What every verb shares: a recipe with its overrides, ``--json``, progress, Ray, exit codes.
 
-A verb's options that name recipe keys (:func:`recipe_option`) are not passed to its function; they
-override the recipe. The function gets a :class:`Run`.
+A verb's function gets a :class:`Run`.
 """
 
-import datetime as dt
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -35,8 +32,7 @@ if TYPE_CHECKING:
     from workflows.recipe.schema import Recipe
 
 
-F = TypeVar("F", bound=Callable[..., Any])
-_OVERRIDES = "skysift.overrides"
+OVERRIDES = "skysift.overrides"
 _COMMON = ("recipe", "set_", "json_", "verbose", "debug")
 
 
@@ -213,7 +209,7 @@ class Verb(click.Command):
             ctx.params.pop(name) for name in ("recipe", "set_", "json_", "verbose", "debug")
         )
         configure_logging(verbose=verbose, debug=debug)
-        overrides = ctx.meta.get(_OVERRIDES, [])
+        overrides = ctx.meta.get(OVERRIDES, [])
         ctx.obj = Run(recipe=recipe, sets=sets, overrides=overrides, as_json=as_json, debug=debug)
         try:
             return super().invoke(ctx)
@@ -261,84 +257,4 @@ def _common_options() -> list[click.Option]:
     ]
 
 
-def recipe_option(flag: str, key: str, text: str, **attributes: Any) -> Callable[[F], F]:
-    """Add an option that overrides a recipe key when it is given.
-
-    Parameters
-    ----------
-    flag
-        The option, such as ``--archive``; two separated by ``/`` make a switch.
-    key
-        The dotted recipe key that it overrides.
-    text
-        What the option says of itself.
-    attributes
-        Passed on to click.
-    """
-
-    def note(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
-        if value is not None and value != ():
-            plain = list(value) if isinstance(value, tuple) else value
-            ctx.meta.setdefault(_OVERRIDES, []).append((key, plain, flag.partition("/")[0]))
-
-    attributes.setdefault("default", None)
-    return click.option(
-        *flag.split(" "), help=text, callback=note, expose_value=False, **attributes
-    )
-
-
 pass_run = click.make_pass_decorator(Run)
-
-events_option = click.option(
-    "--events",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Append what happens to a file, one JSON object a line.",
-)
-
-
-def catalog_options(function: F) -> F:
-    """Add the options that say which scenes are meant."""
-    options = [
-        recipe_option(
-            "--scenes", "catalog.source", "STAC document, API, .parquet; folder, glob of GeoTIFFs.",
-            metavar="URI",
-        ),
-        recipe_option("--since", "catalog.query.since", "Scenes from then on.", metavar="DATE"),
-        recipe_option("--until", "catalog.query.until", "Scenes up to then.", metavar="DATE"),
-        recipe_option(
-            "--bbox", "catalog.query.bbox", "Scenes that touch this box.", type=float, nargs=4,
-            metavar="W S E N",
-        ),
-        recipe_option(
-            "--polygon", "catalog.query.polygon", "Scenes that touch it: WKT or GeoJSON.",
-            metavar="TEXT",
-        ),
-        recipe_option(
-            "--max-cloud", "catalog.query.max_cloud_cover_percent", "Scenes up to this cover.",
-            type=float, metavar="PERCENT",
-        ),
-    ]  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-_UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
-
-
-class Duration(click.ParamType[dt.timedelta]):
-    """A number and its unit; becomes a :class:`datetime.timedelta` above zero."""
-
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dt.timedelta:
-        """Read the text of an option."""
-        if isinstance(value, dt.timedelta):
-            return value
-        match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([dhms])", str(value).strip().lower())
-        if not match or not float(match[1]):
-            self.fail(f"{value!r} is no span of time; write for example 30d, 12h, 15m or 90s")
-        return dt.timedelta(**{_UNITS[match[2]]: float(match[1])})

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from workflows.commands.common import Run, Verb, catalog_options, pass_run, recipe_option
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import catalog_options, recipe_option
 
 if TYPE_CHECKING:
     from storage.dataset import DatasetInfo
@@ -35,15 +36,10 @@ def dataset() -> None:
     skysift dataset import --importer dlrsd --source DLRSD --dataset work/dlrsd
     skysift dataset import -r world.yaml --importer scenes""",
 )
-@recipe_option(
-    "--importer",
-    "dataset.importer",
-    "What the source is, see above.",
-    type=click.Choice([*_SETTINGS, "scenes"]),
-)
-@recipe_option("--source", "dataset.source", "Folder or .tar to import.", metavar="PATH")
-@recipe_option("--dataset", "dataset.uri", "Dataset to write.", metavar="URI")
-@recipe_option("--landcover", "dataset.landcover.href", "Land-cover raster.", metavar="URI")
+@recipe_option("--importer", "dataset.importer")
+@recipe_option("--source", "dataset.source")
+@recipe_option("--dataset", "dataset.uri")
+@recipe_option("--landcover", "dataset.landcover.href")
 @catalog_options
 @pass_run
 def import_(run: Run) -> None:

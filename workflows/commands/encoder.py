@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.commands.common import Run, Verb, catalog_options, pass_run, recipe_option
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import catalog_options, recipe_option
 
 if TYPE_CHECKING:
     from encoders.spec import EncoderSpec
@@ -22,14 +23,10 @@ def encoder() -> None:
     skysift encoder make -r naip-series
     skysift encoder make --backbone tiny-cnn --encoder work/untrained --dataset work/aid/dataset""",
 )
-@recipe_option("--encoder", "encoder.bundle", "Bundle to write.", metavar="URI")
-@recipe_option("--backbone", "encoder.backbone", "Kind of network.", metavar="NAME")
-@recipe_option(
-    "--pretrained", "encoder.pretrained", "Folder of pretrained weights.", metavar="FOLDER"
-)
-@recipe_option(
-    "--dataset", "dataset.uri", "Dataset whose bands and statistics to take.", metavar="URI"
-)
+@recipe_option("--encoder", "encoder.bundle")
+@recipe_option("--backbone", "encoder.backbone")
+@recipe_option("--pretrained", "encoder.pretrained")
+@recipe_option("--dataset", "dataset.uri", "Dataset whose bands and statistics to take.")
 @catalog_options
 @pass_run
 def make(run: Run) -> None:
@@ -50,7 +47,7 @@ def make(run: Run) -> None:
 
 
 @encoder.command("info", cls=Verb, example="skysift encoder info --encoder work/bundle")
-@recipe_option("--encoder", "encoder.bundle", "Bundle to read.", metavar="URI")
+@recipe_option("--encoder", "encoder.bundle")
 @pass_run
 def info(run: Run) -> None:
     """Say what an encoder takes and what it was trained with."""

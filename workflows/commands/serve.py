@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import recipe_option
 
 if TYPE_CHECKING:
     from workflows.recipe.schema import ServiceSection
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
     curl http://127.0.0.1:8000/v1/search --json '{"lonlat": [103.75, 17.92], "k": 5}'
     SKYSIFT_TOKEN=$(openssl rand -hex 32) skysift serve -r world.yaml --host 0.0.0.0""",
 )
-@recipe_option("--index", "index.uri", "Index to serve.", metavar="URI")
-@recipe_option("--encoder", "encoder.bundle", "Bundle for images; the archive's.", metavar="URI")
-@recipe_option("--scenes", "catalog.source", "Where the scenes are, for pictures.", metavar="URI")
-@recipe_option("--host", "service.host", "Address to listen on.", metavar="ADDRESS")
-@recipe_option("--port", "service.port", "Port to listen on.", type=int, metavar="N")
-@recipe_option("--base-map", "service.base_map", "Tiles below the map.", metavar="URL")
+@recipe_option("--index", "index.uri")
+@recipe_option("--encoder", "encoder.bundle", "Bundle for images; the archive's.")
+@recipe_option("--scenes", "catalog.source")
+@recipe_option("--host", "service.host")
+@recipe_option("--port", "service.port")
+@recipe_option("--base-map", "service.base_map", metavar="URL")
 @pass_run
 def serve(run: Run) -> None:
     """Serve a map and an HTTP API until interrupted.
@@ -44,7 +45,7 @@ def serve(run: Run) -> None:
     section = run.recipe.service
     served = BackendConfig(
         index_uri=run.need_path("index.uri", "--index"),
-        encoder_uri=run.recipe.encoder.bundle,
+        encoder_uri=str(bundle) if (bundle := run.recipe.encoder.bundle) else None,
         catalog=run.catalog_spec() if run.recipe.catalog.source else None,
         options=run.storage,
         replicas=run.recipe.search.replicas,

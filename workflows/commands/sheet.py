@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import click
 
 from workflows.commands.archive_options import archive_option, open_archive, snapshot_option
-from workflows.commands.common import Run, Verb, catalog_options, pass_run
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import catalog_options
 
 if TYPE_CHECKING:
     from storage.archive.reader import Archive

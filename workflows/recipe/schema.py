@@ -17,10 +17,10 @@ from pipeline.ingest.spec import IngestSpec
 from pipeline.tiles.spec import GridSpec, TileRules
 from pipeline.training.spec import TrainingSpec
 from storage.index.filter import Filter
-from storage.location import StorageOptions
+from storage.location import Location, StorageOptions
 from storage.scene import CatalogSpec
 from storage.values import Count, Fraction, NonNegative, Positive
-from workflows.recipe.sections import Section, section_of
+from workflows.recipe.sections import Key, Section, keys_of, section_in, section_of
 
 _RGB = ("red", "green", "blue")
 
@@ -81,7 +81,7 @@ class LandcoverSection:
         Smallest share of a tile's pixels that makes a class a label of the tile.
     """
 
-    href: str | None = None
+    href: str | Location | None = None
     classes: Mapping[int, str] = field(default_factory=dict)
     min_fraction: Fraction = 0.05
 
@@ -117,7 +117,7 @@ class DatasetSection:
         Tiles on a side of one block of land cover read at once.
     """
 
-    uri: str | None = None
+    uri: str | Location | None = None
     importer: Literal[
         "folder", "dlrsd", "whdld", "uc-merced", "ml-aid", "bigearthnet", "scenes"
     ] = "folder"
@@ -142,7 +142,7 @@ class TrainingSection(Section):
         Folder of the run: bundle, checkpoints, logs.
     """
 
-    output: str | None = None
+    output: str | Location | None = None
 
 
 @section_of(EncoderSpec, without=("classes", "loss", "training"))
@@ -152,14 +152,14 @@ class EncoderSection(Section):
     Attributes
     ----------
     bundle
-        Folder of the encoder that a command uses or makes.
+        Folder of the encoder bundle.
     pretrained
         Folder of the backbone's weights.
     seed
         Seed of the weights that are drawn.
     """
 
-    bundle: str | None = None
+    bundle: str | Location | None = None
     pretrained: str | None = None
     seed: int = 0
     backbone: str = "mobilenet_v2"
@@ -181,7 +181,7 @@ class ArchiveSection:
         Commit or tag to read; None for the newest.
     """
 
-    uri: str | None = None
+    uri: str | Location | None = None
     snapshot: str | None = None
 
 
@@ -200,7 +200,7 @@ class IndexSection(Section):
         Folder of the index's versions.
     """
 
-    uri: str | None = None
+    uri: str | Location | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -324,3 +324,18 @@ class Recipe:
     search: SearchSection = field(default_factory=SearchSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     service: ServiceSection = field(default_factory=ServiceSection)
+
+
+def key_at(dotted: str) -> Key:
+    """Return the key of a recipe with a name such as ``catalog.query.since``.
+
+    Raises
+    ------
+    KeyError
+        A recipe has no such key.
+    """
+    *above, last = dotted.split(".")
+    section: Any = Recipe
+    for name in above:
+        section = section_in(keys_of(section)[name].annotation)
+    return keys_of(section)[last]
