@@ -133,7 +133,7 @@ class CompositeSection(Section):
 class SplitSection(Section):
     """How images without a split of their own are divided; the rest is for training."""
 
-    mirrors: ClassVar[str] = "pipeline.datasets.rows.SplitRule"
+    mirrors: ClassVar[str] = "pipeline.datasets.spec.SplitRule"
 
     val: Fraction = 0.15
     test: Fraction = 0.15

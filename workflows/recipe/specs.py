@@ -16,7 +16,7 @@ from workflows.recipe.schema import Section, StorageSection
 if TYPE_CHECKING:
     from encoders.spec import EncoderSpec
     from pipeline.composite.spec import CompositeSpec
-    from pipeline.datasets.rows import SplitRule
+    from pipeline.datasets.spec import SplitRule
     from pipeline.indexing.spec import IndexSpec
     from pipeline.ingest.spec import IngestSpec
     from pipeline.tiles.spec import GridSpec, TileRules
@@ -92,7 +92,7 @@ def tile_rules(loaded: LoadedRecipe) -> "TileRules":
 
 def split_rule(loaded: LoadedRecipe) -> "SplitRule":
     """Return how images are divided into train, val and test."""
-    from pipeline.datasets.rows import SplitRule
+    from pipeline.datasets.spec import SplitRule
 
     return plain(SplitRule, loaded.recipe.dataset.split)
 
