@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import recipe_option
 from workflows.console import format_table
 
 
@@ -17,10 +18,10 @@ from workflows.console import format_table
     skysift evaluate -r naip-series --same-place
     skysift evaluate --archive work/archive""",
 )
-@recipe_option("--dataset", "dataset.uri", "Labelled dataset to score on.", metavar="URI")
-@recipe_option("--encoder", "encoder.bundle", "Encoder to score.", metavar="URI")
-@recipe_option("--archive", "archive.uri", "Archive to score.", metavar="URI")
-@recipe_option("-k --k", "evaluate.k", "Hits that count.", type=int, metavar="N")
+@recipe_option("--dataset", "dataset.uri")
+@recipe_option("--encoder", "encoder.bundle")
+@recipe_option("--archive", "archive.uri")
+@recipe_option("-k --k", "evaluate.k")
 @click.option("--same-place", is_flag=True, help="Score an archive by place, without labels.")
 @click.option("--archive-labels", is_flag=True, help="Score an archive by the labels it holds.")
 @pass_run
