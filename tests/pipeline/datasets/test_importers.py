@@ -16,14 +16,16 @@ from pipeline.datasets.bigearthnet import BANDS, import_bigearthnet
 from pipeline.datasets.bigearthnet import CLASSES as BIGEARTHNET_CLASSES
 from pipeline.datasets.folder import import_folder
 from pipeline.datasets.importers import importers
-from pipeline.datasets.masks import import_dlrsd, import_whdld
-from pipeline.datasets.tables import CLASSES, SCENES, import_ml_aid, import_uc_merced
+from pipeline.datasets.published import CLASSES, SCENES
 from storage.dataset import LabelledDataset
 from storage.errors import ConfigError, NotFoundError, SceneError
 from storage.location import upload
 from storage.raster.writer import write_geotiff
 from workflows.cli import cli
 from workflows.commands.dataset import _SETTINGS
+
+import_dlrsd, import_whdld = importers["dlrsd"], importers["whdld"]
+import_uc_merced, import_ml_aid = importers["uc-merced"], importers["ml-aid"]
 
 
 def _rgb(path: Path, value: int, size: int = 256) -> None:
@@ -233,6 +235,8 @@ def test_ml_aid_keeps_its_test_part(tmp_path: Path):
     (root / "images_tr" / "Airport" / "airport_31.jpg").unlink()
     with pytest.raises(NotFoundError, match=r"ml-aid: image airport_31\.jpg of multilabel\.csv"):
         import_ml_aid(str(root), str(tmp_path / "set"))
+    with pytest.raises(ConfigError, match="leave `min_share` out"):
+        import_ml_aid(str(root), str(tmp_path / "set"), min_share=0.5)
 
 
 # --- BigEarthNet v2 ------------------------------------------------------------------------------
