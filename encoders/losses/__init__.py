@@ -3,8 +3,9 @@
 ``build_loss("macl", LabelStatistics.from_labels(y_NC))`` returns a module that is called as
 ``loss(z_BD, y_BC)`` on one batch or ``loss(z_BD, y_BC, keys=(z_GD, y_GC), offset=b)`` with the keys
 of a gathered batch; see :class:`encoders.losses.core.Loss`. Some losses have parameters (``msc``,
-``bce``): pass ``loss.parameters()`` to the optimiser and store the ``state_dict``. Gathering over
-workers is in :mod:`encoders.gather`.
+``bce``): pass ``loss.parameters()`` to the optimiser and store the ``state_dict``.
+
+Gathering keys across workers lives in :mod:`encoders.gather`, sampling in :mod:`encoders.sampling`.
 """
 
 import difflib
