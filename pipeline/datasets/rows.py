@@ -1,7 +1,8 @@
-"""What importers share: the rows they found, how rows are split, and writing them as a dataset.
+"""Rows of an imported source, and writing the rows as a dataset.
 
-An importer lists its rows first, which is quick and names what is missing early; pixels are read
-when a row is written. Where a dataset rests is `storage.dataset`.
+An importer lists its rows first, which is fast and reports missing files early; pixels are read
+when a row is written. The format of a dataset is in :mod:`storage.dataset`, the division into
+splits in :mod:`pipeline.datasets.spec`.
 """
 
 import json
@@ -24,16 +25,16 @@ ReadRow = Callable[[int], tuple[NDArray[Any], NDArray[np.uint8]]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """The rows of a source, in order, and what is the same for all of them.
+    """The rows of a source, in order, and the properties of the dataset.
 
     Attributes
     ----------
     sources, groups, splits
-        Of each row: its name, what it shares a split with, and the split.
+        Name, group and split of each row; the rows of a group share a split.
     bands, classes, resolution_m
-        As `storage.dataset.DatasetInfo` has them.
+        As in `storage.dataset.DatasetInfo`.
     origin
-        What the dataset is made from; another origin is another dataset.
+        Provenance of the dataset; another origin is another dataset.
     """
 
     sources: Sequence[str]
@@ -53,16 +54,16 @@ def write_rows(
     options: StorageOptions | None,
     progress: ProgressSink,
 ) -> DatasetInfo:
-    """Write a dataset, or return the one that is there when it was made from the same.
+    """Write a dataset, or return an existing dataset with the same origin.
 
     Parameters
     ----------
     uri
         Dataset to write.
     rows
-        What there is.
+        The rows of the source.
     read
-        Returns the pixels (C, H, W) and the labels (K,) of a row, given its number.
+        Returns the pixels (C, H, W) and the labels (K,) of a row number.
     """
     if (done := finished(uri, rows.origin, options)) is not None:
         return done
@@ -88,10 +89,9 @@ def write_rows(
 def finished(
     uri: str, origin: Mapping[str, Any], options: StorageOptions | None
 ) -> DatasetInfo | None:
-    """Return the dataset at a URI when it was made from exactly this; else None."""
+    """Return the dataset at a URI if it has exactly this origin, else None."""
     try:
-        found = read_info(uri, options)
+        info = read_info(uri, options)
     except (NotFoundError, ConfigError):
         return None
-    same = dict(found.origin) == json.loads(json.dumps(origin))
-    return found if same else None
+    return info if dict(info.origin) == json.loads(json.dumps(origin)) else None

@@ -1,7 +1,7 @@
-"""``run.json``: what a training run was started with, and what it came to.
+"""``run.json``: settings and result of a training run.
 
-It decides whether a folder holds the same run (go on, or return what it came to), one that may be
-resumed with other settings, or another run altogether (refused).
+The record decides whether a folder holds the same run (continue, or return the result), a run that
+may be resumed with other settings, or a different run (refused).
 """
 
 import json
@@ -20,12 +20,12 @@ _RECORD = "run.json"
 
 
 def resume_or_return(job: TrainingJob, resume: bool) -> TrainingResult | None:
-    """Return the result of a finished run; None when there is work to do.
+    """Return the result of a finished run; None for a run to start or to continue.
 
     Raises
     ------
     ConfigError
-        The folder holds a run that this one does not continue; the differing settings are named.
+        The folder holds a different run; the message names the settings that differ.
     """
     record = _read_record(job)
     if record is None:
@@ -38,19 +38,21 @@ def resume_or_return(job: TrainingJob, resume: bool) -> TrainingResult | None:
     if record["digest"] == job.digest:
         if record["result"]:
             return TrainingResult(**record["result"])
-        _say_changes(job, record["spec"], changed)
+        _log_changes(job, record["spec"], changed)
         return None
     learned = [name for name in changed if name not in RUNTIME]
     if not resume or FIXED.intersection(learned):
-        held = ", ".join(sorted(FIXED.intersection(learned))) if resume else ", ".join(learned)
+        names = sorted(FIXED.intersection(learned)) if resume else learned
         step = "choose another output" if resume else "choose another output, or resume it"
-        raise ConfigError(f"{job.output_uri} holds a run with other settings ({held}); {step}")
-    _say_changes(job, record["spec"], changed)
+        raise ConfigError(
+            f"{job.output_uri} holds a run with other settings ({', '.join(names)}); {step}"
+        )
+    _log_changes(job, record["spec"], changed)
     return None
 
 
 def write_record(job: TrainingJob, result: TrainingResult | None) -> None:
-    """Keep what a run is, and what it came to once it has ended."""
+    """Write the settings of a run and, once it has ended, the result."""
     record = {
         "digest": job.digest,
         "dataset": job.dataset_digest,
@@ -61,7 +63,7 @@ def write_record(job: TrainingJob, result: TrainingResult | None) -> None:
     write_bytes(join_uri(job.output_uri, _RECORD), data, job.options)
 
 
-def _say_changes(job: TrainingJob, before: Mapping[str, Any], names: list[str]) -> None:
+def _log_changes(job: TrainingJob, before: Mapping[str, Any], names: list[str]) -> None:
     if not names:
         return
     after = plain(job.spec)
