@@ -9,7 +9,7 @@ Shape legend: B batch, N tiles, C bands, H and W pixels, F features, D embedding
 
 import hashlib
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -243,21 +243,19 @@ def new_encoder(
     seed
         Seed of the random weights.
     """
+    options = dict(spec.backbone_options)
+    if pretrained is not None:
+        options.pop("config", None)  # the configuration is that of the pretrained model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = build_backbone(
-            spec.backbone, spec.bands, pretrained, **_without_config(spec, pretrained)
+        backbone = build_backbone(spec.backbone, spec.bands, pretrained, **options)
+        identity = spec.head.get("kind") == "identity"
+        spec = replace(
+            spec,
+            backbone_options=backbone.options,
+            dimension=backbone.dimension if identity else spec.dimension,
         )
-        values = {part.name: getattr(spec, part.name) for part in fields(spec)}
-        values["backbone_options"] = backbone.options
-        if spec.head.get("kind") == "identity":
-            values["dimension"] = backbone.dimension
-        return Encoder(EncoderSpec(**values), backbone, head).eval()
-
-
-def _without_config(spec: EncoderSpec, pretrained: str | None) -> dict[str, Any]:
-    dropped = {"config"} if pretrained is not None else set()
-    return {name: value for name, value in spec.backbone_options.items() if name not in dropped}
+        return Encoder(spec, backbone, head).eval()
 
 
 def _serialise(encoder: Encoder) -> tuple[bytes, bytes]:

@@ -207,7 +207,7 @@ def rare_labels(counts_C: Floats, label_ap_C: Floats) -> Ints:
 def _score(keys: Keys, relevance: Relevance, full: bool, chunk_bytes: int) -> Scores:
     k, near = relevance.hits(relevance.k), relevance.hits(JACCARD_HITS)
     depth = relevance.items if full else max(k, near)
-    chunk_values: list[dict[str, Floats]] = []
+    parts: list[dict[str, Floats]] = []
     rankings = _Rankings(relevance) if full else None
     keys = excluding_own(keys, relevance.exclude_Q)
     # The largest array of a chunk: keys of 8 bytes, or a few arrays of gains with V columns.
@@ -221,16 +221,12 @@ def _score(keys: Keys, relevance: Relevance, full: bool, chunk_bytes: int) -> Sc
         if rankings is not None:
             values |= rankings.score(ranked_qK, gains, rows)
         usable_q = gains.relevant_q > 0
-        chunk_values.append(
-            {name: np.where(usable_q, value, np.nan) for name, value in values.items()}
-        )
+        parts.append({name: np.where(usable_q, value, np.nan) for name, value in values.items()})
     metrics = {
-        name.replace("@k", f"@{relevance.k}"): _mean(
-            np.concatenate([v[name] for v in chunk_values])
-        )
-        for name in (chunk_values[0] if chunk_values else ())
+        name.replace("@k", f"@{relevance.k}"): _mean(np.concatenate([part[name] for part in parts]))
+        for name in (parts[0] if parts else ())
     }
-    queries = sum(int(np.isfinite(values["P@k"]).sum()) for values in chunk_values)
+    queries = sum(int(np.isfinite(values["P@k"]).sum()) for values in parts)
     if rankings is None:
         return Scores(metrics=metrics, label_ap=None, queries=queries)
     label_ap_C = _divide(rankings.sum_C, rankings.count_C)
@@ -242,9 +238,8 @@ def _score(keys: Keys, relevance: Relevance, full: bool, chunk_bytes: int) -> Sc
 def _sets(ranked_qK: Ints, relevance: Relevance) -> Ints:
     """Return the label set of each hit; V, with a gain of 0, for the excluded row (sorted last)."""
     included_qK = ranked_qK < EXCLUDED
-    return np.where(
-        included_qK, relevance.set_N[ranked_qK & POSITION * included_qK], len(relevance.count_V)
-    )
+    set_qK = relevance.set_N[ranked_qK & POSITION * included_qK]
+    return np.where(included_qK, set_qK, len(relevance.count_V))
 
 
 def _first_hits(set_qk: Ints, gains: Gains) -> dict[str, Floats]:
@@ -292,12 +287,8 @@ class _Rankings:
                 int(label): self._average_precision(self._ranks(self._has_CV[label], position_N))
                 for label in np.flatnonzero(self._relevance.y_QC[rows.start + query])
             }
-            anmrr = _anmrr(rank_R, self._most_relevant)
-            return (
-                self._average_precision(rank_R),
-                anmrr,
-                self._average_precision(similar_R),
-            ), held
+            whole, similar = self._average_precision(rank_R), self._average_precision(similar_R)
+            return (whole, _anmrr(rank_R, self._most_relevant), similar), held
 
         scores = each_query(score_query, len(ranked_qN), self._relevance.items)
         for _, held in scores:
