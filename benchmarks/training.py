@@ -52,7 +52,7 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """What is trained; ``two_workers`` is the gain wanted of a second worker, if any."""
+    """The trained network; ``two_workers`` is the required gain of a second worker, if any."""
 
     name: str
     backbone: str
@@ -127,7 +127,7 @@ def ray_train(uri: str, spec: TrainingSpec, folder: Path) -> float:
 
 
 def bare_loops(uri: str, spec: TrainingSpec, processes: int) -> float:
-    """Return images/s of so many bare loops at once, each in a process with its share of a batch.
+    """Return images/s of parallel bare loops, each in a process with its share of a batch.
 
     They share nothing but the machine.
     """
@@ -283,7 +283,7 @@ def _rows(model: Model, turns: Sequence[dict[str, float]], waiting: float, size:
             unit="images/s",
             against="two bare loops",
             ratio=ratio("ray_two", "bare_two"),
-            note="What exchanging keys, gradients and (a CNN) batch norm's moments costs.",
+            note="The cost of exchanging keys, gradients and (CNN) the moments of batch norm.",
         ),
         Row(
             what=f"Waiting for data, share of the steps' time of one worker: {model.name}",

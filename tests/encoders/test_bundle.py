@@ -1,4 +1,4 @@
-"""Bundles: what was saved comes back, what was changed is refused, pixels become unit vectors."""
+"""Bundles: round trips, refusal of changed files, unit vectors from pixels."""
 
 import json
 from dataclasses import replace

@@ -178,7 +178,7 @@ def test_uc_merced_with_a_table_of_text(tmp_path: Path, suffix):
 
 def test_uc_merced_with_the_matlab_table(tmp_path: Path):
     root = _uc_merced(tmp_path / "ucm", "LandUse_multilabels.mat")
-    # The table has all 2,100 images: the first one that is not there is named.
+    # The table has all 2,100 images: the message names the first missing image.
     with pytest.raises(NotFoundError, match=r"image agricultural01\.tif of LandUse"):
         import_uc_merced(str(root), str(tmp_path / "set"))
     for scene in SCENES:

@@ -1,4 +1,4 @@
-"""The TensorBoard log says what the table says, also after a restart."""
+"""The TensorBoard log has the figures of the table, also after a restart."""
 
 import csv
 from pathlib import Path
@@ -38,7 +38,7 @@ def board(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(folder))
     events.Reload()
     return {
-        tag: [(one.step, one.value) for one in events.Scalars(tag)]
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
     }
 

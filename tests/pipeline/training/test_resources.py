@@ -53,7 +53,7 @@ def test_a_run_says_what_it_waits_for_and_then_trains(tmp_path: Path, ray_sessio
     waits = threading.Event()
     notes: list[str] = []
 
-    def told(report: Progress) -> None:
+    def record(report: Progress) -> None:
         notes.append(report.note)
         if "waiting" in report.note and not waits.is_set():
             waits.set()
@@ -61,7 +61,9 @@ def test_a_run_says_what_it_waits_for_and_then_trains(tmp_path: Path, ray_sessio
 
     with caplog.at_level(logging.WARNING, "pipeline.training.resources"):
         spec = replace(SPEC, epochs=1)
-        assert train(str(tmp_path / "set"), spec, str(tmp_path / "run"), progress=told).epochs == 1
+        assert (
+            train(str(tmp_path / "set"), spec, str(tmp_path / "run"), progress=record).epochs == 1
+        )
     assert "waiting for 1 CPUs (the cluster has 2, 0 free)" in notes
     assert "training: waiting for 1 CPUs" in caplog.text
     assert "waiting" not in notes[-1]
