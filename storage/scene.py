@@ -14,6 +14,7 @@ from typing import Any
 
 from storage.errors import CatalogError
 from storage.geometry import polygon_bounds, polygon_wkt
+from storage.location import Location
 from storage.values import Count
 
 BBox = tuple[float, float, float, float]
@@ -23,17 +24,22 @@ BBox = tuple[float, float, float, float]
 class BandSource:
     """One band of a scene: band ``index`` (from 1) of the GeoTIFF at ``href``.
 
+    ``href`` carries the options that reach the file; a plain URI becomes a Location.
+
     A value is ``number * scale + offset``. ``scale``, ``offset`` and ``nodata`` are what the
     catalog says; None leaves it to the file (its own tags, nodata value, mask or alpha band).
     A ``nodata`` of NaN says that no number means "missing", whatever the file claims.
     """
 
     name: str
-    href: str
+    href: Location
     index: int = 1
     scale: float | None = None
     offset: float | None = None
     nodata: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "href", Location.of(self.href))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,10 +50,13 @@ class MaskSource:
     or has one of the bits ``cloud_bits`` set (bit fields, such as Landsat QA_PIXEL).
     """
 
-    href: str
+    href: Location
     index: int = 1
     cloud_values: tuple[int, ...] = ()
     cloud_bits: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "href", Location.of(self.href))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,11 +110,21 @@ class Scene:
         return tuple(band.name for band in self.bands)
 
     @property
+    def hrefs(self) -> tuple[Location, ...]:
+        """The distinct files of the bands and the mask."""
+        masks = () if self.mask is None else (self.mask,)
+        return tuple(dict.fromkeys(source.href for source in (*self.bands, *masks)))
+
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change when anything that decides the pixels changes."""
+
+        def plain(source: BandSource | MaskSource) -> dict[str, Any]:
+            return {**asdict(source), "href": str(source.href)}
+
         parts = {
-            "bands": [asdict(band) for band in self.bands],
-            "mask": asdict(self.mask) if self.mask else None,
+            "bands": [plain(band) for band in self.bands],
+            "mask": plain(self.mask) if self.mask else None,
             "datetime": self.datetime.isoformat(),
             "revision": self.revision,
         }
@@ -238,7 +257,7 @@ class CatalogSpec:
         Which entries are wanted.
     """
 
-    source: str
+    source: str | Location
     bands: Mapping[str, BandMapping] = field(default_factory=dict)
     mask: MaskMapping | None = None
     datetime_pattern: str | None = None

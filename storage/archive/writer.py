@@ -29,7 +29,7 @@ from storage.archive.repository import (
 )
 from storage.archive.spec import ArchiveSpec
 from storage.errors import ArchiveConflictError, SkysiftError
-from storage.location import StorageOptions, is_local
+from storage.location import Location, StorageOptions
 
 CHUNK_ROWS = 8192
 UNIT_NORM_TOLERANCE = 1e-2
@@ -77,11 +77,10 @@ class ArchiveWriter:
     :meth:`commit` merges their receipts and records the scenes that they settle.
     """
 
-    def __init__(self, uri: str, options: StorageOptions | None = None) -> None:
-        self.uri = uri
-        self._options = options
-        self._repository = open_repository(uri, options)
-        with translate_errors(uri):
+    def __init__(self, uri: str | Location, options: StorageOptions | None = None) -> None:
+        self.location = Location.of(uri, options)
+        self._repository = open_repository(self.location)
+        with translate_errors(self.location):
             self.fork: Any = writing_fork(self._repository)
         self._known = ("", Ledger())
 
@@ -108,7 +107,7 @@ class ArchiveWriter:
         """
         for attempt in range(_COMMIT_ATTEMPTS):
             try:
-                with translate_errors(self.uri), commit_lock(self.uri):
+                with translate_errors(self.location), commit_lock(self.location):
                     session = writing_session(self._repository)
                     ledger = self._ledger_of(session)
                     entries, receipts = _pending_entries(ledger, entries, receipts)
@@ -124,11 +123,11 @@ class ArchiveWriter:
             except icechunk.ConflictError:
                 continue
             except SkysiftError:
-                if is_local(self.uri) or attempt == _COMMIT_ATTEMPTS - 1:
+                if self.location.is_local or attempt == _COMMIT_ATTEMPTS - 1:
                     raise  # a disk that is full stays full
                 time.sleep(_RETRY_AFTER_S * 2**attempt)
         raise ArchiveConflictError(
-            f"archive {self.uri}: other writers committed first {_COMMIT_ATTEMPTS} times; "
+            f"archive {self.location}: other writers committed first {_COMMIT_ATTEMPTS} times; "
             "run one ingest at a time, then repeat this one: finished scenes are skipped"
         )
 

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from storage.errors import ConfigError, SceneError, SkysiftError
+from storage.location import Location
 from storage.raster.geotiff import environment, opened
 from storage.raster.reader import read_image
 from workflows.service.schema import SearchBody
@@ -145,7 +146,8 @@ def _check_size(path: str, most_px: int) -> None:
     """Refuse a picture that would decode to far more than it weighs."""
     suffix = Path(path).suffix
     if suffix == ".tif":
-        with environment(None), opened(path, georeferenced=False) as dataset:
+        file = Location(path)
+        with environment(file), opened(file, georeferenced=False) as dataset:
             width, height, bands = dataset.width, dataset.height, dataset.count
     else:
         try:
