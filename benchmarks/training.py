@@ -35,6 +35,7 @@ from pipeline.training.driver import train
 from pipeline.training.spec import TrainingJob, TrainingSpec
 from pipeline.training.worker import TrainingWorker, initial_encoder
 from storage.dataset import DatasetWriter, LabelledDataset, read_info
+from storage.location import Location
 
 BANDS, LABELS = ("red", "green", "blue", "nir"), 17
 _SPAWN = multiprocessing.get_context("spawn")
@@ -213,7 +214,9 @@ def _wait_process(uri: str, spec: TrainingSpec, sender: Any) -> None:
     torch.set_num_threads(1)
     digest = read_info(uri).digest
     worker = TrainingWorker(
-        TrainingJob(dataset_uri=uri, dataset_digest=digest, spec=spec, output_uri="unused")
+        TrainingJob(
+            dataset=Location(uri), dataset_digest=digest, spec=spec, output=Location("unused")
+        )
     )
     data = worker._loop().data
     loop = _WaitTimed(worker.encoder, worker.loss, data, spec)

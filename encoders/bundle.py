@@ -34,7 +34,7 @@ from encoders.spec import (
     spec_digest,
 )
 from storage.errors import ConfigError
-from storage.location import StorageOptions, join_uri, write_bytes
+from storage.location import Location, StorageOptions
 
 _CHUNK_TILES = {"cpu": 16}
 """Tiles per forward pass. 16 tiles fit into the caches of a CPU: tiny-cnn is 1.8 times as fast as
@@ -172,20 +172,23 @@ class Encoder(nn.Module):
         return out
 
 
-def save_bundle(encoder: Encoder, uri: str, options: StorageOptions | None = None) -> str:
+def save_bundle(
+    encoder: Encoder, uri: str | Location, options: StorageOptions | None = None
+) -> str:
     """Write an encoder to a folder and return its fingerprint.
 
     The weights are written first: a reader between the two writes finds no bundle or raises an
     error, since the two files do not belong together.
     """
     description, weights = _serialise(encoder)
-    write_bytes(join_uri(uri, WEIGHTS_FILE), weights, options)
-    write_bytes(join_uri(uri, DESCRIPTION_FILE), description, options)
+    folder = Location.of(uri, options)
+    (folder / WEIGHTS_FILE).write(weights)
+    (folder / DESCRIPTION_FILE).write(description)
     return bundle_fingerprint(description, weights)
 
 
 def load_encoder(
-    uri: str, options: StorageOptions | None = None, device: str | None = "cpu"
+    uri: str | Location, options: StorageOptions | None = None, device: str | None = "cpu"
 ) -> Encoder:
     """Read and check an encoder; return it in evaluation mode.
 

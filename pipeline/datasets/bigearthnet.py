@@ -18,7 +18,7 @@ from pipeline.datasets.images import Files, decode_image, open_files
 from pipeline.datasets.rows import Rows, write_rows
 from storage.dataset import DatasetInfo
 from storage.errors import ConfigError, NotFoundError
-from storage.location import StorageOptions
+from storage.location import Location
 from storage.progress import ProgressSink, quiet
 
 BANDS = {
@@ -64,12 +64,11 @@ _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def import_bigearthnet(
-    source: str,
-    uri: str,
+    source: str | Location,
+    uri: str | Location,
     *,
     bands: Sequence[str] = tuple(BANDS),
     tile_px: int | None = None,
-    options: StorageOptions | None = None,
     progress: ProgressSink = quiet,
 ) -> DatasetInfo:
     """Import BigEarthNet v2 with the published split.
@@ -104,7 +103,7 @@ def import_bigearthnet(
         if code not in BANDS.values():
             raise ConfigError(f"bigearthnet: no band {band!r}; choose of {', '.join(BANDS)}")
     side_px = tile_px or _SIDE_PX
-    with open_files(source, options) as files:
+    with open_files(source) as files:
         table = _read(files, _TABLE, source)
         frame, labels = _read_table(table)
         names = frame["patch_id"].tolist()
@@ -118,7 +117,7 @@ def import_bigearthnet(
             resolution_m=_RESOLUTION_M * _SIDE_PX / side_px,
             origin={
                 "importer": "bigearthnet",
-                "source": source,
+                "source": str(source),
                 "table_sha256": hashlib.sha256(table).hexdigest(),
                 "bands": chosen,
                 "tile_px": side_px,
@@ -132,10 +131,10 @@ def import_bigearthnet(
                 layers.append(decode_image(_read(files, path, source), path, side_px, 1))
             return np.concatenate(layers), labels[row]
 
-        return write_rows(uri, rows, read, options=options, progress=progress)
+        return write_rows(uri, rows, read, progress)
 
 
-def _read(files: Files, path: str, source: str) -> bytes:
+def _read(files: Files, path: str, source: str | Location) -> bytes:
     try:
         return files.read(path)
     except NotFoundError as error:

@@ -15,20 +15,19 @@ from pipeline.datasets.rows import Rows, write_rows
 from pipeline.datasets.spec import SplitRule
 from storage.dataset import SPLITS, DatasetInfo
 from storage.errors import ConfigError, NotFoundError
-from storage.location import StorageOptions
+from storage.location import Location
 from storage.progress import ProgressSink, quiet
 
 
 def import_folder(
-    source: str,
-    uri: str,
+    source: str | Location,
+    uri: str | Location,
     *,
     table: str = "labels.csv",
     tile_px: int | None = None,
     bands: Sequence[str] = ("red", "green", "blue"),
     resolution_m: float | None = None,
     split: SplitRule | None = None,
-    options: StorageOptions | None = None,
     progress: ProgressSink = quiet,
 ) -> DatasetInfo:
     """Import images listed in a CSV table.
@@ -66,7 +65,7 @@ def import_folder(
     SceneError
         An image cannot be decoded.
     """
-    with open_files(source, options) as files:
+    with open_files(source) as files:
         where = _find_table(files, table, source)
         frame, classes = _read_table(files.read(where), where, split or SplitRule())
         tile_px = tile_px or _first_size(files, where, frame)
@@ -79,7 +78,7 @@ def import_folder(
             resolution_m=resolution_m,
             origin={
                 "importer": "folder",
-                "source": source,
+                "source": str(source),
                 "table_sha256": hashlib.sha256(files.read(where)).hexdigest(),
                 "bands": list(bands),
                 "tile_px": tile_px,
@@ -92,10 +91,10 @@ def import_folder(
             data = _image_data(files, where, name)
             return decode_image(data, name, tile_px, len(bands)), labels[row]
 
-        return write_rows(uri, rows, read, options=options, progress=progress)
+        return write_rows(uri, rows, read, progress)
 
 
-def _find_table(files: Files, table: str, source: str) -> str:
+def _find_table(files: Files, table: str, source: str | Location) -> str:
     paths = [name for name in files.names() if PurePosixPath(name).name == table]
     if not paths:
         raise NotFoundError(f"{source} holds no {table}; name the CSV file with the labels")

@@ -13,16 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from storage.errors import ConfigError, NotFoundError, SceneError
-from storage.location import (
-    StorageOptions,
-    absolute_uri,
-    download,
-    is_local,
-    join_uri,
-    list_files,
-    local_path,
-    read_bytes,
-)
+from storage.location import Location
 from storage.raster.geotiff import decode_square, shorter_side
 
 Counts = NDArray[np.int64]
@@ -42,21 +33,21 @@ class Files(Protocol):
 
 
 class _Folder:
-    def __init__(self, uri: str, options: StorageOptions | None) -> None:
-        self._uri, self._options = uri, options
+    def __init__(self, folder: Location) -> None:
+        self._folder = folder
 
     def names(self) -> list[str]:
-        root = absolute_uri(self._uri).rstrip("/") + "/"
-        return [name.removeprefix(root) for name in list_files(self._uri, self._options)]
+        root = self._folder.absolute.uri.rstrip("/") + "/"
+        return [file.uri.removeprefix(root) for file in self._folder.list()]
 
     def read(self, name: str) -> bytes:
-        return read_bytes(join_uri(self._uri, name), self._options)
+        return (self._folder / name).read()
 
 
 class _Tar:
     """Members of a tar archive, read one by one without unpacking to disk."""
 
-    def __init__(self, archive: tarfile.TarFile, source: str) -> None:
+    def __init__(self, archive: tarfile.TarFile, source: Location) -> None:
         self._archive, self._source = archive, source
         self._members = {m.name.removeprefix("./"): m for m in archive if m.isfile()}
 
@@ -73,7 +64,7 @@ class _Tar:
 
 
 @contextmanager
-def open_files(source: str, options: StorageOptions | None = None) -> Iterator[Files]:
+def open_files(source: str | Location) -> Iterator[Files]:
     """Open a folder or a ``.tar`` (also compressed), local or remote, for the block.
 
     Raises
@@ -83,13 +74,14 @@ def open_files(source: str, options: StorageOptions | None = None) -> Iterator[F
     ConfigError
         The tar cannot be read.
     """
-    if ".tar" not in PurePosixPath(source).suffixes and not source.endswith(".tgz"):
-        yield _Folder(source, options)
+    source = Location.of(source)
+    if ".tar" not in PurePosixPath(source.uri).suffixes and not source.uri.endswith(".tgz"):
+        yield _Folder(source)
         return
     with tempfile.TemporaryDirectory(prefix="skysift-import-") as scratch:
-        path = local_path(source) if is_local(source) else Path(scratch) / "source.tar"
-        if not is_local(source):
-            download(source, path, options)
+        path = source.path if source.is_local else Path(scratch) / "source.tar"
+        if not source.is_local:
+            source.download(path)
         if not path.is_file():
             raise NotFoundError(f"{source} does not exist; check the path")
         try:

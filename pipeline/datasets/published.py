@@ -40,7 +40,7 @@ from pipeline.datasets.rows import Rows, write_rows
 from pipeline.datasets.spec import SplitRule
 from storage.dataset import DatasetInfo
 from storage.errors import ConfigError, NotFoundError, SceneError
-from storage.location import StorageOptions
+from storage.location import Location
 from storage.progress import ProgressSink, quiet
 
 Labels = NDArray[np.uint8]
@@ -129,13 +129,12 @@ ML_AID = Layout(
 
 def import_published(
     layout: Layout,
-    source: str,
-    uri: str,
+    source: str | Location,
+    uri: str | Location,
     *,
     min_share: float | None = None,
     tile_px: int | None = None,
     split: SplitRule | None = None,
-    options: StorageOptions | None = None,
     progress: ProgressSink = quiet,
 ) -> DatasetInfo:
     """Import a published dataset.
@@ -170,7 +169,7 @@ def import_published(
     if layout.test_folder is not None:
         rule = replace(rule, test=0.0)
     resolution_m = layout.resolution_m and layout.resolution_m * layout.side_px / side_px
-    with open_files(source, options) as files:
+    with open_files(source) as files:
         read_samples = _read_masked if layout.masks else _read_tabled
         images, read_labels, origin = read_samples(layout, files, source, min_share)
         names = list(images)
@@ -186,7 +185,7 @@ def import_published(
             resolution_m=resolution_m,
             origin={
                 "importer": layout.name,
-                "source": source,
+                "source": str(source),
                 **origin,
                 "tile_px": side_px,
                 "split": repr(rule),
@@ -198,10 +197,12 @@ def import_published(
             pixels = decode_image(files.read(path), path, side_px, len(_BANDS))
             return pixels, read_labels(names[row])
 
-        return write_rows(uri, rows, read, options=options, progress=progress)
+        return write_rows(uri, rows, read, progress)
 
 
-def _read_masked(layout: Layout, files: Files, source: str, min_share: float | None) -> _Samples:
+def _read_masked(
+    layout: Layout, files: Files, source: str | Location, min_share: float | None
+) -> _Samples:
     share = MIN_SHARE if min_share is None else min_share
     if not 0 <= share < 1:
         raise ConfigError(f"{layout.name}: min_share {share} is not within 0 and 1")
@@ -214,7 +215,9 @@ def _read_masked(layout: Layout, files: Files, source: str, min_share: float | N
     return images, read_labels, {"names_sha256": names_sha256, "min_share": share}
 
 
-def _pairs(layout: Layout, files: Files, source: str) -> tuple[dict[str, str], dict[str, str]]:
+def _pairs(
+    layout: Layout, files: Files, source: str | Location
+) -> tuple[dict[str, str], dict[str, str]]:
     """Return the paths of images and masks by name, sorted; refuse the first unpaired name."""
     suffixes = {"Images": layout.suffix, layout.masks: ".png"}
     found: dict[str, dict[str, str]] = {folder: {} for folder in suffixes}
@@ -253,7 +256,9 @@ def _mask_labels(layout: Layout, data: bytes, path: str, min_share: float) -> La
     return labels
 
 
-def _read_tabled(layout: Layout, files: Files, source: str, min_share: float | None) -> _Samples:
+def _read_tabled(
+    layout: Layout, files: Files, source: str | Location, min_share: float | None
+) -> _Samples:
     if min_share is not None:
         raise ConfigError(f"{layout.name}: the labels come from a table; leave `min_share` out")
     paths = files.names()
@@ -277,7 +282,7 @@ def _read_tabled(layout: Layout, files: Files, source: str, min_share: float | N
     )
 
 
-def _find_table(layout: Layout, paths: list[str], source: str) -> str:
+def _find_table(layout: Layout, paths: list[str], source: str | Location) -> str:
     for table in layout.tables:
         for path in sorted(paths):
             if PurePosixPath(path).name == table:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from storage.dataset import DatasetInfo, DatasetWriter, read_info
 from storage.errors import ConfigError, NotFoundError
-from storage.location import StorageOptions
+from storage.location import Location
 from storage.progress import Progress, ProgressSink
 
 _BATCH = 64
@@ -47,12 +47,7 @@ class Rows:
 
 
 def write_rows(
-    uri: str,
-    rows: Rows,
-    read: ReadRow,
-    *,
-    options: StorageOptions | None,
-    progress: ProgressSink,
+    uri: str | Location, rows: Rows, read: ReadRow, progress: ProgressSink
 ) -> DatasetInfo:
     """Write a dataset, or return an existing dataset with the same origin.
 
@@ -65,7 +60,7 @@ def write_rows(
     read
         Returns the pixels (C, H, W) and the labels (K,) of a row number.
     """
-    if (done := finished(uri, rows.origin, options)) is not None:
+    if (done := finished(uri, rows.origin)) is not None:
         return done
     count = len(rows.sources)
     with DatasetWriter(
@@ -74,7 +69,6 @@ def write_rows(
         classes=rows.classes,
         resolution_m=rows.resolution_m,
         origin=rows.origin,
-        options=options,
     ) as writer:
         for start in range(0, count, _BATCH):
             chosen = range(start, min(start + _BATCH, count))
@@ -86,12 +80,10 @@ def write_rows(
         return writer.finish()
 
 
-def finished(
-    uri: str, origin: Mapping[str, Any], options: StorageOptions | None
-) -> DatasetInfo | None:
+def finished(uri: str | Location, origin: Mapping[str, Any]) -> DatasetInfo | None:
     """Return the dataset at a URI if it has exactly this origin, else None."""
     try:
-        info = read_info(uri, options)
+        info = read_info(uri)
     except (NotFoundError, ConfigError):
         return None
     return info if dict(info.origin) == json.loads(json.dumps(origin)) else None

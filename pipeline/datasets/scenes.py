@@ -18,7 +18,7 @@ from pipeline.tiles.read import TileBatch, read_tiles
 from pipeline.tiles.spec import GridSpec, TileRules
 from storage.dataset import DatasetInfo, DatasetWriter
 from storage.errors import ConfigError
-from storage.location import StorageOptions
+from storage.location import Location
 from storage.progress import Progress, ProgressSink, quiet
 from storage.scene import Scene
 
@@ -30,14 +30,13 @@ def import_scenes(
     scenes: Sequence[Scene],
     grid: GridSpec,
     labels: TileLabels | Sequence[TileLabels],
-    uri: str,
+    uri: str | Location,
     *,
     bands: Sequence[str],
     rules: TileRules | None = None,
     split: SplitRule | None = None,
     block_tiles: int = 4,
     statistics: BandStatistics | None = None,
-    options: StorageOptions | None = None,
     progress: ProgressSink = quiet,
 ) -> DatasetInfo:
     """Import the tiles of scenes, with labels by tile key.
@@ -79,7 +78,7 @@ def import_scenes(
             "training would see validation ground; give 'pad' or 'drop' for a dataset"
         )
     table = _LabelTable.of([labels] if isinstance(labels, TileLabels) else list(labels))
-    grids = [grid_for_scene(scene, grid, options) for scene in scenes]
+    grids = [grid_for_scene(scene, grid) for scene in scenes]
     origin = {
         "importer": "scenes",
         "scenes": {scene.id: scene.fingerprint for scene in scenes},
@@ -89,7 +88,7 @@ def import_scenes(
         "rules": repr((rules, split, block_tiles)),
         "normalisation": [statistics.mean, statistics.std] if statistics else None,
     }
-    if (done := finished(uri, origin, options)) is not None:
+    if (done := finished(uri, origin)) is not None:
         return done
     resolutions = {_resolution_m(tile_grid) for tile_grid in grids}
     with DatasetWriter(
@@ -99,10 +98,9 @@ def import_scenes(
         resolution_m=resolutions.pop() if len(resolutions) == 1 else None,
         origin=origin,
         normalisation=(statistics.mean, statistics.std) if statistics else None,
-        options=options,
     ) as writer:
         for number, (scene, tiles) in enumerate(zip(scenes, grids, strict=True), start=1):
-            for batch in read_tiles(scene, tiles, rules, batch_size=_BATCH, options=options):
+            for batch in read_tiles(scene, tiles, rules, batch_size=_BATCH):
                 _append_tiles(writer, scene, tiles, batch, table, split, block_tiles)
             progress(Progress(stage="import", done=number, total=len(scenes), unit="scenes"))
         return writer.finish()

@@ -27,7 +27,7 @@ from pipeline.training.resources import ResourceRequest, SchedulingMonitor, refu
 from pipeline.training.spec import TrainingJob, TrainingResult, TrainingSpec
 from storage.dataset import read_info
 from storage.errors import ConfigError, SkysiftError
-from storage.location import StorageOptions, absolute_uri, filesystem, is_local
+from storage.location import Location
 from storage.locks import exclusive_lock
 from storage.progress import ProgressSink, quiet
 
@@ -38,11 +38,10 @@ _POLL_INTERVAL_S = "0.25"  # of Ray Train's controller for reports; an epoch may
 
 
 def train(
-    dataset_uri: str,
+    dataset_uri: str | Location,
     spec: TrainingSpec,
-    output_uri: str,
+    output_uri: str | Location,
     *,
-    options: StorageOptions | None = None,
     resume: bool = False,
     progress: ProgressSink = quiet,
 ) -> TrainingResult:
@@ -60,8 +59,6 @@ def train(
         Settings.
     output_uri
         Folder of the run; on a cluster of several machines one that all of them reach.
-    options
-        Object store.
     resume
         Continue a run that was started with other settings, where a checkpoint permits the change.
     progress
@@ -78,19 +75,16 @@ def train(
         Training failed more often than ``max_failures`` allows, or another process (named in the
         message) works on the folder.
     """
-    dataset_uri, output_uri = absolute_uri(dataset_uri), absolute_uri(output_uri)
-    spec = _with_absolute_paths(spec)
-    digest = read_info(dataset_uri, options).digest
+    dataset = Location.of(dataset_uri).absolute
     job = TrainingJob(
-        dataset_uri=dataset_uri,
-        dataset_digest=digest,
-        spec=spec,
-        output_uri=output_uri,
-        options=options,
+        dataset=dataset,
+        dataset_digest=read_info(dataset).digest,
+        spec=_with_absolute_paths(spec),
+        output=Location.of(output_uri).absolute,
     )
     if (done := resume_or_return(job, resume)) is not None:
         return done
-    with exclusive_lock(output_uri, "training", options) as check_lock:
+    with exclusive_lock(job.output, "training") as check_lock:
         if (done := resume_or_return(job, resume)) is not None:
             return done  # another process held the lock and has finished the run
         write_record(job, None)
@@ -98,18 +92,16 @@ def train(
             request = ResourceRequest.of(spec)
             refuse_impossible(request)
             outcome = _run_on_ray(job, request, progress, check_lock)
-        result = TrainingResult(bundle_uri=job.bundle_uri, history_csv=job.history_uri, **outcome)
+        result = TrainingResult(bundle_uri=str(job.bundle), history_csv=str(job.history), **outcome)
         write_record(job, result)
         return result
 
 
 def baseline_bundle(
-    dataset_uri: str,
+    dataset_uri: str | Location,
     spec: TrainingSpec,
-    bundle_uri: str,
+    bundle_uri: str | Location,
     kind: Literal["untrained", "features", "principal"] = "features",
-    *,
-    options: StorageOptions | None = None,
 ) -> str:
     """Write the untrained encoder of a run, to compare the trained encoder with.
 
@@ -134,7 +126,7 @@ def baseline_bundle(
     from pipeline.training.worker import evenly, initial_encoder
     from storage.dataset import LabelledDataset
 
-    dataset = LabelledDataset.open(dataset_uri, options)
+    dataset = LabelledDataset.open(dataset_uri)
     encoder = initial_encoder(dataset, spec)
     backbone, encoder_spec = encoder.backbone, encoder.spec
     if kind == "features":
@@ -148,7 +140,7 @@ def baseline_bundle(
         encoder = Encoder(replace(encoder_spec, head={"kind": "linear"}), backbone, head)
     elif kind != "untrained":
         raise ConfigError(f"baseline {kind!r} is not untrained, features or principal")
-    return save_bundle(encoder, bundle_uri, options)
+    return save_bundle(encoder, bundle_uri)
 
 
 def _with_absolute_paths(spec: TrainingSpec) -> TrainingSpec:
@@ -156,7 +148,7 @@ def _with_absolute_paths(spec: TrainingSpec) -> TrainingSpec:
     pretrained, features = spec.pretrained, spec.features_uri
     if pretrained is not None and Path(pretrained).expanduser().is_dir():
         pretrained = str(Path(pretrained).expanduser().absolute())
-    features = None if features is None else absolute_uri(features)
+    features = None if features is None else str(Location(features).absolute)
     return replace(spec, pretrained=pretrained, features_uri=features)
 
 
@@ -168,10 +160,8 @@ def _run_on_ray(
 ) -> dict[str, Any]:
     """Run the workers to the end and return the outcome of rank 0."""
     spec = job.spec
-    fs, path = filesystem(job.output_uri, job.options)
-    remote = (
-        None if is_local(job.output_uri) else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
-    )
+    fs, path = job.output.filesystem()
+    remote = None if job.output.is_local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
     # The queue runs on the driver's node: another node may be lost and replaced during the run.
     own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": own_node})
@@ -295,6 +285,6 @@ def _named(error: Exception, job: TrainingJob) -> SkysiftError:
     last = next(iter(failures.values()), error)
     line = (str(last).strip().splitlines() or [type(last).__name__])[-1]
     return SkysiftError(
-        f"training {job.output_uri} failed ({line}); its checkpoints are kept: start the same "
+        f"training {job.output} failed ({line}); its checkpoints are kept: start the same "
         "command again to go on"
     )

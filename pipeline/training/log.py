@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from storage.location import StorageOptions, is_local, join_uri, local_path, upload, write_bytes
+from storage.location import Location
 
 Row = dict[str, float]
 _GROUPS = {
@@ -29,17 +29,13 @@ class TrainingLog:
 
     Parameters
     ----------
-    history_uri, board_uri
+    history, board
         The CSV file, and the folder of the TensorBoard log. A remote log is written to the local
         disk and copied after each epoch.
-    options
-        Options of the object store.
     """
 
-    def __init__(
-        self, history_uri: str, board_uri: str, options: StorageOptions | None = None
-    ) -> None:
-        self._history_uri, self._board_uri, self._options = history_uri, board_uri, options
+    def __init__(self, history: Location, board: Location) -> None:
+        self._history, self._board_folder = history, board
         self._board: _Board | None = None
         self._written_epoch = 0.0
         self.rows: list[Row] = []
@@ -60,10 +56,10 @@ class TrainingLog:
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({**row, "epoch": int(row["epoch"])} for row in self.rows)
-        write_bytes(self._history_uri, text.getvalue().encode(), self._options)
+        self._history.write(text.getvalue().encode())
         new = [row for row in self.rows if row["epoch"] > self._written_epoch]
         if new:
-            self._board = self._board or _Board(self._board_uri, self._options)
+            self._board = self._board or _Board(self._board_folder)
             self._board.write(new)
             self._written_epoch = new[-1]["epoch"]
 
@@ -77,11 +73,11 @@ class TrainingLog:
 class _Board:
     """The event file of one process, created with the first row."""
 
-    def __init__(self, uri: str, options: StorageOptions | None) -> None:
-        self._uri, self._options = uri, options
+    def __init__(self, target: Location) -> None:
+        self._target = target
         self._writer: Any = None
-        self._scratch = None if is_local(uri) else tempfile.TemporaryDirectory(prefix="skysift-")
-        self._folder = Path(self._scratch.name) if self._scratch else local_path(uri)
+        self._scratch = None if target.is_local else tempfile.TemporaryDirectory(prefix="skysift-")
+        self._folder = Path(self._scratch.name) if self._scratch else target.path
 
     def write(self, rows: Sequence[Row]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import; one worker writes
@@ -97,7 +93,7 @@ class _Board:
         self._writer.flush()
         if self._scratch:
             for path in self._folder.iterdir():
-                upload(path, join_uri(self._uri, path.name), self._options)
+                (self._target / path.name).upload(path)
 
     def close(self) -> None:
         self._writer.close()

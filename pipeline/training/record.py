@@ -12,7 +12,6 @@ from typing import Any
 
 from pipeline.training.spec import FIXED, RUNTIME, TrainingJob, TrainingResult, plain
 from storage.errors import ConfigError, NotFoundError
-from storage.location import join_uri, read_bytes, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ def resume_or_return(job: TrainingJob, resume: bool) -> TrainingResult | None:
         return None
     if record["dataset"] != job.dataset_digest:
         raise ConfigError(
-            f"{job.output_uri} holds a run on another dataset; choose another output or delete it"
+            f"{job.output} holds a run on another dataset; choose another output or delete it"
         )
     changed = job.spec.differences(record["spec"])
     if record["digest"] == job.digest:
@@ -45,7 +44,7 @@ def resume_or_return(job: TrainingJob, resume: bool) -> TrainingResult | None:
         names = sorted(FIXED.intersection(learned)) if resume else learned
         step = "choose another output" if resume else "choose another output, or resume it"
         raise ConfigError(
-            f"{job.output_uri} holds a run with other settings ({', '.join(names)}); {step}"
+            f"{job.output} holds a run with other settings ({', '.join(names)}); {step}"
         )
     _log_changes(job, record["spec"], changed)
     return None
@@ -59,8 +58,7 @@ def write_record(job: TrainingJob, result: TrainingResult | None) -> None:
         "spec": plain(job.spec),
         "result": asdict(result) if result else None,
     }
-    data = (json.dumps(record, indent=2) + "\n").encode()
-    write_bytes(join_uri(job.output_uri, _RECORD), data, job.options)
+    (job.output / _RECORD).write((json.dumps(record, indent=2) + "\n").encode())
 
 
 def _log_changes(job: TrainingJob, before: Mapping[str, Any], names: list[str]) -> None:
@@ -68,13 +66,13 @@ def _log_changes(job: TrainingJob, before: Mapping[str, Any], names: list[str]) 
         return
     after = plain(job.spec)
     changes = ", ".join(f"{name} {before.get(name)!r} -> {after[name]!r}" for name in names)
-    logger.warning("%s resumes with other settings: %s", job.output_uri, changes)
+    logger.warning("%s resumes with other settings: %s", job.output, changes)
 
 
 def _read_record(job: TrainingJob) -> dict[str, Any] | None:
-    where = join_uri(job.output_uri, _RECORD)
+    where = job.output / _RECORD
     try:
-        record: dict[str, Any] = json.loads(read_bytes(where, job.options))
+        record: dict[str, Any] = json.loads(where.read())
     except NotFoundError:
         return None
     except ValueError as error:

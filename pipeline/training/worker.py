@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from encoders.bundle import Encoder, new_encoder, save_bundle
-from encoders.loop import Ints, TrainingLoop, TrainingRows, map_sharded
+from encoders.loop import Floats, Ints, TrainingLoop, TrainingRows, map_sharded
 from encoders.losses import build_loss
 from encoders.losses.statistics import LabelStatistics
 from encoders.metrics import retrieval_metrics
@@ -32,7 +32,7 @@ from pipeline.training.log import TrainingLog
 from pipeline.training.spec import TrainingJob, TrainingSpec
 from storage.dataset import LabelledDataset
 from storage.errors import ConfigError, NotFoundError
-from storage.location import join_uri, read_bytes, write_bytes
+from storage.location import Location
 from storage.progress import Progress, ProgressSink, quiet
 
 FORMAT = "skysift-checkpoint/1"
@@ -82,10 +82,10 @@ class TrainingWorker:
     ) -> None:
         self.job, self.spec, self.rank, self.world_size = job, job.spec, rank, world_size
         self.progress = progress if rank == 0 else quiet
-        self.dataset = LabelledDataset.open(job.dataset_uri, job.options)
+        self.dataset = LabelledDataset.open(job.dataset)
         self.train_rows, self.val_rows = (self.dataset.indices(s) for s in ("train", "val"))
         if not len(self.train_rows):
-            raise ConfigError(f"dataset {job.dataset_uri} has no train rows; import it with some")
+            raise ConfigError(f"dataset {job.dataset} has no train rows; import it with some")
         self.train_labels = self.dataset.labels[self.train_rows]
         self.encoder = initial_encoder(self.dataset, self.spec).to(device)
         self.loss = build_loss(
@@ -94,7 +94,7 @@ class TrainingWorker:
             dimension=self.spec.dimension,
             **self.spec.loss_options,
         )
-        self.log = TrainingLog(job.history_uri, job.board_uri, job.options)
+        self.log = TrainingLog(job.history, job.output / "tensorboard")
         self.best, self.best_weights = _Best(), dict[str, Tensor]()
         self._reported_at = 0.0
 
@@ -227,7 +227,7 @@ class TrainingWorker:
         if self.spec.embedding == "features":
             spec = replace(spec, head={"kind": "identity"}, dimension=backbone.dimension)
             head = nn.Identity()
-        return save_bundle(Encoder(spec, backbone, head), self.job.bundle_uri, self.job.options)
+        return save_bundle(Encoder(spec, backbone, head), self.job.bundle)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint into a folder."""
@@ -254,7 +254,7 @@ class TrainingWorker:
             history, best = state["history"], _Best(**state["best"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ConfigError(
-                f"checkpoint {folder.name} of {self.job.output_uri} cannot be read ({error}); "
+                f"checkpoint {folder.name} of {self.job.output} cannot be read ({error}); "
                 "delete the run's folder `checkpoints` to start again"
             ) from error
         prefix = "best."
@@ -268,13 +268,13 @@ class TrainingWorker:
         self.log.resume(history)
         self.best = best
 
-    def _features(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _features(self) -> Floats:
         """Return the features of every image, computed once and stored as a file."""
         key = _feature_key(self.encoder, self.dataset)
-        folder = self.spec.features_uri or self.job.output_uri
-        uri = join_uri(folder, f"features-{key}.npy")
+        output = self.job.output
+        file = output.at(self.spec.features_uri or output.uri) / f"features-{key}.npy"
         shape = (len(self.dataset), self.encoder.backbone.dimension)
-        stored = self._stored_features(uri, shape)
+        stored = _read_features(file, shape)
         found = torch.tensor([float(stored is not None)], device=self.encoder.device)
         if dist.is_initialized():
             dist.all_reduce(found, dist.ReduceOp.MIN)  # all workers load, or all compute
@@ -299,17 +299,8 @@ class TrainingWorker:
         if self.rank == 0:
             buffer = io.BytesIO()
             np.save(buffer, features)
-            write_bytes(uri, buffer.getvalue(), self.job.options)
+            file.write(buffer.getvalue())
         return features
-
-    def _stored_features(
-        self, uri: str, shape: tuple[int, int]
-    ) -> np.ndarray[Any, np.dtype[np.float32]] | None:
-        try:
-            stored = np.load(io.BytesIO(read_bytes(uri, self.job.options)))
-        except (NotFoundError, ValueError, EOFError):
-            return None
-        return stored if stored.shape == shape and stored.dtype == np.float32 else None
 
     def _report_step(self, step: int, total: int, *, force: bool = False) -> None:
         now = time.monotonic()
@@ -364,3 +355,12 @@ def _feature_key(encoder: Encoder, dataset: LabelledDataset) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _read_features(file: Location, shape: tuple[int, int]) -> Floats | None:
+    """Return stored features of this shape; None if the file is missing or of another shape."""
+    try:
+        stored = np.load(io.BytesIO(file.read()))
+    except (NotFoundError, ValueError, EOFError):
+        return None
+    return stored if stored.shape == shape and stored.dtype == np.float32 else None

@@ -80,6 +80,7 @@ def import_(run: Run) -> None:
 
 def _import_images(run: Run, progress: "ProgressSink") -> "DatasetInfo":
     from pipeline.datasets.importers import importers
+    from storage.location import Location
     from workflows.recipe.specs import split_rule
 
     section = run.recipe.dataset
@@ -87,10 +88,9 @@ def _import_images(run: Run, progress: "ProgressSink") -> "DatasetInfo":
     if "split" in settings:
         settings["split"] = split_rule(run.settings)
     return importers[section.importer](
-        run.need_path("dataset.source", "--source"),
-        run.need("dataset.uri", "--dataset"),
+        Location.of(run.need_path("dataset.source", "--source"), run.storage),
+        Location.of(run.need("dataset.uri", "--dataset"), run.storage),
         **settings,
-        options=run.storage,
         progress=progress,
     )
 
@@ -98,6 +98,7 @@ def _import_images(run: Run, progress: "ProgressSink") -> "DatasetInfo":
 def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
     from pipeline.datasets.scenes import import_scenes
     from storage.catalog.read import read_scenes
+    from storage.location import Location
     from workflows.labels import label_scenes
     from workflows.recipe.specs import catalog_spec, grid_spec, split_rule, tile_rules
 
@@ -117,11 +118,10 @@ def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
         scenes,
         grid,
         labels,
-        run.need("dataset.uri", "--dataset"),
+        Location.of(run.need("dataset.uri", "--dataset"), run.storage),
         bands=section.bands,
         rules=tile_rules(run.settings),
         split=split_rule(run.settings),
         block_tiles=section.block_tiles,
-        options=run.storage,
         progress=progress,
     )

@@ -30,6 +30,7 @@ def train(run: Run, resume: bool) -> None:
     The output folder holds the best encoder (bundle/), history.csv and checkpoints.
     """
     from pipeline.training.driver import train as run_training
+    from storage.location import Location
     from workflows.recipe.specs import training_spec
 
     dataset = run.need_path("dataset.uri", "--dataset")
@@ -38,10 +39,9 @@ def train(run: Run, resume: bool) -> None:
         run.need_path("training.pretrained", "--pretrained")
     with run.ray(), run.progress() as progress:
         result = run_training(
-            dataset,
+            Location.of(dataset, run.storage),
             training_spec(run.settings),
-            output,
-            options=run.storage,
+            Location.of(output, run.storage),
             resume=resume,
             progress=progress,
         )

@@ -19,7 +19,6 @@ from pipeline.datasets.importers import importers
 from pipeline.datasets.published import CLASSES, SCENES
 from storage.dataset import LabelledDataset
 from storage.errors import ConfigError, NotFoundError, SceneError
-from storage.location import upload
 from storage.raster.writer import write_geotiff
 from workflows.cli import cli
 from workflows.commands.dataset import _SETTINGS
@@ -330,10 +329,8 @@ def test_what_bigearthnet_lacks_is_named(bigearthnet: Path, tmp_path: Path):
 
 def test_bigearthnet_in_an_object_store(bigearthnet: Path, tmp_path: Path, moto_s3):
     for path in [bigearthnet / "metadata.parquet", *bigearthnet.rglob("*_B04.tif")]:
-        upload(path, moto_s3.uri("ben", str(path.relative_to(bigearthnet))), moto_s3.options)
-    remote = import_bigearthnet(
-        moto_s3.uri("ben"), str(tmp_path / "a"), bands=["red"], options=moto_s3.options
-    )
+        moto_s3.location("ben", str(path.relative_to(bigearthnet))).upload(path)
+    remote = import_bigearthnet(moto_s3.location("ben"), str(tmp_path / "a"), bands=["red"])
     assert (
         remote.digest
         == import_bigearthnet(str(bigearthnet), str(tmp_path / "b"), bands=["red"]).digest

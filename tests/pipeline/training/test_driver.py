@@ -25,6 +25,7 @@ from pipeline.training.spec import TrainingJob, TrainingResult, TrainingSpec
 from pipeline.training.worker import TrainingWorker
 from storage.dataset import LabelledDataset, read_info
 from storage.errors import ConfigError, NotFoundError, SkysiftError
+from storage.location import Location
 from storage.progress import Progress
 from tests.support.training_world import LONG, SPEC, write_dataset
 
@@ -38,10 +39,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def _worker(dataset: str, output: Path, spec: TrainingSpec = SPEC, **more) -> TrainingWorker:
     job = TrainingJob(
-        dataset_uri=dataset,
+        dataset=Location(dataset),
         dataset_digest=read_info(dataset).digest,
         spec=spec,
-        output_uri=str(output),
+        output=Location(str(output)),
     )
     return TrainingWorker(job, **more)
 
@@ -332,12 +333,12 @@ def test_a_run_killed_whole_continues_with_the_same_command(dataset, tmp_path: P
 
 def test_a_run_lives_in_an_object_store(tmp_path: Path, moto_s3, ray_session, monkeypatch):
     monkeypatch.setenv("SKYSIFT_CACHE", str(tmp_path))
-    write_dataset(moto_s3.uri("set"), moto_s3.options)
-    result = train(moto_s3.uri("set"), SPEC, moto_s3.uri("run"), options=moto_s3.options)
+    dataset, output = moto_s3.location("set"), moto_s3.location("run")
+    write_dataset(dataset)
+    result = train(dataset, SPEC, output)
     assert result.bundle_uri == moto_s3.uri("run", "bundle")
-    assert load_encoder(result.bundle_uri, moto_s3.options).fingerprint == result.fingerprint
-    again = train(moto_s3.uri("set"), SPEC, moto_s3.uri("run"), options=moto_s3.options)
-    assert again == result
+    assert load_encoder(output.at(result.bundle_uri)).fingerprint == result.fingerprint
+    assert train(dataset, SPEC, output) == result
 
 
 def test_what_a_worker_finds_wrong_is_raised_as_it_is(dataset, tmp_path: Path, ray_session):

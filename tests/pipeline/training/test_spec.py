@@ -7,6 +7,7 @@ import pytest
 from encoders.spec import LoopSpec
 from pipeline.training.spec import TrainingJob, TrainingSpec
 from storage.errors import ConfigError
+from storage.location import Location
 
 
 def test_the_settings_of_the_loop_are_inherited():
@@ -17,7 +18,9 @@ def test_the_settings_of_the_loop_are_inherited():
 
 
 def test_a_run_of_before_is_the_same_run():
-    job = TrainingJob(dataset_uri="a", dataset_digest="b", spec=TrainingSpec(), output_uri="c")
+    job = TrainingJob(
+        dataset=Location("a"), dataset_digest="b", spec=TrainingSpec(), output=Location("c")
+    )
     assert job.digest == "9f0674689f048f5163e3c7f3b2f9ec21aef0906805b1217cad51e6d0b436680e"
 
 
