@@ -20,7 +20,7 @@ def within(folder: str, names: str) -> tuple[str, ...]:
 
 COMMANDS = (
     "archive common composite dataset demo doctor drift encoder evaluate index "
-    "index_care index_stats ingest jobs recipe report search serve sheet train watch"
+    "index_care index_stats ingest jobs options recipe report search serve sheet train watch"
 )
 HOMES = {
     "botocore": ("storage/location.py",),
@@ -55,7 +55,7 @@ HOMES = {
         "workflows/report/contact_sheet.py",
     ),
     "pydantic": (
-        *within("workflows/recipe", "errors load schema specs types"),
+        *within("workflows/recipe", "errors load"),
         *within("workflows/service", "deploy formats schema uploads"),
     ),
     "pyproj": (
@@ -222,15 +222,7 @@ def test_a_name_is_imported_from_the_module_that_defines_it():
                 )
 
 
-STILL_HEAVY = {
-    # The kinds of an index are defined beside the code that trains them with faiss.
-    "pipeline/indexing/spec.py": pytest.mark.xfail(strict=False, reason="brings faiss")
-}
-SPECS = [
-    pytest.param(path, marks=STILL_HEAVY.get(name_of(path), ()), id=name_of(path))
-    for path in modules()
-    if path.name == "spec.py"
-]
+SPECS = [pytest.param(path, id=name_of(path)) for path in modules() if path.name == "spec.py"]
 
 
 @pytest.mark.parametrize("path", SPECS)

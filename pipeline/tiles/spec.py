@@ -29,7 +29,7 @@ class GridSpec:
 
     crs: str = "native"
     resolution: Positive | Literal["native"] = "native"
-    tile_px: int
+    tile_px: Count
     stride_px: Count | None = None
     anchor: tuple[float, float] = (0.0, 0.0)
 

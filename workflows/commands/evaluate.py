@@ -1,11 +1,12 @@
-"""`skysift evaluate`: how well similar tiles are found."""
+"""`skysift evaluate`: retrieval scores of a dataset or an archive."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import recipe_option
 from workflows.console import format_table
 
 if TYPE_CHECKING:
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
     skysift evaluate -r naip-series --same-place
     skysift evaluate --archive work/archive""",
 )
-@recipe_option("--dataset", "dataset.uri", "Labelled dataset to score on.", metavar="URI")
-@recipe_option("--encoder", "encoder.bundle", "Encoder to score.", metavar="URI")
-@recipe_option("--archive", "archive.uri", "Archive to score.", metavar="URI")
-@recipe_option("-k --k", "evaluate.k", "Hits that count.", type=int, metavar="N")
+@recipe_option("--dataset", "dataset.uri")
+@recipe_option("--encoder", "encoder.bundle")
+@recipe_option("--archive", "archive.uri")
+@recipe_option("-k --k", "evaluate.k")
 @click.option("--same-place", is_flag=True, help="Score an archive by place, without labels.")
 @click.option("--archive-labels", is_flag=True, help="Score an archive by the labels it holds.")
 @pass_run
 def evaluate(run: Run, same_place: bool, archive_labels: bool) -> None:
-    """Score retrieval, beside what a random ranking gets.
+    """Score retrieval, beside a random ranking.
 
     On a dataset: its test split searches its training split by labels. On an archive with labels:
     every tile searches all others. With --same-place: a tile of one scene should find the same

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import click
 
 from workflows.commands.archive_options import archive_option, open_archive, snapshot_option
-from workflows.commands.common import Run, Verb, catalog_options, pass_run
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import catalog_options
 
 if TYPE_CHECKING:
     from storage.archive.reader import Archive
@@ -53,7 +54,6 @@ def sheet(
     """
     from storage.catalog.read import read_scenes
     from storage.location import write_bytes
-    from workflows.recipe.specs import catalog_spec
     from workflows.report.contact_sheet import contact_sheet
     from workflows.report.rendering import TileRenderer
 
@@ -61,7 +61,7 @@ def sheet(
         raise click.UsageError("give at most one of --tile, --of-scene and --hits")
     archive = open_archive(run)
     chosen, of = _chosen(run, archive, tiles, of_scene, hits, count, seed)
-    listing = read_scenes(catalog_spec(run.settings), archive.spec.bands, run.storage)
+    listing = read_scenes(run.catalog_spec(), archive.spec.bands, run.storage)
     title = f"{len(chosen):,} of {of}  ·  {archive.uri}  ·  snapshot {archive.snapshot}"
     renderer = TileRenderer(archive, listing.scenes, run.storage)
     page = contact_sheet(chosen, renderer, title=title, columns=columns, side_px=side)
