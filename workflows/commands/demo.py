@@ -31,7 +31,7 @@ def demo(run: Run, folder: str, seed: int) -> None:
         "scores": done.scores,
         "commands": done.commands,
         "stages": done.stages,
-        "seconds": done.seconds,
+        "seconds": sum(stage.seconds for stage in done.stages if not stage.skipped),
     }
     lines = [
         *format_table(["encoder", *_METRICS], rows),

@@ -16,7 +16,8 @@ from storage.archive.reader import Archive
 from storage.location import StorageOptions, join_uri, read_bytes
 from storage.scene import Scene
 from workflows.report.html import Answer, Command, ReportData, Score
-from workflows.report.tile_images import Gallery, archive_footprints, ledger_summary
+from workflows.report.rendering import TileRenderer
+from workflows.report.tile_images import archive_footprints, drawn_answers, ledger_summary
 
 _PLACE_QUERIES = 2000
 
@@ -64,12 +65,7 @@ def archive_report(
     """
     manifest = searcher.manifest
     archive = Archive.open(manifest.archive_uri, manifest.snapshot, options)
-    answers = _answers(searcher, archive, Gallery(archive, scenes, options), spec)
-    marks = tuple(
-        (*answer.query.place, str(number))
-        for number, answer in enumerate(answers, start=1)
-        if answer.query.place
-    )
+    answers = _answers(searcher, TileRenderer(archive, scenes, options), spec)
     scores = _place_scores(archive)
     return ReportData(
         title=spec.title,
@@ -87,9 +83,9 @@ def archive_report(
         ),
         answers=answers,
         answers_note="Tiles drawn by chance, each with what is most like it in the whole archive.",
-        footprints=archive_footprints(archive, marks=marks),
+        footprints=archive_footprints(archive, answers=answers),
         footprints_note="One square for each place. Numbers mark the queries above.",
-        history=_history(training_uri, options) if training_uri else (),
+        history=training_history(training_uri, options) if training_uri else (),
         ledger=ledger_summary(archive),
         facts=(
             ("Skysift", version("skysift")),
@@ -102,19 +98,18 @@ def archive_report(
     )
 
 
-def _answers(
-    searcher: Searcher, archive: Archive, gallery: Gallery, spec: ReportSpec
-) -> tuple[Answer, ...]:
-    rows = uniform_rows(archive, spec.queries, spec.seed)
-    vectors = archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
+def _answers(searcher: Searcher, renderer: TileRenderer, spec: ReportSpec) -> tuple[Answer, ...]:
+    rows = uniform_rows(renderer.archive, spec.queries, spec.seed)
+    vectors = renderer.archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
     found = searcher.search(vectors, k=min(spec.hits + 1, searcher.manifest.rows))
-    answers = []
-    for row, query, hits, scores in zip(
-        rows, gallery.show(rows), found.rows, found.scores, strict=True
-    ):
-        kept = np.flatnonzero((hits >= 0) & (hits != row))[: spec.hits]
-        answers.append(Answer(query=query, hits=gallery.show(hits[kept], scores[kept])))
-    return tuple(answers)
+    hits = (found.rows >= 0) & (found.rows != rows[:, None])
+    places = [np.flatnonzero(is_hit)[: spec.hits] for is_hit in hits]
+    return drawn_answers(
+        renderer,
+        rows,
+        [row[place] for row, place in zip(found.rows, places, strict=True)],
+        [score[place] for score, place in zip(found.scores, places, strict=True)],
+    )
 
 
 def _commands(index_uri: str, answers: Sequence[Answer]) -> tuple[Command, ...]:
@@ -154,10 +149,14 @@ def _place_scores(archive: Archive) -> tuple[Score, ...]:
     )
 
 
-def _history(training_uri: str, options: StorageOptions | None) -> tuple[Mapping[str, float], ...]:
+def training_history(
+    training_uri: str, options: StorageOptions | None = None
+) -> tuple[Mapping[str, float], ...]:
+    """Return loss and validation metrics of each epoch of a training run, for a report."""
     text = read_bytes(join_uri(training_uri, "history.csv"), options).decode()
-    wanted = ("epoch", "loss", "nDCG@50", "rare mAP")
+    titles = {"epoch": "epoch", "loss": "loss"}
+    titles |= {name: f"{name}, validation" for name in ("nDCG@50", "rare mAP")}
     return tuple(
-        {name: float(row[name]) for name in wanted if row.get(name)}
+        {title: float(row[name]) for name, title in titles.items() if row.get(name)}
         for row in csv.DictReader(io.StringIO(text))
     )

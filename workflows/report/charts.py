@@ -1,14 +1,21 @@
 """Small SVG drawings for a page that must open offline: curves, and maps of footprints.
 
-Text and lines only; no script, no external font. Everything returned is safe to place in HTML.
+Text and lines only; no script, no external font, no id. Every returned string is safe to place in
+HTML, beside other drawings.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from io import StringIO
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 PALETTE = (
@@ -17,6 +24,8 @@ PALETTE = (
 )  # fmt: skip
 UNLABELLED = "#c9ced6"
 _KM_PER_DEGREE = 111.32
+_STEPS = (1, 2, 5, 10)  # between ticks, times a power of ten
+_WIDTH_PX, _HEIGHT_PX = 380, 220  # of a chart; a point of matplotlib is a pixel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,85 +70,60 @@ class MapPanel:
     caption: str
 
 
-def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Return round numbers from at or below ``low`` to at or above ``high``.
-
-    Examples
-    --------
-    >>> nice_ticks(0.07, 0.93)
-    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    """
-    span = max(high - low, 1e-9)
-    power = 10.0 ** math.floor(math.log10(span / about))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power * about >= span * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
-
-
 def line_chart(
+    name: str,
     x: Sequence[float],
-    series: Mapping[str, Sequence[float | None]],
+    y: Sequence[float | None],
     *,
     x_label: str,
-    colours: Sequence[str] = PALETTE,
+    colour: str = PALETTE[0],
 ) -> str:
-    """Draw one or more curves over a common x; None leaves a gap.
+    """Draw a curve with a dot at each value; None leaves a gap.
 
     Returns
     -------
     str
-        An ``<svg>`` element that scales with its container.
+        An ``<svg>`` element that scales with its container, named for screen readers.
 
     Raises
     ------
     ValueError
-        No curve has a value.
+        The curve has no value.
     """
-    width, height, left, right, top, bottom = 380, 220, 46, 10, 12, 42
-    values = [v for curve in series.values() for v in curve if v is not None and math.isfinite(v)]
-    if not values:
+    values = np.array(y, np.float64)  # None becomes NaN
+    if not np.isfinite(values).any():
         raise ValueError("a chart needs at least one finite value")
-    ticks = nice_ticks(min(values), max(values))
-    span_x = max(max(x) - min(x), 1e-9)
-    span_y = max(ticks[-1] - ticks[0], 1e-9)
-
-    def place(at: float, value: float) -> tuple[float, float]:
-        return (
-            left + (at - min(x)) / span_x * (width - left - right),
-            top + (ticks[-1] - value) / span_y * (height - top - bottom),
-        )
-
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" class="chart">']
-    for tick in ticks:
-        y = place(min(x), tick)[1]
-        parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" class="end">{tick:g}</text>')
-    parts.extend(
-        f'<text x="{place(at, ticks[0])[0]:.1f}" y="{height - 20}" class="mid">{at:g}</text>'
-        for at in _x_ticks(x)
+    figure = Figure(figsize=(_WIDTH_PX / 72, _HEIGHT_PX / 72), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x_label, fontsize=13)
+    axes.plot(x, values, color=colour, linewidth=2)
+    # Segments of no length with round caps: markers would be references to shapes by id.
+    dots = [[(px, py)] * 2 for px, py in zip(x, values.tolist(), strict=True) if math.isfinite(py)]
+    axes.add_collection(
+        LineCollection(dots, colors=colour, linewidths=5, capstyle="round", zorder=3)
     )
-    parts.append(
-        f'<text x="{(left + width - right) / 2}" y="{height - 4}" class="mid">'
-        f"{escape(x_label)}</text>"
-    )
-    for (name, curve), colour in zip(series.items(), colours, strict=False):
-        points = [
-            place(at, v)
-            for at, v in zip(x, curve, strict=True)
-            if v is not None and math.isfinite(v)
-        ]
-        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-        parts.append(f'<polyline points="{path}" stroke="{colour}"><title>{escape(name)}</title>')
-        parts.append("</polyline>")
-        parts.extend(
-            f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6" fill="{colour}"/>' for px, py in points
-        )
-    return "".join([*parts, "</svg>"])
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+    axes.grid(axis="y", color="#e6eaee", linewidth=1)
+    axes.tick_params(length=0, labelsize=13)
+    axes.set_frame_on(False)
+    figure.draw_without_rendering()  # makes the ticks, so that they can be changed
+    for artist in figure.findobj():
+        artist.set_clip_on(False)  # a clip path would be a reference by id
+    return _inline(figure, name)
 
 
-def _x_ticks(x: Sequence[float]) -> list[float]:
-    inside = [t for t in nice_ticks(min(x), max(x), 5) if min(x) <= t <= max(x)]
-    return [t for t in inside if t == round(t)] or list(x[:1])
+def _inline(figure: Figure, name: str) -> str:
+    """Return a figure as an element of an HTML page whose style decides on fonts."""
+    sink = StringIO()
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with rc_context({"svg.fonttype": "none"}):
+        figure.savefig(sink, format="svg", transparent=True, metadata=metadata)
+    _, _, body = sink.getvalue().partition("<svg")
+    body = re.sub(r"<!--.*?-->|<defs>.*?</defs>", "", body.partition(">")[2], flags=re.DOTALL)
+    body = re.sub(r' id="[^"]*"|font[-a-z]*: [^;"]*; ?', "", body)
+    head = f'<svg viewBox="0 0 {_WIDTH_PX} {_HEIGHT_PX}" role="img" class="chart">'
+    return f"{head}<title>{escape(name)}</title>{body}"
 
 
 def footprint_maps(footprints: Footprints, most: int = 6) -> list[MapPanel]:
@@ -226,7 +210,9 @@ def _panel(footprints: Footprints, members: NDArray[np.int64]) -> MapPanel:
 
 
 def _scale_bar(km_wide: float, unit: float, pad: float, full_h: float) -> str:
-    km = max(t for t in nice_ticks(0, km_wide / 3, 2) if t <= km_wide / 2)
+    km = max(
+        t for t in MaxNLocator(2, steps=_STEPS).tick_values(0, km_wide / 3) if t <= km_wide / 2
+    )
     y = full_h - 14
     return (
         f'<path class="bar" d="M{pad} {y - 4:.1f}v4h{km * unit:.1f}v-4"/>'

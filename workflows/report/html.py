@@ -4,12 +4,11 @@ The page is self-contained: it opens offline, from a mail or a memory stick. It 
 so the demo and a run on real scenes make it in the same way.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from storage.location import StorageOptions, write_bytes
@@ -33,7 +32,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shown:
+class TileCard:
     """A tile as a person sees it.
 
     Attributes
@@ -64,8 +63,8 @@ class Shown:
 class Answer:
     """A query with its hits, best first."""
 
-    query: Shown
-    hits: tuple[Shown, ...]
+    query: TileCard
+    hits: tuple[TileCard, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +140,7 @@ def write_report(data: ReportData, uri: str | Path, options: StorageOptions | No
 def render_report(data: ReportData) -> str:
     """Return the report as an HTML document with nothing outside itself."""
     environment = Environment(
-        loader=PackageLoader("workflows"),
+        loader=PackageLoader("workflows.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -187,16 +186,12 @@ def _curves(history: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
     names = [name for name in dict.fromkeys(k for row in history for k in row) if name != "epoch"]
     curves: list[tuple[str, str]] = []
     for name in names:
-        values = [_finite(row.get(name)) for row in history]
-        if sum(v is not None for v in values) > 1:
+        values = [row.get(name) for row in history]
+        if sum(value is not None and math.isfinite(value) for value in values) > 1:
             colour = PALETTE[len(curves) % len(PALETTE)]
-            drawing = line_chart(epochs, {name: values}, x_label="epoch", colours=[colour])
+            drawing = line_chart(name, epochs, values, x_label="epoch", colour=colour)
             curves.append((name, drawing))
     return curves
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if value is not None and np.isfinite(value) else None
 
 
 def _maps(footprints: Footprints | None) -> list[MapPanel]:

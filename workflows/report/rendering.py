@@ -39,7 +39,7 @@ class TileRenderer:
     def __init__(
         self, archive: Archive, scenes: Iterable[Scene], options: StorageOptions | None = None
     ) -> None:
-        self._archive = archive
+        self.archive = archive
         self._scenes = {scene.id: scene for scene in scenes}
         self._options = options
         self._stretches: dict[tuple[str, str], NDArray[np.float32]] = {}
@@ -61,19 +61,19 @@ class TileRenderer:
         """
         if scene_id not in self._scenes:
             raise NotFoundError(
-                f"scene {scene_id} of archive {self._archive.uri} is not in the catalog; "
+                f"scene {scene_id} of archive {self.archive.uri} is not in the catalog; "
                 "give the catalog that was ingested"
             )
         grid_id, place = grid_and_place(tile_key)
-        grids = self._archive.ledger.grids
+        grids = self.archive.ledger.grids
         if grid_id not in grids:
             raise NotFoundError(
-                f"tile {tile_key} is on no grid of archive {self._archive.uri}; "
+                f"tile {tile_key} is on no grid of archive {self.archive.uri}; "
                 f"it has {', '.join(grids)}"
             )
         scene, grid = (
             self._scenes[scene_id],
-            TileGrid.from_dict(self._archive.ledger.grids[grid_id]),
+            TileGrid.from_dict(self.archive.ledger.grids[grid_id]),
         )
         if (scene_id, grid_id) not in self._stretches:
             self._stretches[scene_id, grid_id] = scene_stretch(scene, grid, self._options)
