@@ -174,6 +174,43 @@ def test_a_form_that_is_none_is_named(client, content, kind, status, word):
 
 
 @pytest.mark.parametrize(
+    ("parts", "word"),
+    [
+        ({"image": (None, PNG)}, "no part `image` that is a file"),
+        ({"image": PNG, "query": (None, "{")}, "not valid JSON"),
+        ({"image": PNG, "query": (None, "[]")}, "not a JSON object"),
+        ({"image": PNG, "query": (None, " " * (8 * 2**20 + 1))}, "8,388,608 bytes a field"),
+        ({f"file{n}": PNG for n in range(9)}, "at most 8 files and fields"),
+        ({f"field{n}": (None, "x") for n in range(9)}, "at most 8 files and fields"),
+    ],
+)
+def test_a_form_is_bounded_and_its_faults_are_named(client, backend, parts, word):
+    answer = client.post("/v1/search", files=parts)
+    assert answer.status_code == 422, answer.text
+    assert word in answer.json()["message"]
+    assert backend.asked == []
+
+
+def test_a_long_form_is_refused_while_it_is_read(backend):
+    client = _client(backend, limits=Limits(max_body_bytes=1000))
+    head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    answer = client.post(
+        "/v1/search",
+        content=(part for part in [head, *[bytes(100)] * 50, b"\r\n--b--\r\n"]),
+        headers={"Content-Type": "multipart/form-data; boundary=b"},
+    )
+    assert (answer.status_code, "1,000 bytes" in answer.json()["message"]) == (413, True)
+    assert backend.asked == []
+
+
+def test_a_query_may_be_a_file_and_the_last_of_equal_parts_counts(client, backend):
+    parts = [("image", PNG), ("image", PNG + b"2"), ("query", ("q.json", b'{"k": 3}'))]
+    assert client.post("/v1/search", files=parts).status_code == 200
+    ((body, image),) = backend.asked
+    assert (body.k, image) == (3, PNG + b"2")
+
+
+@pytest.mark.parametrize(
     ("body", "word"),
     [
         ({}, "exactly one of"),
@@ -186,7 +223,7 @@ def test_a_form_that_is_none_is_named(client, content, kind, status, word):
         ({"vector": [1.0], "date": "2020-01-01"}, "date goes with lonlat"),
         ({"vector": [1.0], "k": "3"}, "body.k"),
         ({"negative": [{"tile": "g/1/2"}]}, "or positive examples"),
-        ({"image_base64": "%%%"}, "no base64"),
+        ({"image_base64": "%%%"}, "not valid base64"),
     ],
 )
 def test_a_wrong_request_is_named_in_one_line(client, body, word):
