@@ -43,7 +43,7 @@ def serve(run: Run) -> None:
     check_exposure(spec)
     prepare_proxy()
     section = run.recipe.service
-    served = BackendConfig(
+    config = BackendConfig(
         index_uri=run.need_path("index.uri", "--index"),
         encoder_uri=run.recipe.encoder.bundle,
         catalog=_catalog(run),
@@ -54,12 +54,12 @@ def serve(run: Run) -> None:
     )
 
     def ready(address: str) -> None:
-        run.show({"address": address}, [f"serving {served.index_uri} at {address}; Ctrl-C stops"])
+        run.show({"address": address}, [f"serving {config.index_uri} at {address}; Ctrl-C stops"])
         sys.stdout.flush()
 
     with run.ray():
         try:
-            serve_index(served, spec, ready=ready)
+            serve_index(config, spec, ready=ready)
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
 
@@ -79,7 +79,7 @@ def _spec(section: "ServiceSection") -> "ServiceSpec":
             rate_per_s=section.rate_per_s / section.replicas,  # each replica counts for itself
             burst=section.burst,
         ),
-        look=MapConfig(
+        map_config=MapConfig(
             base_map=section.base_map,
             base_map_attribution=section.base_map_attribution,
             cors_origins=section.cors_origins,

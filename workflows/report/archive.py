@@ -1,4 +1,4 @@
-"""A report of any archive: what it holds, what it finds, and how often it finds the same ground."""
+"""A report of any archive: its content, hits of a few queries, and recall of the same place."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ _PLACE_QUERIES = 2000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportSpec:
-    """What to show: how many queries, how many hits of each, and which tiles are drawn."""
+    """Content of the report: numbers of queries and hits, and the seed that draws the queries."""
 
     title: str
     summary: str
@@ -50,7 +50,7 @@ def archive_report(
     scenes
         The catalog of the archive, to draw tiles from.
     spec
-        What to show.
+        Content of the report.
     training_uri
         Folder of the run that trained the encoder, for its curve.
     options
@@ -115,36 +115,36 @@ def _answers(searcher: Searcher, renderer: TileRenderer, spec: ReportSpec) -> tu
 def _commands(index_uri: str, answers: Sequence[Answer]) -> tuple[Command, ...]:
     places = [answer.query.place for answer in answers if answer.query.place]
     index = f"--index {shlex.quote(index_uri)}"
-    asked = [f"skysift search {index} --lonlat={lon:.5f},{lat:.5f}" for lon, lat in places[:1]]
+    searches = [f"skysift search {index} --lonlat={lon:.5f},{lat:.5f}" for lon, lat in places[:1]]
     return (
-        *(Command(why="Ask by the place of the first query.", line=line) for line in asked),
+        *(Command(why="Ask by the place of the first query.", line=line) for line in searches),
         Command(why="Answer searches over HTTP.", line=f"skysift serve {index}"),
     )
 
 
 def _place_scores(archive: Archive) -> tuple[Score, ...]:
-    """Score the archive by place; nothing when no place is in two scenes."""
+    """Score the archive by place; empty when no place is in two scenes."""
     names = ["embedding", "tile_key", "scene"]
     parts = [archive.read_segment(segment.ordinal, names) for segment in archive.segments]
     if not parts:
         return ()
     columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
-    found = same_place_recall(
+    recall = same_place_recall(
         columns["embedding"], columns["tile_key"], columns["scene"], most_queries=_PLACE_QUERIES
     )
-    if not found["queries"]:
+    if not recall["queries"]:
         return ()
-    depths = [name for name in found if name.startswith("recall@")]
+    depths = [name for name in recall if name.startswith("recall@")]
     return (
         Score(
             name="This archive",
-            note=f"{found['queries']:,.0f} queries",
-            metrics={f"same place {name}": found[name] for name in depths},
+            note=f"{recall['queries']:,.0f} queries",
+            metrics={f"same place {name}": recall[name] for name in depths},
         ),
         Score(
             name="Random ranking",
             note="what chance gets",
-            metrics={f"same place {name}": found[f"random {name}"] for name in depths},
+            metrics={f"same place {name}": recall[f"random {name}"] for name in depths},
         ),
     )
 

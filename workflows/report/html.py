@@ -1,7 +1,7 @@
-"""One HTML page that shows what a run did: scores, pictures, maps, curves and what was used.
+"""One HTML page about a run: scores, tile images, maps, curves and versions.
 
-The page is self-contained: it opens offline, from a mail or a memory stick. It takes plain data,
-so the demo and a run on real scenes make it in the same way.
+The page is self-contained: it opens offline, from a mail or a memory stick. Its input is plain
+data, so the demo and a run on real scenes make it in the same way.
 """
 
 import math
@@ -33,18 +33,18 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TileCard:
-    """A tile as a person sees it.
+    """A tile with its image and its description.
 
     Attributes
     ----------
     picture
         A ``data:`` URI.
     title
-        Scene id, or what else names it.
+        Scene id, or another name.
     date
         Day of acquisition.
     labels
-        Its labels; empty when none are known.
+        Label names; empty when none are known.
     score
         Similarity to the query; None for the query itself.
     place
@@ -69,13 +69,13 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LedgerSummary:
-    """How every scene ended."""
+    """Numbers of scenes by their state, and the reasons of scenes without tiles."""
 
     embedded: int
     empty: int
     quarantined: int
     tiles: int
-    remarks: tuple[tuple[str, str, str], ...] = ()  # scene, state, reason of the not embedded
+    remarks: tuple[tuple[str, str, str], ...] = ()  # scene, state, reason
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,22 +97,22 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportData:
-    """Everything a report shows; a part that is empty or None is left out of the page.
+    """The content of a report; a part that is empty or None is left out of the page.
 
     Attributes
     ----------
     title, summary
-        What was run, in a few words and in a sentence or two.
+        Description of the run, in a few words and in a sentence or two.
     figures
-        The handful of numbers for the top of the page: value and what it is.
+        A few numbers for the top of the page, each with its meaning.
     metrics
         Metric names of the score table, in order; ``scores`` has one row a system.
     protocol
-        How the scores were made: who queries, what is searched, what is left out.
+        How the scores were made: the queries, the database, the exclusions.
     history
         One mapping an epoch: ``epoch``, ``loss`` and validation metrics.
     facts
-        What made the run: versions, seed, fingerprints, snapshot.
+        Versions, seed, fingerprints and snapshot of the run.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""From an archive to the parts of a report: tile pictures, footprints, the ledger in numbers."""
+"""The parts of a report that an archive gives: tile images, footprints, the ledger in numbers."""
 
 from collections.abc import Iterable
 

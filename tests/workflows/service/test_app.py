@@ -24,7 +24,7 @@ from workflows.service.schema import (
     SearchBody,
     TileAnswer,
 )
-from workflows.service.thumbnails import Picture
+from workflows.service.thumbnails import Thumbnail
 
 TOKEN = "0123456789abcdef-token"
 OTHER = "fedcba9876543210-token"
@@ -59,9 +59,9 @@ class _Backend:
     def tile(self, key: str) -> TileAnswer:
         raise NotFoundError(f"no tile {key}")
 
-    def thumbnail(self, key: str, scene: str | None, side_px: int, known: str) -> Picture:
+    def thumbnail(self, key: str, scene: str | None, side_px: int, known: str) -> Thumbnail:
         etag = f'"{key}-{scene}-{side_px}"'
-        return Picture(png=None if etag in known else PNG, etag=etag, source="drawn")
+        return Thumbnail(png=None if etag in known else PNG, etag=etag, source="drawn")
 
     def about(self) -> IndexAnswer:
         return IndexAnswer(
@@ -327,7 +327,7 @@ def test_other_pages_may_ask_only_when_they_are_named(backend):
         "access-control-allow-origin"
         not in _client(backend).options("/v1/search", headers=ask).headers
     )
-    named = _client(backend, look=MapConfig(cors_origins=("https://maps.example",)))
+    named = _client(backend, map_config=MapConfig(cors_origins=("https://maps.example",)))
     allowed = named.options("/v1/search", headers=ask).headers
     assert allowed["access-control-allow-origin"] == "https://maps.example"
     other = named.options("/v1/search", headers={**ask, "Origin": "https://evil.example"})
@@ -338,11 +338,11 @@ def test_the_page_lets_nothing_foreign_in_but_the_base_map(backend):
     policy = _client(backend).get("/").headers["content-security-policy"]
     assert "http" not in policy
     assert "unsafe" not in policy
-    look = MapConfig(base_map="https://tiles.example/{z}/{x}/{y}.png?key=1")
-    policy = _client(backend, look=look).get("/").headers["content-security-policy"]
+    map_config = MapConfig(base_map="https://tiles.example/{z}/{x}/{y}.png?key=1")
+    policy = _client(backend, map_config=map_config).get("/").headers["content-security-policy"]
     assert "img-src 'self' blob: data: https://tiles.example;" in policy
-    with pytest.raises(ConfigError, match="no URL template"):
-        create_app(backend, look=MapConfig(base_map="tiles/{z}"))
+    with pytest.raises(ConfigError, match="not a URL template"):
+        create_app(backend, map_config=MapConfig(base_map="tiles/{z}"))
 
 
 def test_a_picture_is_not_sent_twice(client):
