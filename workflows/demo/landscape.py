@@ -118,7 +118,7 @@ def make_ground(seed: int, zone: int, shape: tuple[int, int]) -> Ground:
     classes[(town > np.quantile(town, 0.925)) & (classes != WATER)] = BUILT_UP
     for value, (per_megapixel, _, _) in _OBJECTS.items():
         for _ in range(max(1, round(per_megapixel * shape[0] * shape[1] / 2**20))):
-            _place(rng, classes, along, across, value)
+            _place(rng, value, classes, along, across)
     return Ground(
         classes=classes,
         broad=noise(rng, shape, 200, rough=True),
@@ -151,9 +151,7 @@ _OBJECTS: dict[int, tuple[float, tuple[float, float], tuple[float, float]]] = {
 }
 
 
-def _place(
-    rng: np.random.Generator, classes: NDArray[np.uint8], along: Float, across: Float, value: int
-) -> None:
+def _place(rng: np.random.Generator, value: int, classes: NDArray[Any], *frame: Float) -> None:
     """Put one object on fields or grass; its pixels take coordinates from its own centre."""
     _, half_length, half_width = _OBJECTS[value]
     for _ in range(50):
@@ -167,8 +165,8 @@ def _place(
     extent = np.abs(u) / rng.uniform(*half_length), np.abs(v) / rng.uniform(*half_width)
     covered = (np.hypot(*extent) if value == MINE else np.maximum(*extent)) < 1
     classes[window][covered] = value
-    along[window][covered] = u[covered]
-    across[window][covered] = v[covered]
+    for coordinate, own in zip(frame, (u, v), strict=True):
+        coordinate[window][covered] = own[covered]
 
 
 # The two colours of each class in BANDS; `_mixture` says how they mix.

@@ -18,6 +18,7 @@ from workflows.report.rendering import TileRenderer
 from workflows.report.tile_images import archive_footprints, drawn_answers, ledger_summary
 
 _HITS = 6
+_Pairs = tuple[tuple[str, str], ...]
 _LIBRARIES = ("ray", "dask", "torch", "faiss-cpu", "icechunk", "zarr", "rasterio", "numpy")
 _ENCODERS = {
     "trained": ("Trained", "MACL, negatives gathered from both workers"),
@@ -31,7 +32,7 @@ def write_page(
     seed: int,
     scenes: Sequence[Scene],
     timings: tuple[Timing, ...],
-    commands: Sequence[tuple[str, str]],
+    commands: _Pairs,
 ) -> None:
     """Draw the report of a demo from the outputs of its stages, as ``report.html`` beside them."""
     scores, searches = (
@@ -92,9 +93,7 @@ def write_page(
     write_report(data, folder / "report.html")
 
 
-def _facts(
-    folder: Path, seed: int, archive: Archive, manifest: IndexManifest
-) -> tuple[tuple[str, str], ...]:
+def _facts(folder: Path, seed: int, archive: Archive, manifest: IndexManifest) -> _Pairs:
     bands = BandStatistics.from_json(str(folder / "statistics.json"))
     reflectances = (
         f"{band} {mean:.3f} ± {std:.3f}"

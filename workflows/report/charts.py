@@ -169,43 +169,40 @@ def _around(bbox: NDArray[np.float64]) -> NDArray[np.float64]:
 def _panel(footprints: Footprints, members: NDArray[np.int64]) -> MapPanel:
     bbox = _unwrapped(footprints.bbox[members])
     west, south, east, north = _around(bbox).tolist()
-    squeeze = math.cos(math.radians((south + north) / 2))
+    squeeze = math.cos(math.radians((south + north) / 2))  # of a degree of longitude
     km_wide = (east - west) * squeeze * _KM_PER_DEGREE
     km_high = (north - south) * _KM_PER_DEGREE
     unit = 480 / max(km_wide, km_high, 1e-6)  # SVG units a km
-    pad, width, height = 14.0, km_wide * unit, km_high * unit
-    scale = np.array([squeeze, 1.0]) * _KM_PER_DEGREE * unit
-    x0 = pad + (bbox[:, 0] - west) * scale[0]
-    y0 = pad + (north - bbox[:, 3]) * scale[1]
-    wide = np.maximum((bbox[:, 2] - bbox[:, 0]) * scale[0], 1)
-    high = np.maximum((bbox[:, 3] - bbox[:, 1]) * scale[1], 1)
-    full_w, full_h = width + 2 * pad, height + 2 * pad + 22
-    parts = [f'<svg viewBox="0 0 {full_w:.0f} {full_h:.0f}" role="img" class="map">']
-    index = footprints.class_index[members]
-    for value in np.unique(index):
-        path = "".join(
-            f"M{x:.1f} {y:.1f}h{w:.1f}v{h:.1f}h{-w:.1f}z"
-            for x, y, w, h in zip(
-                x0[index == value],
-                y0[index == value],
-                wide[index == value],
-                high[index == value],
-                strict=True,
-            )
-        )
-        parts.append(f'<path fill="{escape(footprints.colour(int(value)))}" d="{path}"/>')
-    for lon, lat, text in footprints.marks:
-        if west <= lon <= east and south <= lat <= north:
-            at = pad + (lon - west) * scale[0], pad + (north - lat) * scale[1]
-            parts.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="9" class="mark"/>')
-            parts.append(
-                f'<text x="{at[0]:.1f}" y="{at[1] + 4:.1f}" class="mark">{escape(text)}</text>'
-            )
-    parts.append(_scale_bar(max(km_wide, 1e-6), unit, pad, full_h))
+    pad, full_h = 14.0, km_high * unit + 50
+    scale_x, scale_y = squeeze * _KM_PER_DEGREE * unit, _KM_PER_DEGREE * unit
+    rectangles = np.stack(
+        [
+            pad + (bbox[:, 0] - west) * scale_x,
+            pad + (north - bbox[:, 3]) * scale_y,
+            np.maximum((bbox[:, 2] - bbox[:, 0]) * scale_x, 1),
+            np.maximum((bbox[:, 3] - bbox[:, 1]) * scale_y, 1),
+        ],
+        axis=1,
+    )
     caption = (
         f"{_degrees((south + north) / 2, 'NS')} {_degrees((west + east) / 2, 'EW')} · "
         f"{km_wide:,.3g} km by {km_high:,.3g} km · {len(members):,} tiles"
     )
+    size = f"{km_wide * unit + 2 * pad:.0f} {full_h:.0f}"
+    parts = [f'<svg viewBox="0 0 {size}" role="img" class="map"><title>{caption}</title>']
+    class_index = footprints.class_index[members]
+    for value in np.unique(class_index):
+        path = "".join(
+            f"M{x:.1f} {y:.1f}h{w:.1f}v{h:.1f}h{-w:.1f}z"
+            for x, y, w, h in rectangles[class_index == value].tolist()
+        )
+        parts.append(f'<path fill="{escape(footprints.colour(int(value)))}" d="{path}"/>')
+    for lon, lat, text in footprints.marks:
+        if west <= lon <= east and south <= lat <= north:
+            x, y = pad + (lon - west) * scale_x, pad + (north - lat) * scale_y
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9" class="mark"/>')
+            parts.append(f'<text x="{x:.1f}" y="{y + 4:.1f}" class="mark">{escape(text)}</text>')
+    parts.append(_scale_bar(max(km_wide, 1e-6), unit, pad, full_h))
     return MapPanel(svg="".join([*parts, "</svg>"]), caption=caption)
 
 

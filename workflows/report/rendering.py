@@ -73,8 +73,30 @@ class TileRenderer:
             )
         scene, grid = self._scenes[scene_id], TileGrid.from_dict(grids[grid_id])
         if (scene_id, grid_id) not in self._stretches:
-            self._stretches[scene_id, grid_id] = scene_stretch(scene, grid, self._options)
-        return tile_image(scene, grid, place, self._stretches[scene_id, grid_id], self._options)
+            self._stretches[scene_id, grid_id] = self._stretch(scene, grid)
+        with SceneReader(scene, grid.pixels, self._options) as reader:
+            block = reader.read(grid.window(*place))
+        bands = list(rgb_indices(scene.band_names))
+        return stretched(block.values[bands], self._stretches[scene_id, grid_id][:, bands])
+
+    def _stretch(self, scene: Scene, grid: TileGrid) -> NDArray[np.float32]:
+        """Return the 2nd and 98th percentile of each band over a preview; float32 (2, bands).
+
+        Cloud is left out unless under 5 % of the preview is clear.
+        """
+        with SceneReader(scene, grid.pixels, self._options) as reader:
+            extent = reader.extent
+        shrink = max(1.0, max(extent.width, extent.height) / _PREVIEW_PX)
+        pixels = PixelGrid(crs=grid.crs, resolution=grid.resolution * shrink, anchor=grid.anchor)
+        with SceneReader(scene, pixels, self._options, overviews=True) as reader:
+            block = reader.read(reader.extent)
+        usable = block.valid & ~block.cloud
+        if usable.mean() < 0.05:
+            usable = block.valid
+        values = block.values[:, usable]
+        if not values.size:
+            return np.repeat(np.array([[0], [1]], np.float32), len(values), axis=1)
+        return np.nanpercentile(values, [2, 98], axis=1).astype(np.float32)
 
 
 def grid_and_place(tile_key: str) -> tuple[str, tuple[int, int]]:
@@ -99,31 +121,6 @@ def grid_and_place(tile_key: str) -> tuple[str, tuple[int, int]]:
         ) from error
 
 
-def scene_stretch(
-    scene: Scene, grid: TileGrid, options: StorageOptions | None = None
-) -> NDArray[np.float32]:
-    """Return the 2nd and 98th percentile of each band over a preview of a scene.
-
-    Returns
-    -------
-    ndarray
-        float32 (2, bands). Cloud is left out unless under 5 % of the preview is clear.
-    """
-    with SceneReader(scene, grid.pixels, options) as reader:
-        extent = reader.extent
-    shrink = max(1.0, max(extent.width, extent.height) / _PREVIEW_PX)
-    pixels = PixelGrid(crs=grid.crs, resolution=grid.resolution * shrink, anchor=grid.anchor)
-    with SceneReader(scene, pixels, options, overviews=True) as reader:
-        block = reader.read(reader.extent)
-    usable = block.valid & ~block.cloud
-    if usable.mean() < 0.05:
-        usable = block.valid
-    values = block.values[:, usable]
-    if not values.size:
-        return np.repeat(np.array([[0], [1]], np.float32), len(values), axis=1)
-    return np.nanpercentile(values, [2, 98], axis=1).astype(np.float32)
-
-
 def rgb_indices(bands: tuple[str, ...]) -> tuple[int, int, int]:
     """Choose the bands shown as red, green and blue: by name, else the first ones.
 
@@ -138,33 +135,6 @@ def rgb_indices(bands: tuple[str, ...]) -> tuple[int, int, int]:
         return bands.index("red"), bands.index("green"), bands.index("blue")
     last = len(bands) - 1
     return 0, min(1, last), min(2, last)
-
-
-def tile_image(
-    scene: Scene,
-    grid: TileGrid,
-    tile: tuple[int, int],
-    stretch: NDArray[np.float32],
-    options: StorageOptions | None = None,
-) -> NDArray[np.uint8]:
-    """Read a tile and stretch it to 8-bit colour.
-
-    Parameters
-    ----------
-    tile
-        Column and row of the tile on the grid.
-    stretch
-        Values that become black and white in each band; float32 (2, bands).
-
-    Returns
-    -------
-    ndarray
-        uint8 (h, w, 3); invalid pixels are light grey.
-    """
-    with SceneReader(scene, grid.pixels, options) as reader:
-        block = reader.read(grid.window(*tile))
-    chosen = list(rgb_indices(scene.band_names))
-    return stretched(block.values[chosen], stretch[:, chosen])
 
 
 def stretched(values: NDArray[np.float32], stretch: NDArray[np.float32]) -> NDArray[np.uint8]:

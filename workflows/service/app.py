@@ -4,11 +4,11 @@ Beyond loopback a bearer token is required (:func:`workflows.service.deploy.serv
 this). The map at ``/`` is static and holds no data; it gets its data from the guarded routes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol
 from urllib.parse import urlsplit
 
 from anyio import CapacityLimiter, to_thread
@@ -50,7 +50,6 @@ _MULTIPART = {
     },
 }
 
-T = TypeVar("T")
 Accept = Annotated[str | None, Header(include_in_schema=False)]
 Grid = Annotated[str, InPath(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=128)]
 Cell = Annotated[int, InPath(ge=-(2**31), le=2**31 - 1)]
@@ -203,7 +202,7 @@ def _add_search(app: FastAPI, backend: Backend, limits: Limits, guard: list[Any]
         if body.k > limits.max_k:
             raise ConfigError(f"k is {body.k}; this service gives at most {limits.max_k}")
         limiter = decoding if image is not None else None
-        return await _threaded(
+        return await to_thread.run_sync(
             lambda: negotiated(backend.search(body, image), accept), limiter=limiter
         )
 
@@ -274,7 +273,7 @@ def _add_tiles(
         """Draw a tile from its source scene, stretched by that scene's percentiles."""
         key = f"{grid}/{column}/{row}"
         draw = partial(backend.thumbnail, key, query.scene, query.size, if_none_match)
-        picture = await _threaded(draw, limiter=drawing)
+        picture = await to_thread.run_sync(draw, limiter=drawing)
         metrics.thumbnail(picture.source)
         headers = {"ETag": picture.etag, "Cache-Control": "private, max-age=300"}
         if picture.png is None:
@@ -304,11 +303,6 @@ def _describe(app: FastAPI, body: type[SearchBody]) -> None:
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
-
-
-async def _threaded(call: Callable[[], T], limiter: CapacityLimiter | None) -> T:
-    """Run a blocking call in a thread; a limiter bounds the threads of heavy work."""
-    return await to_thread.run_sync(call, limiter=limiter)
 
 
 def _origins(base_map: str | None) -> tuple[str, ...]:
