@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 )
 @recipe_option("--index", "index.uri", "Index to serve.", metavar="URI")
 @recipe_option("--encoder", "encoder.bundle", "Bundle for images; the archive's.", metavar="URI")
-@recipe_option("--scenes", "catalog.source", "Where the scenes are, for pictures.", metavar="URI")
+@recipe_option("--scenes", "catalog.source", "Catalog of the scenes, to draw tiles.", metavar="URI")
 @recipe_option("--host", "service.host", "Address to listen on.", metavar="ADDRESS")
 @recipe_option("--port", "service.port", "Port to listen on.", type=int, metavar="N")
 @recipe_option("--base-map", "service.base_map", "Tiles below the map.", metavar="URL")
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 def serve(run: Run) -> None:
     """Serve a map and an HTTP API until interrupted.
 
-    Listens on this machine only unless told otherwise; beyond it, every request must carry a
-    token of the variable SKYSIFT_TOKEN (or of the recipe's service.token; several with commas
-    between them).
+    Listens on this machine only by default; beyond this machine every request must carry a token
+    of the variable SKYSIFT_TOKEN (or of the recipe's service.token; several are separated by
+    commas).
     """
     from workflows.service.backend import BackendConfig
     from workflows.service.deploy import check_exposure, prepare_proxy, serve_index
@@ -76,7 +76,7 @@ def _spec(section: "ServiceSection") -> "ServiceSpec":
         limits=Limits(
             max_k=section.max_k,
             max_body_bytes=section.max_body_bytes,
-            rate_per_s=section.rate_per_s / section.replicas,  # each replica counts for itself
+            rate_per_s=section.rate_per_s / section.replicas,  # each replica counts alone
             burst=section.burst,
         ),
         map_config=MapConfig(
