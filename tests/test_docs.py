@@ -56,6 +56,17 @@ def test_every_name_of_the_code_exists(path: Path):
         assert _exists(name), f"{path.name} names {name}"
 
 
+def test_the_glossary_names_words_of_the_code():
+    folders = [REPOSITORY / name for name in ("storage", "encoders", "pipeline", "workflows")]
+    paths = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    code = "\n".join(str(path) + path.read_text() for path in paths)
+    rows = (REPOSITORY / "docs" / "glossary.md").read_text().splitlines()
+    spans = {span for row in rows for span in re.findall(r"`([^`]+)`", row.rpartition(" | ")[2])}
+    assert len(spans) > 40
+    missing = {span for span in spans if span not in code and not _exists(span)}
+    assert not missing
+
+
 def test_the_rooms_in_the_architecture_are_the_folders_and_modules_there():
     """Folders of the four packages, and the modules that lie directly in a package."""
     text = (REPOSITORY / "docs" / "architecture.md").read_text()
