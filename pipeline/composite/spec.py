@@ -6,8 +6,6 @@ from pipeline.analysis.periods import PeriodKind
 from pipeline.tiles.spec import GridSpec
 from storage.scene import CatalogSpec
 
-_BLOCK_STEP_PX = 64
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompositeSpec:
@@ -36,6 +34,6 @@ class CompositeSpec:
     output_uri: str
     bands: tuple[str, ...]
     period: PeriodKind = "month"
-    grid: GridSpec = field(default_factory=lambda: GridSpec(tile_px=_BLOCK_STEP_PX))
+    grid: GridSpec = field(default_factory=GridSpec)
     name: str = "composite"
     block_bytes: int = 128 * 1024 * 1024

@@ -19,7 +19,7 @@ class GridSpec:
     resolution
         CRS units per pixel, or ``native``.
     tile_px
-        Side of a tile, in pixels.
+        Side of a tile, in pixels; None for the tile size of the encoder.
     stride_px
         Distance between two tiles, at most ``tile_px``; None for ``tile_px`` (no overlap).
     anchor
@@ -28,7 +28,7 @@ class GridSpec:
 
     crs: str = "native"
     resolution: float | Literal["native"] = "native"
-    tile_px: int
+    tile_px: int | None = None
     stride_px: int | None = None
     anchor: tuple[float, float] = (0.0, 0.0)
 

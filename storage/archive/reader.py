@@ -71,10 +71,17 @@ class Archive:
     Safe to share between threads; pickles by re-opening (uri, snapshot, options).
     """
 
-    def __init__(self, uri: str, snapshot: str | None, options: StorageOptions | None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        snapshot: str | None,
+        options: StorageOptions | None,
+        repository: icechunk.Repository | None = None,
+    ) -> None:
         self.uri = uri
         self._options = options
-        session = read_session(uri, snapshot, options)
+        self.repository = open_repository(uri, options) if repository is None else repository
+        session = read_session(self.repository, uri, snapshot)
         self.snapshot: str = session.snapshot_id
         with translate_errors(uri):
             self._root = zarr.open_group(session.store, mode="r")
@@ -108,7 +115,8 @@ class Archive:
             Other things are there.
         """
         with commit_lock(uri), translate_errors(uri):
-            session = make_repository(uri, options).writable_session(BRANCH)
+            repository = make_repository(uri, options)
+            session = repository.writable_session(BRANCH)
             taken = ArchiveConflictError(
                 f"an archive exists at {uri}; open it, or choose another place"
             )
@@ -122,7 +130,7 @@ class Archive:
                 session.commit("create archive")
             except icechunk.ConflictError as error:
                 raise taken from error
-        return cls.open(uri, options=options)
+        return cls(uri, None, options, repository)
 
     @staticmethod
     def exists(uri: str, options: StorageOptions | None = None) -> bool:
@@ -133,6 +141,14 @@ class Archive:
             return False
         with translate_errors(uri):
             return has_root(repository.readonly_session(BRANCH))
+
+    def latest(self) -> "Archive":
+        """Return the archive at its newest snapshot: this object if no commit came since."""
+        with translate_errors(self.uri):
+            newest = self.repository.lookup_branch(BRANCH)
+        if newest == self.snapshot:
+            return self
+        return Archive(self.uri, newest, self._options, self.repository)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Archive, (self.uri, self.snapshot, self._options)
@@ -254,9 +270,8 @@ class Archive:
 
     def snapshots(self) -> list[tuple[str, str, str]]:
         """Return (snapshot id, ISO time, message) of this snapshot and its ancestors."""
-        repository = open_repository(self.uri, self._options)
         with translate_errors(self.uri):
-            ancestry = repository.ancestry(snapshot_id=self.snapshot)
+            ancestry = self.repository.ancestry(snapshot_id=self.snapshot)
             return [(item.id, item.written_at.isoformat(), item.message) for item in ancestry]
 
     def _segment(self, ordinal: int) -> Segment:

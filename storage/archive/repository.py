@@ -85,9 +85,9 @@ def make_repository(uri: str, options: StorageOptions | None) -> icechunk.Reposi
 
 
 def read_session(
-    uri: str, snapshot: str | None, options: StorageOptions | None
+    repository: icechunk.Repository, uri: str, snapshot: str | None
 ) -> icechunk.Session:
-    """Open an archive at a snapshot, None for the newest, for reading.
+    """Open a snapshot of an archive, None for the newest, for reading.
 
     Raises
     ------
@@ -96,7 +96,6 @@ def read_session(
     SkysiftError
         The store refuses or cannot be reached.
     """
-    repository = open_repository(uri, options)
     missing = NotFoundError(
         f"archive {uri} has no snapshot {snapshot or 'yet'!r}; "
         "`skysift archive snapshots` prints those it has"

@@ -19,10 +19,9 @@ import numpy.typing as npt
 import zarr
 
 from storage.archive.ledger import Ledger, LedgerEntry, Segment, page_bytes, page_name
-from storage.archive.reader import STORED_COLUMNS, read_ledger
+from storage.archive.reader import STORED_COLUMNS, Archive, read_ledger
 from storage.archive.repository import (
     commit_lock,
-    open_repository,
     translate_errors,
     writing_fork,
     writing_session,
@@ -75,15 +74,21 @@ class ArchiveWriter:
 
     Segments are written into the fork that :attr:`fork` hands out (in this process or a worker);
     :meth:`commit` merges their receipts and records the scenes that they settle.
+
+    Parameters
+    ----------
+    archive
+        An open archive, whose repository and ledger are used, or a place to open.
     """
 
-    def __init__(self, uri: str, options: StorageOptions | None = None) -> None:
-        self.uri = uri
-        self._options = options
-        self._repository = open_repository(uri, options)
-        with translate_errors(uri):
+    def __init__(self, archive: Archive | str, options: StorageOptions | None = None) -> None:
+        if not isinstance(archive, Archive):
+            archive = Archive.open(archive, options=options)
+        self.uri = archive.uri
+        self._repository = archive.repository
+        with translate_errors(self.uri):
             self.fork: Any = writing_fork(self._repository)
-        self._known = ("", Ledger())
+        self._known = (archive.snapshot, archive.ledger)
 
     def commit(
         self,

@@ -60,8 +60,8 @@ def catalog_spec(loaded: LoadedRecipe) -> CatalogSpec:
     )
 
 
-def grid_spec(loaded: LoadedRecipe, tile_px: int) -> "GridSpec":
-    """Return the grid; a tile is the encoder's ``tile_px`` wide unless the recipe says."""
+def grid_spec(loaded: LoadedRecipe, tile_px: int | None = None) -> "GridSpec":
+    """Return the grid; a tile is ``tile_px`` wide unless the recipe says."""
     from pipeline.tiles.spec import GridSpec
 
     section = loaded.recipe.grid
@@ -79,7 +79,7 @@ def composite_spec(loaded: LoadedRecipe) -> "CompositeSpec":
         catalog=catalog_spec(loaded),
         output_uri=loaded.need("composite.output_uri", "--out"),
         bands=section.bands or loaded.recipe.encoder.bands,
-        grid=grid_spec(loaded, loaded.recipe.encoder.tile_px),
+        grid=grid_spec(loaded),
     )
 
 
@@ -97,7 +97,7 @@ def split_rule(loaded: LoadedRecipe) -> "SplitRule":
     return plain(SplitRule, loaded.recipe.dataset.split)
 
 
-def ingest_spec(loaded: LoadedRecipe, tile_px: int) -> "IngestSpec":
+def ingest_spec(loaded: LoadedRecipe) -> "IngestSpec":
     """Return what to embed, with what, into where."""
     from pipeline.ingest.spec import IngestSpec
 
@@ -107,7 +107,7 @@ def ingest_spec(loaded: LoadedRecipe, tile_px: int) -> "IngestSpec":
         catalog=catalog_spec(loaded),
         encoder_uri=loaded.need_path("encoder.bundle", "--encoder"),
         archive_uri=loaded.need("archive.uri", "--archive"),
-        grid=grid_spec(loaded, tile_px),
+        grid=grid_spec(loaded),
         rules=tile_rules(loaded),
     )
 
