@@ -8,8 +8,8 @@ import pytest
 
 from storage.errors import CorruptIndexError
 from storage.index.decode import CodeDecoder
+from storage.index.kinds import Kind
 from storage.index.quantizer import (
-    Kind,
     ShardIndex,
     ShardIndexBuilder,
     ShardParameters,
