@@ -1,5 +1,6 @@
 """`skysift dataset`: labelled datasets to train and evaluate with."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -97,7 +98,7 @@ def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
 
     section = run.recipe.dataset
     scenes = read_scenes(run.catalog_spec(), section.bands, run.storage).scenes
-    grid = run.grid_spec(run.need("dataset.tile_px"))
+    grid = replace(run.recipe.grid, tile_px=run.recipe.grid.tile_px or run.need("dataset.tile_px"))
     labels = label_scenes(
         scenes,
         grid,
