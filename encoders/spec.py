@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from storage.errors import ConfigError, EncoderMismatchError
-from storage.location import StorageOptions, join_uri, read_bytes
+from storage.location import Location, StorageOptions
 from storage.values import Count, Natural, NonNegative, Positive, check_limits
 
 FORMAT = "skysift-encoder/1"
@@ -146,7 +146,7 @@ class BundleFiles:
     weights: bytes = field(repr=False)
 
 
-def read_bundle(uri: str, options: StorageOptions | None = None) -> BundleFiles:
+def read_bundle(uri: str | Location, options: StorageOptions | None = None) -> BundleFiles:
     """Read both files of a bundle and check that they belong together.
 
     Raises
@@ -158,17 +158,17 @@ def read_bundle(uri: str, options: StorageOptions | None = None) -> BundleFiles:
     EncoderMismatchError
         A file was changed after it was saved.
     """
-    description = read_bytes(join_uri(uri, DESCRIPTION_FILE), options)
-    weights = read_bytes(join_uri(uri, WEIGHTS_FILE), options)
+    folder = Location.of(uri, options)
+    description, weights = (folder / DESCRIPTION_FILE).read(), (folder / WEIGHTS_FILE).read()
     return BundleFiles(
-        spec=_parse(description, weights, uri),
+        spec=_parse(description, weights, folder),
         fingerprint=bundle_fingerprint(description, weights),
         weights=weights,
     )
 
 
-def _parse(description: bytes, weights: bytes, uri: str) -> EncoderSpec:
-    where = join_uri(uri, DESCRIPTION_FILE)
+def _parse(description: bytes, weights: bytes, folder: Location) -> EncoderSpec:
+    where = folder / DESCRIPTION_FILE
     try:
         content = json.loads(description)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -190,7 +190,7 @@ def _parse(description: bytes, weights: bytes, uri: str) -> EncoderSpec:
     found = hashlib.sha256(weights).hexdigest()
     if found != stated_weights:
         raise EncoderMismatchError(
-            f"{join_uri(uri, WEIGHTS_FILE)} was changed after it was saved: it hashes to "
+            f"{folder / WEIGHTS_FILE} was changed after it was saved: it hashes to "
             f"{found[:16]}, {DESCRIPTION_FILE} states {str(stated_weights)[:16]}; "
             "restore the bundle"
         )

@@ -52,7 +52,7 @@ def check_limits(spec: object, subject: str) -> None:
 
 
 @cache
-def _limited_fields(kind: type) -> dict[str, list[Any]]:
+def _limited_fields(kind: type[Any]) -> dict[str, list[Any]]:
     hints = get_type_hints(kind, include_extras=True)
     return {name: found for name, hint in hints.items() if (found := limits_in(hint))}
 

@@ -36,13 +36,14 @@ HOMES = {
         *within("pipeline/composite", "driver stack"),
     ),
     "faiss": within("storage/index", "decode gpu quantizer shard"),
-    "fastapi": within("workflows/service", "app deploy formats guard problems uploads"),
+    "fastapi": within("workflows/service", "app deploy errors guard negotiation uploads"),
     "fsspec": ("storage/location.py",),
     "geopandas": ("storage/archive/export.py",),
     "icechunk": (
         "storage/location.py",
         *within("storage/archive", "maintenance reader repository writer"),
     ),
+    "matplotlib": ("workflows/report/charts.py",),
     "odc": ("pipeline/composite/stack.py",),
     "pyarrow": (
         "storage/archive/export.py",
@@ -56,7 +57,7 @@ HOMES = {
     ),
     "pydantic": (
         *within("workflows/recipe", "errors load"),
-        *within("workflows/service", "deploy formats schema uploads"),
+        *within("workflows/service", "deploy negotiation schema uploads"),
     ),
     "pyproj": (
         "pipeline/composite/stack.py",
@@ -74,7 +75,6 @@ HOMES = {
         *within("pipeline/search", "actor fleet"),
         *within("pipeline/training", "driver network resources"),
         *within("workflows/commands", "index_stats jobs"),
-        "workflows/demo/evaluate.py",
         "workflows/service/deploy.py",
         "workflows/submit.py",
     ),

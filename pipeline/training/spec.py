@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from encoders.spec import LoopSpec
 from storage.errors import ConfigError
-from storage.location import StorageOptions, join_uri
+from storage.location import Location
 from storage.values import Count
 
 # Settings that may differ between two starts of one run: they decide where a run executes and do
@@ -125,26 +125,20 @@ class TrainingSpec(LoopSpec):
 class TrainingJob:
     """A training run: dataset, settings and output folder."""
 
-    dataset_uri: str
+    dataset: Location
     dataset_digest: str
     spec: TrainingSpec
-    output_uri: str
-    options: StorageOptions | None = None
+    output: Location
 
     @property
-    def bundle_uri(self) -> str:
+    def bundle(self) -> Location:
         """Folder of the trained encoder."""
-        return join_uri(self.output_uri, "bundle")
+        return self.output / "bundle"
 
     @property
-    def history_uri(self) -> str:
+    def history(self) -> Location:
         """The CSV file with one row per epoch."""
-        return join_uri(self.output_uri, "history.csv")
-
-    @property
-    def board_uri(self) -> str:
-        """Folder of the TensorBoard log."""
-        return join_uri(self.output_uri, "tensorboard")
+        return self.output / "history.csv"
 
     @property
     def digest(self) -> str:

@@ -25,7 +25,6 @@ from workflows.exit_codes import Interrupted, end_on_sigterm
 if TYPE_CHECKING:
     from pipeline.indexing.spec import IndexSpec
     from pipeline.ingest.spec import IngestSpec
-    from pipeline.tiles.spec import GridSpec
     from storage.location import StorageOptions
     from storage.scene import CatalogSpec
     from workflows.recipe.load import LoadedRecipe
@@ -120,15 +119,7 @@ class Run:
         source = self.need_path("catalog.source", "--scenes")
         return spec_from(CatalogSpec, self.recipe.catalog, source=source)
 
-    def grid_spec(self, tile_px: int) -> "GridSpec":
-        """Return the grid; its tiles are ``tile_px`` wide unless the recipe says."""
-        from pipeline.tiles.spec import GridSpec
-        from workflows.recipe.sections import spec_from
-
-        section = self.recipe.grid
-        return spec_from(GridSpec, section, tile_px=section.tile_px or tile_px)
-
-    def ingest_spec(self, tile_px: int) -> "IngestSpec":
+    def ingest_spec(self) -> "IngestSpec":
         """Return what an ingest embeds, with which encoder, into which archive."""
         from pipeline.ingest.spec import IngestSpec
         from workflows.recipe.sections import spec_from
@@ -139,7 +130,7 @@ class Run:
             catalog=self.catalog_spec(),
             encoder_uri=self.need_path("encoder.bundle", "--encoder"),
             archive_uri=self.need("archive.uri", "--archive"),
-            grid=self.grid_spec(tile_px),
+            grid=self.recipe.grid,
             rules=self.recipe.tiles,
         )
 

@@ -59,7 +59,7 @@ def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
         catalog=run.catalog_spec(),
         output_uri=run.need("composite.output_uri", "--out"),
         bands=run.recipe.composite.bands or encoder.bands,
-        grid=run.grid_spec(encoder.tile_px),
+        grid=run.recipe.grid,
     )
     plan = plan_composites(spec, run.storage)
     if dry_run:

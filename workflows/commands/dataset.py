@@ -1,5 +1,6 @@
 """`skysift dataset`: labelled datasets to train and evaluate with."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -43,7 +44,7 @@ def dataset() -> None:
 @catalog_options
 @pass_run
 def import_(run: Run) -> None:
-    """Import a labelled dataset; one that is there from the same source is kept.
+    """Import a labelled dataset; an existing one from the same source is kept.
 
     \b
     folder       labels.csv (image, 0/1 columns, maybe split) and PNG, JPEG or
@@ -55,9 +56,10 @@ def import_(run: Run) -> None:
     ml-aid       multilabel.csv, images_tr/ and images_test/ with <name>.jpg
     bigearthnet  version 2: metadata.parquet and
                  BigEarthNet-S2/<tile>/<patch>/<patch>_<band>.tif
-    scenes       scenes of one's own (--scenes) and a land-cover raster
+    scenes       your own scenes (--scenes) and a land-cover raster
 
-    All but bigearthnet and scenes may also be a .tar. What is missing is named.
+    All sources but bigearthnet and scenes may be a .tar. Errors name the missing
+    file.
     """  # noqa: D301
     by_name = _import_scenes if run.recipe.dataset.importer == "scenes" else _import_images
     with run.progress() as progress:
@@ -76,14 +78,14 @@ def import_(run: Run) -> None:
 
 def _import_images(run: Run, progress: "ProgressSink") -> "DatasetInfo":
     from pipeline.datasets.importers import importers
+    from storage.location import Location
 
     section = run.recipe.dataset
     settings = {name: getattr(section, name) for name in _SETTINGS[section.importer]}
     return importers[section.importer](
-        run.need_path("dataset.source", "--source"),
-        run.need("dataset.uri", "--dataset"),
+        Location.of(run.need_path("dataset.source", "--source"), run.storage),
+        Location.of(run.need("dataset.uri", "--dataset"), run.storage),
         **settings,
-        options=run.storage,
         progress=progress,
     )
 
@@ -91,11 +93,12 @@ def _import_images(run: Run, progress: "ProgressSink") -> "DatasetInfo":
 def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
     from pipeline.datasets.scenes import import_scenes
     from storage.catalog.read import read_scenes
+    from storage.location import Location
     from workflows.labels import label_scenes
 
     section = run.recipe.dataset
     scenes = read_scenes(run.catalog_spec(), section.bands, run.storage).scenes
-    grid = run.grid_spec(run.need("dataset.tile_px"))
+    grid = replace(run.recipe.grid, tile_px=run.recipe.grid.tile_px or run.need("dataset.tile_px"))
     labels = label_scenes(
         scenes,
         grid,
@@ -109,11 +112,10 @@ def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
         scenes,
         grid,
         labels,
-        run.need("dataset.uri", "--dataset"),
+        Location.of(run.need("dataset.uri", "--dataset"), run.storage),
         bands=section.bands,
         rules=run.recipe.tiles,
         split=run.recipe.dataset.split,
         block_tiles=section.block_tiles,
-        options=run.storage,
         progress=progress,
     )

@@ -1,4 +1,4 @@
-"""`skysift encoder`: bundles that no training made, and what is in a bundle."""
+"""`skysift encoder`: bundles of untrained encoders, and the content of a bundle."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def encoder() -> None:
-    """Make an encoder from pretrained weights alone, or look at one."""
+    """Make an encoder from pretrained weights, or show one."""
 
 
 @encoder.command(
@@ -32,7 +32,7 @@ def encoder() -> None:
 def make(run: Run) -> None:
     """Write an encoder bundle without training it.
 
-    The statistics of the bands come from the recipe, else from a labelled dataset, else they are
+    The statistics of the bands are those of the recipe, else of a labelled dataset, else they are
     computed over the scenes of the catalog.
     """
     from encoders.bundle import new_encoder, save_bundle
@@ -50,7 +50,7 @@ def make(run: Run) -> None:
 @recipe_option("--encoder", "encoder.bundle")
 @pass_run
 def info(run: Run) -> None:
-    """Say what an encoder takes and what it was trained with."""
+    """Show the inputs of an encoder and its training."""
     from dataclasses import asdict
 
     from encoders.bundle import load_encoder

@@ -13,11 +13,11 @@ from workflows.commands.options import catalog_options, recipe_option
 @click.option(
     "--out", default="report.html", show_default=True, metavar="URI", help="Page to write."
 )
-@click.option("--queries", default=6, show_default=True, help="Tiles that ask.")
-@click.option("--seed", default=0, show_default=True, help="Decides which tiles ask.")
+@click.option("--queries", default=6, show_default=True, help="Number of query tiles.")
+@click.option("--seed", default=0, show_default=True, help="Seed that draws the query tiles.")
 @pass_run
 def report(run: Run, out: str, queries: int, seed: int) -> None:
-    """Draw what an archive holds and finds as one self-contained HTML page."""
+    """Draw the content of an archive and hits of its index as one self-contained HTML page."""
     from pipeline.search.searcher import Searcher
     from storage.archive.reader import Archive
     from storage.catalog.read import read_scenes

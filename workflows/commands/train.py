@@ -30,6 +30,7 @@ def train(run: Run, resume: bool) -> None:
     """
     from pipeline.training.driver import train as run_training
     from pipeline.training.spec import TrainingSpec
+    from storage.location import Location
     from workflows.recipe.sections import spec_from
 
     dataset = run.need_path("dataset.uri", "--dataset")
@@ -38,10 +39,9 @@ def train(run: Run, resume: bool) -> None:
         run.need_path("training.pretrained", "--pretrained")
     with run.ray(), run.progress() as progress:
         result = run_training(
-            dataset,
+            Location.of(dataset, run.storage),
             spec_from(TrainingSpec, run.recipe.training),
-            output,
-            options=run.storage,
+            Location.of(output, run.storage),
             resume=resume,
             progress=progress,
         )
