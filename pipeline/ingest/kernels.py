@@ -34,6 +34,23 @@ def scenes_at_once(plan: IngestPlan) -> int:
     return _LOCAL_SCENES_AT_ONCE if local else _REMOTE_SCENES_AT_ONCE
 
 
+def require_planned_encoder(plan: IngestPlan, fingerprint: str) -> None:
+    """Refuse an encoder that is not the one that the plan, and so the archive, names.
+
+    Raises
+    ------
+    EncoderMismatchError
+        The bundle was replaced after the plan was made.
+    """
+    planned = plan.archive.encoder_fingerprint
+    if fingerprint != planned:
+        raise EncoderMismatchError(
+            f"encoder {plan.spec.encoder_uri} was replaced since the run was planned: it was "
+            f"{planned[:16]} and is {fingerprint[:16]} now; restore that bundle, or run the "
+            "command again for a new archive"
+        )
+
+
 class ReadScenes:
     """Turn scenes into batches of tile pixels; the quarantine boundary.
 
@@ -96,14 +113,8 @@ class EmbedTiles:
     ) -> None:
         from encoders.bundle import load_encoder  # brings torch, which readers and driver lack
 
-        uri, planned = plan.spec.encoder_uri, plan.archive.encoder_fingerprint
-        self._encoder = load_encoder(uri, options, device=device)
-        if self._encoder.fingerprint != planned:
-            raise EncoderMismatchError(
-                f"encoder {uri} was replaced since the run was planned: it was {planned[:16]} and "
-                f"is {self._encoder.fingerprint[:16]} now; restore that bundle, or plan again "
-                "(run the same command) for an archive of the new one"
-            )
+        self._encoder = load_encoder(plan.spec.encoder_uri, options, device=device)
+        require_planned_encoder(plan, self._encoder.fingerprint)
 
     def __call__(self, batch: Batch) -> Batch:
         """Replace ``pixels`` (n, C, h, w) by ``embedding`` (n, D) float32."""

@@ -12,8 +12,17 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.exceptions import RayError
 
-from pipeline.ingest.kernels import Batch, EmbedScenes, EmbedTiles, ReadScenes, scenes_at_once
+from encoders.spec import read_bundle
+from pipeline.ingest.kernels import (
+    Batch,
+    EmbedScenes,
+    EmbedTiles,
+    ReadScenes,
+    require_planned_encoder,
+    scenes_at_once,
+)
 from pipeline.ingest.spec import IngestPlan
 from storage.location import StorageOptions
 
@@ -33,7 +42,14 @@ def embedded_batches(plan: IngestPlan, options: StorageOptions | None) -> Iterab
     plan = replace(plan, existing=None, labels=None)
     with _streaming_context(PIXEL_BLOCK_BYTES if gpus else VECTOR_BLOCK_BYTES):
         rows = _on_gpus(plan, options, cpus, gpus) if gpus else _on_cpus(plan, options, cpus)
-        yield from rows.iter_batches(batch_size=None, prefetch_batches=1)
+        try:
+            yield from rows.iter_batches(batch_size=None, prefetch_batches=1)
+        except RayError:
+            # An error in the constructor of an actor arrives as text only, so the encoder, the
+            # one thing that a constructor loads, is checked again here.
+            encoder = read_bundle(plan.spec.encoder_uri, options)
+            require_planned_encoder(plan, encoder.fingerprint)
+            raise
 
 
 def scenes_a_task(scenes: int, at_once: int) -> int:
