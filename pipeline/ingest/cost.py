@@ -216,8 +216,7 @@ def _measured(
 def _scene_cost(plan: IngestPlan, scene: Scene, options: StorageOptions | None) -> _SceneCost:
     grid = grid_for_scene(scene, plan.grid, options)
     tiles = count_tiles(scene, grid, plan.spec.rules, options)
-    hrefs = {band.href for band in scene.bands} | ({scene.mask.href} if scene.mask else set())
-    sizes = {href: size_bytes(href, options) for href in sorted(hrefs)}
+    sizes = {href.uri: size_bytes(href, options) for href in scene.hrefs}
     # A row of a square scene; strips are cut at a limit anyway.
     return _SceneCost(tiles=tiles, sizes_bytes=sizes, tiles_across=math.ceil(math.sqrt(tiles)))
 

@@ -33,7 +33,7 @@ from storage.errors import (
     NotFoundError,
     SkysiftError,
 )
-from storage.location import StorageOptions, filesystem, join_uri, named_failures
+from storage.location import Location, StorageOptions, filesystem, join_uri, named_failures
 from storage.progress import Event, EventSink, Progress, ProgressSink, quiet, unheard
 from storage.scene import Rejected, Scene, SceneList
 
@@ -275,7 +275,7 @@ def _batches_on_ray(plan: IngestPlan, options: StorageOptions | None) -> Iterabl
 def _version(uri: str, options: StorageOptions | None) -> str:
     """Return a text that changes when a file is replaced: its size and its time or entity tag."""
     fs, path = filesystem(uri, options)
-    with named_failures(uri):
+    with named_failures(Location.of(uri, options)):
         details = fs.info(path)
     return f"{details['size']}-{details.get('ETag') or details.get('mtime')}"
 

@@ -43,7 +43,7 @@ from storage.archive.repository import (
 )
 from storage.archive.spec import ArchiveSpec, root_attributes, spec_of
 from storage.errors import ArchiveConflictError, NotFoundError
-from storage.location import StorageOptions
+from storage.location import Location, StorageOptions
 
 if TYPE_CHECKING:
     import xarray
@@ -68,29 +68,41 @@ DERIVED_COLUMNS = ("scene", "tile_key", "row")
 class Archive:
     """An archive as it was at one snapshot, for reading.
 
-    Safe to share between threads; pickles by re-opening (uri, snapshot, options).
+    Safe to share between threads; pickles by opening the same location and snapshot again.
+
+    Attributes
+    ----------
+    location
+        Where the archive is.
+    snapshot
+        Id of the snapshot.
+    spec
+        What made the archive.
+    ledger
+        State of every scene at the snapshot.
     """
 
     def __init__(
         self,
-        uri: str,
+        location: Location,
         snapshot: str | None,
-        options: StorageOptions | None,
         repository: icechunk.Repository | None = None,
     ) -> None:
-        self.uri = uri
-        self._options = options
-        self.repository = open_repository(uri, options) if repository is None else repository
-        session = read_session(self.repository, uri, snapshot)
+        self.location = location
+        self.repository = open_repository(location) if repository is None else repository
+        session = read_session(self.repository, location, snapshot)
         self.snapshot: str = session.snapshot_id
-        with translate_errors(uri):
+        with translate_errors(location):
             self._root = zarr.open_group(session.store, mode="r")
-            self.spec = spec_of(self._root.attrs, uri)
+            self.spec = spec_of(self._root.attrs, self.uri)
             self.ledger = read_ledger(self._root)
 
     @classmethod
     def open(
-        cls, uri: str, snapshot: str | None = None, options: StorageOptions | None = None
+        cls,
+        uri: str | Location,
+        snapshot: str | None = None,
+        options: StorageOptions | None = None,
     ) -> "Archive":
         """Open an archive at a snapshot, the newest by default.
 
@@ -99,11 +111,11 @@ class Archive:
         NotFoundError
             There is no archive at the URI, or it has no such snapshot.
         """
-        return cls(uri, snapshot, options)
+        return cls(Location.of(uri, options), snapshot)
 
     @classmethod
     def create(
-        cls, uri: str, spec: ArchiveSpec, options: StorageOptions | None = None
+        cls, uri: str | Location, spec: ArchiveSpec, options: StorageOptions | None = None
     ) -> "Archive":
         """Create an empty archive.
 
@@ -114,8 +126,9 @@ class Archive:
         ConfigError
             Other things are there.
         """
-        with commit_lock(uri), translate_errors(uri):
-            repository = make_repository(uri, options)
+        place = Location.of(uri, options)
+        with commit_lock(place), translate_errors(place):
+            repository = make_repository(place)
             session = repository.writable_session(BRANCH)
             taken = ArchiveConflictError(
                 f"an archive exists at {uri}; open it, or choose another place"
@@ -130,28 +143,34 @@ class Archive:
                 session.commit("create archive")
             except icechunk.ConflictError as error:
                 raise taken from error
-        return cls(uri, None, options, repository)
+        return cls(place, None, repository)
 
     @staticmethod
-    def exists(uri: str, options: StorageOptions | None = None) -> bool:
+    def exists(uri: str | Location, options: StorageOptions | None = None) -> bool:
         """Tell whether an archive is at the URI; one whose creation was cut off is not."""
+        place = Location.of(uri, options)
         try:
-            repository = open_repository(uri, options)
+            repository = open_repository(place)
         except NotFoundError:
             return False
-        with translate_errors(uri):
+        with translate_errors(place):
             return has_root(repository.readonly_session(BRANCH))
 
     def latest(self) -> "Archive":
         """Return the archive at its newest snapshot: this object if no commit came since."""
-        with translate_errors(self.uri):
+        with translate_errors(self.location):
             newest = self.repository.lookup_branch(BRANCH)
         if newest == self.snapshot:
             return self
-        return Archive(self.uri, newest, self._options, self.repository)
+        return Archive(self.location, newest, self.repository)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Archive, (self.uri, self.snapshot, self._options)
+        return Archive, (self.location, self.snapshot)
+
+    @property
+    def uri(self) -> str:
+        """URI of :attr:`location`."""
+        return self.location.uri
 
     def __len__(self) -> int:
         return sum(entry.rows for entry in self.ledger.entries.values())
@@ -270,7 +289,7 @@ class Archive:
 
     def snapshots(self) -> list[tuple[str, str, str]]:
         """Return (snapshot id, ISO time, message) of this snapshot and its ancestors."""
-        with translate_errors(self.uri):
+        with translate_errors(self.location):
             ancestry = self.repository.ancestry(snapshot_id=self.snapshot)
             return [(item.id, item.written_at.isoformat(), item.message) for item in ancestry]
 
@@ -304,7 +323,7 @@ class Archive:
                 positions = np.arange(segment.rows, dtype=np.int64)
             else:
                 alive = np.array([scene in live for scene in segment.scenes], dtype=bool)
-                with translate_errors(self.uri):
+                with translate_errors(self.location):
                     index = np.asarray(self._array(segment, "scene_index")[:])
                 positions = np.flatnonzero(alive[index]).astype(np.int64)
             self._live_positions[ordinal] = positions
@@ -338,7 +357,7 @@ class Archive:
                 return stored(name).astype("datetime64[ms]")
             return derived(name) if name in DERIVED_COLUMNS else stored(name)
 
-        with translate_errors(self.uri):
+        with translate_errors(self.location):
             return {name: column(name) for name in dict.fromkeys(names)}
 
     def _empty(self, columns: Sequence[str] | None) -> Columns:

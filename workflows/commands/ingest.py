@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from storage.location import is_local
-from workflows.commands.common import (
-    Run,
-    Verb,
-    catalog_options,
-    events_option,
-    pass_run,
-    recipe_option,
-)
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import catalog_options, events_option, recipe_option
 from workflows.exit_codes import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
@@ -36,15 +30,10 @@ _REASONS_SHOWN = 10
     skysift ingest --scenes 's3://bucket/*.tif' --encoder work/bundle --archive work/archive""",
 )
 @catalog_options
-@recipe_option("--encoder", "encoder.bundle", "Encoder bundle to embed with.", metavar="URI")
-@recipe_option("--archive", "archive.uri", "Archive to write; made when new.", metavar="URI")
-@recipe_option("--labels", "ingest.labels_uri", "Tile labels to store as well.", metavar="URI")
-@recipe_option(
-    "--retry-quarantined",
-    "ingest.retry_quarantined",
-    "Try scenes again that could not be read before.",
-    is_flag=True,
-)
+@recipe_option("--encoder", "encoder.bundle")
+@recipe_option("--archive", "archive.uri")
+@recipe_option("--labels", "ingest.labels_uri")
+@recipe_option("--retry-quarantined", "ingest.retry_quarantined")
 @events_option
 @click.option("--dry-run", is_flag=True, help="Print what would be done and cost, and stop.")
 @pass_run
@@ -89,9 +78,8 @@ def _planned(run: Run, *, sample: bool) -> "tuple[IngestPlan, IngestCost]":
     from pipeline.ingest.cost import SAMPLE_SCENES, estimate_cost
     from pipeline.ingest.driver import plan_ingest
     from pipeline.runtime.cluster import joins_cluster
-    from workflows.recipe.specs import ingest_spec
 
-    plan = plan_ingest(ingest_spec(run.settings), run.storage)
+    plan = plan_ingest(run.ingest_spec(), run.storage)
     with run.progress() as progress:
         cost = estimate_cost(
             plan,

@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from workflows.commands.common import (
-    Duration,
-    Run,
-    Verb,
-    catalog_options,
-    events_option,
-    pass_run,
-    recipe_option,
-)
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import Duration, catalog_options, events_option, recipe_option
 from workflows.console import format_pairs, plain_value
 from workflows.exit_codes import EXIT_QUARANTINED, one_line
 
@@ -33,9 +26,9 @@ if TYPE_CHECKING:
     skysift watch --scenes incoming --encoder work/bundle --archive work/archive""",
 )
 @catalog_options
-@recipe_option("--encoder", "encoder.bundle", "Encoder bundle to embed with.", metavar="URI")
-@recipe_option("--archive", "archive.uri", "Archive to write; made when new.", metavar="URI")
-@recipe_option("--index", "index.uri", "Index to keep up to date; none by default.", metavar="URI")
+@recipe_option("--encoder", "encoder.bundle")
+@recipe_option("--archive", "archive.uri")
+@recipe_option("--index", "index.uri")
 @click.option(
     "--interval",
     type=Duration(),
@@ -76,13 +69,12 @@ def watch(
 
 def _job(run: Run) -> "WatchJob":
     from pipeline.runtime.cluster import joins_cluster
-    from workflows.recipe.specs import index_spec, ingest_spec
     from workflows.watch import WatchJob
 
     return WatchJob(
-        ingest=ingest_spec(run.settings),
-        index_uri=run.recipe.index.uri,
-        index=index_spec(run.settings),
+        ingest=run.ingest_spec(),
+        index_uri=str(index) if (index := run.recipe.index.uri) else None,
+        index=run.index_spec(),
         on_cluster=joins_cluster(run.recipe.cluster.address),
     )
 

@@ -59,7 +59,7 @@ def test_tiles_and_bytes_are_those_of_the_files(plan: IngestPlan):
 
 
 def test_an_unreadable_scene_is_named_and_not_counted(plan: IngestPlan):
-    broken = Path(plan.todo[0].bands[0].href)
+    broken = Path(plan.todo[0].bands[0].href.uri)
     broken.write_bytes(broken.read_bytes()[:1000])
     cost = estimate_cost(plan)
     assert list(cost.unreadable) == [plan.todo[0].id]

@@ -318,7 +318,7 @@ KILLED_RUN = """
 import sys
 from pipeline.ingest.driver import ingest, plan_ingest
 from pipeline.ingest.spec import IngestSpec
-from storage.catalog.read import CatalogSpec
+from storage.scene import CatalogSpec
 source, encoder, archive = sys.argv[1:]
 spec = IngestSpec(catalog=CatalogSpec(source=source), encoder_uri=encoder, archive_uri=archive,
                   segment_rows=1, commit_interval_s=0.0)
