@@ -14,7 +14,6 @@ from pipeline.ingest.spec import IngestPlan
 from pipeline.tiles.grid import grid_for_scene
 from pipeline.tiles.read import TileBatch, TileCounts, read_tiles
 from storage.errors import EncoderMismatchError
-from storage.location import StorageOptions, is_local
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ def scenes_at_once(plan: IngestPlan) -> int:
 
     Those of an object store take long to answer; others only wait for each other's threads.
     """
-    local = all(is_local(band.href) for band in plan.todo[0].bands)
+    local = all(band.href.is_local for band in plan.todo[0].bands)
     return _LOCAL_SCENES_AT_ONCE if local else _REMOTE_SCENES_AT_ONCE
 
 
@@ -60,12 +59,11 @@ class ReadScenes:
     or the reason why the scene is quarantined.
     """
 
-    def __init__(self, plan: IngestPlan, options: StorageOptions | None) -> None:
+    def __init__(self, plan: IngestPlan) -> None:
         self._scenes = plan.todo
         self._grid = plan.grid
         self._rules = plan.spec.rules
         self._batch_tiles = plan.spec.batch_tiles
-        self._options = options
         self._pixel_shape = (len(plan.archive.bands), plan.archive.tile_px, plan.archive.tile_px)
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
@@ -73,13 +71,12 @@ class ReadScenes:
         for index in batch["scene"].tolist():
             scene, counts = self._scenes[index], TileCounts()
             try:
-                grid = grid_for_scene(scene, self._grid, self._options)
+                grid = grid_for_scene(scene, self._grid)
                 for part in read_tiles(
                     scene,
                     grid,
                     self._rules,
                     batch_size=self._batch_tiles,
-                    options=self._options,
                     counts=counts,
                 ):
                     yield _tile_rows(index, part)
@@ -108,12 +105,10 @@ class ReadScenes:
 class EmbedTiles:
     """Turn a batch of tile pixels into vectors; everything else passes through."""
 
-    def __init__(
-        self, plan: IngestPlan, options: StorageOptions | None, device: str | None
-    ) -> None:
+    def __init__(self, plan: IngestPlan, device: str | None) -> None:
         from encoders.bundle import load_encoder  # brings torch, which readers and driver lack
 
-        self._encoder = load_encoder(plan.spec.encoder_uri, options, device=device)
+        self._encoder = load_encoder(plan.spec.encoder_uri, device=device)
         require_planned_encoder(plan, self._encoder.fingerprint)
 
     def __call__(self, batch: Batch) -> Batch:
@@ -133,11 +128,9 @@ class EmbedScenes:
     or an object store takes to answer, and one batch at a time is encoded.
     """
 
-    def __init__(
-        self, plan: IngestPlan, options: StorageOptions | None, device: str | None = "cpu"
-    ) -> None:
-        self._read = ReadScenes(plan, options)
-        self._embed = EmbedTiles(plan, options, device)
+    def __init__(self, plan: IngestPlan, device: str | None = "cpu") -> None:
+        self._read = ReadScenes(plan)
+        self._embed = EmbedTiles(plan, device)
         self._encoder_lock = Lock()
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
