@@ -36,7 +36,6 @@ HOMES = {
         "storage/index/gpu.py",
         "storage/index/quantizer.py",
         "storage/index/shard.py",
-        "storage/index/decode.py",
     ),
     "geopandas": ("storage/archive/export.py",),
     "torch": (

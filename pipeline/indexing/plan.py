@@ -143,11 +143,11 @@ def _columns_bytes(classes: int) -> int:
 
 
 def _shared_bytes(p: ShardParameters) -> int:
-    """Return what every shard holds besides its rows: centres, codebook, turn."""
+    """Return the size of what every shard holds besides its rows: centres, codebook, rotation."""
     centres = p.nlist * (4 * p.dimension + ID_BYTES)
     codebook = 4 * PQ_CODEWORDS * p.dimension if p.product else 0
-    turn = 4 * p.dimension**2 if p.turned else 0
-    return centres + codebook + turn + _FILE_OVERHEAD_BYTES
+    rotation = 4 * p.dimension**2 if p.rotated else 0
+    return centres + codebook + rotation + _FILE_OVERHEAD_BYTES
 
 
 def _sized(

@@ -107,9 +107,9 @@ class VerifiedFiles:
             if entry.vectors
             else None
         )
-        dead = self.open(entry.dead).view(np.int64) if entry.dead else None
+        deleted = self.open(entry.dead).view(np.int64) if entry.dead else None
         list_rows = self.open(entry.lists).view(np.int64)
-        return Shard(entry.name, data, sidecar, vectors, dead, list_rows)
+        return Shard(entry.name, data, sidecar, vectors, deleted, list_rows)
 
     def _local(self, uri: str, entry: FileEntry) -> Path:
         if is_local(uri):
