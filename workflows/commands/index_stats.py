@@ -11,7 +11,7 @@ from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.console import format_table
 
 if TYPE_CHECKING:
-    from pipeline.search.node import NodeState
+    from pipeline.search.actor import NodeState
 
 _ACTOR = ("actor", "node", "rows", "queries", "per s", "p50 ms", "p95 ms", "p99 ms")
 _SHARD = ("shard", "actor", "rows", "queries", "lists probed", "rows compared")

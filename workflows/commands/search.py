@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,12 +14,8 @@ from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.console import format_table
 
 if TYPE_CHECKING:
-    from pipeline.search.query import Query, QueryResolver
-    from pipeline.search.searcher import Searcher
-
-if TYPE_CHECKING:
     from pipeline.search.hits import Hits
-    from pipeline.search.query import Query
+    from pipeline.search.query import Query, QueryResolver
     from pipeline.search.searcher import Searcher
 
 
@@ -230,7 +226,8 @@ _WIDE = 100
     help="With --min-score: no more of each query (10,000).",
 )
 @click.option("--each", is_flag=True, help="Ask with each example by itself; needs --out.")
-@click.option("--include-self", is_flag=True, help="Keep the tiles that ask among the hits.")
+@click.option("--include-self", is_flag=True, help="Keep the examples among the hits.")
+@click.option("--explain", is_flag=True, help="Show how it would be searched, and stop.")
 @recipe_option("--encoder", "encoder.bundle", "Bundle for --image; the archive's.", metavar="URI")
 @click.option("--out", metavar="URI", help="Write the hits to a .geojson, .parquet or .csv file.")
 @pass_run
@@ -242,17 +239,16 @@ def search(run: Run, /, **options: Any) -> None:
     many. Searches in this process; on the cluster's search actors when the recipe names a cluster
     or RAY_ADDRESS is set.
     """
-    from pipeline.search.query import combine
-
     _check(options)
     with _searcher(run) as searcher:
         positive, negative = examples(run, searcher, options)
-        asking = _Asking(run, searcher, options)
-        if options["each"]:
-            asking.each(positive)
+        request = _Request(run, searcher, options)
+        if options["explain"]:
+            request.explain(len(positive) if options["each"] else 1)
+        elif options["each"]:
+            request.each(positive)
         else:
-            alone = len(positive) == 1 and not negative
-            asking.one(positive[0] if alone else combine(positive, negative))
+            request.combined(positive, negative)
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -278,8 +274,8 @@ def _searcher(run: Run) -> Iterator["Searcher"]:
         yield Searcher.connect(uri, options=run.storage, replicas=run.recipe.search.replicas)
 
 
-class _Asking:
-    """Asks an index as the options say, and shows or writes the hits."""
+class _Request:
+    """A search as the options describe it; shows or writes the hits, or the plan."""
 
     def __init__(self, run: Run, searcher: "Searcher", options: dict[str, Any]) -> None:
         from workflows.recipe.specs import search_filter
@@ -288,17 +284,16 @@ class _Asking:
         self._where = search_filter(run.settings)
         by_score = options["min_score"] is not None
         self._k: int = options["limit"] if by_score else run.recipe.search.k
-        self._rows = searcher.manifest.rows
         self._truncated = 0
 
-    def one(self, query: "Query") -> None:
-        """Show the hits of one query."""
-        from pipeline.search.batch import exclude_query_rows
+    def combined(self, positive: "list[Query]", negative: "list[Query]") -> None:
+        """Show the hits of the query that the examples make together."""
+        from pipeline.search.query import combine
         from workflows.hits import hit_records, write_hits
 
-        own = () if self._options["include_self"] else query.rows
-        hits = self._search(query.vector, min(self._k + len(own), self._rows))
-        table = exclude_query_rows(hits.to_arrow(), [query], self._k) if own else hits.to_arrow()
+        query = combine(positive, negative)
+        hits = self._answer([query])
+        table = hits.to_arrow()
         if self._options["out"]:
             write_hits(table, self._options["out"], self._run.storage)
         records = hit_records(table)
@@ -313,13 +308,13 @@ class _Asking:
         lines = [f"like {query.label}", *_lines(records)] if records else ["no hits"]
         self._run.show(answer, lines + self._warnings())
 
-    def each(self, queries: list["Query"]) -> None:
+    def each(self, queries: "list[Query]") -> None:
         """Write the hits of every query, block by block."""
         from pipeline.search.batch import search_many
         from storage.archive.export import write_geoparquet
 
-        out, keep = self._options["out"], self._options["include_self"]
-        tables = search_many(queries, self._search, self._k, self._rows, keep_own=keep)
+        out = self._options["out"]
+        tables = search_many(queries, self._answer, self._k)
         count = write_geoparquet(tables, out, self._run.storage)
         manifest = self._searcher.manifest
         answer = {
@@ -333,11 +328,24 @@ class _Asking:
         lines = [f"{count:,} hits of {len(queries):,} queries written to {out}"]
         self._run.show(answer, lines + self._warnings())
 
-    def _search(self, vectors: Any, k: int) -> "Hits":
-        least = self._options["min_score"]
-        if least is None:
-            return self._searcher.search(vectors, k, self._where)
-        hits = self._searcher.search_above(vectors, least, self._where, limit=k)
+    def explain(self, queries: int) -> None:
+        """Show how so many queries would be searched."""
+        from dataclasses import asdict
+
+        k = min(self._k, self._searcher.manifest.rows)
+        plan = self._searcher.explain(k, self._where, queries=queries)
+        self._run.show(asdict(plan), str(plan).splitlines())
+
+    def _answer(self, queries: "Sequence[Query]") -> "Hits":
+        options = self._options
+        hits = self._searcher.answer(
+            queries,
+            self._k,
+            self._where,
+            min_score=options["min_score"],
+            limit=options["limit"],
+            keep_own=options["include_self"],
+        )
         self._truncated += len(hits.truncated)
         return hits
 

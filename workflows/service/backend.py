@@ -14,7 +14,6 @@ from functools import cached_property
 import numpy as np
 
 from encoders.bundle import Encoder, load_encoder
-from pipeline.search.batch import exclude_query_rows
 from pipeline.search.query import Query, QueryResolver, combine
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
@@ -78,12 +77,9 @@ class IndexBackend:
     def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
         """Answer a query; the tiles that ask are not among the hits."""
         version = self._current()
-        rows = version.searcher.manifest.rows
         query = self._query(version, body, image)
-        hits = version.searcher.search(
-            query.vector, k=min(body.k + len(query.rows), rows), where=_filter(body.filter)
-        )
-        table = exclude_query_rows(hits.to_arrow(), [query], body.k)
+        hits = version.searcher.answer(query, body.k, _filter(body.filter))
+        table = hits.to_arrow()
         return SearchAnswer(
             query=query.label,
             snapshot=hits.snapshot,
@@ -191,10 +187,7 @@ class IndexBackend:
 
     def _query(self, version: "_Version", body: SearchBody, image: bytes | None) -> Query:
         positive = self._asked(version, body, image) + _examples(version, body.positive)
-        negative = _examples(version, body.negative)
-        if len(positive) == 1 and not negative:
-            return positive[0]
-        return combine(positive, negative)
+        return combine(positive, _examples(version, body.negative))
 
     def _asked(self, version: "_Version", body: SearchBody, image: bytes | None) -> list[Query]:
         if body.vector is not None:

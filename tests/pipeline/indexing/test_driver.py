@@ -23,12 +23,11 @@ from storage.index.files import VerifiedFiles
 from storage.index.filter import Filter
 from storage.index.manifest import IndexManifest, list_versions, read_manifest, set_current
 from storage.index.quantizer import KINDS, Kind, set_threads
-from storage.index.search import ShardSet
 from storage.location import StorageOptions
 from storage.progress import Progress
 from tests.conftest import MotoS3
 from tests.support.archive_world import FINGERPRINT, add_scenes, create_archive, live_rows
-from tests.support.shard_world import brute_force
+from tests.support.shard_world import Shards, brute_force
 
 DIMENSION = 16
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -49,10 +48,10 @@ def archive_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
-def load(index_uri: str, options: StorageOptions | None = None) -> ShardSet:
+def load(index_uri: str, options: StorageOptions | None = None) -> Shards:
     manifest = read_manifest(index_uri, options=options)
     files = VerifiedFiles(index_uri, options)
-    return ShardSet(
+    return Shards(
         [files.load(shard) for shard in manifest.shards], manifest.nprobe, manifest.rerank
     )
 

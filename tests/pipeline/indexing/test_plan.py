@@ -27,7 +27,7 @@ import json, os, sys
 import numpy as np
 from storage.index.files import VerifiedFiles
 from storage.index.manifest import read_manifest
-from storage.index.search import ShardSet
+from tests.support.shard_world import Shards
 def resident():
     with open("/proc/self/smaps_rollup") as lines:
         kinds = dict(line.split()[:2] for line in lines if line.endswith("kB\\n"))
@@ -35,7 +35,7 @@ def resident():
 index, mapped = sys.argv[1], sys.argv[2] == "mapped"
 files, manifest = VerifiedFiles(index), read_manifest(index)
 before = resident()
-shards = ShardSet([files.load(s, mapped=mapped) for s in manifest.shards], manifest.nprobe)
+shards = Shards([files.load(s, mapped=mapped) for s in manifest.shards], manifest.nprobe)
 taken = resident() - before
 found = shards.search(np.eye(manifest.parameters.dimension)[:1], 10).rows
 print(json.dumps([taken, found.tolist()]))

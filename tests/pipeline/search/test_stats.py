@@ -11,8 +11,8 @@ import ray
 
 from pipeline.indexing.driver import build_index
 from pipeline.indexing.spec import IndexSpec
+from pipeline.search.actor import NodeState
 from pipeline.search.fleet import running_nodes
-from pipeline.search.node import NodeState
 from pipeline.search.searcher import Searcher
 from pipeline.search.stats import SearchStats
 from tests.support.archive_world import add_scenes, create_archive
