@@ -12,7 +12,7 @@ import numpy as np
 import rasterio
 import torch
 
-from encoders.bundle import load_encoder, pretrained_bundle
+from encoders.bundle import load_encoder, new_encoder, save_bundle
 from encoders.spec import EncoderSpec
 from pipeline.ingest.driver import ingest, plan_ingest
 from pipeline.ingest.kernels import Batch, SceneCollector, SceneRows
@@ -64,7 +64,7 @@ def write_bundle(folder: Path, tile_px: int, width: int | None) -> str:
         tile_px=tile_px,
         dimension=128,
     )
-    pretrained_bundle(str(folder), spec)
+    save_bundle(new_encoder(spec), str(folder))
     return str(folder)
 
 

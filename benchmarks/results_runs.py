@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from encoders.backbones.stem import Backbone
 from encoders.bundle import Encoder
-from encoders.loop import LoopSpec, TrainingLoop, TrainingRows
+from encoders.loop import TrainingLoop, TrainingRows
 from encoders.losses import LabelStatistics, build_loss, loss_options
 from encoders.metrics import random_ranking_metrics, retrieval_metrics
 from encoders.projection import build_head
 from encoders.sampling import LabelAwareBatchSampler
-from encoders.spec import EncoderSpec
+from encoders.spec import EncoderSpec, LoopSpec
 from pipeline.datasets.folder import import_folder
 from pipeline.training.spec import TrainingSpec
 from pipeline.training.worker import initial_encoder
@@ -165,7 +165,7 @@ def train(world: World, run: Run) -> NDArray[np.float32]:
             sampling_power=run.sampling_power,
             queue_rows=run.queue_rows,
             seed=run.seed,
-            frozen=True,
+            freeze_backbone=True,
         ),
     )
     loop.sampler = _Remembering(labels, run.batch_size, seed=run.seed, power=run.sampling_power)

@@ -33,7 +33,7 @@ from encoders.losses import LabelStatistics, build_loss
 from pipeline.runtime.cluster import ray_session
 from pipeline.training.driver import train
 from pipeline.training.spec import TrainingJob, TrainingSpec
-from pipeline.training.worker import TrainingWorker, initial_encoder, loop_spec
+from pipeline.training.worker import TrainingWorker, initial_encoder
 from storage.dataset import DatasetWriter, LabelledDataset, read_info
 
 BANDS, LABELS = ("red", "green", "blue", "nir"), 17
@@ -216,7 +216,7 @@ def _wait_process(uri: str, spec: TrainingSpec, sender: Any) -> None:
         TrainingJob(dataset_uri=uri, dataset_digest=digest, spec=spec, output_uri="unused")
     )
     data = worker._loop().data
-    loop = _WaitTimed(worker.encoder, worker.loss, data, loop_spec(spec))
+    loop = _WaitTimed(worker.encoder, worker.loss, data, spec)
     shares = []
     for _ in range(spec.epochs):
         loop.waited_s, started = 0.0, time.perf_counter()

@@ -119,7 +119,8 @@ def _meanings(section: type[BaseModel]) -> dict[str, str]:
     """Return what each key means: the section's own words, else those of what it mirrors."""
     found: dict[str, str] = {}
     if mirrored := getattr(section, "mirrors", ""):
-        found |= _attributes(_resolve(mirrored).__doc__)
+        for kind in reversed(_resolve(mirrored).__mro__):  # inherited settings first
+            found |= _attributes(kind.__doc__)
     return found | _attributes(section.__doc__)
 
 

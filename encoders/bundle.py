@@ -1,9 +1,8 @@
-"""An encoder on disk: ``encoder.json`` and ``model.safetensors``; nothing is ever unpickled.
+"""An encoder on disk: ``encoder.json`` and ``model.safetensors``, read without unpickling.
 
-The JSON says everything that decides what a pixel becomes (architecture, bands, their mean and
-standard deviation, tile size, head) and where it came from (classes, loss, training run). It
-holds the hash of the weights, and the fingerprint is the hash of both files: the name under which
-an archive knows its encoder.
+The JSON file holds all settings that decide the embedding of a pixel (architecture, bands with mean
+and standard deviation, tile size, head), the provenance (classes, loss, training run) and the hash
+of the weights. The fingerprint is the hash of both files and identifies the encoder of an archive.
 
 Shape legend: B batch, N tiles, C bands, H and W pixels, F features, D embedding dimension.
 """
@@ -38,20 +37,20 @@ from storage.errors import ConfigError
 from storage.location import StorageOptions, join_uri, write_bytes
 
 _CHUNK_TILES = {"cpu": 16}
-"""Tiles to a forward pass. Few enough that a CPU's caches hold them: tiny-cnn is 1.8 times as fast
-as with 128, at 224 pixels a side. Other devices want more work at a time."""
+"""Tiles per forward pass. 16 tiles fit into the caches of a CPU: tiny-cnn is 1.8 times as fast as
+with 128 tiles of 224 pixels a side. Other devices need more tiles to be busy."""
 _CHUNK_TILES_ELSEWHERE = 256
 
 
 class Encoder(nn.Module):
-    """Raw pixel values in, unit vectors out.
+    """Map raw pixel values to unit vectors.
 
     Parameters
     ----------
     spec
-        What the encoder is.
+        Description of the encoder.
     backbone, head
-        Networks that fit ``spec``; built from it with random weights when None.
+        Networks that match ``spec``; built from ``spec`` with random weights when None.
     """
 
     mean_C11: Tensor
@@ -93,7 +92,7 @@ class Encoder(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) over both files of the bundle, as the weights are when first asked.
+        """SHA-256 (hexadecimal) over both files of the bundle, computed on first access.
 
         `load_encoder` and `save_bundle` give the same value for the same encoder.
         """
@@ -105,7 +104,7 @@ class Encoder(nn.Module):
         Raises
         ------
         ConfigError
-            The bands or the size of the tiles are not the encoder's.
+            The bands or the size of the tiles differ from the encoder's.
         """
         expected = (len(self.bands), self.tile_px, self.tile_px)
         if x_BCHW.ndim != 4 or tuple(x_BCHW.shape[1:]) != expected:
@@ -118,7 +117,7 @@ class Encoder(nn.Module):
         return torch.nan_to_num(x_BCHW, 0.0, 0.0, 0.0).contiguous(memory_format=torch.channels_last)
 
     def project(self, features_BF: Tensor) -> Tensor:
-        """Turn features into unit vectors z_BD, float32 (also under autocast)."""
+        """Project features to unit vectors z_BD, float32 (also under autocast)."""
         return F.normalize(self.head(features_BF).to(self.mean_C11.dtype), dim=1)
 
     @overload
@@ -132,18 +131,18 @@ class Encoder(nn.Module):
         ----------
         x_BCHW
             Raw pixel values in the bands and tile size of the encoder; NaN is invalid and becomes
-            the band's mean. A tensor keeps its graph; an array of any number dtype is encoded in
-            chunks without one and in evaluation mode, so a memory map of any length is fine.
+            the band's mean. A tensor keeps its graph; an array of any numeric dtype is encoded in
+            chunks, in inference and evaluation mode, and may be a memory map of any length.
 
         Returns
         -------
         Tensor or ndarray
-            z_BD, float32, unit norm, of the kind that was given.
+            z_BD, float32, unit norm; a tensor for a tensor, an array for an array.
 
         Raises
         ------
         ConfigError
-            The bands or the size of the tiles are not the encoder's.
+            The bands or the size of the tiles differ from the encoder's.
         """
         if isinstance(x_BCHW, Tensor):
             return self.project(self.backbone(self.normalise(x_BCHW)))
@@ -152,7 +151,7 @@ class Encoder(nn.Module):
     __call__ = forward
 
     def features(self, x_NCHW: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the backbone's features (N, F), float32, before the head, as for `forward`."""
+        """Return the backbone's features (N, F), float32, of tiles as for `forward`."""
         return self._in_chunks(x_NCHW, projected=False)
 
     def _in_chunks(self, x_NCHW: NDArray[Any], *, projected: bool) -> NDArray[np.float32]:
@@ -176,8 +175,8 @@ class Encoder(nn.Module):
 def save_bundle(encoder: Encoder, uri: str, options: StorageOptions | None = None) -> str:
     """Write an encoder to a folder and return its fingerprint.
 
-    The weights are written first: a reader between the two writes sees no bundle, or is told that
-    the two files do not belong together.
+    The weights are written first: a reader between the two writes finds no bundle or raises an
+    error, since the two files do not belong together.
     """
     description, weights = _serialise(encoder)
     write_bytes(join_uri(uri, WEIGHTS_FILE), weights, options)
@@ -188,23 +187,23 @@ def save_bundle(encoder: Encoder, uri: str, options: StorageOptions | None = Non
 def load_encoder(
     uri: str, options: StorageOptions | None = None, device: str | None = "cpu"
 ) -> Encoder:
-    """Read an encoder from a folder, checked and in evaluation mode.
+    """Read and check an encoder; return it in evaluation mode.
 
     Parameters
     ----------
     uri
-        Folder that `save_bundle` wrote.
+        Folder written by `save_bundle`.
     options
-        Object store.
+        Options of the object store.
     device
-        Torch device for the weights; None for a GPU where there is one.
+        Torch device for the weights; None for a GPU if one is available.
 
     Raises
     ------
     NotFoundError
-        The folder or one of its two files is not there.
+        The folder or one of its two files does not exist.
     ConfigError
-        ``encoder.json`` is malformed, or says another architecture than the weights have.
+        ``encoder.json`` is malformed, or names another architecture than that of the weights.
     EncoderMismatchError
         A file was changed after it was saved.
     """
@@ -223,41 +222,6 @@ def load_encoder(
     return encoder.eval().requires_grad_(False).to(device)
 
 
-def pretrained_bundle(
-    uri: str,
-    spec: EncoderSpec,
-    *,
-    pretrained: str | None = None,
-    head: nn.Module | None = None,
-    seed: int = 0,
-    options: StorageOptions | None = None,
-) -> str:
-    """Write a bundle that no loss has trained, to compare a trained one with.
-
-    Parameters
-    ----------
-    uri
-        Folder to write.
-    spec
-        The encoder. ``backbone_options`` and, for an identity head, ``dimension`` are taken from
-        the network that is built.
-    pretrained
-        Folder (or hub id) of pretrained weights; None leaves the network untrained.
-    head
-        For example `encoders.projection.principal_head`; built from ``spec`` when None.
-    seed
-        Seed of the random weights.
-    options
-        Object store.
-
-    Returns
-    -------
-    str
-        The fingerprint.
-    """
-    return save_bundle(new_encoder(spec, pretrained=pretrained, head=head, seed=seed), uri, options)
-
-
 def new_encoder(
     spec: EncoderSpec,
     *,
@@ -265,7 +229,20 @@ def new_encoder(
     head: nn.Module | None = None,
     seed: int = 0,
 ) -> Encoder:
-    """Build an encoder that no loss has trained; parameters as for `pretrained_bundle`."""
+    """Build an untrained encoder, to start from or to compare with.
+
+    Parameters
+    ----------
+    spec
+        The encoder. ``backbone_options`` and, for an identity head, ``dimension`` are taken from
+        the network that is built.
+    pretrained
+        Folder (or hub id) of pretrained weights; None for random weights.
+    head
+        For example `encoders.projection.principal_head`; built from ``spec`` when None.
+    seed
+        Seed of the random weights.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = build_backbone(

@@ -1,8 +1,9 @@
-"""The training loop of one worker: a plain class that knows torch, but neither Ray nor files.
+"""The training loop of one worker: a plain class that uses torch, but neither Ray nor files.
 
-Alone it trains in one process; inside a process group it keeps its own anchors against everyone's
-keys, so W workers compute the gradient of one process with the whole batch. Everything random
-follows from (seed, step, rank): a state taken after any step goes on exactly as if uninterrupted.
+Without a process group the loop trains in one process; in a group each worker contrasts its own
+anchors with the keys of all workers, so W workers compute the gradient of one process with the
+whole batch. Random draws depend only on (seed, step, rank), so a run restored from the state after
+any step continues exactly as an uninterrupted run.
 
 Shape legend: N rows, B rows of this worker's batch, C bands or classes, F features, D dimension.
 """
@@ -11,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from encoders.bundle import Encoder
 from encoders.gather import KeyQueue, average_gradients, cached_backward, gather_rows, global_loss
 from encoders.losses.core import Loss
 from encoders.sampling import LabelAwareBatchSampler
+from encoders.spec import LoopSpec
 from storage.errors import ConfigError, SkysiftError
 from storage.prefetch import prefetch
 
@@ -36,59 +38,8 @@ _CHUNK = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoopSpec:
-    """How to optimise.
-
-    Attributes
-    ----------
-    epochs, batch_size
-        Length, and rows of the global batch.
-    learning_rate, weight_decay, warmup_epochs, gradient_clip
-        AdamW with a linear warm-up and a cosine to zero, the gradient's norm clipped.
-    sampling_power
-        Lift of rare labels by the batch sampler, 0 to 1.
-    precision
-        ``bf16`` runs the network under autocast.
-    frozen
-        Only the head is trained; inputs are the backbone's features instead of pixels.
-    frozen_batch_norm
-        Batch norm keeps its statistics: for pretrained backbones, and exact across workers.
-    augment
-        Changes of pixel batches; None for none.
-    queue_rows
-        Further keys kept from earlier batches (`encoders.gather.KeyQueue`); 0 for none.
-    chunk_rows
-        Rows encoded at once when a batch does not fit into memory (GradCache); 0 for all.
-    """
-
-    epochs: int = 20
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup_epochs: float = 1.0
-    gradient_clip: float = 1.0
-    sampling_power: float = 0.5
-    seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    frozen: bool = False
-    frozen_batch_norm: bool = False
-    augment: Augmentation | None = None
-    queue_rows: int = 0
-    chunk_rows: int = 0
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.learning_rate <= 0 or self.gradient_clip <= 0:
-            raise ConfigError(
-                f"training: epochs {self.epochs}, learning_rate {self.learning_rate} and "
-                f"gradient_clip {self.gradient_clip} must be positive"
-            )
-        if self.precision not in ("fp32", "bf16"):
-            raise ConfigError(f"training: precision {self.precision!r} is not fp32 or bf16")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingRows:
-    """What there is to train on.
+    """The training set.
 
     Attributes
     ----------
@@ -96,7 +47,7 @@ class TrainingRows:
         Raw pixel values (N, C, H, W; a memory map is read batch by batch), or features (N, F) when
         the backbone is frozen.
     rows, labels
-        Which of them are the training rows (n,), and their multi-hot labels (n, K).
+        Row numbers of the training rows (n,), and their multi-hot labels (n, K).
     """
 
     inputs: NDArray[Any]
@@ -110,13 +61,15 @@ class TrainingLoop:
     Parameters
     ----------
     encoder
-        On its device already; trained in place.
+        Encoder on its device; trained in place.
     loss
-        From `encoders.losses.build_loss`; its own parameters are trained too.
+        Loss from `encoders.losses.build_loss`; its parameters are trained too.
     data, spec
-        The training rows, and how to optimise.
+        The training rows, and the settings of the optimisation.
+    frozen_batch_norm
+        Keep the statistics of batch norm: for pretrained backbones, and exact across workers.
     rank, world_size
-        This worker's place in the process group.
+        Rank of this worker in the process group, and the number of workers.
     """
 
     def __init__(
@@ -126,10 +79,13 @@ class TrainingLoop:
         data: TrainingRows,
         spec: LoopSpec,
         *,
+        frozen_batch_norm: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.encoder, self.data, self.spec, self.rank = encoder, data, spec, rank
+        self.frozen_batch_norm = frozen_batch_norm
+        self.augment = None if spec.augment is None else Augmentation(**spec.augment)
         self.loss = loss.to(encoder.device)
         self.sampler = LabelAwareBatchSampler(
             data.labels,
@@ -139,9 +95,9 @@ class TrainingLoop:
             world_size=world_size,
             power=spec.sampling_power,
         )
-        encoder.backbone.requires_grad_(not spec.frozen)
+        encoder.backbone.requires_grad_(not spec.freeze_backbone)
         encoder.head.requires_grad_(True)
-        self.network: nn.Module = _Network(encoder, spec.frozen)
+        self.network: nn.Module = _Network(encoder, spec.freeze_backbone)
         if world_size > 1:
             convert_sync_batch_norm(encoder.backbone)
             self.network = DistributedDataParallel(self.network)
@@ -157,7 +113,7 @@ class TrainingLoop:
 
     @property
     def epoch(self) -> int:
-        """Epochs completed."""
+        """Number of completed epochs."""
         return self.step // self.steps_per_epoch
 
     @property
@@ -170,14 +126,14 @@ class TrainingLoop:
         return self.spec.learning_rate * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
     def run_epoch(self) -> Iterator[int]:
-        """Train to the end of the current epoch, yielding the number of steps done after each.
+        """Train to the end of the current epoch; yield the number of completed steps after each.
 
-        Afterwards ``epoch_loss`` is the mean loss of the global batches trained on.
+        Afterwards ``epoch_loss`` is the mean loss of the epoch's global batches.
 
         Raises
         ------
         SkysiftError
-            The loss is no longer finite.
+            The loss is not finite.
         """
         self._set_training()
         epoch, done = self.epoch, self.step % self.steps_per_epoch
@@ -199,11 +155,13 @@ class TrainingLoop:
             )
 
     def embed(self, rows: Ints, *, projected: bool = True) -> Floats:
-        """Return the unit vectors of input rows (n, D), each worker encoding its share of them."""
+        """Return the unit vectors of input rows, (n, D); each worker encodes its share."""
 
         def encode(chunk: NDArray[Any]) -> Tensor:
             x = torch.from_numpy(np.asarray(chunk)).to(self.encoder.device)
-            features = x if self.spec.frozen else self.encoder.backbone(self.encoder.normalise(x))
+            features = (
+                x if self.spec.freeze_backbone else self.encoder.backbone(self.encoder.normalise(x))
+            )
             if projected:
                 return self.encoder.project(features)
             return nn.functional.normalize(features.float(), dim=1)
@@ -212,7 +170,7 @@ class TrainingLoop:
         return map_sharded(encode, self.data.inputs, rows, device=self.encoder.device)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return all that resuming needs: tensors by name, and plain values for JSON."""
+        """Return the state to resume from: tensors by name, and plain values for JSON."""
         tensors = {f"encoder.{name}": value for name, value in self.trained_weights().items()}
         tensors |= {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
         if self.queue is not None:
@@ -224,7 +182,7 @@ class TrainingLoop:
         return tensors, {"step": self.step, "seed": self.spec.seed, "sampler": sampler}
 
     def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Go on from a `state`; the number of workers may have changed.
+        """Continue from a `state`; the number of workers may differ.
 
         Raises
         ------
@@ -257,34 +215,37 @@ class TrainingLoop:
             self.sampler.load_state_dict(plain["sampler"])
 
     def trained_weights(self) -> dict[str, Tensor]:
-        """Return the encoder's weights that training changes, by name."""
+        """Return the weights of the encoder that training changes, by name."""
         state = self.encoder.state_dict()
-        return {k: v for k, v in state.items() if not self.spec.frozen or k.startswith("head.")}
+        return {
+            k: v for k, v in state.items() if not self.spec.freeze_backbone or k.startswith("head.")
+        }
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Put weights from `trained_weights` back."""
+        """Load weights from `trained_weights`."""
         self.encoder.load_state_dict({**self.encoder.state_dict(), **weights})
 
     def _set_training(self) -> None:
         self.encoder.train()
-        frozen = self.spec.frozen
+        frozen = self.spec.freeze_backbone
         for module in self.encoder.backbone.modules():
             is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-            if frozen or (is_norm and self.spec.frozen_batch_norm):
+            if frozen or (is_norm and self.frozen_batch_norm):
                 module.eval()
 
     def _train_step(self, x: Tensor, y_BC: Tensor) -> Tensor:
-        """Take one step on raw pixels or features and return this worker's part of the loss."""
+        """Take one step on raw pixels or features; return this worker's part of the loss."""
+        # Every worker draws its own augmentation, and a resumed run repeats the draws of a step.
         draws = np.random.SeedSequence((self.spec.seed, self.step, self.rank))
         seed = int(draws.generate_state(1, np.uint64)[0] >> 1)
         torch.manual_seed(seed)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.loss.progress = self.step / self.total_steps
-        if not self.spec.frozen:
+        if not self.spec.freeze_backbone:
             x = self.encoder.normalise(x)
-            if self.spec.augment is not None:
-                x = self.spec.augment(x, torch.Generator().manual_seed(seed))
+            if self.augment is not None:
+                x = self.augment(x, torch.Generator().manual_seed(seed))
         self.optimizer.zero_grad(set_to_none=True)
         chunk_rows = self.spec.chunk_rows
         if chunk_rows and len(x) > chunk_rows:
@@ -312,7 +273,7 @@ class TrainingLoop:
         return z_BD
 
     def _prefetched(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return the rest of the epoch's batches, the next one read while one is trained on."""
+        """Return the remaining batches of the epoch; read the next batch during a step."""
         device = self.encoder.device
 
         def read(batch: list[int]) -> tuple[Tensor, Tensor]:
@@ -323,7 +284,7 @@ class TrainingLoop:
         return prefetch(read, self.sampler)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Decay matrices and filters; leave biases, norms and the loss's own parameters alone."""
+        """Decay matrices and filters, but not biases, norms and the parameters of the loss."""
         parameters = [p for p in self.encoder.parameters() if p.requires_grad]
         plain = [p for p in parameters if p.ndim < 2] + list(self.loss.parameters())
         decayed = [p for p in parameters if p.ndim >= 2]
@@ -338,7 +299,7 @@ def _is_grouped(network: nn.Module) -> TypeGuard[DistributedDataParallel]:
 
 
 class _Network(nn.Module):
-    """What is differentiated: normalised pixels or features to unit vectors."""
+    """The differentiated part: normalised pixels or features to unit vectors."""
 
     def __init__(self, encoder: Encoder, frozen: bool) -> None:
         super().__init__()
@@ -354,20 +315,20 @@ def map_sharded(
     rows: Ints,
     *,
     device: torch.device,
-    told: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> Floats:
-    """Apply ``encode`` to input rows, every worker to its share; all workers get all results.
+    """Apply ``encode`` to input rows, each worker to its share; all workers get all results.
 
     Parameters
     ----------
     encode
-        Maps a chunk of inputs to (chunk, width) float32, called without a graph.
+        Maps a chunk of inputs to (chunk, width) float32; called in inference mode.
     rows
         Row numbers of ``inputs`` (any array or memory map), at least one, (n,).
     device
-        Where the shares are exchanged.
-    told
-        Called with the number of this worker's rows done.
+        Device on which the shares are exchanged.
+    on_progress
+        Called with the number of completed rows of this worker.
 
     Returns
     -------
@@ -376,17 +337,18 @@ def map_sharded(
     """
     grouped = dist.is_initialized()
     rank, world = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
+    # The collective needs equal shares: the padding repeats the first rows and is cut off below.
     padded = np.resize(rows, math.ceil(len(rows) / world) * world)
     own = np.split(padded, world)[rank]
     parts = []
     with torch.inference_mode():
         for start in range(0, len(own), _CHUNK):
             parts.append(encode(inputs[own[start : start + _CHUNK]]).to(device, torch.float32))
-            told(min(start + _CHUNK, len(own)))
-    share = torch.cat(parts)
+            on_progress(min(start + _CHUNK, len(own)))
+    result = torch.cat(parts)
     if world > 1:
-        everyone = share.new_empty(world * len(share), share.shape[1])
-        gather_rows(everyone, share.contiguous())
-        share = everyone
-    out: Floats = share[: len(rows)].cpu().numpy()
+        share = result.contiguous()
+        result = share.new_empty(world * len(share), share.shape[1])
+        gather_rows(result, share)
+    out: Floats = result[: len(rows)].cpu().numpy()
     return out

@@ -1,13 +1,14 @@
-"""What an encoder on disk says of itself, read without torch: the plan of a run needs no network.
+"""Specifications of encoders and of their optimisation, and the bundle on disk, without torch.
 
-:mod:`encoders.bundle` builds and saves encoders; the format of the two files is described there.
+Planning a run reads a bundle from here and does not import torch. :mod:`encoders.bundle` builds and
+saves encoders and describes the format of the two files; :mod:`encoders.loop` trains.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from storage.errors import ConfigError, EncoderMismatchError
 from storage.location import StorageOptions, join_uri, read_bytes
@@ -18,7 +19,7 @@ DESCRIPTION_FILE, WEIGHTS_FILE = "encoder.json", "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderSpec:
-    """What an encoder is, in plain values.
+    """Description of an encoder, in plain values.
 
     Attributes
     ----------
@@ -31,15 +32,15 @@ class EncoderSpec:
     tile_px
         Height and width of a tile.
     resolution_m
-        Ground size of a pixel the encoder was trained at; None when unknown.
+        Ground size of a pixel of the training tiles; None when unknown.
     dimension
         Length of a vector, D.
     head
         Options for `encoders.projection.build_head`.
     classes
-        Labels it was trained with, in column order.
+        Labels of the training set, in column order.
     loss, training
-        Name and options of the loss; what is known of the run. For people and for provenance.
+        Name and options of the loss; provenance of the training run.
     """
 
     backbone: str
@@ -72,15 +73,66 @@ class EncoderSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LoopSpec:
+    """Settings of the optimisation, read by `encoders.loop.TrainingLoop`.
+
+    Attributes
+    ----------
+    epochs, batch_size
+        Passes over the training rows; rows of the global batch.
+    learning_rate, weight_decay, warmup_epochs, gradient_clip
+        AdamW with a linear warm-up and a cosine decay to zero; the norm of the gradient is clipped.
+    sampling_power
+        Lift of rare labels by the batch sampler, 0 (none) to 1.
+    seed
+        Seed of the weights, the batches and the augmentation.
+    precision
+        ``bf16`` runs the network under autocast.
+    freeze_backbone
+        Train only the head; the inputs are features of the backbone instead of pixels.
+    augment
+        Options of `encoders.augment.Augmentation` for pixel batches; None for no augmentation. Not
+        used with a frozen backbone.
+    queue_rows
+        Keys kept from earlier batches (`encoders.gather.KeyQueue`); 0 for none.
+    chunk_rows
+        Rows encoded at once when a batch does not fit into memory (GradCache); 0 for all.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_epochs: float = 1.0
+    gradient_clip: float = 1.0
+    sampling_power: float = 0.5
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    freeze_backbone: bool = False
+    augment: Mapping[str, Any] | None = None
+    queue_rows: int = 0
+    chunk_rows: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.learning_rate <= 0 or self.gradient_clip <= 0:
+            raise ConfigError(
+                f"training: epochs {self.epochs}, learning_rate {self.learning_rate} and "
+                f"gradient_clip {self.gradient_clip} must be positive"
+            )
+        if self.precision not in ("fp32", "bf16"):
+            raise ConfigError(f"training: precision {self.precision!r} is not fp32 or bf16")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BundleFiles:
     """The checked content of a bundle.
 
     Attributes
     ----------
     spec
-        The description, parsed.
+        The parsed description.
     fingerprint
-        The sha256 of both files' sha256: the name under which an archive knows the encoder.
+        SHA-256 over the SHA-256 of both files: the encoder's identity in an archive.
     weights
         The bytes of ``model.safetensors``.
     """
@@ -96,7 +148,7 @@ def read_bundle(uri: str, options: StorageOptions | None = None) -> BundleFiles:
     Raises
     ------
     NotFoundError
-        The folder or one of its two files is not there.
+        The folder or one of its two files does not exist.
     ConfigError
         ``encoder.json`` is malformed.
     EncoderMismatchError
@@ -146,7 +198,7 @@ def _frozen(value: Any) -> Any:
 
 
 def spec_digest(spec: Any) -> str:
-    """Return the sha256 of a description's plain values."""
+    """Return the SHA-256 of a description's plain values."""
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
 

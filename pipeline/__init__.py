@@ -1,1 +1,4 @@
-"""The distributed stages: pure kernels first, then one driver each that hands them to Ray."""
+"""The distributed stages: light specs, kernels without Ray, and one driver each.
+
+Data at rest lives in :mod:`storage`, networks in :mod:`encoders`, commands in :mod:`workflows`.
+"""

@@ -1,1 +1,5 @@
-"""Where Skysift's data rests: catalogs, rasters, the archive, index shards. No Ray here."""
+"""Data at rest: catalogs, rasters, the archive, search indexes, labelled datasets.
+
+Encoders live in :mod:`encoders`, distributed work in :mod:`pipeline`. No module here imports Ray or
+torch.
+"""

@@ -14,6 +14,7 @@ from typing import Any
 
 from storage.errors import CatalogError
 from storage.geometry import polygon_bounds, polygon_wkt
+from storage.values import Count
 
 BBox = tuple[float, float, float, float]
 
@@ -177,12 +178,16 @@ class BandMapping:
         asset, or the file itself.
     index
         Number of the band in that file, from 1.
-    scale, offset, nodata
-        Replace what the item or the file says.
+    scale
+        Factor from stored numbers to values, in place of that of the item or the file.
+    offset
+        Summand after the factor, in place of that of the item or the file.
+    nodata
+        Number that means "missing", in place of that of the item or the file; NaN for none.
     """
 
     asset: str | None = None
-    index: int = 1
+    index: Count = 1
     scale: float | None = None
     offset: float | None = None
     nodata: float | None = None
@@ -194,8 +199,10 @@ class MaskMapping:
 
     Attributes
     ----------
-    asset, index
-        As in :class:`BandMapping`.
+    asset
+        Key of the mask's STAC asset. For plain files: how the name of the mask's file ends.
+    index
+        Number of the mask's band in that file, from 1.
     cloud_values
         Pixel values that mean cloud or shadow.
     cloud_bits
@@ -203,7 +210,7 @@ class MaskMapping:
     """
 
     asset: str | None = None
-    index: int = 1
+    index: Count = 1
     cloud_values: tuple[int, ...] = ()
     cloud_bits: tuple[int, ...] = ()
 

@@ -8,32 +8,19 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from storage.location import StorageOptions, filesystem
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-REAL_DATA = REPOSITORY.parent / "shared" / "data"
+from tests.support.object_store import MotoS3
+from tests.support.paths import REAL_DATA
 
 # No test may reach a model hub, whatever the machine's network allows.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("SKYSIFT_RAY_DIR", "/tmp")
 # A run in the background of a script ignores Ctrl-C, and so would what tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@dataclass(frozen=True)
-class MotoS3:
-    """A running S3 server with one empty bucket."""
-
-    options: StorageOptions
-    bucket: str
-
-    def uri(self, *parts: str) -> str:
-        return "/".join([f"s3://{self.bucket}", *parts])
 
 
 @pytest.fixture(scope="session")

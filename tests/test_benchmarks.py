@@ -146,6 +146,6 @@ def test_the_bare_loop_and_the_workers_loop_train_on_the_same(tmp_path):
         inputs=dataset.images, rows=dataset.indices("train"), labels=dataset.labels[:256]
     )
     loss = build_loss("macl", statistics, dimension=128)
-    loop = training._WaitTimed(encoder, loss, rows, training.loop_spec(spec))
+    loop = training._WaitTimed(encoder, loss, rows, spec)
     assert len(list(loop.run_epoch())) == loop.steps_per_epoch
     assert loop.waited_s > 0

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from storage.archive.reader import Archive
-from tests.pipeline.ingest.test_driver import make_bundle, write_scene
-from tests.pipeline.training.test_driver import write_dataset
 from tests.support.host_jobs import HOSTS
 from tests.support.hosts import POSSIBLE, Hosts, hosts
+from tests.support.ingest_world import make_bundle, write_scene
+from tests.support.training_world import write_dataset
 
 pytestmark = [
     pytest.mark.slow,

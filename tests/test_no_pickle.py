@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from encoders.bundle import load_encoder, pretrained_bundle
+from encoders.bundle import load_encoder, new_encoder, save_bundle
 from encoders.spec import EncoderSpec
 from storage.dataset import DatasetInfo, LabelledDataset
 from storage.errors import CorruptIndexError, SkysiftError
@@ -48,7 +48,7 @@ def test_a_bundle_of_pickled_weights_is_refused(tmp_path: Path, bomb: bytes, mar
         tile_px=32,
         dimension=8,
     )
-    pretrained_bundle(str(bundle), spec)
+    save_bundle(new_encoder(spec), str(bundle))
     (bundle / "model.safetensors").write_bytes(bomb)
     with pytest.raises(SkysiftError):
         load_encoder(str(bundle))

@@ -1,1 +1,4 @@
-"""What a person runs: the command line, recipes, the demo, the service. Wiring only."""
+"""The programs that a person runs: command line, recipes, demo, service. Wiring only.
+
+The work itself lives in :mod:`pipeline`.
+"""

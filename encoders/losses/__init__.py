@@ -1,9 +1,11 @@
-"""Every training loss behind one name and one signature.
+"""Training losses, built by name, with one call signature.
 
 ``build_loss("macl", LabelStatistics.from_labels(y_NC))`` returns a module that is called as
 ``loss(z_BD, y_BC)`` on one batch or ``loss(z_BD, y_BC, keys=(z_GD, y_GC), offset=b)`` with the keys
-of a gathered batch; see :class:`encoders.losses.core.Loss`. A loss may hold parameters of its own
-(``msc``, ``bce``): give ``loss.parameters()`` to the optimiser and keep its ``state_dict``.
+of a gathered batch; see :class:`encoders.losses.core.Loss`. Some losses have parameters (``msc``,
+``bce``): pass ``loss.parameters()`` to the optimiser and store the ``state_dict``.
+
+Gathering keys across workers lives in :mod:`encoders.gather`, sampling in :mod:`encoders.sampling`.
 """
 
 import difflib
@@ -16,7 +18,7 @@ import torch
 
 from encoders.losses.bce import Bce
 from encoders.losses.cbml import Cbml
-from encoders.losses.core import Keys, Loss, RatioSums, divide
+from encoders.losses.core import Loss
 from encoders.losses.grn import Grn
 from encoders.losses.icl import Icl
 from encoders.losses.ifnd import Ifnd
@@ -33,16 +35,7 @@ from encoders.losses.supcon import SupCon
 from encoders.losses.triplet import Triplet
 from storage.errors import ConfigError
 
-__all__ = [
-    "Keys",
-    "LabelStatistics",
-    "Loss",
-    "RatioSums",
-    "build_loss",
-    "divide",
-    "loss_names",
-    "loss_options",
-]
+__all__ = ["LabelStatistics", "build_loss", "loss_names", "loss_options"]
 
 _REGISTRY: Mapping[str, tuple[type[Loss], Mapping[str, Any]]] = MappingProxyType(
     {
@@ -67,17 +60,17 @@ _REGISTRY: Mapping[str, tuple[type[Loss], Mapping[str, Any]]] = MappingProxyType
 
 
 def loss_names() -> tuple[str, ...]:
-    """Return the names that :func:`build_loss` knows, the default loss first."""
+    """Return the names that :func:`build_loss` accepts, the default loss first."""
     return tuple(_REGISTRY)
 
 
 def loss_options(name: str) -> dict[str, Any]:
-    """Return the options of a loss with their defaults.
+    """Return the options of a loss and their defaults.
 
     Raises
     ------
     ConfigError
-        When no loss has the name.
+        No loss has the name.
 
     Examples
     --------
@@ -96,7 +89,7 @@ def loss_options(name: str) -> dict[str, Any]:
 def build_loss(
     name: str, statistics: LabelStatistics, *, dimension: int | None = None, **options: Any
 ) -> Loss:
-    """Build a loss by name; its own parameters start the same in every process.
+    """Build a loss by name; its parameters have the same initial values in every process.
 
     Parameters
     ----------
@@ -105,23 +98,23 @@ def build_loss(
     statistics
         Label counts of the training set.
     dimension
-        D, the width of the embeddings; needed by losses with parameters (``macl`` only with
+        D, the width of the embeddings; required by losses with parameters (``macl`` only with
         ``prototypes``), ignored by the others.
     options
-        What :func:`loss_options` lists.
+        Options of the loss, as listed by :func:`loss_options`.
 
     Raises
     ------
     ConfigError
-        For an unknown name or option, a value out of range, or a missing ``dimension``.
+        The name or an option is unknown, a value is out of range, or ``dimension`` is missing.
     """
     kind, fixed = _find(name)
     known = loss_options(name)
     for option in options:
         if option not in known:
             raise ConfigError(f"loss {name}: no option {option!r}; it has {', '.join(known)}")
-    if wanted := inspect.signature(kind).parameters.get("dimension"):
-        if dimension is None and wanted.default is wanted.empty:
+    if parameter := inspect.signature(kind).parameters.get("dimension"):
+        if dimension is None and parameter.default is parameter.empty:
             raise ConfigError(f"loss {name}: has parameters of its own; pass dimension=D")
         options["dimension"] = dimension
     with torch.random.fork_rng(devices=[]):

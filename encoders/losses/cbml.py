@@ -1,4 +1,4 @@
-"""Contrastive Bayesian metric learning: soft thresholds on mined pairs and a spread term."""
+"""Contrastive Bayesian metric learning (CBML): soft thresholds on mined pairs, a spread term."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from encoders.losses.statistics import LabelStatistics
 
 
 class Cbml(PairLoss):
-    """Mined positives above a threshold, mined negatives below it, and little spread between them.
+    """Push mined positives above a threshold and negatives below it; keep their spread small.
 
     For anchor i with positives P (a shared label) and negatives N (none)::
 
@@ -20,22 +20,23 @@ class Cbml(PairLoss):
         L_i = log(1 + Σ_{P'} exp(-(s_ip - a_p)/b_p)) + log(1 + Σ_{N'} exp((s_in - a_n)/b_n))
               + ω mean_N (s_in - μ_i)²,      μ_i = h mean_P s + (1-h) mean_N s
 
-    and ``L = mean_i L_i`` over the anchors with both; without any mined pair ``L_i`` is 0. The
-    authors sum the spread over N; the mean does not depend on the batch size.
+    and ``L = mean_i L_i`` over the anchors with a positive and a negative; without a mined pair
+    ``L_i`` is 0. The authors sum the spread over N; the mean used here does not depend on the
+    batch size.
 
     Parameters
     ----------
     positive_threshold, positive_scale, negative_threshold, negative_scale
         ``a_p, b_p, a_n, b_n``.
     margin
-        m, of the mining.
+        m, the margin of the mining.
     spread, blend
         ω and h.
 
     References
     ----------
     Kan et al., Contrastive Bayesian Analysis for Deep Metric Learning, TPAMI 2022
-    (arXiv 2210.04402), the "log" form; defaults are ours.
+    (arXiv 2210.04402), the "log" form; the defaults are Skysift's.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Cbml(PairLoss):
         blend: float = 0.5,
         chunk_pairs: int = CHUNK_PAIRS,
     ) -> None:
-        super().__init__(temperature=1.0, chunk_pairs=chunk_pairs)
+        super().__init__(statistics, temperature=1.0, chunk_pairs=chunk_pairs)
         require(positive_scale > 0, "positive_scale", "more than 0", positive_scale)
         require(negative_scale > 0, "negative_scale", "more than 0", negative_scale)
         self.positive = (positive_threshold, positive_scale)
@@ -67,7 +68,8 @@ class Cbml(PairLoss):
         usable_R = (positives_R > 0) & (negatives_R > 0)
         nearest_R = torch.where(negative_RG, fixed_RG, -torch.inf).amax(1)
         furthest_R = torch.where(positive_RG, fixed_RG, torch.inf).amin(1)
-        # Each mines the other's extreme, so both kinds are mined or none.
+        # Positives are mined against the nearest negative and negatives against the furthest
+        # positive, so an anchor has mined pairs of both kinds or of neither.
         mined_R = usable_R & (furthest_R - self.margin < nearest_R)
         below_R = torch.where(mined_R, nearest_R + self.margin, -torch.inf)
         above_R = torch.where(mined_R, furthest_R - self.margin, torch.inf)
@@ -75,7 +77,8 @@ class Cbml(PairLoss):
         far_RG = (negative_RG & (fixed_RG > above_R[:, None])).to(s_RG)
         nearest_R, furthest_R = (torch.where(mined_R, x_R, 0) for x_R in (nearest_R, furthest_R))
 
-        # No entry is both, so one exponential does; it is 1 at the extremes and less elsewhere.
+        # A pair is either positive or negative, so one exponential serves both sums. Shifting by
+        # the extremes bounds the exponential by 1: it cannot overflow.
         (near_at, near_scale), (far_at, far_scale) = self.positive, self.negative
         slope_RG = far_RG / far_scale - near_RG / near_scale
         shift_RG = (
@@ -97,5 +100,5 @@ class Cbml(PairLoss):
 
 
 def _log(sum_R: Tensor) -> Tensor:
-    """Logarithm of sums that are 0 where nothing was mined; their value is not used."""
+    """Logarithm with a floor for rows without mined pairs, whose value is discarded."""
     return sum_R.clamp_min(1e-30).log()

@@ -1,11 +1,11 @@
-"""What every loss shares: one call signature, sums that add up over workers, one contrast formula.
+"""Base classes of the losses: one call signature, ratios of sums, one contrast formula.
 
-A loss is a few fractions ``sum over anchors / sum over anchors`` added together. Keeping numerator
-and denominator apart until the end is what makes a gathered batch exact: each worker adds its own
-anchors, the denominators are added over the workers, and only then divided (``encoders.gather``).
+A loss is the sum of a few ratios ``sum over anchors / sum over anchors``. Numerator and denominator
+stay apart until the end, which makes a gathered batch exact: each worker sums over its own anchors,
+the denominators are summed over the workers, and only then divided (``encoders.gather``).
 
 Shapes: B local anchors, R anchors of one chunk, G keys of the global batch, D dimension, C labels,
-T fractions of a loss.
+T ratios of a loss.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from encoders.losses.statistics import LabelStatistics
 from storage.errors import ConfigError
 
 Keys = tuple[Tensor, Tensor]
 Reduction = Literal["total", "anchor"]
 CHUNK_PAIRS = 2**22  # 16 MiB: less and the heap fragments, more and each matrix is mapped anew
-_ABSENT = -1e30  # a logit that takes no part: finite, so that 0 x _ABSENT is 0 and not NaN
+_ABSENT = -1e30  # logit of a key left out: finite, so that 0 x _ABSENT is 0 and not NaN
 
 
 class RatioSums(NamedTuple):
-    """The T fractions of a loss as sums over anchors; the loss is ``Σ_t numerator / denominator``.
+    """The T ratios of a loss as sums over anchors; the loss is ``Σ_t numerator / denominator``.
 
-    ``numerator_T`` carries the gradient; ``denominator_T`` (weights or anchors counted) has none.
+    ``numerator_T`` carries the gradient; ``denominator_T`` (a sum of weights or a count of anchors)
+    has none.
     """
 
     numerator_T: Tensor
@@ -35,14 +37,14 @@ class RatioSums(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """One term of a loss over some anchors; both are scalars, the denominator has no gradient."""
+    """One term of a loss over some anchors: two scalars, the denominator without a gradient."""
 
     numerator: Tensor
     denominator: Tensor
 
 
 def divide(sums: RatioSums) -> Tensor:
-    """Add the fractions up; one without any anchor counts as 0, with a gradient of 0."""
+    """Return the sum of the ratios; a ratio without any anchor is 0, with a gradient of 0."""
     denominator_T = torch.where(sums.denominator_T > 0, sums.denominator_T, 1)
     return (sums.numerator_T / denominator_T).sum()
 
@@ -51,12 +53,12 @@ class Loss(nn.Module):
     """A loss over local anchors and global keys.
 
     ``loss(z_BD, y_BC)`` is the loss of one batch. ``loss(z_BD, y_BC, keys=(z_GD, y_GC), offset=b)``
-    takes the B rows as the anchors and contrasts them with G keys; rows b..b+B of the keys are the
-    anchors themselves. Embeddings have unit norm; labels are multi-hot. bfloat16 and float16 are
-    computed in float32, also under autocast. A batch without a single usable anchor gives 0.
+    contrasts the B rows as anchors with G keys; rows b..b+B of the keys are the anchors themselves.
+    Embeddings have unit norm; labels are multi-hot. bfloat16 and float16 inputs are computed in
+    float32, also under autocast. The loss of a batch without a usable anchor is 0.
 
-    ``progress`` is the share of the training that is done, 0 to 1; the training loop sets it
-    before each step for the losses that change over time (``macl``, ``ifnd``).
+    ``progress`` is the completed share of the training, 0 to 1; the training loop sets it before
+    each step for the losses that change over time (``macl``, ``ifnd``).
     """
 
     progress: float = 1.0
@@ -64,7 +66,7 @@ class Loss(nn.Module):
     def forward(
         self, z_BD: Tensor, y_BC: Tensor, keys: Keys | None = None, offset: int = 0
     ) -> Tensor:
-        """Return the scalar loss; raises ConfigError when the shapes do not fit."""
+        """Return the scalar loss; raise ConfigError when the shapes do not fit."""
         return divide(self.sums(z_BD, y_BC, keys, offset))
 
     def sums(
@@ -76,24 +78,24 @@ class Loss(nn.Module):
         with torch.autocast(z_BD.device.type, enabled=False):
             z_BD, z_GD = _at_least_float32(z_BD), _at_least_float32(z_GD)
             y_BC, y_GC = y_BC.to(z_BD.dtype), y_GC.to(z_BD.dtype)
-            fractions = self.fractions(z_BD, y_BC, z_GD, y_GC, offset)
+            ratios = self.ratios(z_BD, y_BC, z_GD, y_GC, offset)
         return RatioSums(
-            torch.stack([fraction.numerator for fraction in fractions]),
-            torch.stack([fraction.denominator for fraction in fractions]).detach(),
+            torch.stack([ratio.numerator for ratio in ratios]),
+            torch.stack([ratio.denominator for ratio in ratios]).detach(),
         )
 
-    def fractions(
+    def ratios(
         self, z_BD: Tensor, y_BC: Tensor, z_GD: Tensor, y_GC: Tensor, offset: int
     ) -> Sequence[Ratio]:
-        """Return the loss's terms over these anchors; inputs are float32 or float64."""
+        """Return the terms of the loss over these anchors; inputs are float32 or float64."""
         raise NotImplementedError
 
 
 class Pairs:
-    """R anchors against G keys, with the label relations that losses are written in.
+    """R anchors against G keys, with the label relations that the losses are written in.
 
-    Matrices are (R, G), made on first use, and hold the pair of an anchor with itself too:
-    :meth:`set_self` writes that entry (row r, column offset + r).
+    Matrices are (R, G) and computed on first use. They contain the pair of an anchor with itself,
+    row r and column offset + r; :meth:`set_self` overwrites that entry.
     """
 
     def __init__(
@@ -115,7 +117,7 @@ class Pairs:
 
     @cached_property
     def shared_RG(self) -> Tensor:
-        """``|Y_i ∩ Y_j|``, whole numbers."""
+        """``|Y_i ∩ Y_j|``, integers as floats."""
         return self.y_RC @ self.y_GC.T
 
     @cached_property
@@ -136,11 +138,11 @@ class Pairs:
 
     @cached_property
     def any_RG(self) -> Tensor:
-        """1 where a label is shared, else 0."""
+        """1 where anchor and key share a label, else 0."""
         return (self.shared_RG > 0).to(self.shared_RG.dtype)
 
     def set_self(self, matrix_RG: Tensor, value: float) -> Tensor:
-        """Write ``value`` in place where an anchor meets itself, and return the matrix."""
+        """Write ``value`` in place at each anchor's pair with itself; return the matrix."""
         rows = len(self.z_RD)
         matrix_RG[:, self.offset : self.offset + rows].diagonal().fill_(value)
         return matrix_RG
@@ -152,10 +154,10 @@ def contrast(
     logits_RK: Tensor,
     *,
     reduction: Reduction = "anchor",
-    log_presence_RK: Tensor | None = None,
+    log_negative_weight_RK: Tensor | None = None,
     count_R: Tensor | None = None,
 ) -> Ratio:
-    """Return the weighted contrastive sum that all these losses are made of.
+    """Return the weighted contrastive sum that the pair losses are built from.
 
     ``- Σ_i u_i Σ_p w_ip log( exp(l_ip) / Σ_{a≠i} v_ia exp(l_ia) )  over  Σ_i n_i`` with
 
@@ -168,18 +170,23 @@ def contrast(
     pairs
         The anchors and keys. K ≥ G: columns from G on are further keys, such as prototypes.
     weight_RK
-        ``w_ip ≥ 0``, zero for what is no positive. Overwritten where an anchor meets itself.
+        ``w_ip ≥ 0``, zero for keys that are not positives. Each anchor's pair with itself is
+        overwritten.
     logits_RK
-        ``l_ia``, similarity over temperature. Overwritten where an anchor meets itself.
-    log_presence_RK
-        ``log v_ia`` of the keys in the denominator; None for v = 1.
+        ``l_ia``, similarity over temperature. Each anchor's pair with itself is overwritten.
+    log_negative_weight_RK
+        ``log v_ia``, the weight of the keys in the denominator; None for v = 1.
+    count_R
+        ``n_i``, the count of each anchor in the denominator of the ratio.
     """
     weight_RK = pairs.set_self(weight_RK, 0.0)
     logits_RK = pairs.set_self(logits_RK, _ABSENT)
-    present_RK = logits_RK if log_presence_RK is None else logits_RK + log_presence_RK
+    weighted_RK = logits_RK
+    if log_negative_weight_RK is not None:
+        weighted_RK = logits_RK + log_negative_weight_RK
     total_R = weight_RK.sum(1)
     # Σ_p w (lse - l): two row sums instead of a matrix of log-probabilities.
-    value_R = total_R * present_RK.logsumexp(1) - (weight_RK * logits_RK).sum(1)
+    value_R = total_R * weighted_RK.logsumexp(1) - (weight_RK * logits_RK).sum(1)
     if count_R is not None:
         return Ratio(value_R.sum(), count_R.sum())
     if reduction == "total":
@@ -190,36 +197,44 @@ def contrast(
 
 
 class PairLoss(Loss):
-    """A loss whose terms are sums over anchors of one row of pairs each, so rows can be chunked.
+    """A loss whose terms are sums over anchors, each over one row of pairs; rows can be chunked.
 
     Parameters
     ----------
+    statistics
+        Label counts of the training set; subclasses that use the counts keep them.
     temperature
         ``τ``, divides the similarities.
     chunk_pairs
-        Most pairs whose matrices exist at once. More rows are evaluated chunk by chunk and
-        recomputed in the backward pass: peak memory is a few matrices of ``chunk_pairs`` floats
+        Largest number of pairs whose matrices exist at once. More rows are evaluated chunk by chunk
+        and recomputed in the backward pass: peak memory is a few matrices of ``chunk_pairs`` floats
         (at least one row of G), the gradient is the same.
     """
 
-    def __init__(self, *, temperature: float, chunk_pairs: int = CHUNK_PAIRS) -> None:
+    def __init__(
+        self,
+        statistics: LabelStatistics,
+        *,
+        temperature: float = 0.1,
+        chunk_pairs: int = CHUNK_PAIRS,
+    ) -> None:
         super().__init__()
         require(temperature > 0, "temperature", "more than 0", temperature)
         require(chunk_pairs > 0, "chunk_pairs", "more than 0", chunk_pairs)
         self.temperature, self.chunk_pairs = temperature, chunk_pairs
 
     def terms(self, pairs: Pairs) -> Sequence[Ratio]:
-        """Return the loss's fractions over the anchors of ``pairs``."""
+        """Return the ratios of the loss over the anchors of ``pairs``."""
         raise NotImplementedError
 
     def prepare(self, z_GD: Tensor, y_GC: Tensor) -> Tensor | None:
-        """Return what must be known of all keys before the first chunk (``Pairs.known_G``)."""
+        """Return a value per key that all chunks need (``Pairs.known_G``), or None."""
         return None
 
-    def fractions(
+    def ratios(
         self, z_BD: Tensor, y_BC: Tensor, z_GD: Tensor, y_GC: Tensor, offset: int
     ) -> Sequence[Ratio]:
-        """Evaluate :meth:`terms` in chunks of rows and add them up."""
+        """Return the sums of :meth:`terms` over chunks of rows."""
         known_G = self.prepare(z_GD.detach(), y_GC)
         rows = max(1, self.chunk_pairs // max(len(z_GD), 1))
 
@@ -255,7 +270,7 @@ def sum_of(scalars: Sequence[Tensor]) -> Tensor:
 
 
 def require(holds: bool, option: str, expected: str, got: object) -> None:
-    """Raise ConfigError naming the loss option unless ``holds``."""
+    """Raise a ConfigError that names the loss option unless ``holds``."""
     if not holds:
         raise ConfigError(f"loss option {option}: expected {expected}, got {got!r}")
 

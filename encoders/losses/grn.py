@@ -4,33 +4,24 @@ from collections.abc import Sequence
 
 import torch
 
-from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio
-from encoders.losses.statistics import LabelStatistics
+from encoders.losses.core import PairLoss, Pairs, Ratio
 
 
 class Grn(PairLoss):
     """``L = mean_i  -log( Σ_{a≠i} w_ia exp(s_ia/τ) / Σ_{a≠i} exp(s_ia/τ) )``.
 
-    ``w_ia = (C - Hamming(y_i, y_a)) / C``, the share of labels on which both agree, present or
-    absent: an empty label set is "none of the labels". It stands *inside* the logarithm (a
-    weighted neighbourhood probability). The paper's memory bank is the trainer's key queue.
+    ``w_ia = (C - Hamming(y_i, y_a)) / C`` is the share of labels, present or absent, on which both
+    agree; an empty label set is a row of zeros. The weight stands *inside* the logarithm (a
+    weighted neighbourhood probability). The key queue of the trainer replaces the paper's memory
+    bank.
 
     References
     ----------
     Kang et al., Graph Relation Network, IEEE TGRS 2020.
     """
 
-    def __init__(
-        self,
-        statistics: LabelStatistics,
-        *,
-        temperature: float = 0.1,
-        chunk_pairs: int = CHUNK_PAIRS,
-    ) -> None:
-        super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
-
     def terms(self, pairs: Pairs) -> Sequence[Ratio]:
-        """Return the mean over the anchors that agree with somebody on a label."""
+        """Return the mean over the anchors that agree with a key on at least one label."""
         classes = pairs.y_RC.shape[1]
         hamming_RG = pairs.size_R[:, None] + pairs.size_G - 2 * pairs.shared_RG
         weight_RG = pairs.set_self((classes - hamming_RG) / max(classes, 1), 0.0)

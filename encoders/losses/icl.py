@@ -1,4 +1,4 @@
-"""Intra-label contrastive loss (ICL): the labels of one sample against those it lacks."""
+"""Intra-label contrastive loss (ICL): present against absent labels within one sample."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from encoders.losses.bce import classification
 from encoders.losses.core import Loss, Ratio, require
 from encoders.losses.statistics import LabelStatistics
 
-_LEAST = 1e-12  # the norm of a token that is 0
+_LEAST = 1e-12  # lower bound of a token's norm
 
 
 class Icl(Loss):
@@ -17,10 +17,10 @@ class Icl(Loss):
 
     ``q_ick = exp(t_ic·t_ik/τ) / Σ_{l≠c} exp(t_ic·t_il/τ)``; λ is ``share``.
 
-    Sample i gives each label a token ``t_ic = normalize(z_i ∘ e_c)`` from a learned embedding
-    ``e_c``. ``A_c(i)`` are the other labels of the same kind: present if c is present, absent if c
-    is absent. The contrast stays inside one sample, so keys and gathering do not matter. In the
-    paper the tokens are the text encoder's; images have none, hence ``z_i ∘ e_c``.
+    Each label of sample i has a token ``t_ic = normalize(z_i ∘ e_c)`` with a learned embedding
+    ``e_c``. ``A_c(i)`` are the other labels with the same state as c: present if c is present,
+    absent if c is absent. The contrast stays inside one sample, so the keys are not used. The
+    paper takes the tokens from a text encoder; images have none, hence ``z_i ∘ e_c``.
 
     References
     ----------
@@ -42,10 +42,10 @@ class Icl(Loss):
         self.classifier = nn.Linear(dimension, statistics.classes)
         self.e_CD = nn.Parameter(torch.randn(statistics.classes, dimension))
 
-    def fractions(
+    def ratios(
         self, z_BD: Tensor, y_BC: Tensor, z_GD: Tensor, y_GC: Tensor, offset: int
     ) -> Sequence[Ratio]:
-        """Return the classification term and the contrast of label tokens."""
+        """Return the classification term and the contrast of the label tokens."""
         itself = torch.eye(y_BC.shape[1], dtype=torch.bool, device=z_BD.device)
         logits_BCC = (self._cosines(z_BD) / self.temperature).masked_fill(itself, -1e30)
         alike_BCC = (y_BC[:, :, None] == y_BC[:, None]).masked_fill(itself, False).to(z_BD)
@@ -59,7 +59,7 @@ class Icl(Loss):
         ]
 
     def _cosines(self, z_BD: Tensor) -> Tensor:
-        """Return ``t_ic·t_ik`` (B, C, C) by one product of ``z²`` and ``e_c∘e_k``."""
+        """Return ``t_ic·t_ik``, shape (B, C, C), from one product of ``z²`` and ``e_c∘e_k``."""
         pairs_PD = (self.e_CD[:, None] * self.e_CD).flatten(0, 1)
         classes = len(self.e_CD)
         products_BCC = (z_BD.square() @ pairs_PD.T).reshape(-1, classes, classes)

@@ -1,4 +1,4 @@
-"""Incremental false negative detection: near-duplicates without a common label are no negatives."""
+"""Incremental false negative detection (IFND): near-duplicates leave the negatives."""
 
 from collections.abc import Sequence
 
@@ -10,19 +10,20 @@ from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio, contrast, 
 from encoders.losses.statistics import LabelStatistics
 
 _ROUNDS = 10
-_OUT = -1e9  # log v of a removed key
+_REMOVED = -1e9  # log v of a removed key
 
 
 class Ifnd(PairLoss):
-    """SupCon over any shared label, whose denominator leaves out probable false negatives.
+    """SupCon over any shared label; the denominator leaves out probable false negatives.
 
     ``L = mean_i  -1/|P(i)| Σ_{p∈P(i)} log( exp(s_ip/τ) / Σ_{a≠i, a∉F(i)} exp(s_ia/τ) )``. F(i) are
-    keys that share no label with i but lie in the same cluster of the batch's embeddings (spherical
-    k-means), both among the most confident ``share · progress`` of the keys; confidence is the
-    margin between the nearest and the second nearest centre. ``progress`` grows with the training.
+    keys that share no label with i but are in the same cluster of the batch's embeddings (spherical
+    k-means), with both samples among the most confident ``share · progress`` of the keys. The
+    confidence is the margin between the nearest and the second nearest centre. ``progress`` grows
+    during the training.
 
-    The paper clusters the whole training set between epochs; here it is the gathered keys of the
-    step, the same on every worker.
+    The paper clusters the whole training set between epochs; this implementation clusters the
+    gathered keys of a step, with the same result on every worker.
 
     References
     ----------
@@ -39,20 +40,20 @@ class Ifnd(PairLoss):
         temperature: float = 0.1,
         chunk_pairs: int = CHUNK_PAIRS,
     ) -> None:
-        super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
+        super().__init__(statistics, temperature=temperature, chunk_pairs=chunk_pairs)
         require(clusters >= 2, "clusters", "2 or more", clusters)
         require(0 <= share <= 1, "share", "0 to 1", share)
         self.clusters, self.share = clusters, share
 
     def prepare(self, z_GD: Tensor, y_GC: Tensor) -> Tensor | None:
-        """Return the cluster of each accepted key and -1 for the others, shape (G,)."""
-        accepted = int(self.share * self.progress * len(z_GD))
-        if accepted < 2 or len(z_GD) <= self.clusters:
+        """Return the cluster of each confident key and -1 for the other keys, shape (G,)."""
+        confident = int(self.share * self.progress * len(z_GD))
+        if confident < 2 or len(z_GD) <= self.clusters:
             return None
         near_GK = z_GD @ _centres(z_GD, self.clusters).T
         best_G2, own_G2 = near_GK.topk(2, dim=1)
         order = (best_G2[:, 1] - best_G2[:, 0]).argsort(stable=True)
-        return own_G2[:, 0].index_fill(0, order[accepted:], -1)
+        return own_G2[:, 0].index_fill(0, order[confident:], -1)
 
     def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over the anchors with a positive."""
@@ -60,13 +61,16 @@ class Ifnd(PairLoss):
         if pairs.known_G is not None:
             own_R = pairs.known_G[pairs.offset : pairs.offset + len(pairs.z_RD)]
             same_RG = (own_R[:, None] == pairs.known_G) & (own_R[:, None] >= 0)
-            removed_RG = (same_RG & (pairs.shared_RG == 0)).to(pairs.shared_RG) * _OUT
+            removed_RG = (same_RG & (pairs.shared_RG == 0)).to(pairs.shared_RG) * _REMOVED
         logits_RG = pairs.similarity_RG / self.temperature
-        return [contrast(pairs, pairs.any_RG, logits_RG, log_presence_RK=removed_RG)]
+        return [contrast(pairs, pairs.any_RG, logits_RG, log_negative_weight_RK=removed_RG)]
 
 
 def _centres(z_GD: Tensor, clusters: int) -> Tensor:
-    """Spherical k-means from evenly spaced rows; an empty cluster keeps its centre."""
+    """Return the centres of spherical k-means, started from evenly spaced rows, shape (K, D).
+
+    An empty cluster keeps its centre.
+    """
     start = torch.linspace(0, len(z_GD) - 1, clusters, device=z_GD.device).long()
     centre_KD = z_GD[start]
     for _ in range(_ROUNDS):

@@ -35,13 +35,13 @@ class Jspcl(Jaccard):
         require(0 < share < 1, "share", "between 0 and 1", share)
         self.classifier, self.share = nn.Linear(dimension, statistics.classes), share
 
-    def fractions(
+    def ratios(
         self, z_BD: Tensor, y_BC: Tensor, z_GD: Tensor, y_GC: Tensor, offset: int
     ) -> Sequence[Ratio]:
-        """Return the two terms."""
+        """Return the classification term and the contrast of the probabilities."""
         logits_BC, logits_GC = self.classifier(z_BD), self.classifier(z_GD)
         q_BC, q_GC = normalize(logits_BC.sigmoid(), dim=1), normalize(logits_GC.sigmoid(), dim=1)
-        (contrast,) = super().fractions(q_BC, y_BC, q_GC, y_GC, offset)
+        (contrast,) = super().ratios(q_BC, y_BC, q_GC, y_GC, offset)
         labels = classification(logits_BC, y_BC)
         return [
             Ratio((1 - self.share) * labels.numerator, labels.denominator),

@@ -1,8 +1,8 @@
 """MACL: multi-label adaptive contrastive learning, the default loss.
 
-The paper's equations are not public to this project; its abstract and code notes fix the parts
-(pairwise label reweighting, dynamic temperature scaling, label-aware negatives). This is our
-statement of them, every part with a switch, so that each is one row of an ablation.
+The equations of the paper are not public; the abstract and the code notes name the parts (pairwise
+label reweighting, dynamic temperature scaling, label-aware negatives). This module states each part
+with a switch of its own, so that each is one row of an ablation.
 """
 
 from collections.abc import Sequence
@@ -31,49 +31,53 @@ class Macl(PairLoss):
     """``L = mean_i  -1/Σ_p w_ip Σ_{p∈P(i)} w_ip log q_ip``.
 
     ``q_ip = exp(s_ip/τ_ip) / Σ_{a≠i} v_ia exp(s_ia/τ_ia)``; P(i) shares a label with i;
-    ``S = Y_i ∩ Y_p``. The counts n, N and the means J̄, ρ̄ come from the training set, never from
-    the batch. Anchors without a positive take no part.
+    ``S = Y_i ∩ Y_p``. The counts n, N and the means J̄, ρ̄ are those of the training set, not of the
+    batch. Anchors without a positive leave the mean.
 
     Parameters
     ----------
     statistics
         Label counts of the training set.
     reweighting
-        Pairwise label reweighting (PLR): shared and rare label combinations pull harder. With
-        ``r_c = δ (N/n_c)^β``, ``"sets"`` sums ``Π_{c∈T} r_c`` over all non-empty T ⊆ S, as a share
-        of the sum over T ⊆ Y_i: ``w_ip = (Π_{c∈S} (1 + r_c) - 1) / (Π_{c∈Y_i} (1 + r_c) - 1)``.
+        Pairwise label reweighting (PLR): shared and rare label combinations weigh more. With the
+        rarity ``r_c = δ (N/n_c)^β``, ``"sets"`` sums ``Π_{c∈T} r_c`` over all non-empty T ⊆ S, as a
+        share of the sum over T ⊆ Y_i:
+        ``w_ip = (Π_{c∈S} (1 + r_c) - 1) / (Π_{c∈Y_i} (1 + r_c) - 1)``.
         ``"pairs"``: ``Σ_{c≤d, both in S} (N/n_cd)^β``; ``"labels"``: ``Σ_{c∈S} (N/n_c)^β``;
         ``"product"``: the mean of ``(N/n_cd)^β`` over all (c, d) of Y_i × Y_p; ``"none"``: 1.
     beta, discount
-        Exponent β of the reweighting, and what each further label of a set counts, δ. With β = 0
-        and δ = 1 ``"sets"`` weighs by ``2^|S| - 1``, the gain of nDCG; towards δ = 0 by
-        ``"labels"``.
+        Exponent β of the reweighting, and the factor δ of each further label of a set. With β = 0
+        and δ = 1 ``"sets"`` weighs by ``2^|S| - 1``, the gain of nDCG; as δ approaches 0 the
+        weights approach those of ``"labels"``.
     temperature, temperature_start, alpha, gamma, temperature_min, temperature_max
         Dynamic temperature scaling (DTS): ``τ_ij = clip(τ0 (1 + α (J_ij - J̄)) (1 + γ (ρ_i - ρ̄)))``
-        with ρ_i the mean of ``1 - n_c/N`` over Y_i (ρ̄ for an empty set). α > 0 softens pairs with
-        much overlap; γ < 0 sharpens the temperature of anchors with rare labels. τ0 is
-        ``temperature``; with a start it is ``start + progress (temperature - start)``.
+        with ρ_i the mean of ``1 - n_c/N`` over Y_i (ρ̄ for an empty set). α > 0 raises the
+        temperature of pairs with a large overlap; γ < 0 lowers the temperature of anchors with rare
+        labels. τ0 is ``temperature``, or ``start + progress (temperature - start)`` when
+        ``temperature_start`` is given.
     kappa
-        Label-aware negatives: ``v_ia = exp(κ s_ia)`` (no gradient, scaled to mean 1 per anchor)
-        where Y_i and Y_a are disjoint, else 1: a partly overlapping sample is never pushed harder.
+        Label-aware negatives, with the negative weight ``v_ia = exp(κ s_ia)`` (no gradient, scaled
+        to mean 1 per anchor) where Y_i and Y_a are disjoint, else 1: the weight of a partly
+        overlapping sample is never raised.
     prototypes
-        π > 0: one learned unit vector per label joins the keys of every anchor, with that label as
-        its label set and π times the weight a sample would have, so that no label lacks a positive.
-        Needs ``dimension``.
+        π > 0 adds one learned unit vector per label to the keys of every anchor, with that label as
+        its label set and π times the weight of a sample, so that every label has a positive.
+        Requires ``dimension``.
     weighted
-        Positives are weighted by ``J_ip`` as well.
+        Also weight positives by ``J_ip``.
     exactness, exactness_power
-        The dial λ between coverage (0) and exactness: adds λ times SupCon (mean over anchors, τ0)
-        with positives weighted by ``J_ip^q``, without prototypes, and raises α by ``λ / (1 + λ)``.
+        The trade-off λ between coverage (0) and exactness: adds λ times SupCon (mean over anchors,
+        τ0) with positives weighted by ``J_ip^q``, without prototypes, and raises α by
+        ``λ / (1 + λ)``.
     reduction
         ``"anchor"``: the mean over anchors of each anchor's weighted mean, as above; ``"total"``:
         one weighted mean over all positives, ``Σ_i Σ_p (..) / Σ_i Σ_p w_ip``.
 
     Notes
     -----
-    A pair with ``"sets"`` weighs at most 1, which it does where ``Y_i ⊆ Y_p``.
-    ``reweighting="none", alpha=0, gamma=0, kappa=0`` is SupCon over any shared label; with
-    ``reweighting="labels", beta=1, reduction="total"`` it is close to MulSupCon.
+    The weight of a pair with ``"sets"`` is at most 1, reached where ``Y_i ⊆ Y_p``.
+    ``reweighting="none", alpha=0, gamma=0, kappa=0`` is SupCon over any shared label;
+    ``reweighting="labels", beta=1, reduction="total"`` is close to MulSupCon.
 
     References
     ----------
@@ -109,7 +113,7 @@ class Macl(PairLoss):
         temperature_max: float = 1.0,
         chunk_pairs: int = CHUNK_PAIRS,
     ) -> None:
-        super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
+        super().__init__(statistics, temperature=temperature, chunk_pairs=chunk_pairs)
         modes = get_args(Reweighting)
         require(reweighting in modes, "reweighting", f"one of {modes}", reweighting)
         require(reduction in ("total", "anchor"), "reduction", "'total' or 'anchor'", reduction)
@@ -137,7 +141,7 @@ class Macl(PairLoss):
             self.prototype_CD = nn.Parameter(torch.randn(statistics.classes, dimension or 0))
 
     def _count(self, statistics: LabelStatistics, beta: float, discount: float) -> None:
-        """Keep the rarity of each label and the weight of each label pair as buffers."""
+        """Store the rarity of each label and the weight of each label pair as buffers."""
         counts_CC = torch.tensor(statistics.pair_counts, dtype=torch.float64)
         weight_CC = (statistics.rows / counts_CC.clamp_min(1)).pow(beta)
         if self.reweighting == "labels":
@@ -145,8 +149,8 @@ class Macl(PairLoss):
         else:
             first, second = torch.triu_indices(statistics.classes, statistics.classes)
         self.register_buffer("rarity_C", 1 - counts_CC.diagonal() / statistics.rows, False)
-        reach_C = discount * weight_CC.diagonal()
-        self.register_buffer("log1p_rarity_C", torch.log1p(reach_C), False)
+        # r_c of `reweighting`; rarity_C above is 1 - n_c/N, the rarity that ρ_i averages.
+        self.register_buffer("log1p_rarity_C", torch.log1p(discount * weight_CC.diagonal()), False)
         self.register_buffer("weight_CC", weight_CC, False)
         self.register_buffer("pair_first_P", first, False)
         self.register_buffer("pair_second_P", second, False)
@@ -157,24 +161,24 @@ class Macl(PairLoss):
         full = self._with_prototypes(pairs) if self.prototypes else pairs
         weight_RK = self.positive_weights(full)
         weight_RK[:, len(pairs.z_GD) :] *= self.prototypes
-        fractions = [
+        ratios = [
             contrast(
                 full,
                 weight_RK,
                 full.similarity_RG / self.temperatures(full),
                 reduction=self.reduction,
-                log_presence_RK=self.log_presence(full) if self.kappa else None,
+                log_negative_weight_RK=self.log_negative_weights(full) if self.kappa else None,
             )
         ]
         if self.exactness:
             power_RG = pairs.jaccard_RG.pow(self.exactness_power)
             plain = contrast(pairs, power_RG, pairs.similarity_RG / self.current_temperature)
-            fractions.append(Ratio(self.exactness * plain.numerator, plain.denominator))
-        return fractions
+            ratios.append(Ratio(self.exactness * plain.numerator, plain.denominator))
+        return ratios
 
     @property
     def current_temperature(self) -> float:
-        """τ0 at this point of the training."""
+        """τ0 at the current ``progress``."""
         return self.temperature_start + self.progress * (self.temperature - self.temperature_start)
 
     def _with_prototypes(self, pairs: Pairs) -> Pairs:
@@ -185,7 +189,7 @@ class Macl(PairLoss):
         return Pairs(pairs.z_RD, pairs.y_RC, *keys, pairs.offset)
 
     def positive_weights(self, pairs: Pairs) -> Tensor:
-        """Return ``w_ip``, shape (R, G), zero where no label is shared."""
+        """Return ``w_ip``, shape (R, G), zero for pairs without a shared label."""
         if self.reweighting == "none":
             weight_RG = pairs.any_RG.clone()
         elif self.reweighting == "product":
@@ -197,10 +201,11 @@ class Macl(PairLoss):
         return weight_RG.mul_(pairs.jaccard_RG) if self.weighted else weight_RG
 
     def _set_share(self, y_RC: Tensor, y_GC: Tensor) -> Tensor:
-        """``(Π_{c∈S} (1 + r_c) - 1) / (Π_{c∈Y_i} (1 + r_c) - 1)``, in logarithms: no overflow."""
-        reach_RC = y_RC * self.log1p_rarity_C.to(y_RC.dtype)
-        own_R1 = reach_RC.sum(1, keepdim=True)
-        shared_RG = reach_RC @ y_GC.T
+        """``(Π_{c∈S} (1 + r_c) - 1) / (Π_{c∈Y_i} (1 + r_c) - 1)``, in logarithms."""
+        log1p_rarity_RC = y_RC * self.log1p_rarity_C.to(y_RC.dtype)
+        own_R1 = log1p_rarity_RC.sum(1, keepdim=True)
+        shared_RG = log1p_rarity_RC @ y_GC.T
+        # Both products are divided by Π_{c∈Y_i} (1 + r_c), so every exponent is at most 0.
         weight_RG = (shared_RG - own_R1).exp_().sub_((-own_R1).exp())
         whole_R1 = -torch.expm1(-own_R1)
         return weight_RG.div_(whole_R1.clamp_min_(torch.finfo(whole_R1.dtype).tiny))
@@ -217,7 +222,7 @@ class Macl(PairLoss):
         return weight_RG
 
     def _product_mean(self, pairs: Pairs) -> Tensor:
-        """Mean of ``(N/n_cd)^β`` over Y_i × Y_p, where a label is shared."""
+        """Mean of ``(N/n_cd)^β`` over Y_i × Y_p; zero for pairs without a shared label."""
         weight_RG = pairs.y_RC @ self.weight_CC.to(pairs.y_RC.dtype) @ pairs.y_GC.T
         weight_RG /= (pairs.size_R[:, None] * pairs.size_G).clamp_min_(1)
         return weight_RG.mul_(pairs.any_RG)
@@ -233,8 +238,11 @@ class Macl(PairLoss):
             scale = scale * (1 + self.alpha * (pairs.jaccard_RG - self.mean_jaccard))
         return scale.clamp(*self.temperature_limits)
 
-    def log_presence(self, pairs: Pairs) -> Tensor:
-        """Return ``log v_ia``: hardness of disjoint keys (v has mean 1 over them), else 0."""
+    def log_negative_weights(self, pairs: Pairs) -> Tensor:
+        """Return ``log v_ia``, shape (R, G): 0 for keys that are not disjoint from the anchor.
+
+        Over the disjoint keys of an anchor ``v`` has mean 1.
+        """
         negative_RG = pairs.set_self(pairs.shared_RG == 0, False)
         hardness_RG = (self.kappa * pairs.similarity_RG.detach()).masked_fill_(
             ~negative_RG, -torch.inf

@@ -1,4 +1,4 @@
-"""MSC: every label has a learned prototype, so that no label is ever without a positive."""
+"""MSC: a learned prototype per label, so that every label has a positive."""
 
 from collections.abc import Sequence
 
@@ -18,13 +18,14 @@ class Msc(PairLoss):
         L = mean_i  -1/|Y_i| Σ_{c∈Y_i} [ Σ_{k≠i} M_ikc/N_ic log q_ik + 1/N_ic log q_ic ]
         q_ix = exp(s_ix/τ) / ( β Σ_{k≠i} exp(s_ik/τ) + Σ_c exp(s_ic/τ) )
 
-    s_ic is the similarity with the unit-norm prototype of label c; all its |Y_i| weights add up to
-    1 per label. β > 0 weakens the batch as negatives, α = 0 makes prototypes the only positives.
+    s_ic is the similarity with the unit-norm prototype of label c. The weights of an anchor sum to
+    1 over each of its |Y_i| labels. β > 0 weakens the batch as negatives; with α = 0 the prototypes
+    are the only positives.
 
     References
     ----------
     Audibert et al., Exploring Contrastive Learning for Long-Tailed Multi-Label Text
-    Classification, ECML PKDD 2024; defaults as in its published configuration.
+    Classification, ECML PKDD 2024; the defaults are those of the published configuration.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Msc(PairLoss):
         temperature: float = 0.1,
         chunk_pairs: int = CHUNK_PAIRS,
     ) -> None:
-        super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
+        super().__init__(statistics, temperature=temperature, chunk_pairs=chunk_pairs)
         require(alpha >= 0, "alpha", "0 or more", alpha)
         require(beta > 0, "beta", "more than 0", beta)
         self.alpha, self.beta = alpha, beta
@@ -54,13 +55,16 @@ class Msc(PairLoss):
                 pairs,
                 torch.cat([share_RG, share_RC], 1),
                 torch.cat([pairs.similarity_RG, near_RC], 1) / self.temperature,
-                log_presence_RK=torch.cat([batch_RG, torch.zeros_like(share_RC)], 1),
+                log_negative_weight_RK=torch.cat([batch_RG, torch.zeros_like(share_RC)], 1),
                 count_R=labelled_R,
             )
         ]
 
     def _weights(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Return ``Σ_c M_ikc / N_ic / |Y_i|`` and, of the prototypes, ``1 / N_ic / |Y_i|``."""
+        """Return the weights of the keys and of the prototypes.
+
+        ``Σ_c M_ikc / N_ic / |Y_i|``, shape (R, G), and ``1 / N_ic / |Y_i|``, shape (R, C).
+        """
         union_RG = (pairs.size_R[:, None] + pairs.size_G - pairs.shared_RG).clamp_min(1)
         overlap_RG = pairs.set_self(self.alpha / union_RG, 0.0)
         share_RC = pairs.y_RC / (overlap_RG @ pairs.y_GC + 1) / pairs.size_R.clamp_min(1)[:, None]

@@ -1,4 +1,4 @@
-"""Similarity-dissimilarity loss: five relations of two label sets in one weight."""
+"""Similarity-dissimilarity loss: one weight for the five relations of two label sets."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,12 @@ from encoders.losses.statistics import LabelStatistics
 class SimDis(PairLoss):
     """``L = mean_i  -1/|P(i)| Σ_{p∈P(i)} K^s_ip K^d_ip log( exp(s_ip/τ) / Σ_{a≠i} exp(s_ia/τ) )``.
 
-    ``K^s_ip = |Y_i ∩ Y_p| / |Y_i|`` and ``K^d_ip = 1 / (1 + |Y_p - Y_i|)``: the anchor's set is the
-    one that similarity is measured against, the candidate's surplus is dissimilarity. P(i) shares
-    a label with i. For |Y_i| = 3: disjoint 0, equal 1, one shared and two extra 1/9, two of the
-    three 2/3, all three and one extra 1/2. The weight stands outside the logarithm: inside it
-    would have no gradient. With single labels it is SupCon.
+    ``K^s_ip = |Y_i ∩ Y_p| / |Y_i|`` and ``K^d_ip = 1 / (1 + |Y_p - Y_i|)``: similarity is measured
+    against the anchor's set, dissimilarity by the additional labels of the candidate. P(i) are the
+    keys that share a label with i. Weights for |Y_i| = 3: disjoint 0, equal 1, one shared and two
+    additional labels 1/9, two of the three 2/3, all three and one additional label 1/2. The weight
+    stands outside the logarithm, where it scales the gradient. With single labels the loss is
+    SupCon.
 
     References
     ----------
@@ -28,7 +29,7 @@ class SimDis(PairLoss):
         temperature: float = 0.07,
         chunk_pairs: int = CHUNK_PAIRS,
     ) -> None:
-        super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
+        super().__init__(statistics, temperature=temperature, chunk_pairs=chunk_pairs)
 
     def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over the anchors that have a positive."""

@@ -2,33 +2,23 @@
 
 from collections.abc import Sequence
 
-from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio, contrast
-from encoders.losses.statistics import LabelStatistics
+from encoders.losses.core import PairLoss, Pairs, Ratio, contrast
 
 
 class Slcl(PairLoss):
     """``L = mean_{i,c}  -1/|P_c(i)| Σ_{p∈P_c(i)} log( exp(s_ip/τ) / Σ_{a≠i} exp(s_ia/τ) )``.
 
-    P_c(i) agrees with i on label c: both hold it or both lack it. As products of matrices
-    ``w_ip = Σ_c [ y_ic y_pc / (n_c - 1) + (1-y_ic)(1-y_pc) / (G - n_c - 1) ]``, n_c counted among
-    the G keys. Columns where nobody agrees with i leave the mean.
+    P_c(i) are the keys that agree with i on label c: both hold the label or both lack it. Written
+    as matrix products ``w_ip = Σ_c [ y_ic y_pc / (n_c - 1) + (1-y_ic)(1-y_pc) / (G - n_c - 1) ]``
+    with n_c counted among the G keys. Columns on which no key agrees with i leave the mean.
 
     References
     ----------
     Lin et al., Findings of ACL 2023 (arXiv 2212.00552).
     """
 
-    def __init__(
-        self,
-        statistics: LabelStatistics,
-        *,
-        temperature: float = 0.1,
-        chunk_pairs: int = CHUNK_PAIRS,
-    ) -> None:
-        super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
-
     def terms(self, pairs: Pairs) -> Sequence[Ratio]:
-        """Return the mean over all (anchor, column) with somebody who agrees."""
+        """Return the mean over all (anchor, column) for which a key agrees."""
         count_C = pairs.y_GC.sum(0)
         weight_RG, count_R = 0 * pairs.shared_RG, 0 * pairs.size_R
         for y_RC, y_GC, others_C in (

@@ -1,4 +1,4 @@
-"""What a loss knows about the training set: how often each label and each pair of labels occurs."""
+"""Label statistics of a training set: counts of each label and of each pair of labels."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,13 +21,13 @@ class LabelStatistics:
     rows
         N, the number of label rows.
     class_counts
-        ``n_c``, C integers: rows that hold label c.
+        ``n_c``, C integers: number of rows with label c.
     pair_counts
-        ``n_cd``, C × C integers: rows that hold both c and d; the diagonal is ``n_c``.
+        ``n_cd``, C × C integers: number of rows with both c and d; the diagonal is ``n_c``.
     mean_rarity
         Mean over the labelled rows of ``rho_i``, the mean of ``1 - n_c / N`` over the row's labels.
     mean_jaccard
-        Mean Jaccard overlap of two different rows, over at most 4,096 evenly spaced rows.
+        Mean Jaccard overlap of two different rows, measured on at most 4,096 evenly spaced rows.
     """
 
     rows: int
@@ -53,7 +53,7 @@ class LabelStatistics:
         Raises
         ------
         ConfigError
-            When the array is not two-dimensional, is empty or holds another value than 0 and 1.
+            When the array is not two-dimensional, is empty or contains values other than 0 and 1.
 
         Examples
         --------
@@ -81,12 +81,12 @@ class LabelStatistics:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+        """Return the counts as plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild from :meth:`to_dict`, also after a trip through JSON."""
+        """Rebuild from the values of :meth:`to_dict`, also after a JSON round trip."""
         return cls(
             rows=int(values["rows"]),
             class_counts=tuple(map(int, values["class_counts"])),
@@ -97,7 +97,8 @@ class LabelStatistics:
 
 
 def _mean_jaccard(y_NC: NDArray[np.float64]) -> float:
-    """Mean Jaccard overlap over the pairs of different rows (an even sample of a long table)."""
+    """Return the mean Jaccard overlap over pairs of different rows, on an even sample of rows."""
+    # Rows with equal label sets are counted once and weighted: U patterns instead of N rows.
     chosen = np.linspace(0, len(y_NC) - 1, min(len(y_NC), _SAMPLE_ROWS)).astype(int)
     patterns_UC, copies_U = np.unique(y_NC[chosen], axis=0, return_counts=True)
     shared_UU = patterns_UC @ patterns_UC.T

@@ -1,4 +1,4 @@
-"""Supervised contrastive loss, with the two usual readings of "same label" for label sets."""
+"""Supervised contrastive loss (SupCon) with two definitions of a positive for label sets."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,8 +12,9 @@ from encoders.losses.statistics import LabelStatistics
 class SupCon(PairLoss):
     """``L = mean_i  -1/|P(i)| Σ_{p∈P(i)} log( exp(s_ip/τ) / Σ_{a≠i} exp(s_ia/τ) )``.
 
-    ``positives="any"``: P(i) shares at least one label with i; ``"all"``: has the same label set.
-    Anchors without a positive leave the mean. An empty label set has no positives.
+    With ``positives="any"`` P(i) are the keys that share at least one label with i, with ``"all"``
+    the keys with the same label set. Anchors without a positive leave the mean. An empty label set
+    has no positives.
 
     References
     ----------
@@ -28,17 +29,17 @@ class SupCon(PairLoss):
         temperature: float = 0.1,
         chunk_pairs: int = CHUNK_PAIRS,
     ) -> None:
-        super().__init__(temperature=temperature, chunk_pairs=chunk_pairs)
+        super().__init__(statistics, temperature=temperature, chunk_pairs=chunk_pairs)
         require(positives in ("any", "all"), "positives", "'any' or 'all'", positives)
         self.positives = positives
 
     def terms(self, pairs: Pairs) -> Sequence[Ratio]:
-        """Return the mean over anchors of the mean over their positives."""
+        """Return the mean over the anchors of the mean over each anchor's positives."""
         weight_RG = pairs.any_RG if self.positives == "any" else same_set(pairs)
         return [contrast(pairs, weight_RG, pairs.similarity_RG / self.temperature)]
 
 
 def same_set(pairs: Pairs) -> Tensor:
-    """Return 1 where both label sets are equal and not empty, else 0, shape (R, G)."""
+    """Return 1 where the label sets are equal and not empty, else 0, shape (R, G)."""
     equal_RG = pairs.shared_RG * 2 == pairs.size_R[:, None] + pairs.size_G
     return equal_RG.to(pairs.shared_RG.dtype).mul_(pairs.any_RG)

@@ -12,8 +12,8 @@ from encoders.losses.statistics import LabelStatistics
 class Triplet(PairLoss):
     """``L = mean_i max(0, |z_i - z_p| - |z_i - z_n| + m)``, torch's ``triplet_margin_loss``.
 
-    p is the furthest key that shares a label with i, n the nearest that shares none; anchors
-    without either leave the mean.
+    p is the furthest key that shares a label with i, n the nearest key that shares none. Anchors
+    without a positive or without a negative leave the mean.
 
     References
     ----------
@@ -23,7 +23,7 @@ class Triplet(PairLoss):
     def __init__(
         self, statistics: LabelStatistics, *, margin: float = 0.2, chunk_pairs: int = CHUNK_PAIRS
     ) -> None:
-        super().__init__(temperature=1.0, chunk_pairs=chunk_pairs)
+        super().__init__(statistics, temperature=1.0, chunk_pairs=chunk_pairs)
         require(margin > 0, "margin", "more than 0", margin)
         self.margin = margin
 

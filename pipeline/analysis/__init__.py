@@ -1,1 +1,5 @@
-"""Figures about scenes and archives: band statistics, drift, labels, retrieval scores."""
+"""Statistics of scenes and archives: bands, drift, land-cover labels, retrieval scores.
+
+Reports that show them live in :mod:`workflows.report`, metrics of rankings in
+:mod:`encoders.metrics`.
+"""

@@ -1,1 +1,4 @@
-"""Cloud-free composites of many acquisitions, computed by Dask on the tile grid."""
+"""Cloud-free composites of many acquisitions, computed by Dask on the tile grid.
+
+Composites are written as scenes, and :mod:`storage.catalog` reads them like any other scene.
+"""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pipeline.analysis.periods import PeriodKind
 from pipeline.tiles.spec import GridSpec
 from storage.scene import CatalogSpec
+from storage.values import Count, check_limits
 
 _BLOCK_STEP_PX = 64
 
@@ -38,4 +39,7 @@ class CompositeSpec:
     period: PeriodKind = "month"
     grid: GridSpec = field(default_factory=lambda: GridSpec(tile_px=_BLOCK_STEP_PX))
     name: str = "composite"
-    block_bytes: int = 128 * 1024 * 1024
+    block_bytes: Count = 128 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        check_limits(self, "composite")

@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.datasets.images import Files, decode_image, image_side, open_files
-from pipeline.datasets.rows import Rows, SplitRule, write_rows
+from pipeline.datasets.rows import Rows, write_rows
+from pipeline.datasets.spec import SplitRule
 from storage.dataset import SPLITS, DatasetInfo
 from storage.errors import ConfigError, NotFoundError
 from storage.location import StorageOptions

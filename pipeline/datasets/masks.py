@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.datasets.images import Files, decode_image, decode_mask, open_files
-from pipeline.datasets.rows import Rows, SplitRule, write_rows
+from pipeline.datasets.rows import Rows, write_rows
+from pipeline.datasets.spec import SplitRule
 from storage.dataset import DatasetInfo
 from storage.errors import ConfigError, NotFoundError, SceneError
 from storage.location import StorageOptions

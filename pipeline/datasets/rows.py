@@ -4,7 +4,6 @@ An importer lists its rows first, which is quick and names what is missing early
 when a row is written. Where a dataset rests is `storage.dataset`.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,45 +20,6 @@ from storage.progress import Progress, ProgressSink
 _BATCH = 64
 
 ReadRow = Callable[[int], tuple[NDArray[Any], NDArray[np.uint8]]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SplitRule:
-    """How rows without a split of their own are divided.
-
-    Rows of one group share a split, which is drawn from a hash of the group's name, so it does not
-    depend on order and a larger import keeps the split of the rows it had.
-
-    Attributes
-    ----------
-    val, test
-        Expected share of each; the rest is train.
-    seed
-        Another seed draws another division.
-    """
-
-    val: float = 0.15
-    test: float = 0.15
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.val < 0 or self.test < 0 or self.val + self.test >= 1:
-            raise ConfigError(
-                f"split: val {self.val} and test {self.test} must not be negative, and "
-                "leave train rows"
-            )
-
-    def of(self, group: str) -> str:
-        """Return the split of a group.
-
-        Examples
-        --------
-        >>> SplitRule(val=0.0, test=0.0).of("anything")
-        'train'
-        """
-        digest = hashlib.sha256(f"{self.seed}:{group}".encode()).digest()
-        draw = int.from_bytes(digest[:8]) / 2**64
-        return "test" if draw < self.test else "val" if draw < self.test + self.val else "train"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

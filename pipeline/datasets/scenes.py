@@ -11,7 +11,8 @@ from pyproj import CRS
 
 from pipeline.analysis.landcover import TileLabels
 from pipeline.analysis.statistics import BandStatistics
-from pipeline.datasets.rows import SplitRule, finished
+from pipeline.datasets.rows import finished
+from pipeline.datasets.spec import SplitRule
 from pipeline.tiles.grid import TileGrid, grid_for_scene
 from pipeline.tiles.read import TileBatch, read_tiles
 from pipeline.tiles.spec import GridSpec, TileRules

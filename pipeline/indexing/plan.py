@@ -11,10 +11,10 @@ import numpy as np
 
 from pipeline.indexing.spec import IndexSpec
 from storage.errors import ConfigError
+from storage.index.kinds import Kind
 from storage.index.quantizer import (
     PQ_CODEWORDS,
     TRAINING_ROWS_PER_CENTRE,
-    Kind,
     ShardParameters,
 )
 from storage.index.shard import ID_BYTES, MASK_BYTES
@@ -112,7 +112,7 @@ def predicted_bytes(
     --------
     >>> p = ShardParameters(kind="ivf_sq8", dimension=128, nlist=1024)
     >>> predicted_bytes(p, 1_000_000, 0, 1, reranks=True) // 10**6
-    202
+    204
     """
     ids = ID_BYTES if reranks else 2 * ID_BYTES
     row = parameters.code_bytes + ids + _columns_bytes(classes) + MASK_BYTES

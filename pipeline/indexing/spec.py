@@ -4,11 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from storage.errors import ConfigError
-from storage.index.quantizer import KINDS, Kind
-
-_COUNTS = (
-    "shards", "rows_per_shard", "nlist", "memory_bytes", "builder_memory_bytes", "sample_rows",
-)  # fmt: skip
+from storage.index.kinds import KINDS, Kind
+from storage.values import Count, PositiveFraction, check_limits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,8 +16,10 @@ class IndexSpec:
     ----------
     kind
         How vectors are stored; ``auto`` is the most exact kind that fits ``memory_bytes``.
-    shards, rows_per_shard
-        How many shards; by default one for every ``rows_per_shard`` rows.
+    shards
+        Number of shards; by default one for every ``rows_per_shard`` rows.
+    rows_per_shard
+        Rows of a shard where ``shards`` is not given.
     nlist
         Lists of the coarse quantizer; by default about twice the square root of the rows.
     memory_bytes
@@ -41,13 +40,13 @@ class IndexSpec:
     """
 
     kind: Kind | Literal["auto"] = "auto"
-    shards: int | None = None
-    rows_per_shard: int = 1_000_000
-    nlist: int | None = None
-    memory_bytes: int | None = None
-    builder_memory_bytes: int | None = None
-    recall: float = 0.95
-    sample_rows: int = 262_144
+    shards: Count | None = None
+    rows_per_shard: Count = 1_000_000
+    nlist: Count | None = None
+    memory_bytes: Count | None = None
+    builder_memory_bytes: Count | None = None
+    recall: PositiveFraction = 0.95
+    sample_rows: Count = 262_144
     rerank: bool = True
     mapped: bool = False
     seed: int = 0
@@ -55,14 +54,9 @@ class IndexSpec:
     def __post_init__(self) -> None:
         if self.kind not in ("auto", *KINDS):
             raise ConfigError(f"index kind {self.kind!r} is unknown; give auto, {', '.join(KINDS)}")
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"index {name} is {value}; give at least 1")
+        check_limits(self, "index")
         if self.kind == "ivf_rabitq" and not self.rerank:
             raise ConfigError(
                 "index kind ivf_rabitq estimates scores and is always reranked; leave rerank on, "
                 "or choose ivf_opq"
             )
-        if not 0 < self.recall <= 1:
-            raise ConfigError(f"index recall is {self.recall}; give a value in (0, 1]")

@@ -1,4 +1,8 @@
-"""From scenes to rows of an archive: plan, kernels, the one committer and the driver."""
+"""From scenes to rows of an archive: plan, cost, kernels, the committer and the driver.
+
+Reading tiles lives in :mod:`pipeline.tiles`, the archive and its commits in
+:mod:`storage.archive`.
+"""
 
 from typing import TYPE_CHECKING
 

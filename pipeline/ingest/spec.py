@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.tiles.spec import GridSpec, TileRules
 from storage.archive.spec import ArchiveSpec
 from storage.scene import CatalogSpec, Rejected, Scene
+from storage.values import Count, Positive, check_limits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,9 +39,12 @@ class IngestSpec:
     rules: TileRules = field(default_factory=TileRules)
     labels_uri: str | None = None
     retry_quarantined: bool = False
-    batch_tiles: int = 16
-    segment_rows: int = 8192
-    commit_interval_s: float = 120.0
+    batch_tiles: Count = 16
+    segment_rows: Count = 8192
+    commit_interval_s: Positive = 120.0
+
+    def __post_init__(self) -> None:
+        check_limits(self, "ingest")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""How work reaches Ray and Dask: the session, task pools and the Dask scheduler.
+"""Access to Ray and Dask: the session, task pools and the Dask scheduler.
 
-What the work is lives in the other folders of :mod:`pipeline`.
+The work itself lives in the other folders of :mod:`pipeline`.
 """

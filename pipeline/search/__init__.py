@@ -1,6 +1,6 @@
 """From a query to hits: the client, one actor per node, replicas.
 
-Scanning shards lives in :mod:`storage.index`.
+Scanning shards lives in :mod:`storage.index`, building them in :mod:`pipeline.indexing`.
 """
 
 from typing import TYPE_CHECKING

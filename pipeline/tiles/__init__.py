@@ -1,1 +1,4 @@
-"""How scenes are cut into tiles: the grid, the rules and the reading of tiles. No Ray."""
+"""Cutting scenes into tiles: the grid, the rules and the reading of tiles. No Ray.
+
+Decoding and aligning rasters lives in :mod:`storage.raster`.
+"""

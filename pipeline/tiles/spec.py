@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from storage.errors import ConfigError
+from storage.values import Count, Fraction, Positive, check_limits
 
 Edge = Literal["pad", "shift", "drop"]
 
@@ -27,9 +28,9 @@ class GridSpec:
     """
 
     crs: str = "native"
-    resolution: float | Literal["native"] = "native"
+    resolution: Positive | Literal["native"] = "native"
     tile_px: int
-    stride_px: int | None = None
+    stride_px: Count | None = None
     anchor: tuple[float, float] = (0.0, 0.0)
 
 
@@ -50,12 +51,10 @@ class TileRules:
     """
 
     edge: Edge = "pad"
-    min_valid_fraction: float = 0.5
-    max_cloud_fraction: float = 1.0
+    min_valid_fraction: Fraction = 0.5
+    max_cloud_fraction: Fraction = 1.0
 
     def __post_init__(self) -> None:
         if self.edge not in get_args(Edge):
             raise ConfigError(f"tile rule edge is {self.edge!r}; give 'pad', 'shift' or 'drop'")
-        for name in ("min_valid_fraction", "max_cloud_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"tile rule {name} is {getattr(self, name)}; give 0 to 1")
+        check_limits(self, "tile rules")

@@ -57,8 +57,9 @@ class ResourceRequest:
 
         Examples
         --------
-        >>> ResourceRequest(workers=3, per_worker={"CPU": 4.0}).capacity([{"CPU": 6.0}, {"CPU":
-        8.0}]) 3
+        >>> request = ResourceRequest(workers=3, per_worker={"CPU": 4.0})
+        >>> request.capacity([{"CPU": 6.0}, {"CPU": 8.0}])
+        3
         """
         each = (
             min(int(node.get(kind, 0) // count) for kind, count in self.per_worker.items())

@@ -1,4 +1,4 @@
-"""What a training run is, in plain values: its settings, its place, its outcome."""
+"""Settings, location and result of a training run, in plain values."""
 
 import hashlib
 import json
@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from encoders.spec import LoopSpec
 from storage.errors import ConfigError
 from storage.location import StorageOptions, join_uri
 
-# Settings that may differ between two starts of one run: they decide where and how long it
-# runs, not what it learns from.
+# Settings that may differ between two starts of one run: they decide where a run executes and do
+# not change its result.
 RUNTIME = frozenset(
     {"workers", "cpus_per_worker", "device", "max_failures", "checkpoint_every_steps"}
     | {"features_uri"}
 )
-# Settings that a checkpoint depends on; nothing resumes across a change of them.
+# Settings that a checkpoint depends on: a run cannot resume after a change of one of these.
 FIXED = frozenset(
     {"backbone", "backbone_options", "pretrained", "freeze_backbone", "dimension", "hidden"}
     | {"loss", "loss_options", "batch_size", "queue_rows", "sampling_power", "seed"}
@@ -23,76 +24,52 @@ FIXED = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingSpec:
-    """Settings of a training run.
+class TrainingSpec(LoopSpec):
+    """Settings of a training run: those of `encoders.spec.LoopSpec`, the networks and the cluster.
 
     Attributes
     ----------
     backbone, backbone_options, pretrained
         For `encoders.backbones.build.build_backbone`.
     freeze_backbone
-        Train only the head: the backbone's features of all images are computed once, kept beside
-        the run and held in memory by every worker (4 bytes x features x images).
+        Train only the head: the features of all images are computed once, stored beside the run and
+        held in memory by every worker (4 bytes x features x images).
     dimension, hidden
         Length of a vector; width of the projection head's middle layer.
     embedding
-        What the archive stores: the ``projection`` that the loss trained (default: it carries the
-        label geometry, is small, and is all that a frozen backbone can learn) or the backbone's
-        ``features`` below it (they transfer better to labels that were not trained).
+        Embedding that the archive stores: the ``projection`` trained by the loss (default: it
+        carries the label geometry, is small, and is the only trained part with a frozen backbone)
+        or the backbone's ``features`` before the head (they transfer better to other labels).
     loss, loss_options
         For `encoders.losses.build_loss`.
-    batch_size, epochs
-        Rows of the global batch; passes over the training rows.
-    learning_rate, weight_decay, warmup_epochs, gradient_clip
-        AdamW with a linear warm-up and a cosine to zero; the gradient's norm is clipped.
-    sampling_power
-        Lift of rare labels by the batch sampler, 0 (none) to 1.
-    precision
-        ``bf16`` runs the network under autocast.
-    queue_rows
-        Further keys kept from earlier batches; 0 for none.
-    chunk_rows
-        Rows encoded at once when a batch does not fit into memory; 0 for all.
-    seed
-        Of the weights, the batches and the augmentation.
     augment
-        Options of `encoders.augment.Augmentation`; None for none. Not used with a frozen backbone.
+        Options of `encoders.augment.Augmentation`; None for no augmentation. Not used with a frozen
+        backbone.
     monitor, eval_every, eval_rows, patience
-        The retrieval metric of the validation split that decides which epoch is best; epochs
-        between two evaluations; most training rows in the database it is measured against (the
-        queries are at most half as many validation rows); evaluations without a better one before
-        training stops (None: never).
+        Retrieval metric on the validation split that selects the best epoch; epochs between two
+        evaluations; largest number of training rows in the evaluated database (the queries are at
+        most half as many validation rows); evaluations without an improvement before training stops
+        (None: never).
     workers, cpus_per_worker, device
-        Ray Train workers, CPUs (and torch threads) of each, ``auto``, ``cpu`` or ``gpu``.
+        Number of Ray Train workers; CPUs (and torch threads) per worker; ``auto``, ``cpu`` or
+        ``gpu``.
     max_failures
         Restarts from the last checkpoint after a worker died.
     checkpoint_every_steps
-        Extra checkpoints within an epoch; None for one at the end of each only.
+        Additional checkpoints within an epoch; None for checkpoints at the end of epochs only.
     features_uri
-        Folder for the features of a frozen backbone, to share them between runs; the run's own
+        Folder for the features of a frozen backbone, shared between runs; the folder of the run
         when None.
     """
 
     backbone: str = "tiny-cnn"
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     pretrained: str | None = None
-    freeze_backbone: bool = False
     dimension: int = 128
     hidden: int = 512
     embedding: Literal["projection", "features"] = "projection"
     loss: str = "macl"
     loss_options: Mapping[str, Any] = field(default_factory=dict)
-    batch_size: int = 128
-    epochs: int = 20
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup_epochs: float = 1.0
-    gradient_clip: float = 1.0
-    sampling_power: float = 0.5
-    precision: Literal["fp32", "bf16"] = "fp32"
-    queue_rows: int = 0
-    chunk_rows: int = 0
-    seed: int = 0
     augment: Mapping[str, Any] | None = field(default_factory=dict)
     monitor: str = "nDCG@50"
     eval_every: int = 1
@@ -124,16 +101,17 @@ class TrainingSpec:
                 "training: a frozen backbone's features cannot learn; "
                 "set embedding to projection or freeze_backbone to false"
             )
+        LoopSpec.__post_init__(self)
 
     def differences(self, stored: Mapping[str, Any]) -> list[str]:
-        """Return the names of the settings that differ from a stored run's."""
+        """Return the names of the settings that differ from those of a stored run."""
         current = plain(self)
         return [part.name for part in fields(self) if current[part.name] != stored.get(part.name)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingJob:
-    """A run: what is trained on, how, and where it is kept."""
+    """A training run: dataset, settings and output folder."""
 
     dataset_uri: str
     dataset_digest: str
@@ -158,7 +136,7 @@ class TrainingJob:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hexadecimal) over what decides the result."""
+        """SHA-256 (hexadecimal) over the dataset and the settings that decide the result."""
         settings = {k: v for k, v in plain(self.spec).items() if k not in RUNTIME}
         text = json.dumps([self.dataset_digest, settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -166,16 +144,16 @@ class TrainingJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingResult:
-    """What a run came to.
+    """Result of a training run.
 
     Attributes
     ----------
     bundle_uri, fingerprint
         The encoder of the best epoch.
     best_epoch, best_metrics
-        That epoch (from 1) and the retrieval metrics of the validation split.
+        Number of the best epoch (from 1) and its retrieval metrics on the validation split.
     epochs
-        Epochs trained; fewer than asked when training stopped early.
+        Number of trained epochs; fewer than ``spec.epochs`` when training stopped early.
     history_csv
         URI of the table of epochs.
     """
@@ -189,6 +167,6 @@ class TrainingResult:
 
 
 def plain(spec: TrainingSpec) -> dict[str, Any]:
-    """Return a specification as JSON values."""
+    """Return the settings as JSON values."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(spec)))
     return values

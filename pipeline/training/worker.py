@@ -22,9 +22,8 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from encoders.augment import Augmentation
 from encoders.bundle import Encoder, new_encoder, save_bundle
-from encoders.loop import Ints, LoopSpec, TrainingLoop, TrainingRows, map_sharded
+from encoders.loop import Ints, TrainingLoop, TrainingRows, map_sharded
 from encoders.losses import build_loss
 from encoders.losses.statistics import LabelStatistics
 from encoders.metrics import retrieval_metrics
@@ -137,7 +136,8 @@ class TrainingWorker:
             self.encoder,
             self.loss,
             data,
-            loop_spec(spec),
+            spec,
+            frozen_batch_norm=spec.pretrained is not None,
             rank=self.rank,
             world_size=self.world_size,
         )
@@ -291,7 +291,7 @@ class TrainingWorker:
             self.dataset.images,
             np.arange(len(self.dataset)),
             device=self.encoder.device,
-            told=lambda done: self.progress(
+            on_progress=lambda done: self.progress(
                 Progress(stage="features", done=done, total=total, unit="images")
             ),
         )
@@ -340,26 +340,6 @@ def initial_encoder(dataset: LabelledDataset, spec: TrainingSpec) -> Encoder:
         classes=info.classes,
     )
     return new_encoder(described, pretrained=spec.pretrained, seed=spec.seed)
-
-
-def loop_spec(spec: TrainingSpec) -> LoopSpec:
-    """Return the part of the settings that `encoders.loop` needs."""
-    return LoopSpec(
-        epochs=spec.epochs,
-        batch_size=spec.batch_size,
-        learning_rate=spec.learning_rate,
-        weight_decay=spec.weight_decay,
-        warmup_epochs=spec.warmup_epochs,
-        gradient_clip=spec.gradient_clip,
-        sampling_power=spec.sampling_power,
-        seed=spec.seed,
-        precision=spec.precision,
-        frozen=spec.freeze_backbone,
-        frozen_batch_norm=spec.pretrained is not None,
-        augment=None if spec.augment is None else Augmentation(**spec.augment),
-        queue_rows=spec.queue_rows,
-        chunk_rows=spec.chunk_rows,
-    )
 
 
 def evenly(rows: Ints, most: int) -> Ints:

@@ -27,7 +27,7 @@ J. Gao, C. Long, RaBitQ, SIGMOD 2024; T. Ge et al., Optimized Product Quantizati
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import faiss
 import numpy as np
@@ -35,10 +35,9 @@ import numpy.typing as npt
 
 from storage.errors import ConfigError, CorruptIndexError
 from storage.index.gpu import accelerated
+from storage.index.kinds import Kind
 from storage.index.ranking import Float32, Floats, Int64, canonical
 
-Kind = Literal["flat", "ivf_flat", "ivf_sq8", "ivf_rabitq", "ivf_opq", "ivf_pq"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 Bytes = npt.NDArray[np.uint8]
 
 PQ_CODEWORDS = 256

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from encoders.bundle import Encoder, load_encoder, new_encoder, pretrained_bundle, save_bundle
+from encoders.bundle import Encoder, load_encoder, new_encoder, save_bundle
 from encoders.projection import principal_head
 from encoders.spec import EncoderSpec
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
@@ -155,7 +155,7 @@ def test_a_bundle_lives_in_an_object_store(encoder, moto_s3):
 
 def test_an_identity_head_returns_the_normalised_features(tmp_path: Path):
     spec = replace(SPEC, head={"kind": "identity"}, dimension=1)
-    pretrained_bundle(str(tmp_path), spec)
+    save_bundle(new_encoder(spec), str(tmp_path))
     encoder = load_encoder(str(tmp_path))
     features = encoder.features(_pixels())
     assert encoder.dimension == features.shape[1] == 64

@@ -1,6 +1,7 @@
 """The training loop: exact over workers, exact after a restart, honest about divergence."""
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,11 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
 
-from encoders.augment import Augmentation
 from encoders.batch_norm import GlobalBatchNorm2d, convert_sync_batch_norm
 from encoders.bundle import Encoder, new_encoder
-from encoders.loop import LoopSpec, TrainingLoop, TrainingRows, map_sharded
+from encoders.loop import TrainingLoop, TrainingRows, map_sharded
 from encoders.losses import LabelStatistics, build_loss
-from encoders.spec import EncoderSpec
+from encoders.spec import EncoderSpec, LoopSpec
 from storage.errors import ConfigError, SkysiftError
 
 ROWS, CLASSES = 48, 5
@@ -123,12 +123,9 @@ def test_a_global_batch_norm_alone_is_the_plain_one():
 
 
 def test_chunks_give_the_gradient_of_the_whole_batch():
-    spec = LoopSpec(epochs=1, batch_size=12, gradient_clip=1e9, frozen_batch_norm=True)
-    whole = _loop(spec, double=True)
-    parts = _loop(
-        LoopSpec(epochs=1, batch_size=12, gradient_clip=1e9, frozen_batch_norm=True, chunk_rows=5),
-        double=True,
-    )
+    spec = LoopSpec(epochs=1, batch_size=12, gradient_clip=1e9)
+    whole = _loop(spec, double=True, frozen_batch_norm=True)
+    parts = _loop(replace(spec, chunk_rows=5), double=True, frozen_batch_norm=True)
     for loop in (whole, parts):
         next(iter(loop.run_epoch()))
     torch.testing.assert_close(_gradient(parts), _gradient(whole), atol=1e-9, rtol=1e-6)
@@ -141,7 +138,7 @@ def test_a_loop_restored_in_mid_epoch_ends_with_the_same_weights(queue_rows: int
     spec = LoopSpec(
         epochs=2,
         batch_size=12,
-        augment=Augmentation(noise=0.1),
+        augment={"noise": 0.1},
         queue_rows=queue_rows,
     )
     straight = _loop(spec, options=options)
@@ -169,7 +166,7 @@ def test_training_lowers_the_loss_and_a_frozen_backbone_keeps_its_weights():
     data = TrainingRows(inputs=features.astype(np.float32), rows=np.arange(ROWS), labels=labels)
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     loss = build_loss("supcon-any", LabelStatistics.from_labels(labels))
-    spec = LoopSpec(epochs=20, batch_size=24, learning_rate=0.01, frozen=True)
+    spec = LoopSpec(epochs=20, batch_size=24, learning_rate=0.01, freeze_backbone=True)
     loop = TrainingLoop(encoder, loss, data, spec)
     list(loop.run_epoch())
     first = loop.epoch_loss
@@ -243,7 +240,7 @@ def test_sharded_encoding_keeps_the_order_of_the_rows():
         inputs,
         rows,
         device=torch.device("cpu"),
-        told=seen.append,
+        on_progress=seen.append,
     )
     assert np.array_equal(out[:, 0], 2.0 * rows)
     assert seen == [128, 253]

@@ -8,7 +8,7 @@ from storage import location as object_store
 from storage import location as uris
 from storage.errors import ConfigError, NotFoundError, SkysiftError
 from storage.location import StorageOptions
-from tests.conftest import MotoS3
+from tests.support.object_store import MotoS3
 
 
 def test_files_round_trip_locally_and_on_s3(moto_s3: MotoS3, tmp_path: Path):

@@ -22,7 +22,7 @@ from pipeline.training.driver import train
 from storage.archive.reader import Archive
 from storage.progress import Progress
 from storage.scene import CatalogSpec
-from tests.pipeline.training.test_driver import LONG
+from tests.support.training_world import LONG
 
 HOSTS, QUERIES = 3, 400
 

@@ -11,7 +11,7 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI
 
-from encoders.bundle import load_encoder, pretrained_bundle
+from encoders.bundle import load_encoder, new_encoder, save_bundle
 from encoders.spec import EncoderSpec
 from pipeline.indexing.driver import build_index, update_index
 from pipeline.tiles.grid import grid_for_scene
@@ -43,7 +43,7 @@ def make_world(folder: Path) -> BackendConfig:
         dimension=16,
     )
     bundle, archive = str(folder / "bundle"), str(folder / "archive")
-    fingerprint = pretrained_bundle(bundle, spec)
+    fingerprint = save_bundle(new_encoder(spec), bundle)
     Archive.create(
         archive,
         ArchiveSpec(

@@ -1,7 +1,6 @@
 """The command line: every verb end to end on a small world, and each mistake in one line."""
 
 import contextlib
-import io
 import json
 import logging
 import os
@@ -24,7 +23,8 @@ from PIL import Image
 
 from storage.location import upload
 from storage.raster.writer import write_geotiff
-from workflows.cli import VERBS, cli, main
+from tests.support.command_line import run
+from workflows.cli import VERBS, cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TILE_PX = 32
@@ -46,28 +46,6 @@ index:
   uri: {folder}/index
   shards: 2
 """
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self):
-        return json.loads(self.out)
-
-
-def run(*arguments: object) -> _Outcome:
-    """Run the command line in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as ended:
-            return _Outcome(int(ended.code or 0), out.getvalue(), err.getvalue())
-    raise AssertionError("main always exits")
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ import geopandas
 import pytest
 from PIL import Image
 
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "tutorial.md"
 OPTIONAL = "Optional"

@@ -20,8 +20,8 @@ from storage.archive.reader import Archive
 from storage.errors import CatalogError, EncoderMismatchError, SkysiftError
 from storage.index.manifest import read_manifest
 from storage.scene import CatalogSpec
-from tests.pipeline.ingest.test_driver import TILE_PX, make_bundle, rows_of, write_scene
-from tests.workflows.test_cli import run
+from tests.support.command_line import run
+from tests.support.ingest_world import TILE_PX, make_bundle, rows_of, write_scene
 from workflows.watch import PollReport, WatchJob, poll, sole_watcher, watch
 
 

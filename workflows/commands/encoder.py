@@ -35,18 +35,14 @@ def make(run: Run) -> None:
     The statistics of the bands come from the recipe, else from a labelled dataset, else they are
     computed over the scenes of the catalog.
     """
-    from encoders.bundle import pretrained_bundle
+    from encoders.bundle import new_encoder, save_bundle
 
     target = run.need("encoder.bundle", "--encoder")
     if run.recipe.encoder.pretrained is not None:
         run.need_path("encoder.pretrained", "--pretrained")
-    fingerprint = pretrained_bundle(
-        target,
-        _spec(run),
-        pretrained=run.recipe.encoder.pretrained,
-        seed=run.recipe.encoder.seed,
-        options=run.storage,
-    )
+    section = run.recipe.encoder
+    untrained = new_encoder(_spec(run), pretrained=section.pretrained, seed=section.seed)
+    fingerprint = save_bundle(untrained, target, run.storage)
     run.show({"encoder": target, "fingerprint": fingerprint})
 
 

@@ -17,8 +17,8 @@ import yaml
 from encoders.bundle import load_encoder, save_bundle
 from pipeline.analysis.landcover import TileLabels, join_labels
 from pipeline.analysis.statistics import BandStatistics, band_statistics
-from pipeline.datasets.rows import SplitRule
 from pipeline.datasets.scenes import import_scenes
+from pipeline.datasets.spec import SplitRule
 from pipeline.indexing.driver import build_index
 from pipeline.indexing.spec import IndexSpec
 from pipeline.ingest.driver import ingest, plan_ingest

@@ -1,1 +1,5 @@
-"""Recipes: one YAML file that says what a command does; its schema, loading and errors."""
+"""Recipes: YAML files with the settings of commands; their schema, loading and errors.
+
+The recipes that come with Skysift are data files beside it; command-line options live in
+:mod:`workflows.commands`.
+"""

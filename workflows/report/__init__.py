@@ -1,1 +1,4 @@
-"""What people see of an archive on one page: HTML report, charts, tile images, contact sheets."""
+"""Pages about an archive: the HTML report, charts, tile images, contact sheets.
+
+The figures they show are computed in :mod:`pipeline.analysis`.
+"""

@@ -1,1 +1,4 @@
-"""The index over HTTP: FastAPI below Ray Serve."""
+"""Searches over HTTP: a FastAPI application on Ray Serve, and the map in the browser.
+
+The searches themselves live in :mod:`pipeline.search`.
+"""

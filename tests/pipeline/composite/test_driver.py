@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from encoders.bundle import pretrained_bundle
+from encoders.bundle import new_encoder, save_bundle
 from encoders.spec import EncoderSpec
 from pipeline.analysis.periods import period_of
 from pipeline.composite.driver import make_composites, median_of_days
@@ -213,7 +213,7 @@ def test_a_composite_is_embedded_like_any_scene(series: Series, tmp_path: Path):
         tile_px=32,
         dimension=8,
     )
-    pretrained_bundle(str(tmp_path / "bundle"), encoder, seed=0)
+    save_bundle(new_encoder(encoder), str(tmp_path / "bundle"))
     job = IngestSpec(
         catalog=CatalogSpec(source=str(series.folder / "out")),
         encoder_uri=str(tmp_path / "bundle"),

@@ -12,8 +12,8 @@ from PIL import Image
 from pipeline.analysis.landcover import TileLabels
 from pipeline.datasets.folder import import_folder
 from pipeline.datasets.importers import importers
-from pipeline.datasets.rows import SplitRule
 from pipeline.datasets.scenes import import_scenes
+from pipeline.datasets.spec import SplitRule
 from pipeline.tiles.grid import grid_for_scene
 from pipeline.tiles.spec import GridSpec, TileRules
 from storage.dataset import LabelledDataset

@@ -21,12 +21,13 @@ from storage.archive.reader import Archive
 from storage.errors import ConfigError, CorruptIndexError, EncoderMismatchError, NotFoundError
 from storage.index.files import VerifiedFiles
 from storage.index.filter import Filter
+from storage.index.kinds import KINDS, Kind
 from storage.index.manifest import IndexManifest, list_versions, read_manifest, set_current
-from storage.index.quantizer import KINDS, Kind, set_threads
+from storage.index.quantizer import set_threads
 from storage.location import StorageOptions
 from storage.progress import Progress
-from tests.conftest import MotoS3
 from tests.support.archive_world import FINGERPRINT, add_scenes, create_archive, live_rows
+from tests.support.object_store import MotoS3
 from tests.support.shard_world import Shards, brute_force
 
 DIMENSION = 16

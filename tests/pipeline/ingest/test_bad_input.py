@@ -16,9 +16,9 @@ from storage.catalog.read import read_scenes
 from storage.location import StorageOptions, upload
 from storage.raster.writer import write_geotiff
 from storage.scene import BandMapping, CatalogSpec
-from tests.conftest import MotoS3
-from tests.pipeline.ingest.test_driver import TILE_PX, make_bundle, write_scene
 from tests.support.fault_proxy import Fault, fault_proxy
+from tests.support.ingest_world import TILE_PX, make_bundle, write_scene
+from tests.support.object_store import MotoS3
 
 PLACE = (10, 0, 320_000, 0, -10, 4_800_000)
 Settled = dict[str, tuple[str, int, str]]

@@ -19,8 +19,8 @@ from storage.archive.reader import Archive
 from storage.errors import SkysiftError
 from storage.location import upload
 from storage.scene import CatalogSpec
-from tests.conftest import MotoS3
-from tests.pipeline.ingest.test_driver import TILE_PX, make_bundle, write_scene
+from tests.support.ingest_world import TILE_PX, make_bundle, write_scene
+from tests.support.object_store import MotoS3
 
 Usage = namedtuple("Usage", "total used free")
 

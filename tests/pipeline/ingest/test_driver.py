@@ -17,8 +17,7 @@ import ray
 
 import pipeline.ingest.driver
 import pipeline.ingest.on_ray
-from encoders.bundle import load_encoder, pretrained_bundle
-from encoders.spec import EncoderSpec
+from encoders.bundle import load_encoder
 from pipeline.analysis.landcover import TileLabels
 from pipeline.ingest.driver import ingest, plan_ingest
 from pipeline.ingest.kernels import Batch, EmbedScenes, SceneCollector
@@ -30,46 +29,11 @@ from storage.archive.audit import verify
 from storage.archive.reader import Archive
 from storage.catalog.read import read_scenes
 from storage.errors import EncoderMismatchError, GridError, SkysiftError
-from storage.location import StorageOptions, upload
+from storage.location import upload
 from storage.progress import Event
-from storage.raster.writer import write_geotiff
 from storage.scene import CatalogSpec
-from tests.conftest import MotoS3
-
-TILE_PX = 32
-SIZE_PX = 4 * TILE_PX
-
-
-def write_scene(folder: Path, name: str, seed: int, nodata_columns: int = 0) -> Path:
-    """A three-band uint8 GeoTIFF of 4 x 4 tiles, its tiles on the 10 m grid of UTM 32 N."""
-    pixels = np.random.default_rng(seed).integers(1, 255, (3, SIZE_PX, SIZE_PX), dtype=np.uint8)
-    if nodata_columns:
-        pixels[:, :, :nodata_columns] = 0
-    path = folder / f"{name}.tif"
-    east, north = 320 * 1000, 320 * 15000
-    write_geotiff(
-        str(path),
-        pixels,
-        "EPSG:32632",
-        (10, 0, east, 0, -10, north),
-        nodata=0,
-        block_px=128,
-        descriptions=("b1", "b2", "b3"),
-    )
-    return path
-
-
-def make_bundle(folder: Path, seed: int = 0) -> str:
-    spec = EncoderSpec(
-        backbone="tiny-cnn",
-        bands=("b1", "b2", "b3"),
-        band_mean=(128.0,) * 3,
-        band_std=(70.0,) * 3,
-        tile_px=TILE_PX,
-        dimension=16,
-    )
-    pretrained_bundle(str(folder), spec, seed=seed)
-    return str(folder)
+from tests.support.ingest_world import SIZE_PX, TILE_PX, make_bundle, rows_of, write_scene
+from tests.support.object_store import MotoS3
 
 
 @pytest.fixture
@@ -85,16 +49,6 @@ def job(tmp_path: Path) -> IngestSpec:
         encoder_uri=make_bundle(tmp_path / "bundle"),
         archive_uri=str(tmp_path / "archive"),
     )
-
-
-def rows_of(uri: str, options: StorageOptions | None = None) -> set[tuple[str, str]]:
-    archive = Archive.open(uri, options=options)
-    pairs = []
-    for segment in archive.segments:
-        rows = archive.read_segment(segment.ordinal, ["scene", "tile_key"])
-        pairs += list(zip(rows["scene"], rows["tile_key"], strict=True))
-    assert len(pairs) == len(set(pairs)) == len(archive)
-    return set(pairs)
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -15,10 +15,10 @@ from storage.archive.audit import verify
 from storage.archive.reader import Archive
 from storage.errors import SkysiftError
 from storage.location import StorageOptions, upload
-from tests.conftest import MotoS3
-from tests.pipeline.ingest.test_driver import SIZE_PX, TILE_PX, make_bundle, write_scene
 from tests.support.fault_proxy import Fault, FaultProxy, fault_proxy
 from tests.support.ingest_forks import Forks, Run, evenly, forks
+from tests.support.ingest_world import SIZE_PX, TILE_PX, make_bundle, write_scene
+from tests.support.object_store import MotoS3
 from workflows.exit_codes import is_no_space
 
 Truth = dict[tuple[str, str], bytes]

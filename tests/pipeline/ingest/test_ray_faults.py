@@ -13,7 +13,7 @@ from storage.archive.audit import verify
 from storage.archive.reader import Archive
 from storage.progress import Progress
 from storage.scene import CatalogSpec
-from tests.pipeline.ingest.test_driver import make_bundle, rows_of, write_scene
+from tests.support.ingest_world import make_bundle, rows_of, write_scene
 
 SCENES = 10
 

@@ -14,7 +14,7 @@ from pipeline.ingest.driver import ingest, plan_ingest
 from pipeline.ingest.spec import IngestSpec
 from storage.archive.reader import Archive
 from storage.scene import BandMapping, CatalogSpec
-from tests.pipeline.ingest.test_driver import make_bundle, write_scene
+from tests.support.ingest_world import make_bundle, write_scene
 
 
 @pytest.fixture(scope="module")

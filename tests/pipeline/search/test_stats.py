@@ -16,7 +16,7 @@ from pipeline.search.fleet import running_nodes
 from pipeline.search.searcher import Searcher
 from pipeline.search.stats import SearchStats
 from tests.support.archive_world import add_scenes, create_archive
-from tests.workflows.test_cli import run
+from tests.support.command_line import run
 
 
 def test_the_meter_tells_percentiles_rate_and_work():

@@ -23,40 +23,10 @@ from encoders.metrics import random_ranking_metrics, retrieval_metrics
 from pipeline.training.driver import _named, baseline_bundle, train
 from pipeline.training.spec import TrainingJob, TrainingResult, TrainingSpec
 from pipeline.training.worker import TrainingWorker
-from storage.dataset import DatasetWriter, LabelledDataset, read_info
+from storage.dataset import LabelledDataset, read_info
 from storage.errors import ConfigError, NotFoundError, SkysiftError
 from storage.progress import Progress
-
-SPEC = TrainingSpec(
-    backbone_options={"width": 8},
-    dimension=8,
-    hidden=16,
-    batch_size=16,
-    epochs=3,
-    learning_rate=3e-3,
-    workers=1,
-    device="cpu",
-)
-
-
-def write_dataset(uri: str, options=None, rows: int = 120) -> None:
-    """Stripes whose direction and spacing are the labels; where they begin tells nothing."""
-    rng = np.random.default_rng(0)
-    labels = (rng.random((rows, 3)) < 0.4).astype(np.uint8)
-    labels[labels.sum(1) == 0, 0] = 1
-    y, x = np.mgrid[:16, :16]
-    shift = rng.uniform(0, 6, (3, rows, 1, 1))
-    waves = np.stack([np.sin(1.5 * x + shift[0]), np.sin(1.5 * y + shift[1])])
-    waves = np.concatenate([waves, np.sin(0.7 * (x + y) + shift[2])[None]])
-    images = np.einsum("nk,knhw->nhw", labels, waves)[:, None] * np.array([[[200]], [[100]]])
-    images = images + rng.normal(1000, 40, (rows, 2, 16, 16))
-    splits = np.where(np.arange(rows) % 5 == 0, "val", "train").tolist()
-    with DatasetWriter(
-        uri, bands=("red", "nir"), classes=("a", "b", "c"), resolution_m=10.0, options=options
-    ) as writer:
-        source = [str(i) for i in range(rows)]
-        writer.append(images.astype(np.float32), labels, {"source": source, "split": splits})
-        writer.finish()
+from tests.support.training_world import LONG, SPEC, write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +180,6 @@ def test_wrong_settings_are_named(dataset, tmp_path: Path):
 
 # --- around it, Ray Train ----------------------------------------------------------------------
 
-LONG = replace(SPEC, workers=2, epochs=10)
 EPOCHS = list(range(1, 11))
 
 
@@ -331,7 +300,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(dataset, tmp_path: Path
 KILLED_WHOLE = """
 import sys
 from dataclasses import replace
-from tests.pipeline.training.test_driver import LONG
+from tests.support.training_world import LONG
 from pipeline.runtime.cluster import ray_session
 from pipeline.training.driver import train
 with ray_session(cpus=2):

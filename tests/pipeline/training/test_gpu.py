@@ -15,7 +15,7 @@ from pipeline.runtime.cluster import ray_session
 from pipeline.training.driver import train
 from pipeline.training.resources import ResourceRequest
 from storage.dataset import LabelledDataset
-from tests.pipeline.training.test_driver import SPEC, write_dataset
+from tests.support.training_world import SPEC, write_dataset
 
 GPUS = torch.cuda.device_count()
 pytestmark = [

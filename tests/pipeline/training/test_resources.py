@@ -13,7 +13,7 @@ from pipeline.training.network import interface_of
 from pipeline.training.resources import ResourceRequest
 from storage.errors import ConfigError
 from storage.progress import Progress
-from tests.pipeline.training.test_driver import SPEC, write_dataset
+from tests.support.training_world import SPEC, write_dataset
 
 
 @pytest.mark.parametrize(

@@ -13,26 +13,11 @@ import shapely
 
 from storage.archive.audit import audit, verify
 from storage.archive.export import hits_to_geojson, to_geoparquet
-from storage.archive.ledger import LedgerEntry
 from storage.archive.maintenance import delete_scenes
 from storage.archive.reader import Archive
 from storage.archive.writer import ArchiveWriter
 from storage.geometry import footprints
-from tests.storage.archive.test_reader import SPEC, commit, rows
-
-
-def archive_of_two(tmp_path: Path) -> Archive:
-    uri = str(tmp_path / "archive")
-    Archive.create(uri, SPEC)
-    writer = ArchiveWriter(uri)
-    commit(writer, rows("s1", {"a": 3, "b": 2}))
-    writer.commit(
-        [],
-        [LedgerEntry(scene_id="c", state="quarantined", fingerprint="v1", reason="truncated")],
-        {},
-        "bad scene",
-    )
-    return Archive.open(uri)
+from tests.support.segment_world import SPEC, archive_of_two, commit, rows
 
 
 @pytest.fixture

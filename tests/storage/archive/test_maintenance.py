@@ -23,8 +23,8 @@ from storage.archive.maintenance import (
 from storage.archive.reader import Archive
 from storage.archive.writer import ArchiveWriter
 from storage.errors import ArchiveConflictError, ConfigError, NotFoundError
-from tests.conftest import MotoS3
 from tests.support.archive_world import add_scenes, create_archive, live_rows
+from tests.support.object_store import MotoS3
 
 DAY = dt.timedelta(days=1)
 

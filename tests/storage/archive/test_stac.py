@@ -13,8 +13,7 @@ from referencing.jsonschema import DRAFT7
 from storage.archive.reader import Archive
 from storage.archive.stac import archive_item, write_archive_item
 from storage.errors import NotFoundError
-from tests.storage.archive.test_export import archive_of_two
-from tests.storage.archive.test_reader import SPEC
+from tests.support.segment_world import SPEC, archive_of_two
 
 BUNDLED = Path(pystac.__file__).parent / "validation" / "jsonschemas"
 PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"

@@ -17,7 +17,7 @@ from storage.catalog.stac_api import api_candidates
 from storage.errors import CatalogError, NotFoundError
 from storage.location import upload
 from storage.scene import BandMapping, CatalogSpec, SceneQuery
-from tests.conftest import MotoS3
+from tests.support.object_store import MotoS3
 from tests.support.stac_api_server import StacApi, make_item, stac_api
 
 ITEMS = 57

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from storage.index.filter import Filter
+from storage.index.kinds import KINDS, Kind
 from storage.index.quantizer import (
-    KINDS,
-    Kind,
     ShardIndexBuilder,
     ShardParameters,
     loaded,

@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.index.filter import Filter
+from storage.index.kinds import KINDS, Kind
 from storage.index.plan import SearchPlan
-from storage.index.quantizer import KINDS, Kind, ShardParameters, set_threads, train
+from storage.index.quantizer import ShardParameters, set_threads, train
 from storage.index.ranking import canonical_queries
 from storage.index.search import ShardSet
 from storage.index.shard import Shard, ShardGroup

@@ -6,7 +6,7 @@ import pytest
 
 from storage.archive.reader import Archive
 from tests.support.archive_world import add_scenes, create_archive
-from tests.workflows.test_cli import run
+from tests.support.command_line import run
 
 
 @pytest.fixture

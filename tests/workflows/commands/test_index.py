@@ -9,7 +9,7 @@ import pytest
 from storage.archive.maintenance import collect_garbage, delete_scenes, unpin_snapshots
 from storage.index.manifest import read_manifest
 from tests.support.archive_world import add_scenes, create_archive, live_rows
-from tests.workflows.test_cli import run
+from tests.support.command_line import run
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

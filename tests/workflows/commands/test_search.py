@@ -12,8 +12,8 @@ from pipeline.indexing.driver import build_index
 from pipeline.search.searcher import Searcher
 from storage.index.filter import Filter
 from tests.support.archive_world import add_scenes, create_archive, live_rows
+from tests.support.command_line import run
 from tests.support.shard_world import Rows, passes
-from tests.workflows.test_cli import run
 
 DIMENSION = 16
 

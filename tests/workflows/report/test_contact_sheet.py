@@ -15,7 +15,7 @@ from storage.archive.reader import Archive
 from storage.archive.spec import ArchiveSpec
 from storage.archive.writer import ArchiveWriter, SegmentRows, write_segment
 from storage.raster.writer import write_geotiff
-from tests.workflows.test_cli import run
+from tests.support.command_line import run
 from workflows.report.rendering import TileRenderer, encoded, grid_and_place
 
 TILE_PX = 32

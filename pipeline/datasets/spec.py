@@ -1,0 +1,48 @@
+"""How labelled rows are divided, as plain values."""
+
+import hashlib
+from dataclasses import dataclass
+
+from storage.errors import ConfigError
+from storage.values import Fraction, check_limits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitRule:
+    """How rows without a split of their own are divided.
+
+    Rows of one group share a split, which is drawn from a hash of the group's name, so it does not
+    depend on order and a larger import keeps the split of the rows it had.
+
+    Attributes
+    ----------
+    val
+        Expected share of the validation rows.
+    test
+        Expected share of the test rows; what is left trains.
+    seed
+        Another seed draws another division.
+    """
+
+    val: Fraction = 0.15
+    test: Fraction = 0.15
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_limits(self, "split")
+        if self.val + self.test >= 1:
+            raise ConfigError(
+                f"split: val {self.val} and test {self.test} must leave train rows; give less"
+            )
+
+    def of(self, group: str) -> str:
+        """Return the split of a group.
+
+        Examples
+        --------
+        >>> SplitRule(val=0.0, test=0.0).of("anything")
+        'train'
+        """
+        digest = hashlib.sha256(f"{self.seed}:{group}".encode()).digest()
+        draw = int.from_bytes(digest[:8]) / 2**64
+        return "test" if draw < self.test else "val" if draw < self.test + self.val else "train"

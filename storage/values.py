@@ -1,0 +1,80 @@
+"""Kinds of numbers in specifications, and the check that keeps them within their limits.
+
+A specification states a limit once, in the annotation of a field. :func:`check_limits` refuses a
+value outside it, whoever makes the specification; recipes, the command line and the reference
+pages read the same annotations.
+"""
+
+import operator
+from functools import cache
+from typing import Annotated, Any, get_args, get_type_hints
+
+from annotated_types import Ge, Gt, Le
+
+from storage.errors import ConfigError
+
+Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+PositiveFraction = Annotated[float, Gt(0), Le(1)]
+Percent = Annotated[float, Ge(0), Le(100)]
+
+_LIMITS = {
+    Gt: ("gt", operator.gt, "more than"),
+    Ge: ("ge", operator.ge, "at least"),
+    Le: ("le", operator.le, "at most"),
+}
+
+
+def check_limits(spec: Any, subject: str) -> None:
+    """Check the numbers of a specification against the limits of its annotations.
+
+    Parameters
+    ----------
+    spec
+        An instance of a dataclass whose fields are annotated with the types above.
+    subject
+        Name of the specification at the beginning of the message.
+
+    Raises
+    ------
+    ConfigError
+        A number is outside its limits.
+    """
+    for name, limits in _limited_fields(type(spec)).items():
+        value = getattr(spec, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(_is_within(number, limits) for number in numbers):
+            words = (f"{_LIMITS[type(limit)][2]} {_number(limit)}" for limit in limits)
+            raise ConfigError(f"{subject}: {name} is {value}; give {' and '.join(words)}")
+
+
+@cache
+def _limited_fields(kind: type) -> dict[str, list[Any]]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: found for name, hint in hints.items() if (found := limits_in(hint))}
+
+
+def limits_in(annotation: Any) -> list[Any]:
+    """Return the limits within an annotation.
+
+    Examples
+    --------
+    >>> limits_in(Fraction | None)
+    [Ge(ge=0), Le(le=1)]
+    """
+    if isinstance(annotation, tuple(_LIMITS)):
+        return [annotation]
+    return [limit for part in get_args(annotation) for limit in limits_in(part)]
+
+
+def _is_within(value: Any, limits: list[Any]) -> bool:
+    if not isinstance(value, (int, float)):
+        return True  # None, or a word such as `native`
+    return all(_LIMITS[type(limit)][1](value, _number(limit)) for limit in limits)
+
+
+def _number(limit: Any) -> Any:
+    return getattr(limit, _LIMITS[type(limit)][0])

@@ -1,0 +1,50 @@
+"""The ways through the project stay short: files and functions that one run touches."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from benchmarks.trace import REPOSITORY, WAYS, Trace, recorded, report, trace_all
+from workflows.console import format_pairs
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trace]:
+    return trace_all(tmp_path_factory.mktemp("trace"))
+
+
+UNTIL_SHORTENED = pytest.mark.xfail(
+    strict=False, raises=AssertionError, reason="issue 16: the ways are being shortened"
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("search", marks=UNTIL_SHORTENED),
+        pytest.param("ingest", marks=UNTIL_SHORTENED),
+        "step",
+    ],
+)
+def test_a_way_touches_no_more_of_the_project_than_its_limit(traces: dict[str, Trace], name: str):
+    way, trace = WAYS[name], traces[name]
+    assert len(trace.files) <= way.files, report(traces)
+    assert len(trace.functions) <= way.functions, report(traces)
+
+
+def test_functions_are_named_by_module_and_exist(traces: dict[str, Trace]):
+    assert "encoders.loop.TrainingLoop._train_step" in traces["step"].functions
+    for trace in traces.values():
+        assert all((REPOSITORY / name).is_file() for name in trace.files)
+        assert not any(name.rpartition(".")[2].startswith("<") for name in trace.functions)
+
+
+def test_calls_in_threads_count_and_those_of_other_projects_do_not():
+    with recorded() as trace, ThreadPoolExecutor(1) as pool:
+        pool.submit(format_pairs, {"key": 1}).result()
+        json.loads("[1]")
+    assert trace.files == ["workflows/console.py"]
+    assert trace.functions[0] == "workflows.console.format_pairs"
+    format_pairs({"after": 1})
+    assert trace.files == ["workflows/console.py"]
