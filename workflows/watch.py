@@ -31,7 +31,7 @@ from storage.errors import (
     SkysiftError,
 )
 from storage.index.manifest import IndexManifest, read_manifest
-from storage.location import StorageOptions, is_local, local_path
+from storage.location import Location, StorageOptions, is_local, local_path
 from storage.progress import EventSink, ProgressSink, quiet, unheard
 from storage.scene import SceneQuery
 
@@ -298,16 +298,19 @@ def _bring_index(
     history = {snapshot for snapshot, _, _ in archive.snapshots()}
     with session():
         if current and current.snapshot in history:
-            made = update_index(job.index_uri, options=options, progress=progress)
+            made = update_index(_at(job.index_uri, options), progress=progress)
         else:
-            made = build_index(
-                archive.uri, job.index_uri, job.index, options=options, progress=progress
-            )
+            places = _at(archive.uri, options), _at(job.index_uri, options)
+            made = build_index(*places, job.index, progress=progress)
     return made.version, True
 
 
 def _manifest(index_uri: str, options: StorageOptions | None) -> IndexManifest | None:
     try:
-        return read_manifest(index_uri, options=options)
+        return read_manifest(_at(index_uri, options))
     except NotFoundError:
         return None  # the first poll builds it
+
+
+def _at(uri: str, options: StorageOptions | None) -> Location:
+    return Location(uri, options or StorageOptions())

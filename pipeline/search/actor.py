@@ -26,7 +26,7 @@ from storage.index.manifest import current_version
 from storage.index.plan import SearchPlan
 from storage.index.ranking import Float32
 from storage.index.search import SearchResult
-from storage.location import StorageOptions
+from storage.location import Location
 
 logger = logging.getLogger(__name__)
 
@@ -53,16 +53,15 @@ class SearchActor(SearchNode):
 
     def __init__(
         self,
-        index_uri: str,
+        index: Location,
         version: str,
         names: Mapping[str, int] | None = None,
-        options: StorageOptions | None = None,
         threads: int | None = None,
         at_once: int = 4,
         retire_after_s: float = 600.0,
     ) -> None:
         self.meter = SearchStats()
-        super().__init__(index_uri, version, names, options, threads, meter=self.meter)
+        super().__init__(index, version, names, threads, meter=self.meter)
         self._socket = UnixSocketServer(self, at_once)
         self._retire_after_s = retire_after_s
         threading.Thread(target=self._maintain, name="search-maintenance", daemon=True).start()
@@ -96,8 +95,7 @@ class SearchActor(SearchNode):
 
     def _maintain(self) -> None:
         """Export the figures once a second; retire when it is time."""
-        index_uri, version, _ = self._source
-        exporter = _Exporter(self.meter, {"index": index_uri, "version": version})
+        exporter = _Exporter(self.meter, {"index": self._index.uri, "version": self._version})
         pause, checked_s = threading.Event(), 0.0
         while not pause.wait(_EVERY_S):
             exporter.export()
@@ -106,15 +104,14 @@ class SearchActor(SearchNode):
             if idle_s - checked_s >= self._retire_after_s:
                 checked_s = idle_s
                 if self._superseded():
-                    logger.info("search actor of %s version %s retires", index_uri, version)
+                    logger.info("search actor of %s version %s retires", self._index, self._version)
                     ray.kill(ray.get_runtime_context().current_actor)
 
     def _superseded(self) -> bool:
-        index_uri, version, options = self._source
         try:
-            return current_version(index_uri, options) != version
+            return current_version(self._index) != self._version
         except SkysiftError as error:
-            logger.warning("cannot tell which version of %s is current: %s", index_uri, error)
+            logger.warning("cannot tell which version of %s is current: %s", self._index, error)
             return False
 
 

@@ -23,7 +23,7 @@ from pipeline.search.actor import NodeState, SearchActor
 from pipeline.search.local_socket import FAILURES, SocketClient
 from storage.errors import ConfigError, SearchUnavailableError, SkysiftError
 from storage.index.plan import SearchPlan
-from storage.location import StorageOptions
+from storage.location import Location
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +111,8 @@ class ActorPool:
 
     Parameters
     ----------
-    index_uri, version, options
-        The index.
+    index, version
+        The index version.
     shards
         The names of its shards, in the manifest's order.
     replicas
@@ -123,18 +123,17 @@ class ActorPool:
 
     def __init__(
         self,
-        index_uri: str,
+        index: Location,
         version: str,
         shards: Sequence[str],
         *,
-        options: StorageOptions | None,
         replicas: int,
         timeout_s: float,
     ) -> None:
-        self._source = (index_uri, version, options)
+        self._index, self._version = index, version
         self._shards = {name: number for number, name in enumerate(shards)}
         self._timeout_s = timeout_s
-        self._prefix = _prefix(index_uri, version)
+        self._prefix = _prefix(index.uri, version)
         actors = max(len(_nodes()), replicas)
         self.placement = self._existing(replicas) or Placement(actors=actors, replicas=replicas)
         self._lock = threading.Lock()
@@ -268,7 +267,6 @@ class ActorPool:
             for name, shard in self._shards.items()
             if number in placement.holders(shard)
         }
-        index_uri, version, options = self._source
         remote: Any = ray.remote(SearchActor)
         return remote.options(
             name=f"{self._prefix}/{placement.actors}x{placement.replicas}/{number}",
@@ -280,7 +278,7 @@ class ActorPool:
             max_restarts=-1,
             max_concurrency=_AT_ONCE,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True),
-        ).remote(index_uri, version, groups, options, threads, _AT_ONCE, _RETIRE_AFTER_S)
+        ).remote(self._index, self._version, groups, threads, _AT_ONCE, _RETIRE_AFTER_S)
 
     def _load(self) -> None:
         """Wait until every actor has loaded; an actor that was just stopped is started again."""
@@ -330,7 +328,7 @@ class ActorPool:
         return True
 
     def _mark_down(self, replica: int, error: _NoAnswerError) -> None:
-        logger.warning("search actor %s of %s did not answer: %s", replica, self._source[0], error)
+        logger.warning("search actor %s of %s did not answer: %s", replica, self._index, error)
         with self._lock:
             self._probe(replica, error)
 
@@ -340,12 +338,12 @@ class ActorPool:
         self._down[replica] = _FailedReplica(error=error, probe=probe, since=time.monotonic())
 
 
-def running_nodes(index_uri: str, version: str) -> dict[str, NodeState | str]:
+def running_nodes(index_uri: str | Location, version: str) -> dict[str, NodeState | str]:
     """Return the state of each running search actor of a version by name, or its error.
 
     Starts no actor.
     """
-    prefix = _prefix(index_uri, version)
+    prefix = _prefix(str(index_uri), version)
     names = sorted(_named(prefix))
     sent: list[Any] = [ray.get_actor(name, namespace=NAMESPACE).state.remote() for name in names]
     states: dict[str, NodeState | str] = {}

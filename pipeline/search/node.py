@@ -12,7 +12,7 @@ from storage.index.quantizer import set_threads
 from storage.index.ranking import Float32, Int64
 from storage.index.search import SearchResult, ShardSet
 from storage.index.sidecar import Columns
-from storage.location import StorageOptions
+from storage.location import Location
 
 
 class SearchNode:
@@ -23,13 +23,11 @@ class SearchNode:
 
     Parameters
     ----------
-    index_uri, version
-        The index.
+    index, version
+        The index version.
     names
         The shards to hold, each with the number of the group in which it is searched; all shards,
         in one group, by default.
-    options
-        Where the object store is.
     threads
         Threads of one search; the CPUs of this machine by default.
     manifest
@@ -40,15 +38,14 @@ class SearchNode:
 
     def __init__(
         self,
-        index_uri: str,
+        index: Location,
         version: str,
         names: Mapping[str, int] | None = None,
-        options: StorageOptions | None = None,
         threads: int | None = None,
         manifest: IndexManifest | None = None,
         meter: SearchStats | None = None,
     ) -> None:
-        self._source = (index_uri, version, options)
+        self._index, self._version = index, version
         self._names = names
         self._threads = threads or len(os.sched_getaffinity(0))
         self._manifest = manifest
@@ -88,9 +85,8 @@ class SearchNode:
         with self._lock:
             if self._loaded is None:
                 set_threads(self._threads)
-                index_uri, version, options = self._source
-                manifest = self._manifest or read_manifest(index_uri, version, options)
-                files = VerifiedFiles(index_uri, options)
+                manifest = self._manifest or read_manifest(self._index, self._version)
+                files = VerifiedFiles(self._index)
                 shards = [
                     files.load(shard, mapped=manifest.mapped)
                     for shard in manifest.shards

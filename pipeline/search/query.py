@@ -14,7 +14,7 @@ from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
 from storage.index.filter import Filter
-from storage.location import StorageOptions
+from storage.location import Location
 from storage.raster.reader import read_image
 
 Float32 = npt.NDArray[np.float32]
@@ -71,8 +71,6 @@ class QueryResolver:
         the vectors to the archive.
     encoder
         The encoder that the archive was made with; needed for pictures only.
-    options
-        Where archive and pictures are.
 
     Raises
     ------
@@ -84,25 +82,23 @@ class QueryResolver:
         self,
         searcher: Searcher,
         encoder: QueryEncoder | None = None,
-        options: StorageOptions | None = None,
     ) -> None:
         expected = searcher.manifest.encoder_fingerprint
         if encoder is not None and encoder.fingerprint != expected:
             raise EncoderMismatchError(
                 f"queries would be embedded by encoder {encoder.fingerprint[:16]}, but index "
-                f"{searcher.index_uri} holds vectors of {expected[:16]}; use that bundle"
+                f"{searcher.index} holds vectors of {expected[:16]}; use that bundle"
             )
         self._searcher = searcher
         self._encoder = encoder
-        self._options = options
 
-    def image(self, href: str, indexes: Sequence[int] | None = None) -> Query:
+    def image(self, href: str | Location, indexes: Sequence[int] | None = None) -> Query:
         """Embed a PNG, JPEG or GeoTIFF, which :func:`fit_picture` turns into a tile.
 
         Parameters
         ----------
         href
-            The picture.
+            The picture; a plain URI is reached as the index is.
         indexes
             Its bands, from 1, in the order of the encoder's; all by default.
 
@@ -113,7 +109,8 @@ class QueryResolver:
         ConfigError
             The picture has another number of bands than the encoder, or there is no encoder.
         """
-        return self.pixels(read_image(href, indexes, self._options), label=href)
+        location = href if isinstance(href, Location) else self._searcher.index.at(href)
+        return self.pixels(read_image(location.uri, indexes, location.options), label=location.uri)
 
     def pixels(self, values: Float32, label: str = "pixels") -> Query:
         """Embed pixel values (C, h, w) float32, NaN where invalid, in the encoder's bands.
@@ -232,8 +229,9 @@ class QueryResolver:
 
     @cached_property
     def _archive(self) -> Archive:
-        manifest = self._searcher.manifest
-        return Archive.open(manifest.archive_uri, manifest.snapshot, self._options)
+        searcher = self._searcher
+        manifest, archive = searcher.manifest, searcher.index.at(searcher.manifest.archive_uri)
+        return Archive.open(archive.uri, manifest.snapshot, archive.options)
 
     def _query(self, rows: dict[str, list[Any]], index: int, origin: str) -> Query:
         row = int(rows["row"][index])

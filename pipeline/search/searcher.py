@@ -23,7 +23,7 @@ from storage.index.manifest import IndexManifest, read_manifest
 from storage.index.plan import SearchPlan, plan_search
 from storage.index.ranking import Float32, Float64, canonical_queries
 from storage.index.sidecar import hit_table, join_rows, row_keys
-from storage.location import StorageOptions, absolute_uri
+from storage.location import Location
 
 if TYPE_CHECKING:
     from pipeline.search.query import Query
@@ -42,25 +42,22 @@ class Searcher:
 
     def __init__(
         self,
-        index_uri: str,
+        index: Location,
         manifest: IndexManifest,
-        options: StorageOptions | None,
         backend: ActorPool | SearchNode,
         recovery_s: float = 0.0,
     ) -> None:
-        self.index_uri = index_uri
+        self.index = index
         self.manifest = manifest
-        self._options = options
         self._backend = backend
         self._recovery_s = recovery_s
 
     @classmethod
     def connect(
         cls,
-        index_uri: str,
+        index_uri: str | Location,
         *,
         version: str | None = None,
-        options: StorageOptions | None = None,
         replicas: int = 1,
         timeout_s: float = 60.0,
         recovery_s: float = 30.0,
@@ -72,9 +69,7 @@ class Searcher:
         index_uri
             The folder of the index.
         version
-            The version to search; the current one by default, also after later updates.
-        options
-            Where the object store is; also sent to the actors.
+            The version to search, also after later updates; by default the current version.
         replicas
             Actors that hold each shard; on different nodes when there are enough.
         timeout_s
@@ -92,26 +87,19 @@ class Searcher:
         if replicas < 1:
             raise ConfigError(f"search: replicas is {replicas}; give at least 1")
         require_ray()
-        index_uri = absolute_uri(index_uri)
-        manifest = read_manifest(index_uri, version, options)
+        index = Location.of(index_uri).absolute
+        manifest = read_manifest(index, version)
         pool = ActorPool(
-            index_uri,
+            index,
             manifest.version,
             [shard.name for shard in manifest.shards],
-            options=options,
             replicas=replicas,
             timeout_s=timeout_s,
         )
-        return cls(index_uri, manifest, options, pool, recovery_s)
+        return cls(index, manifest, pool, recovery_s)
 
     @classmethod
-    def local(
-        cls,
-        index_uri: str,
-        *,
-        version: str | None = None,
-        options: StorageOptions | None = None,
-    ) -> "Searcher":
+    def local(cls, index_uri: str | Location, *, version: str | None = None) -> "Searcher":
         """Load all shards into this process: no Ray, no failover.
 
         Raises
@@ -121,15 +109,15 @@ class Searcher:
         CorruptIndexError
             A file is missing or differs from the manifest.
         """
-        index_uri = absolute_uri(index_uri)
-        manifest = read_manifest(index_uri, version, options)
-        node = SearchNode(index_uri, manifest.version, options=options, manifest=manifest)
+        index = Location.of(index_uri).absolute
+        manifest = read_manifest(index, version)
+        node = SearchNode(index, manifest.version, manifest=manifest)
         node.ready()
-        return cls(index_uri, manifest, options, node)
+        return cls(index, manifest, node)
 
     def __reduce__(self) -> tuple[Any, ...]:
         replicas = self._backend.placement.replicas if isinstance(self._backend, ActorPool) else 0
-        return _reopen, (self.index_uri, self.manifest.version, self._options, replicas)
+        return _reopen, (self.index, self.manifest.version, replicas)
 
     def search(
         self,
@@ -330,7 +318,7 @@ class Searcher:
         found = order[np.searchsorted(present, ids, sorter=order).clip(max=len(order) - 1)]
         if not len(present) or (present[found] != ids).any():
             raise NotFoundError(
-                f"index {self.index_uri} version {self.manifest.version} has no live row "
+                f"index {self.index} version {self.manifest.version} has no live row "
                 f"{ids[0] if not len(present) else ids[present[found] != ids][0]}; "
                 "search by lon,lat to see the rows at a place"
             )
@@ -377,16 +365,14 @@ class Searcher:
             name, reason = min(gathered.missing.items())
             others = len(gathered.missing) - 1
             raise SearchUnavailableError(
-                f"index {self.index_uri}: {name}{f' and {others} more' if others else ''} of "
+                f"index {self.index}: {name}{f' and {others} more' if others else ''} of "
                 f"{len(plan.shards)} shards did not answer ({reason}); try again, raise replicas, "
                 "or allow incomplete answers"
             )
         return gathered
 
 
-def _reopen(
-    index_uri: str, version: str, options: StorageOptions | None, replicas: int
-) -> Searcher:
+def _reopen(index: Location, version: str, replicas: int) -> Searcher:
     if not replicas:
-        return Searcher.local(index_uri, version=version, options=options)
-    return Searcher.connect(index_uri, version=version, options=options, replicas=replicas)
+        return Searcher.local(index, version=version)
+    return Searcher.connect(index, version=version, replicas=replicas)

@@ -104,7 +104,7 @@ def examples(
 
     pictures = options["image"] or options["not_image"]
     encoder = _encoder(run, searcher) if pictures else None
-    resolver = QueryResolver(searcher, encoder, run.storage)
+    resolver = QueryResolver(searcher, encoder)
     positive = list(_named(resolver, options, ""))
     like = _like(options)
     if like:
@@ -265,13 +265,14 @@ def _check(options: dict[str, Any]) -> None:
 @contextmanager
 def _searcher(run: Run) -> Iterator["Searcher"]:
     from pipeline.search.searcher import Searcher
+    from storage.location import Location
 
-    uri = run.need_path("index.uri", "--index")
+    index = Location(run.need_path("index.uri", "--index"), run.storage)
     if run.recipe.cluster.address is None and not os.environ.get("RAY_ADDRESS"):
-        yield Searcher.local(uri, options=run.storage)
+        yield Searcher.local(index)
         return
     with run.ray():
-        yield Searcher.connect(uri, options=run.storage, replicas=run.recipe.search.replicas)
+        yield Searcher.connect(index, replicas=run.recipe.search.replicas)
 
 
 class _Request:

@@ -20,7 +20,7 @@ from storage.archive.reader import Archive
 from storage.errors import NotFoundError, SkysiftError
 from storage.index.filter import Filter
 from storage.index.manifest import current_version
-from storage.location import StorageOptions, absolute_uri
+from storage.location import Location, StorageOptions
 from storage.scene import CatalogSpec
 from workflows.hits import hit_records
 from workflows.service.footprints import SceneBoxes
@@ -62,6 +62,11 @@ class BackendConfig:
     replicas: int = 1
     max_image_px: int = 16 * 1024 * 1024
     thumbnail_cache_bytes: int = 64 * 1024 * 1024
+
+    @property
+    def index(self) -> Location:
+        """Where the index is."""
+        return Location(self.index_uri, self.options or StorageOptions()).absolute
 
 
 class IndexBackend:
@@ -183,7 +188,7 @@ class IndexBackend:
             self._looked_s = time.monotonic()
 
     def _newest(self) -> str:
-        return current_version(absolute_uri(self._served.index_uri), self._served.options)
+        return current_version(self._served.index)
 
     def _query(self, version: "_Version", body: SearchBody, image: bytes | None) -> Query:
         positive = self._asked(version, body, image) + _examples(version, body.positive)
@@ -209,10 +214,8 @@ class _Version:
 
     def __init__(self, served: BackendConfig, name: str) -> None:
         self._served, self.name = served, name
-        self.searcher = Searcher.connect(
-            served.index_uri, version=name, options=served.options, replicas=served.replicas
-        )
-        self.resolver = QueryResolver(self.searcher, options=served.options)
+        self.searcher = Searcher.connect(served.index, version=name, replicas=served.replicas)
+        self.resolver = QueryResolver(self.searcher)
         manifest = self.searcher.manifest
         self.archive = Archive.open(manifest.archive_uri, manifest.snapshot, served.options)
         self.boxes = SceneBoxes(self.archive)
@@ -225,7 +228,7 @@ class _Version:
 
     @cached_property
     def image_resolver(self) -> QueryResolver:
-        return QueryResolver(self.searcher, self.encoder, self._served.options)
+        return QueryResolver(self.searcher, self.encoder)
 
 
 def _examples(version: _Version, examples: list[ExampleBody]) -> list[Query]:

@@ -49,6 +49,7 @@ from pipeline.indexing.steps import draw_sample
 from storage.archive.reader import Archive
 from storage.index.files import file_entry
 from storage.index.quantizer import train
+from storage.location import Location
 archive, index, limit = Archive.open(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 plan = plan_build(archive.uri, IndexSpec(kind="ivf_sq8", builder_memory_bytes=limit))
 sample, _ = draw_sample(archive, replace(plan, sample_rows=4000), 0)
@@ -56,8 +57,8 @@ def memory(name):
     with open("/proc/self/status") as lines:
         return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 data = train(sample, replace(plan.parameters, nlist=16))
-trained = file_entry(index, "v/trained.faiss", data, None)
-builder = ShardBuilder(index_uri=index, version="v", archive_uri=archive.uri,
+trained = file_entry(Location(index), "v/trained.faiss", data)
+builder = ShardBuilder(index=Location(index), version="v", archive=Location(archive.uri),
                        snapshot=archive.snapshot, trained=trained, keep_vectors=True)
 with open("/proc/self/clear_refs", "w") as peak:
     peak.write("5")

@@ -23,6 +23,7 @@ from storage.index.files import VerifiedFiles
 from storage.index.filter import Filter
 from storage.index.manifest import IndexManifest, read_manifest
 from storage.index.quantizer import set_threads
+from storage.location import Location
 from tests.support.archive_world import add_scenes, create_archive, live_rows
 from tests.support.shard_world import Shards, brute_force, passes
 
@@ -250,7 +251,7 @@ def test_a_merge_of_shards_without_their_archive_is_the_same_shard(tmp_path: Pat
     manifest = read_manifest(index)
     (tmp_path / "archive").rename(tmp_path / "elsewhere")
     merger = ShardMerger(
-        index_uri=index,
+        index=Location(index),
         version="0008-00000000",
         trained=manifest.trained,
         dimension=DIMENSION,

@@ -23,6 +23,7 @@ from pipeline.search.searcher import Searcher
 from storage.index.filter import Filter
 from storage.index.plan import SearchPlan
 from storage.index.search import SearchResult
+from storage.location import Location
 from tests.support.archive_world import add_scenes, create_archive
 
 pytestmark = [
@@ -56,7 +57,7 @@ def index(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def node(index: str) -> SearchNode:
-    return SearchNode(index, Searcher.local(index).manifest.version)
+    return SearchNode(Location(index), Searcher.local(index).manifest.version)
 
 
 def queries(count: int) -> np.ndarray[Any, Any]:

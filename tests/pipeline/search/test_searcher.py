@@ -256,10 +256,10 @@ def test_actors_of_an_old_version_retire_when_idle_and_come_back_when_asked(
     new = Searcher.connect(index)
     try:
         deadline = time.monotonic() + 60
-        while running_nodes(old.index_uri, old.manifest.version):
+        while running_nodes(old.index, old.manifest.version):
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        assert len(running_nodes(new.index_uri, new.manifest.version)) == 1
+        assert len(running_nodes(new.index, new.manifest.version)) == 1
         assert_exact(old.search(asked, 20, nprobe=EXHAUSTIVE), old_rows, asked, Filter())
     finally:
         old.stop()
