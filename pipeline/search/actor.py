@@ -10,7 +10,6 @@ Counters and the latency histogram appear on the metrics port of each Ray node a
 import logging
 import os
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +22,6 @@ from pipeline.search.node import SearchNode
 from pipeline.search.stats import SearchStats, ShardWork, StatsSnapshot
 from storage.errors import SkysiftError
 from storage.index.manifest import current_version
-from storage.index.plan import SearchPlan
-from storage.index.ranking import Float32
-from storage.index.search import SearchResult
 from storage.location import Location
 
 logger = logging.getLogger(__name__)
@@ -46,7 +42,7 @@ class NodeState:
 
 
 class SearchActor(SearchNode):
-    """A :class:`pipeline.search.node.SearchNode` that counts its work.
+    """A :class:`pipeline.search.node.SearchNode` with a socket and Prometheus metrics.
 
     The actor ends when its version is superseded and ``retire_after_s`` pass without a search.
     """
@@ -60,18 +56,10 @@ class SearchActor(SearchNode):
         at_once: int = 4,
         retire_after_s: float = 600.0,
     ) -> None:
-        self.meter = SearchStats()
-        super().__init__(index, version, names, threads, meter=self.meter)
+        super().__init__(index, version, names, threads)
         self._socket = UnixSocketServer(self, at_once)
         self._retire_after_s = retire_after_s
         threading.Thread(target=self._maintain, name="search-maintenance", daemon=True).start()
-
-    def search(self, plan: SearchPlan, queries: Float32) -> SearchResult:
-        """Answer canonical queries (Q, D) from the plan's shards, and count the answer."""
-        started = time.perf_counter()
-        result = super().search(plan, queries)
-        self.meter.answered(time.perf_counter() - started, len(queries))
-        return result
 
     def socket_endpoint(self) -> Endpoint | None:
         """Return the endpoint of this actor's socket, for clients on the same machine."""

@@ -87,8 +87,6 @@ class Hits:
 
 def merge(answers: Sequence[SearchResult], queries: int, k: int, classes: int) -> SearchResult:
     """Merge answers over different shards into one."""
-    if len(answers) == 1:
-        return answers[0]
     scores = np.full((queries, k), -np.inf, dtype=np.float32)
     rows = np.full((queries, k), -1, dtype=np.int64)
     if not answers:

@@ -2,14 +2,13 @@
 
 import os
 import threading
+import time
 from collections.abc import Mapping
 
 from pipeline.search.stats import SearchStats
-from storage.index.files import VerifiedFiles
-from storage.index.manifest import IndexManifest, read_manifest
+from storage.index.manifest import read_manifest
 from storage.index.plan import PassPlan, SearchPlan
-from storage.index.quantizer import set_threads
-from storage.index.ranking import Float32, Int64
+from storage.index.ranking import Float32
 from storage.index.search import SearchResult, ShardSet
 from storage.index.sidecar import Columns
 from storage.location import Location
@@ -30,10 +29,11 @@ class SearchNode:
         in one group, by default.
     threads
         Threads of one search; the CPUs of this machine by default.
-    manifest
-        The manifest of the version; read with the shards by default.
+
+    Attributes
+    ----------
     meter
-        Counts the lists probed and rows compared.
+        Counts answers, lists probed and rows compared.
     """
 
     def __init__(
@@ -42,14 +42,11 @@ class SearchNode:
         version: str,
         names: Mapping[str, int] | None = None,
         threads: int | None = None,
-        manifest: IndexManifest | None = None,
-        meter: SearchStats | None = None,
     ) -> None:
         self._index, self._version = index, version
         self._names = names
         self._threads = threads or len(os.sched_getaffinity(0))
-        self._manifest = manifest
-        self._meter = meter
+        self.meter = SearchStats()
         self._lock = threading.Lock()
         self._loaded: ShardSet | None = None
 
@@ -66,36 +63,24 @@ class SearchNode:
 
     def search(self, plan: SearchPlan, queries: Float32) -> SearchResult:
         """Answer canonical queries (Q, D) from the plan's shards."""
-        set_threads(self._threads)  # OpenMP keeps this for each calling thread
-        return self._shards().search(queries.astype("f8"), plan)
+        started = time.perf_counter()
+        result = self._shards().search(plan, queries)
+        self.meter.answered(time.perf_counter() - started, len(queries))
+        return result
 
     def explain(self, plan: SearchPlan, queries: int) -> PassPlan:
         """Return how :meth:`search` would compare so many queries with rows."""
         return self._shards().explain(plan, queries)
 
-    def find(self, plan: SearchPlan) -> Columns:
+    def find(self, plan: SearchPlan, vectors: bool = False) -> Columns:
         """Return the first ``plan.k`` rows of each of the plan's shards that match its filter."""
-        return self._shards().find(plan)
-
-    def vectors(self, plan: SearchPlan, rows: Int64) -> tuple[Int64, Float32]:
-        """Return the archive rows (m,) of ``rows`` that are live here, and their vectors (m, D)."""
-        return self._shards().vectors(plan, rows)
+        return self._shards().find(plan, vectors)
 
     def _shards(self) -> ShardSet:
         with self._lock:
             if self._loaded is None:
-                set_threads(self._threads)
-                manifest = self._manifest or read_manifest(self._index, self._version)
-                files = VerifiedFiles(self._index)
-                shards = [
-                    files.load(shard, mapped=manifest.mapped)
-                    for shard in manifest.shards
-                    if self._names is None or shard.name in self._names
-                ]
-                self._loaded = ShardSet(
-                    shards,
-                    on_scan=self._meter.scanned if self._meter else None,
-                    threads=self._threads,
-                    groups=self._names,
+                manifest = read_manifest(self._index, self._version)
+                self._loaded = ShardSet.load(
+                    self._index, manifest, self._names, self.meter.scanned, self._threads
                 )
             return self._loaded

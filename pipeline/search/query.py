@@ -152,7 +152,9 @@ class QueryResolver:
             The date or the degrees are invalid.
         """
         moment = Filter(since=date).since
-        rows = self._searcher.find(Filter(bbox=(lon, lat, lon, lat)), _CANDIDATES).to_pydict()
+        where = Filter(bbox=(lon, lat, lon, lat))
+        found, vectors = self._searcher.find_vectors(where, _CANDIDATES)
+        rows = found.to_pydict()
         if not rows["row"]:
             west, south, east, north = self._searcher.manifest.bbox
             raise NotFoundError(
@@ -172,7 +174,7 @@ class QueryResolver:
         ]
         distances = [abs((x - lon + 180) % 360 - 180) + abs(y - lat) for x, y in centres]
         best = min(range(len(ages)), key=lambda i: (ages[i], distances[i], rows["tile_key"][i]))
-        return self._query(rows, best, f"{lon}, {lat}")
+        return self._query(rows, vectors, best, f"{lon}, {lat}")
 
     def tile(self, tile_key: str, scene: str | None = None) -> Query:
         """Take a tile by its key, from one scene or the newest.
@@ -183,14 +185,15 @@ class QueryResolver:
             The archive has no such tile, or not in that scene.
         """
         where = Filter(tiles=(tile_key,), scenes=(scene,) if scene else ())
-        rows = self._searcher.find(where, _CANDIDATES).to_pydict()
+        found, vectors = self._searcher.find_vectors(where, _CANDIDATES)
+        rows = found.to_pydict()
         if not rows["row"]:
             raise NotFoundError(
                 f"the archive has no tile {tile_key}{f' of scene {scene}' if scene else ''}; "
                 "search by lon,lat to see the keys at a place"
             )
         best = max(range(len(rows["row"])), key=lambda i: (rows["datetime"][i], rows["scene"][i]))
-        return self._query(rows, best, tile_key)
+        return self._query(rows, vectors, best, tile_key)
 
     def tiles(self, where: Filter, limit: int = _CANDIDATES) -> list[Query]:
         """Take every tile that matches a filter: a region of a scene, a set of labels.
@@ -202,7 +205,7 @@ class QueryResolver:
         ConfigError
             More than ``limit`` tiles match, or the filter is invalid.
         """
-        found = self._searcher.find(where, limit + 1)
+        found, vectors = self._searcher.find_vectors(where, limit + 1)
         if not len(found):
             raise NotFoundError("no tile of the archive matches the examples' filter; widen it")
         if len(found) > limit:
@@ -214,7 +217,9 @@ class QueryResolver:
         names = zip(found["tile_key"].to_pylist(), found["scene"].to_pylist(), strict=True)
         return [
             Query(vector=vector, label=f"tile {tile} of {scene}", row=row)
-            for vector, row, (tile, scene) in zip(self._vectors(rows), rows, names, strict=True)
+            for vector, row, (tile, scene) in zip(
+                self._exact(rows, vectors), rows, names, strict=True
+            )
         ]
 
     def row(self, row: int) -> Query:
@@ -225,7 +230,8 @@ class QueryResolver:
         NotFoundError
             The row does not exist or is not live at the index's snapshot.
         """
-        return Query(vector=self._vectors([row])[0], label=f"row {row}", row=row)
+        vector = self._archive.read([row], ["embedding"])["embedding"][0].astype(np.float32)
+        return Query(vector=vector, label=f"row {row}", row=row)
 
     @cached_property
     def _archive(self) -> Archive:
@@ -233,17 +239,20 @@ class QueryResolver:
         manifest, archive = searcher.manifest, searcher.index.at(searcher.manifest.archive_uri)
         return Archive.open(archive.uri, manifest.snapshot, archive.options)
 
-    def _query(self, rows: dict[str, list[Any]], index: int, origin: str) -> Query:
+    def _query(
+        self, rows: dict[str, list[Any]], vectors: Float32, index: int, origin: str
+    ) -> Query:
         row = int(rows["row"][index])
         label = f"{origin}: tile {rows['tile_key'][index]} of {rows['scene'][index]}"
-        return Query(vector=self._vectors([row])[0], label=label, row=row)
+        (vector,) = self._exact([row], vectors[index : index + 1])
+        return Query(vector=vector, label=label, row=row)
 
-    def _vectors(self, rows: Sequence[int]) -> Float32:
-        """Return the archive's vectors (n, D) of rows."""
+    def _exact(self, rows: Sequence[int], stored: Float32) -> Float32:
+        """Return the archive's vectors (n, D) of rows, given the vectors that the index stores."""
         manifest = self._searcher.manifest
-        if manifest.parameters.lossy and manifest.rerank == 1:  # the index only approximates them
+        if manifest.parameters.lossy and manifest.rerank == 1:  # stored vectors are approximations
             return self._archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
-        return self._searcher.vectors(rows)
+        return stored
 
 
 def combine(positive: Sequence[Query], negative: Sequence[Query] = ()) -> Query:

@@ -16,12 +16,12 @@ import pyarrow as pa
 
 from pipeline.search.fleet import ActorPool, PartialResult, require_ray
 from pipeline.search.hits import AboveScore, Hits, merge
-from pipeline.search.node import SearchNode
-from storage.errors import ConfigError, NotFoundError, SearchUnavailableError
+from storage.errors import ConfigError, SearchUnavailableError
 from storage.index.filter import Filter
 from storage.index.manifest import IndexManifest, read_manifest
 from storage.index.plan import SearchPlan, plan_search
 from storage.index.ranking import Float32, Float64, canonical_queries
+from storage.index.search import ShardSet
 from storage.index.sidecar import hit_table, join_rows, row_keys
 from storage.location import Location
 
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from pipeline.search.query import Query
 
 _RECOVERY_POLL_S = 0.1
-_FIRST_DEPTH, _DEEPER, _HITS_AT_ONCE = 64, 8, 200_000
+FIRST_DEPTH = 64
+"""Hits of a query in the first round of a search by score."""
+_DEEPER, _HITS_AT_ONCE = 8, 200_000
 DEFAULT_LIMIT = 10_000
 """Most hits of a query in a search by score."""
 
@@ -44,7 +46,7 @@ class Searcher:
         self,
         index: Location,
         manifest: IndexManifest,
-        backend: ActorPool | SearchNode,
+        backend: ActorPool | ShardSet,
         recovery_s: float = 0.0,
     ) -> None:
         self.index = index
@@ -111,9 +113,7 @@ class Searcher:
         """
         index = Location.of(index_uri).absolute
         manifest = read_manifest(index, version)
-        node = SearchNode(index, manifest.version, manifest=manifest)
-        node.ready()
-        return cls(index, manifest, node)
+        return cls(index, manifest, ShardSet.load(index, manifest))
 
     def __reduce__(self) -> tuple[Any, ...]:
         replicas = self._backend.placement.replicas if isinstance(self._backend, ActorPool) else 0
@@ -196,7 +196,7 @@ class Searcher:
             raise ConfigError("search: there is no query; give at least one vector")
         deepest = min(limit + 1, self.manifest.rows)
         collected = AboveScore(len(queries), score, limit)
-        pending, depth = np.arange(len(queries)), min(_FIRST_DEPTH, deepest)
+        pending, depth = np.arange(len(queries)), min(FIRST_DEPTH, deepest)
         while len(pending):
             plan = plan_search(self.manifest, depth, where, nprobe)
             step, deeper = max(_HITS_AT_ONCE // depth, 1), []
@@ -292,38 +292,23 @@ class Searcher:
         SearchUnavailableError
             A shard did not answer.
         """
+        return self.find_vectors(where, limit, vectors=False)[0]
+
+    def find_vectors(
+        self, where: Filter, limit: int = 1000, *, vectors: bool = True
+    ) -> tuple[pa.Table, Float32]:
+        """Return the rows that :meth:`find` returns, and their vectors (n, D) in the index.
+
+        They are the archive's vectors, except in a lossy index without exact vectors.
+        """
         plan = plan_search(self.manifest, max(min(limit, self.manifest.rows), 1), where)
-        gathered = self._gather("find", plan)
+        gathered = self._gather("find", plan, vectors)
         columns = join_rows(gathered.answers, len(self.manifest.classes))
         keys = row_keys(columns)
         first = np.array(sorted(range(len(keys)), key=keys.__getitem__)[:limit], dtype=np.int64)
-        return hit_table({n: v[first] for n, v in columns.items()}, self.manifest.classes)
-
-    def vectors(self, rows: Sequence[int]) -> Float32:
-        """Return the vectors (n, D) of archive rows as the index stores them.
-
-        They are the archive's vectors, except in a lossy index that keeps no exact vectors.
-
-        Raises
-        ------
-        NotFoundError
-            A row does not exist or is not live at the index's snapshot.
-        SearchUnavailableError
-            A shard did not answer.
-        """
-        plan, ids = plan_search(self.manifest, 1), np.array(rows, dtype=np.int64)
-        gathered = self._gather("vectors", plan, ids)
-        present = np.concatenate([part for part, _ in gathered.answers])
-        order = np.argsort(present)
-        found = order[np.searchsorted(present, ids, sorter=order).clip(max=len(order) - 1)]
-        if not len(present) or (present[found] != ids).any():
-            raise NotFoundError(
-                f"index {self.index} version {self.manifest.version} has no live row "
-                f"{ids[0] if not len(present) else ids[present[found] != ids][0]}; "
-                "search by lon,lat to see the rows at a place"
-            )
-        vectors: Float32 = np.concatenate([part for _, part in gathered.answers])[found]
-        return vectors
+        columns = {name: values[first] for name, values in columns.items()}
+        empty = np.empty((0, self.manifest.parameters.dimension), np.float32)
+        return hit_table(columns, self.manifest.classes), columns.get("vector", empty)
 
     def stop(self) -> None:
         """End the search actors of this version, for all clients; a local searcher has none."""
@@ -334,7 +319,11 @@ class Searcher:
         """Answer canonical queries (Q, D)."""
         sent = queries.astype(np.float32)  # exact: multiples of 2**-24 up to 1
         gathered = self._gather("search", plan, sent, complete=complete)
-        merged = merge(gathered.answers, len(queries), plan.k, len(self.manifest.classes))
+        if len(gathered.answers) == 1:
+            (merged,) = gathered.answers
+        else:
+            classes = len(self.manifest.classes)
+            merged = merge(gathered.answers, len(queries), plan.k, classes)
         return Hits(
             scores=merged.scores,
             rows=merged.rows,
@@ -351,7 +340,7 @@ class Searcher:
     ) -> PartialResult:
         if not plan.shards:
             return PartialResult(answers=[], missing={})
-        if isinstance(self._backend, SearchNode):
+        if isinstance(self._backend, ShardSet):
             answer = getattr(self._backend, method)(plan, *arguments)
             return PartialResult(answers=[answer], missing={})
         gathered = self._backend.gather(method, plan, *arguments)

@@ -6,19 +6,21 @@ tile key, scene id). So at exhaustive ``nprobe`` the answer is the brute-force a
 are sharded.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from storage.errors import NotFoundError
+from storage.index.files import VerifiedFiles
+from storage.index.manifest import IndexManifest
 from storage.index.plan import EVERY_LIST, PassPlan, SearchPlan, lists_with_rows, plan_pass
 from storage.index.quantizer import set_threads
 from storage.index.ranking import (
     Float32,
-    Float64,
     Int64,
     RowKeys,
     best_in_order,
@@ -27,9 +29,12 @@ from storage.index.ranking import (
 )
 from storage.index.shard import Probes, RowMask, Shard, ShardGroup, take_rows
 from storage.index.sidecar import Columns, join_rows
+from storage.location import Location
 
 Selection = tuple[ShardGroup, RowMask]
 """A group of shards, and the rows of it that may be returned."""
+Best = Columns
+"""The best rows (m,) of some queries: query, rank and score, and their group and position."""
 _BLOCK_QUERIES = 1024
 _BLOCK_HITS = 2048  # fewer hits are not worth a second thread
 
@@ -46,25 +51,6 @@ class SearchResult:
     scores: Float32
     rows: Int64
     columns: Columns
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Best:
-    """The best rows of some queries (m,): query, rank and score, and their group and position."""
-
-    query: Int64
-    rank: Int64
-    score: Float32
-    group: Int64
-    position: Int64
-
-    @classmethod
-    def joined(cls, parts: Sequence["_Best"]) -> "_Best":
-        names = cls.__slots__
-        return cls(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
-
-    def __getitem__(self, index: Int64) -> "_Best":
-        return _Best(**{name: getattr(self, name)[index] for name in self.__slots__})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,11 +100,46 @@ class ShardSet:
         # FAISS itself would search preassigned lists with one thread, and ranking has none.
         self._pool = ThreadPoolExecutor(threads, "shards", set_threads, (1,))
 
+    @classmethod
+    def load(
+        cls,
+        index: Location,
+        manifest: IndexManifest,
+        names: Mapping[str, int] | None = None,
+        on_scan: Callable[[int, int, Mapping[str, int]], None] | None = None,
+        threads: int | None = None,
+    ) -> "ShardSet":
+        """Load shards of an index version from their verified files.
+
+        Parameters
+        ----------
+        index, manifest
+            The index version.
+        names
+            The shards to load, each with the number of its group; all, in one group, by default.
+        on_scan
+            As in the constructor.
+        threads
+            Threads of one search; the CPUs of this machine by default.
+
+        Raises
+        ------
+        CorruptIndexError
+            A file is missing or differs from the manifest.
+        """
+        threads, files = threads or len(os.sched_getaffinity(0)), VerifiedFiles(index)
+        set_threads(threads)
+        entries = [entry for entry in manifest.shards if names is None or entry.name in names]
+        shards = [files.load(entry, mapped=manifest.mapped) for entry in entries]
+        return cls(shards, on_scan, threads, names)
+
     def __len__(self) -> int:
         return sum(map(len, self.shards.values()))
 
-    def search(self, queries: Float64, plan: SearchPlan) -> SearchResult:
+    def search(self, plan: SearchPlan, queries: Float32) -> SearchResult:
         """Return the ``plan.k`` best rows of each canonical query (Q, D).
+
+        Canonical values are multiples of 2**-24 up to 1, which float32 holds exactly.
 
         Raises
         ------
@@ -127,6 +148,7 @@ class ShardSet:
         NotFoundError
             A shard of the plan is not in this set.
         """
+        set_threads(self._threads)  # OpenMP keeps the number for each calling thread
         selections = self._selections(plan)
         shape = len(queries), plan.k
         scores = np.full(shape, -np.inf, dtype=np.float32)
@@ -141,12 +163,12 @@ class ShardSet:
             for block in (pending[part] for part in _blocks(len(pending), work.queries)):
                 best = self._pass(queries[block], work, selections)
                 if nprobe < EVERY_LIST:  # probed lists may hold fewer than k selected rows
-                    short = np.bincount(best.query, minlength=len(block)) < present
+                    short = np.bincount(best["query"], minlength=len(block)) < present
                     again.append(block[short])
-                    best = best[np.flatnonzero(~short[best.query])]
-                columns, owner = self._columns(best, selections), block[best.query]
-                scores[owner, best.rank] = best.score
-                rows[owner, best.rank] = columns["row"]
+                    best = {name: values[~short[best["query"]]] for name, values in best.items()}
+                columns, owner = self._columns(best, selections), block[best["query"]]
+                scores[owner, best["rank"]] = best["score"]
+                rows[owner, best["rank"]] = columns["row"]
                 parts.append(columns)
                 owners.append(owner)
             pending, nprobe = np.concatenate(again or [pending[:0]]), EVERY_LIST
@@ -160,8 +182,10 @@ class ShardSet:
         """Return how :meth:`search` would compare so many queries with rows."""
         return plan_pass(plan, self._selections(plan), queries)
 
-    def find(self, plan: SearchPlan) -> Columns:
+    def find(self, plan: SearchPlan, vectors: bool = False) -> Columns:
         """Return the first ``plan.k`` rows of each shard that match, by (tile key, scene id).
+
+        Their vectors (m, D) float32 are the column ``vector`` when asked for.
 
         Raises
         ------
@@ -170,22 +194,14 @@ class ShardSet:
         NotFoundError
             A shard of the plan is not in this set.
         """
-        parts = [
-            group.sidecar.take(positions[: plan.k])
-            for group, selection in self._selections(plan)
-            for _, positions in group.split(selection.positions)
-        ]
-        return join_rows(parts, self._classes)
-
-    def vectors(self, plan: SearchPlan, rows: Int64) -> tuple[Int64, Float32]:
-        """Return the archive rows (m,) of ``rows`` that are live here, and their vectors (m, D)."""
-        ids = [np.empty(0, np.int64)]
-        vectors = [np.empty((0, self._groups[0].dimension), np.float32)]
+        parts = []
         for group, selection in self._selections(plan):
-            positions = np.flatnonzero(selection.mask & np.isin(group.sidecar.row, rows))
-            ids.append(group.sidecar.row[positions])
-            vectors.append(group.decode(positions).astype(np.float32, copy=False))
-        return np.concatenate(ids), np.concatenate(vectors)
+            for _, positions in group.split(selection.positions):
+                first = positions[: plan.k]
+                parts.append(group.sidecar.take(first))
+                if vectors:
+                    parts[-1]["vector"] = group.decode(first).astype(np.float32)
+        return join_rows(parts, self._classes)
 
     def _selections(self, plan: SearchPlan) -> list[Selection]:
         """Return the groups of the plan's shards that hold matching rows, with those rows."""
@@ -195,54 +211,54 @@ class ShardSet:
         selections = [(group, group.select(plan.where, plan.shards)) for group in self._groups]
         return [(group, selection) for group, selection in selections if selection.count]
 
-    def _pass(self, queries: Float64, work: PassPlan, selections: Sequence[Selection]) -> _Best:
+    def _pass(self, queries: Float32, work: PassPlan, selections: Sequence[Selection]) -> Best:
         """Return the k best rows of each query, block by block.
 
         Queries with the same nearest list follow each other, which keeps the list in the cache.
         """
-        queries32 = queries.astype(np.float32)  # exact: multiples of 2**-24 up to 1
         centres = selections[0][0]  # all groups have the same centres
         among = None if work.lists == work.nlist else lists_with_rows(selections)
-
-        def probes_of(block: Int64) -> Probes:
-            return centres.probes(queries32[block], work.nprobe, among)
-
         step = max(min(_BLOCK_QUERIES, -(-len(queries) // self._threads)), 1)
-        blocks = _blocks(len(queries), step)
-        if len(blocks) == 1:
-            probes = probes_of(blocks[0]) if work.nprobe else None
+        if len(queries) <= step:
+            probes = centres.probes(queries, work.nprobe, among) if work.nprobe else None
             return self._best(queries, work, selections, probes)
-        all_probes = None
+        blocks, all_probes = _blocks(len(queries), step), None
         if work.nprobe:
-            all_probes = Probes.joined(list(self._pool.map(probes_of, blocks)))
+            parts = self._pool.map(
+                lambda block: centres.probes(queries[block], work.nprobe, among), blocks
+            )
+            all_probes = Probes.joined(list(parts))
             order = np.argsort(all_probes.lists[:, 0], kind="stable")
             blocks = [order[block] for block in blocks]
 
-        def best_of(block: Int64) -> _Best:
-            return self._best(queries[block], work, selections, all_probes and all_probes[block])
+        def best_of(block: Int64) -> Best:
+            probes = all_probes and all_probes[block]
+            best = self._best(queries[block], work, selections, probes)
+            return {**best, "query": block[best["query"]]}
 
-        answers = zip(blocks, self._pool.map(best_of, blocks), strict=True)
-        whole = _Best.joined([replace(best, query=block[best.query]) for block, best in answers])
-        return whole[np.argsort(whole.query, kind="stable")]
+        whole = join_rows(list(self._pool.map(best_of, blocks)), self._classes)
+        order = np.argsort(whole["query"], kind="stable")
+        return {name: values[order] for name, values in whole.items()}
 
-    def _columns(self, best: _Best, selections: Sequence[Selection]) -> Columns:
+    def _columns(self, best: Best, selections: Sequence[Selection]) -> Columns:
         """Return the side-cars' columns of rows, in their order."""
-        blocks = _blocks(len(best.query), max(-(-len(best.query) // self._threads), _BLOCK_HITS))
+        group, position = best["group"], best["position"]
+        blocks = _blocks(len(group), max(-(-len(group) // self._threads), _BLOCK_HITS))
         groups = [group for group, _ in selections]
         if len(blocks) == 1:
-            return take_rows(groups, best.group, best.position)
+            return take_rows(groups, group, position)
         parts = self._pool.map(
-            lambda block: take_rows(groups, best.group[block], best.position[block]), blocks
+            lambda block: take_rows(groups, group[block], position[block]), blocks
         )
         return join_rows(list(parts), self._classes)
 
     def _best(
         self,
-        queries: Float64,
+        queries: Float32,
         work: PassPlan,
         selections: Sequence[Selection],
         probes: Probes | None,
-    ) -> _Best:
+    ) -> Best:
         """Return the k best rows, query by query."""
         parts = self._candidates(queries, work, selections, probes)
         proposed = np.concatenate([part.scores for part in parts], axis=1)
@@ -264,22 +280,21 @@ class ShardSet:
         best, rank = best_in_order(query, score, shard, position, work.k, keys)
         numbers = {id(group): number for number, (group, _) in enumerate(selections)}
         group = np.array([numbers[id(part.group)] for part in parts])[part[best]]
-        return _Best(
-            query=query[best],
-            rank=rank,
-            score=score[best],
-            group=group,
-            position=position[best],
-        )
+        return {
+            "query": query[best],
+            "rank": rank,
+            "score": score[best],
+            "group": group,
+            "position": position[best],
+        }
 
     def _candidates(
         self,
-        queries: Float64,
+        queries: Float32,
         work: PassPlan,
         selections: Sequence[Selection],
         probes: Probes | None,
     ) -> list[_Candidates]:
-        queries32 = queries.astype(np.float32)
         parts = []
         for group, selection in selections:
             if probes is None:
@@ -289,7 +304,7 @@ class ShardSet:
                 compared = {group.shards[n].name: len(queries) * len(rows) for n, rows in split}
             else:
                 depth = min(work.candidates, selection.count)
-                found = [group.nearest(queries32, depth, probes, selection)]
+                found = [group.nearest(queries, depth, probes, selection)]
                 compared = group.rows_in(probes, selection) if self._on_scan else {}
             parts += [
                 _Candidates(
@@ -307,7 +322,7 @@ class ShardSet:
 
 
 def _rescore(
-    queries: Float64, part: _Candidates, floor: Float32, reranks: bool
+    queries: Float32, part: _Candidates, floor: Float32, reranks: bool
 ) -> tuple[Int64, Float32, Int64]:
     """Return (query, exact score, position) of the candidates that reach the floor (Q,).
 
@@ -326,8 +341,8 @@ def _rescore(
     owners, positions = [query], [part.positions[query, column]]
     for i in np.flatnonzero(cut).tolist():
         single, least = slice(i, i + 1), float(floor[i])
-        query32 = queries[single].astype(np.float32)
-        positions.append(group.above(query32, least, part.probes[single], part.selection))
+        probes = part.probes[single]
+        positions.append(group.above(queries[single], least, probes, part.selection))
         owners.append(np.full(len(positions[-1]), i))
     query, position = np.concatenate(owners), np.concatenate(positions)
     return query, pair_scores(queries, query, lambda pairs: group.decode(position[pairs])), position

@@ -25,7 +25,6 @@ from storage.index.quantizer import Bytes, joined, loaded
 from storage.index.ranking import (
     QUANTUM,
     Float32,
-    Float64,
     Floats,
     Int64,
     best_in_order,
@@ -308,7 +307,7 @@ class ShardGroup:
         count = int(faiss.rev_swig_ptr(result.lims, 2)[1])
         return np.array(faiss.rev_swig_ptr(result.labels, count), dtype=np.int64)
 
-    def scan(self, queries: Float64, k: int, rows: Int64) -> tuple[Float32, Int64]:
+    def scan(self, queries: Floats, k: int, rows: Int64) -> tuple[Float32, Int64]:
         """Compare canonical queries (Q, D) with the rows at positions (n,), ascending, exactly.
 
         Returns
@@ -319,6 +318,7 @@ class ShardGroup:
         """
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         positions = np.full((len(queries), k), -1, dtype=np.int64)
+        queries = queries.astype(np.float64, copy=False)  # in which sums of products are exact
         step = max(_SCAN_VALUES // self.dimension, 1)
         for start in range(0, len(rows), step):
             chunk = rows[start : start + step]

@@ -111,7 +111,8 @@ class Shards:
             nprobe=nprobe or self._nprobe,
             rerank=self._rerank,
         )
-        return self._set.search(canonical_queries(vectors, np.shape(vectors)[-1]), plan)
+        queries = canonical_queries(vectors, np.shape(vectors)[-1]).astype(np.float32)
+        return self._set.search(plan, queries)
 
 
 def fill(trained: Bytes, positions: Any, embedding: Any, rows: int) -> Bytes:

@@ -76,14 +76,16 @@ def example_options(function: F) -> F:
     return function
 
 
-def check_examples(options: dict[str, Any]) -> None:
-    """Check that there is an example, and that what goes with one has it.
+def _check(options: dict[str, Any]) -> None:
+    """Check that there is an example, and that options that go together are given together.
 
     Raises
     ------
     click.UsageError
-        An option is missing or goes with nothing.
+        An option is missing or goes with no other option.
     """
+    from workflows.hits import check_format
+
     if not any(options[kind] for kind in KINDS) and not _like(options):
         raise click.UsageError(
             "give an example: --image, --lonlat, --tile, --vector, or tiles by --like-scene, "
@@ -94,6 +96,11 @@ def check_examples(options: dict[str, Any]) -> None:
             raise click.UsageError(f"--{name} goes with --{owner}")
     if options["each"] and any(options[f"not_{kind}"] for kind in KINDS):
         raise click.UsageError("--each asks one by one; leave the --not- options out")
+    out = options["out"]
+    if out:
+        check_format(out)
+    if options["each"] and not (out and out.lower().endswith(".parquet")):
+        raise click.UsageError("--each writes GeoParquet; give --out FILE.parquet")
 
 
 def examples(
@@ -251,17 +258,6 @@ def search(run: Run, /, **options: Any) -> None:
             request.combined(positive, negative)
 
 
-def _check(options: dict[str, Any]) -> None:
-    from workflows.hits import check_format
-
-    check_examples(options)
-    out = options["out"]
-    if out:
-        check_format(out)
-    if options["each"] and not (out and out.lower().endswith(".parquet")):
-        raise click.UsageError("--each writes GeoParquet; give --out FILE.parquet")
-
-
 @contextmanager
 def _searcher(run: Run) -> Iterator["Searcher"]:
     from pipeline.search.searcher import Searcher
@@ -307,7 +303,7 @@ class _Request:
             "hits": records,
         }
         lines = [f"like {query.label}", *_lines(records)] if records else ["no hits"]
-        self._run.show(answer, lines + self._warnings())
+        self._run.show(answer, [*lines, *(self._warnings() if self._truncated else [])])
 
     def each(self, queries: "list[Query]") -> None:
         """Write the hits of every query, block by block."""
@@ -327,13 +323,16 @@ class _Request:
             "truncated": self._truncated,
         }
         lines = [f"{count:,} hits of {len(queries):,} queries written to {out}"]
-        self._run.show(answer, lines + self._warnings())
+        self._run.show(answer, [*lines, *(self._warnings() if self._truncated else [])])
 
     def explain(self, queries: int) -> None:
         """Show how so many queries would be searched."""
         from dataclasses import asdict
 
-        k = min(self._k, self._searcher.manifest.rows)
+        from pipeline.search.searcher import FIRST_DEPTH
+
+        k = self._k if self._options["min_score"] is None else FIRST_DEPTH
+        k = min(k, self._searcher.manifest.rows)
         plan = self._searcher.explain(k, self._where, queries=queries)
         self._run.show(asdict(plan), str(plan).splitlines())
 
@@ -351,8 +350,6 @@ class _Request:
         return hits
 
     def _warnings(self) -> list[str]:
-        if not self._truncated:
-            return []
         return [
             f"{self._truncated:,} queries have more hits than {self._k:,}: raise --limit, or "
             "--min-score"

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from encoders.bundle import Encoder
 from pipeline.analysis.evaluation import evaluate_labels, same_place_recall
 from pipeline.analysis.landcover import TileLabels
+from pipeline.search.query import Query
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.dataset import LabelledDataset
@@ -185,7 +186,8 @@ def ask(archive: Archive, index_uri: str, rows: NDArray[np.int64], recipe: Path)
     found = searcher.search(vectors, k=K)
     _compare("a Ray task", _from_task(index_uri, vectors), found.rows.tolist())
     example = _example(archive, rows[:1])
-    others = [row for row in found.rows[0].tolist() if row != rows[0]][:10]
+    first = Query(vector=vectors[0], label="first", row=int(rows[0]))
+    others = searcher.answer(first, k=10).rows[0].tolist()
     _compare("the command line", _from_command_line(recipe, example), _named(archive, others))
     return {
         "queries": rows.tolist(),

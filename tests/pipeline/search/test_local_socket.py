@@ -72,7 +72,7 @@ def plan(k: int, where: Filter | None = None, shards: Sequence[str] = NAMES) -> 
 def requested(
     client: SocketClient, plan: SearchPlan, vectors: np.ndarray[Any, Any]
 ) -> SearchResult:
-    connection = client.request(plan, queries)
+    connection = client.request(plan, vectors)
     assert connection is not None
     found = client.answer(connection, 10.0)
     assert found is not None

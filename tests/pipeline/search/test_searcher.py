@@ -333,16 +333,18 @@ def test_a_local_searcher_reads_current_and_the_manifest_once(
     assert sorted(reads) == ["_manifest", "current_version"]
 
 
-def test_the_index_has_the_vectors_of_its_live_rows(
+def test_the_index_has_the_vectors_of_the_rows_that_match(
     world: tuple[str, str, Rows], searcher: Searcher
 ):
     rows = world[2]
-    numbers = [400, 3, 3, 77]
+    number = {row: n for n, row in enumerate(rows["row"].tolist())}
     for client in (searcher, Searcher.local(world[1])):
-        vectors = client.vectors(rows["row"][numbers].tolist())
-        np.testing.assert_array_equal(vectors, rows["embedding"][numbers].astype("f4"))
-        with pytest.raises(NotFoundError, match="has no live row 12345"):
-            client.vectors([int(rows["row"][0]), 12345])
+        table, vectors = client.find_vectors(WHERE, 20)
+        assert table.equals(client.find(WHERE, 20))
+        members = [number[row] for row in table["row"].to_pylist()]
+        np.testing.assert_array_equal(vectors, rows["embedding"][members].astype("f4"))
+        nothing = client.find_vectors(Filter(until="1999-01-01"))
+        assert (len(nothing[0]), nothing[1].shape) == (0, (0, DIMENSION))
 
 
 def test_a_plan_says_what_each_actor_does(world: tuple[str, str, Rows], searcher: Searcher):

@@ -252,10 +252,11 @@ def test_stored_vectors_are_those_of_the_archive(kind, exact_vectors):
     rows = make_rows(600, DIMENSION)
     deleted = rows["row"][::3]
     shards = make_shards(rows, parameters(kind), (200,), exact_vectors, deleted)
-    plan = SearchPlan(k=1, where=Filter(), shards=tuple(shard.name for shard in shards))
-    wanted = rows["row"][[5, 301, 3, 599, 0]]  # 3 and 0 are deleted
-    ids, vectors = ShardSet(shards).vectors(plan, wanted)
-    assert sorted(ids.tolist()) == sorted(rows["row"][[5, 301, 599]].tolist())
+    where = Filter(max_cloud_fraction=0.5)
+    plan = SearchPlan(k=600, where=where, shards=tuple(shard.name for shard in shards))
+    found = ShardSet(shards).find(plan, vectors=True)
     number = {row: n for n, row in enumerate(rows["row"].tolist())}
-    truth = rows["embedding"][[number[row] for row in ids.tolist()]].astype(np.float32)
-    np.testing.assert_array_equal(vectors, truth)
+    members = [number[row] for row in found["row"].tolist()]
+    keep = (rows["cloud_fraction"] <= np.float32(0.5)) & ~np.isin(rows["row"], deleted)
+    assert sorted(members) == np.flatnonzero(keep).tolist()
+    np.testing.assert_array_equal(found["vector"], rows["embedding"][members].astype(np.float32))
