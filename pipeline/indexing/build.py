@@ -78,7 +78,7 @@ class ShardBuilder:
 
     def _build(self, job: ShardJob) -> ShardEntry:
         set_threads(self.threads)
-        archive = Archive.open(self.archive.uri, self.snapshot, self.archive.options)
+        archive = Archive.open(self.archive, self.snapshot)
         trained = VerifiedFiles(self.index).open(self.trained)
         stride, sample = max(job.rows // _FIT_ROWS, 1), list[Float32]()
 

@@ -54,7 +54,7 @@ def plan_build(archive_uri: str | Location, spec: IndexSpec | None = None) -> In
     ConfigError
         The archive is empty, or no index fits the request.
     """
-    return _plan(_open(Location.of(archive_uri)), spec or IndexSpec())
+    return _plan(Archive.open(archive_uri), spec or IndexSpec())
 
 
 def build_index(
@@ -91,8 +91,8 @@ def build_index(
         The archive is empty, no index fits the request, or the index is of another archive.
     """
     spec = spec or IndexSpec()
-    source = Location.of(archive_uri).absolute
-    archive, index = _open(source), Location.of(index_uri).absolute
+    archive = Archive.open(Location.of(archive_uri).absolute)
+    index = Location.of(index_uri).absolute
     digest = version_digest(archive.uri, archive.snapshot, asdict(spec))
     current = _current(index)
     if current and current.digest == digest:
@@ -109,7 +109,7 @@ def build_index(
         builder = ShardBuilder(
             index=index,
             version=version,
-            archive=source,
+            archive=archive.location,
             snapshot=archive.snapshot,
             trained=train_lists(index, version, plan, sample, progress),
             keep_vectors=plan.rerank > 1,
@@ -142,7 +142,7 @@ def update_index(
     """
     index = Location.of(index_uri).absolute
     current = read_manifest(index)
-    archive = _open(index.at(current.archive_uri))
+    archive = Archive.open(index.at(current.archive_uri))
     check_same_archive(archive, current)
     if archive.snapshot == current.snapshot:
         return current
@@ -227,7 +227,7 @@ def _add_segments(
         builder = ShardBuilder(
             index=index,
             version=version,
-            archive=index.at(archive.uri),
+            archive=archive.location,
             snapshot=archive.snapshot,
             trained=current.trained,
             keep_vectors=current.rerank > 1,
@@ -251,7 +251,3 @@ def _current(index: Location) -> IndexManifest | None:
         return read_manifest(index)
     except NotFoundError:
         return None  # this is the first build
-
-
-def _open(location: Location) -> Archive:
-    return Archive.open(location.uri, options=location.options)

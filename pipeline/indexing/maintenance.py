@@ -21,7 +21,7 @@ from storage.index.manifest import (
     read_manifest,
     set_current,
 )
-from storage.location import Location, modified_at
+from storage.location import Location
 from storage.progress import Progress, ProgressSink, quiet
 
 logger = logging.getLogger(__name__)
@@ -109,8 +109,7 @@ def _info(index: Location, manifest: IndexManifest, current: str) -> VersionInfo
 
 
 def _written(index: Location, version: str) -> dt.datetime:
-    manifest = index / version / "manifest.json"
-    return modified_at(manifest.uri, manifest.options)
+    return (index / version / "manifest.json").modified_at()
 
 
 def verify_index(
@@ -214,11 +213,7 @@ def collect_garbage(
     for version in remaining:
         needed.add(index / version / "manifest.json")
         needed |= {index / entry.path for entry in read_manifest(index, version).files}
-    garbage = [
-        file
-        for file in index.list()
-        if file not in needed and modified_at(file.uri, file.options) < limit
-    ]
+    garbage = [file for file in index.list() if file not in needed and file.modified_at() < limit]
     # Manifests go first: a version without one is not there, whatever of it is left.
     garbage.sort(key=lambda file: not file.uri.endswith("/manifest.json"))
     if not dry_run:
@@ -234,8 +229,8 @@ def collect_garbage(
 
 def _unpin(index: Location, remaining: set[str]) -> None:
     """Release the snapshots of the archive that only deleted versions have read."""
-    archive = read_manifest(index).archive_uri
+    archive = index.at(read_manifest(index).archive_uri)
     try:
-        unpin_snapshots(archive, index.uri, remaining, index.options)
+        unpin_snapshots(archive, index, remaining)
     except NotFoundError:
         logger.warning("archive %s is gone; its snapshots stay as they are", archive)

@@ -143,7 +143,7 @@ class RecallProbe:
         """Return a shard with exact vectors: from the archive for lossy kinds that keep none."""
         if shard.reranks or not shard.lossy:
             return shard
-        archive = Archive.open(self.archive.uri, self.snapshot, self.archive.options)
+        archive = Archive.open(self.archive, self.snapshot)
         vectors = archive.read(shard.sidecar.row, ["embedding"])["embedding"]
         return ShardGroup([Shard(entry.name, files.open(entry.index), shard.sidecar, vectors)])
 

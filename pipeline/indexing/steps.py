@@ -222,9 +222,7 @@ def publish(manifest: IndexManifest, index: Location) -> IndexManifest:
             f"index {index} takes {manifest.measured_bytes} bytes, more than the {budget} "
             "allowed; raise the memory or build it again: the current version stays"
         )
-    pin_snapshot(
-        manifest.archive_uri, manifest.snapshot, index.uri, manifest.version, index.options
-    )
+    pin_snapshot(index.at(manifest.archive_uri), manifest.snapshot, index, manifest.version)
     write_manifest(index, manifest)
     if manifest.advice:
         logger.warning("index %s: %s", index, manifest.advice)

@@ -110,7 +110,7 @@ class QueryResolver:
             The picture has another number of bands than the encoder, or there is no encoder.
         """
         location = href if isinstance(href, Location) else self._searcher.index.at(href)
-        return self.pixels(read_image(location.uri, indexes, location.options), label=location.uri)
+        return self.pixels(read_image(location, indexes), label=location.uri)
 
     def pixels(self, values: Float32, label: str = "pixels") -> Query:
         """Embed pixel values (C, h, w) float32, NaN where invalid, in the encoder's bands.
@@ -235,9 +235,8 @@ class QueryResolver:
 
     @cached_property
     def _archive(self) -> Archive:
-        searcher = self._searcher
-        manifest, archive = searcher.manifest, searcher.index.at(searcher.manifest.archive_uri)
-        return Archive.open(archive.uri, manifest.snapshot, archive.options)
+        searcher, manifest = self._searcher, self._searcher.manifest
+        return Archive.open(searcher.index.at(manifest.archive_uri), manifest.snapshot)
 
     def _query(
         self, rows: dict[str, list[Any]], vectors: Float32, index: int, origin: str

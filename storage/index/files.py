@@ -20,7 +20,7 @@ from storage.index.quantizer import Bytes, QuantizationError, ShardIndexBuilder
 from storage.index.ranking import Int64
 from storage.index.shard import Shard, memory_of
 from storage.index.sidecar import Columns, Sidecar, encode_columns, order_of
-from storage.location import Location, download, sha256_of_file
+from storage.location import Location, sha256_of_file
 
 
 class VerifiedFiles:
@@ -101,7 +101,7 @@ class VerifiedFiles:
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         path = self._folder / entry.sha256
         if not path.exists():
-            download(location.uri, path, location.options)
+            location.download(path)
         return path
 
 
