@@ -69,7 +69,7 @@ class SearchNode:
         return result
 
     def explain(self, plan: SearchPlan, queries: int) -> PassPlan:
-        """Return how :meth:`search` would compare so many queries with rows."""
+        """Return how :meth:`search` would compare a number of queries with rows."""
         return self._shards().explain(plan, queries)
 
     def find(self, plan: SearchPlan, vectors: bool = False) -> Columns:

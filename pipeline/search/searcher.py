@@ -268,7 +268,7 @@ class Searcher:
         queries: int = 1,
         nprobe: int | None = None,
     ) -> SearchPlan:
-        """Return how :meth:`search` would answer so many queries, without searching.
+        """Return how :meth:`search` would answer a number of queries, without searching.
 
         The first round of :meth:`search_above` is a search with a k of 64.
 

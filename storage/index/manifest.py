@@ -4,7 +4,7 @@ Layout, below the index's folder::
 
     CURRENT                      the version that new readers open
     <version>/manifest.json      everything about the version, with its own digest
-    <version>/trained.faiss      what all shards start from
+    <version>/trained.faiss      the trained quantizers that all shards start from
     <version>/shard-00000.faiss  .arrow  .vectors  .lists  .dead
 
 A version may name files of an earlier version: an update adds shards and keeps present ones.

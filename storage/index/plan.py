@@ -88,18 +88,18 @@ class SearchPlan:
         of the index.
     rows, all_rows
         Live rows of ``shards`` and of the index.
-    nprobe_asked, nprobe
-        Lists to probe as asked for or tuned, and widened by the share of rows that lie in other
+    nprobe_requested, nprobe
+        Lists to probe as requested or tuned, and widened by the share of rows that lie in other
         shards. A search node widens further for the rows that the filter leaves out.
     rerank
         Candidates per hit that lossy shards rescore with exact vectors.
     passes
-        What each search node makes of the plan; empty until the nodes are asked.
+        The plan of each search node; empty except in :meth:`Searcher.explain`.
 
     Examples
     --------
     >>> print(SearchPlan(k=5, where=Filter(), shards=("shard-00001",), all_shards=4, rows=100,
-    ...                  all_rows=400, nprobe_asked=2, nprobe=8))
+    ...                  all_rows=400, nprobe_requested=2, nprobe=8))
     5 hits of each query
     1 of 4 shards can hold a match, 100 of 400 rows
     nprobe 2, widened to 8 for the shards left out
@@ -111,7 +111,7 @@ class SearchPlan:
     all_shards: int = 0
     rows: int = 0
     all_rows: int = 0
-    nprobe_asked: int = 1
+    nprobe_requested: int = 1
     nprobe: int = 1
     rerank: int = 1
     passes: tuple[PassPlan, ...] = ()
@@ -125,9 +125,9 @@ class SearchPlan:
             f"{len(self.shards):,} of {self.all_shards:,} shards can hold a match, "
             f"{self.rows:,} of {self.all_rows:,} rows"
         )
-        widened = self.nprobe > self.nprobe_asked
+        widened = self.nprobe > self.nprobe_requested
         suffix = f", widened to {self.nprobe:,} for the shards left out" if widened else ""
-        yield f"nprobe {self.nprobe_asked:,}{suffix}"
+        yield f"nprobe {self.nprobe_requested:,}{suffix}"
         for number, work in enumerate(self.passes):
             yield f"{f'node {number}: ' if len(self.passes) > 1 else ''}{work}"
 
@@ -161,7 +161,7 @@ def plan_search(
         )
     shards = [s for s in manifest.shards if not where or may_match(where, s.bbox, s.since, s.until)]
     rows_left = sum(shard.live_rows for shard in shards)
-    asked = nprobe or manifest.nprobe
+    nprobe = nprobe or manifest.nprobe
     return SearchPlan(
         k=k,
         where=where,
@@ -169,8 +169,8 @@ def plan_search(
         all_shards=len(manifest.shards),
         rows=rows_left,
         all_rows=rows,
-        nprobe_asked=asked,
-        nprobe=math.ceil(asked * rows / rows_left) if rows_left else asked,
+        nprobe_requested=nprobe,
+        nprobe=math.ceil(nprobe * rows / rows_left) if rows_left else nprobe,
         rerank=manifest.rerank,
     )
 

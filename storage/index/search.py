@@ -179,13 +179,13 @@ class ShardSet:
         return SearchResult(scores=scores, rows=rows, columns=joined)
 
     def explain(self, plan: SearchPlan, queries: int) -> PassPlan:
-        """Return how :meth:`search` would compare so many queries with rows."""
+        """Return how :meth:`search` would compare a number of queries with rows."""
         return plan_pass(plan, self._selections(plan), queries)
 
     def find(self, plan: SearchPlan, vectors: bool = False) -> Columns:
         """Return the first ``plan.k`` rows of each shard that match, by (tile key, scene id).
 
-        Their vectors (m, D) float32 are the column ``vector`` when asked for.
+        Their vectors (m, D) float32 are the column ``vector`` with ``vectors``.
 
         Raises
         ------

@@ -303,7 +303,7 @@ class _Request:
         self._run.show(answer, [*lines, *(self._warnings() if self._truncated else [])])
 
     def explain(self, queries: int) -> None:
-        """Show how so many queries would be searched."""
+        """Show the plan of the search."""
         from dataclasses import asdict
 
         from pipeline.search.searcher import FIRST_DEPTH

@@ -49,7 +49,7 @@ def test_shards_out_of_range_are_left_out_and_the_others_probed_more_widely(
     where: Filter, shards: list[str], nprobe: int
 ):
     plan = plan_search(manifest(), 5, where)
-    assert (list(plan.shards), plan.nprobe_asked, plan.nprobe) == (shards, 4, nprobe)
+    assert (list(plan.shards), plan.nprobe_requested, plan.nprobe) == (shards, 4, nprobe)
     assert (plan.rows, plan.all_rows, plan.all_shards) == (100 * len(shards), 400, 4)
     assert plan_search(manifest(), 5, where, nprobe=2).nprobe == max(nprobe // 2, 2)
 
