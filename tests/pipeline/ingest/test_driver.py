@@ -79,7 +79,7 @@ def test_every_tile_is_archived_once_with_the_vector_of_its_pixels(job: IngestSp
 
 def test_scenes_read_side_by_side_give_the_vectors_of_their_own_pixels(job: IngestSpec):
     plan = plan_ingest(job)
-    stage, collector = EmbedScenes(plan, None), SceneCollector()
+    stage, collector = EmbedScenes(plan), SceneCollector()
     indexes = np.tile(np.arange(len(plan.todo), dtype=np.int64), 4)
     with ThreadPoolExecutor(len(indexes)) as pool:
         runs = list(pool.map(lambda index: list(stage({"scene": np.array([index])})), indexes))
@@ -254,13 +254,19 @@ def test_everything_may_live_on_s3(job: IngestSpec, moto_s3: MotoS3):
         upload(path, moto_s3.uri("bundle", path.name), moto_s3.options)
     remote = replace(
         job,
-        catalog=CatalogSpec(source=moto_s3.uri("scenes", "*.tif")),
-        encoder_uri=moto_s3.uri("bundle"),
-        archive_uri=moto_s3.uri("archive"),
+        catalog=CatalogSpec(source=moto_s3.location("scenes", "*.tif")),
+        encoder_uri=moto_s3.location("bundle"),
+        archive_uri=moto_s3.location("archive"),
     )
-    report = ingest(plan_ingest(remote, moto_s3.options), options=moto_s3.options)
+    plan = plan_ingest(remote)
+    report = ingest(plan)
     assert (report.rows, report.quarantined) == (40, {})
-    assert rows_of(remote.archive_uri, moto_s3.options) == set(_expected(job))
+    assert rows_of(remote.archive_uri) == set(_expected(job))
+    assert plan.summary()["archive"] == moto_s3.uri("archive")
+    secret = moto_s3.options.secret_access_key
+    assert secret
+    assert secret not in f"{plan!r} {plan.summary()}"
+    assert plan_ingest(remote).done == 3
 
 
 def test_a_small_run_embeds_in_its_own_process_what_ray_would(job: IngestSpec, tmp_path: Path):
