@@ -28,7 +28,7 @@ def doctor(run: Run, ctx: click.Context, /, no_ray: bool) -> None:
     from workflows.doctor import Finding, machine_findings, ray_finding, store_findings
 
     findings = machine_findings()
-    findings += store_findings(_places(run), run.storage)
+    findings += store_findings(_places(run), run.recipe.storage)
     if not no_ray:
         findings.append(ray_finding(lambda: _join(run)))
     broken = [finding for finding in findings if finding.verdict == "broken"]

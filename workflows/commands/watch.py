@@ -69,13 +69,11 @@ def watch(
 
 def _job(run: Run) -> "WatchJob":
     from pipeline.runtime.cluster import joins_cluster
-    from storage.location import Location
     from workflows.watch import WatchJob
 
-    index_uri = run.recipe.index.uri
     return WatchJob(
         ingest=run.ingest_spec(),
-        index_uri=Location.of(index_uri, run.storage) if index_uri else None,
+        index_uri=run.recipe.index.uri,
         index=run.index_spec(),
         on_cluster=joins_cluster(run.recipe.cluster.address),
     )
