@@ -13,11 +13,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from storage.errors import CatalogError
-from storage.geometry import polygon_bounds, polygon_wkt
+from storage.geometry import BBox, polygon_bounds, polygon_wkt
 from storage.location import Location
 from storage.values import Count
-
-BBox = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from PIL import Image
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
+from storage.geometry import centres, wrapped
 from storage.index.filter import Filter
 from storage.location import StorageOptions
 from storage.raster.reader import read_image
@@ -165,13 +166,9 @@ class QueryResolver:
             ages = [abs(when - moment.timestamp()) for when in times]
         else:
             ages = [-when for when in times]
-        centres = [
-            ((w + e) / 2 + (180 if w > e else 0), (s + n) / 2)
-            for w, s, e, n in zip(
-                rows["west"], rows["south"], rows["east"], rows["north"], strict=True
-            )
-        ]
-        off = [abs((x - lon + 180) % 360 - 180) + abs(y - lat) for x, y in centres]
+        boxes = np.array([rows[edge] for edge in ("west", "south", "east", "north")]).T
+        x, y = centres(boxes).T
+        off = np.abs(wrapped(x - lon)) + np.abs(y - lat)
         best = min(range(len(ages)), key=lambda i: (ages[i], off[i], rows["tile_key"][i]))
         return self._of_row(rows, best, f"{lon}, {lat}")
 

@@ -17,11 +17,11 @@ import pystac
 
 from storage.catalog.url_policy import is_within
 from storage.errors import CatalogError, ConfigError, SkysiftError
+from storage.geometry import BBox
 from storage.location import Location
 from storage.scene import (
     BandMapping,
     BandSource,
-    BBox,
     Candidate,
     CatalogSpec,
     MaskSource,

@@ -19,8 +19,9 @@ from urllib3.util import Retry
 from storage.catalog.stac import MALFORMED, item_candidate
 from storage.catalog.url_policy import CheckedAdapter
 from storage.errors import CatalogError
+from storage.geometry import BBox, cut
 from storage.location import Location
-from storage.scene import BBox, Candidate, CatalogSpec, Rejected, SceneQuery
+from storage.scene import Candidate, CatalogSpec, Rejected, SceneQuery
 
 PAGE_ITEMS = 250
 _TIMEOUT_S = 60.0
@@ -61,7 +62,8 @@ def api_candidates(
     try:
         client = _open(source.uri)
         seen: set[tuple[str, str]] = set()
-        for box in _boxes(spec.query.area):
+        area = spec.query.area
+        for box in cut(area) if area else [None]:  # not every server understands west > east
             for page in _pages(client, spec.query, box, page_items):
                 yield from _fresh(page, source, spec, seen)
     except APIError as error:
@@ -144,14 +146,6 @@ def _own_address(item: Mapping[str, Any]) -> str | None:
         if isinstance(link, dict) and link.get("rel") == "self" and is_api(str(link.get("href"))):
             return str(link["href"])
     return None
-
-
-def _boxes(bbox: BBox | None) -> list[BBox | None]:
-    """Return a box as boxes that every server understands: cut at the antimeridian."""
-    if bbox is None or bbox[0] <= bbox[2]:
-        return [bbox]
-    west, south, east, north = bbox
-    return [(west, south, 180.0, north), (-180.0, south, east, north)]
 
 
 def _interval(since: dt.datetime | None, until: dt.datetime | None) -> str | None:

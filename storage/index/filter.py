@@ -6,14 +6,14 @@ A :class:`Filter` is plain and hashable, so it travels to search actors and keys
 """
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from storage.errors import ConfigError
-from storage.geometry import Bounds, in_polygon, polygon_wkt, touches
+from storage.geometry import BBox, check_bbox, intersects_polygon, polygon_wkt, touches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class Filter:
         A box, polygon, date or fraction makes no sense.
     """
 
-    bbox: Bounds | None = None
+    bbox: BBox | None = None
     polygon: str | Mapping[str, Any] | None = None
     since: dt.datetime | dt.date | str | None = None
     until: dt.datetime | dt.date | str | None = None
@@ -58,7 +58,7 @@ class Filter:
             object.__setattr__(self, name, value)
 
         if self.bbox is not None:
-            settle("bbox", _checked_bbox(self.bbox))
+            settle("bbox", check_bbox(self.bbox, "filter"))
         if self.polygon is not None:
             settle("polygon", polygon_wkt(self.polygon))
         settle("since", _instant("since", self.since, end_of_day=False))
@@ -92,7 +92,7 @@ class Filter:
         return start, end
 
 
-def may_match(where: Filter, bbox: Bounds, since: str, until: str) -> bool:
+def may_match(where: Filter, bbox: BBox, since: str, until: str) -> bool:
     """Tell whether rows inside an extent can match; False is certain, True is not.
 
     Parameters
@@ -117,21 +117,7 @@ def may_match(where: Filter, bbox: Bounds, since: str, until: str) -> bool:
         return False
     if where.bbox is not None and not touches(box, where.bbox)[0]:
         return False
-    return not isinstance(where.polygon, str) or bool(in_polygon(box, where.polygon)[0])
-
-
-def _checked_bbox(bbox: Sequence[float]) -> Bounds:
-    values = tuple(float(value) for value in bbox)
-    if len(values) != 4:
-        raise ConfigError(f"filter: bbox {bbox} has {len(values)} numbers; give w, s, e, n")
-    west, south, east, north = values
-    ordered = -180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90
-    if not ordered:  # also when a value is NaN
-        raise ConfigError(
-            f"filter: bbox {values} is not west, south, east, north in WGS84 degrees; "
-            "check the order (south <= north; west > east only across the antimeridian)"
-        )
-    return west, south, east, north
+    return not isinstance(where.polygon, str) or bool(intersects_polygon(box, where.polygon)[0])
 
 
 def _instant(

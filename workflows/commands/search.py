@@ -256,7 +256,7 @@ def search(run: Run, /, **options: Any) -> None:
 
 
 def _check(options: dict[str, Any]) -> None:
-    from workflows.hits import check_format
+    from storage.formats import check_format
 
     check_examples(options)
     out = options["out"]
@@ -294,7 +294,7 @@ class _Asking:
     def one(self, query: "Query") -> None:
         """Show the hits of one query."""
         from pipeline.search.batch import exclude_query_rows
-        from workflows.hits import hit_records, write_hits
+        from storage.formats import hit_records, write_hits
 
         own = () if self._options["include_self"] else query.rows
         hits = self._search(query.vector, min(self._k + len(own), self._rows))
@@ -316,7 +316,7 @@ class _Asking:
     def each(self, queries: list["Query"]) -> None:
         """Write the hits of every query, block by block."""
         from pipeline.search.batch import search_many
-        from storage.archive.export import write_geoparquet
+        from storage.formats import write_geoparquet
 
         out, keep = self._options["out"], self._options["include_self"]
         tables = search_many(queries, self._search, self._k, self._rows, keep_own=keep)
@@ -352,6 +352,8 @@ class _Asking:
 
 def _lines(records: list[dict[str, Any]]) -> list[str]:
     """Lay hits out as a table; a grid that all hits share is named once, above it."""
+    from storage.geometry import centres
+
     width = max(80, shutil.get_terminal_size((80, 24)).columns)
     grids = {record["tile_key"].rsplit("/", 2)[0] for record in records}
     cut = len(next(iter(grids))) + 1 if len(grids) == 1 else 0
@@ -363,8 +365,7 @@ def _lines(records: list[dict[str, Any]]) -> list[str]:
     if width >= _WIDE:
         columns.insert(3, "lon,lat")
         for row, record in zip(rows, records, strict=True):
-            west, south, east, north = record["bbox"]
-            middle = (west + east + (360 if east < west else 0)) / 2
-            row.insert(3, f"{middle:.4f},{(south + north) / 2:.4f}")
+            lon, lat = centres([record["bbox"]])[0]
+            row.insert(3, f"{lon:.4f},{lat:.4f}")
     heading = [f"tiles of grid {grids.pop()}/"] if cut else []
     return [*heading, *format_table(columns, rows, width)]

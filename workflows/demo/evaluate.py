@@ -25,6 +25,7 @@ from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.dataset import LabelledDataset
 from storage.errors import SkysiftError
+from storage.geometry import centres
 
 METRICS = ("macro mAP", "rare mAP", "nDCG@50", "WAP@50", "mAP", "same place R@10")
 QUERY_DAY = "20240618"
@@ -264,9 +265,8 @@ def _median_ms(searcher: Searcher, vectors: NDArray[np.float32]) -> float:
 def _example(archive: Archive, row: NDArray[np.int64]) -> dict[str, Any]:
     """Name a query in the words of the command line."""
     found = archive.read(row, ["tile_key", "scene", "bbox"])
-    west, south, east, north = found["bbox"][0].tolist()
     return {
         "tile_key": str(found["tile_key"][0]),
         "scene": str(found["scene"][0]),
-        "place": [(west + east) / 2, (south + north) / 2],
+        "place": centres(found["bbox"])[0].tolist(),
     }

@@ -11,6 +11,8 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.geometry import unwrapped
+
 PALETTE = (
     "#3b76af", "#ef8636", "#519d3e", "#c53a32", "#8d69b8", "#85584e", "#d57dbe", "#7f7f7f",
     "#bcbd3a", "#4fb5c9", "#1b4f72", "#a04000", "#1d6f42", "#7b241c", "#5b2c6f", "#b7950b",
@@ -158,7 +160,7 @@ def footprint_maps(footprints: Footprints, most: int = 6) -> list[MapPanel]:
 def _regions(footprints: Footprints) -> list[NDArray[np.int64]]:
     """Group tiles into regions: scenes closer than about their own size belong together."""
     scenes, member = np.unique(footprints.scene.astype(str), return_inverse=True)
-    bbox = _unwrapped(footprints.bbox)
+    bbox = unwrapped(footprints.bbox)
     boxes = np.stack([_around(bbox[member == i]) for i in range(len(scenes))])
     region = np.arange(len(scenes))
     reach = np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])[:, None]
@@ -171,19 +173,12 @@ def _regions(footprints: Footprints) -> list[NDArray[np.int64]]:
     return [np.flatnonzero(region[member] == r) for r in np.unique(region)]
 
 
-def _unwrapped(bbox: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Let boxes that cross the antimeridian run on beyond 180 degrees."""
-    out = bbox.copy()
-    out[:, 2] += np.where(out[:, 2] < out[:, 0], 360, 0)
-    return out
-
-
 def _around(bbox: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([bbox[:, :2].min(0), bbox[:, 2:].max(0)])
 
 
 def _panel(footprints: Footprints, members: NDArray[np.int64]) -> MapPanel:
-    bbox = _unwrapped(footprints.bbox[members])
+    bbox = unwrapped(footprints.bbox[members])
     west, south, east, north = _around(bbox).tolist()
     squeeze = math.cos(math.radians((south + north) / 2))
     km_wide = (east - west) * squeeze * _KM_PER_DEGREE
@@ -211,6 +206,7 @@ def _panel(footprints: Footprints, members: NDArray[np.int64]) -> MapPanel:
         )
         parts.append(f'<path fill="{escape(footprints.colour(int(value)))}" d="{path}"/>')
     for lon, lat, text in footprints.marks:
+        lon += 360 * (lon < west)  # the panel runs on beyond 180 degrees
         if west <= lon <= east and south <= lat <= north:
             at = pad + (lon - west) * scale[0], pad + (north - lat) * scale[1]
             parts.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="9" class="mark"/>')

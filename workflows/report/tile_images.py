@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from storage.archive.reader import Archive, Columns
+from storage.geometry import centres
 from storage.location import StorageOptions
 from storage.scene import Scene
 from workflows.report.charts import Footprints
@@ -61,8 +62,7 @@ class Gallery:
     def _shown(self, columns: Columns, i: int, score: float | None) -> Shown:
         scene_id, tile_key = str(columns["scene"][i]), str(columns["tile_key"][i])
         image = self._renderer.draw(scene_id, tile_key)
-        west, south, east, north = columns["bbox"][i].tolist()
-        east += 360 if east < west else 0
+        lon, lat = centres(columns["bbox"][i : i + 1])[0].tolist()
         present = columns["labels"][i] if self._archive.spec.classes else ()
         return Shown(
             picture=data_uri(image),
@@ -72,7 +72,7 @@ class Gallery:
                 name for name, flag in zip(self._archive.spec.classes, present, strict=True) if flag
             ),
             score=score,
-            place=((west + east) / 2, (south + north) / 2),
+            place=(lon, lat),
         )
 
 
