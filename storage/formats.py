@@ -39,7 +39,7 @@ def hit_records(table: pa.Table) -> list[dict[str, Any]]:
     table
         As :meth:`pipeline.search.searcher.Hits.to_arrow` returns it.
     """
-    records = _ranked(table).to_pylist()
+    records: list[dict[str, Any]] = _ranked(table).to_pylist()
     for record in records:
         record["bbox"] = [record.pop(edge) for edge in EDGES]
     return records

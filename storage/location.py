@@ -60,20 +60,24 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StorageOptions:
-    """Where the object store is and who asks; secrets never appear in ``repr``.
+    """How to reach the object store; secrets never appear in ``repr``.
 
     Any value left None falls back to the usual AWS variables and files.
 
     Attributes
     ----------
     endpoint_url
-        Of an S3 that is not Amazon's.
+        URL of an S3 service other than Amazon's.
     region
-        Of the buckets.
+        Region of the buckets.
     anonymous
         Send no credentials: for public buckets.
-    access_key_id, secret_access_key, session_token
-        Credentials; better left to the environment or the machine's role.
+    access_key_id
+        Access key; better left to the environment or the machine's role.
+    secret_access_key
+        Secret of the access key, given together with it.
+    session_token
+        Token of temporary credentials, given together with the access key.
     """
 
     endpoint_url: str | None = None

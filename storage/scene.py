@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from storage.errors import CatalogError
-from storage.geometry import BBox, polygon_bounds, polygon_wkt
+from storage.geometry import BBox, polygon_bounds
+from storage.index.filter import Filter
 from storage.location import Location
-from storage.values import Count
+from storage.values import Count, Percent, check_limits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,7 +148,7 @@ class SceneList:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneQuery:
-    """Which entries of a catalog are wanted; None and empty mean no condition.
+    """Conditions on the scenes of a catalog; None and empty mean no condition.
 
     Parameters
     ----------
@@ -156,24 +157,29 @@ class SceneQuery:
     polygon
         WKT, GeoJSON text or a GeoJSON mapping in WGS84 degrees that a scene's geometry (its box
         where the catalog has none) must touch; kept as WKT.
-    since, until
-        Times, both included; without a time zone they mean UTC.
+    since
+        Earliest time of a scene: a datetime (naive means UTC), a date, or ISO 8601 text.
+    until
+        Latest time of a scene; as ``since``, and a plain date includes that day.
     max_cloud_cover_percent
-        Entries that do not state their cloud cover pass.
+        Largest cloud cover; scenes that do not state theirs pass.
     collections
         Ids of STAC collections.
     """
 
     bbox: BBox | None = None
     polygon: str | Mapping[str, Any] | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-    max_cloud_cover_percent: float | None = None
+    since: dt.datetime | dt.date | str | None = None
+    until: dt.datetime | dt.date | str | None = None
+    max_cloud_cover_percent: Percent | None = None
     collections: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.polygon is not None:
-            object.__setattr__(self, "polygon", polygon_wkt(self.polygon))
+        check_limits(self, "catalog query")
+        same = ("bbox", "polygon", "since", "until")
+        checked = Filter(**{name: getattr(self, name) for name in same})
+        for name in same:
+            object.__setattr__(self, name, getattr(checked, name))
 
     @property
     def area(self) -> BBox | None:
@@ -181,6 +187,14 @@ class SceneQuery:
         if self.bbox is not None or self.polygon is None:
             return self.bbox
         return polygon_bounds(str(self.polygon))
+
+    @property
+    def interval(self) -> tuple[datetime | None, datetime | None]:
+        """The closed time range, in UTC."""
+        since, until = (
+            moment if isinstance(moment, datetime) else None for moment in (self.since, self.until)
+        )
+        return since, until
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,7 +226,7 @@ class BandMapping:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskMapping:
-    """Where the cloud mask is found, and what means cloud.
+    """Where the cloud mask is found, and which of its values mean cloud.
 
     Attributes
     ----------
@@ -252,7 +266,7 @@ class CatalogSpec:
         Folders, such as s3://bucket/prefix, below which the assets of STAC items have to lie; empty
         allows all on S3 and disks. Assets at web addresses need one, such as https://host/data.
     query
-        Which entries are wanted.
+        Conditions on the scenes.
     """
 
     source: str | Location

@@ -8,7 +8,6 @@ An entry that is wrong is rejected with its reason and never stops the rest.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from typing import TypeVar
 
 import numpy as np
@@ -167,9 +166,10 @@ def _check_id(scene_id: str, seen: set[str]) -> None:
 def _satisfies(entry: Candidate, query: SceneQuery) -> bool:
     if query.collections and entry.collection not in query.collections:
         return False
-    if query.since is not None and entry.datetime < _utc(query.since):
+    since, until = query.interval
+    if since is not None and entry.datetime < since:
         return False
-    if query.until is not None and entry.datetime > _utc(query.until):
+    if until is not None and entry.datetime > until:
         return False
     cover, limit = entry.cloud_cover_percent, query.max_cloud_cover_percent
     if cover is not None and limit is not None and cover > limit:
@@ -193,10 +193,6 @@ def _lies_in(entry: Candidate, query: SceneQuery) -> bool:
         return touches_polygon(entry.geometry, wkt)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CatalogError(f"scene {entry.id} has a geometry that is none: {error}") from error
-
-
-def _utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _scene(entry: Candidate, bands: Sequence[str]) -> Scene | Rejected:

@@ -110,7 +110,7 @@ def _pages(
         method="POST" if "POST" in methods else "GET",
         limit=page_items,
         bbox=list(box) if box else None,
-        datetime=_interval(query.since, query.until),
+        datetime=_interval(*query.interval),
         collections=list(query.collections) or None,
     )
     before: list[str] | None = None

@@ -23,7 +23,7 @@ from storage.formats import (
 )
 from storage.geometry import footprints
 from storage.index.sidecar import HIT_SCHEMA
-from workflows.service.formats import GEOJSON, negotiated
+from workflows.service.negotiation import GEOJSON, negotiated
 from workflows.service.schema import HitBody, SearchAnswer
 
 BOXES = np.array([[10.0, 0.0, 11.0, 1.0], [179.5, -10.0, -179.5, -9.0]])

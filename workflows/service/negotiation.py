@@ -1,4 +1,4 @@
-"""Answers as other programs take them: JSON, GeoJSON and GeoParquet, chosen by ``Accept``."""
+"""Content negotiation: answers as JSON, GeoJSON or GeoParquet, by the header ``Accept``."""
 
 import json
 from typing import Any
@@ -14,16 +14,16 @@ CONTENT: dict[str, Any] = {
     GEOJSON: {"schema": {"type": "object"}},
     PARQUET: {"schema": {"type": "string", "format": "binary"}},
 }
-"""What OpenAPI says of the other two forms."""
+"""The entries of GeoJSON and GeoParquet in the OpenAPI document."""
 
 
 def negotiated(answer: SearchAnswer | ScenesAnswer, accept: str | None) -> Response:
-    """Return an answer in the form that a client asks for; JSON unless it names another."""
-    wanted = accept or ""
+    """Return an answer in the format that a client accepts; JSON unless it names another."""
+    accepted = accept or ""
     items = answer.hits if isinstance(answer, SearchAnswer) else answer.scenes
-    if PARQUET in wanted:
+    if PARQUET in accepted:
         return Response(geoparquet([item.model_dump() for item in items]), media_type=PARQUET)
-    if GEOJSON in wanted:
+    if GEOJSON in accepted:
         about = answer.model_dump(mode="json", exclude={"hits", "scenes"})
         features = feature_collection((item.model_dump(mode="json") for item in items), **about)
         return Response(json.dumps(features), media_type=GEOJSON)
