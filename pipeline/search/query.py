@@ -12,6 +12,7 @@ from PIL import Image
 
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
+from storage.dates import parse_moment
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
 from storage.geometry import centres, wrapped
 from storage.index.filter import Filter
@@ -153,7 +154,7 @@ class QueryResolver:
         ConfigError
             The date or the degrees make no sense.
         """
-        moment = Filter(since=date).since
+        moment = None if date is None else parse_moment(date, "query: date")
         rows = self._searcher.find(Filter(bbox=(lon, lat, lon, lat)), _CANDIDATES).to_pydict()
         if not rows["row"]:
             west, south, east, north = self._searcher.manifest.bbox
@@ -162,7 +163,7 @@ class QueryResolver:
                 f"lon {west:.4f} and {east:.4f}, lat {south:.4f} and {north:.4f}"
             )
         times = [when.timestamp() for when in rows["datetime"]]
-        if isinstance(moment, dt.datetime):
+        if moment is not None:
             ages = [abs(when - moment.timestamp()) for when in times]
         else:
             ages = [-when for when in times]

@@ -18,6 +18,7 @@ from urllib3.util import Retry
 
 from storage.catalog.stac import MALFORMED, item_candidate
 from storage.catalog.url_policy import CheckedAdapter
+from storage.dates import as_utc
 from storage.errors import CatalogError
 from storage.geometry import BBox, cut
 from storage.location import Location
@@ -158,12 +159,8 @@ def _interval(since: dt.datetime | None, until: dt.datetime | None) -> str | Non
     """
     if since is None and until is None:
         return None
-    start = _utc(since).replace(microsecond=0) if since else None
-    end = _utc(until) if until else None
+    start = as_utc(since).replace(microsecond=0) if since else None
+    end = as_utc(until) if until else None
     if end and end.microsecond:
         end = end.replace(microsecond=0) + dt.timedelta(seconds=1)
     return "/".join(f"{one:%Y-%m-%dT%H:%M:%SZ}" if one else ".." for one in (start, end))
-
-
-def _utc(moment: dt.datetime) -> dt.datetime:
-    return moment.astimezone(dt.UTC) if moment.tzinfo else moment.replace(tzinfo=dt.UTC)

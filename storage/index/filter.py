@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from storage.errors import ConfigError
+from storage.dates import Moment, parse_range
 from storage.geometry import BBox, check_bbox, intersects_polygon, polygon_wkt, touches
-from storage.values import Fraction, check_limits
+from storage.values import Fraction, check_limits, check_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +51,8 @@ class Filter:
 
     bbox: BBox | None = None
     polygon: str | Mapping[str, Any] | None = None
-    since: dt.datetime | dt.date | str | None = None
-    until: dt.datetime | dt.date | str | None = None
+    since: Moment | None = None
+    until: Moment | None = None
     max_cloud_fraction: Fraction | None = None
     scenes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
@@ -66,19 +66,12 @@ class Filter:
             settle("bbox", check_bbox(self.bbox, "filter"))
         if self.polygon is not None:
             settle("polygon", polygon_wkt(self.polygon))
-        settle("since", _instant("since", self.since, end_of_day=False))
-        settle("until", _instant("until", self.until, end_of_day=True))
-        since, until = self.interval
-        if since is not None and until is not None and since > until:
-            raise ConfigError(
-                f"filter: since {self.since} is after until {self.until}; swap the two dates"
-            )
+        since, until = parse_range(self.since, self.until, "filter")
+        settle("since", since)
+        settle("until", until)
         check_limits(self, "filter")
         for name in ("scenes", "labels", "tiles"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                raise ConfigError(f"filter: {name} is the text {value!r}; give a list of names")
-            settle(name, tuple(value))
+            settle(name, check_names(getattr(self, name), f"filter: {name}"))
 
     def __bool__(self) -> bool:
         return self != _EVERYTHING
@@ -121,31 +114,6 @@ def may_match(where: Filter, bbox: BBox, since: str, until: str) -> bool:
     if where.bbox is not None and not touches(box, where.bbox)[0]:
         return False
     return not isinstance(where.polygon, str) or bool(intersects_polygon(box, where.polygon)[0])
-
-
-def _instant(
-    name: str, value: dt.datetime | dt.date | str | None, *, end_of_day: bool
-) -> dt.datetime | None:
-    if value is None:
-        return None
-    try:
-        if isinstance(value, str):
-            is_date = len(value.strip()) <= len("2024-01-01")
-            parsed = dt.datetime.fromisoformat(value.strip())
-        else:
-            is_date = not isinstance(value, dt.datetime)
-            parsed = (
-                value if isinstance(value, dt.datetime) else dt.datetime.combine(value, dt.time.min)
-            )
-    except ValueError as error:
-        raise ConfigError(
-            f"filter: {name} is {value!r}; give an ISO 8601 date or time, such as 2024-05-31"
-        ) from error
-    if is_date and end_of_day:
-        parsed = parsed.replace(hour=23, minute=59, second=59, microsecond=999_000)
-    if parsed.tzinfo is None:
-        return parsed.replace(tzinfo=dt.UTC)
-    return parsed.astimezone(dt.UTC)
 
 
 _EVERYTHING = Filter()
