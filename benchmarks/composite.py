@@ -77,7 +77,10 @@ def whole_stack(folder: Path, days: int) -> None:
     listing = read_scenes(spec(folder, days).catalog, BANDS)
     layers = []
     for scene in listing.scenes:
-        with rasterio.open(scene.bands[0].href) as dataset, rasterio.open(scene.mask.href) as mask:
+        with (
+            rasterio.open(scene.bands[0].href.uri) as dataset,
+            rasterio.open(scene.mask.href.uri) as mask,
+        ):
             values = dataset.read().astype(np.float32)
             values[:, mask.read(1) == 1] = np.nan
             layers.append(values)

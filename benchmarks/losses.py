@@ -1,4 +1,4 @@
-"""How fast a loss step is beside pytorch-metric-learning's SupCon, and what a chunk costs.
+"""Speed of a loss step beside pytorch-metric-learning's SupCon, and the cost of chunking.
 
     python -m benchmarks.losses [--rows 2048 8192 32768]
 

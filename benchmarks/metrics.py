@@ -1,4 +1,4 @@
-"""What exact retrieval scores cost, beside the matrix product that no exact ranking can avoid.
+"""Cost of exact retrieval metrics, beside the matrix product that an exact ranking requires.
 
     python -m benchmarks.metrics [--full]
 
@@ -37,7 +37,7 @@ def world(queries: int, items: int) -> tuple[np.ndarray[Any, Any], ...]:
 
 
 def scored(queries: int, items: int, full: bool) -> Found:
-    """Score so many queries, after a few that warm up; seconds, and growth of memory in bytes."""
+    """Score queries after a warm-up; return seconds, and the growth of memory in bytes."""
     z_QD, y_QC, z_ND, y_NC = world(queries, items)
     few = min(2, queries)
     before = _peak_bytes()
@@ -95,7 +95,7 @@ def measure(queries: int, items: int) -> list[Row]:
         fixed_s = found["fixed_s"]
         each_ms = 1e3 * max(found["seconds"] - fixed_s, 0.0) / queries
         hours = (fixed_s + each_ms / 1e3 * QUERIES) / 3600
-        told = "measured" if queries >= QUERIES else "extrapolated"
+        method = "measured" if queries >= QUERIES else "extrapolated"
         rows.append(
             Row(
                 what=f"{what}: {queries:,} queries x {items:,} rows",
@@ -104,7 +104,7 @@ def measure(queries: int, items: int) -> list[Row]:
                 unit="ms/query",
                 against="matrix product alone, float64",
                 ratio=each_ms / floor,
-                note=f"{QUERIES:,} queries: {hours:.2f} h ({told}); "
+                note=f"{QUERIES:,} queries: {hours:.2f} h ({method}); "
                 f"{fixed_s:.1f} s of it do not depend on them.",
             )
         )

@@ -5,7 +5,7 @@
 reads the AID multi-label images (`AID_TAR`) and the frozen MobileNetV2 (`MOBILENET_V2`), by default
 from ``../shared/data``, and writes ``docs/results.md``, ``docs/images/frontier.png`` and
 ``benchmarks/results.json``. Finished runs are kept in `--scratch`, so it can be stopped and started
-again. Without the images it says so and does nothing.
+again. Without the images it exits with a message.
 """
 
 import argparse
@@ -58,7 +58,7 @@ Say = Callable[[str], None]
 
 
 class Bench:
-    """Runs the plan over a world, `jobs` runs at once, and collects what the page says."""
+    """Runs the plan over a world, `jobs` runs at once, and collects the figures of the page."""
 
     def __init__(
         self, world: World, budget: Budget, scratch: Path, say: Say = print, jobs: int = 1
@@ -136,14 +136,14 @@ class Bench:
 
     def _ahead(self, split: str, runs: Iterable[Run]) -> None:
         """Do the runs in processes beside each other; `_measure` then finds them done."""
-        wanted = {run.digest(self.world, split): run for run in runs}.values()
+        distinct = {run.digest(self.world, split): run for run in runs}.values()
         if self.jobs > 1:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(
                 self.jobs, context, initializer=torch.set_num_threads, initargs=(1,)
             ) as pool:
                 one = partial(measure, split=split, scratch=self.scratch)
-                for _ in pool.map(one, repeat(self.world), wanted):
+                for _ in pool.map(one, repeat(self.world), distinct):
                     pass
 
     def _measure(self, run: Run, split: str) -> dict[str, float]:

@@ -90,8 +90,8 @@ def draw_frontier(result: Mapping[str, Any], path: Path) -> None:
         x_off, y_off = ([scores[column][1] for scores in line] for column in (COVERAGE, EXACTNESS))
         axes.errorbar(x, y, y_off, x_off, color="#1b4f72", marker="o", lw=2, elinewidth=0.8)
         for value, left, up in zip(result["dial"], x, y, strict=True):
-            told = f"{float(value):g}"
-            axes.annotate(told, (left, up), (5, 5), textcoords="offset points", c="#1b4f72")
+            text = f"{float(value):g}"
+            axes.annotate(text, (left, up), (5, 5), textcoords="offset points", c="#1b4f72")
         axes.set_xlabel("coverage: mAP of the rarest third of the labels")
         axes.set_ylabel("exactness: mAP, relevant from Jaccard 0.6 on")
         axes.set_title("MACL along its exactness dial (blue) and the other losses", loc="left")
@@ -161,10 +161,10 @@ def _bar(result: Mapping[str, Any]) -> str:
     for name in (n for n in (DEFAULT, TUNED) if n in result["losses"]):
         leads = gains(result, name)
         met = all(lead >= BAR for _, lead in leads.values())
-        told = ", ".join(
+        figures = ", ".join(
             f"{100 * lead:+.1f} points of {c} against {other}" for c, (other, lead) in leads.items()
         )
-        lines.append(f"- **{name}: {'met' if met else 'not met'}.** {told}.")
+        lines.append(f"- **{name}: {'met' if met else 'not met'}.** {figures}.")
     return f"""## The bar
 
 At least {100 * BAR:.1f} points ahead of the best tuned baseline, in {" and in ".join(BAR_COLUMNS)}:

@@ -1,4 +1,4 @@
-"""What the results page runs: the trials of each loss, the ablation, the dial, the search.
+"""Runs of the results page: the trials of each loss, the ablation, the dial, the search.
 
 Every loss gets the same number of trials (`TRIALS_EACH`) on the validation split, one seed, and the
 same budget of epochs, rows and head. Its best trial by `selection` goes to the test split.
@@ -30,7 +30,7 @@ _BASE = Run(loss=DEFAULT)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """What every run has in common, and how many there are; the defaults make the page."""
+    """Common settings and numbers of the runs; the defaults make the page."""
 
     base: Run = _BASE
     seeds: int = 3
@@ -60,7 +60,7 @@ TRIALS: Mapping[str, list[dict[str, Any]]] = {
     "ifnd": _TEMPERATURES,
     "cbml": [{}, {"positive_scale": 0.1}, {"negative_scale": 0.2}, {"positive_scale": 0.05}],
     "triplet": _grid(margin=(0.05, 0.1, 0.2, 0.4)),
-    # No options of its own: what is left to tune is the step.
+    # Without options, only the learning rate is tuned.
     "bce": _grid(learning_rate=(4e-3, 8e-3, 16e-3, 32e-3)),
 }
 
@@ -82,7 +82,7 @@ ABLATION: Mapping[str, dict[str, Any]] = {
 
 DIAL = (0.0, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.6, 0.75, 1.0, 1.5, 2.0)
 
-# Against this baseline, which gets what is not MACL's own too.
+# Against this baseline, with the settings that are not specific to MACL.
 RIVAL = "mulsupcon"
 SHARED_SEARCH: Mapping[str, dict[str, Any]] = {
     "queue of 1,024 keys": {"queue_rows": 1024},
@@ -113,12 +113,12 @@ SEARCH: Mapping[str, dict[str, Any]] = {
 
 
 def selection(scores: Mapping[str, float]) -> float:
-    """Return what tuning maximises: the sum of the bar's two columns."""
+    """Return the objective of the tuning: the sum of the bar's two columns."""
     return sum(scores[name] for name in BAR_COLUMNS)
 
 
 def with_settings(base: Run, loss: str, settings: Mapping[str, Any]) -> Run:
-    """Return a run with a loss's options; what a `Run` has itself is set there.
+    """Return a run with the options of a loss; fields of `Run` are set on the run.
 
     Examples
     --------

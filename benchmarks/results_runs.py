@@ -67,9 +67,9 @@ class World:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """What decides a run's figures besides the world.
+    """Settings that decide the figures of a run in a world.
 
-    `temperature_end`: the loss's temperature moves there in a straight line, epoch by epoch.
+    `temperature_end`: the temperature of the loss at the end, approached linearly by epoch.
     """
 
     loss: str
@@ -86,9 +86,9 @@ class Run:
 
     def digest(self, world: World, split: str) -> str:
         """Return 16 hexadecimal digits that name the run."""
-        said = {name: value for name, value in asdict(self).items() if value is not None}
-        said["options"] = {**loss_options(self.loss), **self.options}
-        text = json.dumps([said, world.digest, split, K], sort_keys=True)
+        settings = {name: value for name, value in asdict(self).items() if value is not None}
+        settings["options"] = {**loss_options(self.loss), **self.options}
+        text = json.dumps([settings, world.digest, split, K], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -98,7 +98,7 @@ def load_world(images: Path, backbone: Path, scratch: Path) -> World:
     Raises
     ------
     NotFoundError
-        The images or the weights are not there.
+        The images or the weights do not exist.
     """
     uri = str(scratch / "dataset")
     import_folder(str(images), uri)
@@ -107,14 +107,14 @@ def load_world(images: Path, backbone: Path, scratch: Path) -> World:
     for path in sorted(backbone.iterdir()):
         weights.update(path.read_bytes())
     digest = hashlib.sha256((dataset.info.digest + weights.hexdigest()).encode()).hexdigest()[:16]
-    kept = scratch / f"features-{digest}.npy"
-    if not kept.exists():
+    cache = scratch / f"features-{digest}.npy"
+    if not cache.exists():
         spec = TrainingSpec(backbone="mobilenet_v2", pretrained=str(backbone), freeze_backbone=True)
-        part = kept.with_suffix(".part.npy")
+        part = cache.with_suffix(".part.npy")
         np.save(part, initial_encoder(dataset, spec).features(dataset.images))
-        part.rename(kept)
+        part.rename(cache)
     return World(
-        features_NF=np.load(kept),
+        features_NF=np.load(cache),
         labels_NC=dataset.labels,
         split_N=dataset.split,
         statistics=LabelStatistics.from_labels(dataset.labels[dataset.indices("train")]),
@@ -180,17 +180,17 @@ def train(world: World, run: Run) -> NDArray[np.float32]:
 
 def measure(world: World, run: Run, split: str, scratch: Path) -> dict[str, float]:
     """Return a run's scores on a split and its ``seconds``, from the scratch folder if known."""
-    kept = scratch / "runs" / f"{run.digest(world, split)}.json"
-    if kept.exists():
-        found: dict[str, float] = json.loads(kept.read_text())["scores"]
+    record = scratch / "runs" / f"{run.digest(world, split)}.json"
+    if record.exists():
+        found: dict[str, float] = json.loads(record.read_text())["scores"]
         return found
     started = time.perf_counter()
     scores = score(world, train(world, run), split)
     scores["seconds"] = time.perf_counter() - started
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    part = kept.with_suffix(".part")
+    record.parent.mkdir(parents=True, exist_ok=True)
+    part = record.with_suffix(".part")
     part.write_text(json.dumps({"run": asdict(run), "split": split, "scores": scores}))
-    part.rename(kept)
+    part.rename(record)
     return scores
 
 
@@ -215,7 +215,7 @@ class _Remembering(LabelAwareBatchSampler):
 
 
 class _Features(Backbone):
-    """Stands for a backbone whose features are known already."""
+    """Placeholder for a backbone with precomputed features."""
 
     def __init__(self, dimension: int) -> None:
         super().__init__()

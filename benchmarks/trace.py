@@ -170,9 +170,9 @@ def run_way(way: str, folder: Path) -> Trace:
 def _training_step(folder: Path) -> Trace:
     """Trace the second step of a training loop: MACL, augmented pixels, one process."""
     from encoders.bundle import Encoder
-    from encoders.loop import LoopSpec, TrainingLoop, TrainingRows
+    from encoders.loop import TrainingLoop, TrainingRows
     from encoders.losses import LabelStatistics, build_loss
-    from encoders.spec import EncoderSpec
+    from encoders.spec import EncoderSpec, LoopSpec
     from storage.dataset import LabelledDataset
 
     dataset = LabelledDataset.open(str(folder / "dataset"))

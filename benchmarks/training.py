@@ -35,6 +35,7 @@ from pipeline.training.driver import train
 from pipeline.training.spec import TrainingJob, TrainingSpec
 from pipeline.training.worker import TrainingWorker, initial_encoder
 from storage.dataset import DatasetWriter, LabelledDataset, read_info
+from storage.location import Location
 
 BANDS, LABELS = ("red", "green", "blue", "nir"), 17
 _SPAWN = multiprocessing.get_context("spawn")
@@ -52,7 +53,7 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """What is trained; ``two_workers`` is the gain wanted of a second worker, if any."""
+    """The trained network; ``two_workers`` is the required gain of a second worker, if any."""
 
     name: str
     backbone: str
@@ -127,7 +128,7 @@ def ray_train(uri: str, spec: TrainingSpec, folder: Path) -> float:
 
 
 def bare_loops(uri: str, spec: TrainingSpec, processes: int) -> float:
-    """Return images/s of so many bare loops at once, each in a process with its share of a batch.
+    """Return images/s of parallel bare loops, each in a process with its share of a batch.
 
     They share nothing but the machine.
     """
@@ -213,7 +214,9 @@ def _wait_process(uri: str, spec: TrainingSpec, sender: Any) -> None:
     torch.set_num_threads(1)
     digest = read_info(uri).digest
     worker = TrainingWorker(
-        TrainingJob(dataset_uri=uri, dataset_digest=digest, spec=spec, output_uri="unused")
+        TrainingJob(
+            dataset=Location(uri), dataset_digest=digest, spec=spec, output=Location("unused")
+        )
     )
     data = worker._loop().data
     loop = _WaitTimed(worker.encoder, worker.loss, data, spec)
@@ -283,7 +286,7 @@ def _rows(model: Model, turns: Sequence[dict[str, float]], waiting: float, size:
             unit="images/s",
             against="two bare loops",
             ratio=ratio("ray_two", "bare_two"),
-            note="What exchanging keys, gradients and (a CNN) batch norm's moments costs.",
+            note="The cost of exchanging keys, gradients and (CNN) the moments of batch norm.",
         ),
         Row(
             what=f"Waiting for data, share of the steps' time of one worker: {model.name}",

@@ -7,7 +7,6 @@ A test compares the pages with what this makes, so they cannot fall behind.
 
 import ast
 import inspect
-import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 
 from workflows.cli import cli
 from workflows.recipe.schema import Recipe
+from workflows.recipe.sections import keys_of, section_in
 from workflows.service.app import create_app
 
 FOLDER = Path(__file__).parent / "reference"
@@ -80,63 +80,32 @@ def recipe_page() -> str:
         "`--set section.key=value` overrides any key on the command line.\n"
     )
     parts = ["# Recipe keys\n", MADE, opening]
-    for name, field in Recipe.model_fields.items():
-        if isinstance(field.default, BaseModel):
-            parts += _section(name, type(field.default))
+    for name, key in keys_of(Recipe).items():
+        if (section := section_in(key.annotation)) is not None:
+            parts += _section(name, section)
     return "\n".join(parts)
 
 
-def _section(name: str, section: type[BaseModel]) -> list[str]:
+def _section(name: str, section: type) -> list[str]:
     first = inspect.cleandoc(section.__doc__ or "").split("\n\n")[0]
-    lines = [
-        f"## {name}\n",
-        f"{first}\n",
-        "| key | type | default | meaning |",
-        "|---|---|---|---|",
-    ]
+    head = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    lines = [f"## {name}\n", f"{first}\n", *head]
     below: list[str] = []
-    meanings = _meanings(section)
-    types = section.model_json_schema()["properties"]
-    for key, field in section.model_fields.items():
-        inner = _model_in(field.annotation)
-        if inner is not None:
-            below += _section(f"{name}.{key}", inner)
-        default = "see below" if isinstance(field.default, BaseModel) else f"`{field.default!r}`"
-        lines.append(
-            f"| `{key}` | {_json_type(types[key])} | {default} | {meanings.get(key, '')} |"
-        )
+    for field, key in keys_of(section).items():
+        inner = section_in(key.annotation)
+        below += _section(f"{name}.{field}", inner) if inner else []
+        kind = "secret or null" if key.is_secret else _key_type(field, key.annotation)
+        default = "see below" if section_in(type(key.default)) else f"`{key.default!r}`"
+        meaning = key.meaning.replace("|", "\\|")
+        lines.append(f"| `{field}` | {kind} | {default} | {meaning} |")
     return [*lines, "", *below]
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    for part in (annotation, *getattr(annotation, "__args__", ())):
-        if inspect.isclass(part) and issubclass(part, BaseModel):
-            return part
-    return None
-
-
-def _meanings(section: type[BaseModel]) -> dict[str, str]:
-    """Return what each key means: the section's own words, else those of what it mirrors."""
-    found: dict[str, str] = {}
-    if mirrored := getattr(section, "mirrors", ""):
-        for kind in reversed(_resolve(mirrored).__mro__):  # inherited settings first
-            found |= _attributes(kind.__doc__)
-    return found | _attributes(section.__doc__)
-
-
-def _attributes(docstring: str | None) -> dict[str, str]:
-    """Return name to meaning from the Attributes (or Parameters) of a NumPy docstring."""
-    text = inspect.cleandoc(docstring or "")
-    match = re.search(r"^(?:Attributes|Parameters)\n-+\n(.*?)(?=^\w+\n-+$|\Z)", text, re.M | re.S)
-    if not match:
-        return {}
-    found: dict[str, str] = {}
-    listed = re.sub(r",\n(?=\S)", ", ", match.group(1)) + "\n"
-    entries = re.findall(r"^(\S[^\n]*)\n((?:[ ]+[^\n]*\n?|\n)*)", listed, re.M)
-    for names, body in entries:
-        meaning = " ".join(body.split()).replace("|", "\\|")
-        found |= {name.strip(): meaning for name in names.split(":")[0].split(",")}
-    return found
+def _key_type(name: str, annotation: Any) -> str:
+    if section_in(annotation) is annotation:
+        return "section"
+    text = _json_type(TypeAdapter(annotation).json_schema())
+    return text.replace("integer", "size or integer") if name.endswith("_bytes") else text
 
 
 def http_page() -> str:
@@ -176,7 +145,7 @@ def _json_type(part: Mapping[str, Any]) -> str:
     if "$ref" in part:
         return str(part["$ref"]).rsplit("/", 1)[-1]
     if "anyOf" in part:
-        return " or ".join(_json_type(each) for each in part["anyOf"])
+        return " or ".join(dict.fromkeys(_json_type(each) for each in part["anyOf"]))
     if "enum" in part:
         return " or ".join(f"`{value}`" for value in part["enum"])
     if "const" in part:

@@ -1,7 +1,7 @@
-"""Random changes of a training batch that a land scene's labels survive, for any bands.
+"""Random augmentation of training batches that preserves land-cover labels, for any bands.
 
-They work on normalised tiles (mean 0, deviation 1 per band, invalid pixels 0), so "nothing" is 0:
-a dropped band or a cut-out square looks like invalid ground. Every sample draws its own values.
+The functions work on normalised tiles (mean 0, deviation 1 per band, invalid pixels 0): a dropped
+band or a cut-out square has the value of invalid pixels. Values are drawn per sample.
 
 Shape legend: B batch, C bands, H and W pixels.
 """
@@ -17,23 +17,23 @@ from storage.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """Which changes are drawn and how strong they are; each can be switched off with 0 (or 1).
+    """Kinds and strengths of the augmentation; 0 switches a kind off (``crop_scale``: 1).
 
     Attributes
     ----------
     dihedral
-        One of the eight turns and mirrors of a square: the ground has no up.
+        Apply one of the eight rotations and reflections of a square.
     crop_scale
-        Smallest side of a crop as a share of the tile's; crops are resized back. 1 is off.
+        Smallest side of a crop as a share of the side of the tile; crops are resized back.
     gain, offset
         Largest relative change of contrast and largest shift (in standard deviations), drawn once
-        for all bands and again at half strength for each: sun, haze and sensor.
+        for all bands and again at half strength for each band: sun, haze and sensor.
     noise
-        Standard deviation of added pixel noise.
+        Standard deviation of the added pixel noise.
     band_dropout
-        Chance that one band of a sample becomes 0; ignored for a single band.
+        Probability that one band of a sample is set to 0; ignored for a single band.
     cutout
-        Side of a square set to 0, as a share of the tile's.
+        Side of a square set to 0, as a share of the side of the tile.
     """
 
     dihedral: bool = True
@@ -52,14 +52,14 @@ class Augmentation:
                 raise ConfigError(f"augment: {name} {getattr(self, name)} must be in [0, 1)")
 
     def __call__(self, x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Return a changed batch.
+        """Return an augmented batch.
 
         Parameters
         ----------
         x_BCHW
             Normalised square tiles; not modified.
         generator
-            CPU generator: the same state gives the same changes on every device.
+            CPU generator: the same state gives the same augmentation on every device.
         """
         y = x_BCHW
         if self.dihedral or self.crop_scale < 1:
@@ -79,14 +79,18 @@ class Augmentation:
 def turn_and_crop(
     x_BCHW: Tensor, dihedral: bool, smallest: float, generator: torch.Generator
 ) -> Tensor:
-    """Turn or mirror each square tile and cut a square anywhere in it, resized back: one resample.
+    """Rotate or reflect each square tile and crop a random square, in a single resampling.
 
     Parameters
     ----------
+    x_BCHW
+        Normalised square tiles.
     dihedral
         Draw one of the eight symmetries of the square.
     smallest
-        Smallest side of the cut as a share of the tile's; 1 keeps the whole tile.
+        Smallest side of the crop as a share of the side of the tile; 1 keeps the whole tile.
+    generator
+        CPU generator.
     """
     draws_6B = torch.rand(6, len(x_BCHW), generator=generator)
     side_B = smallest + (1 - smallest) * draws_6B[0]
@@ -103,7 +107,7 @@ def turn_and_crop(
 
 
 def jitter(x_BCHW: Tensor, gain: float, offset: float, generator: torch.Generator) -> Tensor:
-    """Change contrast and level of a tile, together and by half as much for each band."""
+    """Change contrast and level of each tile, for all bands and by half as much for each band."""
     batch, bands = x_BCHW.shape[:2]
     common_2B1 = torch.rand(2, batch, 1, generator=generator) * 2 - 1
     single_2BC = torch.rand(2, batch, bands, generator=generator) * 2 - 1
@@ -112,16 +116,16 @@ def jitter(x_BCHW: Tensor, gain: float, offset: float, generator: torch.Generato
 
 
 def drop_band(x_BCHW: Tensor, chance: float, generator: torch.Generator) -> Tensor:
-    """Set one band of a tile to 0 with this chance."""
+    """Set one random band of each tile to 0 with this probability."""
     batch, bands = x_BCHW.shape[:2]
     band_B = torch.randint(bands, (batch,), generator=generator)
-    hit_B = torch.rand(batch, generator=generator) < chance
-    gone_BC = F.one_hot(band_B, bands).bool() & hit_B[:, None]
-    return x_BCHW.masked_fill(gone_BC[..., None, None].to(x_BCHW.device), 0.0)
+    selected_B = torch.rand(batch, generator=generator) < chance
+    dropped_BC = F.one_hot(band_B, bands).bool() & selected_B[:, None]
+    return x_BCHW.masked_fill(dropped_BC[..., None, None].to(x_BCHW.device), 0.0)
 
 
 def cut_out(x_BCHW: Tensor, side: float, generator: torch.Generator) -> Tensor:
-    """Set a square of this side (share of the tile) to 0, its centre anywhere in the tile."""
+    """Set a square of this side (share of the tile) to 0; its centre is uniform in the tile."""
     batch, _, height, width = x_BCHW.shape
     centre_2B = torch.rand(2, batch, 1, generator=generator)
     rows_BH = (torch.arange(height) / height - centre_2B[0]).abs() < side / 2

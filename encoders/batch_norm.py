@@ -1,9 +1,9 @@
 """Batch norm over the global batch, on any device.
 
-With plain batch norm every worker normalises by its own share, so W workers compute another
-gradient than one process with the whole batch. Torch's own synchronised batch norm is for CUDA
-only; this one exchanges two vectors per layer through any process group, and leaves the passes over
-the pixels to the kernels of the plain layer.
+With plain batch norm every worker normalises by the statistics of its own rows, so W workers
+compute a different gradient from one process with the whole batch. The synchronised batch norm of
+torch supports CUDA only; this module exchanges two vectors per layer through any process group and
+leaves the passes over the pixels to the kernels of the plain layer.
 
 Shape legend: B rows of this worker's batch, C channels, H and W pixels.
 """
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` whose training statistics are those of all workers' rows together.
+    """`torch.nn.BatchNorm2d` with training statistics over the rows of all workers.
 
-    Every worker must bring the same number of rows and pixels. Weights and buffers have the names
-    of the plain layer, so a state dict fits both. Without a process group of several workers, and
-    in evaluation mode, it is the plain layer.
+    Every worker must have the same number of rows and pixels. Weights and buffers have the names of
+    the plain layer, so state dicts are interchangeable. Without a process group of several workers,
+    and in evaluation mode, the layer behaves as the plain layer.
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Normalise; in training mode a collective operation."""
+        """Normalise a batch; a collective operation in training mode."""
         world = dist.get_world_size() if dist.is_initialized() else 1
         if not self.training or world == 1:
             return super().forward(x_BCHW)
@@ -32,12 +32,12 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         y_BCHW, mean_C, var_C = _Normalise.apply(  # type: ignore[no-untyped-call]
             exact_BCHW.contiguous(), self.weight, self.bias, self.eps, world
         )
-        self._remember(mean_C, var_C, world * x_BCHW.numel() // len(mean_C))
+        self._update_running(mean_C, var_C, world * x_BCHW.numel() // len(mean_C))
         out: Tensor = y_BCHW.to(x_BCHW.dtype)
         return out
 
     @torch.no_grad()
-    def _remember(self, mean_C: Tensor, var_C: Tensor, count: int) -> None:
+    def _update_running(self, mean_C: Tensor, var_C: Tensor, count: int) -> None:
         if self.running_mean is None or self.running_var is None or self.momentum is None:
             return
         self.running_mean.lerp_(mean_C, self.momentum)
@@ -47,7 +47,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 def convert_sync_batch_norm(module: nn.Module) -> None:
-    """Replace every plain `BatchNorm2d` below a module by one over the global batch, in place."""
+    """Replace every plain `BatchNorm2d` below a module by `GlobalBatchNorm2d`, in place."""
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm2d and child.affine:
             layer = GlobalBatchNorm2d(child.num_features, child.eps, child.momentum)
@@ -59,7 +59,7 @@ def convert_sync_batch_norm(module: nn.Module) -> None:
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalise by the moments of all workers' pixels; returns y, the mean and the variance.
+    """Normalise by the moments over the pixels of all workers; return y, mean and variance.
 
     With ``g`` the gradient of y, ``x̂`` the normalised pixels and ``w`` the weight::
 
@@ -73,6 +73,7 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float, world: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         mean_C, var_C = torch.batch_norm_update_stats(x_BCHW, None, None, 0.0)
+        # Means and mean squares add up over equal shares, variances do not.
         moments_2C = torch.stack([mean_C, var_C + mean_C.square()])
         dist.all_reduce(moments_2C)
         mean_C, square_C = moments_2C / world
@@ -89,6 +90,7 @@ class _Normalise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x_BCHW, weight_C, mean_C, var_C = ctx.saved_tensors
         inverse_C = torch.rsqrt(var_C + ctx.eps)
+        # The kernel returns Σ g x̂ and Σ g of this worker's pixels in one pass.
         _, grad_weight_C, grad_bias_C = torch.ops.aten.native_batch_norm_backward(
             grad_BCHW.contiguous(), x_BCHW, weight_C, mean_C, var_C, mean_C, inverse_C,
             False, ctx.eps, [False, True, True],

@@ -9,7 +9,7 @@ Shape legend: B batch, N tiles, C bands, H and W pixels, F features, D embedding
 
 import hashlib
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -34,7 +34,7 @@ from encoders.spec import (
     spec_digest,
 )
 from storage.errors import ConfigError
-from storage.location import StorageOptions, join_uri, write_bytes
+from storage.location import Location, StorageOptions
 
 _CHUNK_TILES = {"cpu": 16}
 """Tiles per forward pass. 16 tiles fit into the caches of a CPU: tiny-cnn is 1.8 times as fast as
@@ -172,20 +172,23 @@ class Encoder(nn.Module):
         return out
 
 
-def save_bundle(encoder: Encoder, uri: str, options: StorageOptions | None = None) -> str:
+def save_bundle(
+    encoder: Encoder, uri: str | Location, options: StorageOptions | None = None
+) -> str:
     """Write an encoder to a folder and return its fingerprint.
 
     The weights are written first: a reader between the two writes finds no bundle or raises an
     error, since the two files do not belong together.
     """
     description, weights = _serialise(encoder)
-    write_bytes(join_uri(uri, WEIGHTS_FILE), weights, options)
-    write_bytes(join_uri(uri, DESCRIPTION_FILE), description, options)
+    folder = Location.of(uri, options)
+    (folder / WEIGHTS_FILE).write(weights)
+    (folder / DESCRIPTION_FILE).write(description)
     return bundle_fingerprint(description, weights)
 
 
 def load_encoder(
-    uri: str, options: StorageOptions | None = None, device: str | None = "cpu"
+    uri: str | Location, options: StorageOptions | None = None, device: str | None = "cpu"
 ) -> Encoder:
     """Read and check an encoder; return it in evaluation mode.
 
@@ -243,21 +246,19 @@ def new_encoder(
     seed
         Seed of the random weights.
     """
+    options = dict(spec.backbone_options)
+    if pretrained is not None:
+        options.pop("config", None)  # the configuration is that of the pretrained model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = build_backbone(
-            spec.backbone, spec.bands, pretrained, **_without_config(spec, pretrained)
+        backbone = build_backbone(spec.backbone, spec.bands, pretrained, **options)
+        identity = spec.head.get("kind") == "identity"
+        spec = replace(
+            spec,
+            backbone_options=backbone.options,
+            dimension=backbone.dimension if identity else spec.dimension,
         )
-        values = {part.name: getattr(spec, part.name) for part in fields(spec)}
-        values["backbone_options"] = backbone.options
-        if spec.head.get("kind") == "identity":
-            values["dimension"] = backbone.dimension
-        return Encoder(EncoderSpec(**values), backbone, head).eval()
-
-
-def _without_config(spec: EncoderSpec, pretrained: str | None) -> dict[str, Any]:
-    dropped = {"config"} if pretrained is not None else set()
-    return {name: value for name, value in spec.backbone_options.items() if name not in dropped}
+        return Encoder(spec, backbone, head).eval()
 
 
 def _serialise(encoder: Encoder) -> tuple[bytes, bytes]:

@@ -1,9 +1,10 @@
-"""Contrast local anchors with every worker's keys, with the gradient of one process on the whole.
+"""Contrastive losses over a global batch, with the gradient of a single process.
 
-Each worker encodes its share of the global batch, gathers the embeddings of all (the gradient
-flows back to their owners), sums its own anchors' terms and divides by the *global* denominators.
-After DDP has averaged the gradients over W workers, every parameter's gradient equals that of one
-process with the whole batch, whatever the number of usable anchors on each worker.
+Each worker encodes its share of the global batch, gathers the embeddings of all workers (gradients
+flow back to the worker that computed a row), sums the terms of its own anchors and divides by the
+*global* denominators. After DDP has averaged the gradients over W workers, every parameter's
+gradient equals that of one process with the whole batch, for any number of usable anchors per
+worker.
 
 Shapes: B local rows, G = W · B global rows, Q rows of the queue, D dimension, C labels.
 """
@@ -27,15 +28,15 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_ten
 
 
 def gather_keys(z_BD: Tensor, y_BC: Tensor, group: Group = None) -> tuple[Tensor, Tensor, int]:
-    """Return all workers' embeddings and labels, and where this worker's rows begin.
+    """Return the embeddings and labels of all workers, and the offset of this worker's rows.
 
-    Without an initialised process group the batch itself is returned. Every worker must bring the
-    same B (the batch sampler sees to it).
+    Without an initialised process group the batch itself is returned. B must be the same on every
+    worker, as the batch sampler guarantees.
 
     Parameters
     ----------
     z_BD
-        Local embeddings. Gradients of the gathered tensor flow back to the worker that owns a row.
+        Local embeddings. Gradients of the gathered tensor flow back to the owner of each row.
     y_BC
         Local labels, any dtype; gathered as bytes.
 
@@ -56,14 +57,14 @@ def global_loss(
 ) -> Tensor:
     """Return this worker's part of the loss over the global batch, ready for DDP.
 
-    The mean of the returned values over the workers is the loss of the global batch, and so is the
-    mean of the gradients (DDP's averaging); nothing is to be multiplied by W. The loss's own
-    parameters need the same averaging: wrap them in DDP too, or call :func:`average_gradients`.
+    The mean of the returned values over the workers is the loss of the global batch, and the mean
+    of the gradients (as averaged by DDP) is its gradient; do not multiply by W. The parameters of
+    the loss need the same averaging: wrap the loss in DDP, or call :func:`average_gradients`.
 
     Parameters
     ----------
     queue
-        Further keys from earlier batches; this global batch is pushed afterwards.
+        Additional keys from earlier batches; this global batch is pushed afterwards.
     """
     z_GD, y_GC, offset = gather_keys(z_BD, y_BC, group)
     keys = (z_GD, y_GC) if queue is None else queue.extend(z_GD, y_GC)
@@ -72,28 +73,29 @@ def global_loss(
         queue.push(z_GD, y_GC)
     if not dist.is_initialized():
         return divide(sums)
+    # The factor W cancels DDP's division, so numerators add up over the workers.
     denominator_T = sums.denominator_T.clone()
     dist.all_reduce(denominator_T, group=group)
     return dist.get_world_size(group) * divide(RatioSums(sums.numerator_T, denominator_T))
 
 
 def average_gradients(module: nn.Module, group: Group = None) -> None:
-    """Average the gradients of a module's parameters over the workers, as DDP does for its own."""
+    """Average the gradients of a module's parameters over the workers, as DDP does."""
     if not dist.is_initialized():
         return
     for parameter in module.parameters():
         if parameter.requires_grad:
-            if parameter.grad is None:
+            if parameter.grad is None:  # unused on this worker; the collective needs all of them
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad, group=group)
             parameter.grad /= dist.get_world_size(group)
 
 
 class KeyQueue(nn.Module):
-    """The last Q keys of earlier batches (cross-batch memory), for clusters with small batches.
+    """The last Q keys of earlier batches (cross-batch memory), for small global batches.
 
-    Keys carry no gradient and are as old as their batch. Every worker holds the same queue, since
-    the whole global batch is pushed. The buffers are part of ``state_dict``.
+    Keys carry no gradient and were encoded with the weights of their step. Every worker holds the
+    same queue, because the whole global batch is pushed. The buffers are part of ``state_dict``.
 
     References
     ----------
@@ -113,17 +115,17 @@ class KeyQueue(nn.Module):
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
 
     def extend(self, z_GD: Tensor, y_GC: Tensor) -> Keys:
-        """Return the keys of the batch followed by the queue's filled rows, newest first."""
+        """Return the keys of the batch followed by the filled rows of the queue, newest first."""
         filled = int(self.filled)
         z_QD, y_QC = self.z_QD[:filled].to(z_GD.dtype), self.y_QC[:filled].to(y_GC.dtype)
         return torch.cat([z_GD, z_QD]), torch.cat([y_GC, y_QC])
 
     @torch.no_grad()
     def push(self, z_GD: Tensor, y_GC: Tensor) -> None:
-        """Put a batch in front and let the oldest rows go."""
+        """Prepend a batch and drop the oldest rows."""
         rows = len(self.z_QD)
         new = min(len(z_GD), rows)
-        # New tensors, since backward may still need the rows handed out by `extend`.
+        # New tensors instead of an update in place: backward may still need rows of `extend`.
         self.z_QD = torch.cat([z_GD[:new].to(self.z_QD.dtype), self.z_QD[: rows - new]])
         self.y_QC = torch.cat([y_GC[:new].to(torch.uint8), self.y_QC[: rows - new]])
         self.filled = (self.filled + new).clamp_max(rows)
@@ -139,22 +141,23 @@ def cached_backward(
     queue: KeyQueue | None = None,
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
-    """Compute the gradient of a batch that does not fit into memory (GradCache).
+    """Accumulate the gradients of a batch that does not fit into memory (GradCache).
 
-    Encodes every chunk without a graph, takes the loss and its gradient on the cached embeddings,
-    then encodes each chunk again with a graph and pushes its rows' gradient through. The gradients
-    are those of the whole batch, for about one more forward pass.
+    The function encodes every chunk without a graph, computes the loss and its gradient with
+    respect to the cached embeddings, then encodes each chunk again with a graph and propagates the
+    gradient of its rows. The gradients are those of the whole batch, at the cost of about one more
+    forward pass.
 
     Parameters
     ----------
     encode
-        Maps one chunk to its unit-norm embeddings, such as the DDP-wrapped model.
+        Maps one chunk to its unit-norm embeddings, for example the DDP-wrapped model.
     chunks
-        The B local rows in order, cut into pieces that fit.
+        The B local rows in order, split into chunks that fit into memory.
     y_BC
         Labels of all B rows.
     no_sync
-        DDP's ``model.no_sync``; used for all chunks but the last, so gradients travel once.
+        DDP's ``model.no_sync``; used for all chunks but the last, so gradients are reduced once.
 
     Returns
     -------
@@ -163,8 +166,9 @@ def cached_backward(
 
     Notes
     -----
-    Batch-norm layers in training mode take their statistics per chunk and see each chunk twice.
-    Random layers are replayed: each chunk's generator state is restored for its second pass.
+    Batch-norm layers in training mode compute their statistics per chunk and process each chunk
+    twice. Random layers are replayed: the generator state of each chunk is restored for the second
+    pass.
 
     References
     ----------
@@ -193,7 +197,7 @@ def cached_backward(
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather along rows; backward sums every worker's gradient of the rows one owns."""
+    """All-gather along rows; backward sums the gradients of a row over the workers."""
 
     @staticmethod
     def forward(ctx: Any, z_BD: Tensor, group: Group) -> Tensor:

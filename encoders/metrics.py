@@ -1,10 +1,10 @@
-"""Retrieval scores for multi-label databases: exact, tie-safe, never a Q × N matrix.
+"""Retrieval metrics for multi-label databases: exact, with ties resolved, in chunks of queries.
 
 Every query ranks the database by cosine similarity (in float64; scores closer than 1e-9 are equal
-and keep the database's order), without the query's own row. ``r_i`` is the number of labels shared
-with the i-th hit; an item is relevant when ``r_i > 0`` unless stated. A score is the mean over the
-queries that have a relevant item. ANY relevance is easy when labels are few: always show
-:func:`random_ranking_metrics` beside it.
+and keep the order of the database), without the row of the query itself. ``r_i`` is the number of
+labels shared with the i-th hit; an item is relevant if ``r_i > 0`` unless stated otherwise. A
+metric is the mean over the queries that have a relevant item. With few labels a random ranking
+scores high too: always report :func:`random_ranking_metrics` as the baseline.
 
 =================  =================================================================================
 ``mAP``            ``1/N_rel Σ_i rel_i P@i`` over the whole ranking
@@ -59,10 +59,10 @@ class Scores:
     Attributes
     ----------
     metrics
-        Name to mean score; NaN when no query can be scored.
+        Mean score by name; NaN when no query can be scored.
     label_ap
-        mAP of every label, shape (C,), NaN where no query holds the label or no item has it;
-        None without the whole ranking.
+        mAP of every label, shape (C,), NaN for labels that no query or no item holds; None without
+        the whole ranking.
     queries
         Number of queries with a relevant item.
     """
@@ -110,22 +110,22 @@ def score_retrieval(
     full: bool = True,
     chunk_bytes: int = 2**28,
 ) -> Scores:
-    """Rank a database for every query and score the ranking by labels.
+    """Rank a database for every query and score the rankings by shared labels.
 
     Parameters
     ----------
     z_QD, z_ND
         Query and database embeddings, any float dtype, compared by cosine; may be memory-mapped.
     y_QC, y_NC
-        Their multi-hot labels.
+        Multi-hot labels of the queries and of the database.
     k
-        Depth of the metrics named ``@k``; at most the whole database is used.
+        Depth of the metrics named ``@k``; limited to the size of the database.
     exclude_self
-        For each query the database position of the query itself, or -1; shape (Q,).
+        Database position of each query itself, or -1; shape (Q,).
     rare_counts
-        Training counts of the labels, which decide the rare third; default: counts of ``y_NC``.
+        Training counts of the labels, which define the rare third; default: counts of ``y_NC``.
     full
-        False leaves out what needs the whole ranking (``mAP``, ``ANMRR``, ``mAP J>=0.6``,
+        False omits the metrics of the whole ranking (``mAP``, ``ANMRR``, ``mAP J>=0.6``,
         ``macro mAP``, ``rare mAP``) and keeps only k hits per query.
     chunk_bytes
         Size of the largest array, the keys of a chunk of queries; at least one row of N keys.
@@ -133,13 +133,13 @@ def score_retrieval(
     Raises
     ------
     ConfigError
-        When shapes do not fit, k is not positive or an embedding is not finite.
+        Shapes do not fit, k is not positive or an embedding is not finite.
 
     Notes
     -----
-    Time O(Q N D + Q N log N) with ``full``, else O(Q N D); memory a few times ``chunk_bytes``, and
-    the database in float64 when that is below 2 GiB. Long rankings are scored with as many threads
-    as torch has.
+    Time O(Q N D + Q N log N) with ``full``, else O(Q N D). Memory is a few times ``chunk_bytes``,
+    plus the database in float64 when that is below 2 GiB; a Q × N matrix is never allocated. Long
+    rankings are scored with the number of threads of torch.
 
     References
     ----------
@@ -154,15 +154,15 @@ def score_retrieval(
     1.0
     """
     z_QD, z_ND = np.asarray(z_QD), np.asarray(z_ND)
-    truth = Relevance.of(y_QC, y_NC, k, exclude_self, rare_counts)
+    relevance = Relevance.of(y_QC, y_NC, k, exclude_self, rare_counts)
     if z_QD.ndim != 2 or z_ND.ndim != 2 or z_QD.shape[1] != z_ND.shape[1]:
         raise ConfigError(f"metrics: embeddings do not fit: {z_QD.shape} and {z_ND.shape}")
-    if (len(z_QD), len(z_ND)) != (truth.queries, truth.items):
+    if (len(z_QD), len(z_ND)) != (relevance.queries, relevance.items):
         raise ConfigError(
             f"metrics: {len(z_QD)} queries and {len(z_ND)} items have labels for "
-            f"{truth.queries} and {truth.items}"
+            f"{relevance.queries} and {relevance.items}"
         )
-    return _score(cosine_keys(z_QD, z_ND), truth, full, chunk_bytes)
+    return _score(cosine_keys(z_QD, z_ND), relevance, full, chunk_bytes)
 
 
 def random_ranking_metrics(
@@ -176,11 +176,11 @@ def random_ranking_metrics(
     seed: int = 0,
     chunk_bytes: int = 2**28,
 ) -> dict[str, float]:
-    """Score one random ranking per query: what every metric is without any skill.
+    """Score one random ranking per query: the chance level of every metric.
 
-    Parameters are those of :func:`score_retrieval`; the ranking is a function of ``seed``.
+    Parameters are those of :func:`score_retrieval`; the ranking depends only on ``seed``.
     """
-    truth = Relevance.of(y_QC, y_NC, k, exclude_self, rare_counts)
+    relevance = Relevance.of(y_QC, y_NC, k, exclude_self, rare_counts)
 
     def keys(rows: slice, items: slice) -> Ints:
         shape = rows.stop - rows.start, items.stop - items.start
@@ -188,11 +188,11 @@ def random_ranking_metrics(
         keys_qn = rng.integers(-(2**30), 2**30, size=shape) << np.int64(32)
         return keys_qn + np.arange(items.start, items.stop)
 
-    return _score(keys, truth, full, chunk_bytes).metrics
+    return _score(keys, relevance, full, chunk_bytes).metrics
 
 
 def rare_labels(counts_C: Floats, label_ap_C: Floats) -> Ints:
-    """Return the rarest third (at least one) of the labels that have a score, rarest first.
+    """Return the rarest third (at least one label) of the scored labels, rarest first.
 
     Examples
     --------
@@ -204,52 +204,53 @@ def rare_labels(counts_C: Floats, label_ap_C: Floats) -> Ints:
     return by_count[: max(1, len(scored) // 3)]
 
 
-def _score(keys: Keys, truth: Relevance, full: bool, chunk_bytes: int) -> Scores:
-    k, near = truth.hits(truth.k), truth.hits(JACCARD_HITS)
-    depth = truth.items if full else max(k, near)
-    found: list[dict[str, Floats]] = []
-    rankings = _Rankings(truth) if full else None
-    keys = excluding_own(keys, truth.exclude_Q)
-    # A chunk's largest array: its keys of 8 bytes, or its gains, some arrays of V columns.
-    width = max(8 * depth, 32 * max(k, len(truth.count_V)))
-    for rows in chunks(truth.queries, width, chunk_bytes):
-        kept_qK = first_keys(keys, rows, truth.items, depth, chunk_bytes)
-        gains = truth.gains(rows)
-        values = _first_hits(_sets(kept_qK[:, :k], truth), gains)
-        set_qK = _sets(kept_qK[:, :near], truth)
+def _score(keys: Keys, relevance: Relevance, full: bool, chunk_bytes: int) -> Scores:
+    k, near = relevance.hits(relevance.k), relevance.hits(JACCARD_HITS)
+    depth = relevance.items if full else max(k, near)
+    parts: list[dict[str, Floats]] = []
+    rankings = _Rankings(relevance) if full else None
+    keys = excluding_own(keys, relevance.exclude_Q)
+    # The largest array of a chunk: keys of 8 bytes, or a few arrays of gains with V columns.
+    width = max(8 * depth, 32 * max(k, len(relevance.count_V)))
+    for rows in chunks(relevance.queries, width, chunk_bytes):
+        ranked_qK = first_keys(keys, rows, relevance.items, depth, chunk_bytes)
+        gains = relevance.gains(rows)
+        values = _first_hits(_sets(ranked_qK[:, :k], relevance), gains)
+        set_qK = _sets(ranked_qK[:, :near], relevance)
         values[f"Jaccard@{JACCARD_HITS}"] = _take(gains.jaccard_qV, set_qK).mean(1)
         if rankings is not None:
-            values |= rankings.score(kept_qK, gains, rows)
+            values |= rankings.score(ranked_qK, gains, rows)
         usable_q = gains.relevant_q > 0
-        found.append({name: np.where(usable_q, value, np.nan) for name, value in values.items()})
+        parts.append({name: np.where(usable_q, value, np.nan) for name, value in values.items()})
     metrics = {
-        name.replace("@k", f"@{truth.k}"): _mean(np.concatenate([v[name] for v in found]))
-        for name in (found[0] if found else ())
+        name.replace("@k", f"@{relevance.k}"): _mean(np.concatenate([part[name] for part in parts]))
+        for name in (parts[0] if parts else ())
     }
-    queries = sum(int(np.isfinite(values["P@k"]).sum()) for values in found)
+    queries = sum(int(np.isfinite(values["P@k"]).sum()) for values in parts)
     if rankings is None:
         return Scores(metrics=metrics, label_ap=None, queries=queries)
     label_ap_C = _divide(rankings.sum_C, rankings.count_C)
     metrics["macro mAP"] = _mean(label_ap_C)
-    metrics["rare mAP"] = _mean(label_ap_C[rare_labels(truth.rare_counts_C, label_ap_C)])
+    metrics["rare mAP"] = _mean(label_ap_C[rare_labels(relevance.rare_counts_C, label_ap_C)])
     return Scores(metrics=metrics, label_ap=label_ap_C, queries=queries)
 
 
-def _sets(kept_qK: Ints, truth: Relevance) -> Ints:
-    """Label set of each hit; V, which gains nothing, for the excluded row, which comes last."""
-    known_qK = kept_qK < EXCLUDED
-    return np.where(known_qK, truth.set_N[kept_qK & POSITION * known_qK], len(truth.count_V))
+def _sets(ranked_qK: Ints, relevance: Relevance) -> Ints:
+    """Return the label set of each hit; V, with a gain of 0, for the excluded row (sorted last)."""
+    included_qK = ranked_qK < EXCLUDED
+    set_qK = relevance.set_N[ranked_qK & POSITION * included_qK]
+    return np.where(included_qK, set_qK, len(relevance.count_V))
 
 
 def _first_hits(set_qk: Ints, gains: Gains) -> dict[str, Floats]:
-    """Metrics of the first k hits, per query."""
+    """Return the metrics of the first k hits for each query, shape (q,) each."""
     shared_qk, jaccard_qk, cosine_qk = (
         _take(gain_qV, set_qk) for gain_qV in (gains.shared_qV, gains.jaccard_qV, gains.cosine_qV)
     )
     relevant_qk, hits_q = shared_qk > 0, (shared_qk > 0).sum(1)
-    place_k = np.arange(1, set_qk.shape[1] + 1)
-    mean_gain_qk = np.cumsum(shared_qk, 1) / place_k
-    precision_qk = np.cumsum(relevant_qk, 1) / place_k
+    rank_k = np.arange(1, set_qk.shape[1] + 1)
+    mean_gain_qk = np.cumsum(shared_qk, 1) / rank_k
+    precision_qk = np.cumsum(relevant_qk, 1) / rank_k
     return {
         "mAP@k": _divide((precision_qk * relevant_qk).sum(1), hits_q, empty=0),
         "P@k": precision_qk[:, -1],
@@ -263,71 +264,72 @@ def _first_hits(set_qk: Ints, gains: Gains) -> dict[str, Floats]:
 
 
 class _Rankings:
-    """Scores whole rankings, query by query, and adds up the labels' average precisions."""
+    """Scores whole rankings, query by query, and sums the average precisions of each label."""
 
-    def __init__(self, truth: Relevance) -> None:
-        self._truth, self._most_relevant = truth, truth.most_relevant
-        self._has_CV = np.ascontiguousarray(truth.set_VC.T > 0)
-        self._count_N = np.arange(1.0, truth.items + 1)
+    def __init__(self, relevance: Relevance) -> None:
+        self._relevance, self._most_relevant = relevance, relevance.most_relevant
+        self._has_CV = np.ascontiguousarray(relevance.set_VC.T > 0)
+        self._count_N = np.arange(1.0, relevance.items + 1)
         self._inverse_N = 1 / self._count_N
         self.sum_C, self.count_C = np.zeros((2, len(self._has_CV)))
 
-    def score(self, kept_qN: Ints, gains: Gains, rows: slice) -> dict[str, Floats]:
+    def score(self, ranked_qN: Ints, gains: Gains, rows: slice) -> dict[str, Floats]:
         """Return the metrics of a chunk of queries."""
 
-        def one(query: int) -> tuple[tuple[float, float, float], dict[int, float]]:
-            key_N = kept_qN[query]
+        def score_query(query: int) -> tuple[tuple[float, float, float], dict[int, float]]:
+            key_N = ranked_qN[query]
             position_N = key_N[: np.searchsorted(key_N, EXCLUDED)] & POSITION
-            place_R = self._places(gains.shared_qV[query] > 0, position_N)
-            if not len(place_R):
+            rank_R = self._ranks(gains.shared_qV[query] > 0, position_N)
+            if not len(rank_R):
                 return (math.nan, math.nan, math.nan), {}
-            alike_R = self._places(gains.jaccard_qV[query] >= JACCARD_RELEVANT, position_N)
+            similar_R = self._ranks(gains.jaccard_qV[query] >= JACCARD_RELEVANT, position_N)
             held = {
-                int(label): self._average_precision(self._places(self._has_CV[label], position_N))
-                for label in np.flatnonzero(self._truth.y_QC[rows.start + query])
+                int(label): self._average_precision(self._ranks(self._has_CV[label], position_N))
+                for label in np.flatnonzero(self._relevance.y_QC[rows.start + query])
             }
-            anmrr = _anmrr(place_R, self._most_relevant)
-            return (self._average_precision(place_R), anmrr, self._average_precision(alike_R)), held
+            whole, similar = self._average_precision(rank_R), self._average_precision(similar_R)
+            return (whole, _anmrr(rank_R, self._most_relevant), similar), held
 
-        found = each_query(one, len(kept_qN), self._truth.items)
-        for _, held in found:
+        scores = each_query(score_query, len(ranked_qN), self._relevance.items)
+        for _, held in scores:
             for label, precision in held.items():
                 if math.isfinite(precision):
                     self.sum_C[label] += precision
                     self.count_C[label] += 1
-        columns = np.array([values for values, _ in found]).reshape(-1, 3).T
+        columns = np.array([values for values, _ in scores]).reshape(-1, 3).T
         return dict(zip(("mAP", "ANMRR", "mAP J>=0.6"), columns, strict=True))
 
-    def _places(self, wanted_V: NDArray[np.bool_], position_N: Ints) -> Ints:
-        """Return the places (from 0, rising) of the items whose label set is wanted."""
-        # By item first: a table of bytes stays in the cache when it is looked up by position.
-        wanted_N = np.take(wanted_V, self._truth.set_N)
-        return np.flatnonzero(np.take(wanted_N, position_N))
+    def _ranks(self, relevant_V: NDArray[np.bool_], position_N: Ints) -> Ints:
+        """Return the ranks (from 0, ascending) of the items with a relevant label set."""
+        # Gather by item first: a table of N bytes stays in the cache for the lookups by position.
+        relevant_N = np.take(relevant_V, self._relevance.set_N)
+        return np.flatnonzero(np.take(relevant_N, position_N))
 
-    def _average_precision(self, place_R: Ints) -> float:
-        """Return the mean precision at the places of the relevant items; NaN without any."""
-        if not len(place_R):
+    def _average_precision(self, rank_R: Ints) -> float:
+        """Return the mean precision at the ranks of the relevant items; NaN without any."""
+        if not len(rank_R):
             return math.nan
-        inverse_R = np.take(self._inverse_N, place_R)
-        return float(self._count_N[: len(place_R)] @ inverse_R) / len(place_R)
+        inverse_R = np.take(self._inverse_N, rank_R)
+        return float(self._count_N[: len(rank_R)] @ inverse_R) / len(rank_R)
 
 
-def _anmrr(place_R: Ints, most_relevant: int) -> float:
-    """MPEG-7: places beyond K count as 1.25 K; the relevant items in the best order give 0."""
-    relevant = len(place_R)
+def _anmrr(rank_R: Ints, most_relevant: int) -> float:
+    """Return ANMRR as in MPEG-7: ranks beyond K count as 1.25 K; the ideal ranking gives 0."""
+    relevant = len(rank_R)
     window = min(4 * relevant, 2 * most_relevant)
-    near = int(np.searchsorted(place_R, window))
-    place_sum = place_R[:near].sum() + near + 1.25 * window * (relevant - near)
+    near = int(np.searchsorted(rank_R, window))
+    rank_sum = rank_R[:near].sum() + near + 1.25 * window * (relevant - near)
     best = 0.5 * (1 + relevant)
-    return float((place_sum / relevant - best) / (1.25 * window - best))
+    return float((rank_sum / relevant - best) / (1.25 * window - best))
 
 
 def _ndcg(gain_qk: Floats, gain_qV: Floats, count_qV: Floats) -> Floats:
-    """Discounted gain of k hits over that of the best k items; NaN where that is 0."""
+    """Return the discounted gain of k hits over the ideal gain; NaN where the ideal is 0."""
     discount_k = 1 / np.log2(np.arange(2, gain_qk.shape[1] + 2))
     best_qV = np.argsort(-gain_qV, 1)
     until_qV = np.cumsum(np.take_along_axis(count_qV, best_qV, 1), 1)
-    # Sets in order of gain fill the places up to k: each takes a stretch of the discounts.
+    # In the ideal ranking the label sets fill the ranks in order of gain. Each set covers a run of
+    # ranks, whose discounts are a difference of the cumulative sum: no ranking of N items is built.
     total = np.append(0, np.cumsum(discount_k))
     filled_qV = total[np.minimum(until_qV, len(discount_k)).astype(int)]
     stretch_qV = np.diff(filled_qV, axis=1, prepend=0)
@@ -336,19 +338,19 @@ def _ndcg(gain_qk: Floats, gain_qV: Floats, count_qV: Floats) -> Floats:
 
 
 def _take(gain_qV: Floats, set_qK: Ints) -> Floats:
-    """Gain of each hit; 0 for the excluded row, whose set is V."""
+    """Return the gain of each hit, shape (q, K); 0 for the excluded row, whose set is V."""
     taken_qK: Floats = np.take_along_axis(np.pad(gain_qV, ((0, 0), (0, 1))), set_qK, 1)
     return taken_qK
 
 
 def _divide(above: NDArray[Any], below: NDArray[Any], empty: float = np.nan) -> Floats:
-    """Quotient, ``empty`` where the divisor is 0."""
+    """Return the quotient, and ``empty`` where the divisor is 0."""
     quotient: Floats = np.full(np.shape(above), float(empty))
     np.divide(above, below, out=quotient, where=below > 0)
     return quotient
 
 
 def _mean(value_Q: Floats) -> float:
-    """Mean of the finite values; NaN without any."""
+    """Return the mean of the finite values; NaN without any."""
     finite = value_Q[np.isfinite(value_Q)]
     return float(finite.mean()) if len(finite) else float("nan")

@@ -1,4 +1,4 @@
-"""Heads that turn a backbone's features into the vectors that the loss and the search see.
+"""Projection heads: from the features of a backbone to embedding vectors.
 
 Shape legend: B batch, N samples, F features, D embedding dimension.
 """
@@ -15,9 +15,9 @@ from storage.errors import ConfigError
 
 
 class ProjectionHead(nn.Sequential):
-    """Linear, ReLU, linear: the head that a contrastive loss trains.
+    """Linear, ReLU, linear: the default head for contrastive training.
 
-    No batch norm: a sample's vector must not depend on which worker holds its neighbours.
+    Without batch norm, since the vector of a sample must not depend on the other rows of a worker.
     """
 
     def __init__(self, features: int, dimension: int, hidden: int) -> None:
@@ -32,13 +32,13 @@ def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.
     features, dimension
         F and D.
     options
-        ``{"kind": "mlp", "hidden": 512}`` (`ProjectionHead`), ``{"kind": "linear"}`` (one linear
-        layer, as `principal_head` makes) or ``{"kind": "identity"}`` (the features as they are).
+        ``{"kind": "mlp", "hidden": 512}`` (`ProjectionHead`), ``{"kind": "linear"}`` (a single
+        linear layer, as returned by `principal_head`) or ``{"kind": "identity"}`` (the features).
 
     Raises
     ------
     ConfigError
-        The kind is unknown, or an identity would have to change the dimension.
+        The kind is unknown, or the dimension of an identity head differs from F.
 
     Examples
     --------
@@ -63,8 +63,8 @@ def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.
 def principal_head(features_NF: NDArray[np.float32], dimension: int) -> nn.Linear:
     """Return the linear layer that projects features on their principal directions.
 
-    It reduces features to D dimensions without training; cosines between projected vectors are
-    those of the centred features, as far as D directions can tell.
+    The layer reduces features to D dimensions without training. Cosines between projected vectors
+    approximate the cosines between centred features.
 
     Parameters
     ----------
@@ -88,6 +88,7 @@ def principal_head(features_NF: NDArray[np.float32], dimension: int) -> nn.Linea
     mean_F = values_NF.mean(0)
     covariance_FF = (values_NF - mean_F).T @ (values_NF - mean_F) / rows
     directions_FD = torch.linalg.eigh(covariance_FF).eigenvectors.flip(1)[:, :dimension]
+    # The sign of an eigenvector is arbitrary: make its largest component positive.
     signs_D = directions_FD.gather(0, directions_FD.abs().argmax(0, keepdim=True)).sign()
     head = nn.Linear(features, dimension)
     with torch.no_grad():

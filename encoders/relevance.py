@@ -1,7 +1,7 @@
-"""What each query has to gain: label overlaps with the distinct label sets of a database.
+"""Relevance of database items to queries: label overlaps with the distinct label sets.
 
-A database has far fewer label sets than items, so relevance, its ideal order and the number of
-relevant items are worked out per set.
+A database has far fewer distinct label sets than items, so gains, ideal rankings and numbers of
+relevant items are computed per label set.
 
 Shapes: Q queries, q queries of a chunk, N items, V distinct label sets, C labels.
 """
@@ -19,7 +19,7 @@ from storage.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gains:
-    """What q queries gain from each of the V label sets, and how many items have the set."""
+    """Gains of q queries from each of the V label sets, and the number of items with each set."""
 
     shared_qV: Floats
     jaccard_qV: Floats
@@ -28,14 +28,28 @@ class Gains:
 
     @property
     def relevant_q(self) -> Floats:
-        """How many items share a label with each query."""
+        """Number of items that share a label with each query, shape (q,)."""
         counts_q: Floats = ((self.shared_qV > 0) * self.count_qV).sum(1)
         return counts_q
 
 
 @dataclass(frozen=True, kw_only=True)
 class Relevance:
-    """The labels of queries and database, as V distinct label sets with their items."""
+    """Labels of queries and database, grouped into V distinct label sets.
+
+    Attributes
+    ----------
+    y_QC
+        Labels of the queries.
+    set_VC, set_N, count_V
+        The distinct label sets, the set of each item, and the number of items with each set.
+    exclude_Q
+        Position of the query's own row in the database, or -1.
+    rare_counts_C
+        Counts that define the rare labels.
+    k
+        Depth of the metrics named ``@k``.
+    """
 
     y_QC: Floats
     set_VC: Floats
@@ -88,19 +102,19 @@ class Relevance:
         """N."""
         return len(self.set_N)
 
-    def hits(self, wanted: int) -> int:
-        """Return how many hits a metric of depth ``wanted`` looks at."""
-        return max(1, min(wanted, self.items - int((self.exclude_Q >= 0).any())))
+    def hits(self, depth: int) -> int:
+        """Return the number of hits that a metric of this depth uses, given the database."""
+        return max(1, min(depth, self.items - int((self.exclude_Q >= 0).any())))
 
     @cached_property
     def most_relevant(self) -> int:
-        """The largest number of relevant items of any query."""
-        cut = chunks(self.queries, 32 * len(self.set_VC), 2**26)
-        most = [self.gains(rows).relevant_q.max(initial=0) for rows in cut]
-        return int(max(most, default=0))
+        """Largest number of relevant items of a query."""
+        parts = chunks(self.queries, 32 * len(self.set_VC), 2**26)
+        maxima = [self.gains(rows).relevant_q.max(initial=0) for rows in parts]
+        return int(max(maxima, default=0))
 
     def gains(self, rows: slice) -> Gains:
-        """Return what the queries of a chunk gain from each label set."""
+        """Return the gains of the queries of a chunk from each label set."""
         y_qC = self.y_QC[rows]
         shared_qV = y_qC @ self.set_VC.T
         size_q1, size_V = y_qC.sum(1, keepdims=True), self.set_VC.sum(1)
@@ -117,7 +131,10 @@ class Relevance:
 
 
 def _label_sets(y_NC: NDArray[Any]) -> tuple[Ints, Ints]:
-    """Return the number of each row's label set, and a row that has the set of each number."""
+    """Return the label set of each row as a number, and the first row with each set.
+
+    Labels are packed 31 at a time into an integer behind the number so far, so any C fits.
+    """
     set_N = np.zeros(len(y_NC), np.int64)
     first_V = np.zeros(1, np.int64)
     for start in range(0, y_NC.shape[1], 31):

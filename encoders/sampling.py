@@ -1,9 +1,9 @@
-"""Which samples meet in a batch: every label has company, rare labels come more often.
+"""Batch sampling for contrastive losses: at least two samples per label, rare labels more often.
 
-A contrastive loss learns nothing about a label that only one sample of the batch holds. The
-sampler composes global batches in which every label that is present has at least two holders,
-lifts samples with rare labels by a tempered frequency, visits every sample in an epoch, and hands
-each worker its share. It needs labels only, no torch.
+A contrastive loss has no positive for a label that only one sample of the batch holds. The sampler
+composes global batches in which every present label has at least two holders, repeats samples with
+rare labels by a tempered frequency, visits every sample in an epoch, and gives each worker its
+share. The sampler needs labels only and does not import torch.
 
 Shapes: N samples, C labels, L batches of an epoch, B samples of a global batch.
 """
@@ -20,14 +20,14 @@ from numpy.typing import ArrayLike, NDArray
 from storage.errors import ConfigError
 
 Ints = NDArray[np.int64]
-_TRIES = 32  # samples looked at before a batch settles for a partner it already knows
+_TRIES = 32  # candidates examined before a batch falls back to a sample that it already contains
 
 
 def repeat_factors(y_NC: ArrayLike, power: float = 0.5, limit: float = 8.0) -> NDArray[np.float64]:
-    """Return how often each sample is wanted in an epoch, at least once.
+    """Return the repeat factor of each sample, at least 1: its expected visits per epoch, (N,).
 
     ``r_i = min(limit, max(1, max_{c∈Y_i} (f / f_c)^power))`` with ``f_c`` the share of samples that
-    hold c and f the median of the shares that are not 0. ``power=0`` wants every sample once.
+    hold c and f the median of the non-zero shares. ``power=0`` repeats no sample.
 
     References
     ----------
@@ -45,38 +45,38 @@ def repeat_factors(y_NC: ArrayLike, power: float = 0.5, limit: float = 8.0) -> N
         return np.ones(len(y_NC))
     lift_C = np.zeros(len(share_C))
     lift_C[held_C] = (np.median(share_C[held_C]) / share_C[held_C]) ** power
-    wanted_N: NDArray[np.float64] = np.clip((y_NC * lift_C).max(1), 1.0, limit)
-    return wanted_N
+    factor_N: NDArray[np.float64] = np.clip((y_NC * lift_C).max(1), 1.0, limit)
+    return factor_N
 
 
 class LabelAwareBatchSampler:
-    """Batches of sample indices for one worker; give it to a ``DataLoader`` as ``batch_sampler``.
+    """Batches of sample indices for one worker; a ``batch_sampler`` for a ``DataLoader``.
 
-    The global batches depend on (labels, batch size, seed, epoch, power) alone; a worker takes the
-    contiguous share of its rank. So a resumed job may have another number of workers.
+    The global batches depend only on (labels, batch size, seed, epoch, power); a worker takes the
+    contiguous share of its rank. A resumed job may therefore have another number of workers.
 
-    An epoch has ``len(sampler)`` global batches, ``ceil(Σ r_i / B)`` of :func:`repeat_factors`,
-    the same in every epoch. Every sample is visited at least once in it as long as the partners
-    that lone labels demand fit into the lifted share; ``coverage`` tells the share visited. Where
-    no other holder fits, the sample itself comes twice (two augmented views).
+    Every epoch has ``len(sampler)`` global batches, ``ceil(Σ r_i / B)`` of :func:`repeat_factors`.
+    An epoch visits every sample at least once, provided that the partners of singleton labels
+    (labels with one holder in the batch) fit into the repeated share; ``coverage`` is the visited
+    share. If no other holder fits, the batch repeats the sample itself (two augmented views).
 
     Parameters
     ----------
     labels_NC
         Multi-hot labels of the N training samples.
     batch_size
-        B, of the global batch; a multiple of ``world_size``, at least 2.
+        B, rows of the global batch; a multiple of ``world_size``, at least 2.
     seed
-        With the epoch decides everything.
+        Seed of all draws, combined with the epoch.
     rank, world_size
-        This worker and the number of workers.
+        Rank of this worker, and the number of workers.
     power
-        Tempering of the lift, 0 (none) to 1 (inverse frequency).
+        Exponent of the repeat factors, 0 (no repeats) to 1 (inverse frequency).
 
     Raises
     ------
     ConfigError
-        When sizes do not fit.
+        The labels are not (N, C), or the batch cannot be shared by the workers.
     """
 
     def __init__(
@@ -110,22 +110,22 @@ class LabelAwareBatchSampler:
         return int(np.ceil(self.factors_N.sum() / self.batch_size - 1e-9))
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield this worker's indices batch by batch, from where :meth:`load_state_dict` said."""
+        """Yield this worker's indices batch by batch, from the position of `load_state_dict`."""
         start, self._start = self._start, 0
         share = self.batch_size // self.world_size
-        mine = slice(self.rank * share, (self.rank + 1) * share)
+        own = slice(self.rank * share, (self.rank + 1) * share)
         for batch in self.plan_LB[start:]:
-            yield batch[mine].tolist()
+            yield batch[own].tolist()
 
     def set_epoch(self, epoch: int) -> None:
-        """Compose the batches of an epoch; the next iteration begins at its first batch."""
+        """Compose the batches of an epoch; the next iteration starts at the first batch."""
         self.epoch, self._start = epoch, 0
         rng = np.random.default_rng((self.seed, epoch))
         composer = _Composer(
             labels=self._labels,
             holders=self._holders,
             rng=rng,
-            wanted=_whole_copies(self.factors_N, rng),
+            copies=_whole_copies(self.factors_N, rng),
             slots=len(self) * self.batch_size,
         )
         self.plan_LB = np.array([composer.batch(self.batch_size) for _ in range(len(self))])
@@ -136,14 +136,21 @@ class LabelAwareBatchSampler:
         return len(np.unique(self.plan_LB)) / len(self.labels_NC)
 
     def state_dict(self, batches_done: int = 0) -> dict[str, Any]:
-        """Return plain values from which to go on after ``batches_done`` batches of this epoch.
+        """Return plain values to resume from after ``batches_done`` batches of this epoch.
 
-        The caller counts: loaders prefetch, so the sampler cannot know what has been trained on.
+        The caller counts the batches: a loader prefetches, so the sampler cannot know which batches
+        have been trained on.
         """
         return {"epoch": self.epoch, "batches_done": batches_done, "plan": self._digest()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue as saved; raises ConfigError when labels, batch size or seed have changed."""
+        """Continue from a saved state.
+
+        Raises
+        ------
+        ConfigError
+            The labels, the batch size, the power or the seed differ from those of the state.
+        """
         self.set_epoch(int(state["epoch"]))
         if state["plan"] != self._digest():
             raise ConfigError(
@@ -158,17 +165,18 @@ class LabelAwareBatchSampler:
 
 @dataclass(kw_only=True, slots=True)
 class _Composer:
-    """Takes samples from one shuffled queue into batches, keeping labels in company.
+    """Composes batches from one shuffled queue so that every label gets a second positive.
 
-    ``lone`` maps each label with one holder in the batch to that holder. A holder with lone labels
-    needs at most one more place (for its own copy at worst), so a batch can be finished as long as
-    it has as many places as such holders.
+    ``singletons`` maps each label with one holder in the batch to that holder. A holder of
+    singleton labels needs at most one more place (in the worst case for a copy of itself), so a
+    batch can be completed as long as the number of free places is at least the number of such
+    holders.
     """
 
     labels: list[list[int]]
     holders: list[Ints]
     rng: np.random.Generator
-    wanted: Ints
+    copies: Ints
     slots: int
     queue: Iterator[int] = field(init=False)
     closing: bool = False
@@ -176,25 +184,25 @@ class _Composer:
     unvisited: set[int] = field(init=False)
     members: list[int] = field(init=False)
     count: list[int] = field(init=False)
-    lone: dict[int, int] = field(init=False)
+    singletons: dict[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        entries = np.repeat(np.arange(len(self.labels)), self.wanted)
+        entries = np.repeat(np.arange(len(self.labels)), self.copies)
         self.queue = itertools.chain(self._shuffled(entries), self._endless())
         self.unvisited = set(range(len(self.labels)))
 
     def batch(self, size: int) -> list[int]:
         """Compose the next batch."""
-        self.members, self.count, self.lone = [], [0] * len(self.holders), {}
+        self.members, self.count, self.singletons = [], [0] * len(self.holders), {}
         while (places := size - len(self.members)) > 0:
-            crowded = len(set(self.lone.values())) >= places
+            crowded = len(set(self.singletons.values())) >= places
             self._add(self._partner() if crowded else self._next(places))
         return [self.members[i] for i in self.rng.permutation(size).tolist()]
 
     def _next(self, places: int) -> int:
-        """Return the next sample of the queue that leaves the batch finishable."""
+        """Return the next sample of the queue after which the batch can still be completed."""
         if not self.closing and self.slots <= len(self.unvisited):
-            # No room for repeats any more: whoever has not come yet comes now.
+            # The remaining slots are needed by the unvisited samples: no more repeats.
             self.closing, self.deferred = True, []
             rest = self._shuffled(np.array(sorted(self.unvisited)))
             self.queue = itertools.chain(rest, self._endless())
@@ -202,26 +210,29 @@ class _Composer:
             if self._fits(sample, places):
                 return self.deferred.pop(index)
         for _ in range(_TRIES):
-            sample = next(entry for entry in self.queue if self.wanted[entry] > 0)
+            sample = next(entry for entry in self.queue if self.copies[entry] > 0)
             if self._fits(sample, places):
                 return sample
             self.deferred.append(sample)
         return self._partner()
 
     def _fits(self, sample: int, places: int) -> bool:
-        """Tell whether the lone labels could still find company after this sample."""
+        """Tell whether every singleton label can still get a second positive after this sample."""
         labels = self.labels[sample]
-        after = {holder for label, holder in self.lone.items() if label not in labels}
+        holders = {holder for label, holder in self.singletons.items() if label not in labels}
         if any(self.count[label] == 0 for label in labels):
-            after.add(sample)
-        return len(after) < places
+            holders.add(sample)
+        return len(holders) < places
 
     def _partner(self) -> int:
-        """Return company for all lone labels of one holder, without new labels; at worst itself."""
-        if not self.lone:
+        """Return a second positive for all singleton labels of one holder, without new labels.
+
+        If no candidate qualifies, the holder itself is returned.
+        """
+        if not self.singletons:
             return self.members[int(self.rng.integers(len(self.members)))]
-        label, holder = next(iter(self.lone.items()))
-        needs = {label for label, owner in self.lone.items() if owner == holder}
+        label, holder = next(iter(self.singletons.items()))
+        needs = {label for label, owner in self.singletons.items() if owner == holder}
         others = self.holders[label]
         tried = self.rng.choice(others, min(_TRIES, len(others)), replace=False).tolist()
         fitting = [sample for sample in tried if self._settles(sample, needs)]
@@ -232,35 +243,35 @@ class _Composer:
         return needs.issubset(labels) and all(self.count[label] for label in labels)
 
     def _usefulness(self, sample: int) -> tuple[bool, int, bool, int]:
-        settled = sum(label in self.lone for label in self.labels[sample])
+        settled = sum(label in self.singletons for label in self.labels[sample])
         new = sample not in self.members
-        return new, settled, sample in self.unvisited, int(self.wanted[sample])
+        return new, settled, sample in self.unvisited, int(self.copies[sample])
 
     def _add(self, sample: int) -> None:
         self.members.append(sample)
         self.unvisited.discard(sample)
-        self.wanted[sample] -= 1
+        self.copies[sample] -= 1
         self.slots -= 1
         for label in self.labels[sample]:
             self.count[label] += 1
             if self.count[label] == 1:
-                self.lone[label] = sample
+                self.singletons[label] = sample
             else:
-                self.lone.pop(label, None)
+                self.singletons.pop(label, None)
 
     def _shuffled(self, entries: Ints) -> list[int]:
         shuffled: list[int] = self.rng.permutation(entries).tolist()
         return shuffled
 
     def _endless(self) -> Iterator[int]:
-        """Begin another round when the queue has run out before the epoch."""
+        """Start another round when the queue is exhausted before the end of the epoch."""
         while True:
-            self.wanted += 1
+            self.copies += 1
             yield from self._shuffled(np.arange(len(self.labels)))
 
 
 def _whole_copies(factors_N: NDArray[np.float64], rng: np.random.Generator) -> Ints:
-    """Round factors to whole copies at random with their sum kept (systematic sampling)."""
+    """Round repeat factors to whole copies at random, preserving the sum (systematic sampling)."""
     order = rng.permutation(len(factors_N))
     steps = np.floor(np.cumsum(factors_N[order]) + rng.random())
     copies_N = np.empty(len(factors_N), np.int64)

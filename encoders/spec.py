@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from storage.errors import ConfigError, EncoderMismatchError
-from storage.location import StorageOptions, join_uri, read_bytes
+from storage.location import Location, StorageOptions
+from storage.values import Count, Natural, NonNegative, Positive, check_limits
 
 FORMAT = "skysift-encoder/1"
 DESCRIPTION_FILE, WEIGHTS_FILE = "encoder.json", "model.safetensors"
@@ -23,12 +24,16 @@ class EncoderSpec:
 
     Attributes
     ----------
-    backbone, backbone_options
-        Name and options for `encoders.backbones.build.build_backbone`.
+    backbone
+        Name of the network for `encoders.backbones.build.build_backbone`.
+    backbone_options
+        Options of that network.
     bands
         Band names in channel order.
-    band_mean, band_std
-        Mean and standard deviation of each band, in the unit of the raw pixel values.
+    band_mean
+        Mean of each band, in the unit of the raw pixel values.
+    band_std
+        Standard deviation of each band, in the unit of the raw pixel values.
     tile_px
         Height and width of a tile.
     resolution_m
@@ -39,19 +44,21 @@ class EncoderSpec:
         Options for `encoders.projection.build_head`.
     classes
         Labels of the training set, in column order.
-    loss, training
-        Name and options of the loss; provenance of the training run.
+    loss
+        Name and options of the loss.
+    training
+        Provenance of the training run.
     """
 
     backbone: str
     bands: tuple[str, ...]
     band_mean: tuple[float, ...]
-    band_std: tuple[float, ...]
-    tile_px: int
-    dimension: int
+    band_std: tuple[Positive, ...]
+    tile_px: Count
+    dimension: Count
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     head: Mapping[str, Any] = field(default_factory=lambda: {"kind": "mlp", "hidden": 512})
-    resolution_m: float | None = None
+    resolution_m: Positive | None = None
     classes: tuple[str, ...] = ()
     loss: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -62,14 +69,7 @@ class EncoderSpec:
                 f"encoder: {len(self.bands)} bands, {len(self.band_mean)} means and "
                 f"{len(self.band_std)} standard deviations; give one of each per band"
             )
-        if not all(std > 0 for std in self.band_std):
-            raise ConfigError(
-                f"encoder: band_std {self.band_std} must be positive; drop the constant band"
-            )
-        if self.tile_px < 1 or self.dimension < 1:
-            raise ConfigError(
-                f"encoder: tile_px {self.tile_px} and dimension {self.dimension} must be positive"
-            )
+        check_limits(self, "encoder")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,10 +78,18 @@ class LoopSpec:
 
     Attributes
     ----------
-    epochs, batch_size
-        Passes over the training rows; rows of the global batch.
-    learning_rate, weight_decay, warmup_epochs, gradient_clip
-        AdamW with a linear warm-up and a cosine decay to zero; the norm of the gradient is clipped.
+    epochs
+        Passes over the training rows.
+    batch_size
+        Rows of the global batch.
+    learning_rate
+        Highest learning rate of AdamW, between a linear warm-up and a cosine decay to zero.
+    weight_decay
+        Weight decay of AdamW.
+    warmup_epochs
+        Epochs of the warm-up.
+    gradient_clip
+        Largest norm of the gradient; a longer gradient is scaled down.
     sampling_power
         Lift of rare labels by the batch sampler, 0 (none) to 1.
     seed
@@ -99,26 +107,22 @@ class LoopSpec:
         Rows encoded at once when a batch does not fit into memory (GradCache); 0 for all.
     """
 
-    epochs: int = 20
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup_epochs: float = 1.0
-    gradient_clip: float = 1.0
+    epochs: Count = 20
+    batch_size: Count = 128
+    learning_rate: Positive = 1e-3
+    weight_decay: NonNegative = 0.01
+    warmup_epochs: NonNegative = 1.0
+    gradient_clip: Positive = 1.0
     sampling_power: float = 0.5
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     freeze_backbone: bool = False
     augment: Mapping[str, Any] | None = None
-    queue_rows: int = 0
-    chunk_rows: int = 0
+    queue_rows: Natural = 0
+    chunk_rows: Natural = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.learning_rate <= 0 or self.gradient_clip <= 0:
-            raise ConfigError(
-                f"training: epochs {self.epochs}, learning_rate {self.learning_rate} and "
-                f"gradient_clip {self.gradient_clip} must be positive"
-            )
+        check_limits(self, "training")
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError(f"training: precision {self.precision!r} is not fp32 or bf16")
 
@@ -142,7 +146,7 @@ class BundleFiles:
     weights: bytes = field(repr=False)
 
 
-def read_bundle(uri: str, options: StorageOptions | None = None) -> BundleFiles:
+def read_bundle(uri: str | Location, options: StorageOptions | None = None) -> BundleFiles:
     """Read both files of a bundle and check that they belong together.
 
     Raises
@@ -154,17 +158,17 @@ def read_bundle(uri: str, options: StorageOptions | None = None) -> BundleFiles:
     EncoderMismatchError
         A file was changed after it was saved.
     """
-    description = read_bytes(join_uri(uri, DESCRIPTION_FILE), options)
-    weights = read_bytes(join_uri(uri, WEIGHTS_FILE), options)
+    folder = Location.of(uri, options)
+    description, weights = (folder / DESCRIPTION_FILE).read(), (folder / WEIGHTS_FILE).read()
     return BundleFiles(
-        spec=_parse(description, weights, uri),
+        spec=_parse(description, weights, folder),
         fingerprint=bundle_fingerprint(description, weights),
         weights=weights,
     )
 
 
-def _parse(description: bytes, weights: bytes, uri: str) -> EncoderSpec:
-    where = join_uri(uri, DESCRIPTION_FILE)
+def _parse(description: bytes, weights: bytes, folder: Location) -> EncoderSpec:
+    where = folder / DESCRIPTION_FILE
     try:
         content = json.loads(description)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -186,7 +190,7 @@ def _parse(description: bytes, weights: bytes, uri: str) -> EncoderSpec:
     found = hashlib.sha256(weights).hexdigest()
     if found != stated_weights:
         raise EncoderMismatchError(
-            f"{join_uri(uri, WEIGHTS_FILE)} was changed after it was saved: it hashes to "
+            f"{folder / WEIGHTS_FILE} was changed after it was saved: it hashes to "
             f"{found[:16]}, {DESCRIPTION_FILE} states {str(stated_weights)[:16]}; "
             "restore the bundle"
         )

@@ -25,17 +25,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from storage.errors import ConfigError, CorruptIndexError
-from storage.location import (
-    StorageOptions,
-    download,
-    is_local,
-    join_uri,
-    local_path,
-    read_bytes,
-    sha256_of_file,
-    upload,
-    write_bytes,
-)
+from storage.location import Location, StorageOptions, sha256_of_file
 
 FORMAT = "skysift-dataset/1"
 SPLITS = ("train", "val", "test")
@@ -124,7 +114,11 @@ class LabelledDataset:
 
     @classmethod
     def open(
-        cls, uri: str, options: StorageOptions | None = None, *, cache: Path | None = None
+        cls,
+        uri: str | Location,
+        options: StorageOptions | None = None,
+        *,
+        cache: Path | None = None,
     ) -> "LabelledDataset":
         """Open a dataset; a remote one is copied to ``cache`` first, once per content.
 
@@ -139,8 +133,9 @@ class LabelledDataset:
         CorruptIndexError
             A file differs from what ``dataset.json`` says.
         """
-        info = read_info(uri, options)
-        folder = local_path(uri) if is_local(uri) else _cached(uri, info, options, cache)
+        place = Location.of(uri, options)
+        info = read_info(place)
+        folder = place.path if place.is_local else _cached(place, info, cache)
         return cls(folder, info)
 
     def __len__(self) -> int:
@@ -173,7 +168,7 @@ class DatasetWriter:
 
     def __init__(
         self,
-        uri: str,
+        uri: str | Location,
         *,
         bands: Sequence[str],
         classes: Sequence[str],
@@ -184,11 +179,11 @@ class DatasetWriter:
     ) -> None:
         if not classes or len(set(classes)) != len(classes):
             raise ConfigError(f"dataset {uri}: classes {tuple(classes)} must be unique, at least 1")
-        self._uri, self._options = uri, options
+        self._target = Location.of(uri, options)
         self._bands, self._classes = tuple(bands), tuple(classes)
         self._more = {"resolution_m": resolution_m, "origin": json.loads(json.dumps(origin or {}))}
         self._normalisation = normalisation
-        self._folder = _working_folder(uri)
+        self._folder = _working_folder(self._target)
         self._images: BinaryIO = (self._folder / "images.npy").open("wb")
         self._labels: list[NDArray[np.uint8]] = []
         self._rows: list[pd.DataFrame] = []
@@ -240,7 +235,7 @@ class DatasetWriter:
         count = sum(len(part) for part in self._labels)
         if count == 0:
             raise ConfigError(
-                f"dataset {self._uri}: nothing to write; the source has no usable row"
+                f"dataset {self._target}: nothing to write; the source has no usable row"
             )
         self._images.seek(0)
         self._write_header(count)
@@ -267,18 +262,19 @@ class DatasetWriter:
         shape = self._shape or (len(self._bands), size, size)
         if images.shape != (n, *shape) or images.dtype != (self._dtype or images.dtype):
             raise ConfigError(
-                f"dataset {self._uri}: images are {images.dtype} {images.shape}, expected "
+                f"dataset {self._target}: images are {images.dtype} {images.shape}, expected "
                 f"{self._dtype or images.dtype} {(n, *shape)}; bring them to one size and type"
             )
         expected = (n, len(self._classes))
         if labels.shape != expected or not np.isin(labels, (0, 1)).all():
             raise ConfigError(
-                f"dataset {self._uri}: labels of shape {labels.shape} must be 0 or 1 in {expected}"
+                f"dataset {self._target}: labels of shape {labels.shape} must be 0 or 1 in "
+                f"{expected}"
             )
         complete = {"source", "split"} <= set(rows.columns) and len(rows) == n
         if not complete or not rows["split"].isin(SPLITS).all():
             raise ConfigError(
-                f"dataset {self._uri}: rows need {n} values of `source` and of `split` "
+                f"dataset {self._target}: rows need {n} values of `source` and of `split` "
                 f"({', '.join(SPLITS)})"
             )
 
@@ -296,23 +292,23 @@ class DatasetWriter:
         chosen = train if len(train) else np.arange(len(rows))
         evenly = np.linspace(0, len(chosen) - 1, min(len(chosen), _STATISTICS_ROWS)).astype(int)
         images = np.load(self._folder / "images.npy", mmap_mode="r")
-        return _band_statistics((images[row] for row in chosen[evenly]), self._uri)
+        return _band_statistics((images[row] for row in chosen[evenly]), self._target)
 
     def _publish(self, info: DatasetInfo) -> None:
         text = (json.dumps({"format": FORMAT, **asdict(info)}, indent=2) + "\n").encode()
-        if not is_local(self._uri):
+        if not self._target.is_local:
             for name in _FILES:
-                upload(self._folder / name, join_uri(self._uri, name), self._options)
-            write_bytes(join_uri(self._uri, _INFO), text, self._options)
+                (self._target / name).upload(self._folder / name)
+            (self._target / _INFO).write(text)
             return
-        target = local_path(self._uri)
+        target = self._target.path
         (self._folder / _INFO).write_bytes(text)
         shutil.rmtree(target, ignore_errors=True)
         self._folder.rename(target)
 
 
 def _band_statistics(
-    images: Iterable[NDArray[Any]], uri: str
+    images: Iterable[NDArray[Any]], place: Location
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and deviation of each band over the valid pixels of (C, H, W) images."""
     count, total, squares = (np.zeros(1) for _ in range(3))
@@ -325,7 +321,7 @@ def _band_statistics(
         squares = squares + np.square(values).sum(1)
     if not count.all():
         raise ConfigError(
-            f"dataset {uri}: band {int(count.argmin()) + 1} has no valid pixel; leave it out"
+            f"dataset {place}: band {int(count.argmin()) + 1} has no valid pixel; leave it out"
         )
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
@@ -334,11 +330,11 @@ def _band_statistics(
     return tuple(map(float, mean)), tuple(map(float, std))
 
 
-def _working_folder(uri: str) -> Path:
+def _working_folder(place: Location) -> Path:
     """Return an empty folder to write in, on the target's disk when that is local."""
-    if not is_local(uri):
+    if not place.is_local:
         return Path(tempfile.mkdtemp(prefix="skysift-dataset-"))
-    target = local_path(uri).absolute()
+    target = place.path.absolute()
     if target.exists() and not (target / _INFO).exists() and any(target.iterdir()):
         raise ConfigError(f"{target} holds something that is not a dataset; choose another output")
     folder = target.parent / f".writing-{target.name}"
@@ -347,7 +343,7 @@ def _working_folder(uri: str) -> Path:
     return folder
 
 
-def read_info(uri: str, options: StorageOptions | None = None) -> DatasetInfo:
+def read_info(uri: str | Location, options: StorageOptions | None = None) -> DatasetInfo:
     """Read only the description of a dataset.
 
     Raises
@@ -357,8 +353,8 @@ def read_info(uri: str, options: StorageOptions | None = None) -> DatasetInfo:
     ConfigError
         ``dataset.json`` is malformed.
     """
-    where = join_uri(uri, _INFO)
-    data = read_bytes(where, options)
+    document = Location.of(uri, options) / _INFO
+    data = document.read()
     try:
         content = json.loads(data)
         stated = content.pop("format")
@@ -366,16 +362,16 @@ def read_info(uri: str, options: StorageOptions | None = None) -> DatasetInfo:
         info = DatasetInfo(**{**content, **{name: tuple(content[name]) for name in names}})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{where} is malformed ({type(error).__name__}: {error}); import the dataset again"
+            f"{document} is malformed ({type(error).__name__}: {error}); import the dataset again"
         ) from error
     if stated != FORMAT:
-        raise ConfigError(f"{where} is of format {stated}, not {FORMAT}; import the dataset again")
+        raise ConfigError(
+            f"{document} is of format {stated}, not {FORMAT}; import the dataset again"
+        )
     return info
 
 
-def _cached(
-    uri: str, info: DatasetInfo, options: StorageOptions | None, cache: Path | None
-) -> Path:
+def _cached(place: Location, info: DatasetInfo, cache: Path | None) -> Path:
     """Copy a remote dataset to this machine, unless that content is here already."""
     default = Path(os.environ.get("SKYSIFT_CACHE", tempfile.gettempdir()))
     root = cache or default / f"skysift-datasets-{os.getuid()}"
@@ -387,10 +383,10 @@ def _cached(
         part = Path(tempfile.mkdtemp(prefix=".copying-", dir=root))
         try:
             for name in _FILES:
-                download(join_uri(uri, name), part / name, options)
+                (place / name).download(part / name)
                 if (found := sha256_of_file(part / name)) != info.sha256.get(name):
                     raise CorruptIndexError(
-                        f"{join_uri(uri, name)} hashes to {found[:16]}, {_INFO} says "
+                        f"{place / name} hashes to {found[:16]}, {_INFO} says "
                         f"{str(info.sha256.get(name))[:16]}; import the dataset again"
                     )
             part.rename(folder)

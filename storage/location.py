@@ -1,9 +1,8 @@
-"""One set of options for every library that touches storage; the only home of s3fs and fsspec.
+"""Places in file systems and object stores; the only home of s3fs and fsspec.
 
-fsspec/s3fs, GDAL and Icechunk each have their own way to say endpoint, region and credentials. This
-module is the only place that knows the three dialects, so the same recipe reaches all of them. What
-URIs mean: :mod:`storage.location`. Filesystems are built where they are used (fsspec keeps one per
-process and options, and starts anew after a fork).
+fsspec/s3fs, GDAL and Icechunk each have their own names for endpoint, region and credentials. A
+:class:`Location` holds a URI and one set of :class:`StorageOptions` for all three. Filesystems are
+built where they are used (fsspec keeps one per process and options, and starts anew after a fork).
 """
 
 import hashlib
@@ -59,93 +58,26 @@ def split_uri(uri: str) -> tuple[str, str]:
     return "s3", uri.removeprefix("s3://")
 
 
-def is_local(uri: str) -> bool:
-    """Tell whether a URI names the local filesystem."""
-    return not is_web(uri) and split_uri(uri)[0] == "file"
-
-
-def is_web(uri: str) -> bool:
-    """Tell whether a URI is a web address; scenes' pixels are read from those, nothing else is."""
-    return uri.startswith(("https://", "http://"))
-
-
-def local_path(uri: str) -> Path:
-    """Return the local path that a URI names.
-
-    Raises
-    ------
-    ConfigError
-        The URI is remote.
-    """
-    scheme, path = split_uri(uri)
-    if scheme != "file":
-        raise ConfigError(f"{uri!r} is not a local path; give one on this machine")
-    return Path(path)
-
-
-def join_uri(base: str, *parts: str) -> str:
-    """Append path parts to a URI.
-
-    Examples
-    --------
-    >>> join_uri("s3://bucket/index/", "v1", "manifest.json")
-    's3://bucket/index/v1/manifest.json'
-    """
-    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
-
-
-def absolute_uri(uri: str) -> str:
-    """Make a local path absolute, so that a worker in another directory means the same file."""
-    return str(local_path(uri).absolute()) if is_local(uri) else uri
-
-
-def resolve_uri(base: str, href: str) -> str:
-    """Return ``href``, taken relative to the folder of the document ``base`` when it is relative.
-
-    Examples
-    --------
-    >>> resolve_uri("s3://bucket/items/a.json", "../tifs/a.tif")
-    's3://bucket/tifs/a.tif'
-    """
-    if is_web(base):
-        return urljoin(base, href)
-    if "://" in href or href.startswith("/"):
-        return href
-    scheme, path = split_uri(base)
-    joined = os.path.normpath(PurePosixPath(path).parent / href)
-    return f"s3://{joined}" if scheme == "s3" else joined
-
-
-def gdal_path(uri: str) -> str:
-    """Return the name by which GDAL opens a URI.
-
-    Examples
-    --------
-    >>> gdal_path("s3://bucket/a.tif")
-    '/vsis3/bucket/a.tif'
-    """
-    if is_web(uri):
-        return f"/vsicurl/{uri}"
-    scheme, path = split_uri(uri)
-    return f"/vsis3/{path}" if scheme == "s3" else str(Path(path).absolute())
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StorageOptions:
-    """Where the object store is and who asks; secrets never appear in ``repr``.
+    """How to reach the object store; secrets never appear in ``repr``.
 
     Any value left None falls back to the usual AWS variables and files.
 
     Attributes
     ----------
     endpoint_url
-        Of an S3 that is not Amazon's.
+        URL of an S3 service other than Amazon's.
     region
-        Of the buckets.
+        Region of the buckets.
     anonymous
         Send no credentials: for public buckets.
-    access_key_id, secret_access_key, session_token
-        Credentials; better left to the environment or the machine's role.
+    access_key_id
+        Access key; better left to the environment or the machine's role.
+    secret_access_key
+        Secret of the access key, given together with it.
+    session_token
+        Token of temporary credentials, given together with the access key.
     """
 
     endpoint_url: str | None = None
@@ -203,9 +135,15 @@ class Location:
     options: StorageOptions = field(default=StorageOptions(), repr=False)
 
     @classmethod
-    def of(cls, place: "str | os.PathLike[str] | Location") -> "Location":
-        """Return a location; a plain URI or path gets the default options."""
-        return place if isinstance(place, Location) else cls(os.fspath(place))
+    def of(
+        cls, place: "str | os.PathLike[str] | Location", options: StorageOptions | None = None
+    ) -> "Location":
+        """Return a location; a plain URI or path gets ``options``, a location keeps its own."""
+        if not isinstance(place, Location):
+            return cls(os.fspath(place), options or StorageOptions())
+        if options is not None and place.options == StorageOptions():
+            return replace(place, options=options)
+        return place
 
     def __str__(self) -> str:
         return self.uri
@@ -215,28 +153,45 @@ class Location:
 
         Examples
         --------
-        >>> Location("index") / "v1/manifest.json"
-        Location(uri='index/v1/manifest.json')
+        >>> Location("s3://bucket/index/") / "v1/manifest.json"
+        Location(uri='s3://bucket/index/v1/manifest.json')
         """
-        return self.at(join_uri(self.uri, part))
+        return self.at(f"{self.uri.rstrip('/')}/{part.strip('/')}")
 
     def at(self, uri: str) -> "Location":
         """Return another place that the same options reach."""
         return replace(self, uri=uri)
 
     def resolve(self, href: str) -> "Location":
-        """Return ``href``, relative to the folder of this document when it is relative."""
-        return self.at(resolve_uri(self.uri, href))
+        """Return ``href``, relative to the folder of this document when it is relative.
+
+        Examples
+        --------
+        >>> str(Location("s3://bucket/items/a.json").resolve("../tifs/a.tif"))
+        's3://bucket/tifs/a.tif'
+        """
+        if self.is_web:
+            return self.at(urljoin(self.uri, href))
+        if "://" in href or href.startswith("/"):
+            return self.at(href)
+        scheme, path = split_uri(self.uri)
+        joined = os.path.normpath(PurePosixPath(path).parent / href)
+        return self.at(f"s3://{joined}" if scheme == "s3" else joined)
 
     @property
     def absolute(self) -> "Location":
         """The same place, named independently of the working directory."""
-        return self.at(absolute_uri(self.uri))
+        return self.at(str(self.path.absolute())) if self.is_local else self
 
     @property
     def is_local(self) -> bool:
         """Whether this is a path of this machine."""
-        return is_local(self.uri)
+        return not self.is_web and split_uri(self.uri)[0] == "file"
+
+    @property
+    def is_web(self) -> bool:
+        """Whether this is a web address; only pixels of scenes are read from web addresses."""
+        return self.uri.startswith(("https://", "http://"))
 
     @property
     def path(self) -> Path:
@@ -247,7 +202,48 @@ class Location:
         ConfigError
             The location is remote.
         """
-        return local_path(self.uri)
+        scheme, path = split_uri(self.uri)
+        if scheme != "file":
+            raise ConfigError(f"{self.uri!r} is not a local path; give one on this machine")
+        return Path(path)
+
+    @property
+    def gdal_path(self) -> str:
+        """The name by which GDAL opens this file.
+
+        Examples
+        --------
+        >>> Location("s3://bucket/a.tif").gdal_path
+        '/vsis3/bucket/a.tif'
+        """
+        if self.is_web:
+            return f"/vsicurl/{self.uri}"
+        scheme, path = split_uri(self.uri)
+        return f"/vsis3/{path}" if scheme == "s3" else str(Path(path).absolute())
+
+    def filesystem(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        """Return the fsspec filesystem of this place, and the path in that filesystem.
+
+        Raises
+        ------
+        ConfigError
+            The scheme is not one that Skysift reads.
+        """
+        scheme, path = split_uri(self.uri)
+        if scheme == "file":
+            return fsspec.filesystem("file"), str(Path(path).absolute())
+        options = self.options.resolved()
+        s3 = fsspec.filesystem(
+            "s3",
+            anon=options.anonymous,
+            key=None if options.anonymous else options.access_key_id,
+            secret=None if options.anonymous else options.secret_access_key,
+            token=None if options.anonymous else options.session_token,
+            endpoint_url=options.endpoint_url,
+            client_kwargs={"region_name": options.region} if options.region else {},
+            use_listings_cache=False,
+        )
+        return s3, path
 
     def exists(self) -> bool:
         """Tell whether a file or folder exists.
@@ -257,11 +253,23 @@ class Location:
         SkysiftError
             The store refuses or cannot be reached.
         """
-        return exists(self.uri, self.options)
+        fs, path = self.filesystem()
+        with named_failures(self):
+            return bool(fs.exists(path))
 
     def list(self) -> "list[Location]":
-        """Return the files that a glob pattern names, or all files below a folder, sorted."""
-        return [self.at(uri) for uri in list_files(self.uri, self.options)]
+        """Return the files that a glob pattern names, or all files below a folder, sorted.
+
+        The result is empty when nothing is there.
+        """
+        fs, path = self.filesystem()
+        with named_failures(self):
+            if any(mark in path for mark in "*?["):
+                names = [name for name in fs.glob(path) if not fs.isdir(name)]
+            else:
+                names = fs.find(path)
+        prefix = "" if self.is_local else "s3://"
+        return [self.at(f"{prefix}{name}") for name in sorted(names)]
 
     def read(self) -> bytes:
         """Read a whole file.
@@ -273,58 +281,105 @@ class Location:
         SkysiftError
             The store refuses or cannot be reached.
         """
-        return read_bytes(self.uri, self.options)
+        fs, path = self.filesystem()
+        with named_failures(self):
+            return bytes(fs.cat_file(path))
 
     def write(self, data: bytes) -> None:
         """Write a whole file so that a reader sees the old content or the new, never a part."""
-        write_bytes(self.uri, data, self.options)
+        if self.is_local:
+            with self.staged() as temporary:
+                temporary.write_bytes(data)
+            return
+        fs, path = self.filesystem()
+        with named_failures(self):
+            fs.pipe_file(path, data)
 
-    def staged(self) -> AbstractContextManager[Path]:
-        """Hand out a local file to write; it is here, whole, after the block and not before."""
-        return staged(self.uri, self.options)
+    @contextmanager
+    def staged(self) -> Iterator[Path]:
+        """Yield a local file to write, which appears at this place, whole, after the block.
+
+        Nothing appears when the block raises.
+        """
+        local = self.is_local
+        target = self.path if local else Path(tempfile.gettempdir()) / "upload"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".writing-{uuid.uuid4().hex}")
+        try:
+            yield temporary
+            if local:
+                with temporary.open("rb") as stream:
+                    os.fsync(stream.fileno())
+                temporary.replace(target)
+            else:
+                self.upload(temporary)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def size_bytes(self) -> int:
+        """Return the size of a file, also of one on the web; 0 where a server does not state it."""
+        fs, path = (fsspec.filesystem("https"), self.uri) if self.is_web else self.filesystem()
+        with named_failures(self):
+            return int(fs.size(path) or 0)
+
+    def modified_at(self) -> datetime:
+        """Return when a file was last written (UTC)."""
+        fs, path = self.filesystem()
+        with named_failures(self):
+            when: datetime = fs.modified(path)
+        return when.astimezone(UTC)
+
+    def download(self, target: Path) -> None:
+        """Copy this file to a local path."""
+        fs, path = self.filesystem()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with named_failures(self):
+            fs.get_file(path, str(target))
+
+    def upload(self, source: Path) -> None:
+        """Copy a local file to this place; a local target appears whole or not at all."""
+        if self.is_local:
+            with self.staged() as temporary:
+                shutil.copyfile(source, temporary)
+            return
+        fs, path = self.filesystem()
+        with named_failures(self):
+            fs.put_file(str(source), path)
 
     def delete(self) -> None:
-        """Delete a file, or a folder with its content; do nothing where there is none."""
-        delete(self.uri, self.options)
+        """Delete a file, or a folder with its content; do nothing when there is none."""
+        fs, path = self.filesystem()
+        with named_failures(self):
+            if fs.exists(path):
+                fs.rm(path, recursive=True)
 
     def icechunk(self) -> "icechunk.Storage":
         """Return Icechunk's storage for this place."""
-        return icechunk_storage(self.uri, self.options)
+        import icechunk  # brings zarr; a worker that reads scenes needs neither
+
+        scheme, path = split_uri(self.uri)
+        if scheme == "file":
+            return icechunk.local_filesystem_storage(str(Path(path).absolute()))
+        options = self.options.resolved()
+        bucket, _, prefix = path.partition("/")
+        return icechunk.s3_storage(
+            bucket=bucket,
+            prefix=prefix.rstrip("/"),
+            region=options.region or "us-east-1",
+            endpoint_url=options.endpoint_url,
+            allow_http=bool(options.endpoint_url and options.endpoint_url.startswith("http://")),
+            force_path_style=options.endpoint_url is not None,
+            anonymous=options.anonymous or None,
+            access_key_id=None if options.anonymous else options.access_key_id,
+            secret_access_key=None if options.anonymous else options.secret_access_key,
+            session_token=None if options.anonymous else options.session_token,
+            from_env=None if options.anonymous or options.access_key_id else True,
+        )
 
 
-def filesystem(
-    uri: str, options: StorageOptions | None = None
-) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Build the fsspec filesystem of a URI, and the path of the URI in it.
-
-    Raises
-    ------
-    ConfigError
-        The scheme is not one that Skysift reads.
-    """
-    scheme, path = split_uri(uri)
-    if scheme == "file":
-        return fsspec.filesystem("file"), str(Path(path).absolute())
-    resolved = (options or StorageOptions()).resolved()
-    client: dict[str, Any] = {}
-    if resolved.region:
-        client["region_name"] = resolved.region
-    filesystem_ = fsspec.filesystem(
-        "s3",
-        anon=resolved.anonymous,
-        key=None if resolved.anonymous else resolved.access_key_id,
-        secret=None if resolved.anonymous else resolved.secret_access_key,
-        token=None if resolved.anonymous else resolved.session_token,
-        endpoint_url=resolved.endpoint_url,
-        client_kwargs=client,
-        use_listings_cache=False,
-    )
-    return filesystem_, path
-
-
-def gdal_environment(options: StorageOptions | None = None) -> dict[str, str]:
+def gdal_environment(options: StorageOptions) -> dict[str, str]:
     """Return GDAL's configuration for reading scenes in a worker, object store included."""
-    resolved = (options or StorageOptions()).resolved()
+    resolved = options.resolved()
     environment = {
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
         "GDAL_NUM_THREADS": "1",
@@ -355,146 +410,6 @@ def gdal_environment(options: StorageOptions | None = None) -> dict[str, str]:
     return environment | {name: value for name, value in secrets.items() if value}
 
 
-def icechunk_storage(uri: str, options: StorageOptions | None = None) -> "icechunk.Storage":
-    """Build Icechunk's storage for a URI."""
-    import icechunk  # brings zarr; a worker that reads scenes needs neither
-
-    scheme, path = split_uri(uri)
-    if scheme == "file":
-        return icechunk.local_filesystem_storage(str(Path(path).absolute()))
-    resolved = (options or StorageOptions()).resolved()
-    bucket, _, prefix = path.partition("/")
-    endpoint = resolved.endpoint_url
-    return icechunk.s3_storage(
-        bucket=bucket,
-        prefix=prefix.rstrip("/"),
-        region=resolved.region or "us-east-1",
-        endpoint_url=endpoint,
-        allow_http=bool(endpoint and endpoint.startswith("http://")),
-        force_path_style=endpoint is not None,
-        anonymous=resolved.anonymous or None,
-        access_key_id=None if resolved.anonymous else resolved.access_key_id,
-        secret_access_key=None if resolved.anonymous else resolved.secret_access_key,
-        session_token=None if resolved.anonymous else resolved.session_token,
-        from_env=None if resolved.anonymous or resolved.access_key_id else True,
-    )
-
-
-def exists(uri: str, options: StorageOptions | None = None) -> bool:
-    """Tell whether a file or folder exists.
-
-    Raises
-    ------
-    SkysiftError
-        The store refuses or cannot be reached.
-    """
-    fs, path = filesystem(uri, options)
-    with named_failures(uri):
-        return bool(fs.exists(path))
-
-
-def list_files(uri: str, options: StorageOptions | None = None) -> list[str]:
-    """Return the URIs of the files that a glob pattern names, or of all files below a folder.
-
-    The result is sorted; it is empty when nothing is there.
-    """
-    fs, path = filesystem(uri, options)
-    with named_failures(uri):
-        is_pattern = any(mark in path for mark in "*?[")
-        found = fs.glob(path) if is_pattern else fs.find(path)
-        if is_pattern:
-            found = [name for name in found if not fs.isdir(name)]
-    prefix = "s3://" if not is_local(uri) else ""
-    return sorted(f"{prefix}{name}" for name in found)
-
-
-def read_bytes(uri: str, options: StorageOptions | None = None) -> bytes:
-    """Read a whole file.
-
-    Raises
-    ------
-    NotFoundError
-        The file does not exist.
-    SkysiftError
-        The store refuses or cannot be reached.
-    """
-    fs, path = filesystem(uri, options)
-    with named_failures(uri):
-        return bytes(fs.cat_file(path))
-
-
-def write_bytes(uri: str, data: bytes, options: StorageOptions | None = None) -> None:
-    """Write a whole file so that a reader sees the old content or the new, never a part."""
-    if is_local(uri):
-        with staged(uri) as temporary:
-            temporary.write_bytes(data)
-        return
-    fs, path = filesystem(uri, options)
-    with named_failures(uri):
-        fs.pipe_file(path, data)
-
-
-@contextmanager
-def staged(uri: str, options: StorageOptions | None = None) -> Iterator[Path]:
-    """Hand out a local file to write; it is at the URI, whole, after the block and not before."""
-    local = is_local(uri)
-    target = local_path(uri) if local else Path(tempfile.gettempdir()) / "upload"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".writing-{uuid.uuid4().hex}")
-    try:
-        yield temporary
-        if local:
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-        else:
-            upload(temporary, uri, options)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def size_bytes(uri: str, options: StorageOptions | None = None) -> int:
-    """Return the size of a file, also of one on the web; 0 where a server does not tell."""
-    fs, path = (fsspec.filesystem("https"), uri) if is_web(uri) else filesystem(uri, options)
-    with named_failures(uri):
-        return int(fs.size(path) or 0)
-
-
-def modified_at(uri: str, options: StorageOptions | None = None) -> datetime:
-    """Return when a file was last written (UTC)."""
-    fs, path = filesystem(uri, options)
-    with named_failures(uri):
-        when: datetime = fs.modified(path)
-    return when.astimezone(UTC)
-
-
-def download(uri: str, target: Path, options: StorageOptions | None = None) -> None:
-    """Copy a file to a local path."""
-    fs, path = filesystem(uri, options)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with named_failures(uri):
-        fs.get_file(path, str(target))
-
-
-def upload(source: Path, uri: str, options: StorageOptions | None = None) -> None:
-    """Copy a local file to a URI; a local target appears whole or not at all."""
-    if is_local(uri):
-        with staged(uri) as temporary:
-            shutil.copyfile(source, temporary)
-        return
-    fs, path = filesystem(uri, options)
-    with named_failures(uri):
-        fs.put_file(str(source), path)
-
-
-def delete(uri: str, options: StorageOptions | None = None) -> None:
-    """Delete a file, or a folder with all that is in it; nothing happens if it is not there."""
-    fs, path = filesystem(uri, options)
-    with named_failures(uri):
-        if fs.exists(path):
-            fs.rm(path, recursive=True)
-
-
 def sha256_of_file(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a local file, read in pieces."""
     with path.open("rb") as stream:
@@ -504,8 +419,8 @@ def sha256_of_file(path: Path) -> str:
 class named_failures:
     """Turn a storage library's failure into one of ours that names the URI."""
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
+    def __init__(self, place: Location) -> None:
+        self._place = place
 
     def __enter__(self) -> None:
         return None
@@ -513,19 +428,111 @@ class named_failures:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, FileNotFoundError):
             raise NotFoundError(
-                f"{self._uri} does not exist; check the path, the bucket and the key"
+                f"{self._place} does not exist; check the path, the bucket and the key"
             ) from error
         if isinstance(error, (PermissionError, NoCredentialsError)):
             raise SkysiftError(
-                f"{self._uri} may not be accessed ({_first_line(error)}); "
+                f"{self._place} may not be accessed ({_first_line(error)}); "
                 "check the credentials (or say `anonymous`) and the policy"
             ) from error
         if isinstance(error, (OSError, BotoCoreError, ClientError)):
             raise SkysiftError(
-                f"{self._uri} could not be accessed: {_first_line(error)}; "
+                f"{self._place} could not be accessed: {_first_line(error)}; "
                 "check the endpoint, the network and the disk"
             ) from error
 
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+# Functions of (uri, options), for callers that do not pass a Location yet.
+
+
+def is_local(uri: str | Location) -> bool:
+    """Tell whether a URI names the local filesystem."""
+    return Location.of(uri).is_local
+
+
+def is_web(uri: str | Location) -> bool:
+    """Tell whether a URI is a web address."""
+    return Location.of(uri).is_web
+
+
+def local_path(uri: str | Location) -> Path:
+    """Return :attr:`Location.path`."""
+    return Location.of(uri).path
+
+
+def join_uri(base: str | Location, *parts: str) -> str:
+    """Append path parts to a URI."""
+    return "/".join([str(base).rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def absolute_uri(uri: str | Location) -> str:
+    """Return :attr:`Location.absolute`."""
+    return Location.of(uri).absolute.uri
+
+
+def resolve_uri(base: str | Location, href: str) -> str:
+    """Return :meth:`Location.resolve`."""
+    return Location.of(base).resolve(href).uri
+
+
+def exists(uri: str | Location, options: StorageOptions | None = None) -> bool:
+    """Return :meth:`Location.exists`."""
+    return Location.of(uri, options).exists()
+
+
+def list_files(uri: str | Location, options: StorageOptions | None = None) -> list[str]:
+    """Return the URIs of :meth:`Location.list`."""
+    return [place.uri for place in Location.of(uri, options).list()]
+
+
+def read_bytes(uri: str | Location, options: StorageOptions | None = None) -> bytes:
+    """Return :meth:`Location.read`."""
+    return Location.of(uri, options).read()
+
+
+def write_bytes(uri: str | Location, data: bytes, options: StorageOptions | None = None) -> None:
+    """Call :meth:`Location.write`."""
+    Location.of(uri, options).write(data)
+
+
+def staged(
+    uri: str | Location, options: StorageOptions | None = None
+) -> AbstractContextManager[Path]:
+    """Return :meth:`Location.staged`."""
+    return Location.of(uri, options).staged()
+
+
+def size_bytes(uri: str | Location, options: StorageOptions | None = None) -> int:
+    """Return :meth:`Location.size_bytes`."""
+    return Location.of(uri, options).size_bytes()
+
+
+def modified_at(uri: str | Location, options: StorageOptions | None = None) -> datetime:
+    """Return :meth:`Location.modified_at`."""
+    return Location.of(uri, options).modified_at()
+
+
+def download(uri: str | Location, target: Path, options: StorageOptions | None = None) -> None:
+    """Call :meth:`Location.download`."""
+    Location.of(uri, options).download(target)
+
+
+def upload(source: Path, uri: str | Location, options: StorageOptions | None = None) -> None:
+    """Call :meth:`Location.upload`."""
+    Location.of(uri, options).upload(source)
+
+
+def delete(uri: str | Location, options: StorageOptions | None = None) -> None:
+    """Call :meth:`Location.delete`."""
+    Location.of(uri, options).delete()
+
+
+def filesystem(
+    uri: str | Location, options: StorageOptions | None = None
+) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return :meth:`Location.filesystem`."""
+    return Location.of(uri, options).filesystem()

@@ -23,16 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from storage.errors import NotFoundError, SkysiftError
-from storage.location import (
-    StorageOptions,
-    filesystem,
-    is_local,
-    join_uri,
-    local_path,
-    named_failures,
-    read_bytes,
-    write_bytes,
-)
+from storage.location import Location, StorageOptions, named_failures
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +66,11 @@ class Holder:
 
 @contextmanager
 def exclusive_lock(
-    uri: str, what: str, options: StorageOptions | None = None, *, lease_s: float = LEASE_S
+    uri: str | Location,
+    what: str,
+    options: StorageOptions | None = None,
+    *,
+    lease_s: float = LEASE_S,
 ) -> Iterator[Callable[[], None]]:
     """Be the only process that works on a folder inside the block.
 
@@ -101,15 +96,16 @@ def exclusive_lock(
     SkysiftError
         Another process is at work there; it is named.
     """
-    if is_local(uri):
-        with _locked(local_path(uri), what):
+    place = Location.of(uri, options)
+    if place.is_local:
+        with _locked(place.path, what):
             yield lambda: None
         return
-    lease = _Lease(join_uri(uri, _OWNER), what, options, lease_s)
+    lease = _Lease(place / _OWNER, what, lease_s)
     try:
         lease.take()
     except _NoConditionsError:
-        logger.warning("%s lacks conditional writes: nothing keeps two at once apart there", uri)
+        logger.warning("%s lacks conditional writes: nothing keeps two at once apart there", place)
         yield lambda: None
         return
     try:
@@ -132,7 +128,7 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
             owner = "a process that has just begun"
         raise _refusal(what, str(folder), owner) from error
     try:
-        write_bytes(str(note), Holder.here().to_bytes())
+        Location.of(note).write(Holder.here().to_bytes())
         yield
     finally:
         note.unlink(missing_ok=True)
@@ -152,8 +148,8 @@ class _NoConditionsError(Exception):
 class _Lease:
     """A claim in an object store, renewed by a thread."""
 
-    def __init__(self, uri: str, what: str, options: StorageOptions | None, lease_s: float) -> None:
-        self._uri, self._what, self._options, self._lease_s = uri, what, options, lease_s
+    def __init__(self, claim: Location, what: str, lease_s: float) -> None:
+        self._claim, self._what, self._lease_s = claim, what, lease_s
         self._owner = Holder.here()
         self._etag = ""
         self._lost_to = ""
@@ -166,7 +162,7 @@ class _Lease:
         if etag is None:
             etag = self._write(self._dead_claim())
         if etag is None:
-            raise _refusal(self._what, self._uri, "a process that has just begun")
+            raise _refusal(self._what, str(self._claim), "a process that has just begun")
         self._etag = etag
         self._thread.start()
 
@@ -174,7 +170,7 @@ class _Lease:
         """Raise when the claim was lost."""
         if self._lost_to:
             raise SkysiftError(
-                f"{self._what}: {self._lost_to} has taken over {self._uri}, because this process "
+                f"{self._what}: {self._lost_to} has taken over {self._claim}, because this process "
                 f"was silent for more than {self._lease_s:.0f} s; it goes on from the last "
                 "checkpoint"
             )
@@ -187,18 +183,18 @@ class _Lease:
             return
         try:
             # An empty claim is a free one; written on the condition that it is still ours.
-            _write_if(self._uri, b"", self._etag, self._options)
+            _write_if(self._claim, b"", self._etag)
         except SkysiftError as error:
-            logger.warning("the claim on %s was not given back: %s", self._uri, error)
+            logger.warning("the claim on %s was not given back: %s", self._claim, error)
 
     def _write(self, etag: str | None) -> str | None:
-        return _write_if(self._uri, self._owner.to_bytes(), etag, self._options)
+        return _write_if(self._claim, self._owner.to_bytes(), etag)
 
     def _dead_claim(self) -> str | None:
         """Return the tag of a claim that may be taken over; SkysiftError when its owner lives."""
         try:
-            modified, etag = _modified_at(self._uri, self._options)
-            data = read_bytes(self._uri, self._options)
+            modified, etag = _modified_at(self._claim)
+            data = self._claim.read()
         except NotFoundError:
             return None
         if not data:
@@ -209,8 +205,8 @@ class _Lease:
         left_s = self._lease_s - (datetime.now(UTC) - modified).total_seconds()
         if left_s > 0 and not owner.is_gone():
             more = f" (if that process is dead, the place is free in {left_s:.0f} s)"
-            raise _refusal(self._what, self._uri, str(owner), more)
-        logger.warning("%s: taking over %s from %s, which is dead", self._what, self._uri, owner)
+            raise _refusal(self._what, str(self._claim), str(owner), more)
+        logger.warning("%s: taking over %s from %s, which is dead", self._what, self._claim, owner)
         return etag
 
     def _renew(self) -> None:
@@ -218,12 +214,12 @@ class _Lease:
             try:
                 etag = self._write(self._etag)
                 if etag is None:
-                    self._meet(Holder.read(read_bytes(self._uri, self._options)))
+                    self._meet(Holder.read(self._claim.read()))
                 else:
                     self._etag = etag
             except (SkysiftError, ValueError) as error:
                 logger.warning(
-                    "%s: the claim on %s was not renewed: %s", self._what, self._uri, error
+                    "%s: the claim on %s was not renewed: %s", self._what, self._claim, error
                 )
             if self._lost_to:
                 return
@@ -231,21 +227,19 @@ class _Lease:
     def _meet(self, owner: Holder) -> None:
         """See whose claim it is: ours when only the answer to a renewal was lost."""
         if owner.token == self._owner.token:
-            self._etag = _modified_at(self._uri, self._options)[1]
+            self._etag = _modified_at(self._claim)[1]
         else:
             self._lost_to = str(owner)
 
 
-def _write_if(
-    uri: str, data: bytes, etag: str | None, options: StorageOptions | None
-) -> str | None:
+def _write_if(claim: Location, data: bytes, etag: str | None) -> str | None:
     """Write a remote file if its content still has a tag (None: if there is no file).
 
     Returns the new tag; None when the file is another, and nothing was written.
     """
-    fs, path = filesystem(uri, options)
+    fs, path = claim.filesystem()
     condition = {"mode": "create"} if etag is None else {"IfMatch": etag}
-    with named_failures(uri):
+    with named_failures(claim):
         try:
             return str(fs.pipe_file(path, data, **condition)["ETag"])
         except FileExistsError:
@@ -258,9 +252,9 @@ def _write_if(
             raise
 
 
-def _modified_at(uri: str, options: StorageOptions | None) -> tuple[datetime, str]:
+def _modified_at(claim: Location) -> tuple[datetime, str]:
     """Return when a remote file was written, by the store's clock, and the tag of its content."""
-    fs, path = filesystem(uri, options)
-    with named_failures(uri):
+    fs, path = claim.filesystem()
+    with named_failures(claim):
         found = fs.info(path)
     return found["LastModified"], str(found["ETag"])

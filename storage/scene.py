@@ -13,8 +13,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from storage.errors import CatalogError
-from storage.geometry import polygon_bounds, polygon_wkt
-from storage.values import Count
+from storage.geometry import polygon_bounds
+from storage.index.filter import Filter
+from storage.location import Location
+from storage.values import Count, Percent, check_limits
 
 BBox = tuple[float, float, float, float]
 
@@ -23,17 +25,22 @@ BBox = tuple[float, float, float, float]
 class BandSource:
     """One band of a scene: band ``index`` (from 1) of the GeoTIFF at ``href``.
 
+    ``href`` carries the options that reach the file; a plain URI becomes a Location.
+
     A value is ``number * scale + offset``. ``scale``, ``offset`` and ``nodata`` are what the
     catalog says; None leaves it to the file (its own tags, nodata value, mask or alpha band).
     A ``nodata`` of NaN says that no number means "missing", whatever the file claims.
     """
 
     name: str
-    href: str
+    href: Location
     index: int = 1
     scale: float | None = None
     offset: float | None = None
     nodata: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "href", Location.of(self.href))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,10 +51,13 @@ class MaskSource:
     or has one of the bits ``cloud_bits`` set (bit fields, such as Landsat QA_PIXEL).
     """
 
-    href: str
+    href: Location
     index: int = 1
     cloud_values: tuple[int, ...] = ()
     cloud_bits: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "href", Location.of(self.href))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,11 +111,21 @@ class Scene:
         return tuple(band.name for band in self.bands)
 
     @property
+    def hrefs(self) -> tuple[Location, ...]:
+        """The distinct files of the bands and the mask."""
+        masks = () if self.mask is None else (self.mask,)
+        return tuple(dict.fromkeys(source.href for source in (*self.bands, *masks)))
+
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change when anything that decides the pixels changes."""
+
+        def plain(source: BandSource | MaskSource) -> dict[str, Any]:
+            return {**asdict(source), "href": str(source.href)}
+
         parts = {
-            "bands": [asdict(band) for band in self.bands],
-            "mask": asdict(self.mask) if self.mask else None,
+            "bands": [plain(band) for band in self.bands],
+            "mask": plain(self.mask) if self.mask else None,
             "datetime": self.datetime.isoformat(),
             "revision": self.revision,
         }
@@ -130,7 +150,7 @@ class SceneList:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneQuery:
-    """Which entries of a catalog are wanted; None and empty mean no condition.
+    """Conditions on the scenes of a catalog; None and empty mean no condition.
 
     Parameters
     ----------
@@ -139,24 +159,29 @@ class SceneQuery:
     polygon
         WKT, GeoJSON text or a GeoJSON mapping in WGS84 degrees that a scene's geometry (its box
         where the catalog has none) must touch; kept as WKT.
-    since, until
-        Times, both included; without a time zone they mean UTC.
+    since
+        Earliest time of a scene: a datetime (naive means UTC), a date, or ISO 8601 text.
+    until
+        Latest time of a scene; as ``since``, and a plain date includes that day.
     max_cloud_cover_percent
-        Entries that do not state their cloud cover pass.
+        Largest cloud cover; scenes that do not state theirs pass.
     collections
         Ids of STAC collections.
     """
 
     bbox: BBox | None = None
     polygon: str | Mapping[str, Any] | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-    max_cloud_cover_percent: float | None = None
+    since: dt.datetime | dt.date | str | None = None
+    until: dt.datetime | dt.date | str | None = None
+    max_cloud_cover_percent: Percent | None = None
     collections: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.polygon is not None:
-            object.__setattr__(self, "polygon", polygon_wkt(self.polygon))
+        check_limits(self, "catalog query")
+        same = ("bbox", "polygon", "since", "until")
+        checked = Filter(**{name: getattr(self, name) for name in same})
+        for name in same:
+            object.__setattr__(self, name, getattr(checked, name))
 
     @property
     def area(self) -> BBox | None:
@@ -164,6 +189,14 @@ class SceneQuery:
         if self.bbox is not None or self.polygon is None:
             return self.bbox
         return polygon_bounds(str(self.polygon))
+
+    @property
+    def interval(self) -> tuple[datetime | None, datetime | None]:
+        """The closed time range, in UTC."""
+        since, until = (
+            moment if isinstance(moment, datetime) else None for moment in (self.since, self.until)
+        )
+        return since, until
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,7 +228,7 @@ class BandMapping:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskMapping:
-    """Where the cloud mask is found, and what means cloud.
+    """Where the cloud mask is found, and which of its values mean cloud.
 
     Attributes
     ----------
@@ -235,10 +268,10 @@ class CatalogSpec:
         Folders, such as s3://bucket/prefix, below which the assets of STAC items have to lie; empty
         allows all on S3 and disks. Assets at web addresses need one, such as https://host/data.
     query
-        Which entries are wanted.
+        Conditions on the scenes.
     """
 
-    source: str
+    source: str | Location
     bands: Mapping[str, BandMapping] = field(default_factory=dict)
     mask: MaskMapping | None = None
     datetime_pattern: str | None = None

@@ -28,7 +28,7 @@ _LIMITS = {
 }
 
 
-def check_limits(spec: Any, subject: str) -> None:
+def check_limits(spec: object, subject: str) -> None:
     """Check the numbers of a specification against the limits of its annotations.
 
     Parameters
@@ -43,16 +43,16 @@ def check_limits(spec: Any, subject: str) -> None:
     ConfigError
         A number is outside its limits.
     """
-    for name, limits in _limited_fields(type(spec)).items():
+    kind: Any = type(spec)
+    for name, limits in _limited_fields(kind).items():
         value = getattr(spec, name)
         numbers = value if isinstance(value, tuple) else (value,)
         if not all(_is_within(number, limits) for number in numbers):
-            words = (f"{_LIMITS[type(limit)][2]} {_number(limit)}" for limit in limits)
-            raise ConfigError(f"{subject}: {name} is {value}; give {' and '.join(words)}")
+            raise ConfigError(f"{subject}: {name} is {value}; give {_words(limits)}")
 
 
 @cache
-def _limited_fields(kind: type) -> dict[str, list[Any]]:
+def _limited_fields(kind: type[Any]) -> dict[str, list[Any]]:
     hints = get_type_hints(kind, include_extras=True)
     return {name: found for name, hint in hints.items() if (found := limits_in(hint))}
 
@@ -74,6 +74,13 @@ def _is_within(value: Any, limits: list[Any]) -> bool:
     if not isinstance(value, (int, float)):
         return True  # None, or a word such as `native`
     return all(_LIMITS[type(limit)][1](value, _number(limit)) for limit in limits)
+
+
+def _words(limits: list[Any]) -> str:
+    if len(limits) == 1:
+        return f"{_LIMITS[type(limits[0])][2]} {_number(limits[0])}"
+    low, high = limits
+    return f"a value in {'(' if isinstance(low, Gt) else '['}{_number(low)}, {_number(high)}]"
 
 
 def _number(limit: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Networks that map pixels to features.
+"""Networks from normalised pixels to features.
 
 Heads live in :mod:`encoders.projection`, losses in :mod:`encoders.losses`.
 """

@@ -1,9 +1,9 @@
-"""Networks that turn normalised tiles into features, by name, for any number of bands.
+"""Backbones by name: networks from normalised tiles to features, for any number of bands.
 
-A backbone is built from a name and plain options, so a bundle can rebuild it without the folder
-its pretrained weights came from. ``tiny-cnn`` is our own; the others are architectures of
-``transformers`` and, where it is installed, any of ``timm``. Normalisation of pixels, the
-projection head and files belong to the other modules.
+A backbone is built from a name and plain options, so a bundle can rebuild it without the folder of
+its pretrained weights. ``tiny-cnn`` is defined here; the other names are architectures of
+``transformers`` and, if installed, all models of ``timm``. Pixels are normalised and bundles
+written in :mod:`encoders.bundle`, heads are in :mod:`encoders.projection`.
 
 Shape legend: B batch, C bands, H and W pixels, F features.
 """
@@ -47,7 +47,7 @@ class TinyCnn(Backbone):
 
     Two stride-2 convolutions, then three residual stages of ``width``, 2 and 4 times ``width``
     channels; the features are the mean and the maximum over the last map. Without batch norm the
-    contrastive losses collapse it in the first epochs; `encoders.batch_norm` keeps its
+    embeddings collapse in the first epochs of a contrastive loss; `encoders.batch_norm` keeps the
     statistics exact across workers.
 
     Parameters
@@ -109,20 +109,20 @@ def build_backbone(
     bands
         Band names in channel order.
     pretrained
-        Folder, or id on the model hub, of a model to start from; its stem is inflated by
+        Folder, or id on the model hub, of a pretrained model; the stem is inflated by
         `encoders.backbones.stem.inflate_stem`. None gives random weights.
     options
-        ``tiny-cnn``: ``width``. ``timm``: ``model`` (its name there) and ``input_px``. Others:
-        ``config`` (a mapping of the ``transformers`` configuration, only without ``pretrained``)
-        and ``input_px``.
+        ``tiny-cnn``: ``width``. ``timm``: ``model`` (a model name of timm) and ``input_px``. Other
+        names: ``config`` (a mapping of the ``transformers`` configuration, only without
+        ``pretrained``) and ``input_px``.
 
     Raises
     ------
     ConfigError
-        The name or an option is unknown, the pretrained model is another architecture, or a
+        The name or an option is unknown, the pretrained model has another architecture, or a
         package is not installed.
     NotFoundError
-        The pretrained weights are not there or not complete.
+        The pretrained weights do not exist or are incomplete.
     """
     if not bands:
         raise ConfigError(f"backbone {name}: no bands are given; name at least one")

@@ -1,4 +1,4 @@
-"""The first layer of a pretrained network, refitted from red, green and blue to any bands.
+"""The first convolution of a pretrained network, adapted from red, green and blue to any bands.
 
 Shape legend: B batch, C bands, H and W pixels, F features, O and I output and input channels.
 """
@@ -29,22 +29,22 @@ class Backbone(nn.Module):
 
 
 def inflate_stem(weight_OIHW: Tensor, bands: Sequence[str]) -> Tensor:
-    """Spread a pretrained RGB stem over any bands.
+    """Inflate the weights of a pretrained RGB stem to any bands.
 
-    A band called red, green or blue takes the weights of that channel, every other band the mean
-    of the three; all are scaled by 3/N, so a grey scene excites the first layer as before.
+    A band named red, green or blue takes the weights of that channel, every other band the mean of
+    the three channels. All weights are scaled by 3/N, so a grey image gives the same activations.
 
     Parameters
     ----------
     weight_OIHW
         Weights of the first convolution, I = 3 in the order red, green, blue.
     bands
-        Band names in channel order, N of them.
+        The N band names in channel order.
 
     Returns
     -------
     Tensor
-        Weights of shape (O, N, H, W); for bands red, green, blue the given ones.
+        Weights of shape (O, N, H, W), equal to ``weight_OIHW`` for the bands red, green, blue.
 
     Examples
     --------
@@ -58,7 +58,7 @@ def inflate_stem(weight_OIHW: Tensor, bands: Sequence[str]) -> Tensor:
 
 
 def fit_stem(model: nn.Module, bands: Sequence[str]) -> None:
-    """Replace a model's first convolution, of 3 channels, by one that takes these bands."""
+    """Replace the first convolution of a model, with 3 channels, by a convolution of the bands."""
     path, stem = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
     wider = nn.Conv2d(
         len(bands),
@@ -76,7 +76,7 @@ def fit_stem(model: nn.Module, bands: Sequence[str]) -> None:
 
 
 def resized(x_BCHW: Tensor, size_px: int | None) -> Tensor:
-    """Return tiles of another size, or as they are when that is None or theirs."""
+    """Return tiles resized to ``size_px``; unchanged if the size is None or already matches."""
     if size_px is None or tuple(x_BCHW.shape[-2:]) == (size_px, size_px):
         return x_BCHW
     return F.interpolate(
@@ -85,7 +85,7 @@ def resized(x_BCHW: Tensor, size_px: int | None) -> Tensor:
 
 
 def count_features(backbone: nn.Module, bands: int, size_px: int) -> int:
-    """Return how many features a backbone gives, by trying."""
+    """Return the number of features of a backbone, measured on an empty tile."""
     training = backbone.training
     with torch.no_grad():
         count = backbone.eval()(torch.zeros(1, bands, size_px, size_px)).shape[1]

@@ -1,7 +1,8 @@
-"""Networks of ``timm`` as backbones, where it is installed.
+"""Networks of ``timm`` as backbones, if ``timm`` is installed.
 
-``timm`` needs ``torchvision``, which has no build for every build of torch; so it is imported only
-when a recipe asks for it. Weights come from a local folder or the model hub; safetensors only.
+``timm`` requires ``torchvision``, which is not available for every build of torch, and is therefore
+imported only when a recipe selects it. Weights come from a local folder or the model hub, as
+safetensors only.
 
 Shape legend: B batch, C bands, H and W pixels, F features.
 """
@@ -18,16 +19,16 @@ from storage.errors import ConfigError, NotFoundError
 
 
 class TimmBackbone(Backbone):
-    """A network of ``timm`` without its classifier; the features are its pooled ones.
+    """A network of ``timm`` without the classifier; the features are the pooled features.
 
     Parameters
     ----------
     network
-        The network, its stem already fitting the bands.
+        The network, with a stem for the bands.
     bands
-        How many those are.
+        Number of bands.
     model, input_px
-        Name in ``timm``; tiles of another size are resized to this, None keeps them.
+        Model name in ``timm``; side to resize tiles to, None keeps their size.
     """
 
     def __init__(self, network: Any, bands: int, model: str, input_px: int | None) -> None:
@@ -54,9 +55,9 @@ def build_timm(
     Raises
     ------
     ConfigError
-        ``timm`` or ``torchvision`` is not installed, or it has no such model.
+        ``timm`` or ``torchvision`` is not installed, or the model name is unknown.
     NotFoundError
-        The weights are not there.
+        The weights do not exist.
     """
     try:
         import timm
@@ -76,7 +77,7 @@ def build_timm(
 
 
 def _pretrained(timm: Any, model: str, source: str) -> Any:
-    """Return a network of 3 bands with weights from a folder, or from the hub by id."""
+    """Return a network of 3 bands with weights from a folder, or from the model hub."""
     folder = Path(source).expanduser()
     try:
         if not folder.is_dir():
@@ -86,8 +87,8 @@ def _pretrained(timm: Any, model: str, source: str) -> Any:
             )
         network = timm.create_model(model, num_classes=0)
         weights = safetensors.torch.load_file(folder / "model.safetensors")
-        kept = {name: value for name, value in weights.items() if name in network.state_dict()}
-        network.load_state_dict(kept)
+        known = network.state_dict().keys()  # a classifier in the file is left out
+        network.load_state_dict({name: weights[name] for name in weights if name in known})
     except (OSError, RuntimeError, SafetensorError) as error:
         raise NotFoundError(
             f"pretrained weights {source} of timm {model} cannot be read "

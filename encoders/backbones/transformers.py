@@ -1,6 +1,6 @@
-"""Architectures of ``transformers`` as backbones, random or with pretrained weights.
+"""Architectures of ``transformers`` as backbones, with random or pretrained weights.
 
-Weights come from a local folder or, by id, from the model hub; safetensors only.
+Weights come from a local folder or, by id, from the model hub, as safetensors only.
 
 Shape legend: B batch, C bands, H and W pixels, F features.
 """
@@ -37,9 +37,9 @@ class TransformersBackbone(Backbone):
     name
         One of `ARCHITECTURES`.
     model
-        The model, its stem already fitting the bands.
+        The model, with a stem for the bands.
     input_px
-        Tiles of another size are resized to this (bilinear) before the network; None keeps them.
+        Side to resize tiles to (bilinear) before the network; None keeps their size.
     """
 
     def __init__(self, name: str, model: Any, input_px: int | None) -> None:
@@ -54,13 +54,13 @@ class TransformersBackbone(Backbone):
         self.dimension = count_features(self, config.num_channels, input_px or 64)
         for path, parameter in model.named_parameters():
             if path.endswith("mask_token"):
-                parameter.requires_grad_(False)  # no tile is masked; DDP wants every gradient
+                parameter.requires_grad_(False)  # no tile is masked; DDP requires all gradients
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return features_BF of normalised tiles."""
-        more = {"interpolate_pos_encoding": True} if self.is_vit else {}
+        options = {"interpolate_pos_encoding": True} if self.is_vit else {}
         pixels = resized(x_BCHW, self.input_px)
-        output: Tensor = self.model(pixel_values=pixels, **more).last_hidden_state
+        output: Tensor = self.model(pixel_values=pixels, **options).last_hidden_state
         return output[:, 0] if self.is_sequence else output.mean((2, 3))
 
 
@@ -101,7 +101,7 @@ def _load_pretrained(name: str, model_class: Any, source: str, extra: dict[str, 
             raise NotFoundError(
                 f"{source} holds no config.json; give a folder of a transformers model, or a hub id"
             )
-    bars: Any = logging  # transformers draws bars on stderr whatever one's own settings
+    bars: Any = logging  # transformers draws progress bars on stderr unless disabled
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:
@@ -121,7 +121,7 @@ def _load_pretrained(name: str, model_class: Any, source: str, extra: dict[str, 
 
 
 def _fit(name: str, model: Any, bands: tuple[str, ...]) -> None:
-    """Make a pretrained model take these bands."""
+    """Adapt the stem of a pretrained model to the bands."""
     if model.config.num_channels != 3:
         if model.config.num_channels == len(bands):
             return
@@ -137,7 +137,7 @@ def _fit(name: str, model: Any, bands: tuple[str, ...]) -> None:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what JSON can say; a configuration's other entries describe files, not the network."""
+    """Return the JSON values of a configuration that describe the network, not its files."""
     skipped = {"architectures", "dtype", "transformers_version", "id2label", "label2id"}
     return {
         key: value

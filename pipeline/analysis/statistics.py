@@ -17,7 +17,7 @@ from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from pipeline.runtime.dask import Scheduler, compute, scene_array
-from pipeline.tiles.grid import grid_for_scene
+from pipeline.tiles.grid import pixels_for_scene
 from pipeline.tiles.spec import GridSpec
 from storage.errors import SceneError
 from storage.location import StorageOptions, read_bytes, write_bytes
@@ -121,7 +121,7 @@ def band_statistics(
     -----
     Peak memory is about ``block_px ** 2 * 12 * bands`` bytes for each concurrent task.
     """
-    wanted = GridSpec(tile_px=64, resolution="native" if resolution is None else resolution)
+    grid = GridSpec(resolution="native" if resolution is None else resolution)
     found: list[_Moments] = []
     skipped: dict[str, str] = {}
     for start in range(0, len(scenes), scenes_per_graph):
@@ -129,7 +129,7 @@ def band_statistics(
         graphs: dict[str, Any] = {}
         for scene in batch:
             try:
-                pixels = grid_for_scene(scene, wanted, options).pixels
+                pixels = pixels_for_scene(scene, grid, options)
                 array = scene_array(
                     scene,
                     pixels,

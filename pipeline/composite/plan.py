@@ -10,9 +10,9 @@ from functools import reduce
 from typing import Any
 
 from pipeline.analysis.periods import PERIODS, PeriodKind, period_of
-from pipeline.composite.spec import _BLOCK_STEP_PX, CompositeSpec
+from pipeline.composite.spec import CompositeSpec
 from pipeline.composite.stack import Placed, place
-from pipeline.tiles.grid import grid_for_scene, window_of_bbox
+from pipeline.tiles.grid import pixels_for_scene, window_of_bbox
 from pipeline.tiles.spec import GridSpec
 from storage.catalog.read import read_scenes
 from storage.catalog.stac_write import FINGERPRINT, written_items
@@ -22,6 +22,7 @@ from storage.raster.pixel_grid import PixelGrid, Window
 from storage.scene import Scene
 
 _TILE_PX = 256
+_BLOCK_STEP_PX = 64
 _LARGEST_BLOCK_PX = 1024
 _READERS = 16
 
@@ -118,7 +119,7 @@ def _common_grid(
     grids: dict[PixelGrid, list[Scene]] = {}
     for scene in scenes:
         try:
-            grids.setdefault(grid_for_scene(scene, spec, options).pixels, []).append(scene)
+            grids.setdefault(pixels_for_scene(scene, spec, options), []).append(scene)
         except SceneError as error:
             left_out[scene.id] = str(error)
     if not grids:

@@ -7,8 +7,6 @@ from pipeline.tiles.spec import GridSpec
 from storage.scene import CatalogSpec
 from storage.values import Count, check_limits
 
-_BLOCK_STEP_PX = 64
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompositeSpec:
@@ -37,7 +35,7 @@ class CompositeSpec:
     output_uri: str
     bands: tuple[str, ...]
     period: PeriodKind = "month"
-    grid: GridSpec = field(default_factory=lambda: GridSpec(tile_px=_BLOCK_STEP_PX))
+    grid: GridSpec = field(default_factory=GridSpec)
     name: str = "composite"
     block_bytes: Count = 128 * 1024 * 1024
 

@@ -1,4 +1,4 @@
-"""BigEarthNet v2 (reBEN): Sentinel-2 patches with 19 labels, as a dataset.
+"""Import of BigEarthNet v2 (reBEN): Sentinel-2 patches with 19 labels.
 
 References
 ----------
@@ -18,7 +18,7 @@ from pipeline.datasets.images import Files, decode_image, open_files
 from pipeline.datasets.rows import Rows, write_rows
 from storage.dataset import DatasetInfo
 from storage.errors import ConfigError, NotFoundError
-from storage.location import StorageOptions
+from storage.location import Location
 from storage.progress import ProgressSink, quiet
 
 BANDS = {
@@ -35,7 +35,7 @@ BANDS = {
     "swir16": "B11",
     "swir22": "B12",
 }
-"""Our names of the twelve bands, and Sentinel-2's; importers take either."""
+"""Common names of the twelve bands and the names of Sentinel-2; the importer accepts both."""
 
 CLASSES = (
     "Urban fabric",
@@ -64,38 +64,37 @@ _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def import_bigearthnet(
-    source: str,
-    uri: str,
+    source: str | Location,
+    uri: str | Location,
     *,
     bands: Sequence[str] = tuple(BANDS),
     tile_px: int | None = None,
-    options: StorageOptions | None = None,
     progress: ProgressSink = quiet,
 ) -> DatasetInfo:
-    """Import BigEarthNet v2 with its own split.
+    """Import BigEarthNet v2 with the published split.
 
-    Expected is a folder (local or remote) with ``metadata.parquet`` (columns ``patch_id``,
-    ``labels``, ``split``) and ``BigEarthNet-S2/<tile>/<patch>/<patch>_<band>.tif``, one GeoTIFF a
-    band, uint16; a patch's tile is its name without the last two numbers. All bands are brought to
-    the 10 m grid of 120 x 120 px (bilinear).
+    The source is a folder (local or remote) with ``metadata.parquet`` (columns ``patch_id``,
+    ``labels``, ``split``) and ``BigEarthNet-S2/<tile>/<patch>/<patch>_<band>.tif``, one GeoTIFF per
+    band, uint16; the tile of a patch is its name without the last two numbers. All bands are
+    resampled to the 10 m grid of 120 x 120 px (bilinear).
 
     Parameters
     ----------
     source
         Folder.
     uri
-        Dataset to write; 345 kB a patch with all twelve bands.
+        Dataset to write; 345 kB per patch with all twelve bands.
     bands
-        Which, in this order: ``red`` or ``B04``, and so on (see `BANDS`).
+        Bands to import, in this order: ``red`` or ``B04``, and so on (see `BANDS`).
     tile_px
-        Another size of the patches than 120 px.
+        Side to resize the patches to; None keeps 120 px.
 
     Raises
     ------
     NotFoundError
-        The table or a band of a patch is not there (the first one is named).
+        The table or a band of a patch does not exist; the message names the first missing file.
     ConfigError
-        A band is unknown, or the table is not as described.
+        A band is unknown, or the table is malformed.
     SceneError
         A file cannot be decoded.
     """
@@ -104,7 +103,7 @@ def import_bigearthnet(
         if code not in BANDS.values():
             raise ConfigError(f"bigearthnet: no band {band!r}; choose of {', '.join(BANDS)}")
     side_px = tile_px or _SIDE_PX
-    with open_files(source, options) as files:
+    with open_files(source) as files:
         table = _read(files, _TABLE, source)
         frame, labels = _read_table(table)
         names = frame["patch_id"].tolist()
@@ -118,7 +117,7 @@ def import_bigearthnet(
             resolution_m=_RESOLUTION_M * _SIDE_PX / side_px,
             origin={
                 "importer": "bigearthnet",
-                "source": source,
+                "source": str(source),
                 "table_sha256": hashlib.sha256(table).hexdigest(),
                 "bands": chosen,
                 "tile_px": side_px,
@@ -132,10 +131,10 @@ def import_bigearthnet(
                 layers.append(decode_image(_read(files, path, source), path, side_px, 1))
             return np.concatenate(layers), labels[row]
 
-        return write_rows(uri, rows, read, options=options, progress=progress)
+        return write_rows(uri, rows, read, progress)
 
 
-def _read(files: Files, path: str, source: str) -> bytes:
+def _read(files: Files, path: str, source: str | Location) -> bytes:
     try:
         return files.read(path)
     except NotFoundError as error:
@@ -154,18 +153,18 @@ def _read_table(data: bytes) -> tuple[pd.DataFrame, NDArray[np.uint8]]:
             f"bigearthnet: {_TABLE} is not a table with patch_id, labels and split ({error}); "
             "download it again"
         ) from error
-    odd = frame.loc[~frame["split"].isin(_SPLITS), "split"]
-    if len(odd):
+    unknown = frame.loc[~frame["split"].isin(_SPLITS), "split"]
+    if len(unknown):
         raise ConfigError(
-            f"bigearthnet: {_TABLE} has split {odd.iloc[0]!r}, not one of {', '.join(_SPLITS)}"
+            f"bigearthnet: {_TABLE} has split {unknown.iloc[0]!r}, not one of {', '.join(_SPLITS)}"
         )
-    number = {name: index for index, name in enumerate(CLASSES)}
+    column = {name: index for index, name in enumerate(CLASSES)}
     labels = np.zeros((len(frame), len(CLASSES)), np.uint8)
     for row, names in enumerate(frame["labels"]):
         for name in names:
-            if name not in number:
+            if name not in column:
                 raise ConfigError(
                     f"bigearthnet: {_TABLE} has label {name!r}, which is none of the 19 classes"
                 )
-            labels[row, number[name]] = 1
+            labels[row, column[name]] = 1
     return frame, labels

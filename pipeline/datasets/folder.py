@@ -1,4 +1,4 @@
-"""Images of one's own and a CSV table of their labels, as a dataset."""
+"""Import of a folder of images with a CSV table of labels."""
 
 import hashlib
 import io
@@ -15,58 +15,57 @@ from pipeline.datasets.rows import Rows, write_rows
 from pipeline.datasets.spec import SplitRule
 from storage.dataset import SPLITS, DatasetInfo
 from storage.errors import ConfigError, NotFoundError
-from storage.location import StorageOptions
+from storage.location import Location
 from storage.progress import ProgressSink, quiet
 
 
 def import_folder(
-    source: str,
-    uri: str,
+    source: str | Location,
+    uri: str | Location,
     *,
     table: str = "labels.csv",
     tile_px: int | None = None,
     bands: Sequence[str] = ("red", "green", "blue"),
     resolution_m: float | None = None,
     split: SplitRule | None = None,
-    options: StorageOptions | None = None,
     progress: ProgressSink = quiet,
 ) -> DatasetInfo:
     """Import images listed in a CSV table.
 
-    The table has a column ``image`` (path of a PNG, JPEG or GeoTIFF below ``images/`` beside the
-    table, or beside the table itself), optionally ``split`` (train, val or test) and ``scene`` or
+    The table has a column ``image`` (path of a PNG, JPEG or GeoTIFF, relative to the table or to
+    ``images/`` beside the table), optionally ``split`` (train, val or test) and ``scene`` or
     ``group``, and one 0/1 column for each class. GeoTIFFs keep their type and may have any number
-    of bands; all images of a dataset have the same.
+    of bands; all images of a dataset have the same type and number of bands.
 
     Parameters
     ----------
     source
-        Folder, or a ``.tar`` (also compressed) that holds one.
+        Folder, or a ``.tar`` (also compressed) that contains the folder.
     uri
         Dataset to write.
     table
         Name of the CSV file.
     tile_px
-        Images of another size are cut to their central square and resized to this. None takes the
-        size of the first image.
+        Side of the tiles: images are cropped to the central square and resized. None takes the size
+        of the first image.
     bands
-        Names for the channels: one for grey, three for RGB, four for RGBA files; as many as a
-        GeoTIFF has.
+        Names of the channels: one for grey, three for RGB, four for RGBA files, or one per band of
+        a GeoTIFF.
     resolution_m
-        Ground size of a pixel when it is known.
+        Ground size of a pixel, if known.
     split
-        Used when the table has no column ``split``.
+        Division into splits for a table without a column ``split``.
 
     Raises
     ------
     NotFoundError
-        The source, the table or an image is not there (the first one is named).
+        The source, the table or an image does not exist; the message names the first missing file.
     ConfigError
-        The table is not as described.
+        The table is malformed.
     SceneError
         An image cannot be decoded.
     """
-    with open_files(source, options) as files:
+    with open_files(source) as files:
         where = _find_table(files, table, source)
         frame, classes = _read_table(files.read(where), where, split or SplitRule())
         tile_px = tile_px or _first_size(files, where, frame)
@@ -79,7 +78,7 @@ def import_folder(
             resolution_m=resolution_m,
             origin={
                 "importer": "folder",
-                "source": source,
+                "source": str(source),
                 "table_sha256": hashlib.sha256(files.read(where)).hexdigest(),
                 "bands": list(bands),
                 "tile_px": tile_px,
@@ -92,21 +91,18 @@ def import_folder(
             data = _image_data(files, where, name)
             return decode_image(data, name, tile_px, len(bands)), labels[row]
 
-        return write_rows(uri, rows, read, options=options, progress=progress)
+        return write_rows(uri, rows, read, progress)
 
 
-def _find_table(files: Files, table: str, source: str) -> str:
-    found = sorted(
-        (name for name in files.names() if PurePosixPath(name).name == table),
-        key=lambda name: (name.count("/"), name),
-    )
-    if not found:
+def _find_table(files: Files, table: str, source: str | Location) -> str:
+    paths = [name for name in files.names() if PurePosixPath(name).name == table]
+    if not paths:
         raise NotFoundError(f"{source} holds no {table}; name the CSV file with the labels")
-    return found[0]
+    return min(paths, key=lambda path: (path.count("/"), path))
 
 
 def _read_table(data: bytes, where: str, split: SplitRule) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Return a table with ``source``, ``group``, ``split`` and one 0/1 column for each class."""
+    """Return a table with ``source``, ``group``, ``split`` and 0/1 columns, and the classes."""
     try:
         frame = pd.read_csv(io.BytesIO(data))
     except (ValueError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Files of an image folder, wherever it rests (a folder, an object store, a tar), decoded."""
+"""Image files of a folder, an object store or a tar archive, read and decoded."""
 
 import io
 import tarfile
@@ -13,16 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from storage.errors import ConfigError, NotFoundError, SceneError
-from storage.location import (
-    StorageOptions,
-    absolute_uri,
-    download,
-    is_local,
-    join_uri,
-    list_files,
-    local_path,
-    read_bytes,
-)
+from storage.location import Location
 from storage.raster.geotiff import decode_square, shorter_side
 
 Counts = NDArray[np.int64]
@@ -38,25 +29,25 @@ class Files(Protocol):
         """Return the paths of all files."""
 
     def read(self, name: str) -> bytes:
-        """Return one file; NotFoundError when it is not there."""
+        """Return the content of a file; raise NotFoundError if it does not exist."""
 
 
 class _Folder:
-    def __init__(self, uri: str, options: StorageOptions | None) -> None:
-        self._uri, self._options = uri, options
+    def __init__(self, folder: Location) -> None:
+        self._folder = folder
 
     def names(self) -> list[str]:
-        root = absolute_uri(self._uri).rstrip("/") + "/"
-        return [name.removeprefix(root) for name in list_files(self._uri, self._options)]
+        root = self._folder.absolute.uri.rstrip("/") + "/"
+        return [file.uri.removeprefix(root) for file in self._folder.list()]
 
     def read(self, name: str) -> bytes:
-        return read_bytes(join_uri(self._uri, name), self._options)
+        return (self._folder / name).read()
 
 
 class _Tar:
-    """Members are read one by one; nothing is unpacked on the disk."""
+    """Members of a tar archive, read one by one without unpacking to disk."""
 
-    def __init__(self, archive: tarfile.TarFile, source: str) -> None:
+    def __init__(self, archive: tarfile.TarFile, source: Location) -> None:
         self._archive, self._source = archive, source
         self._members = {m.name.removeprefix("./"): m for m in archive if m.isfile()}
 
@@ -73,7 +64,7 @@ class _Tar:
 
 
 @contextmanager
-def open_files(source: str, options: StorageOptions | None = None) -> Iterator[Files]:
+def open_files(source: str | Location) -> Iterator[Files]:
     """Open a folder or a ``.tar`` (also compressed), local or remote, for the block.
 
     Raises
@@ -83,13 +74,14 @@ def open_files(source: str, options: StorageOptions | None = None) -> Iterator[F
     ConfigError
         The tar cannot be read.
     """
-    if ".tar" not in PurePosixPath(source).suffixes and not source.endswith(".tgz"):
-        yield _Folder(source, options)
+    source = Location.of(source)
+    if ".tar" not in PurePosixPath(source.uri).suffixes and not source.uri.endswith(".tgz"):
+        yield _Folder(source)
         return
     with tempfile.TemporaryDirectory(prefix="skysift-import-") as scratch:
-        path = local_path(source) if is_local(source) else Path(scratch) / "source.tar"
-        if not is_local(source):
-            download(source, path, options)
+        path = source.path if source.is_local else Path(scratch) / "source.tar"
+        if not source.is_local:
+            source.download(path)
         if not path.is_file():
             raise NotFoundError(f"{source} does not exist; check the path")
         try:
@@ -102,22 +94,23 @@ def open_files(source: str, options: StorageOptions | None = None) -> Iterator[F
 
 
 def decode_image(data: bytes, name: str, tile_px: int, bands: int) -> NDArray[Any]:
-    """Return the central square of a picture as (bands, tile_px, tile_px).
+    """Return the central square of an image as (bands, tile_px, tile_px).
 
     Parameters
     ----------
     data, name
-        The file and what to call it in errors; a name that ends in ``.tif`` or ``.tiff`` is read
-        as GeoTIFF (`storage.raster.geotiff.decode_square`), others as PNG or JPEG.
+        Content and name of the file. A name that ends in ``.tif`` or ``.tiff`` is read as GeoTIFF
+        (`storage.raster.geotiff.decode_square`), others as PNG or JPEG.
     tile_px
-        Squares of another size are resized to this (bilinear, filtered when shrinking).
+        Side of the result; squares of another size are resized (bilinear, filtered when shrinking).
     bands
-        Those of the file. For PNG and JPEG 1 (grey), 3 (RGB) or 4 (RGBA), converted, uint8.
+        Number of bands of the file. PNG and JPEG are converted to 1 (grey), 3 (RGB) or 4 (RGBA)
+        bands, uint8.
 
     Raises
     ------
     ConfigError
-        The file cannot have so many bands.
+        The file has another number of bands.
     SceneError
         The file cannot be decoded.
     """
@@ -141,25 +134,25 @@ def decode_image(data: bytes, name: str, tile_px: int, bands: int) -> NDArray[An
 
 
 def decode_mask(data: bytes, name: str, colours: Sequence[tuple[int, int, int]] = ()) -> Counts:
-    """Return how many pixels of a class mask each class has.
+    """Return the number of pixels of each class in a mask.
 
     Parameters
     ----------
     data, name
-        A PNG and what to call it in errors.
+        Content and name of a PNG file.
     colours
-        RGB colour of each class, in order; when there are none, a pixel's value (grey, or index
+        RGB colour of each class, in order; without colours the value of a pixel (grey, or index
         into the palette) is the number of its class, from 1.
 
     Returns
     -------
     ndarray
-        Pixel counts by class number, int64; place 0 is for pixels without a class.
+        Pixel counts by class number, int64; entry 0 counts the pixels without a class.
 
     Raises
     ------
     SceneError
-        The file cannot be decoded, or numbers are wanted and it holds colours.
+        The file cannot be decoded, or holds colours although none are given.
     """
     with _opened(data, name) as image:
         if not colours and image.mode not in ("L", "P"):
@@ -170,15 +163,16 @@ def decode_mask(data: bytes, name: str, colours: Sequence[tuple[int, int, int]] 
         values = np.asarray(image.convert("RGB") if colours else image, dtype=np.int64)
     if not colours:
         return np.bincount(values.ravel())
+    # One integer per colour: comparing packed values is faster than comparing three channels.
     packed = values @ _PACK
-    known = [int(np.dot(colour, _PACK)) for colour in colours]
-    counts = np.array([0, *(np.count_nonzero(packed == one) for one in known)], dtype=np.int64)
+    codes = [int(np.dot(colour, _PACK)) for colour in colours]
+    counts = np.array([0, *(np.count_nonzero(packed == code) for code in codes)], dtype=np.int64)
     counts[0] = packed.size - counts.sum()
     return counts
 
 
 def image_side(data: bytes, name: str) -> int:
-    """Return the shorter side of a picture in pixels; SceneError when it is none."""
+    """Return the shorter side of an image in pixels; raise SceneError if it cannot be decoded."""
     if _is_tiff(name):
         return shorter_side(data, name)
     with _opened(data, name) as image:

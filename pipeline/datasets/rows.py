@@ -1,7 +1,8 @@
-"""What importers share: the rows they found, how rows are split, and writing them as a dataset.
+"""Rows of an imported source, and writing the rows as a dataset.
 
-An importer lists its rows first, which is quick and names what is missing early; pixels are read
-when a row is written. Where a dataset rests is `storage.dataset`.
+An importer lists its rows first, which is fast and reports missing files early; pixels are read
+when a row is written. The format of a dataset is in :mod:`storage.dataset`, the division into
+splits in :mod:`pipeline.datasets.spec`.
 """
 
 import json
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from storage.dataset import DatasetInfo, DatasetWriter, read_info
 from storage.errors import ConfigError, NotFoundError
-from storage.location import StorageOptions
+from storage.location import Location
 from storage.progress import Progress, ProgressSink
 
 _BATCH = 64
@@ -24,16 +25,16 @@ ReadRow = Callable[[int], tuple[NDArray[Any], NDArray[np.uint8]]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """The rows of a source, in order, and what is the same for all of them.
+    """The rows of a source, in order, and the properties of the dataset.
 
     Attributes
     ----------
     sources, groups, splits
-        Of each row: its name, what it shares a split with, and the split.
+        Name, group and split of each row; the rows of a group share a split.
     bands, classes, resolution_m
-        As `storage.dataset.DatasetInfo` has them.
+        As in `storage.dataset.DatasetInfo`.
     origin
-        What the dataset is made from; another origin is another dataset.
+        Provenance of the dataset; another origin is another dataset.
     """
 
     sources: Sequence[str]
@@ -46,25 +47,20 @@ class Rows:
 
 
 def write_rows(
-    uri: str,
-    rows: Rows,
-    read: ReadRow,
-    *,
-    options: StorageOptions | None,
-    progress: ProgressSink,
+    uri: str | Location, rows: Rows, read: ReadRow, progress: ProgressSink
 ) -> DatasetInfo:
-    """Write a dataset, or return the one that is there when it was made from the same.
+    """Write a dataset, or return an existing dataset with the same origin.
 
     Parameters
     ----------
     uri
         Dataset to write.
     rows
-        What there is.
+        The rows of the source.
     read
-        Returns the pixels (C, H, W) and the labels (K,) of a row, given its number.
+        Returns the pixels (C, H, W) and the labels (K,) of a row number.
     """
-    if (done := finished(uri, rows.origin, options)) is not None:
+    if (done := finished(uri, rows.origin)) is not None:
         return done
     count = len(rows.sources)
     with DatasetWriter(
@@ -73,7 +69,6 @@ def write_rows(
         classes=rows.classes,
         resolution_m=rows.resolution_m,
         origin=rows.origin,
-        options=options,
     ) as writer:
         for start in range(0, count, _BATCH):
             chosen = range(start, min(start + _BATCH, count))
@@ -85,13 +80,10 @@ def write_rows(
         return writer.finish()
 
 
-def finished(
-    uri: str, origin: Mapping[str, Any], options: StorageOptions | None
-) -> DatasetInfo | None:
-    """Return the dataset at a URI when it was made from exactly this; else None."""
+def finished(uri: str | Location, origin: Mapping[str, Any]) -> DatasetInfo | None:
+    """Return the dataset at a URI if it has exactly this origin, else None."""
     try:
-        found = read_info(uri, options)
+        info = read_info(uri)
     except (NotFoundError, ConfigError):
         return None
-    same = dict(found.origin) == json.loads(json.dumps(origin))
-    return found if same else None
+    return info if dict(info.origin) == json.loads(json.dumps(origin)) else None

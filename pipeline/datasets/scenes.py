@@ -1,4 +1,4 @@
-"""Tiles of one's own scenes, labelled by a land-cover raster, as a dataset."""
+"""Import of the tiles of scenes, labelled by a land-cover raster."""
 
 import hashlib
 import math
@@ -18,7 +18,7 @@ from pipeline.tiles.read import TileBatch, read_tiles
 from pipeline.tiles.spec import GridSpec, TileRules
 from storage.dataset import DatasetInfo, DatasetWriter
 from storage.errors import ConfigError
-from storage.location import StorageOptions
+from storage.location import Location
 from storage.progress import Progress, ProgressSink, quiet
 from storage.scene import Scene
 
@@ -30,39 +30,38 @@ def import_scenes(
     scenes: Sequence[Scene],
     grid: GridSpec,
     labels: TileLabels | Sequence[TileLabels],
-    uri: str,
+    uri: str | Location,
     *,
     bands: Sequence[str],
     rules: TileRules | None = None,
     split: SplitRule | None = None,
     block_tiles: int = 4,
     statistics: BandStatistics | None = None,
-    options: StorageOptions | None = None,
     progress: ProgressSink = quiet,
 ) -> DatasetInfo:
-    """Import the tiles of scenes, labelled by their tile keys.
+    """Import the tiles of scenes, with labels by tile key.
 
     Tiles without a label are left out. Blocks of ``block_tiles`` x ``block_tiles`` neighbouring
-    tiles share a split over all acquisitions, so no ground of the test split was trained on.
+    tiles share a split over all acquisitions, so the ground of the test split is not in the
+    training split.
 
     Parameters
     ----------
     scenes, bands
-        Scenes whose bands are these, in this order.
+        Scenes with these bands, in this order.
     grid, rules
-        How scenes are cut; see `pipeline.tiles.read`.
+        Grid and selection of the tiles; see `pipeline.tiles.read`.
     labels
-        Labels by tile key, from `pipeline.analysis.landcover`; one for each grid where there are
-        several.
+        Labels by tile key, from `pipeline.analysis.landcover`; one table for each grid.
     uri
         Dataset to write.
     statistics
-        Of the same bands, to normalise by; the train tiles are measured when None.
+        Statistics of the bands for normalisation; measured on the train tiles when None.
 
     Raises
     ------
     ConfigError
-        The labels disagree on their classes, no tile has one, or a scene has other bands.
+        The tables have different classes, no tile has a label, or a scene has other bands.
     SceneError
         A scene cannot be read.
     """
@@ -78,46 +77,45 @@ def import_scenes(
             "tile rule edge 'shift' makes tiles overlap across the blocks of a split, so that "
             "training would see validation ground; give 'pad' or 'drop' for a dataset"
         )
-    book = _LabelBook.of([labels] if isinstance(labels, TileLabels) else list(labels))
-    grids = [grid_for_scene(scene, grid, options) for scene in scenes]
+    table = _LabelTable.of([labels] if isinstance(labels, TileLabels) else list(labels))
+    grids = [grid_for_scene(scene, grid) for scene in scenes]
     origin = {
         "importer": "scenes",
         "scenes": {scene.id: scene.fingerprint for scene in scenes},
-        "grids": sorted({one.id for one in grids}),
+        "grids": sorted({tile_grid.id for tile_grid in grids}),
         "bands": list(bands),
-        "labels_sha256": book.digest,
+        "labels_sha256": table.digest,
         "rules": repr((rules, split, block_tiles)),
         "normalisation": [statistics.mean, statistics.std] if statistics else None,
     }
-    if (done := finished(uri, origin, options)) is not None:
+    if (done := finished(uri, origin)) is not None:
         return done
-    resolutions = {_resolution_m(one) for one in grids}
+    resolutions = {_resolution_m(tile_grid) for tile_grid in grids}
     with DatasetWriter(
         uri,
         bands=bands,
-        classes=book.classes,
+        classes=table.classes,
         resolution_m=resolutions.pop() if len(resolutions) == 1 else None,
         origin=origin,
         normalisation=(statistics.mean, statistics.std) if statistics else None,
-        options=options,
     ) as writer:
         for number, (scene, tiles) in enumerate(zip(scenes, grids, strict=True), start=1):
-            for batch in read_tiles(scene, tiles, rules, batch_size=_BATCH, options=options):
-                _append_tiles(writer, scene, tiles, batch, book, split, block_tiles)
+            for batch in read_tiles(scene, tiles, rules, batch_size=_BATCH):
+                _append_tiles(writer, scene, tiles, batch, table, split, block_tiles)
             progress(Progress(stage="import", done=number, total=len(scenes), unit="scenes"))
         return writer.finish()
 
 
 @dataclass(frozen=True, slots=True)
-class _LabelBook:
-    """Labels by tile key."""
+class _LabelTable:
+    """Labels by tile key, of all grids."""
 
     classes: tuple[str, ...]
     rows: Mapping[str, NDArray[np.uint8]]
     digest: str
 
     @classmethod
-    def of(cls, tables: Sequence[TileLabels]) -> "_LabelBook":
+    def of(cls, tables: Sequence[TileLabels]) -> "_LabelTable":
         if not tables or any(table.classes != tables[0].classes for table in tables):
             raise ConfigError(
                 "tile labels: the tables have different classes, or there is none; "
@@ -133,7 +131,7 @@ class _LabelBook:
 
 
 def _resolution_m(grid: TileGrid) -> float:
-    """Return the ground size of a grid's pixel; of degrees, along a meridian."""
+    """Return the ground size of a grid's pixel; a size in degrees is measured along a meridian."""
     crs = CRS.from_user_input(grid.crs)
     if crs.is_geographic:
         return round(math.radians(grid.resolution) * _EARTH_RADIUS_M, 3)
@@ -145,23 +143,23 @@ def _append_tiles(
     scene: Scene,
     grid: TileGrid,
     batch: TileBatch,
-    book: _LabelBook,
+    table: _LabelTable,
     split: SplitRule,
     block_tiles: int,
 ) -> None:
     keys = [grid.key(int(column), int(row)) for column, row in batch.tiles]
-    kept = [i for i, key in enumerate(keys) if key in book.rows and book.rows[key].any()]
-    if not kept:
+    labelled = [i for i, key in enumerate(keys) if key in table.rows and table.rows[key].any()]
+    if not labelled:
         return
-    blocks = [f"{grid.id}/{c // block_tiles}/{r // block_tiles}" for c, r in batch.tiles[kept]]
+    blocks = [f"{grid.id}/{c // block_tiles}/{r // block_tiles}" for c, r in batch.tiles[labelled]]
     writer.append(
-        batch.pixels[kept],
-        np.stack([book.rows[keys[i]] for i in kept]),
+        batch.pixels[labelled],
+        np.stack([table.rows[keys[i]] for i in labelled]),
         {
-            "source": [f"{scene.id}/{keys[i]}" for i in kept],
+            "source": [f"{scene.id}/{keys[i]}" for i in labelled],
             "group": blocks,
             "split": [split.of(block) for block in blocks],
-            "scene": [scene.id] * len(kept),
-            "tile_key": [keys[i] for i in kept],
+            "scene": [scene.id] * len(labelled),
+            "tile_key": [keys[i] for i in labelled],
         },
     )

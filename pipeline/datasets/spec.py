@@ -21,7 +21,7 @@ class SplitRule:
     test
         Expected share of the test rows; what is left trains.
     seed
-        Another seed draws another division.
+        Seed of the division.
     """
 
     val: Fraction = 0.15

@@ -1,4 +1,4 @@
-"""What an index is asked to be, as plain values."""
+"""Settings of an index, as plain values."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ from storage.values import Count, PositiveFraction, check_limits
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexSpec:
-    """What is asked of an index.
+    """Settings of an index.
 
     Attributes
     ----------
@@ -36,10 +36,10 @@ class IndexSpec:
         Searches map the shards' files instead of reading them, for shards larger than memory: what
         they touch is read from disk when it is touched, and given back when memory is short.
     seed
-        Of the training sample and the clustering.
+        Seed of the training sample and of the clustering.
     """
 
-    kind: Kind | Literal["auto"] = "auto"
+    kind: Literal["auto"] | Kind = "auto"
     shards: Count | None = None
     rows_per_shard: Count = 1_000_000
     nlist: Count | None = None

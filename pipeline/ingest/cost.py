@@ -42,6 +42,8 @@ class IngestCost:
 
     Parameters
     ----------
+    archive_uri
+        The archive that would grow.
     scenes, measured_scenes
         Scenes to embed, and how many of them were looked at; the rest count as their mean.
     tiles
@@ -64,6 +66,7 @@ class IngestCost:
         Scenes that would be quarantined, and why.
     """
 
+    archive_uri: str
     scenes: int
     measured_scenes: int
     tiles: int
@@ -76,13 +79,34 @@ class IngestCost:
 
     @property
     def fits_disk(self) -> bool:
-        """Whether the archive's disk has room for it."""
+        """Whether the archive's disk has room for the rows."""
         return self.free_bytes is None or self.archive_bytes <= self.free_bytes
 
     @property
     def fits_memory(self) -> bool:
-        """Whether the machine's memory has room for it."""
+        """Whether the machine's memory has room for the run."""
         return self.machine_bytes is None or self.memory_bytes <= self.machine_bytes
+
+    def require_room(self) -> None:
+        """Refuse a run that cannot fit the archive's disk or this machine's memory.
+
+        Raises
+        ------
+        SkysiftError
+            The run cannot fit.
+        """
+        if not self.fits_memory:
+            raise SkysiftError(
+                f"this run would take about {self.memory_bytes:,} bytes of memory, but this "
+                f"machine has {self.machine_bytes:,}; use fewer CPUs (cluster.cpus), smaller "
+                "batches (ingest.batch_tiles), or a cluster (cluster.address)"
+            )
+        if not self.fits_disk:
+            raise SkysiftError(
+                f"archive {self.archive_uri} would grow by {self.archive_bytes:,} bytes for "
+                f"{self.tiles:,} tiles, but its disk has {self.free_bytes:,} free; free some "
+                "space, choose another place, or take fewer scenes (--since, --until, --bbox)"
+            )
 
     def summary(self) -> dict[str, Any]:
         """Return the costs as plain values, for printing."""
@@ -149,6 +173,7 @@ def estimate_cost(
     files = {href: size for cost in found for href, size in cost.sizes_bytes.items()}
     scenes = math.ceil(len(found) * scale)
     return IngestCost(
+        archive_uri=plan.spec.archive_uri,
         scenes=len(plan.todo),
         measured_scenes=len(chosen),
         tiles=tiles,
@@ -159,28 +184,6 @@ def estimate_cost(
         machine_bytes=None if on_cluster else machine_bytes(),
         unreadable=unreadable,
     )
-
-
-def require_room(cost: IngestCost, archive_uri: str) -> None:
-    """Refuse a run that cannot fit the archive's disk or this machine's memory.
-
-    Raises
-    ------
-    SkysiftError
-        It cannot.
-    """
-    if not cost.fits_memory:
-        raise SkysiftError(
-            f"this run would take about {cost.memory_bytes:,} bytes of memory, but this machine "
-            f"has {cost.machine_bytes:,}; use fewer CPUs (cluster.cpus), smaller batches "
-            "(ingest.batch_tiles), or a cluster (cluster.address)"
-        )
-    if not cost.fits_disk:
-        raise SkysiftError(
-            f"archive {archive_uri} would grow by {cost.archive_bytes:,} bytes for {cost.tiles:,} "
-            f"tiles, but its disk has {cost.free_bytes:,} free; free some space, choose another "
-            "place, or take fewer scenes (--since, --until, --bbox)"
-        )
 
 
 def machine_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int:
@@ -213,8 +216,7 @@ def _measured(
 def _scene_cost(plan: IngestPlan, scene: Scene, options: StorageOptions | None) -> _SceneCost:
     grid = grid_for_scene(scene, plan.grid, options)
     tiles = count_tiles(scene, grid, plan.spec.rules, options)
-    hrefs = {band.href for band in scene.bands} | ({scene.mask.href} if scene.mask else set())
-    sizes = {href: size_bytes(href, options) for href in sorted(hrefs)}
+    sizes = {href.uri: size_bytes(href, options) for href in scene.hrefs}
     # A row of a square scene; strips are cut at a limit anyway.
     return _SceneCost(tiles=tiles, sizes_bytes=sizes, tiles_across=math.ceil(math.sqrt(tiles)))
 

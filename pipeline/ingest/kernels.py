@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pipeline.ingest.spec import IngestPlan
 from pipeline.tiles.grid import grid_for_scene
 from pipeline.tiles.read import TileBatch, TileCounts, read_tiles
+from storage.errors import EncoderMismatchError
 from storage.location import StorageOptions, is_local
 
 logger = logging.getLogger(__name__)
@@ -91,11 +92,18 @@ class EmbedTiles:
     """Turn a batch of tile pixels into vectors; everything else passes through."""
 
     def __init__(
-        self, encoder_uri: str, options: StorageOptions | None, device: str | None
+        self, plan: IngestPlan, options: StorageOptions | None, device: str | None
     ) -> None:
         from encoders.bundle import load_encoder  # brings torch, which readers and driver lack
 
-        self._encoder = load_encoder(encoder_uri, options, device=device)
+        uri, planned = plan.spec.encoder_uri, plan.archive.encoder_fingerprint
+        self._encoder = load_encoder(uri, options, device=device)
+        if self._encoder.fingerprint != planned:
+            raise EncoderMismatchError(
+                f"encoder {uri} was replaced since the run was planned: it was {planned[:16]} and "
+                f"is {self._encoder.fingerprint[:16]} now; restore that bundle, or plan again "
+                "(run the same command) for an archive of the new one"
+            )
 
     def __call__(self, batch: Batch) -> Batch:
         """Replace ``pixels`` (n, C, h, w) by ``embedding`` (n, D) float32."""
@@ -118,14 +126,14 @@ class EmbedScenes:
         self, plan: IngestPlan, options: StorageOptions | None, device: str | None = "cpu"
     ) -> None:
         self._read = ReadScenes(plan, options)
-        self._embed = EmbedTiles(plan.spec.encoder_uri, options, device)
-        self._turn = Lock()
+        self._embed = EmbedTiles(plan, options, device)
+        self._encoder_lock = Lock()
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
         """Yield the rows of the scenes that a batch names, their vectors instead of pixels."""
         waiting: list[Batch] = []
         for rows in self._read(batch):
-            with self._turn:
+            with self._encoder_lock:
                 waiting.append(self._embed(rows))
             if sum(len(part["scene"]) for part in waiting) >= _ROWS_TO_SEND:
                 yield _joined(waiting)
@@ -157,12 +165,12 @@ class SceneCollector:
         """Take a batch; yield the scenes that it completes."""
         touched = np.unique(batch["scene"]).tolist()
         for index in touched:
-            mine = {name: values[batch["scene"] == index] for name, values in batch.items()}
-            for position in np.flatnonzero(mine["status"] == 1).tolist():
-                tiles = int(mine["tiles"][position])
-                self._closing[index] = (tiles, json.loads(mine["note"][position]))
-            rows = mine["status"] == 0
-            self._parts.setdefault(index, []).append({n: v[rows] for n, v in mine.items()})
+            part = {name: values[batch["scene"] == index] for name, values in batch.items()}
+            for position in np.flatnonzero(part["status"] == 1).tolist():
+                tiles = int(part["tiles"][position])
+                self._closing[index] = (tiles, json.loads(part["note"][position]))
+            rows = part["status"] == 0
+            self._parts.setdefault(index, []).append({n: v[rows] for n, v in part.items()})
         for index in touched:
             if index in self._closing and self._rows(index) >= self._closing[index][0]:
                 yield self._take(index)

@@ -7,6 +7,7 @@ scenes and one process then both writes and commits.
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -28,6 +29,8 @@ def embedded_batches(plan: IngestPlan, options: StorageOptions | None) -> Iterab
     """Run the stages on Ray Data; yield batches without pixels."""
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), max(int(resources.get("CPU", 1)), 1)
+    # Workers need neither; an archive that arrives at a worker is opened again there.
+    plan = replace(plan, existing=None, labels=None)
     with _streaming_context(PIXEL_BLOCK_BYTES if gpus else VECTOR_BLOCK_BYTES):
         rows = _on_gpus(plan, options, cpus, gpus) if gpus else _on_cpus(plan, options, cpus)
         yield from rows.iter_batches(batch_size=None, prefetch_batches=1)
@@ -81,7 +84,7 @@ def _on_gpus(plan: IngestPlan, options: StorageOptions | None, cpus: int, gpus: 
     pixels = tasks.map_batches(ReadScenes(plan, options), batch_size=None, num_cpus=READER_CPUS)
     return pixels.map_batches(
         EmbedTiles,
-        fn_constructor_args=(plan.spec.encoder_uri, options, "cuda"),
+        fn_constructor_args=(plan, options, "cuda"),
         batch_size=None,
         num_cpus=GPU_FEEDER_CPUS,
         num_gpus=1,

@@ -16,7 +16,7 @@ from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
 
 from pipeline.tiles.spec import Edge, GridSpec
-from storage.errors import GridError
+from storage.errors import ConfigError, GridError
 from storage.location import StorageOptions
 from storage.raster.geotiff import crs_name, inspect, resolution_in
 from storage.raster.pixel_grid import PixelGrid, Window
@@ -33,7 +33,7 @@ _ROUNDING_PX = 1e-3
 class TileGrid:
     """Square tiles that cover a CRS, counted from an anchor: columns eastwards, rows southwards.
 
-    Resolution and anchor keep nine significant digits, so that equal grids have equal ids.
+    Resolution and anchor are rounded to nine significant digits.
 
     Examples
     --------
@@ -58,10 +58,8 @@ class TileGrid:
                 "advance; give a stride from 1 to the tile's size"
             )
         object.__setattr__(self, "stride_px", stride_px)
-        object.__setattr__(self, "resolution", float(f"{self.resolution:.9g}"))
-        object.__setattr__(
-            self, "anchor", (float(f"{self.anchor[0]:.9g}"), float(f"{self.anchor[1]:.9g}"))
-        )
+        object.__setattr__(self, "resolution", _rounded(self.resolution))
+        object.__setattr__(self, "anchor", (_rounded(self.anchor[0]), _rounded(self.anchor[1])))
         if self.crs.lower().startswith("epsg:"):
             object.__setattr__(self, "crs", self.crs.upper())
 
@@ -201,18 +199,45 @@ class TileGrid:
         )
         boxes = _around(lons, np.clip(lats, -90, 90))
         for pole in (-90.0, 90.0):
-            at = _pole(self.crs, pole)
-            if at is not None:
-                inside = ((left <= at[0]) & (at[0] <= right) & (bottom <= at[1]) & (at[1] <= top))[
-                    :, 0
-                ]
+            point = _pole(self.crs, pole)
+            if point is not None:
+                x, y = point
+                inside = ((left <= x) & (x <= right) & (bottom <= y) & (y <= top))[:, 0]
                 boxes[inside, 0], boxes[inside, 2] = -180, 180
                 boxes[inside, 1 if pole < 0 else 3] = pole
         return boxes
 
 
 def grid_for_scene(scene: Scene, spec: GridSpec, options: StorageOptions | None = None) -> TileGrid:
-    """Return the grid of a scene: what the spec leaves open comes from its first band's file.
+    """Return the tile grid of a scene; see :func:`pixels_for_scene`.
+
+    Raises
+    ------
+    SceneError
+        The file cannot be opened.
+    ConfigError
+        The spec's CRS is not a CRS, or the spec states no tile size.
+    """
+    if spec.tile_px is None:
+        raise ConfigError(
+            "the grid states no tile size and there is no encoder to take it from; set grid.tile_px"
+        )
+    pixels = pixels_for_scene(scene, spec, options)
+    return TileGrid(
+        crs=pixels.crs,
+        resolution=pixels.resolution,
+        tile_px=spec.tile_px,
+        stride_px=spec.stride_px or spec.tile_px,
+        anchor=pixels.anchor,
+    )
+
+
+def pixels_for_scene(
+    scene: Scene, spec: GridSpec, options: StorageOptions | None = None
+) -> PixelGrid:
+    """Return the pixel grid of a scene.
+
+    A CRS or resolution that the spec leaves open is that of the file of the first band.
 
     Raises
     ------
@@ -227,12 +252,10 @@ def grid_for_scene(scene: Scene, spec: GridSpec, options: StorageOptions | None 
         info = inspect(scene.bands[0].href, options)
         crs = crs or info.crs
         resolution = resolution or resolution_in(info, crs)
-    return TileGrid(
+    return PixelGrid(
         crs=crs,
-        resolution=resolution,
-        tile_px=spec.tile_px,
-        stride_px=spec.stride_px or spec.tile_px,
-        anchor=spec.anchor,
+        resolution=_rounded(resolution),
+        anchor=(_rounded(spec.anchor[0]), _rounded(spec.anchor[1])),
     )
 
 
@@ -258,14 +281,19 @@ def window_of_bbox(pixels: PixelGrid, bbox: BBox) -> Window:
     return Window(column=left, row=top, width=max(1, right - left), height=max(1, bottom - top))
 
 
+def _rounded(value: float) -> float:
+    """Keep nine significant digits, so that equal grids have equal ids."""
+    return float(f"{value:.9g}")
+
+
 def _around(lons: Float64, lats: Float64) -> Float64:
     """Return w, s, e, n around points (n, m), the short way where they span the antimeridian."""
     lons = (lons + 180) % 360 - 180
     west, east = lons.min(axis=1), lons.max(axis=1)
     across = east - west > 180
-    turned = np.where(lons < 0, lons + 360, lons)
-    west = np.where(across, turned.min(axis=1), west)
-    east = np.where(across, turned.max(axis=1) - 360, east)
+    eastward = np.where(lons < 0, lons + 360, lons)
+    west = np.where(across, eastward.min(axis=1), west)
+    east = np.where(across, eastward.max(axis=1) - 360, east)
     east = np.where(across & (east == -180), 180, east)
     return np.stack([west, lats.min(axis=1), east, lats.max(axis=1)], axis=1)
 

@@ -1,8 +1,8 @@
-"""Training on a Ray cluster: one driver that hands `pipeline.training.worker` to Ray Train.
+"""Training on a Ray cluster: the driver that runs `pipeline.training.worker` with Ray Train.
 
-The driver starts the workers, forwards their progress, and keeps the run's record. A worker that
-dies is replaced and all go on from the last checkpoint; a run killed whole goes on when it is
-started again; a run that is done returns at once.
+The driver starts the workers, forwards their progress and writes the record of the run. A dead
+worker is replaced and all workers continue from the last checkpoint; a killed run continues when it
+is started again; a finished run returns at once.
 """
 
 import os
@@ -27,22 +27,21 @@ from pipeline.training.resources import ResourceRequest, SchedulingMonitor, refu
 from pipeline.training.spec import TrainingJob, TrainingResult, TrainingSpec
 from storage.dataset import read_info
 from storage.errors import ConfigError, SkysiftError
-from storage.location import StorageOptions, absolute_uri, filesystem, is_local
+from storage.location import Location
 from storage.locks import exclusive_lock
-from storage.progress import Progress, ProgressSink, quiet
+from storage.progress import ProgressSink, quiet
 
 _CHECKPOINTS = "checkpoints"
-_KEPT = 2
+_CHECKPOINTS_TO_KEEP = 2
 _PRINCIPAL_ROWS = 2000
-_POLL_S = "0.25"  # how often Ray Train's controller looks for reports; an epoch may take a second
+_POLL_INTERVAL_S = "0.25"  # of Ray Train's controller for reports; an epoch may take only a second
 
 
 def train(
-    dataset_uri: str,
+    dataset_uri: str | Location,
     spec: TrainingSpec,
-    output_uri: str,
+    output_uri: str | Location,
     *,
-    options: StorageOptions | None = None,
     resume: bool = False,
     progress: ProgressSink = quiet,
 ) -> TrainingResult:
@@ -60,57 +59,51 @@ def train(
         Settings.
     output_uri
         Folder of the run; on a cluster of several machines one that all of them reach.
-    options
-        Object store.
     resume
-        Go on with a run that was started with other settings, where that makes sense.
+        Continue a run that was started with other settings, where a checkpoint permits the change.
     progress
-        Told about steps and epochs.
+        Receives steps and epochs.
 
     Raises
     ------
     ConfigError
-        A setting is wrong, or the folder holds another run (the differing settings are named).
+        A setting is wrong, or the folder holds another run (the message names the settings that
+        differ).
     NotFoundError
-        The dataset is not there.
+        The dataset does not exist.
     SkysiftError
-        Training failed more often than ``max_failures`` allows, or another process (it is named)
-        works on the folder.
+        Training failed more often than ``max_failures`` allows, or another process (named in the
+        message) works on the folder.
     """
-    dataset_uri, output_uri = absolute_uri(dataset_uri), absolute_uri(output_uri)
-    spec = _with_absolute_paths(spec)
-    digest = read_info(dataset_uri, options).digest
+    dataset = Location.of(dataset_uri).absolute
     job = TrainingJob(
-        dataset_uri=dataset_uri,
-        dataset_digest=digest,
-        spec=spec,
-        output_uri=output_uri,
-        options=options,
+        dataset=dataset,
+        dataset_digest=read_info(dataset).digest,
+        spec=_with_absolute_paths(spec),
+        output=Location.of(output_uri).absolute,
     )
     if (done := resume_or_return(job, resume)) is not None:
         return done
-    with exclusive_lock(output_uri, "training", options) as check_claim:
+    with exclusive_lock(job.output, "training") as check_lock:
         if (done := resume_or_return(job, resume)) is not None:
-            return done  # the process that was at work here a moment ago has finished it
+            return done  # another process held the lock and has finished the run
         write_record(job, None)
         with ray_session():
-            demand = ResourceRequest.of(spec)
-            refuse_impossible(demand)
-            outcome = _run_on_ray(job, demand, progress, check_claim)
-        result = TrainingResult(bundle_uri=job.bundle_uri, history_csv=job.history_uri, **outcome)
+            request = ResourceRequest.of(spec)
+            refuse_impossible(request)
+            outcome = _run_on_ray(job, request, progress, check_lock)
+        result = TrainingResult(bundle_uri=str(job.bundle), history_csv=str(job.history), **outcome)
         write_record(job, result)
         return result
 
 
 def baseline_bundle(
-    dataset_uri: str,
+    dataset_uri: str | Location,
     spec: TrainingSpec,
-    bundle_uri: str,
+    bundle_uri: str | Location,
     kind: Literal["untrained", "features", "principal"] = "features",
-    *,
-    options: StorageOptions | None = None,
 ) -> str:
-    """Write the encoder that a run starts from, to compare a trained one with.
+    """Write the untrained encoder of a run, to compare the trained encoder with.
 
     Parameters
     ----------
@@ -119,9 +112,9 @@ def baseline_bundle(
     bundle_uri
         Folder of the bundle.
     kind
-        ``untrained``: as training finds it, the head random. ``features``: the backbone's features
-        as they are. ``principal``: those features on ``spec.dimension`` principal directions of
-        the training rows.
+        ``untrained``: the initial encoder, with a random head. ``features``: the features of the
+        backbone. ``principal``: the features projected on ``spec.dimension`` principal directions
+        of the training rows.
 
     Returns
     -------
@@ -133,68 +126,68 @@ def baseline_bundle(
     from pipeline.training.worker import evenly, initial_encoder
     from storage.dataset import LabelledDataset
 
-    dataset = LabelledDataset.open(dataset_uri, options)
+    dataset = LabelledDataset.open(dataset_uri)
     encoder = initial_encoder(dataset, spec)
-    backbone, described = encoder.backbone, encoder.spec
+    backbone, encoder_spec = encoder.backbone, encoder.spec
     if kind == "features":
-        described = replace(described, head={"kind": "identity"}, dimension=backbone.dimension)
-        encoder = Encoder(described, backbone)
+        encoder_spec = replace(
+            encoder_spec, head={"kind": "identity"}, dimension=backbone.dimension
+        )
+        encoder = Encoder(encoder_spec, backbone)
     elif kind == "principal":
         rows = evenly(dataset.indices("train"), _PRINCIPAL_ROWS)
         head = principal_head(encoder.features(dataset.images[rows]), spec.dimension)
-        encoder = Encoder(replace(described, head={"kind": "linear"}), backbone, head)
+        encoder = Encoder(replace(encoder_spec, head={"kind": "linear"}), backbone, head)
     elif kind != "untrained":
         raise ConfigError(f"baseline {kind!r} is not untrained, features or principal")
-    return save_bundle(encoder, bundle_uri, options)
+    return save_bundle(encoder, bundle_uri)
 
 
 def _with_absolute_paths(spec: TrainingSpec) -> TrainingSpec:
-    """Make local folders mean the same in a worker, whose working directory is another."""
+    """Make local folders absolute: a worker has another working directory."""
     pretrained, features = spec.pretrained, spec.features_uri
     if pretrained is not None and Path(pretrained).expanduser().is_dir():
         pretrained = str(Path(pretrained).expanduser().absolute())
-    features = None if features is None else absolute_uri(features)
+    features = None if features is None else str(Location(features).absolute)
     return replace(spec, pretrained=pretrained, features_uri=features)
 
 
 def _run_on_ray(
     job: TrainingJob,
-    demand: ResourceRequest,
+    request: ResourceRequest,
     progress: ProgressSink,
-    check_claim: Callable[[], None],
+    check_lock: Callable[[], None],
 ) -> dict[str, Any]:
-    """Run the workers to the end and return what rank 0 came to."""
+    """Run the workers to the end and return the outcome of rank 0."""
     spec = job.spec
-    fs, path = filesystem(job.output_uri, job.options)
-    remote = (
-        None if is_local(job.output_uri) else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
-    )
-    # On this node, since the driver ends with it anyway; another one may be lost and replaced.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    fs, path = job.output.filesystem()
+    remote = None if job.output.is_local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
+    # The queue runs on the driver's node: another node may be lost and replaced during the run.
+    own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": own_node})
     trainer = TorchTrainer(
         _train_on_worker,
         train_loop_config={"job": job, "reports": reports},
         torch_config=ReachableTorchConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=spec.workers,
-            use_gpu=demand.uses_gpu,
-            resources_per_worker=dict(demand.per_worker),
+            use_gpu=request.uses_gpu,
+            resources_per_worker=dict(request.per_worker),
         ),
         run_config=ray.train.RunConfig(
             name=_CHECKPOINTS,
             storage_path=path,
             storage_filesystem=remote,
             failure_config=ray.train.FailureConfig(max_failures=spec.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_KEPT),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_CHECKPOINTS_TO_KEEP),
         ),
     )
-    with _environment("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S):
-        fit, told = _Fit(trainer), SchedulingMonitor(demand, progress)
+    with _environment("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_INTERVAL_S):
+        fit, monitor = _Fit(trainer), SchedulingMonitor(request, progress)
         try:
             while fit.is_alive():
-                check_claim()
-                _forward(reports, told)
+                check_lock()
+                _forward(reports, monitor)
         finally:
             reports.shutdown()
     if fit.error is not None:
@@ -206,7 +199,7 @@ def _run_on_ray(
 
 
 class _Fit(threading.Thread):
-    """Ray's blocking ``fit`` beside the driver, which stays free for progress and Ctrl-C."""
+    """Runs Ray's blocking ``fit`` in a thread; the driver handles progress and Ctrl-C."""
 
     def __init__(self, trainer: TorchTrainer) -> None:
         super().__init__(daemon=True, name="ray-train-fit")
@@ -224,18 +217,18 @@ class _Fit(threading.Thread):
             self.error = error
 
 
-def _forward(reports: Queue, told: SchedulingMonitor) -> None:
-    """Hand on what the workers said, for up to half a second."""
+def _forward(reports: Queue, monitor: SchedulingMonitor) -> None:
+    """Forward reports of the workers for up to half a second."""
     try:
-        told.on_report(reports.get(timeout=0.5))
+        monitor.on_report(reports.get(timeout=0.5))
         for report in reports.get_nowait_batch(reports.qsize()):
-            told.on_report(report)
+            monitor.on_report(report)
     except Empty:
-        told.on_idle()
+        monitor.on_idle()
 
 
 def _train_on_worker(config: dict[str, Any]) -> Any:
-    """Run in every Ray Train worker: the plain worker, connected to Ray's checkpoints."""
+    """Run the plain worker inside a Ray Train worker, with Ray's checkpoints."""
     import torch
     from ray.train.torch import get_device
 
@@ -245,9 +238,6 @@ def _train_on_worker(config: dict[str, Any]) -> Any:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     torch.set_num_threads(job.spec.cpus_per_worker)
-
-    def tell(report: Progress) -> None:
-        reports.put_nowait(report)
 
     def report(metrics: dict[str, float], save: Any) -> None:
         with tempfile.TemporaryDirectory(prefix="skysift-checkpoint-") as folder:
@@ -262,14 +252,14 @@ def _train_on_worker(config: dict[str, Any]) -> Any:
             rank=rank,
             world_size=context.get_world_size(),
             device=get_device(),
-            progress=tell,
+            progress=reports.put_nowait,
         )
     except SkysiftError as error:
-        return error  # wrong settings: every worker finds the same, and a restart would not help
-    found = ray.train.get_checkpoint()
-    if found is None:
+        return error  # wrong settings: all workers fail alike, and a restart would not help
+    latest = ray.train.get_checkpoint()
+    if latest is None:
         return worker.run(None, report)
-    with found.as_directory() as folder:
+    with latest.as_directory() as folder:
         return worker.run(Path(folder), report)
 
 
@@ -287,7 +277,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 def _named(error: Exception, job: TrainingJob) -> SkysiftError:
-    """Turn Ray Train's failure into one of ours: a worker's own, or one that names the run."""
+    """Return the SkysiftError of a worker, or one that names the run and Ray Train's reason."""
     failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
     for failure in failures.values():
         if isinstance(failure, SkysiftError):
@@ -295,6 +285,6 @@ def _named(error: Exception, job: TrainingJob) -> SkysiftError:
     last = next(iter(failures.values()), error)
     line = (str(last).strip().splitlines() or [type(last).__name__])[-1]
     return SkysiftError(
-        f"training {job.output_uri} failed ({line}); its checkpoints are kept: start the same "
+        f"training {job.output} failed ({line}); its checkpoints are kept: start the same "
         "command again to go on"
     )

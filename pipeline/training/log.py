@@ -1,7 +1,7 @@
-"""What a training run has come to, epoch by epoch: ``history.csv`` and a TensorBoard log.
+"""Metrics of a training run per epoch: ``history.csv`` and a TensorBoard log.
 
-Both hold the same figures. The table is written whole after each epoch; the TensorBoard log grows,
-and a run that goes on from a checkpoint hides what the log says of later epochs.
+Both hold the same figures. The table is rewritten after each epoch. The TensorBoard log is appended
+to, and a run that continues from a checkpoint hides the later epochs of the log.
 """
 
 import csv
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from storage.location import StorageOptions, is_local, join_uri, local_path, upload, write_bytes
+from storage.location import Location
 
 Row = dict[str, float]
 _GROUPS = {
@@ -25,69 +25,65 @@ _GROUPS = {
 
 
 class TrainingLog:
-    """The rows of a run, one for each epoch, and the files that show them.
+    """The rows of a run, one per epoch, and the files with these rows.
 
     Parameters
     ----------
-    history_uri, board_uri
-        The CSV file, and the folder of the TensorBoard log. A remote log is written on this
-        machine's disk and copied after each epoch.
-    options
-        Object store.
+    history, board
+        The CSV file, and the folder of the TensorBoard log. A remote log is written to the local
+        disk and copied after each epoch.
     """
 
-    def __init__(
-        self, history_uri: str, board_uri: str, options: StorageOptions | None = None
-    ) -> None:
-        self._history_uri, self._board_uri, self._options = history_uri, board_uri, options
+    def __init__(self, history: Location, board: Location) -> None:
+        self._history, self._board_folder = history, board
         self._board: _Board | None = None
-        self._shown = 0.0
+        self._written_epoch = 0.0
         self.rows: list[Row] = []
 
     def resume(self, rows: list[Row]) -> None:
-        """Go on after these rows, of which all but the last are known to be in the files."""
+        """Continue after these rows; all rows but the last are already in the files."""
         self.rows = rows
-        self._shown = rows[-1]["epoch"] - 1 if rows else 0.0
+        self._written_epoch = rows[-1]["epoch"] - 1 if rows else 0.0
 
     def add(self, row: Mapping[str, float]) -> None:
-        """Keep an epoch's figures, ``epoch`` among them."""
+        """Append the figures of an epoch, including ``epoch``."""
         self.rows.append(dict(row))
 
     def write(self) -> None:
-        """Bring both files up to date; only one worker may."""
+        """Bring both files up to date; only one worker may call this."""
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({**row, "epoch": int(row["epoch"])} for row in self.rows)
-        write_bytes(self._history_uri, text.getvalue().encode(), self._options)
-        new = [row for row in self.rows if row["epoch"] > self._shown]
+        self._history.write(text.getvalue().encode())
+        new = [row for row in self.rows if row["epoch"] > self._written_epoch]
         if new:
-            self._board = self._board or _Board(self._board_uri, self._options)
+            self._board = self._board or _Board(self._board_folder)
             self._board.write(new)
-            self._shown = new[-1]["epoch"]
+            self._written_epoch = new[-1]["epoch"]
 
     def close(self) -> None:
-        """Finish the TensorBoard log."""
+        """Close the TensorBoard log."""
         if self._board is not None:
             self._board.close()
             self._board = None
 
 
 class _Board:
-    """The event file of one process, begun at the first row that it writes."""
+    """The event file of one process, created with the first row."""
 
-    def __init__(self, uri: str, options: StorageOptions | None) -> None:
-        self._uri, self._options = uri, options
+    def __init__(self, target: Location) -> None:
+        self._target = target
         self._writer: Any = None
-        self._scratch = None if is_local(uri) else tempfile.TemporaryDirectory(prefix="skysift-")
-        self._folder = Path(self._scratch.name) if self._scratch else local_path(uri)
+        self._scratch = None if target.is_local else tempfile.TemporaryDirectory(prefix="skysift-")
+        self._folder = Path(self._scratch.name) if self._scratch else target.path
 
     def write(self, rows: Sequence[Row]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import; one worker writes
 
         if self._writer is None:
-            # A restart from an earlier checkpoint writes these epochs again: hide what was there.
+            # A restart from an earlier checkpoint writes these epochs again: hide the old values.
             first = int(rows[0]["epoch"])
             self._writer = SummaryWriter(str(self._folder), purge_step=first)
         for row in rows:
@@ -97,7 +93,7 @@ class _Board:
         self._writer.flush()
         if self._scratch:
             for path in self._folder.iterdir():
-                upload(path, join_uri(self._uri, path.name), self._options)
+                (self._target / path.name).upload(path)
 
     def close(self) -> None:
         self._writer.close()

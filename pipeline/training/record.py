@@ -1,7 +1,7 @@
-"""``run.json``: what a training run was started with, and what it came to.
+"""``run.json``: settings and result of a training run.
 
-It decides whether a folder holds the same run (go on, or return what it came to), one that may be
-resumed with other settings, or another run altogether (refused).
+The record decides whether a folder holds the same run (continue, or return the result), a run that
+may be resumed with other settings, or a different run (refused).
 """
 
 import json
@@ -12,7 +12,6 @@ from typing import Any
 
 from pipeline.training.spec import FIXED, RUNTIME, TrainingJob, TrainingResult, plain
 from storage.errors import ConfigError, NotFoundError
-from storage.location import join_uri, read_bytes, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -20,59 +19,60 @@ _RECORD = "run.json"
 
 
 def resume_or_return(job: TrainingJob, resume: bool) -> TrainingResult | None:
-    """Return the result of a finished run; None when there is work to do.
+    """Return the result of a finished run; None for a run to start or to continue.
 
     Raises
     ------
     ConfigError
-        The folder holds a run that this one does not continue; the differing settings are named.
+        The folder holds a different run; the message names the settings that differ.
     """
     record = _read_record(job)
     if record is None:
         return None
     if record["dataset"] != job.dataset_digest:
         raise ConfigError(
-            f"{job.output_uri} holds a run on another dataset; choose another output or delete it"
+            f"{job.output} holds a run on another dataset; choose another output or delete it"
         )
     changed = job.spec.differences(record["spec"])
     if record["digest"] == job.digest:
         if record["result"]:
             return TrainingResult(**record["result"])
-        _say_changes(job, record["spec"], changed)
+        _log_changes(job, record["spec"], changed)
         return None
     learned = [name for name in changed if name not in RUNTIME]
     if not resume or FIXED.intersection(learned):
-        held = ", ".join(sorted(FIXED.intersection(learned))) if resume else ", ".join(learned)
+        names = sorted(FIXED.intersection(learned)) if resume else learned
         step = "choose another output" if resume else "choose another output, or resume it"
-        raise ConfigError(f"{job.output_uri} holds a run with other settings ({held}); {step}")
-    _say_changes(job, record["spec"], changed)
+        raise ConfigError(
+            f"{job.output} holds a run with other settings ({', '.join(names)}); {step}"
+        )
+    _log_changes(job, record["spec"], changed)
     return None
 
 
 def write_record(job: TrainingJob, result: TrainingResult | None) -> None:
-    """Keep what a run is, and what it came to once it has ended."""
+    """Write the settings of a run and, once it has ended, the result."""
     record = {
         "digest": job.digest,
         "dataset": job.dataset_digest,
         "spec": plain(job.spec),
         "result": asdict(result) if result else None,
     }
-    data = (json.dumps(record, indent=2) + "\n").encode()
-    write_bytes(join_uri(job.output_uri, _RECORD), data, job.options)
+    (job.output / _RECORD).write((json.dumps(record, indent=2) + "\n").encode())
 
 
-def _say_changes(job: TrainingJob, before: Mapping[str, Any], names: list[str]) -> None:
+def _log_changes(job: TrainingJob, before: Mapping[str, Any], names: list[str]) -> None:
     if not names:
         return
     after = plain(job.spec)
     changes = ", ".join(f"{name} {before.get(name)!r} -> {after[name]!r}" for name in names)
-    logger.warning("%s resumes with other settings: %s", job.output_uri, changes)
+    logger.warning("%s resumes with other settings: %s", job.output, changes)
 
 
 def _read_record(job: TrainingJob) -> dict[str, Any] | None:
-    where = join_uri(job.output_uri, _RECORD)
+    where = job.output / _RECORD
     try:
-        record: dict[str, Any] = json.loads(read_bytes(where, job.options))
+        record: dict[str, Any] = json.loads(where.read())
     except NotFoundError:
         return None
     except ValueError as error:

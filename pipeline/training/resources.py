@@ -1,7 +1,7 @@
-"""What a training run asks of a cluster, whether it can ever get it, and whether it waits for it.
+"""Resources of a training run: the request, its refusal when impossible, and waiting for it.
 
-Ray Train waits without a word for CPUs and GPUs that others hold; `SchedulingMonitor` says so. What
-no machine of the cluster can give is refused before anything starts.
+Ray Train waits silently for CPUs and GPUs that are in use; `SchedulingMonitor` reports the wait. A
+request that the cluster can never satisfy is refused before anything starts.
 """
 
 import logging
@@ -20,23 +20,23 @@ from storage.progress import Progress, ProgressSink
 
 logger = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 2.0
+_CHECK_INTERVAL_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResourceRequest:
-    """Equal workers, and what each of them needs: ``{"CPU": 1, "GPU": 1}``."""
+    """A number of equal workers and the resources of each, such as ``{"CPU": 1, "GPU": 1}``."""
 
     workers: int
     per_worker: Mapping[str, float]
 
     @classmethod
     def of(cls, spec: TrainingSpec) -> "ResourceRequest":
-        """Return what a run asks of the connected cluster; ``auto`` takes GPUs if they suffice."""
-        has = ray.cluster_resources().get("GPU", 0)
-        gpu = spec.device == "gpu" or (spec.device == "auto" and has >= spec.workers)
-        more = {"GPU": 1.0} if gpu else {}
-        return cls(workers=spec.workers, per_worker={"CPU": float(spec.cpus_per_worker), **more})
+        """Return the request of a run; ``auto`` takes GPUs if the cluster has enough of them."""
+        gpus = ray.cluster_resources().get("GPU", 0)
+        uses_gpu = spec.device == "gpu" or (spec.device == "auto" and gpus >= spec.workers)
+        gpu = {"GPU": 1.0} if uses_gpu else {}
+        return cls(workers=spec.workers, per_worker={"CPU": float(spec.cpus_per_worker), **gpu})
 
     @property
     def uses_gpu(self) -> bool:
@@ -44,16 +44,16 @@ class ResourceRequest:
         return "GPU" in self.per_worker
 
     def total(self, kind: str) -> float:
-        """Return what all workers need of a kind."""
+        """Return the amount of a resource that all workers need."""
         return self.workers * self.per_worker[kind]
 
     def capacity(self, nodes: Sequence[Mapping[str, float]]) -> int:
-        """Return how many of the workers fit on empty machines.
+        """Return the number of such workers that fit on idle machines.
 
         Parameters
         ----------
         nodes
-            What each machine has.
+            Resources of each machine.
 
         Examples
         --------
@@ -68,68 +68,68 @@ class ResourceRequest:
         return sum(each)
 
 
-def refuse_impossible(demand: ResourceRequest) -> None:
-    """Refuse what the connected cluster can never give.
+def refuse_impossible(request: ResourceRequest) -> None:
+    """Refuse a request that the connected cluster can never satisfy.
 
-    A cluster that Ray's autoscaler (version 2) makes larger is left to it.
+    With Ray's autoscaler (version 2) the cluster may grow, and no request is refused.
 
     Raises
     ------
     ConfigError
-        The workers would not fit, were the cluster empty.
+        The workers do not fit on the idle cluster.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if demand.capacity(nodes) >= demand.workers or is_autoscaler_v2(fetch_from_server=True):
+    if request.capacity(nodes) >= request.workers or is_autoscaler_v2(fetch_from_server=True):
         return
-    each = " and ".join(f"{count:g} {kind}s" for kind, count in demand.per_worker.items())
-    wants = " and ".join(f"{demand.total(kind):g} {kind}s" for kind in demand.per_worker)
+    each = " and ".join(f"{count:g} {kind}s" for kind, count in request.per_worker.items())
+    wants = " and ".join(f"{request.total(kind):g} {kind}s" for kind in request.per_worker)
     has = " and ".join(
-        f"{sum(node.get(kind, 0) for node in nodes):g} {kind}s" for kind in demand.per_worker
+        f"{sum(node.get(kind, 0) for node in nodes):g} {kind}s" for kind in request.per_worker
     )
     raise ConfigError(
-        f"training: {demand.workers} workers of {each} each need {wants}; the cluster has {has} "
-        f"on {len(nodes)} machines, room for {demand.capacity(nodes)} of them; ask for fewer or "
+        f"training: {request.workers} workers of {each} each need {wants}; the cluster has {has} "
+        f"on {len(nodes)} machines, room for {request.capacity(nodes)} of them; ask for fewer or "
         "smaller workers"
     )
 
 
 class SchedulingMonitor:
-    """Forwards reports of the workers and, while these cannot start, says what they wait for.
+    """Forwards reports of the workers; reports missing resources while they cannot start.
 
     Parameters
     ----------
-    demand
-        What they need.
+    request
+        Resources of the workers.
     progress
-        Where reports go.
+        Receives the reports.
     """
 
-    def __init__(self, demand: ResourceRequest, progress: ProgressSink) -> None:
-        self._demand, self._progress = demand, progress
+    def __init__(self, request: ResourceRequest, progress: ProgressSink) -> None:
+        self._request, self._progress = request, progress
         self._last = Progress(stage="train", done=0, unit="batches")
-        self._looked_at, self._said = time.monotonic(), ""
+        self._checked_at, self._last_note = time.monotonic(), ""
 
     def on_report(self, report: Progress) -> None:
         """Forward a report of the workers."""
-        self._last, self._said = report, ""
+        self._last, self._last_note = report, ""
         self._progress(report)
 
     def on_idle(self) -> None:
-        """Look, every two seconds, whether silent workers have no place to start."""
-        if time.monotonic() - self._looked_at < _LOOK_EVERY_S:
+        """Check, every two seconds, whether silent workers are waiting for resources."""
+        if time.monotonic() - self._checked_at < _CHECK_INTERVAL_S:
             return
-        self._looked_at = time.monotonic()
+        self._checked_at = time.monotonic()
         if not self._is_queued():
             return
         note = f"waiting for {self._shortage()}"
-        if not self._said:
+        if not self._last_note:
             logger.warning("training: %s", note)
-        self._said = note
+        self._last_note = note
         self._progress(replace(self._last, note=note))
 
     def _is_queued(self) -> bool:
-        """Tell whether a group of such workers has found no room."""
-        bundles = [dict(self._demand.per_worker)] * self._demand.workers
+        """Tell whether a placement group of such workers is pending."""
+        bundles = [dict(self._request.per_worker)] * self._request.workers
         groups: Sequence[dict[str, Any]] = placement_group_table().values()
         return any(
             group["state"] in ("PENDING", "RESCHEDULING")
@@ -140,10 +140,10 @@ class SchedulingMonitor:
 
     def _shortage(self) -> str:
         has, free = ray.cluster_resources(), ray.available_resources()
-        kinds = list(self._demand.per_worker)
-        short = [kind for kind in kinds if free.get(kind, 0) < self._demand.total(kind)]
+        kinds = list(self._request.per_worker)
+        short = [kind for kind in kinds if free.get(kind, 0) < self._request.total(kind)]
         return " and ".join(
-            f"{self._demand.total(kind):g} {kind}s (the cluster has {has.get(kind, 0):g}, "
+            f"{self._request.total(kind):g} {kind}s (the cluster has {has.get(kind, 0):g}, "
             f"{free.get(kind, 0):g} free)"
             for kind in short or kinds
         )

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from encoders.spec import LoopSpec
 from storage.errors import ConfigError
-from storage.location import StorageOptions, join_uri
+from storage.location import Location
+from storage.values import Count
 
 # Settings that may differ between two starts of one run: they decide where a run executes and do
 # not change its result.
@@ -29,30 +30,45 @@ class TrainingSpec(LoopSpec):
 
     Attributes
     ----------
-    backbone, backbone_options, pretrained
-        For `encoders.backbones.build.build_backbone`.
+    backbone
+        Name of the network for `encoders.backbones.build.build_backbone`.
+    backbone_options
+        Options of that network.
+    pretrained
+        Folder (or hub id) of pretrained weights; None for random weights.
     freeze_backbone
         Train only the head: the features of all images are computed once, stored beside the run and
         held in memory by every worker (4 bytes x features x images).
-    dimension, hidden
-        Length of a vector; width of the projection head's middle layer.
+    dimension
+        Length of a vector.
+    hidden
+        Width of the projection head's middle layer.
     embedding
         Embedding that the archive stores: the ``projection`` trained by the loss (default: it
         carries the label geometry, is small, and is the only trained part with a frozen backbone)
         or the backbone's ``features`` before the head (they transfer better to other labels).
-    loss, loss_options
-        For `encoders.losses.build_loss`.
+    loss
+        Name of the loss for `encoders.losses.build_loss`.
+    loss_options
+        Options of that loss.
     augment
         Options of `encoders.augment.Augmentation`; None for no augmentation. Not used with a frozen
         backbone.
-    monitor, eval_every, eval_rows, patience
-        Retrieval metric on the validation split that selects the best epoch; epochs between two
-        evaluations; largest number of training rows in the evaluated database (the queries are at
-        most half as many validation rows); evaluations without an improvement before training stops
-        (None: never).
-    workers, cpus_per_worker, device
-        Number of Ray Train workers; CPUs (and torch threads) per worker; ``auto``, ``cpu`` or
-        ``gpu``.
+    monitor
+        Retrieval metric on the validation split that selects the best epoch.
+    eval_every
+        Epochs between two evaluations.
+    eval_rows
+        Largest number of training rows in the evaluated database; the queries are at most half as
+        many validation rows.
+    patience
+        Evaluations without an improvement before training stops; None for never.
+    workers
+        Number of Ray Train workers.
+    cpus_per_worker
+        CPUs (and torch threads) of each worker.
+    device
+        Device of the workers: ``cpu``, ``gpu``, or ``auto`` for a GPU if there is one.
     max_failures
         Restarts from the last checkpoint after a worker died.
     checkpoint_every_steps
@@ -65,28 +81,25 @@ class TrainingSpec(LoopSpec):
     backbone: str = "tiny-cnn"
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     pretrained: str | None = None
-    dimension: int = 128
-    hidden: int = 512
+    dimension: Count = 128
+    hidden: Count = 512
     embedding: Literal["projection", "features"] = "projection"
     loss: str = "macl"
     loss_options: Mapping[str, Any] = field(default_factory=dict)
     augment: Mapping[str, Any] | None = field(default_factory=dict)
     monitor: str = "nDCG@50"
-    eval_every: int = 1
-    eval_rows: int = 2000
-    patience: int | None = None
-    workers: int = 1
-    cpus_per_worker: int = 1
+    eval_every: Count = 1
+    eval_rows: Count = 2000
+    patience: Count | None = None
+    workers: Count = 1
+    cpus_per_worker: Count = 1
     device: Literal["auto", "cpu", "gpu"] = "auto"
     max_failures: int = 3
-    checkpoint_every_steps: int | None = None
+    checkpoint_every_steps: Count | None = None
     features_uri: str | None = None
 
     def __post_init__(self) -> None:
-        positive = ("dimension", "hidden", "epochs", "eval_every", "eval_rows", "workers")
-        for name in (*positive, "cpus_per_worker"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training: {name} is {getattr(self, name)}; give at least 1")
+        LoopSpec.__post_init__(self)
         if self.batch_size < 2 or self.batch_size % self.workers:
             raise ConfigError(
                 f"training: batch_size {self.batch_size} cannot be shared evenly by "
@@ -101,7 +114,6 @@ class TrainingSpec(LoopSpec):
                 "training: a frozen backbone's features cannot learn; "
                 "set embedding to projection or freeze_backbone to false"
             )
-        LoopSpec.__post_init__(self)
 
     def differences(self, stored: Mapping[str, Any]) -> list[str]:
         """Return the names of the settings that differ from those of a stored run."""
@@ -113,26 +125,20 @@ class TrainingSpec(LoopSpec):
 class TrainingJob:
     """A training run: dataset, settings and output folder."""
 
-    dataset_uri: str
+    dataset: Location
     dataset_digest: str
     spec: TrainingSpec
-    output_uri: str
-    options: StorageOptions | None = None
+    output: Location
 
     @property
-    def bundle_uri(self) -> str:
+    def bundle(self) -> Location:
         """Folder of the trained encoder."""
-        return join_uri(self.output_uri, "bundle")
+        return self.output / "bundle"
 
     @property
-    def history_uri(self) -> str:
+    def history(self) -> Location:
         """The CSV file with one row per epoch."""
-        return join_uri(self.output_uri, "history.csv")
-
-    @property
-    def board_uri(self) -> str:
-        """Folder of the TensorBoard log."""
-        return join_uri(self.output_uri, "tensorboard")
+        return self.output / "history.csv"
 
     @property
     def digest(self) -> str:

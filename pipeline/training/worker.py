@@ -1,8 +1,8 @@
-"""One worker of a training run: a plain class that knows torch and files, but no Ray.
+"""One worker of a training run: a plain class that uses torch and files, but not Ray.
 
-It opens the dataset, builds encoder and loss, trains with `encoders.loop`, scores the validation
-split, and hands metrics and checkpoints to whoever runs it. A checkpoint is ``state.json`` and
-``tensors.safetensors``: model, optimiser, queue, best weights, schedule, sampler and history.
+The worker opens the dataset, builds encoder and loss, trains with `encoders.loop`, scores the
+validation split, and passes metrics and checkpoints to a callback. A checkpoint is ``state.json``
+and ``tensors.safetensors``: model, optimiser, queue, best weights, schedule, sampler and history.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from encoders.bundle import Encoder, new_encoder, save_bundle
-from encoders.loop import Ints, TrainingLoop, TrainingRows, map_sharded
+from encoders.loop import Floats, Ints, TrainingLoop, TrainingRows, map_sharded
 from encoders.losses import build_loss
 from encoders.losses.statistics import LabelStatistics
 from encoders.metrics import retrieval_metrics
@@ -32,12 +32,12 @@ from pipeline.training.log import TrainingLog
 from pipeline.training.spec import TrainingJob, TrainingSpec
 from storage.dataset import LabelledDataset
 from storage.errors import ConfigError, NotFoundError
-from storage.location import join_uri, read_bytes, write_bytes
+from storage.location import Location
 from storage.progress import Progress, ProgressSink, quiet
 
 FORMAT = "skysift-checkpoint/1"
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
-_TOLD_EVERY_S = 0.5
+_REPORT_INTERVAL_S = 0.5
 
 Save = Callable[[Path], None]
 Report = Callable[[dict[str, float], Save], None]
@@ -45,7 +45,7 @@ Report = Callable[[dict[str, float], Save], None]
 
 @dataclass(slots=True)
 class _Best:
-    """The best epoch so far."""
+    """The best epoch so far; ``stale`` counts the evaluations since."""
 
     epoch: int = 0
     score: float = -math.inf
@@ -56,18 +56,19 @@ class _Best:
 class TrainingWorker:
     """Trains one share of a run.
 
-    Creating it reads and checks, without talking to other workers; `run` trains.
+    The constructor reads and checks the inputs without collective operations; `run` trains.
 
     Parameters
     ----------
     job
         The run.
     rank, world_size
-        This worker's place in the process group (which exists already when there are several).
+        Rank of this worker in the process group, and the number of workers; with several workers
+        the group is initialised already.
     device
         Torch device.
     progress
-        Told about features, steps and epochs, by rank 0 only.
+        Receives features, steps and epochs, from rank 0 only.
     """
 
     def __init__(
@@ -81,10 +82,10 @@ class TrainingWorker:
     ) -> None:
         self.job, self.spec, self.rank, self.world_size = job, job.spec, rank, world_size
         self.progress = progress if rank == 0 else quiet
-        self.dataset = LabelledDataset.open(job.dataset_uri, job.options)
+        self.dataset = LabelledDataset.open(job.dataset)
         self.train_rows, self.val_rows = (self.dataset.indices(s) for s in ("train", "val"))
         if not len(self.train_rows):
-            raise ConfigError(f"dataset {job.dataset_uri} has no train rows; import it with some")
+            raise ConfigError(f"dataset {job.dataset} has no train rows; import it with some")
         self.train_labels = self.dataset.labels[self.train_rows]
         self.encoder = initial_encoder(self.dataset, self.spec).to(device)
         self.loss = build_loss(
@@ -93,9 +94,9 @@ class TrainingWorker:
             dimension=self.spec.dimension,
             **self.spec.loss_options,
         )
-        self.log = TrainingLog(job.history_uri, job.board_uri, job.options)
+        self.log = TrainingLog(job.history, job.output / "tensorboard")
         self.best, self.best_weights = _Best(), dict[str, Tensor]()
-        self._told_at = 0.0
+        self._reported_at = 0.0
 
     def run(self, checkpoint: Path | None, report: Report) -> dict[str, Any]:
         """Train to the end and write the bundle of the best epoch.
@@ -103,16 +104,16 @@ class TrainingWorker:
         Parameters
         ----------
         checkpoint
-            Folder of the checkpoint to go on from.
+            Folder of the checkpoint to continue from.
         report
-            Called by every worker after each epoch with the epoch's figures and a function that
-            writes a checkpoint into a folder (to be used by rank 0).
+            Called by every worker after each epoch with the figures of the epoch and a function
+            that writes a checkpoint into a folder (for rank 0).
 
         Returns
         -------
         dict
-            ``fingerprint``, ``best_epoch``, ``best_metrics`` and ``epochs``; on other ranks than 0
-            the fingerprint is empty.
+            ``fingerprint``, ``best_epoch``, ``best_metrics`` and ``epochs``; the fingerprint is
+            empty on ranks other than 0.
         """
         self.loop = self._loop()
         if checkpoint is not None:
@@ -145,7 +146,7 @@ class TrainingWorker:
     def _run_epoch(self, report: Report) -> None:
         started, first = time.monotonic(), self.loop.step
         for step in self.loop.run_epoch():
-            self._tell(step, self.loop.total_steps)
+            self._report_step(step, self.loop.total_steps)
             every = self.spec.checkpoint_every_steps
             if every and step % every == 0 and step % self.loop.steps_per_epoch:
                 report({"epoch": float(self.loop.epoch), "step": float(step)}, self.save)
@@ -163,16 +164,16 @@ class TrainingWorker:
         report(row, self.save)
         if self.rank == 0:
             self.log.write()
-        self._tell(self.loop.step, self.loop.total_steps, force=True)
+        self._report_step(self.loop.step, self.loop.total_steps, force=True)
 
     def _evaluate(self) -> dict[str, float]:
-        """Score the validation split and keep the weights if they are the best so far."""
+        """Score the validation split; keep the weights if the score is the best so far."""
         metrics = self._validation_metrics()
         score = metrics.get(self.spec.monitor, -math.inf) if metrics else float(self.loop.epoch)
         better = score > self.best.score or not self.best_weights
         improved = torch.tensor([float(better)], device=self.encoder.device)
         if dist.is_initialized():
-            dist.broadcast(improved, 0)  # only rank 0 has scored; all must agree when to stop
+            dist.broadcast(improved, 0)  # only rank 0 has scores; all workers must stop together
         if improved.item():
             self.best = _Best(self.loop.epoch, score, metrics)
             self.best_weights = {
@@ -184,7 +185,7 @@ class TrainingWorker:
         return metrics
 
     def _validation_metrics(self) -> dict[str, float]:
-        """Rank training rows for validation rows; empty on other ranks and without a split."""
+        """Score rankings of training rows for validation rows; {} on ranks other than 0."""
         if not len(self.val_rows):
             return {}
         queries = evenly(self.val_rows, max(1, self.spec.eval_rows // 2))
@@ -226,7 +227,7 @@ class TrainingWorker:
         if self.spec.embedding == "features":
             spec = replace(spec, head={"kind": "identity"}, dimension=backbone.dimension)
             head = nn.Identity()
-        return save_bundle(Encoder(spec, backbone, head), self.job.bundle_uri, self.job.options)
+        return save_bundle(Encoder(spec, backbone, head), self.job.bundle)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint into a folder."""
@@ -253,7 +254,7 @@ class TrainingWorker:
             history, best = state["history"], _Best(**state["best"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ConfigError(
-                f"checkpoint {folder.name} of {self.job.output_uri} cannot be read ({error}); "
+                f"checkpoint {folder.name} of {self.job.output} cannot be read ({error}); "
                 "delete the run's folder `checkpoints` to start again"
             ) from error
         prefix = "best."
@@ -267,16 +268,16 @@ class TrainingWorker:
         self.log.resume(history)
         self.best = best
 
-    def _features(self) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Return the backbone's features of every image, computed once and kept as a file."""
+    def _features(self) -> Floats:
+        """Return the features of every image, computed once and stored as a file."""
         key = _feature_key(self.encoder, self.dataset)
-        folder = self.spec.features_uri or self.job.output_uri
-        uri = join_uri(folder, f"features-{key}.npy")
+        output = self.job.output
+        file = output.at(self.spec.features_uri or output.uri) / f"features-{key}.npy"
         shape = (len(self.dataset), self.encoder.backbone.dimension)
-        stored = self._stored_features(uri, shape)
+        stored = _read_features(file, shape)
         found = torch.tensor([float(stored is not None)], device=self.encoder.device)
         if dist.is_initialized():
-            dist.all_reduce(found, dist.ReduceOp.MIN)  # all load it, or all compute it
+            dist.all_reduce(found, dist.ReduceOp.MIN)  # all workers load, or all compute
         if stored is not None and found.item():
             return stored
         total = math.ceil(len(self.dataset) / self.world_size)
@@ -298,23 +299,14 @@ class TrainingWorker:
         if self.rank == 0:
             buffer = io.BytesIO()
             np.save(buffer, features)
-            write_bytes(uri, buffer.getvalue(), self.job.options)
+            file.write(buffer.getvalue())
         return features
 
-    def _stored_features(
-        self, uri: str, shape: tuple[int, int]
-    ) -> np.ndarray[Any, np.dtype[np.float32]] | None:
-        try:
-            stored = np.load(io.BytesIO(read_bytes(uri, self.job.options)))
-        except (NotFoundError, ValueError, EOFError):
-            return None
-        return stored if stored.shape == shape and stored.dtype == np.float32 else None
-
-    def _tell(self, step: int, total: int, *, force: bool = False) -> None:
+    def _report_step(self, step: int, total: int, *, force: bool = False) -> None:
         now = time.monotonic()
-        if not force and now - self._told_at < _TOLD_EVERY_S:
+        if not force and now - self._reported_at < _REPORT_INTERVAL_S:
             return
-        self._told_at = now
+        self._reported_at = now
         note = f"epoch {min(self.loop.epoch + 1, self.spec.epochs)}/{self.spec.epochs}"
         if self.log.rows:
             note += f", loss {self.log.rows[-1]['loss']:.3f}"
@@ -325,9 +317,9 @@ class TrainingWorker:
 
 
 def initial_encoder(dataset: LabelledDataset, spec: TrainingSpec) -> Encoder:
-    """Return the encoder that training starts from: pretrained or random backbone, random head."""
+    """Return the initial encoder: pretrained or random backbone, random head."""
     info = dataset.info
-    described = EncoderSpec(
+    encoder_spec = EncoderSpec(
         backbone=spec.backbone,
         backbone_options=spec.backbone_options,
         bands=info.bands,
@@ -339,27 +331,36 @@ def initial_encoder(dataset: LabelledDataset, spec: TrainingSpec) -> Encoder:
         head={"kind": "mlp", "hidden": spec.hidden},
         classes=info.classes,
     )
-    return new_encoder(described, pretrained=spec.pretrained, seed=spec.seed)
+    return new_encoder(encoder_spec, pretrained=spec.pretrained, seed=spec.seed)
 
 
-def evenly(rows: Ints, most: int) -> Ints:
-    """Return at most ``most`` of the rows, evenly spaced.
+def evenly(rows: Ints, limit: int) -> Ints:
+    """Return at most ``limit`` of the rows, evenly spaced.
 
     Examples
     --------
     >>> evenly(np.arange(10), 4).tolist()
     [0, 3, 6, 9]
     """
-    positions = np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)
-    chosen: Ints = rows[positions]
-    return chosen
+    positions = np.linspace(0, len(rows) - 1, min(len(rows), limit)).astype(int)
+    sample: Ints = rows[positions]
+    return sample
 
 
 def _feature_key(encoder: Encoder, dataset: LabelledDataset) -> str:
-    """Return 16 hexadecimal digits that change with the backbone's weights, or the dataset."""
+    """Return 16 hexadecimal digits of a hash over the dataset and the backbone's weights."""
     digest = hashlib.sha256(dataset.info.digest.encode())
     digest.update(json.dumps([encoder.spec.backbone, dict(encoder.spec.backbone_options)]).encode())
     for name, value in sorted(encoder.backbone.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _read_features(file: Location, shape: tuple[int, int]) -> Floats | None:
+    """Return stored features of this shape; None if the file is missing or of another shape."""
+    try:
+        stored = np.load(io.BytesIO(file.read()))
+    except (NotFoundError, ValueError, EOFError):
+        return None
+    return stored if stored.shape == shape and stored.dtype == np.float32 else None

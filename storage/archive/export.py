@@ -23,7 +23,7 @@ import shapely
 from storage.archive.reader import Archive, Columns
 from storage.errors import ConfigError
 from storage.geometry import footprints
-from storage.location import StorageOptions, is_local, local_path, upload
+from storage.location import Location, StorageOptions
 
 EDGES = ("west", "south", "east", "north")
 _GEO = {
@@ -36,7 +36,7 @@ _GEO = {
 
 
 def write_geoparquet(
-    tables: Iterable[pa.Table], uri: str, options: StorageOptions | None = None
+    tables: Iterable[pa.Table], uri: str | Location, options: StorageOptions | None = None
 ) -> int:
     """Write tables of one schema, one row group each, as one GeoParquet file; return its rows.
 
@@ -53,7 +53,8 @@ def write_geoparquet(
     ConfigError
         There is no table.
     """
-    near = local_path(uri).parent if is_local(uri) else None
+    target = Location.of(uri, options)
+    near = target.path.parent if target.is_local else None
     if near is not None:
         near.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=near) as folder:
@@ -72,9 +73,9 @@ def write_geoparquet(
         if writer is None:
             raise ConfigError(f"{uri}: there is nothing to write, not even an empty table")
         if near is not None:
-            path.replace(local_path(uri))
+            path.replace(target.path)
         else:
-            upload(path, uri, options)
+            target.upload(path)
     return rows
 
 
@@ -89,7 +90,9 @@ _TIME = pa.timestamp("ms", tz="UTC")
 EXPORTED = ("scene", "tile_key", "datetime", "valid_fraction", "cloud_fraction", "bbox")
 
 
-def to_geoparquet(archive: Archive, uri: str, options: StorageOptions | None = None) -> int:
+def to_geoparquet(
+    archive: Archive, uri: str | Location, options: StorageOptions | None = None
+) -> int:
     """Write all live rows as one GeoParquet file, a row group a segment; return how many.
 
     Its columns are ``row``, scene, tile key, UTC datetime, fractions, ``labels`` (lists of class

@@ -28,7 +28,7 @@ from storage.archive.repository import (
 )
 from storage.archive.writer import ArchiveWriter
 from storage.errors import ConfigError, NotFoundError
-from storage.location import StorageOptions, absolute_uri
+from storage.location import Location, StorageOptions
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class SnapshotEntry:
 
 
 def delete_scenes(
-    uri: str,
+    uri: str | Location,
     scene_ids: Sequence[str],
     *,
     reason: str = "deleted",
@@ -120,13 +120,15 @@ def delete_scenes(
     snapshot = archive.snapshot
     if news:
         message = f"delete {len(news)} scenes"
-        snapshot = ArchiveWriter(uri, options).commit([], news, {}, message)
+        snapshot = ArchiveWriter(archive).commit([], news, {}, message)
     return Deletion(
         snapshot=snapshot, scenes=wanted, rows=sum(known[scene].rows for scene in wanted)
     )
 
 
-def list_snapshots(uri: str, options: StorageOptions | None = None) -> list[SnapshotEntry]:
+def list_snapshots(
+    uri: str | Location, options: StorageOptions | None = None
+) -> list[SnapshotEntry]:
     """Return the history of the newest state, the newest first.
 
     Raises
@@ -134,7 +136,8 @@ def list_snapshots(uri: str, options: StorageOptions | None = None) -> list[Snap
     NotFoundError
         There is no archive.
     """
-    tags = list_tags(uri, options)
+    archive = Archive.open(uri, options=options)
+    tags = list_tags(archive.location)
     return [
         SnapshotEntry(
             id=snapshot,
@@ -142,23 +145,26 @@ def list_snapshots(uri: str, options: StorageOptions | None = None) -> list[Snap
             message=message,
             tags=tuple(name for name, tagged in tags.items() if tagged == snapshot),
         )
-        for snapshot, written_at, message in Archive.open(uri, options=options).snapshots()
+        for snapshot, written_at, message in archive.snapshots()
     ]
 
 
-def list_tags(uri: str, options: StorageOptions | None = None) -> dict[str, str]:
+def list_tags(uri: str | Location, options: StorageOptions | None = None) -> dict[str, str]:
     """Return the snapshot that each tag names, by tag."""
-    repository = open_repository(uri, options)
+    repository = open_repository(Location.of(uri, options))
     return {tag: str(repository.lookup_tag(tag)) for tag in sorted(repository.list_tags())}
 
 
-def resolve_snapshot(uri: str, name: str, options: StorageOptions | None = None) -> str:
+def resolve_snapshot(uri: str | Location, name: str, options: StorageOptions | None = None) -> str:
     """Return the snapshot that a tag names; any other name is taken for a snapshot's id."""
     return list_tags(uri, options).get(name, name)
 
 
 def create_tag(
-    uri: str, name: str, snapshot: str | None = None, options: StorageOptions | None = None
+    uri: str | Location,
+    name: str,
+    snapshot: str | None = None,
+    options: StorageOptions | None = None,
 ) -> str:
     """Name a snapshot, the newest by default; return its id. Tagged snapshots never expire.
 
@@ -173,13 +179,13 @@ def create_tag(
     """
     if not name or {*"/:"}.intersection(name) or not name.isprintable() or name != name.strip():
         raise ConfigError(f"{name!r} is no name for a tag; use letters, digits, '-' and '.'")
-    target = Archive.open(uri, snapshot, options).snapshot
-    with store_refusals(uri, f"tag {name!r}"):
-        open_repository(uri, options).create_tag(name, target)
-    return target
+    archive = Archive.open(uri, snapshot, options)
+    with store_refusals(archive.location, f"tag {name!r}"):
+        open_repository(archive.location).create_tag(name, archive.snapshot)
+    return archive.snapshot
 
 
-def delete_tag(uri: str, name: str, options: StorageOptions | None = None) -> None:
+def delete_tag(uri: str | Location, name: str, options: StorageOptions | None = None) -> None:
     """Remove a tag; its name cannot be used again.
 
     Raises
@@ -187,17 +193,22 @@ def delete_tag(uri: str, name: str, options: StorageOptions | None = None) -> No
     NotFoundError
         There is no such archive or tag.
     """
-    tags = list_tags(uri, options)
+    place = Location.of(uri, options)
+    tags = list_tags(place)
     if name not in tags:
         raise NotFoundError(
             f"archive {uri} has no tag {name!r}; it has {', '.join(tags) or 'none'}"
         )
-    with store_refusals(uri, f"deleting tag {name!r}"):
-        open_repository(uri, options).delete_tag(name)
+    with store_refusals(place, f"deleting tag {name!r}"):
+        open_repository(place).delete_tag(name)
 
 
 def pin_snapshot(
-    uri: str, snapshot: str, index_uri: str, version: str, options: StorageOptions | None = None
+    uri: str | Location,
+    snapshot: str,
+    index_uri: str | Location,
+    version: str,
+    options: StorageOptions | None = None,
 ) -> None:
     """Keep a snapshot for as long as a version of an index reads it.
 
@@ -205,10 +216,11 @@ def pin_snapshot(
     nothing is pinned, and a warning says so.
     """
     base = f"{_pin_prefix(index_uri)}{version}"
-    repository = open_repository(uri, options)
+    place = Location.of(uri, options)
+    repository = open_repository(place)
     for number in itertools.count(1):
         name = base if number == 1 else f"{base}:{number}"
-        if list_tags(uri, options).get(name) == snapshot:
+        if list_tags(place).get(name) == snapshot:
             return
         try:
             repository.create_tag(name, snapshot)
@@ -224,7 +236,10 @@ def pin_snapshot(
 
 
 def unpin_snapshots(
-    uri: str, index_uri: str, keep: Collection[str], options: StorageOptions | None = None
+    uri: str | Location,
+    index_uri: str | Location,
+    keep: Collection[str],
+    options: StorageOptions | None = None,
 ) -> None:
     """Take back the pins of all versions of an index but some.
 
@@ -235,20 +250,21 @@ def unpin_snapshots(
     ArchiveConflictError
         The store refuses.
     """
-    repository, prefix = open_repository(uri, options), _pin_prefix(index_uri)
-    with store_refusals(uri, f"taking back the pins of index {index_uri}"):
+    place, prefix = Location.of(uri, options), _pin_prefix(index_uri)
+    repository = open_repository(place)
+    with store_refusals(place, f"taking back the pins of index {index_uri}"):
         for name in repository.list_tags():
             if name.startswith(prefix) and name.removeprefix(prefix).split(":")[0] not in keep:
                 repository.delete_tag(name)
 
 
-def _pin_prefix(index_uri: str) -> str:
+def _pin_prefix(index_uri: str | Location) -> str:
     """Return how the tags of an index begin; people's tags have no colon."""
-    digest = hashlib.sha256(absolute_uri(index_uri).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(Location.of(index_uri).absolute.uri.encode()).hexdigest()[:12]
     return f"index:{digest}:"
 
 
-def rollback(uri: str, to: str, options: StorageOptions | None = None) -> Rollback:
+def rollback(uri: str | Location, to: str, options: StorageOptions | None = None) -> Rollback:
     """Make an earlier state the newest one again.
 
     What was committed after it leaves the history, yet stays readable by its snapshot (and can be
@@ -272,9 +288,10 @@ def rollback(uri: str, to: str, options: StorageOptions | None = None) -> Rollba
     ArchiveConflictError
         Another writer committed meanwhile.
     """
-    target = Archive.open(uri, resolve_snapshot(uri, to, options), options).snapshot
-    with commit_lock(uri), store_refusals(uri, f"going back to {target}"):
-        repository = open_repository(uri, options)
+    place = Location.of(uri, options)
+    target = Archive.open(place, resolve_snapshot(place, to)).snapshot
+    with commit_lock(place), store_refusals(place, f"going back to {target}"):
+        repository = open_repository(place)
         previous = str(repository.lookup_branch(BRANCH))
         if previous != target:
             repository.reset_branch(BRANCH, target, from_snapshot_id=previous)
@@ -282,7 +299,7 @@ def rollback(uri: str, to: str, options: StorageOptions | None = None) -> Rollba
 
 
 def collect_garbage(
-    uri: str,
+    uri: str | Location,
     older_than: dt.timedelta,
     *,
     dry_run: bool = False,
@@ -322,10 +339,11 @@ def collect_garbage(
             f"give at least {MINIMUM_AGE} (h:mm:ss)"
         )
     limit = (now or dt.datetime.now(dt.UTC)) - older_than
-    with commit_lock(uri), store_refusals(uri, "collecting garbage"):
-        repository = open_repository(uri, options)
+    place = Location.of(uri, options)
+    with commit_lock(place), store_refusals(place, "collecting garbage"):
+        repository = open_repository(place)
         newest, *older = repository.ancestry(branch=BRANCH)
-        kept = {newest.id, *list_tags(uri, options).values()}
+        kept = {newest.id, *list_tags(place).values()}
         # The repository's own first snapshot has no parent and is always kept.
         expired = [
             item.id

@@ -43,7 +43,7 @@ from storage.archive.repository import (
 )
 from storage.archive.spec import ArchiveSpec, root_attributes, spec_of
 from storage.errors import ArchiveConflictError, NotFoundError
-from storage.location import StorageOptions
+from storage.location import Location, StorageOptions
 
 if TYPE_CHECKING:
     import xarray
@@ -68,22 +68,41 @@ DERIVED_COLUMNS = ("scene", "tile_key", "row")
 class Archive:
     """An archive as it was at one snapshot, for reading.
 
-    Safe to share between threads; pickles by re-opening (uri, snapshot, options).
+    Safe to share between threads; pickles by opening the same location and snapshot again.
+
+    Attributes
+    ----------
+    location
+        Where the archive is.
+    snapshot
+        Id of the snapshot.
+    spec
+        What made the archive.
+    ledger
+        State of every scene at the snapshot.
     """
 
-    def __init__(self, uri: str, snapshot: str | None, options: StorageOptions | None) -> None:
-        self.uri = uri
-        self._options = options
-        session = read_session(uri, snapshot, options)
+    def __init__(
+        self,
+        location: Location,
+        snapshot: str | None,
+        repository: icechunk.Repository | None = None,
+    ) -> None:
+        self.location = location
+        self.repository = open_repository(location) if repository is None else repository
+        session = read_session(self.repository, location, snapshot)
         self.snapshot: str = session.snapshot_id
-        with translate_errors(uri):
+        with translate_errors(location):
             self._root = zarr.open_group(session.store, mode="r")
-            self.spec = spec_of(self._root.attrs, uri)
+            self.spec = spec_of(self._root.attrs, self.uri)
             self.ledger = read_ledger(self._root)
 
     @classmethod
     def open(
-        cls, uri: str, snapshot: str | None = None, options: StorageOptions | None = None
+        cls,
+        uri: str | Location,
+        snapshot: str | None = None,
+        options: StorageOptions | None = None,
     ) -> "Archive":
         """Open an archive at a snapshot, the newest by default.
 
@@ -92,11 +111,11 @@ class Archive:
         NotFoundError
             There is no archive at the URI, or it has no such snapshot.
         """
-        return cls(uri, snapshot, options)
+        return cls(Location.of(uri, options), snapshot)
 
     @classmethod
     def create(
-        cls, uri: str, spec: ArchiveSpec, options: StorageOptions | None = None
+        cls, uri: str | Location, spec: ArchiveSpec, options: StorageOptions | None = None
     ) -> "Archive":
         """Create an empty archive.
 
@@ -107,8 +126,10 @@ class Archive:
         ConfigError
             Other things are there.
         """
-        with commit_lock(uri), translate_errors(uri):
-            session = make_repository(uri, options).writable_session(BRANCH)
+        place = Location.of(uri, options)
+        with commit_lock(place), translate_errors(place):
+            repository = make_repository(place)
+            session = repository.writable_session(BRANCH)
             taken = ArchiveConflictError(
                 f"an archive exists at {uri}; open it, or choose another place"
             )
@@ -122,20 +143,34 @@ class Archive:
                 session.commit("create archive")
             except icechunk.ConflictError as error:
                 raise taken from error
-        return cls.open(uri, options=options)
+        return cls(place, None, repository)
 
     @staticmethod
-    def exists(uri: str, options: StorageOptions | None = None) -> bool:
+    def exists(uri: str | Location, options: StorageOptions | None = None) -> bool:
         """Tell whether an archive is at the URI; one whose creation was cut off is not."""
+        place = Location.of(uri, options)
         try:
-            repository = open_repository(uri, options)
+            repository = open_repository(place)
         except NotFoundError:
             return False
-        with translate_errors(uri):
+        with translate_errors(place):
             return has_root(repository.readonly_session(BRANCH))
 
+    def latest(self) -> "Archive":
+        """Return the archive at its newest snapshot: this object if no commit came since."""
+        with translate_errors(self.location):
+            newest = self.repository.lookup_branch(BRANCH)
+        if newest == self.snapshot:
+            return self
+        return Archive(self.location, newest, self.repository)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return Archive, (self.uri, self.snapshot, self._options)
+        return Archive, (self.location, self.snapshot)
+
+    @property
+    def uri(self) -> str:
+        """URI of :attr:`location`."""
+        return self.location.uri
 
     def __len__(self) -> int:
         return sum(entry.rows for entry in self.ledger.entries.values())
@@ -254,9 +289,8 @@ class Archive:
 
     def snapshots(self) -> list[tuple[str, str, str]]:
         """Return (snapshot id, ISO time, message) of this snapshot and its ancestors."""
-        repository = open_repository(self.uri, self._options)
-        with translate_errors(self.uri):
-            ancestry = repository.ancestry(snapshot_id=self.snapshot)
+        with translate_errors(self.location):
+            ancestry = self.repository.ancestry(snapshot_id=self.snapshot)
             return [(item.id, item.written_at.isoformat(), item.message) for item in ancestry]
 
     def _segment(self, ordinal: int) -> Segment:
@@ -289,7 +323,7 @@ class Archive:
                 positions = np.arange(segment.rows, dtype=np.int64)
             else:
                 alive = np.array([scene in live for scene in segment.scenes], dtype=bool)
-                with translate_errors(self.uri):
+                with translate_errors(self.location):
                     index = np.asarray(self._array(segment, "scene_index")[:])
                 positions = np.flatnonzero(alive[index]).astype(np.int64)
             self._live_positions[ordinal] = positions
@@ -323,7 +357,7 @@ class Archive:
                 return stored(name).astype("datetime64[ms]")
             return derived(name) if name in DERIVED_COLUMNS else stored(name)
 
-        with translate_errors(self.uri):
+        with translate_errors(self.location):
             return {name: column(name) for name in dict.fromkeys(names)}
 
     def _empty(self, columns: Sequence[str] | None) -> Columns:

@@ -15,14 +15,7 @@ import zarr
 from filelock import FileLock
 
 from storage.errors import ArchiveConflictError, ConfigError, NotFoundError, SkysiftError
-from storage.location import (
-    StorageOptions,
-    delete,
-    icechunk_storage,
-    is_local,
-    list_files,
-    local_path,
-)
+from storage.location import Location
 
 BRANCH = "main"
 _FIRST_SNAPSHOT = "1CECHNKREP0F1RSTCMT0"
@@ -31,7 +24,7 @@ _MAKING_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 icechunk.set_logs_filter("error")  # the local-storage warning: commits hold a file lock below
 
 
-def open_repository(uri: str, options: StorageOptions | None) -> icechunk.Repository:
+def open_repository(place: Location) -> icechunk.Repository:
     """Open the repository of an archive.
 
     Raises
@@ -41,19 +34,19 @@ def open_repository(uri: str, options: StorageOptions | None) -> icechunk.Reposi
     SkysiftError
         The store refuses or cannot be reached.
     """
-    missing = NotFoundError(f"no archive at {uri}; `skysift ingest` creates one")
-    if is_local(uri) and not local_path(uri).exists():
+    missing = NotFoundError(f"no archive at {place}; `skysift ingest` creates one")
+    if place.is_local and not place.path.exists():
         raise missing  # asking Icechunk would create the folder
-    with translate_errors(uri):
+    with translate_errors(place):
         try:
-            return icechunk.Repository.open(icechunk_storage(uri, options))
+            return icechunk.Repository.open(place.icechunk())
         except icechunk.IcechunkError as error:
             if "doesn't exist" not in str(error):
                 raise
             raise missing from error
 
 
-def make_repository(uri: str, options: StorageOptions | None) -> icechunk.Repository:
+def make_repository(place: Location) -> icechunk.Repository:
     """Open the repository of an archive, or make it; another process may do so at this moment.
 
     Icechunk makes none where anything is. What a process that was killed while making one left
@@ -66,28 +59,28 @@ def make_repository(uri: str, options: StorageOptions | None) -> icechunk.Reposi
     SkysiftError
         The store refuses or cannot be reached.
     """
-    storage = icechunk_storage(uri, options)
+    storage = place.icechunk()
     for pause_s in _MAKING_PAUSES_S:
         with suppress(icechunk.IcechunkError):
             return icechunk.Repository.open_or_create(storage)
         with suppress(NotFoundError):  # the other process is not done
-            return open_repository(uri, options)
+            return open_repository(place)
         time.sleep(pause_s)
-    left = list_files(uri, options)
-    if other := [file for file in left if f"/snapshots/{_FIRST_SNAPSHOT}" not in file]:
+    left = place.list()
+    if other := [file for file in left if f"/snapshots/{_FIRST_SNAPSHOT}" not in file.uri]:
         raise ConfigError(
-            f"archive {uri}: no archive is there, but {other[0]} is; give an empty place"
+            f"archive {place}: no archive is there, but {other[0]} is; give an empty place"
         )
     for file in left:
-        delete(file, options)
-    with translate_errors(uri):
+        file.delete()
+    with translate_errors(place):
         return icechunk.Repository.open_or_create(storage)
 
 
 def read_session(
-    uri: str, snapshot: str | None, options: StorageOptions | None
+    repository: icechunk.Repository, place: Location, snapshot: str | None
 ) -> icechunk.Session:
-    """Open an archive at a snapshot, None for the newest, for reading.
+    """Open a snapshot of an archive, None for the newest, for reading.
 
     Raises
     ------
@@ -96,12 +89,11 @@ def read_session(
     SkysiftError
         The store refuses or cannot be reached.
     """
-    repository = open_repository(uri, options)
     missing = NotFoundError(
-        f"archive {uri} has no snapshot {snapshot or 'yet'!r}; "
+        f"archive {place} has no snapshot {snapshot or 'yet'!r}; "
         "`skysift archive snapshots` prints those it has"
     )
-    with translate_errors(uri):
+    with translate_errors(place):
         try:
             session = (
                 repository.readonly_session(snapshot_id=snapshot)
@@ -145,7 +137,7 @@ def has_root(session: icechunk.Session) -> bool:
 
 
 @contextmanager
-def translate_errors(uri: str) -> Iterator[None]:
+def translate_errors(place: Location) -> Iterator[None]:
     """Name the archive when its store fails; conflicts between writers pass as they are.
 
     Raises
@@ -157,13 +149,13 @@ def translate_errors(uri: str) -> Iterator[None]:
         yield
     except icechunk.IcechunkError as error:
         raise SkysiftError(
-            f"archive {uri}: its store failed: {store_reason(error)}; check the endpoint, the "
+            f"archive {place}: its store failed: {store_reason(error)}; check the endpoint, the "
             "bucket, the credentials and the disk, then repeat: what was committed is kept"
         ) from error
 
 
 @contextmanager
-def store_refusals(uri: str, what: str) -> Iterator[None]:
+def store_refusals(place: Location, what: str) -> Iterator[None]:
     """Name the archive and the attempt when the repository refuses a change.
 
     Raises
@@ -176,7 +168,7 @@ def store_refusals(uri: str, what: str) -> Iterator[None]:
     except icechunk.IcechunkError as error:
         reason = " ".join(str(error).split("`->")[-1].split())[:200]
         raise ArchiveConflictError(
-            f"archive {uri}: {what} was refused: {reason}; "
+            f"archive {place}: {what} was refused: {reason}; "
             "`skysift archive snapshots` shows how it stands, then repeat"
         ) from error
 
@@ -190,10 +182,10 @@ def store_reason(error: icechunk.IcechunkError) -> str:
 class commit_lock:
     """Serialise commits to a local archive; object stores do it themselves."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, place: Location) -> None:
         self._lock: FileLock | None = None
-        if is_local(uri):
-            path = local_path(uri).absolute()
+        if place.is_local:
+            path = place.path.absolute()
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(f"{path}.lock")
 

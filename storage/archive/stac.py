@@ -13,7 +13,7 @@ import shapely
 from storage.archive.reader import Archive
 from storage.errors import NotFoundError
 from storage.geometry import footprints
-from storage.location import StorageOptions, absolute_uri, write_bytes
+from storage.location import Location, StorageOptions
 
 EXTENSION = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
 
@@ -60,13 +60,13 @@ def archive_item(archive: Archive) -> dict[str, Any]:
         "links": [
             {
                 "rel": "emb:model",
-                "href": absolute_uri(spec.encoder_uri),
+                "href": Location(spec.encoder_uri).absolute.uri,
                 "title": f"encoder {spec.encoder_fingerprint[:16]}",
             }
         ],
         "assets": {
             "embeddings": {
-                "href": absolute_uri(archive.uri),
+                "href": archive.location.absolute.uri,
                 "type": "application/vnd.zarr; version=3",
                 "title": "Icechunk repository of Zarr v3 groups",
                 "roles": ["data"],
@@ -76,11 +76,11 @@ def archive_item(archive: Archive) -> dict[str, Any]:
 
 
 def write_archive_item(
-    archive: Archive, uri: str, options: StorageOptions | None = None
+    archive: Archive, uri: str | Location, options: StorageOptions | None = None
 ) -> dict[str, Any]:
     """Write :func:`archive_item` as JSON and return it."""
     item = archive_item(archive)
-    write_bytes(uri, (json.dumps(item, indent=1) + "\n").encode(), options)
+    Location.of(uri, options).write((json.dumps(item, indent=1) + "\n").encode())
     return item
 
 

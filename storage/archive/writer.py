@@ -19,17 +19,16 @@ import numpy.typing as npt
 import zarr
 
 from storage.archive.ledger import Ledger, LedgerEntry, Segment, page_bytes, page_name
-from storage.archive.reader import STORED_COLUMNS, read_ledger
+from storage.archive.reader import STORED_COLUMNS, Archive, read_ledger
 from storage.archive.repository import (
     commit_lock,
-    open_repository,
     translate_errors,
     writing_fork,
     writing_session,
 )
 from storage.archive.spec import ArchiveSpec
 from storage.errors import ArchiveConflictError, SkysiftError
-from storage.location import StorageOptions, is_local
+from storage.location import Location
 
 CHUNK_ROWS = 8192
 UNIT_NORM_TOLERANCE = 1e-2
@@ -75,15 +74,21 @@ class ArchiveWriter:
 
     Segments are written into the fork that :attr:`fork` hands out (in this process or a worker);
     :meth:`commit` merges their receipts and records the scenes that they settle.
+
+    Parameters
+    ----------
+    archive
+        An open archive, whose repository and ledger are used, or a place to open.
     """
 
-    def __init__(self, uri: str, options: StorageOptions | None = None) -> None:
-        self.uri = uri
-        self._options = options
-        self._repository = open_repository(uri, options)
-        with translate_errors(uri):
+    def __init__(self, archive: Archive | Location | str) -> None:
+        if not isinstance(archive, Archive):
+            archive = Archive.open(archive)
+        self.location = archive.location
+        self._repository = archive.repository
+        with translate_errors(self.location):
             self.fork: Any = writing_fork(self._repository)
-        self._known = ("", Ledger())
+        self._known = (archive.snapshot, archive.ledger)
 
     def commit(
         self,
@@ -108,7 +113,7 @@ class ArchiveWriter:
         """
         for attempt in range(_COMMIT_ATTEMPTS):
             try:
-                with translate_errors(self.uri), commit_lock(self.uri):
+                with translate_errors(self.location), commit_lock(self.location):
                     session = writing_session(self._repository)
                     ledger = self._ledger_of(session)
                     entries, receipts = _pending_entries(ledger, entries, receipts)
@@ -124,11 +129,11 @@ class ArchiveWriter:
             except icechunk.ConflictError:
                 continue
             except SkysiftError:
-                if is_local(self.uri) or attempt == _COMMIT_ATTEMPTS - 1:
+                if self.location.is_local or attempt == _COMMIT_ATTEMPTS - 1:
                     raise  # a disk that is full stays full
                 time.sleep(_RETRY_AFTER_S * 2**attempt)
         raise ArchiveConflictError(
-            f"archive {self.uri}: other writers committed first {_COMMIT_ATTEMPTS} times; "
+            f"archive {self.location}: other writers committed first {_COMMIT_ATTEMPTS} times; "
             "run one ingest at a time, then repeat this one: finished scenes are skipped"
         )
 

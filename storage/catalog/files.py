@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from storage.errors import CatalogError, ConfigError, SceneError
-from storage.location import StorageOptions, filesystem, is_local, local_path
+from storage.location import Location
 from storage.raster.geotiff import inspect
 from storage.scene import BandSource, Candidate, CatalogSpec, MaskSource, Rejected, Sources
 
@@ -16,19 +16,15 @@ _DATE = r"(?<!\d)(?P<date>\d{8}T\d{6}|\d{4}-\d{2}-\d{2}|(?:19|20)\d{6})(?!\d)"
 _DATE_FORMATS = {4: "%Y", 6: "%Y%m", 7: "%Y%j", 8: "%Y%m%d", 14: "%Y%m%d%H%M%S"}
 
 
-def file_candidates(
-    names: Sequence[str], spec: CatalogSpec, options: StorageOptions | None = None
-) -> Iterator[Candidate | Rejected]:
+def file_candidates(files: Sequence[Location], spec: CatalogSpec) -> Iterator[Candidate | Rejected]:
     """Yield a candidate for every group of files that makes a scene.
 
     Parameters
     ----------
-    names
-        URIs of GeoTIFFs.
+    files
+        GeoTIFFs.
     spec
         Its mappings' ``asset`` say how the names of a scene's files end.
-    options
-        How to reach the files.
 
     Raises
     ------
@@ -36,29 +32,30 @@ def file_candidates(
         The pattern for the date is wrong.
     """
     pattern = _date_pattern(spec.datetime_pattern)
-    for stem, files in _groups(names, spec).items():
+    for stem, group in _groups(files, spec).items():
         scene_id = PurePosixPath(stem).name
-        href = next(iter(files.values()))
+        href = next(iter(group.values()))
         try:
-            moment = _date(scene_id, href, pattern)
-            bbox = inspect(href, options).bbox if spec.query.area else None
+            moment = _date(scene_id, href.uri, pattern)
+            bbox = inspect(href).bbox if spec.query.area else None
         except (CatalogError, SceneError) as error:
             yield Rejected(scene_id=scene_id, reason=str(error))
             continue
-        entry = _Files(scene_id, files, spec, options)
+        entry = _Files(scene_id, group, spec)
         yield Candidate(id=scene_id, datetime=moment, bbox=bbox, resolve=entry.resolve)
 
 
-def _groups(names: Sequence[str], spec: CatalogSpec) -> dict[str, dict[str | None, str]]:
+def _groups(files: Sequence[Location], spec: CatalogSpec) -> dict[str, dict[str | None, Location]]:
     """Return, by the path that a scene's files begin with, its files by how they end."""
     named = {mapping.asset for mapping in spec.bands.values()}
     named |= {spec.mask.asset} if spec.mask else set()
     endings = sorted((ending for ending in named if ending), key=len, reverse=True)
-    groups: dict[str, dict[str | None, str]] = {}
-    for name in names:
+    groups: dict[str, dict[str | None, Location]] = {}
+    for file in files:
+        name = file.uri
         ending = next((ending for ending in endings if name.endswith(ending)), None)
         stem = name.removesuffix(ending) if ending else name[: name.rindex(".")]
-        groups.setdefault(stem, {})[ending] = name
+        groups.setdefault(stem, {})[ending] = file
     return groups
 
 
@@ -66,13 +63,9 @@ class _Files:
     """The files of one scene; finds bands in them when asked."""
 
     def __init__(
-        self,
-        scene_id: str,
-        files: Mapping[str | None, str],
-        spec: CatalogSpec,
-        options: StorageOptions | None,
+        self, scene_id: str, files: Mapping[str | None, Location], spec: CatalogSpec
     ) -> None:
-        self._id, self._files, self._spec, self._options = scene_id, files, spec, options
+        self._id, self._files, self._spec = scene_id, files, spec
 
     def resolve(self, bands: Sequence[str]) -> Sources:
         found = tuple(self._band(name) for name in bands)
@@ -84,8 +77,8 @@ class _Files:
                 cloud_values=mask.cloud_values,
                 cloud_bits=mask.cloud_bits,
             )
-        used = sorted({band.href for band in found} | ({source.href} if source else set()))
-        revision = " ".join(_revision(name, self._options) for name in used)
+        files = {band.href for band in found} | ({source.href} if source else set())
+        revision = " ".join(_revision(file) for file in sorted(files, key=str))
         return Sources(bands=found, mask=source, revision=revision)
 
     def _band(self, name: str) -> BandSource:
@@ -102,33 +95,33 @@ class _Files:
             nodata=mapping.nodata,
         )
 
-    def _file(self, ending: str | None, what: str) -> str:
+    def _file(self, ending: str | None, what: str) -> Location:
         if ending in self._files:
             return self._files[ending]
-        have = ", ".join(PurePosixPath(name).name for name in self._files.values())
+        have = ", ".join(PurePosixPath(file.uri).name for file in self._files.values())
         wanted = f"file ending in {ending!r}" if ending else "file without one of the endings"
         raise CatalogError(f"scene {self._id} has no {wanted} for {what}; it has {have}")
 
-    def _by_description(self, name: str) -> tuple[str, int]:
+    def _by_description(self, name: str) -> tuple[Location, int]:
         have: list[str] = []
         for href in self._files.values():
-            descriptions = inspect(href, self._options).descriptions
+            descriptions = inspect(href).descriptions
             if name in descriptions:
                 return href, descriptions.index(name) + 1
             named = ", ".join(one or "unnamed" for one in descriptions)
-            have.append(f"{PurePosixPath(href).name} has {len(descriptions)} ({named})")
+            have.append(f"{PurePosixPath(href.uri).name} has {len(descriptions)} ({named})")
         raise CatalogError(
             f"scene {self._id} has no band described as {name!r}: {'; '.join(have)}; "
             "map it to its number in the recipe's bands"
         )
 
 
-def _revision(href: str, options: StorageOptions | None) -> str:
+def _revision(file: Location) -> str:
     """Return what changes when a file is replaced: its size and its time or entity tag."""
-    if is_local(href):
-        status = local_path(href).stat()
+    if file.is_local:
+        status = file.path.stat()
         return f"{status.st_size}-{status.st_mtime_ns}"
-    store, path = filesystem(href, options)
+    store, path = file.filesystem()
     details = store.info(path)
     return f"{details['size']}-{str(details.get('ETag', '')).strip(chr(34))}"
 

@@ -8,7 +8,6 @@ An entry that is wrong is rejected with its reason and never stops the rest.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from typing import TypeVar
 
 import numpy as np
@@ -20,7 +19,7 @@ from storage.catalog.stac_geoparquet import SUFFIXES as TABLE_SUFFIXES
 from storage.catalog.stac_geoparquet import table_candidates
 from storage.errors import CatalogError, ConfigError, EmptyCatalogError, SkysiftError
 from storage.geometry import in_polygon, touches_polygon
-from storage.location import StorageOptions, exists, is_local, join_uri, list_files
+from storage.location import Location, StorageOptions
 from storage.scene import (
     BBox,
     Candidate,
@@ -50,7 +49,7 @@ def read_scenes(
     bands
         Names of the bands that every scene must have, in the encoder's order.
     options
-        How to reach the source.
+        How to reach a source that is a plain URI.
 
     Returns
     -------
@@ -70,23 +69,22 @@ def read_scenes(
     """
     if not bands:
         raise ConfigError("no bands are asked for; name at least one")
-    found = list(_entries(spec, options))
-    if not found and is_api(spec.source):
-        raise EmptyCatalogError(
-            f"the STAC API at {spec.source} finds nothing for the query; widen it"
-        )
+    source = Location.of(spec.source, options)
+    found = list(_entries(source, spec))
+    if not found and is_api(source):
+        raise EmptyCatalogError(f"the STAC API at {source} finds nothing for the query; widen it")
     if not found:
         raise EmptyCatalogError(
-            f"{spec.source} holds no scenes; give a STAC document or API, a GeoTIFF, "
+            f"{source} holds no scenes; give a STAC document or API, a GeoTIFF, "
             "a folder of them, or a pattern such as folder/*.tif"
         )
     kept, rejected = _select(found, spec.query)
     if not kept and not rejected:
         raise EmptyCatalogError(
-            f"none of the {len(found)} entries of {spec.source} satisfies the query; widen it"
+            f"none of the {len(found)} entries of {source} satisfies the query; widen it"
         )
     scenes: list[Scene] = []
-    waits = not (is_api(spec.source) or is_local(spec.source))  # an API's items are here whole
+    waits = not (is_api(source) or source.is_local)  # an API's items are here whole
     for outcome in _map(lambda one: _scene(one, bands), kept, local=not waits):
         if isinstance(outcome, Scene):
             scenes.append(outcome)
@@ -95,29 +93,29 @@ def read_scenes(
     return SceneList(scenes=tuple(scenes), rejected=tuple(rejected))
 
 
-def _entries(spec: CatalogSpec, options: StorageOptions | None) -> Iterator[Candidate | Rejected]:
-    """Yield what a source holds, by what it looks like."""
-    source = spec.source
+def _entries(source: Location, spec: CatalogSpec) -> Iterator[Candidate | Rejected]:
+    """Yield the entries of a source, by the form of its URI."""
     if is_api(source):
-        yield from api_candidates(spec)
+        yield from api_candidates(source, spec)
         return
-    if source.lower().endswith(TABLE_SUFFIXES) and not _is_pattern(source):
-        yield from table_candidates(spec, options)
+    is_pattern, name = _is_pattern(source.uri), source.uri.lower()
+    if not is_pattern and name.endswith(TABLE_SUFFIXES):
+        yield from table_candidates(source, spec)
         return
-    if source.lower().endswith(_JSON_SUFFIXES) and not _is_pattern(source):
-        yield from item_candidates([source], spec, options)
+    if not is_pattern and name.endswith(_JSON_SUFFIXES):
+        yield from item_candidates(source, [source], spec)
         return
-    for name in ("catalog.json", "collection.json"):
-        if not _is_pattern(source) and exists(join_uri(source, name), options):
-            yield from item_candidates([join_uri(source, name)], spec, options)
+    for document in (source / "catalog.json", source / "collection.json"):
+        if not is_pattern and document.exists():
+            yield from item_candidates(source, [document], spec)
             return
-    names = list_files(source, options)
-    documents = [name for name in names if name.lower().endswith(_JSON_SUFFIXES)]
-    rasters = [name for name in names if name.lower().endswith(GEOTIFF_SUFFIXES)]
+    files = source.list()
+    documents = [file for file in files if file.uri.lower().endswith(_JSON_SUFFIXES)]
+    rasters = [file for file in files if file.uri.lower().endswith(GEOTIFF_SUFFIXES)]
     if rasters:
-        yield from file_candidates(rasters, spec, options)
+        yield from file_candidates(rasters, spec)
     elif documents:
-        yield from item_candidates(documents, spec, options)
+        yield from item_candidates(source, documents, spec)
 
 
 def _is_pattern(source: str) -> bool:
@@ -169,9 +167,10 @@ def _check_id(scene_id: str, seen: set[str]) -> None:
 def _satisfies(entry: Candidate, query: SceneQuery) -> bool:
     if query.collections and entry.collection not in query.collections:
         return False
-    if query.since is not None and entry.datetime < _utc(query.since):
+    since, until = query.interval
+    if since is not None and entry.datetime < since:
         return False
-    if query.until is not None and entry.datetime > _utc(query.until):
+    if until is not None and entry.datetime > until:
         return False
     cover, limit = entry.cloud_cover_percent, query.max_cloud_cover_percent
     if cover is not None and limit is not None and cover > limit:
@@ -195,10 +194,6 @@ def _lies_in(entry: Candidate, query: SceneQuery) -> bool:
         return touches_polygon(entry.geometry, wkt)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CatalogError(f"scene {entry.id} has a geometry that is none: {error}") from error
-
-
-def _utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _touch(a: BBox, b: BBox) -> bool:

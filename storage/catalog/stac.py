@@ -17,7 +17,7 @@ import pystac
 
 from storage.catalog.url_policy import is_within
 from storage.errors import CatalogError, ConfigError, SkysiftError
-from storage.location import StorageOptions, is_local, is_web, read_bytes, resolve_uri
+from storage.location import Location
 from storage.scene import (
     BandMapping,
     BandSource,
@@ -41,18 +41,18 @@ MALFORMED = (*_STAC_ERRORS, ValueError, KeyError, TypeError, AttributeError)
 
 
 def item_candidates(
-    documents: Sequence[str], spec: CatalogSpec, options: StorageOptions | None = None
+    source: Location, documents: Sequence[Location], spec: CatalogSpec
 ) -> Iterator[Candidate | Rejected]:
     """Yield a candidate for every item that STAC documents hold or link to.
 
     Parameters
     ----------
+    source
+        Where the documents were listed.
     documents
-        URIs of items, item collections, catalogs or collections.
+        Items, item collections, catalogs or collections.
     spec
-        How to find bands and mask in them.
-    options
-        How to reach them.
+        How to find bands and mask in the items.
 
     Raises
     ------
@@ -62,55 +62,46 @@ def item_candidates(
         The only document given does not exist.
     """
     if len(documents) == 1:
-        read = _read_json(documents[0], options)
-        yield from _walk(documents[0], read, spec, options, {documents[0]})
+        yield from _walk(documents[0], _read_json(documents[0]), spec, {documents[0].uri})
         return
-    yield from _follow(spec.source, documents, spec, options, set())
+    yield from _follow(source, documents, spec, set())
 
 
 def _walk(
-    uri: str,
-    document: Mapping[str, Any],
-    spec: CatalogSpec,
-    options: StorageOptions | None,
-    seen: set[str],
+    place: Location, document: Mapping[str, Any], spec: CatalogSpec, seen: set[str]
 ) -> Iterator[Candidate | Rejected]:
     kind = document.get("type")
     if kind == "Feature":
-        yield item_candidate(uri, document, spec)
+        yield item_candidate(place, document, spec)
     elif kind == "FeatureCollection":
         for item in document.get("features") or []:
-            yield item_candidate(uri, item, spec)
+            yield item_candidate(place, item, spec)
     elif kind in ("Catalog", "Collection") or "stac_version" in document:
         links = [
-            resolve_uri(uri, str(link["href"]))
+            place.resolve(str(link["href"]))
             for link in document.get("links") or []
             if isinstance(link, dict) and link.get("rel") in ("item", "child") and "href" in link
         ]
-        yield from _follow(uri, links, spec, options, seen)
+        yield from _follow(place, links, spec, seen)
     else:
         raise CatalogError(
-            f"{uri} is not STAC: its type is {kind!r}; give an item, an item collection, "
+            f"{place} is not STAC: its type is {kind!r}; give an item, an item collection, "
             "a catalog or a collection"
         )
 
 
 def _follow(
-    base: str,
-    links: Sequence[str],
-    spec: CatalogSpec,
-    options: StorageOptions | None,
-    seen: set[str],
+    base: Location, links: Sequence[Location], spec: CatalogSpec, seen: set[str]
 ) -> Iterator[Candidate | Rejected]:
     """Walk documents that ``base`` names; one that cannot be read is rejected by its name."""
-    fresh = [link for link in dict.fromkeys(links) if link not in seen]
-    seen.update(fresh)
+    fresh = [link for link in dict.fromkeys(links) if link.uri not in seen]
+    seen.update(link.uri for link in fresh)
 
-    def read(link: str) -> Mapping[str, Any] | SkysiftError:
+    def read(link: Location) -> Mapping[str, Any] | SkysiftError:
         try:
-            if is_local(link) and not is_local(base):
+            if link.is_local and not base.is_local:
                 raise CatalogError(f"a remote catalog links to {link}, a file of this machine")
-            return _read_json(link, options)
+            return _read_json(link)
         except SkysiftError as error:
             return error
 
@@ -120,27 +111,27 @@ def _follow(
             try:
                 if isinstance(outcome, SkysiftError):
                     raise outcome
-                yield from _walk(link, outcome, spec, options, seen)
+                yield from _walk(link, outcome, spec, seen)
             except SkysiftError as error:
-                yield Rejected(scene_id=PurePosixPath(link).stem, reason=str(error))
+                yield Rejected(scene_id=PurePosixPath(link.uri).stem, reason=str(error))
 
 
-def _read_json(uri: str, options: StorageOptions | None) -> dict[str, Any]:
+def _read_json(place: Location) -> dict[str, Any]:
     try:
-        document = json.loads(read_bytes(uri, options))
+        document = json.loads(place.read())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CatalogError(f"{uri} is not JSON: {error}; give a STAC document") from error
+        raise CatalogError(f"{place} is not JSON: {error}; give a STAC document") from error
     if not isinstance(document, dict):
-        raise CatalogError(f"{uri} is not STAC: it holds a {type(document).__name__}")
+        raise CatalogError(f"{place} is not STAC: it holds a {type(document).__name__}")
     return document
 
 
-def item_candidate(uri: str, document: Any, spec: CatalogSpec) -> Candidate | Rejected:
+def item_candidate(place: Location, document: Any, spec: CatalogSpec) -> Candidate | Rejected:
     """Return the candidate that an item makes, or why it cannot be one.
 
     Parameters
     ----------
-    uri
+    place
         Where the item is from; its relative links refer to that.
     document
         The item as JSON.
@@ -156,8 +147,8 @@ def item_candidate(uri: str, document: Any, spec: CatalogSpec) -> Candidate | Re
         cloud = None if cover is None else float(cover)
     except MALFORMED as error:
         return Rejected(
-            scene_id=name or PurePosixPath(uri).stem,
-            reason=f"an item of {uri} cannot be used: {type(error).__name__}: {error}",
+            scene_id=name or PurePosixPath(place.uri).stem,
+            reason=f"an item of {place} cannot be used: {type(error).__name__}: {error}",
         )
     if moment is None:
         return Rejected(scene_id=name, reason=f"item {name} has no datetime; it cannot be dated")
@@ -168,7 +159,7 @@ def item_candidate(uri: str, document: Any, spec: CatalogSpec) -> Candidate | Re
         geometry=item.geometry,
         collection=item.collection_id,
         cloud_cover_percent=cloud,
-        resolve=_Item(uri, item, spec).resolve,
+        resolve=_Item(place, item, spec).resolve,
     )
 
 
@@ -184,8 +175,8 @@ def _flat_bbox(bbox: Sequence[float] | None) -> BBox | None:
 class _Item:
     """One item; finds bands among its assets when asked."""
 
-    def __init__(self, uri: str, item: pystac.Item, spec: CatalogSpec) -> None:
-        self._uri, self._item, self._spec = uri, item, spec
+    def __init__(self, place: Location, item: pystac.Item, spec: CatalogSpec) -> None:
+        self._place, self._item, self._spec = place, item, spec
         self._pixels = {key: one for key, one in item.assets.items() if _holds_pixels(one)}
 
     def resolve(self, bands: Sequence[str]) -> Sources:
@@ -193,7 +184,7 @@ class _Item:
             return self._resolve(bands)
         except MALFORMED as error:
             raise CatalogError(
-                f"item {self._item.id} of {self._uri} describes its assets wrongly: "
+                f"item {self._item.id} of {self._place} describes its assets wrongly: "
                 f"{type(error).__name__}: {error}"
             ) from error
 
@@ -215,7 +206,7 @@ class _Item:
             revision=self._revision(),
             end=item.common_metadata.end_datetime if item.datetime is None else None,
             sources=tuple(item.properties.get("skysift:sources", ())),
-            document=item.get_self_href() or self._uri,
+            document=item.get_self_href() or self._place.uri,
         )
 
     def _band(self, name: str) -> BandSource:
@@ -287,14 +278,13 @@ class _Item:
             return stated.get("offset")
         return stated["offset"] / stated.get("scale", 1.0) * scale
 
-    def _href(self, key: str) -> str:
+    def _href(self, key: str) -> Location:
         """Return where an asset lies, at the first of its places that can be read."""
         asset = self._item.assets[key]
         alternates = asset.extra_fields.get("alternate", {})
         for href in (asset.href, *(other.get("href", "") for other in alternates.values())):
             on_s3 = _AWS.fullmatch(href)
-            place = f"s3://{on_s3['bucket']}/{on_s3['key']}" if on_s3 else href
-            place = resolve_uri(self._uri, place)
+            place = self._place.resolve(f"s3://{on_s3['bucket']}/{on_s3['key']}" if on_s3 else href)
             if self._may_be_read(place):
                 return place
         raise CatalogError(
@@ -303,15 +293,15 @@ class _Item:
             "web addresses only when catalog.allow names what they begin with"
         )
 
-    def _may_be_read(self, place: str) -> bool:
+    def _may_be_read(self, place: Location) -> bool:
         allowed = self._spec.allow
         try:
-            if allowed and not any(is_within(place, root) for root in allowed):
+            if allowed and not any(is_within(place.uri, root) for root in allowed):
                 return False
-            if is_web(place):
+            if place.is_web:
                 return bool(allowed)
             # A document from elsewhere does not name files of this machine.
-            return not is_local(place) or is_local(self._uri)
+            return not place.is_local or self._place.is_local
         except ConfigError:
             return False
 

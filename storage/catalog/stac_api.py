@@ -19,6 +19,7 @@ from urllib3.util import Retry
 from storage.catalog.stac import MALFORMED, item_candidate
 from storage.catalog.url_policy import CheckedAdapter
 from storage.errors import CatalogError
+from storage.location import Location
 from storage.scene import BBox, Candidate, CatalogSpec, Rejected, SceneQuery
 
 PAGE_ITEMS = 250
@@ -26,7 +27,7 @@ _TIMEOUT_S = 60.0
 _RETRIES = 4
 
 
-def is_api(source: str) -> bool:
+def is_api(source: str | Location) -> bool:
     """Tell whether a source is the address of a STAC API.
 
     Examples
@@ -34,18 +35,20 @@ def is_api(source: str) -> bool:
     >>> is_api("https://earth-search.aws.element84.com/v1"), is_api("s3://bucket/catalog.json")
     (True, False)
     """
-    return urlsplit(source).scheme in ("http", "https")
+    return urlsplit(str(source)).scheme in ("http", "https")
 
 
 def api_candidates(
-    spec: CatalogSpec, *, page_items: int = PAGE_ITEMS
+    source: Location, spec: CatalogSpec, *, page_items: int = PAGE_ITEMS
 ) -> Iterator[Candidate | Rejected]:
     """Yield a candidate for every item that an API finds for a query, each once.
 
     Parameters
     ----------
+    source
+        The API's landing page.
     spec
-        Its source is the API's landing page.
+        How to find bands and mask in items, and the query.
     page_items
         Items to a request; servers may give fewer.
 
@@ -56,26 +59,26 @@ def api_candidates(
         pages do not come to an end.
     """
     try:
-        client = _open(spec.source)
+        client = _open(source.uri)
         seen: set[tuple[str, str]] = set()
         for box in _boxes(spec.query.area):
             for page in _pages(client, spec.query, box, page_items):
-                yield from _fresh(page, spec, seen)
+                yield from _fresh(page, source, spec, seen)
     except APIError as error:
         status = getattr(error, "status_code", None)
         answer = f"answered {status}" if status else "could not be reached"
         raise CatalogError(
-            f"the STAC API at {spec.source} {answer}: {' '.join(str(error).split())[:200]}; "
+            f"the STAC API at {source} {answer}: {' '.join(str(error).split())[:200]}; "
             "check the address and the query, then repeat"
         ) from error
     except DoesNotConformTo as error:
         raise CatalogError(
-            f"{spec.source} is no STAC API with item search; "
+            f"{source} is no STAC API with item search; "
             "give the landing page of one, or an item collection of its items"
         ) from error
     except MALFORMED as error:
         raise CatalogError(
-            f"{spec.source} does not answer as a STAC API: {type(error).__name__}: "
+            f"{source} does not answer as a STAC API: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}; give the address of its landing page"
         ) from error
 
@@ -105,7 +108,7 @@ def _pages(
         method="POST" if "POST" in methods else "GET",
         limit=page_items,
         bbox=list(box) if box else None,
-        datetime=_interval(query.since, query.until),
+        datetime=_interval(*query.interval),
         collections=list(query.collections) or None,
     )
     before: list[str] | None = None
@@ -122,17 +125,17 @@ def _pages(
 
 
 def _fresh(
-    features: list[Any], spec: CatalogSpec, seen: set[tuple[str, str]]
+    features: list[Any], source: Location, spec: CatalogSpec, seen: set[tuple[str, str]]
 ) -> Iterator[Candidate | Rejected]:
     """Yield the items that no earlier page had: results shift while an archive grows."""
     for item in features:
         if not isinstance(item, dict):
-            yield item_candidate(spec.source, item, spec)
+            yield item_candidate(source, item, spec)
             continue
         key = (str(item.get("collection")), str(item.get("id")))
         if key not in seen:
             seen.add(key)
-            yield item_candidate(_own_address(item) or spec.source, item, spec)
+            yield item_candidate(source.at(_own_address(item) or source.uri), item, spec)
 
 
 def _own_address(item: Mapping[str, Any]) -> str | None:

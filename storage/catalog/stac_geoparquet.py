@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from storage.catalog.stac import item_candidate
 from storage.errors import CatalogError
-from storage.location import StorageOptions, read_bytes
+from storage.location import Location
 from storage.scene import Candidate, CatalogSpec, Rejected
 
 SUFFIXES = (".parquet", ".geoparquet")
@@ -26,17 +26,15 @@ _OWN_FIELDS = {"id", "type", "stac_version", "stac_extensions", "collection", "l
 _GEOMETRIES = {"geometry", "proj:geometry"}
 
 
-def table_candidates(
-    spec: CatalogSpec, options: StorageOptions | None = None
-) -> Iterator[Candidate | Rejected]:
+def table_candidates(source: Location, spec: CatalogSpec) -> Iterator[Candidate | Rejected]:
     """Yield a candidate for every row of a STAC-GeoParquet table.
 
     Parameters
     ----------
+    source
+        The table.
     spec
-        Its source is the table.
-    options
-        How to reach it.
+        How to find bands and mask in its items.
 
     Raises
     ------
@@ -50,21 +48,20 @@ def table_candidates(
     Memory: the file and one batch of rows.
     """
     try:
-        table = pq.ParquetFile(pa.BufferReader(read_bytes(spec.source, options)))
+        table = pq.ParquetFile(pa.BufferReader(source.read()))
         missing = _NEEDED - set(table.schema_arrow.names)
         if missing:
             raise CatalogError(
-                f"{spec.source} is no STAC-GeoParquet: it has no column "
+                f"{source} is no STAC-GeoParquet: it has no column "
                 f"{' and no '.join(sorted(missing))}; give a table of STAC items"
             )
         columns = [name for name in table.schema_arrow.names if name not in _GEOMETRIES]
         for batch in table.iter_batches(_BATCH_ROWS, columns=columns):
             for row in batch.to_pylist():
-                yield item_candidate(spec.source, _item(row), spec)
+                yield item_candidate(source, _item(row), spec)
     except pa.ArrowException as error:
         raise CatalogError(
-            f"{spec.source} is no readable Parquet: {' '.join(str(error).split())[:200]}; "
-            "write it again"
+            f"{source} is no readable Parquet: {' '.join(str(error).split())[:200]}; write it again"
         ) from error
 
 

@@ -13,7 +13,7 @@ import pystac
 import shapely
 
 from storage.geometry import footprints
-from storage.location import StorageOptions, join_uri, list_files, read_bytes, write_bytes
+from storage.location import Location, StorageOptions
 from storage.raster.geotiff import RasterInfo
 
 PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
@@ -105,24 +105,29 @@ def composite_document(
     return dict(item.to_dict(include_self_link=False, transform_hrefs=False))
 
 
-def write_item(document: Mapping[str, Any], uri: str, options: StorageOptions | None) -> None:
+def write_item(
+    document: Mapping[str, Any], folder: str | Location, options: StorageOptions | None = None
+) -> None:
     """Write an item as ``<id>.json`` into a folder."""
     text = json.dumps(document, indent=1).encode()
-    write_bytes(join_uri(uri, f"{document['id']}.json"), text, options)
+    (Location.of(folder, options) / f"{document['id']}.json").write(text)
 
 
-def written_items(uri: str, options: StorageOptions | None) -> dict[str, dict[str, Any]]:
+def written_items(
+    folder: str | Location, options: StorageOptions | None = None
+) -> dict[str, dict[str, Any]]:
     """Return the items that were written into a folder, by their ids."""
-    names = (name for name in list_files(uri, options) if name.endswith(".json"))
-    items = (json.loads(read_bytes(n, options)) for n in names if not n.endswith(COLLECTION))
+    documents = [file for file in Location.of(folder, options).list() if file.uri.endswith(".json")]
+    items = [json.loads(file.read()) for file in documents if not file.uri.endswith(COLLECTION)]
     return {item["id"]: item for item in items}
 
 
 def write_collection(
-    uri: str, title: str, description: str, options: StorageOptions | None
+    folder: str | Location, title: str, description: str, options: StorageOptions | None = None
 ) -> None:
     """Write ``collection.json`` over the items of a folder, so that the folder is a catalog."""
-    items = [pystac.Item.from_dict(item) for item in written_items(uri, options).values()]
+    place = Location.of(folder, options)
+    items = [pystac.Item.from_dict(item) for item in written_items(place).values()]
     boxes = np.array([item.bbox for item in items])
     west, east = boxes[:, 0].min(), boxes[:, 2].max()
     if (boxes[:, 0] > boxes[:, 2]).any():  # one crosses the antimeridian
@@ -138,7 +143,7 @@ def write_collection(
         link = pystac.Link("item", f"./{item.id}.json", "application/geo+json", item.id)
         collection.add_link(link)
     text = json.dumps(collection.to_dict(include_self_link=False, transform_hrefs=False), indent=1)
-    write_bytes(join_uri(uri, COLLECTION), text.encode(), options)
+    (place / COLLECTION).write(text.encode())
 
 
 def _period(item: pystac.Item) -> tuple[datetime, datetime]:

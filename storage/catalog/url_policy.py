@@ -17,7 +17,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from storage.errors import CatalogError
-from storage.location import is_web, split_uri
+from storage.location import Location, split_uri
 
 
 class CheckedAdapter(HTTPAdapter):
@@ -84,7 +84,7 @@ def is_within(uri: str, root: str) -> bool:
     >>> is_within("s3://bucket/abc.tif", "s3://bucket/a"), is_within("/data/../etc/x", "/data")
     (False, False)
     """
-    if is_web(uri) or is_web(root):
+    if Location(uri).is_web or Location(root).is_web:
         return uri.startswith(f"{root.rstrip('/')}/") and "/../" not in uri
     scheme, path = split_uri(uri)
     root_scheme, folder = split_uri(root)

@@ -14,6 +14,7 @@ import numpy as np
 
 from storage.errors import ConfigError
 from storage.geometry import Bounds, in_polygon, polygon_wkt, touches
+from storage.values import Fraction, check_limits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,13 +29,17 @@ class Filter:
     polygon
         WKT, GeoJSON text or a GeoJSON mapping in WGS84 degrees, kept as WKT. Rows whose box
         intersects it match.
-    since, until
-        Closed time range: datetimes (naive means UTC) or ISO 8601 text, kept as aware UTC
-        datetimes. A plain date as ``until`` includes that day.
+    since
+        Earliest time: a datetime (naive means UTC), a date or ISO 8601 text, kept as aware UTC
+        datetime.
+    until
+        Latest time; as ``since``, and a plain date includes that day.
     max_cloud_fraction
         Largest cloud fraction, in [0, 1].
-    scenes, tiles
-        Scene ids and tile keys: a row of any of them matches.
+    scenes
+        Scene ids: a row of any of the scenes matches.
+    tiles
+        Tile keys: a row of any of the tiles matches.
     labels
         Class names: a row that carries all of them matches.
 
@@ -48,7 +53,7 @@ class Filter:
     polygon: str | Mapping[str, Any] | None = None
     since: dt.datetime | dt.date | str | None = None
     until: dt.datetime | dt.date | str | None = None
-    max_cloud_fraction: float | None = None
+    max_cloud_fraction: Fraction | None = None
     scenes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     tiles: tuple[str, ...] = ()
@@ -68,9 +73,7 @@ class Filter:
             raise ConfigError(
                 f"filter: since {self.since} is after until {self.until}; swap the two dates"
             )
-        cloud = self.max_cloud_fraction
-        if cloud is not None and not 0 <= cloud <= 1:
-            raise ConfigError(f"filter: max_cloud_fraction is {cloud}; give a value in [0, 1]")
+        check_limits(self, "filter")
         for name in ("scenes", "labels", "tiles"):
             value = getattr(self, name)
             if isinstance(value, str):

@@ -25,7 +25,7 @@ from rasterio.warp import transform as reproject_points
 from rasterio.windows import Window
 
 from storage.errors import ConfigError, GridError, SceneError
-from storage.location import StorageOptions, gdal_environment, gdal_path, is_local, local_path
+from storage.location import Location, StorageOptions, gdal_environment
 from storage.scene import BBox
 
 
@@ -89,7 +89,7 @@ def crs_name(crs: Any) -> str:
     return f"EPSG:{code}" if code else str(parsed.to_wkt())
 
 
-def inspect(href: str, options: StorageOptions | None = None) -> RasterInfo:
+def inspect(href: str | Location, options: StorageOptions | None = None) -> RasterInfo:
     """Read and check the header of a GeoTIFF.
 
     Raises
@@ -97,8 +97,9 @@ def inspect(href: str, options: StorageOptions | None = None) -> RasterInfo:
     SceneError
         It is not a GeoTIFF, is truncated, has no pixels, no CRS or no usable transform.
     """
-    with environment(options), opened(href) as dataset:
-        return _info(dataset)
+    place = Location.of(href, options)
+    with environment(place), opened(place) as dataset:
+        return raster_info(dataset)
 
 
 def resolution_in(info: RasterInfo, crs: str) -> float:
@@ -131,9 +132,12 @@ class _Credentials(Session):  # type: ignore[misc]
         return dict(self.credentials)
 
 
-def environment(options: StorageOptions | None) -> rasterio.Env:
-    """Return the context in which GDAL reaches the object store; enter it around every access."""
-    settings: dict[str, Any] = dict(gdal_environment(options))
+def environment(place: Location) -> rasterio.Env:
+    """Return the context in which GDAL reaches a file; enter it around every access.
+
+    Credentials are resolved once, when the context is made; it may be entered again and again.
+    """
+    settings: dict[str, Any] = dict(gdal_environment(place.options))
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
     keys = {name: settings.pop(name) for name in names if name in settings}
     # rasterio hands this one to GDAL as a number of bytes, not as the option's megabytes.
@@ -142,12 +146,14 @@ def environment(options: StorageOptions | None) -> rasterio.Env:
 
 
 @contextmanager
-def opened(href: str, georeferenced: bool = True, overview: int | None = None) -> Iterator[Any]:
+def opened(
+    href: Location, georeferenced: bool = True, overview: int | None = None
+) -> Iterator[Any]:
     """Open a GeoTIFF that is whole, or one of its overviews, inside :func:`environment`."""
-    if href.removeprefix("file://").startswith("/vsi"):
+    if href.uri.removeprefix("file://").startswith("/vsi"):
         raise SceneError(f"{href} is a GDAL virtual path; give a file or an s3:// URI")
-    path = gdal_path(href)
-    if is_local(href) and not local_path(href).is_file():
+    path = href.gdal_path
+    if href.is_local and not href.path.is_file():
         raise SceneError(f"{href} does not exist; check the path")
     try:
         with warnings.catch_warnings():
@@ -207,8 +213,8 @@ def _in_memory(data: bytes, name: str) -> Iterator[Any]:
         )
 
 
-def _check(dataset: Any, href: str, georeferenced: bool) -> None:
-    if is_local(href):
+def _check(dataset: Any, href: Location, georeferenced: bool) -> None:
+    if href.is_local:
         _check_length(dataset, href)
     if any(np.dtype(name).kind == "c" for name in dataset.dtypes):
         raise SceneError(f"{href} holds complex numbers; convert it to amplitude first")
@@ -226,7 +232,7 @@ def _check(dataset: Any, href: str, georeferenced: bool) -> None:
         raise SceneError(f"{href} has a CRS but no usable transform; georeference it first")
 
 
-def _check_length(dataset: Any, href: str) -> None:
+def _check_length(dataset: Any, href: Location) -> None:
     """Refuse a file that ends before its last block: it is a copy that broke off."""
     rows, columns = dataset.block_shapes[-1]
     last = f"{(dataset.width - 1) // columns}_{(dataset.height - 1) // rows}"
@@ -235,7 +241,7 @@ def _check_length(dataset: Any, href: str) -> None:
         for what in ("OFFSET", "SIZE")
     )
     end = sum(int(tag) for tag in tags if tag)
-    size_bytes = local_path(href).stat().st_size
+    size_bytes = href.path.stat().st_size
     if end > size_bytes:
         raise SceneError(
             f"{href} is truncated: its last block ends at byte {end}, the file has {size_bytes}; "
@@ -243,7 +249,8 @@ def _check_length(dataset: Any, href: str) -> None:
         )
 
 
-def _info(dataset: Any) -> RasterInfo:
+def raster_info(dataset: Any) -> RasterInfo:
+    """Return the header of an open GeoTIFF."""
     t = dataset.transform
     return RasterInfo(
         crs=crs_name(dataset.crs),

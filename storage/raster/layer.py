@@ -15,6 +15,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as FileWindow
 
 from storage.errors import ConfigError, SceneError
+from storage.location import Location
 from storage.raster.geotiff import alpha_index, cause, perimeter, reproject
 from storage.raster.pixel_grid import Float32, PixelGrid, Window
 from storage.raster.upsample import Upsample2x
@@ -50,7 +51,7 @@ class RowReader:
     blocks that would take more than 256 MB are left to that cache.
     """
 
-    def __init__(self, dataset: Any, href: str, indexes: Sequence[int], masked: bool) -> None:
+    def __init__(self, dataset: Any, href: Location, indexes: Sequence[int], masked: bool) -> None:
         self._dataset, self._href, self._masked = dataset, href, masked
         self._indexes = tuple(indexes)
         rows = max(dataset.block_shapes[index - 1][0] for index in indexes)
@@ -328,7 +329,7 @@ def pixel_offset(dataset: Any, pixels: PixelGrid) -> tuple[float, float] | None:
     return (t.c - pixels.anchor[0]) / size, (pixels.anchor[1] - top) / size
 
 
-def _window_on(dataset: Any, href: str, place: TargetGrid) -> Window:
+def _window_on(dataset: Any, href: Location, place: TargetGrid) -> Window:
     """Return the window, rounded outwards, that a file of other pixels covers on the grid."""
     pixels = place.pixels
     target = CRS.from_user_input(pixels.crs)

@@ -26,13 +26,13 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from storage.errors import SceneError
-from storage.location import StorageOptions, read_bytes
+from storage.location import Location, StorageOptions
 from storage.raster.geotiff import (
     alpha_index,
     cause,
     environment,
-    inspect,
     opened,
+    raster_info,
     resolution_in,
 )
 from storage.raster.layer import AlignedRaster, TargetGrid, layer_of, pixel_offset, plain_layer
@@ -83,8 +83,8 @@ class SceneReader:
         self.scene = scene
         self.pixels = pixels
         self._overviews = overviews
-        self._options = options
-        with ExitStack() as files, environment(options):
+        self._environment = environment(_common_place(scene, options))
+        with ExitStack() as files, self._environment:
             self._files = files
             self._layers, self._mask = self._open(resampling)
             self._files = files.pop_all()  # they stay open only if all of them opened
@@ -121,7 +121,7 @@ class SceneReader:
         if any(window.intersection(layer.window) != window for layer in self._layers):
             values.fill(np.nan)
         cloud = np.zeros(shape, np.bool_)
-        with environment(self._options):
+        with self._environment:
             whole = [layer.read_into(values, window) for layer in self._layers]
             if self._mask is not None and self.scene.mask is not None:
                 numbers = np.full((1, *shape), np.nan, np.float32)
@@ -133,7 +133,7 @@ class SceneReader:
         return Block(values=values, valid=valid, cloud=cloud & valid)
 
     def _open(self, resampling: str) -> tuple[list[AlignedRaster], AlignedRaster | None]:
-        groups: dict[tuple[str, str], list[int]] = {}
+        groups: dict[tuple[Location, str], list[int]] = {}
         for position, band in enumerate(self.scene.bands):
             groups.setdefault((band.href, str(band.nodata)), []).append(position)
         opened = [
@@ -183,17 +183,17 @@ class SceneReader:
                 f"{', '.join(found.values())}; state each band's scale in the catalog or the recipe"
             )
 
-    def _bands_of(self, href: str, indexes: Sequence[int]) -> Any:
+    def _bands_of(self, href: Location, indexes: Sequence[int]) -> Any:
         """Open the file of some bands, or its overview that suits the grid."""
         dataset = self._dataset(href, indexes)
         factors = dataset.overviews(indexes[0]) if self._overviews else []
         if not factors:
             return dataset
-        step = self.pixels.resolution / resolution_in(inspect(href, self._options), self.pixels.crs)
+        step = self.pixels.resolution / resolution_in(raster_info(dataset), self.pixels.crs)
         fine = [level for level, factor in enumerate(factors) if factor <= step * (1 + 1e-6)]
         return self._dataset(href, indexes, fine[-1]) if fine else dataset
 
-    def _dataset(self, href: str, indexes: Sequence[int], overview: int | None = None) -> Any:
+    def _dataset(self, href: Location, indexes: Sequence[int], overview: int | None = None) -> Any:
         dataset = self._files.enter_context(opened(href, overview=overview))
         for index in indexes:
             if not 1 <= index <= dataset.count:
@@ -206,7 +206,9 @@ class SceneReader:
 
 
 def read_image(
-    href: str, indexes: Sequence[int] | None = None, options: StorageOptions | None = None
+    href: str | Location,
+    indexes: Sequence[int] | None = None,
+    options: StorageOptions | None = None,
 ) -> Float32:
     """Read a whole picture as a query: PNG, JPEG or TIFF, georeferenced or not.
 
@@ -228,19 +230,20 @@ def read_image(
     SceneError
         It is not such a picture, or lacks a band.
     """
-    if href.lower().endswith((".tif", ".tiff")):
-        with environment(options), opened(href, georeferenced=False) as dataset:
+    place = Location.of(href, options)
+    if place.uri.lower().endswith((".tif", ".tiff")):
+        with environment(place), opened(place, georeferenced=False) as dataset:
             alpha = alpha_index(dataset)
             chosen = indexes or [i for i in dataset.indexes if i != alpha]
             _check_indexes(href, chosen, dataset.count)
-            bands = [BandSource(name=str(i), href=href, index=i) for i in chosen]
+            bands = [BandSource(name=str(i), href=place, index=i) for i in chosen]
             whole = Window(column=0, row=0, width=dataset.width, height=dataset.height)
             layer = plain_layer(dataset, bands, range(len(bands)), whole, flipped=False)
             values = np.full((len(bands), dataset.height, dataset.width), np.nan, np.float32)
             layer.read_into(values, whole)
             return values
     try:
-        with Image.open(BytesIO(read_bytes(href, options))) as image:
+        with Image.open(BytesIO(place.read())) as image:
             palette = image.mode == "P" or "transparency" in image.info
             picture = image.convert("RGBA") if palette else image
             names = picture.getbands()
@@ -257,7 +260,7 @@ def read_image(
 
 
 def read_categorical(
-    href: str,
+    href: str | Location,
     pixels: PixelGrid,
     window: Window,
     *,
@@ -276,16 +279,32 @@ def read_categorical(
     SceneError
         The raster cannot be read.
     """
-    with environment(options), ExitStack() as files:
-        dataset = files.enter_context(opened(href))
+    file = Location.of(href, options)
+    with environment(file), ExitStack() as files:
+        dataset = files.enter_context(opened(file))
         _check_indexes(href, [index], dataset.count)
-        band = BandSource(name="class", href=href, index=index, scale=1.0, offset=0.0)
+        band = BandSource(name="class", href=file, index=index, scale=1.0, offset=0.0)
         place = TargetGrid(pixels=pixels, shift=(0.0, 0.0), resampling="nearest")
         layer = layer_of(files, dataset, [band], [0], place)
         values = np.full((1, window.height, window.width), np.nan, np.float32)
         layer.read_into(values, window)
         classes: npt.NDArray[Any] = np.nan_to_num(values[0], nan=fill)
         return classes.astype(dataset.dtypes[index - 1])
+
+
+def _common_place(scene: Scene, options: StorageOptions | None) -> Location:
+    """Return a file of a scene whose options reach all files of the scene.
+
+    GDAL has one configuration at a time, and a window is read from all files.
+    """
+    places = [Location.of(href, options) for href in scene.hrefs]
+    remote = [place for place in places if not place.is_local]
+    if len({place.options for place in remote}) > 1:
+        raise SceneError(
+            f"scene {scene.id} has files that different storage options reach "
+            f"({', '.join(map(str, remote))}); give all of them the same options"
+        )
+    return (remote or places)[0]
 
 
 def _is_cloud(numbers: Float32, mask: MaskSource) -> npt.NDArray[np.bool_]:
@@ -296,7 +315,7 @@ def _is_cloud(numbers: Float32, mask: MaskSource) -> npt.NDArray[np.bool_]:
     return cloud & known
 
 
-def _check_indexes(href: str, indexes: Sequence[int], count: int) -> None:
+def _check_indexes(href: str | Location, indexes: Sequence[int], count: int) -> None:
     for index in indexes:
         if not 1 <= index <= count:
             raise SceneError(f"{href} has {count} band(s), but band number {index} is asked for")

@@ -13,7 +13,7 @@ from rasterio.shutil import copy as copy_raster
 from rasterio.transform import Affine
 from rasterio.windows import Window as FileWindow
 
-from storage.location import StorageOptions, sha256_of_file, upload
+from storage.location import Location, StorageOptions, sha256_of_file
 
 _CACHE_BYTES = 32 * 1024 * 1024
 
@@ -53,7 +53,7 @@ class GeotiffWriter:
 
     def __init__(
         self,
-        uri: str,
+        uri: str | Location,
         shape: tuple[int, int, int],
         dtype: str,
         crs: str,
@@ -65,7 +65,7 @@ class GeotiffWriter:
         block_px: int = 256,
         options: StorageOptions | None = None,
     ) -> None:
-        self._uri, self._options = uri, options
+        self._target = Location.of(uri, options)
         self._cog, self._block_px = cog, block_px
         self._is_classes = shape[0] == 1 and dtype == "uint8"
         self._descriptions = tuple(descriptions)
@@ -131,11 +131,11 @@ class GeotiffWriter:
                     bigtiff="IF_SAFER",
                 )
         self.sha256 = sha256_of_file(finished)
-        upload(finished, self._uri, self._options)
+        self._target.upload(finished)
 
 
 def write_geotiff(
-    uri: str,
+    uri: str | Location,
     array: npt.NDArray[Any],
     crs: str,
     transform: Sequence[float],

@@ -1,4 +1,4 @@
-"""Augmentations: each does what its name says, per sample, and follows its generator."""
+"""Augmentations: effect per sample, and reproducible draws."""
 
 import numpy as np
 import pytest
@@ -25,12 +25,12 @@ def test_everything_off_changes_nothing():
 
 def test_the_same_generator_gives_the_same_batch_and_leaves_the_input_alone():
     x = torch.randn(4, 3, 16, 16)
-    kept = x.clone()
+    original = x.clone()
     augment = Augmentation(noise=0.1, band_dropout=0.5, cutout=0.3)
     first, second = augment(x, _generator(3)), augment(x, _generator(3))
     assert torch.equal(first, second)
     assert not torch.equal(first, augment(x, _generator(4)))
-    assert torch.equal(x, kept)
+    assert torch.equal(x, original)
 
 
 def test_turns_are_exactly_the_eight_symmetries_of_the_square():

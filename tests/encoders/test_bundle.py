@@ -1,4 +1,4 @@
-"""Bundles: what was saved comes back, what was changed is refused, pixels become unit vectors."""
+"""Bundles: round trips, refusal of changed files, unit vectors from pixels."""
 
 import json
 from dataclasses import replace
@@ -148,9 +148,9 @@ def test_a_missing_bundle_is_named(tmp_path: Path):
 
 
 def test_a_bundle_lives_in_an_object_store(encoder, moto_s3):
-    uri = moto_s3.uri("models", "a")
-    fingerprint = save_bundle(encoder, uri, moto_s3.options)
-    assert load_encoder(uri, moto_s3.options).fingerprint == fingerprint
+    folder = moto_s3.location("models", "a")
+    fingerprint = save_bundle(encoder, folder)
+    assert load_encoder(folder).fingerprint == fingerprint
 
 
 def test_an_identity_head_returns_the_normalised_features(tmp_path: Path):

@@ -67,10 +67,10 @@ def gathered_step(name, workers, group, backward):
     """The same from one of the workers of a group, averaged as DDP does."""
     x_GF, y_GC = world(workers)
     rank = dist.get_rank(group)
-    mine = slice(rank * LOCAL, (rank + 1) * LOCAL)
+    own = slice(rank * LOCAL, (rank + 1) * LOCAL)
     model = DistributedDataParallel(encoder(), process_group=group)
     loss = loss_of(name, y_GC)
-    value = backward(model, loss, x_GF[mine], y_GC[mine], group)
+    value = backward(model, loss, x_GF[own], y_GC[own], group)
     average_gradients(loss, group)
     dist.all_reduce(value, group=group)
     return value / workers, gradients(model.module, loss)

@@ -315,7 +315,7 @@ def test_bce():
     torch.testing.assert_close(loss(z, y), want)
 
 
-# ----------------------------------------------------------------------- what all losses have alike
+# ------------------------------------------------------------------------- shared by all losses
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -358,7 +358,7 @@ def test_chunked_rows_keep_little_for_the_backward_pass(name):
     z, y = batch(256)
     z.requires_grad_()
 
-    def kept(chunk_pairs):
+    def saved(chunk_pairs):
         numbers = []
         loss = make(name, y, chunk_pairs=chunk_pairs)
 
@@ -370,7 +370,7 @@ def test_chunked_rows_keep_little_for_the_backward_pass(name):
             loss(z, y)
         return sum(numbers)
 
-    assert kept(16 * 256) < 256 * 256 / 2 < kept(256 * 256)
+    assert saved(16 * 256) < 256 * 256 / 2 < saved(256 * 256)
 
 
 CASES = {

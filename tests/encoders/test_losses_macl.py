@@ -47,11 +47,11 @@ def by_loops(z, y, train, o, prototypes=None):
         if i != k
     ]
     above, below, terms = 0.0, 0.0, []
-    for i, mine in enumerate(sets[:anchors]):
+    for i, anchor in enumerate(sets[:anchors]):
         s = (z[i] @ z.T).tolist()
-        rho = np.mean([rarity[c] for c in mine]) - rho_bar if mine else 0.0
+        rho = np.mean([rarity[c] for c in anchor]) - rho_bar if anchor else 0.0
         others = [a for a in range(len(z)) if a != i]
-        jaccard = {a: len(mine & sets[a]) / max(len(mine | sets[a]), 1) for a in others}
+        jaccard = {a: len(anchor & sets[a]) / max(len(anchor | sets[a]), 1) for a in others}
         tau = {
             a: o["temperature"]
             * (1 + o["alpha"] * (jaccard[a] - np.mean(overlap)))
@@ -59,12 +59,14 @@ def by_loops(z, y, train, o, prototypes=None):
             for a in others
         }
         tau = {a: min(max(t, o["temperature_min"]), o["temperature_max"]) for a, t in tau.items()}
-        negatives = [a for a in others if not mine & sets[a]]
+        negatives = [a for a in others if not anchor & sets[a]]
         hard = {a: math.exp(o["kappa"] * s[a]) for a in negatives}
         mean = sum(hard.values()) / max(len(hard), 1)
         presence = {a: hard[a] / mean if a in hard else 1.0 for a in others}
         log_sum = math.log(sum(presence[a] * math.exp(s[a] / tau[a]) for a in others))
-        weights = {p: pair_weight(mine, sets[p], counts, rows, o) for p in others if mine & sets[p]}
+        weights = {
+            p: pair_weight(anchor, sets[p], counts, rows, o) for p in others if anchor & sets[p]
+        }
         weights = {p: w * (o["prototypes"] if p >= anchors else 1) for p, w in weights.items()}
         if o["weighted"]:
             weights = {p: w * jaccard[p] for p, w in weights.items()}
@@ -75,11 +77,11 @@ def by_loops(z, y, train, o, prototypes=None):
     return above / below if o["reduction"] == "total" else np.mean(terms)
 
 
-def pair_weight(mine, other, counts, rows, o):
-    shared = mine & other
-    rare = {c: o["discount"] * (rows / counts[c, c]) ** o["beta"] for c in mine}
+def pair_weight(anchor, other, counts, rows, o):
+    shared = anchor & other
+    rare = {c: o["discount"] * (rows / counts[c, c]) ** o["beta"] for c in anchor}
     if o["reweighting"] == "sets":
-        return combinations_of(shared, rare) / combinations_of(mine, rare)
+        return combinations_of(shared, rare) / combinations_of(anchor, rare)
     if o["reweighting"] == "none":
         return 1.0
     if o["reweighting"] == "labels":
@@ -87,7 +89,7 @@ def pair_weight(mine, other, counts, rows, o):
     if o["reweighting"] == "pairs":
         pairs = combinations_with_replacement(sorted(shared), 2)
         return sum((rows / counts[c, d]) ** o["beta"] for c, d in pairs)
-    return np.mean([(rows / counts[c, d]) ** o["beta"] for c, d in product(mine, other)])
+    return np.mean([(rows / counts[c, d]) ** o["beta"] for c, d in product(anchor, other)])
 
 
 def combinations_of(labels, rare):
@@ -189,7 +191,7 @@ def test_exactness_adds_a_jaccard_power_term_and_softens_overlap(training):
     jaccard = build_loss("jaccard", statistics, temperature=temperature)(z, y)
     both = build_loss("macl", statistics, exactness=0.25, exactness_power=1.0)(z, y)
     torch.testing.assert_close(both, plain + 0.25 * jaccard)
-    # A high power leaves only equal label sets; here everybody has a twin.
+    # A high power leaves only equal label sets; every sample has a twin in this batch.
     z, y = batch(1)[0], y[:5].repeat(2, 1)
     plain = build_loss("macl", statistics, alpha=alpha + 0.5)(z, y)
     sharp = build_loss("macl", statistics, exactness=1.0, exactness_power=200.0)(z, y)

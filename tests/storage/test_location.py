@@ -4,39 +4,53 @@ from pathlib import Path
 
 import pytest
 
-from storage import location as object_store
-from storage import location as uris
 from storage.errors import ConfigError, NotFoundError, SkysiftError
-from storage.location import StorageOptions
+from storage.location import Location, StorageOptions, gdal_environment
 from tests.support.object_store import MotoS3
 
 
 def test_files_round_trip_locally_and_on_s3(moto_s3: MotoS3, tmp_path: Path):
-    for base in (str(tmp_path / "folder"), moto_s3.uri("folder")):
-        uri = uris.join_uri(base, "a", "b.bin")
-        object_store.write_bytes(uri, b"first", moto_s3.options)
-        object_store.write_bytes(uri, b"second", moto_s3.options)
-        assert object_store.read_bytes(uri, moto_s3.options) == b"second"
-        assert object_store.list_files(base, moto_s3.options) == [uri]
-        assert object_store.list_files(f"{base}/*/*.bin", moto_s3.options) == [uri]
+    for base in (
+        Location.of(tmp_path / "folder"),
+        Location(moto_s3.uri("folder"), moto_s3.options),
+    ):
+        file = base / "a" / "b.bin"
+        file.write(b"first")
+        file.write(b"second")
+        assert file.read() == b"second"
+        assert base.list() == [file]
+        assert (base / "*/*.bin").list() == [file]
         local = tmp_path / "copy.bin"
-        object_store.download(uri, local, moto_s3.options)
-        object_store.upload(local, uris.join_uri(base, "c.bin"), moto_s3.options)
-        assert object_store.exists(f"{base}/c.bin", moto_s3.options)
-        object_store.delete(base, moto_s3.options)
-        assert object_store.list_files(base, moto_s3.options) == []
+        file.download(local)
+        (base / "c.bin").upload(local)
+        assert (base / "c.bin").exists()
+        assert (base / "c.bin").size_bytes() == len(b"second")
+        base.delete()
+        assert base.list() == []
         with pytest.raises(NotFoundError, match="does not exist"):
-            object_store.read_bytes(uri, moto_s3.options)
+            file.read()
+
+
+def test_a_staged_file_appears_whole_or_not_at_all(moto_s3: MotoS3, tmp_path: Path):
+    for base in (Location.of(tmp_path / "folder"), Location(moto_s3.uri("stage"), moto_s3.options)):
+        file = base / "a.bin"
+        with pytest.raises(ZeroDivisionError), file.staged() as temporary:
+            temporary.write_bytes(b"half" * (1 // 0))
+        assert base.list() == []
+        with file.staged() as temporary:
+            temporary.write_bytes(b"whole")
+            assert not file.exists()
+        assert file.read() == b"whole"
 
 
 def test_a_wrong_bucket_and_an_unreachable_store_are_named(moto_s3: MotoS3):
     with pytest.raises(NotFoundError, match="s3://no-such-bucket/x"):
-        object_store.read_bytes("s3://no-such-bucket/x", moto_s3.options)
+        Location("s3://no-such-bucket/x", moto_s3.options).read()
     closed = StorageOptions(
         endpoint_url="http://127.0.0.1:9", region="eu-central-1", anonymous=True
     )
     with pytest.raises(SkysiftError, match=r"s3://b/x could not be accessed.*check the endpoint"):
-        object_store.read_bytes("s3://b/x", closed)
+        Location("s3://b/x", closed).read()
 
 
 def test_options_come_from_the_usual_variables_and_secrets_stay_out_of_sight():
@@ -50,24 +64,36 @@ def test_options_come_from_the_usual_variables_and_secrets_stay_out_of_sight():
     )
     assert (options.region, options.access_key_id) == ("eu-west-1", "key")
     assert "hush" not in repr(options)
-    gdal = object_store.gdal_environment(options)
+    gdal = gdal_environment(options)
     assert gdal["AWS_S3_ENDPOINT"] == "127.0.0.1:9000"
     assert (gdal["AWS_HTTPS"], gdal["AWS_SECRET_ACCESS_KEY"]) == ("NO", "hush")
-    anonymous = object_store.gdal_environment(StorageOptions(anonymous=True))
+    anonymous = gdal_environment(StorageOptions(anonymous=True))
     assert anonymous["AWS_NO_SIGN_REQUEST"] == "YES"
     assert "AWS_SECRET_ACCESS_KEY" not in anonymous
 
 
 def test_unknown_schemes_are_refused():
     with pytest.raises(ConfigError, match="its scheme is 'ftp'"):
-        uris.gdal_path("ftp://example.invalid/a.tif")
+        assert Location("ftp://example.invalid/a.tif").gdal_path
     with pytest.raises(ConfigError, match="its scheme is 'https'"):
-        object_store.read_bytes("https://example.invalid/a.json")
+        Location("https://example.invalid/a.json").read()
 
 
 def test_relative_references_resolve_against_their_document():
-    resolve = uris.resolve_uri
-    assert resolve("/data/items/a.json", "./a.tif") == "/data/items/a.tif"
-    assert resolve("s3://b/items/a.json", "../t/a.tif") == "s3://b/t/a.tif"
-    assert resolve("/data/items/a.json", "s3://b/a.tif") == "s3://b/a.tif"
-    assert resolve("https://h/v1/items/a?x=1", "../t/a.tif") == "https://h/v1/t/a.tif"
+    def resolved(document: str, href: str) -> str:
+        return str(Location(document).resolve(href))
+
+    assert resolved("/data/items/a.json", "./a.tif") == "/data/items/a.tif"
+    assert resolved("s3://b/items/a.json", "../t/a.tif") == "s3://b/t/a.tif"
+    assert resolved("/data/items/a.json", "s3://b/a.tif") == "s3://b/a.tif"
+    assert resolved("https://h/v1/items/a?x=1", "../t/a.tif") == "https://h/v1/t/a.tif"
+
+
+def test_what_is_reached_from_a_location_has_its_options():
+    options = StorageOptions(region="eu-west-1")
+    place = Location("s3://b/items", options)
+    assert {x.options for x in (place / "a", place.at("s3://c"), place.resolve("a.tif"))} == {
+        options
+    }
+    assert Location.of(place) is place
+    assert Location.of("relative").absolute.path == Path.cwd() / "relative"

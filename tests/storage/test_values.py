@@ -12,8 +12,8 @@ from storage.errors import ConfigError
     ("make", "text"),
     [
         (lambda: IndexSpec(shards=0), "index: shards is 0; give at least 1"),
-        (lambda: IndexSpec(recall=0.0), "index: recall is 0.0; give more than 0 and at most 1"),
-        (lambda: TileRules(min_valid_fraction=1.5), "give at least 0 and at most 1"),
+        (lambda: IndexSpec(recall=0.0), "index: recall is 0.0; give a value in (0, 1]"),
+        (lambda: TileRules(min_valid_fraction=1.5), "give a value in [0, 1]"),
         (lambda: SplitRule(val=-0.1), "split: val is -0.1"),
         (lambda: SplitRule(val=0.5, test=0.5), "must leave train rows"),
     ],

@@ -152,7 +152,7 @@ def _carry_out(run: Run) -> dict[str, Any]:
     lines: list[str] = []
     try:
         with _traced(lines, run.kill_at):
-            report = ingest(plan_ingest(spec, options), options=options, here=True)
+            report = ingest(plan_ingest(spec, options), options=options, local=True)
     except SkysiftError as error:
         return {"error": f"{type(error).__name__}: {error}", "lines": lines}
     except Exception as error:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from storage.location import StorageOptions
+from storage.location import Location, StorageOptions
 
 
 @dataclass(frozen=True)
@@ -14,3 +14,6 @@ class MotoS3:
 
     def uri(self, *parts: str) -> str:
         return "/".join([f"s3://{self.bucket}", *parts])
+
+    def location(self, *parts: str) -> Location:
+        return Location(self.uri(*parts), self.options)

@@ -6,6 +6,7 @@ import numpy as np
 
 from pipeline.training.spec import TrainingSpec
 from storage.dataset import DatasetWriter
+from storage.location import Location
 
 SPEC = TrainingSpec(
     backbone_options={"width": 8},
@@ -20,7 +21,7 @@ SPEC = TrainingSpec(
 LONG = replace(SPEC, workers=2, epochs=10)
 
 
-def write_dataset(uri: str, options=None, rows: int = 120) -> None:
+def write_dataset(uri: str | Location, rows: int = 120) -> None:
     """Stripes whose direction and spacing are the labels; where they begin tells nothing."""
     rng = np.random.default_rng(0)
     labels = (rng.random((rows, 3)) < 0.4).astype(np.uint8)
@@ -33,7 +34,7 @@ def write_dataset(uri: str, options=None, rows: int = 120) -> None:
     images = images + rng.normal(1000, 40, (rows, 2, 16, 16))
     splits = np.where(np.arange(rows) % 5 == 0, "val", "train").tolist()
     with DatasetWriter(
-        uri, bands=("red", "nir"), classes=("a", "b", "c"), resolution_m=10.0, options=options
+        uri, bands=("red", "nir"), classes=("a", "b", "c"), resolution_m=10.0
     ) as writer:
         source = [str(i) for i in range(rows)]
         writer.append(images.astype(np.float32), labels, {"source": source, "split": splits})

@@ -11,8 +11,9 @@ from workflows.commands.archive_options import (
     open_archive,
     snapshot_option,
 )
-from workflows.commands.common import Duration, Run, Verb, catalog_options, pass_run
+from workflows.commands.common import Run, Verb, pass_run
 from workflows.commands.drift import drift
+from workflows.commands.options import Duration, catalog_options
 from workflows.commands.sheet import sheet
 from workflows.console import format_pairs, format_table
 from workflows.exit_codes import EXIT_FAILED
@@ -71,10 +72,9 @@ def audit(ctx: click.Context, run: Run) -> None:
     """Check that every scene of a catalog is accounted for (exit code 1 when not)."""
     from storage.archive.audit import audit as compare
     from storage.catalog.read import read_scenes
-    from workflows.recipe.specs import catalog_spec
 
     opened = open_archive(run)
-    listing = read_scenes(catalog_spec(run.settings), opened.spec.bands, run.storage)
+    listing = read_scenes(run.catalog_spec(), opened.spec.bands, run.storage)
     wanted = [(scene.id, scene.fingerprint) for scene in listing.scenes]
     wanted += [(item.scene_id, "") for item in listing.rejected]
     found = compare(opened, wanted)

@@ -2,18 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from workflows.commands.common import Run, recipe_option
+from workflows.commands.common import Run
+from workflows.commands.options import recipe_option
 
 if TYPE_CHECKING:
     from storage.archive.reader import Archive
 
-archive_option = recipe_option("--archive", "archive.uri", "Archive to read.", metavar="URI")
-snapshot_option = recipe_option(
-    "--snapshot",
-    "archive.snapshot",
-    "Snapshot or tag to read; the newest by default.",
-    metavar="ID",
-)
+archive_option = recipe_option("--archive", "archive.uri")
+snapshot_option = recipe_option("--snapshot", "archive.snapshot", metavar="ID")
 
 
 def archive_uri(run: Run) -> str:

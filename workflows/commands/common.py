@@ -1,16 +1,13 @@
 """What every verb shares: a recipe with its overrides, ``--json``, progress, Ray, exit codes.
 
-A verb's options that name recipe keys (:func:`recipe_option`) are not passed to its function; they
-override the recipe. The function gets a :class:`Run`.
+A verb's function gets a :class:`Run`.
 """
 
-import datetime as dt
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,13 +23,15 @@ from workflows.console import (
 from workflows.exit_codes import Interrupted, end_on_sigterm
 
 if TYPE_CHECKING:
+    from pipeline.indexing.spec import IndexSpec
+    from pipeline.ingest.spec import IngestSpec
     from storage.location import StorageOptions
+    from storage.scene import CatalogSpec
     from workflows.recipe.load import LoadedRecipe
     from workflows.recipe.schema import Recipe
 
 
-F = TypeVar("F", bound=Callable[..., Any])
-_OVERRIDES = "skysift.overrides"
+OVERRIDES = "skysift.overrides"
 _COMMON = ("recipe", "set_", "json_", "verbose", "debug")
 
 
@@ -67,20 +66,80 @@ class Run:
         """The effective recipe."""
         return self.settings.recipe
 
-    @cached_property
+    @property
     def storage(self) -> "StorageOptions":
         """How to reach the object store."""
-        from workflows.recipe.specs import storage_options
-
-        return storage_options(self.recipe.storage)
+        return self.recipe.storage
 
     def need(self, key: str, option: str | None = None) -> Any:
-        """Return a value of the recipe that this verb cannot do without."""
-        return self.settings.need(key, option)
+        """Return a value of the recipe that this verb cannot do without.
+
+        Raises
+        ------
+        ConfigError
+            Neither the recipe nor the command line gives the value.
+        """
+        from storage.errors import ConfigError
+
+        value, source = self.settings.value(key), self.settings.source
+        if value is None:
+            raise ConfigError(
+                f"{key} is not given{f' in {source}' if source else ''}: "
+                f"use {f'{option}, ' if option else ''}--set {key}=..., or a recipe that has it"
+            )
+        return value
 
     def need_path(self, key: str, option: str | None = None) -> str:
-        """Return a URI that this verb reads; a local one must exist."""
-        return self.settings.need_path(key, option)
+        """Return a URI that this verb reads.
+
+        Raises
+        ------
+        ConfigError
+            The URI is not given, or is a local path that does not exist.
+        """
+        from storage.errors import ConfigError
+        from workflows.recipe.errors import missing_path
+
+        uri = str(self.need(key, option))
+        if "://" not in uri and not (fixed := _before_pattern(uri)).exists():
+            raise ConfigError(f"{self.settings.where(key)}: {key}: {missing_path(fixed)}")
+        return uri
+
+    def catalog_spec(self) -> "CatalogSpec":
+        """Return the source of scenes.
+
+        Raises
+        ------
+        ConfigError
+            No source is given, or a local source does not exist.
+        """
+        from storage.scene import CatalogSpec
+        from workflows.recipe.sections import spec_from
+
+        source = self.need_path("catalog.source", "--scenes")
+        return spec_from(CatalogSpec, self.recipe.catalog, source=source)
+
+    def ingest_spec(self) -> "IngestSpec":
+        """Return what an ingest embeds, with which encoder, into which archive."""
+        from pipeline.ingest.spec import IngestSpec
+        from workflows.recipe.sections import spec_from
+
+        return spec_from(
+            IngestSpec,
+            self.recipe.ingest,
+            catalog=self.catalog_spec(),
+            encoder_uri=self.need_path("encoder.bundle", "--encoder"),
+            archive_uri=self.need("archive.uri", "--archive"),
+            grid=self.recipe.grid,
+            rules=self.recipe.tiles,
+        )
+
+    def index_spec(self) -> "IndexSpec":
+        """Return the settings of an index."""
+        from pipeline.indexing.spec import IndexSpec
+        from workflows.recipe.sections import spec_from
+
+        return spec_from(IndexSpec, self.recipe.index)
 
     def progress(self) -> ProgressView:
         """Return a progress sink, to be used as a context manager."""
@@ -114,6 +173,13 @@ class Run:
         write_lines(format_pairs(shown) if isinstance(shown, Mapping) else shown)
 
 
+def _before_pattern(path: str) -> Path:
+    """Return the folder in which a pattern begins; a path without one as it is."""
+    parts = Path(path).parts
+    marked = (n for n, part in enumerate(parts) if any(mark in part for mark in "*?["))
+    return Path(*parts[: next(marked, len(parts))])
+
+
 class Verb(click.Command):
     """A command with the common options, a run, and an example in its help.
 
@@ -134,7 +200,7 @@ class Verb(click.Command):
             ctx.params.pop(name) for name in ("recipe", "set_", "json_", "verbose", "debug")
         )
         configure_logging(verbose=verbose, debug=debug)
-        overrides = ctx.meta.get(_OVERRIDES, [])
+        overrides = ctx.meta.get(OVERRIDES, [])
         ctx.obj = Run(recipe=recipe, sets=sets, overrides=overrides, as_json=as_json, debug=debug)
         try:
             return super().invoke(ctx)
@@ -182,84 +248,4 @@ def _common_options() -> list[click.Option]:
     ]
 
 
-def recipe_option(flag: str, key: str, text: str, **attributes: Any) -> Callable[[F], F]:
-    """Add an option that overrides a recipe key when it is given.
-
-    Parameters
-    ----------
-    flag
-        The option, such as ``--archive``; two separated by ``/`` make a switch.
-    key
-        The dotted recipe key that it overrides.
-    text
-        What the option says of itself.
-    attributes
-        Passed on to click.
-    """
-
-    def note(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
-        if value is not None and value != ():
-            plain = list(value) if isinstance(value, tuple) else value
-            ctx.meta.setdefault(_OVERRIDES, []).append((key, plain, flag.partition("/")[0]))
-
-    attributes.setdefault("default", None)
-    return click.option(
-        *flag.split(" "), help=text, callback=note, expose_value=False, **attributes
-    )
-
-
 pass_run = click.make_pass_decorator(Run)
-
-events_option = click.option(
-    "--events",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Append what happens to a file, one JSON object a line.",
-)
-
-
-def catalog_options(function: F) -> F:
-    """Add the options that say which scenes are meant."""
-    options = [
-        recipe_option(
-            "--scenes", "catalog.source", "STAC document, API, .parquet; folder, glob of GeoTIFFs.",
-            metavar="URI",
-        ),
-        recipe_option("--since", "catalog.query.since", "Scenes from then on.", metavar="DATE"),
-        recipe_option("--until", "catalog.query.until", "Scenes up to then.", metavar="DATE"),
-        recipe_option(
-            "--bbox", "catalog.query.bbox", "Scenes that touch this box.", type=float, nargs=4,
-            metavar="W S E N",
-        ),
-        recipe_option(
-            "--polygon", "catalog.query.polygon", "Scenes that touch it: WKT or GeoJSON.",
-            metavar="TEXT",
-        ),
-        recipe_option(
-            "--max-cloud", "catalog.query.max_cloud_cover_percent", "Scenes up to this cover.",
-            type=float, metavar="PERCENT",
-        ),
-    ]  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-_UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
-
-
-class Duration(click.ParamType[dt.timedelta]):
-    """A number and its unit; becomes a :class:`datetime.timedelta` above zero."""
-
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dt.timedelta:
-        """Read the text of an option."""
-        if isinstance(value, dt.timedelta):
-            return value
-        match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([dhms])", str(value).strip().lower())
-        if not match or not float(match[1]):
-            self.fail(f"{value!r} is no span of time; write for example 30d, 12h, 15m or 90s")
-        return dt.timedelta(**{_UNITS[match[2]]: float(match[1])})

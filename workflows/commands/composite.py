@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.commands.common import Run, Verb, catalog_options, pass_run, recipe_option
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import catalog_options, recipe_option
 from workflows.exit_codes import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
@@ -29,19 +30,12 @@ class _Names(click.ParamType[tuple[str, ...]]):
     skysift ingest --scenes work/seasons --encoder work/bundle --archive work/archive""",
 )
 @catalog_options
-@recipe_option("--bands", "composite.bands", "Bands; the encoder's by default.", type=_Names())
-@recipe_option(
-    "--period",
-    "composite.period",
-    "What one composite covers.",
-    type=click.Choice(["month", "season", "year"]),
-)
-@recipe_option("--crs", "grid.crs", "CRS of the composites; the scenes' own.", metavar="CODE")
-@recipe_option(
-    "--resolution", "grid.resolution", "CRS units per pixel; the scenes' own.", type=float
-)
-@recipe_option("--name", "composite.name", "How the composites' ids begin.", metavar="NAME")
-@recipe_option("--out", "composite.output_uri", "Folder to write them to.", metavar="URI")
+@recipe_option("--bands", "composite.bands", type=_Names(), multiple=False, metavar=_Names.name)
+@recipe_option("--period", "composite.period")
+@recipe_option("--crs", "grid.crs")
+@recipe_option("--resolution", "grid.resolution")
+@recipe_option("--name", "composite.name")
+@recipe_option("--out", "composite.output_uri")
 @click.option("--dry-run", is_flag=True, help="Say what would be made of what, and stop.")
 @pass_run
 @click.pass_context
@@ -55,9 +49,19 @@ def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
     """
     from pipeline.composite.driver import make_composites
     from pipeline.composite.plan import plan_composites
-    from workflows.recipe.specs import composite_spec
+    from pipeline.composite.spec import CompositeSpec
+    from workflows.recipe.sections import spec_from
 
-    plan = plan_composites(composite_spec(run.settings), run.storage)
+    encoder = run.recipe.encoder
+    spec = spec_from(
+        CompositeSpec,
+        run.recipe.composite,
+        catalog=run.catalog_spec(),
+        output_uri=run.need("composite.output_uri", "--out"),
+        bands=run.recipe.composite.bands or encoder.bands,
+        grid=run.recipe.grid,
+    )
+    plan = plan_composites(spec, run.storage)
     if dry_run:
         run.show(plan.summary(), _plan_lines(plan))
         return

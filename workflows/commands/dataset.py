@@ -1,10 +1,12 @@
 """`skysift dataset`: labelled datasets to train and evaluate with."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
-from workflows.commands.common import Run, Verb, catalog_options, pass_run, recipe_option
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import catalog_options, recipe_option
 
 if TYPE_CHECKING:
     from storage.dataset import DatasetInfo
@@ -35,19 +37,14 @@ def dataset() -> None:
     skysift dataset import --importer dlrsd --source DLRSD --dataset work/dlrsd
     skysift dataset import -r world.yaml --importer scenes""",
 )
-@recipe_option(
-    "--importer",
-    "dataset.importer",
-    "What the source is, see above.",
-    type=click.Choice([*_SETTINGS, "scenes"]),
-)
-@recipe_option("--source", "dataset.source", "Folder or .tar to import.", metavar="PATH")
-@recipe_option("--dataset", "dataset.uri", "Dataset to write.", metavar="URI")
-@recipe_option("--landcover", "dataset.landcover.href", "Land-cover raster.", metavar="URI")
+@recipe_option("--importer", "dataset.importer")
+@recipe_option("--source", "dataset.source")
+@recipe_option("--dataset", "dataset.uri")
+@recipe_option("--landcover", "dataset.landcover.href")
 @catalog_options
 @pass_run
 def import_(run: Run) -> None:
-    """Import a labelled dataset; one that is there from the same source is kept.
+    """Import a labelled dataset; an existing one from the same source is kept.
 
     \b
     folder       labels.csv (image, 0/1 columns, maybe split) and PNG, JPEG or
@@ -59,9 +56,10 @@ def import_(run: Run) -> None:
     ml-aid       multilabel.csv, images_tr/ and images_test/ with <name>.jpg
     bigearthnet  version 2: metadata.parquet and
                  BigEarthNet-S2/<tile>/<patch>/<patch>_<band>.tif
-    scenes       scenes of one's own (--scenes) and a land-cover raster
+    scenes       your own scenes (--scenes) and a land-cover raster
 
-    All but bigearthnet and scenes may also be a .tar. What is missing is named.
+    All sources but bigearthnet and scenes may be a .tar. Errors name the missing
+    file.
     """  # noqa: D301
     by_name = _import_scenes if run.recipe.dataset.importer == "scenes" else _import_images
     with run.progress() as progress:
@@ -80,17 +78,14 @@ def import_(run: Run) -> None:
 
 def _import_images(run: Run, progress: "ProgressSink") -> "DatasetInfo":
     from pipeline.datasets.importers import importers
-    from workflows.recipe.specs import split_rule
+    from storage.location import Location
 
     section = run.recipe.dataset
     settings = {name: getattr(section, name) for name in _SETTINGS[section.importer]}
-    if "split" in settings:
-        settings["split"] = split_rule(run.settings)
     return importers[section.importer](
-        run.need_path("dataset.source", "--source"),
-        run.need("dataset.uri", "--dataset"),
+        Location.of(run.need_path("dataset.source", "--source"), run.storage),
+        Location.of(run.need("dataset.uri", "--dataset"), run.storage),
         **settings,
-        options=run.storage,
         progress=progress,
     )
 
@@ -98,12 +93,12 @@ def _import_images(run: Run, progress: "ProgressSink") -> "DatasetInfo":
 def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
     from pipeline.datasets.scenes import import_scenes
     from storage.catalog.read import read_scenes
+    from storage.location import Location
     from workflows.labels import label_scenes
-    from workflows.recipe.specs import catalog_spec, grid_spec, split_rule, tile_rules
 
     section = run.recipe.dataset
-    scenes = read_scenes(catalog_spec(run.settings), section.bands, run.storage).scenes
-    grid = grid_spec(run.settings, run.need("dataset.tile_px"))
+    scenes = read_scenes(run.catalog_spec(), section.bands, run.storage).scenes
+    grid = replace(run.recipe.grid, tile_px=run.recipe.grid.tile_px or run.need("dataset.tile_px"))
     labels = label_scenes(
         scenes,
         grid,
@@ -117,11 +112,10 @@ def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
         scenes,
         grid,
         labels,
-        run.need("dataset.uri", "--dataset"),
+        Location.of(run.need("dataset.uri", "--dataset"), run.storage),
         bands=section.bands,
-        rules=tile_rules(run.settings),
-        split=split_rule(run.settings),
+        rules=run.recipe.tiles,
+        split=run.recipe.dataset.split,
         block_tiles=section.block_tiles,
-        options=run.storage,
         progress=progress,
     )

@@ -1,15 +1,19 @@
-"""`skysift encoder`: bundles that no training made, and what is in a bundle."""
+"""`skysift encoder`: bundles of untrained encoders, and the content of a bundle."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.commands.common import Run, Verb, catalog_options, pass_run, recipe_option
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import catalog_options, recipe_option
+
+if TYPE_CHECKING:
+    from encoders.spec import EncoderSpec
 
 
 @click.group()
 def encoder() -> None:
-    """Make an encoder from pretrained weights alone, or look at one."""
+    """Make an encoder from pretrained weights, or show one."""
 
 
 @encoder.command(
@@ -19,20 +23,16 @@ def encoder() -> None:
     skysift encoder make -r naip-series
     skysift encoder make --backbone tiny-cnn --encoder work/untrained --dataset work/aid/dataset""",
 )
-@recipe_option("--encoder", "encoder.bundle", "Bundle to write.", metavar="URI")
-@recipe_option("--backbone", "encoder.backbone", "Kind of network.", metavar="NAME")
-@recipe_option(
-    "--pretrained", "encoder.pretrained", "Folder of pretrained weights.", metavar="FOLDER"
-)
-@recipe_option(
-    "--dataset", "dataset.uri", "Dataset whose bands and statistics to take.", metavar="URI"
-)
+@recipe_option("--encoder", "encoder.bundle")
+@recipe_option("--backbone", "encoder.backbone")
+@recipe_option("--pretrained", "encoder.pretrained")
+@recipe_option("--dataset", "dataset.uri", "Dataset whose bands and statistics to take.")
 @catalog_options
 @pass_run
 def make(run: Run) -> None:
     """Write an encoder bundle without training it.
 
-    The statistics of the bands come from the recipe, else from a labelled dataset, else they are
+    The statistics of the bands are those of the recipe, else of a labelled dataset, else they are
     computed over the scenes of the catalog.
     """
     from encoders.bundle import new_encoder, save_bundle
@@ -47,10 +47,10 @@ def make(run: Run) -> None:
 
 
 @encoder.command("info", cls=Verb, example="skysift encoder info --encoder work/bundle")
-@recipe_option("--encoder", "encoder.bundle", "Bundle to read.", metavar="URI")
+@recipe_option("--encoder", "encoder.bundle")
 @pass_run
 def info(run: Run) -> None:
-    """Say what an encoder takes and what it was trained with."""
+    """Show the inputs of an encoder and its training."""
     from dataclasses import asdict
 
     from encoders.bundle import load_encoder
@@ -61,25 +61,24 @@ def info(run: Run) -> None:
     run.show(facts, {name: _text(value) for name, value in facts.items()})
 
 
-def _spec(run: Run) -> Any:
-    from dataclasses import replace
-
+def _spec(run: Run) -> "EncoderSpec":
+    from encoders.spec import EncoderSpec
     from pipeline.analysis.statistics import band_statistics
     from storage.catalog.read import read_scenes
     from storage.dataset import read_info
-    from workflows.recipe.specs import catalog_spec, encoder_spec
+    from workflows.recipe.sections import spec_from
 
     section = run.recipe.encoder
     if section.band_mean is not None and section.band_std is not None:
-        return encoder_spec(run.settings, section.band_mean, section.band_std)
+        return spec_from(EncoderSpec, section)
     if run.recipe.dataset.uri is not None:
-        found = read_info(run.recipe.dataset.uri, run.storage)
-        spec = encoder_spec(run.settings, found.band_mean, found.band_std)
-        return replace(spec, bands=found.bands, tile_px=found.tile_px, classes=found.classes)
-    listing = read_scenes(catalog_spec(run.settings), section.bands, run.storage)
+        info = read_info(run.recipe.dataset.uri, run.storage)
+        names = ("band_mean", "band_std", "bands", "tile_px", "classes")
+        return spec_from(EncoderSpec, section, **{name: getattr(info, name) for name in names})
+    listing = read_scenes(run.catalog_spec(), section.bands, run.storage)
     with run.progress() as progress:
         statistics = band_statistics(listing.scenes, options=run.storage, progress=progress)
-    return encoder_spec(run.settings, statistics.mean, statistics.std)
+    return spec_from(EncoderSpec, section, band_mean=statistics.mean, band_std=statistics.std)
 
 
 def _text(value: Any) -> Any:

@@ -1,12 +1,16 @@
-"""`skysift evaluate`: how well similar tiles are found."""
+"""`skysift evaluate`: retrieval scores of a dataset or an archive."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import recipe_option
 from workflows.console import format_table
+
+if TYPE_CHECKING:
+    from storage.archive.reader import Archive
 
 
 @click.command(
@@ -17,15 +21,15 @@ from workflows.console import format_table
     skysift evaluate -r naip-series --same-place
     skysift evaluate --archive work/archive""",
 )
-@recipe_option("--dataset", "dataset.uri", "Labelled dataset to score on.", metavar="URI")
-@recipe_option("--encoder", "encoder.bundle", "Encoder to score.", metavar="URI")
-@recipe_option("--archive", "archive.uri", "Archive to score.", metavar="URI")
-@recipe_option("-k --k", "evaluate.k", "Hits that count.", type=int, metavar="N")
+@recipe_option("--dataset", "dataset.uri")
+@recipe_option("--encoder", "encoder.bundle")
+@recipe_option("--archive", "archive.uri")
+@recipe_option("-k --k", "evaluate.k")
 @click.option("--same-place", is_flag=True, help="Score an archive by place, without labels.")
 @click.option("--archive-labels", is_flag=True, help="Score an archive by the labels it holds.")
 @pass_run
 def evaluate(run: Run, same_place: bool, archive_labels: bool) -> None:
-    """Score retrieval, beside what a random ranking gets.
+    """Score retrieval, beside a random ranking.
 
     On a dataset: its test split searches its training split by labels. On an archive with labels:
     every tile searches all others. With --same-place: a tile of one scene should find the same
@@ -42,7 +46,8 @@ def evaluate(run: Run, same_place: bool, archive_labels: bool) -> None:
 def _by_place(run: Run) -> None:
     from pipeline.analysis.evaluation import same_place_recall
 
-    archive, columns = _read_archive(run, ["embedding", "tile_key", "scene"])
+    uri, archive = _open_archive(run)
+    columns = _read_columns(archive, ["embedding", "tile_key", "scene"])
     depths = run.recipe.evaluate.same_place_k
     found = same_place_recall(
         columns["embedding"],
@@ -56,9 +61,9 @@ def _by_place(run: Run) -> None:
         [f"same place recall@{k}", found[f"recall@{k}"], found[f"random recall@{k}"]]
         for k in depths
     ]
-    note = f"{found['queries']:,.0f} queries, {found['scenes']:.0f} scenes, archive {archive}"
+    note = f"{found['queries']:,.0f} queries, {found['scenes']:.0f} scenes, archive {uri}"
     run.show(
-        {"archive": archive, **found},
+        {"archive": uri, **found},
         [*format_table(["metric", "found", "random"], rows), "", note],
     )
 
@@ -67,28 +72,26 @@ def _archive_labels(run: Run) -> None:
     import numpy as np
 
     from pipeline.analysis.evaluation import evaluate_labels
-    from storage.archive.reader import Archive
     from storage.errors import ConfigError
 
-    uri = run.need_path("archive.uri", "--archive")
-    classes = Archive.open(uri, run.recipe.archive.snapshot, run.storage).spec.classes
-    if not classes:
+    uri, archive = _open_archive(run)
+    if not archive.spec.classes:
         raise ConfigError(
             f"archive {uri} holds no labels; use --same-place, or --dataset with labels"
         )
-    _, columns = _read_archive(run, ["embedding", "labels"])
+    columns = _read_columns(archive, ["embedding", "labels"])
     vectors, labels = columns["embedding"].astype(np.float32), columns["labels"]
     rng = np.random.default_rng(run.recipe.evaluate.seed)
-    most = min(run.recipe.evaluate.most_queries, len(vectors))
-    asked = np.sort(rng.choice(len(vectors), most, replace=False))
+    count = min(run.recipe.evaluate.most_queries, len(vectors))
+    queries = np.sort(rng.choice(len(vectors), count, replace=False))
     found = evaluate_labels(
-        vectors[asked],
-        labels[asked],
+        vectors[queries],
+        labels[queries],
         vectors,
         labels,
-        classes,
+        archive.spec.classes,
         k=run.recipe.evaluate.k,
-        exclude_self=asked,
+        exclude_self=queries,
     )
     _show(run, {"archive": uri, **found.to_dict()})
 
@@ -104,17 +107,17 @@ def _dataset_labels(run: Run) -> None:
     bundle = run.need_path("encoder.bundle", "--encoder")
     dataset = LabelledDataset.open(uri, run.storage)
     encoder = load_encoder(bundle, run.storage)
-    asked, searched = dataset.indices(run.recipe.evaluate.split), dataset.indices("train")
+    queries, database = dataset.indices(run.recipe.evaluate.split), dataset.indices("train")
     with run.progress() as progress:
-        vectors = _embed(encoder, dataset, np.concatenate([asked, searched]), progress)
+        vectors = _embed(encoder, dataset, np.concatenate([queries, database]), progress)
     found = evaluate_labels(
-        vectors[: len(asked)],
-        dataset.labels[asked],
-        vectors[len(asked) :],
-        dataset.labels[searched],
+        vectors[: len(queries)],
+        dataset.labels[queries],
+        vectors[len(queries) :],
+        dataset.labels[database],
         dataset.classes,
         k=run.recipe.evaluate.k,
-        rare_counts=dataset.labels[searched].sum(axis=0),
+        rare_counts=dataset.labels[database].sum(axis=0),
     )
     facts = {"dataset": uri, "encoder": bundle, "fingerprint": encoder.fingerprint}
     _show(run, {**facts, **found.to_dict()})
@@ -123,11 +126,10 @@ def _dataset_labels(run: Run) -> None:
 def _embed(encoder: Any, dataset: Any, rows: Any, progress: Any) -> Any:
     import numpy as np
 
+    from storage.errors import EncoderMismatchError
     from storage.progress import Progress
 
     if dataset.bands != encoder.bands:
-        from storage.errors import EncoderMismatchError
-
         raise EncoderMismatchError(
             f"the dataset has bands {', '.join(dataset.bands)}, the encoder takes "
             f"{', '.join(encoder.bands)}; choose a matching pair"
@@ -141,16 +143,19 @@ def _embed(encoder: Any, dataset: Any, rows: Any, progress: Any) -> Any:
     return np.concatenate(parts)
 
 
-def _read_archive(run: Run, names: list[str]) -> tuple[str, dict[str, Any]]:
-    import numpy as np
-
+def _open_archive(run: Run) -> "tuple[str, Archive]":
     from storage.archive.reader import Archive
 
     uri = run.need_path("archive.uri", "--archive")
-    archive = Archive.open(uri, run.recipe.archive.snapshot, run.storage)
+    return uri, Archive.open(uri, run.recipe.archive.snapshot, run.storage)
+
+
+def _read_columns(archive: "Archive", names: list[str]) -> dict[str, Any]:
+    import numpy as np
+
     parts = [archive.read_segment(segment.ordinal, names) for segment in archive.segments]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in names if parts}
-    return uri, columns or archive.read([], names)
+    return columns or archive.read([], names)
 
 
 def _show(run: Run, found: Mapping[str, Any]) -> None:

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.commands.common import Run, Verb, pass_run
 from workflows.commands.index_care import INDEX, gc, info, list_, rollback, size, verify
 from workflows.commands.index_stats import stats
+from workflows.commands.options import recipe_option
 
 if TYPE_CHECKING:
     from pipeline.indexing.plan import IndexPlan
@@ -26,38 +27,23 @@ def index() -> None:
     skysift index build --archive work/archive --index work/index
     skysift index build -r world.yaml --memory 4GB --recall 0.95""",
 )
-@recipe_option("--archive", "archive.uri", "Archive to index.", metavar="URI")
+@recipe_option("--archive", "archive.uri")
 @INDEX
-@recipe_option(
-    "--kind",
-    "index.kind",
-    "How vectors are stored; auto is the most exact that fits the memory.",
-    type=click.Choice(["auto", "flat", "ivf_flat", "ivf_sq8", "ivf_rabitq", "ivf_opq", "ivf_pq"]),
-)
-@recipe_option("--shards", "index.shards", "Number of shards.", type=int, metavar="N")
-@recipe_option("--memory", "index.memory_bytes", "Most memory of all shards.", metavar="SIZE")
-@recipe_option(
-    "--builder-memory",
-    "index.builder_memory_bytes",
-    "Most memory of a process that builds a shard.",
-    metavar="SIZE",
-)
-@recipe_option(
-    "--mapped/--read",
-    "index.mapped",
-    "Searches map shards larger than memory instead of reading them.",
-)
-@recipe_option("--recall", "index.recall", "Recall@10 to reach.", type=float, metavar="FRACTION")
+@recipe_option("--kind", "index.kind")
+@recipe_option("--shards", "index.shards")
+@recipe_option("--memory", "index.memory_bytes")
+@recipe_option("--builder-memory", "index.builder_memory_bytes")
+@recipe_option("--mapped/--read", "index.mapped")
+@recipe_option("--recall", "index.recall")
 @click.option("--dry-run", is_flag=True, help="Print what would be built, and stop.")
 @pass_run
 def build(run: Run, dry_run: bool) -> None:
     """Index the newest snapshot of an archive; nothing is done when that is there."""
     from pipeline.indexing.driver import build_index, plan_build
-    from workflows.recipe.specs import index_spec
 
     archive = run.need_path("archive.uri", "--archive")
     target = run.need("index.uri", "--index")
-    spec = index_spec(run.settings)
+    spec = run.index_spec()
     if dry_run:
         plan = plan_build(archive, spec, run.storage)
         run.show(plan, _prediction(plan, spec))

@@ -4,12 +4,13 @@ import datetime as dt
 
 import click
 
-from workflows.commands.common import Duration, Run, Verb, pass_run, recipe_option
+from workflows.commands.common import Run, Verb, pass_run
 from workflows.commands.index_stats import actors_of
+from workflows.commands.options import Duration, recipe_option
 from workflows.console import format_pairs, format_table
 from workflows.exit_codes import EXIT_FAILED
 
-INDEX = recipe_option("--index", "index.uri", "Folder of the index.", metavar="URI")
+INDEX = recipe_option("--index", "index.uri")
 
 
 @click.command("list", cls=Verb, example="skysift index list --index work/index")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import recipe_option
 from workflows.console import format_table
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ _SHARD = ("shard", "actor", "rows", "queries", "lists probed", "rows compared")
 
 
 @click.command("stats", cls=Verb, example="skysift index stats --index work/index")
-@recipe_option("--index", "index.uri", "Folder of the index.", metavar="URI")
+@recipe_option("--index", "index.uri")
 @click.option("--version", metavar="VERSION", help="Which version; the current one by default.")
 @pass_run
 def stats(run: Run, version: str | None) -> None:

@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from storage.location import is_local
-from workflows.commands.common import (
-    Run,
-    Verb,
-    catalog_options,
-    events_option,
-    pass_run,
-    recipe_option,
-)
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import catalog_options, events_option, recipe_option
 from workflows.exit_codes import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
@@ -36,15 +30,10 @@ _REASONS_SHOWN = 10
     skysift ingest --scenes 's3://bucket/*.tif' --encoder work/bundle --archive work/archive""",
 )
 @catalog_options
-@recipe_option("--encoder", "encoder.bundle", "Encoder bundle to embed with.", metavar="URI")
-@recipe_option("--archive", "archive.uri", "Archive to write; made when new.", metavar="URI")
-@recipe_option("--labels", "ingest.labels_uri", "Tile labels to store as well.", metavar="URI")
-@recipe_option(
-    "--retry-quarantined",
-    "ingest.retry_quarantined",
-    "Try scenes again that could not be read before.",
-    is_flag=True,
-)
+@recipe_option("--encoder", "encoder.bundle")
+@recipe_option("--archive", "archive.uri")
+@recipe_option("--labels", "ingest.labels_uri")
+@recipe_option("--retry-quarantined", "ingest.retry_quarantined")
 @events_option
 @click.option("--dry-run", is_flag=True, help="Print what would be done and cost, and stop.")
 @pass_run
@@ -63,13 +52,13 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
     if dry_run:
         plan, cost = _planned(run, sample=False)
         run.show({**plan.summary(), **cost.summary()}, _plan_lines(plan, cost))
-        _require_room(plan, cost)
+        cost.require_room()
         return
     with event_log(events) as log, ThreadPoolExecutor(1) as pool:
         planning = pool.submit(_planned, run, sample=True)
-        here = _fits_here(run, planning)
-        with run.ray(needed=not here):  # starts while the thread plans
-            report = _carried_out(run, *planning.result(), log, here=here)
+        local = _fits_locally(run, planning)
+        with run.ray(needed=not local):  # starts while the thread plans
+            report = _carry_out(run, *planning.result(), log, local=local)
     lines = {
         "archive": archive_uri,
         "snapshot": report.snapshot,
@@ -86,14 +75,11 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
 
 
 def _planned(run: Run, *, sample: bool) -> "tuple[IngestPlan, IngestCost]":
-    from encoders.spec import read_bundle
     from pipeline.ingest.cost import SAMPLE_SCENES, estimate_cost
     from pipeline.ingest.driver import plan_ingest
     from pipeline.runtime.cluster import joins_cluster
-    from workflows.recipe.specs import ingest_spec
 
-    bundle = read_bundle(run.need_path("encoder.bundle", "--encoder"), run.storage)
-    plan = plan_ingest(ingest_spec(run.settings, bundle.spec.tile_px), run.storage)
+    plan = plan_ingest(run.ingest_spec(), run.storage)
     with run.progress() as progress:
         cost = estimate_cost(
             plan,
@@ -106,33 +92,27 @@ def _planned(run: Run, *, sample: bool) -> "tuple[IngestPlan, IngestCost]":
     return plan, cost
 
 
-def _fits_here(run: Run, planning: "Future[tuple[IngestPlan, IngestCost]]") -> bool:
-    """Tell whether a run is so small that it does without Ray; only a plan that is soon made."""
+def _fits_locally(run: Run, planning: "Future[tuple[IngestPlan, IngestCost]]") -> bool:
+    """Tell whether a run is so small that it does without Ray; waits for local plans only."""
     from pipeline.ingest.driver import LOCAL_TILES
     from pipeline.runtime.cluster import joins_cluster
 
-    local = is_local(run.need_path("catalog.source", "--scenes"))
-    if not local or joins_cluster(run.recipe.cluster.address):
+    source = run.need_path("catalog.source", "--scenes")
+    if not is_local(source) or joins_cluster(run.recipe.cluster.address):
         return False
     _, cost = planning.result()
     return cost.tiles <= LOCAL_TILES
 
 
-def _carried_out(
-    run: Run, plan: "IngestPlan", cost: "IngestCost", log: "EventSink", *, here: bool
+def _carry_out(
+    run: Run, plan: "IngestPlan", cost: "IngestCost", log: "EventSink", *, local: bool
 ) -> "IngestReport":
     from pipeline.ingest.driver import ingest
 
-    _require_room(plan, cost)
+    cost.require_room()
     run.silence_ray()  # again: the plan imported more of it
     with run.progress() as progress:
-        return ingest(plan, options=run.storage, here=here, progress=progress, events=log)
-
-
-def _require_room(plan: "IngestPlan", cost: "IngestCost") -> None:
-    from pipeline.ingest.cost import require_room
-
-    require_room(cost, plan.spec.archive_uri)
+        return ingest(plan, options=run.storage, local=local, progress=progress, events=log)
 
 
 def _plan_lines(plan: "IngestPlan", cost: "IngestCost") -> dict[str, Any]:

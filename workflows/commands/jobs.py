@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import recipe_option
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-_ADDRESS = recipe_option(
-    "--address", "cluster.dashboard", "Dashboard of the cluster.", metavar="URL"
-)
+_ADDRESS = recipe_option("--address", "cluster.dashboard", metavar="URL")
 _OPEN = click.option(
     "--allow-unauthenticated", is_flag=True, help="Use a remote dashboard that wants no token."
 )

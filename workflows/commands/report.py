@@ -2,26 +2,26 @@
 
 import click
 
-from workflows.commands.common import Run, Verb, catalog_options, pass_run, recipe_option
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import catalog_options, recipe_option
 
 
 @click.command("report", cls=Verb, example="skysift report -r naip-series --out report.html")
-@recipe_option("--index", "index.uri", "Index whose archive to show.", metavar="URI")
+@recipe_option("--index", "index.uri")
 @catalog_options
-@recipe_option("--training", "training.output", "Run that trained the encoder.", metavar="URI")
+@recipe_option("--training", "training.output")
 @click.option(
     "--out", default="report.html", show_default=True, metavar="URI", help="Page to write."
 )
-@click.option("--queries", default=6, show_default=True, help="Tiles that ask.")
-@click.option("--seed", default=0, show_default=True, help="Decides which tiles ask.")
+@click.option("--queries", default=6, show_default=True, help="Number of query tiles.")
+@click.option("--seed", default=0, show_default=True, help="Seed that draws the query tiles.")
 @pass_run
 def report(run: Run, out: str, queries: int, seed: int) -> None:
-    """Draw what an archive holds and finds as one self-contained HTML page."""
+    """Draw the content of an archive and hits of its index as one self-contained HTML page."""
     from pipeline.search.searcher import Searcher
     from storage.archive.reader import Archive
     from storage.catalog.read import read_scenes
     from storage.location import exists, join_uri
-    from workflows.recipe.specs import catalog_spec
     from workflows.report.archive import ReportSpec, archive_report
     from workflows.report.html import write_report
 
@@ -29,7 +29,7 @@ def report(run: Run, out: str, queries: int, seed: int) -> None:
     searcher = Searcher.local(index, options=run.storage)
     manifest = searcher.manifest
     bands = Archive.open(manifest.archive_uri, manifest.snapshot, run.storage).spec.bands
-    scenes = read_scenes(catalog_spec(run.settings), bands, run.storage).scenes
+    scenes = read_scenes(run.catalog_spec(), bands, run.storage).scenes
     training = run.recipe.training.output
     if training and not exists(join_uri(training, "history.csv"), run.storage):
         training = None
@@ -42,7 +42,7 @@ def report(run: Run, out: str, queries: int, seed: int) -> None:
             queries=queries,
             seed=seed,
         ),
-        training_uri=training,
+        training_uri=str(training) if training else None,
         options=run.storage,
     )
     write_report(data, out, run.storage)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import recipe_option
 from workflows.console import format_table
 
 if TYPE_CHECKING:
@@ -189,38 +190,16 @@ _WIDE = 100
     skysift search -r naip-series --tile A/1/2 --tile A/1/3 --not-tile A/5/5 --min-score 0.8
     skysift search -r naip-series --like-label water --each --out hits.parquet""",
 )
-@recipe_option("--index", "index.uri", "Index to search.", metavar="URI")
+@recipe_option("--index", "index.uri")
 @example_options
-@recipe_option("-k --k", "search.k", "Number of hits.", type=int, metavar="N")
-@recipe_option(
-    "--bbox", "search.filter.bbox", "Only in this box.", type=float, nargs=4, metavar="W S E N"
-)
-@recipe_option(
-    "--polygon", "search.filter.polygon", "Only in this polygon: WKT or GeoJSON.", metavar="TEXT"
-)
-@recipe_option("--since", "search.filter.since", "Only from then on.", metavar="DATE")
-@recipe_option("--until", "search.filter.until", "Only up to then.", metavar="DATE")
-@recipe_option(
-    "--max-cloud-fraction",
-    "search.filter.max_cloud_fraction",
-    "Only with no more cloud.",
-    type=float,
-    metavar="FRACTION",
-)
-@recipe_option(
-    "--in-scene",
-    "search.filter.scenes",
-    "Only in this scene; again for more.",
-    multiple=True,
-    metavar="ID",
-)
-@recipe_option(
-    "--label",
-    "search.filter.labels",
-    "Only with this label; again for more.",
-    multiple=True,
-    metavar="NAME",
-)
+@recipe_option("-k --k", "search.k")
+@recipe_option("--bbox", "search.filter.bbox", "Only in this box.")
+@recipe_option("--polygon", "search.filter.polygon", "Only in this polygon: WKT or GeoJSON.")
+@recipe_option("--since", "search.filter.since", "Only from then on.")
+@recipe_option("--until", "search.filter.until", "Only up to then.")
+@recipe_option("--max-cloud-fraction", "search.filter.max_cloud_fraction")
+@recipe_option("--in-scene", "search.filter.scenes", "Only in this scene; again for more.")
+@recipe_option("--label", "search.filter.labels", "Only with this label; again for more.")
 @click.option("--min-score", type=float, metavar="S", help="All hits with this score, not -k.")
 @click.option(
     "--limit",
@@ -231,7 +210,7 @@ _WIDE = 100
 )
 @click.option("--each", is_flag=True, help="Ask with each example by itself; needs --out.")
 @click.option("--include-self", is_flag=True, help="Keep the tiles that ask among the hits.")
-@recipe_option("--encoder", "encoder.bundle", "Bundle for --image; the archive's.", metavar="URI")
+@recipe_option("--encoder", "encoder.bundle", "Bundle for --image; the archive's.")
 @click.option("--out", metavar="URI", help="Write the hits to a .geojson, .parquet or .csv file.")
 @pass_run
 def search(run: Run, /, **options: Any) -> None:
@@ -282,10 +261,8 @@ class _Asking:
     """Asks an index as the options say, and shows or writes the hits."""
 
     def __init__(self, run: Run, searcher: "Searcher", options: dict[str, Any]) -> None:
-        from workflows.recipe.specs import search_filter
-
         self._run, self._searcher, self._options = run, searcher, options
-        self._where = search_filter(run.settings)
+        self._where = run.recipe.search.filter
         by_score = options["min_score"] is not None
         self._k: int = options["limit"] if by_score else run.recipe.search.k
         self._rows = searcher.manifest.rows

@@ -2,7 +2,8 @@
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.options import recipe_option
 
 
 @click.command(
@@ -12,16 +13,14 @@ from workflows.commands.common import Run, Verb, pass_run, recipe_option
     skysift train -r aid
     skysift train --dataset work/aid/dataset --output work/run --loss macl --epochs 10""",
 )
-@recipe_option("--dataset", "dataset.uri", "Dataset to train on.", metavar="URI")
-@recipe_option("--output", "training.output", "Folder of the run.", metavar="URI")
-@recipe_option("--backbone", "training.backbone", "Kind of network.", metavar="NAME")
-@recipe_option("--pretrained", "training.pretrained", "Folder of weights.", metavar="FOLDER")
-@recipe_option(
-    "--freeze/--no-freeze", "training.freeze_backbone", "Train only the head.", is_flag=True
-)
-@recipe_option("--loss", "training.loss", "Name of the loss.", metavar="NAME")
-@recipe_option("--epochs", "training.epochs", "Epochs.", type=int, metavar="N")
-@recipe_option("--workers", "training.workers", "Ray Train workers.", type=int, metavar="N")
+@recipe_option("--dataset", "dataset.uri")
+@recipe_option("--output", "training.output")
+@recipe_option("--backbone", "training.backbone")
+@recipe_option("--pretrained", "training.pretrained")
+@recipe_option("--freeze/--no-freeze", "training.freeze_backbone")
+@recipe_option("--loss", "training.loss")
+@recipe_option("--epochs", "training.epochs")
+@recipe_option("--workers", "training.workers")
 @click.option("--resume", is_flag=True, help="Go on although settings changed where that works.")
 @pass_run
 def train(run: Run, resume: bool) -> None:
@@ -30,7 +29,9 @@ def train(run: Run, resume: bool) -> None:
     The output folder holds the best encoder (bundle/), history.csv and checkpoints.
     """
     from pipeline.training.driver import train as run_training
-    from workflows.recipe.specs import training_spec
+    from pipeline.training.spec import TrainingSpec
+    from storage.location import Location
+    from workflows.recipe.sections import spec_from
 
     dataset = run.need_path("dataset.uri", "--dataset")
     output = run.need("training.output", "--output")
@@ -38,10 +39,9 @@ def train(run: Run, resume: bool) -> None:
         run.need_path("training.pretrained", "--pretrained")
     with run.ray(), run.progress() as progress:
         result = run_training(
-            dataset,
-            training_spec(run.settings),
-            output,
-            options=run.storage,
+            Location.of(dataset, run.storage),
+            spec_from(TrainingSpec, run.recipe.training),
+            Location.of(output, run.storage),
             resume=resume,
             progress=progress,
         )

@@ -1,26 +1,31 @@
-"""What is wrong with a recipe, in words: where it stands, what was expected, what is nearest."""
+"""Messages about a recipe: where a value is written, what was expected, the nearest known key."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_origin
 
 from pydantic import ValidationError
 
-from workflows.recipe.schema import Recipe, Section
+from workflows.recipe.schema import Recipe
+from workflows.recipe.sections import keys_of, section_in
 
 KeyPath = tuple[str | int, ...]
-_UNKNOWN = "extra_forbidden"
+_UNKNOWN = "unexpected_keyword_argument"
 
 
 def complaint(
     error: ValidationError, data: dict[str, Any], origins: Mapping[KeyPath, str], source: str
 ) -> str:
-    """Say what the first wrong value is, in one line, and how many more there are."""
+    """Describe the first wrong value in one line, and count the others."""
     by_path: dict[KeyPath, list[Any]] = {}
     for problem in error.errors(include_url=False):
-        unknown = problem["type"] == _UNKNOWN
-        path = problem["loc"] if unknown else _written_part(problem["loc"], data)
+        path: KeyPath = problem["loc"]
+        if problem["type"] != _UNKNOWN:
+            path = _written_part(problem["loc"], data)
+        if problem["type"] == "value_error":  # a specification refused the section as a whole
+            path = (*path, *_key_named_in(problem["msg"], problem["input"]))
         by_path.setdefault(path, []).append(problem)
     messages = []
     for path, problems in by_path.items():
@@ -39,9 +44,7 @@ def _unknown_key(path: KeyPath) -> str:
         hint = f"did you mean {near[0]}?"
     else:
         owners = [
-            dotted((section, key))
-            for section in Recipe.model_fields
-            if key in _names_at((section,))
+            dotted((section, key)) for section in keys_of(Recipe) if key in _names_at((section,))
         ]
         hint = f"did you mean {owners[0]}?" if owners else f"known here: {', '.join(names)}"
     return f"{dotted(path)} is not a key of a recipe; {hint}"
@@ -51,10 +54,19 @@ def _wrong_value(path: KeyPath, problems: Sequence[Any]) -> str:
     first = problems[0]
     if first["type"] == "missing":
         return f"{dotted((*path, *first['loc'][len(path) :]))} is missing; add it"
-    expected = dict.fromkeys(
-        p["msg"].removeprefix("Input should be ").removeprefix("Value error, ") for p in problems
-    )
+    if first["type"] == "value_error":
+        return f"{dotted(path)}: {first['ctx']['error']}"
+    expected = list(dict.fromkeys(p["msg"].removeprefix("Input should be ") for p in problems))
+    if str(path[-1]).endswith("_bytes"):
+        expected.append("a size such as 16GB or 512MiB")
     return f"{dotted(path)}: expected {' or '.join(expected)}, got {short(first['input'])}"
+
+
+def _key_named_in(message: str, section: Any) -> KeyPath:
+    """Return the given key of a section that a message names first, if any."""
+    given = section if isinstance(section, dict) else {}
+    found = {match.start(): name for name in given if (match := re.search(rf"\b{name}\b", message))}
+    return (found[min(found)],) if found else ()
 
 
 def _written_part(loc: Sequence[str | int], data: Any) -> KeyPath:
@@ -73,37 +85,31 @@ def _names_at(path: KeyPath) -> list[str]:
     """Return the keys that the section at a path knows."""
     annotation: Any = Recipe
     for name in path:
-        model = _section_in(annotation)
-        if get_origin(annotation) is dict:  # the name is a key of the recipe's own choosing
-            annotation = model
+        section = section_in(annotation)
+        if get_origin(annotation) is Mapping:  # the name is a key of the recipe's own choosing
+            annotation = section
         else:
-            known = model.model_fields.get(str(name)) if model else None
-            annotation = known.annotation if known else None
-    model = _section_in(annotation)
-    return list(model.model_fields) if model else []
+            key = keys_of(section).get(str(name)) if section else None
+            annotation = key.annotation if key else None
+    section = section_in(annotation)
+    return list(keys_of(section)) if section else []
 
 
-def _section_in(annotation: Any) -> type[Section] | None:
-    """Find the section within an annotation such as ``dict[str, BandSection] | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next((s for part in get_args(annotation) if (s := _section_in(part))), None)
-
-
-def missing_path(path: str) -> str:
-    """Say that a local path does not exist, and which existing one is nearest.
+def missing_path(path: Path) -> str:
+    """Return the message that a local path does not exist, with the nearest path that does.
 
     Examples
     --------
-    >>> missing_path("no-such-folder-at-all/x")
+    >>> missing_path(Path("no-such-folder-at-all/x"))
     "'no-such-folder-at-all/x' does not exist"
     """
-    have, missing = Path(path), Path(path)
+    have, missing = path, path
     while not have.exists() and have.parent != have:
         have, missing = have.parent, have
     names = sorted(entry.name for entry in have.iterdir()) if have.is_dir() else []
     near = difflib.get_close_matches(missing.name, names, 1, 0.6)
-    return f"{path!r} does not exist" + (f"; did you mean {str(have / near[0])!r}?" if near else "")
+    hint = f"; did you mean {str(have / near[0])!r}?" if near else ""
+    return f"{str(path)!r} does not exist{hint}"
 
 
 def where_written(origins: Mapping[KeyPath, str], path: KeyPath, source: str) -> str:

@@ -1,25 +1,28 @@
 """Recipes: one YAML file that says what a run reads, makes and where it puts it.
 
-A recipe's sections mirror the plain dataclasses of the packages below, which are imported only by
-the commands that use them. Every complaint names the file, the line, the key and the next step.
-Relative paths mean the folder in which the command runs, as on any command line.
+The YAML is validated strictly, as JSON, against the dataclasses of :mod:`workflows.recipe.schema`.
+Every error names the file, the line, the key and the next step. Relative paths are relative to the
+folder in which the command runs.
 """
 
 import difflib
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from storage.errors import ConfigError
-from workflows.recipe.errors import KeyPath, complaint, dotted, missing_path, short, where_written
+from workflows.recipe.errors import KeyPath, complaint, dotted, short, where_written
 from workflows.recipe.schema import Recipe
+from workflows.recipe.sections import keys_of
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 SECRET_MASK = "********"
@@ -40,7 +43,7 @@ class Override:
         Raises
         ------
         ConfigError
-            There is no ``=``, or the value is no YAML.
+            There is no ``=``, or the value is not valid YAML.
 
         Examples
         --------
@@ -53,7 +56,9 @@ class Override:
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text!r}: its value is no YAML: {_problem(error)}") from error
+            raise ConfigError(
+                f"--set {text!r}: its value is not valid YAML: {_problem(error)}"
+            ) from error
         return cls(path=tuple(name.split(".")), value=parsed, origin=f"--set {name}")
 
 
@@ -75,35 +80,6 @@ class LoadedRecipe:
         for name in key.split("."):
             value = getattr(value, name)
         return value
-
-    def need(self, key: str, option: str | None = None) -> Any:
-        """Return a value that this command cannot do without.
-
-        Raises
-        ------
-        ConfigError
-            Neither the recipe nor the command line gives it.
-        """
-        value = self.value(key)
-        if value is None:
-            raise ConfigError(
-                f"{key} is not given{f' in {self.source}' if self.source else ''}: "
-                f"use {f'{option}, ' if option else ''}--set {key}=..., or a recipe that has it"
-            )
-        return value
-
-    def need_path(self, key: str, option: str | None = None) -> str:
-        """Return a URI that a command reads; a local one must exist.
-
-        Raises
-        ------
-        ConfigError
-            It is not given, or names nothing on this machine.
-        """
-        uri = str(self.need(key, option))
-        if "://" not in uri and not (fixed := _before_pattern(uri)).exists():
-            raise ConfigError(f"{self.where(key)}: {key}: {missing_path(str(fixed))}")
-        return uri
 
     def shown(self) -> dict[str, Any]:
         """Return the effective recipe as plain values, with secrets masked."""
@@ -178,10 +154,46 @@ def load_recipe(
         data, origins = parse_recipe(text, source, environ)
     for override in overrides:
         _apply(data, override, origins)
+    values = _json_values(data)
     try:
-        return LoadedRecipe(recipe=Recipe.model_validate(data), source=source, origins=origins)
+        recipe = _recipe_type().validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        raise ConfigError(complaint(error, data, origins, source)) from error
+        raise ConfigError(complaint(error, values, origins, source)) from error
+    return LoadedRecipe(recipe=recipe, source=source, origins=origins)
+
+
+@cache
+def _recipe_type() -> TypeAdapter[Recipe]:
+    return TypeAdapter(Recipe)
+
+
+def _json_values(value: Any, key: str = "") -> Any:
+    """Turn values of YAML into those of JSON; a size such as ``16GB`` becomes a number of bytes."""
+    if isinstance(value, Mapping):
+        return {str(name): _json_values(item, str(name)) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_values(item) for item in value]
+    if key.endswith("_bytes") and isinstance(value, str):
+        return parse_bytes(value)
+    return value if value is None or isinstance(value, (str, int, float)) else _text(value)
+
+
+def _text(value: Any) -> str:
+    return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
+
+
+def parse_bytes(text: str) -> int | str:
+    """Return a size such as ``"16GB"`` or ``"512MiB"`` in bytes; other text as it is.
+
+    Examples
+    --------
+    >>> parse_bytes("16GB"), parse_bytes("1KiB"), parse_bytes("16 parsecs")
+    (16000000000, 1024, '16 parsecs')
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if not match or (match[3] and not match[2]):
+        return text
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " "))
 
 
 def parse_recipe(
@@ -192,7 +204,8 @@ def parse_recipe(
     Raises
     ------
     ConfigError
-        It is no YAML, has a key twice, uses a variable that is not set, or is no mapping.
+        The text is not valid YAML or not a mapping, has a key twice, or uses a variable that is
+        not set.
     """
     loader = yaml.SafeLoader(text)
     origins: dict[KeyPath, str] = {}
@@ -203,7 +216,9 @@ def parse_recipe(
         _walk(loader, root, (), source, origins, environ)
         data = loader.construct_document(root)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}{_line_of(error)}: no valid YAML: {_problem(error)}") from error
+        raise ConfigError(
+            f"{source}{_line_of(error)}: not valid YAML: {_problem(error)}"
+        ) from error
     finally:
         loader.dispose()
     if not isinstance(data, dict):
@@ -269,13 +284,6 @@ def _apply(data: dict[str, Any], override: Override, origins: dict[KeyPath, str]
     origins[override.path] = override.origin
 
 
-def _before_pattern(path: str) -> Path:
-    """Return the folder in which a pattern begins, or the path when it is none."""
-    parts = Path(path).parts
-    marked = (n for n, part in enumerate(parts) if any(mark in part for mark in "*?["))
-    return Path(*parts[: next(marked, len(parts))])
-
-
 def _problem(error: yaml.YAMLError) -> str:
     return str(getattr(error, "problem", None) or error).partition("\n")[0]
 
@@ -286,14 +294,13 @@ def _line_of(error: yaml.YAMLError) -> str:
 
 
 def _masked(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return {name: _masked(item) for name, item in _items(value)}
-    if hasattr(value, "get_secret_value"):
-        return SECRET_MASK
+    if is_dataclass(value):
+        section: Any = type(value)
+        keys, given = keys_of(section), {name: getattr(value, name) for name in keys_of(section)}
+        return {
+            name: SECRET_MASK if keys[name].is_secret and item is not None else _masked(item)
+            for name, item in given.items()
+        }
     if isinstance(value, Mapping):
         return {name: _masked(item) for name, item in value.items()}
     return [_masked(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _items(section: BaseModel) -> Iterator[tuple[str, Any]]:
-    return ((name, getattr(section, name)) for name in type(section).model_fields)

@@ -1,164 +1,88 @@
-"""The sections of a recipe, as pydantic models.
+"""The keys of a recipe: the specifications of the packages below, and sections of workflows' own.
 
-Each mirrors a plain dataclass of the packages below, name for name and default for default (a
-test holds them together), so that reading a recipe imports none of the libraries behind them.
+Only light modules are imported: reading a recipe needs none of the libraries behind it.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, Strict
+from annotated_types import Ge, Le
 
-from workflows.recipe.types import (
-    Box,
-    Bytes,
-    Count,
-    Flag,
-    Fraction,
-    Moment,
-    Natural,
-    Number,
-    Positive,
-    Until,
-    Whole,
-)
+from encoders.spec import EncoderSpec
+from pipeline.composite.spec import CompositeSpec
+from pipeline.datasets.spec import SplitRule
+from pipeline.indexing.spec import IndexSpec
+from pipeline.ingest.spec import IngestSpec
+from pipeline.tiles.spec import GridSpec, TileRules
+from pipeline.training.spec import TrainingSpec
+from storage.index.filter import Filter
+from storage.location import Location, StorageOptions
+from storage.scene import CatalogSpec
+from storage.values import Count, Fraction, NonNegative, Positive
+from workflows.recipe.sections import Key, Section, keys_of, section_in, section_of
+
+_RGB = ("red", "green", "blue")
 
 
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, values never change.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterSection:
+    """Which Ray cluster to use.
 
-    ``mirrors`` names the dataclass whose fields, defaults and documentation the section shares.
+    Attributes
+    ----------
+    address
+        Address of the cluster; None starts a private one on this machine.
+    cpus
+        CPUs of the private cluster; None for all.
+    dashboard
+        URL of the dashboard to which `skysift submit` sends jobs.
     """
 
-    mirrors: ClassVar[str] = ""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class StorageSection(Section):
-    """How to reach the object store; what is left out comes from the ``AWS_*`` variables."""
-
-    mirrors: ClassVar[str] = "storage.location.StorageOptions"
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    anonymous: Flag = False
-    access_key_id: SecretStr | None = None
-    secret_access_key: SecretStr | None = None
-    session_token: SecretStr | None = None
+    address: str | None = None
+    cpus: Count | None = None
+    dashboard: str = "http://127.0.0.1:8265"
 
 
-class BandSection(Section):
-    """Where one band of the encoder is in a scene."""
-
-    mirrors: ClassVar[str] = "storage.scene.BandMapping"
-
-    asset: str | None = None
-    index: Count = 1
-    scale: Number | None = None
-    offset: Number | None = None
-    nodata: Number | None = None
-
-
-class QuerySection(Section):
-    """Which scenes of a catalog to take."""
-
-    mirrors: ClassVar[str] = "storage.scene.SceneQuery"
-
-    bbox: Box | None = None
-    polygon: str | dict[str, Any] | None = None
-    since: Moment | None = None
-    until: Until | None = None
-    max_cloud_cover_percent: Annotated[float, Strict(), Field(ge=0, le=100)] | None = None
-    collections: tuple[str, ...] = ()
-
-
-class MaskSection(Section):
-    """Where the cloud mask of a scene is, and which of its numbers mean cloud or shadow."""
-
-    mirrors: ClassVar[str] = "storage.scene.MaskMapping"
-
-    asset: str | None = None
-    index: Count = 1
-    cloud_values: tuple[Whole, ...] = ()
-    cloud_bits: tuple[Whole, ...] = ()
-
-
+@section_of(CatalogSpec)
 class CatalogSection(Section):
     """Where the scenes are: STAC documents, or a folder or glob of GeoTIFFs."""
 
-    mirrors: ClassVar[str] = "storage.scene.CatalogSpec"
 
-    source: str | None = None
-    bands: dict[str, BandSection] = {}
-    mask: MaskSection | None = None
-    datetime_pattern: str | None = None
-    allow: tuple[str, ...] = ()
-    query: QuerySection = QuerySection()
-
-
-class GridSection(Section):
-    """How scenes are cut into tiles; what is left out follows from the scene and the encoder."""
-
-    mirrors: ClassVar[str] = "pipeline.tiles.spec.GridSpec"
-
-    crs: str = "native"
-    resolution: Positive | Literal["native"] = "native"
-    tile_px: Count | None = None
-    stride_px: Count | None = None
-    anchor: tuple[Number, Number] = (0.0, 0.0)
-
-
-class TilesSection(Section):
-    """Which tiles are worth an embedding."""
-
-    mirrors: ClassVar[str] = "pipeline.tiles.spec.TileRules"
-
-    edge: Literal["pad", "shift", "drop"] = "pad"
-    min_valid_fraction: Fraction = 0.5
-    max_cloud_fraction: Fraction = 1.0
-
-
+@section_of(CompositeSpec, without=("catalog", "grid"))
 class CompositeSection(Section):
-    """Composites of a series of scenes; without bands, of the encoder's."""
+    """Composites of a series of scenes.
 
-    mirrors: ClassVar[str] = "pipeline.composite.spec.CompositeSpec"
+    Attributes
+    ----------
+    bands
+        Bands of the composites, in their order; empty for those of the encoder.
+    """
 
-    output_uri: str | None = None
     bands: tuple[str, ...] = ()
-    period: Literal["month", "season", "year"] = "month"
-    name: str = "composite"
-    block_bytes: Bytes = 128 * 1024 * 1024
 
 
-class SplitSection(Section):
-    """How images without a split of their own are divided; the rest is for training."""
-
-    mirrors: ClassVar[str] = "pipeline.datasets.rows.SplitRule"
-
-    val: Fraction = 0.15
-    test: Fraction = 0.15
-    seed: Whole = 0
-
-
-class LandcoverSection(Section):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LandcoverSection:
     """A land-cover raster that labels tiles.
 
     Attributes
     ----------
     href
-        The GeoTIFF.
+        URI of the GeoTIFF.
     classes
         Pixel value to class name.
     min_fraction
-        Share of a tile's pixels from which on a class is one of its labels.
+        Smallest share of a tile's pixels that makes a class a label of the tile.
     """
 
-    href: str | None = None
-    classes: dict[int, str] = {}
+    href: str | Location | None = None
+    classes: Mapping[int, str] = field(default_factory=dict)
     min_fraction: Fraction = 0.05
 
 
-class DatasetSection(Section):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetSection:
     """A labelled dataset: where it is, and what it is imported from.
 
     Attributes
@@ -166,29 +90,29 @@ class DatasetSection(Section):
     uri
         Folder of the dataset.
     importer
-        What `source` is: see `skysift dataset import --help`.
+        Layout of `source`: see `skysift dataset import --help`.
     source
         Folder or tar file of images.
     table
         Importer `folder`: name of the table of labels beside the images.
     min_share
-        Importers `dlrsd` and `whdld`: share of an image's pixels from which on a class is one of
-        its labels.
+        Importers `dlrsd` and `whdld`: smallest share of an image's pixels that makes a class a
+        label of the image.
     tile_px
         Side of the tiles; None keeps the images' own.
     bands
-        Names of the images' bands, in their order; for `bigearthnet` those to import.
+        Names of the images' bands, in their order; for `bigearthnet` the bands to import.
     resolution_m
         Metres per pixel; None when unknown.
     split
         How rows without a split are divided.
     landcover
-        What labels the tiles of scenes.
+        Raster that labels the tiles of scenes.
     block_tiles
         Tiles on a side of one block of land cover read at once.
     """
 
-    uri: str | None = None
+    uri: str | Location | None = None
     importer: Literal[
         "folder", "dlrsd", "whdld", "uc-merced", "ml-aid", "bigearthnet", "scenes"
     ] = "folder"
@@ -196,42 +120,14 @@ class DatasetSection(Section):
     table: str = "labels.csv"
     min_share: Fraction = 0.01
     tile_px: Count | None = None
-    bands: tuple[str, ...] = ("red", "green", "blue")
+    bands: tuple[str, ...] = _RGB
     resolution_m: Positive | None = None
-    split: SplitSection = SplitSection()
-    landcover: LandcoverSection = LandcoverSection()
+    split: SplitRule = field(default_factory=SplitRule)
+    landcover: LandcoverSection = field(default_factory=LandcoverSection)
     block_tiles: Count = 4
 
 
-class EncoderSection(Section):
-    """The encoder: its bundle, and what `skysift encoder make` makes it from.
-
-    Attributes
-    ----------
-    bundle
-        The encoder that a command uses or makes.
-    pretrained
-        Folder of the backbone's weights.
-    seed
-        Of the weights that are drawn.
-    """
-
-    mirrors: ClassVar[str] = "encoders.spec.EncoderSpec"
-
-    bundle: str | None = None
-    backbone: str = "mobilenet_v2"
-    backbone_options: dict[str, Any] = {}
-    pretrained: str | None = None
-    head: dict[str, Any] = {"kind": "identity"}
-    bands: tuple[str, ...] = ("red", "green", "blue")
-    band_mean: tuple[Number, ...] | None = None
-    band_std: tuple[Positive, ...] | None = None
-    tile_px: Count = 64
-    resolution_m: Positive | None = None
-    dimension: Count = 128
-    seed: Whole = 0
-
-
+@section_of(TrainingSpec)
 class TrainingSection(Section):
     """A training run: where it is kept, and how it trains.
 
@@ -241,69 +137,55 @@ class TrainingSection(Section):
         Folder of the run: bundle, checkpoints, logs.
     """
 
-    mirrors: ClassVar[str] = "pipeline.training.spec.TrainingSpec"
+    output: str | Location | None = None
 
-    output: str | None = None
-    backbone: str = "tiny-cnn"
-    backbone_options: dict[str, Any] = {}
+
+@section_of(EncoderSpec, without=("classes", "loss", "training"))
+class EncoderSection(Section):
+    """The encoder: its bundle, and what `skysift encoder make` makes it from.
+
+    Attributes
+    ----------
+    bundle
+        Folder of the encoder bundle.
+    pretrained
+        Folder of the backbone's weights.
+    seed
+        Seed of the weights that are drawn.
+    """
+
+    bundle: str | Location | None = None
     pretrained: str | None = None
-    freeze_backbone: Flag = False
+    seed: int = 0
+    backbone: str = "mobilenet_v2"
+    bands: tuple[str, ...] = _RGB
+    tile_px: Count = 64
     dimension: Count = 128
-    hidden: Count = 512
-    embedding: Literal["projection", "features"] = "projection"
-    loss: str = "macl"
-    loss_options: dict[str, Any] = {}
-    batch_size: Count = 128
-    epochs: Count = 20
-    learning_rate: Positive = 1e-3
-    weight_decay: Annotated[float, Strict(), Field(ge=0)] = 0.01
-    warmup_epochs: Annotated[float, Strict(), Field(ge=0)] = 1.0
-    gradient_clip: Positive = 1.0
-    sampling_power: Number = 0.5
-    precision: Literal["fp32", "bf16"] = "fp32"
-    queue_rows: Natural = 0
-    chunk_rows: Natural = 0
-    seed: Whole = 0
-    augment: dict[str, Any] | None = {}
-    monitor: str = "nDCG@50"
-    eval_every: Count = 1
-    eval_rows: Count = 2000
-    patience: Count | None = None
-    workers: Count = 1
-    cpus_per_worker: Count = 1
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    max_failures: Whole = 3
-    checkpoint_every_steps: Count | None = None
-    features_uri: str | None = None
+    head: Mapping[str, Any] = field(default_factory=lambda: {"kind": "identity"})
 
 
-class ArchiveSection(Section):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArchiveSection:
     """The embedding archive.
 
     Attributes
     ----------
     uri
-        Where it is.
+        URI of the archive.
     snapshot
-        A commit or tag to read; None for the newest.
+        Commit or tag to read; None for the newest.
     """
 
-    uri: str | None = None
+    uri: str | Location | None = None
     snapshot: str | None = None
 
 
+@section_of(IngestSpec, without=("catalog", "encoder_uri", "archive_uri", "grid", "rules"))
 class IngestSection(Section):
-    """How an ingest works; see `pipeline.ingest.spec.IngestSpec`."""
-
-    mirrors: ClassVar[str] = "pipeline.ingest.spec.IngestSpec"
-
-    labels_uri: str | None = None
-    retry_quarantined: Flag = False
-    batch_tiles: Count = 16
-    segment_rows: Count = 8192
-    commit_interval_s: Positive = 120.0
+    """How an ingest works."""
 
 
+@section_of(IndexSpec)
 class IndexSection(Section):
     """A search index: where it is, and how it is built.
 
@@ -313,44 +195,17 @@ class IndexSection(Section):
         Folder of the index's versions.
     """
 
-    mirrors: ClassVar[str] = "pipeline.indexing.spec.IndexSpec"
-
-    uri: str | None = None
-    kind: Literal["auto", "flat", "ivf_flat", "ivf_sq8", "ivf_rabitq", "ivf_opq", "ivf_pq"] = "auto"
-    shards: Count | None = None
-    rows_per_shard: Count = 1_000_000
-    nlist: Count | None = None
-    memory_bytes: Bytes | None = None
-    builder_memory_bytes: Bytes | None = None
-    recall: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.95
-    sample_rows: Count = 262_144
-    rerank: Flag = True
-    mapped: Flag = False
-    seed: Whole = 0
+    uri: str | Location | None = None
 
 
-class FilterSection(Section):
-    """Which rows a search may return."""
-
-    mirrors: ClassVar[str] = "storage.index.filter.Filter"
-
-    bbox: Box | None = None
-    polygon: str | dict[str, Any] | None = None
-    since: Moment | None = None
-    until: Until | None = None
-    max_cloud_fraction: Fraction | None = None
-    scenes: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    tiles: tuple[str, ...] = ()
-
-
-class SearchSection(Section):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSection:
     """How searches are made.
 
     Attributes
     ----------
     k
-        Hits of a query.
+        Number of hits of a query.
     replicas
         Nodes that hold a copy of each shard.
     filter
@@ -359,115 +214,123 @@ class SearchSection(Section):
 
     k: Count = 10
     replicas: Count = 1
-    filter: FilterSection = FilterSection()
+    filter: Filter = field(default_factory=Filter)
 
 
-class EvaluateSection(Section):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateSection:
     """How retrieval is scored.
 
     Attributes
     ----------
     k
-        Depth of nDCG@k, WAP@k and their like.
+        Depth of nDCG@k, WAP@k and similar metrics.
     same_place_k
-        Depths at which a tile's other acquisitions are looked for.
+        Depths at which other acquisitions of a tile count.
     split
-        Which images ask.
+        Split of the dataset whose images are queries.
     most_queries
-        Tiles that ask at most, drawn by `seed`.
+        Largest number of queries, drawn by `seed`.
     seed
-        Of that draw.
+        Seed of that draw.
     """
 
     k: Count = 50
     same_place_k: tuple[Count, ...] = (1, 5, 10)
     split: Literal["train", "val", "test"] = "test"
     most_queries: Count = 2000
-    seed: Whole = 0
+    seed: int = 0
 
 
-class ClusterSection(Section):
-    """Which Ray cluster to use.
-
-    Attributes
-    ----------
-    address
-        Of the cluster; None starts a private one on this machine.
-    cpus
-        Of the private one; None for all.
-    dashboard
-        Where `skysift submit` sends jobs.
-    """
-
-    address: str | None = None
-    cpus: Count | None = None
-    dashboard: str = "http://127.0.0.1:8265"
-
-
-class ServiceSection(Section):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceSection:
     """How searches are answered over HTTP.
 
     Attributes
     ----------
-    host, port
-        Where to listen.
+    host
+        Address to listen on.
+    port
+        Port to listen on.
     token
-        What every request must carry; beyond this machine there has to be one. Several, with
-        commas between them, are all let in, so that one can be replaced.
+        Secret that every request must carry; required beyond this machine. Several with commas
+        between them are all accepted, so that one can be replaced.
     max_k
-        Most hits of one answer.
+        Largest number of hits of one answer.
     max_body_bytes
         Largest request.
     max_image_px
         Most pixels of an uploaded picture, at four bands.
     request_timeout_s
         Seconds after which a request is given up.
-    rate_per_s, burst
-        Requests that one client may make: on average, and at once. A rate of 0 does not limit.
+    rate_per_s
+        Requests a second that one client may make on average; 0 does not limit.
+    burst
+        Requests that one client may make at once.
     replicas
         Processes that answer.
     thumbnail_cache_bytes
-        Size of the pictures of tiles that each of them keeps.
-    base_map, base_map_attribution
-        URL template of raster tiles below the map, such as https://host/{z}/{x}/{y}.png, and whom
-        they are from; none by default, and nothing foreign is loaded then.
+        Size of the pictures of tiles that each process keeps.
+    base_map
+        URL template of raster tiles below the map, such as https://host/{z}/{x}/{y}.png. None by
+        default, and nothing foreign is loaded then.
+    base_map_attribution
+        Whom the tiles below the map are from.
     cors_origins
-        Other web pages that may ask, such as https://maps.example.org; none by default.
+        Other web pages that may call the API, such as https://maps.example.org.
     """
 
     host: str = "127.0.0.1"
-    port: Annotated[int, Strict(), Field(ge=0, le=65535)] = 8000
-    token: SecretStr | None = None
+    port: Annotated[int, Ge(0), Le(65535)] = 8000
+    token: str | None = field(default=None, repr=False)
     max_k: Count = 1000
-    max_body_bytes: Bytes = 16 * 1024 * 1024
+    max_body_bytes: Count = 16 * 1024 * 1024
     max_image_px: Count = 16 * 1024 * 1024
     request_timeout_s: Positive = 60.0
-    rate_per_s: Annotated[float, Strict(), Field(ge=0)] = 50.0
+    rate_per_s: NonNegative = 50.0
     burst: Count = 300
     replicas: Count = 1
-    thumbnail_cache_bytes: Bytes = 64 * 1024 * 1024
+    thumbnail_cache_bytes: Count = 64 * 1024 * 1024
     base_map: str | None = None
     base_map_attribution: str = ""
     cors_origins: tuple[str, ...] = ()
 
 
-class Recipe(Section):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
     """Everything that a run reads, makes, and where it puts it."""
+
+    __pydantic_config__ = {"extra": "forbid"}
 
     name: str | None = None
     description: str | None = None
-    storage: StorageSection = StorageSection()
-    cluster: ClusterSection = ClusterSection()
-    catalog: CatalogSection = CatalogSection()
-    grid: GridSection = GridSection()
-    tiles: TilesSection = TilesSection()
-    composite: CompositeSection = CompositeSection()
-    dataset: DatasetSection = DatasetSection()
-    training: TrainingSection = TrainingSection()
-    encoder: EncoderSection = EncoderSection()
-    archive: ArchiveSection = ArchiveSection()
-    ingest: IngestSection = IngestSection()
-    index: IndexSection = IndexSection()
-    search: SearchSection = SearchSection()
-    evaluate: EvaluateSection = EvaluateSection()
-    service: ServiceSection = ServiceSection()
+    storage: StorageOptions = field(default_factory=StorageOptions)
+    cluster: ClusterSection = field(default_factory=ClusterSection)
+    catalog: CatalogSection = field(default_factory=CatalogSection)
+    grid: GridSpec = field(default_factory=GridSpec)
+    tiles: TileRules = field(default_factory=TileRules)
+    composite: CompositeSection = field(default_factory=CompositeSection)
+    dataset: DatasetSection = field(default_factory=DatasetSection)
+    training: TrainingSection = field(default_factory=TrainingSection)
+    encoder: EncoderSection = field(default_factory=EncoderSection)
+    archive: ArchiveSection = field(default_factory=ArchiveSection)
+    ingest: IngestSection = field(default_factory=IngestSection)
+    index: IndexSection = field(default_factory=IndexSection)
+    search: SearchSection = field(default_factory=SearchSection)
+    evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+    service: ServiceSection = field(default_factory=ServiceSection)
+
+
+def key_at(dotted: str) -> Key:
+    """Return the key of a recipe with a name such as ``catalog.query.since``.
+
+    Raises
+    ------
+    KeyError
+        A recipe has no such key.
+    """
+    *above, last = dotted.split(".")
+    section: Any = Recipe
+    for name in above:
+        section = section_in(keys_of(section)[name].annotation)
+    return keys_of(section)[last]

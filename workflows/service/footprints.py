@@ -1,4 +1,4 @@
-"""Where the scenes of an archive lie: the box around each one's tiles."""
+"""The WGS84 boxes of the scenes of an archive, around their tiles."""
 
 import threading
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from storage.scene import BBox
 
 
 class SceneBoxes:
-    """The WGS84 boxes of scenes; a segment is read when one of its scenes is asked for.
+    """The WGS84 boxes of scenes; a segment is read when a scene of it is first requested.
 
     Safe to share between threads.
     """
@@ -23,7 +23,7 @@ class SceneBoxes:
         self._lock = threading.Lock()
 
     def of(self, entries: Iterable[LedgerEntry]) -> list[BBox | None]:
-        """Return the box of each scene; None for one without tiles."""
+        """Return the box of each scene; None for a scene without tiles."""
         return [
             None
             if entry.segment_ordinal is None
@@ -35,10 +35,9 @@ class SceneBoxes:
         with self._lock:
             if ordinal not in self._boxes:
                 rows = self._archive.read_segment(ordinal, ["scene", "bbox"])
-                names, which = np.unique(rows["scene"].astype(str), return_inverse=True)
+                names, number = np.unique(rows["scene"].astype(str), return_inverse=True)
                 self._boxes[ordinal] = {
-                    str(name): box_around(rows["bbox"][which == number])
-                    for number, name in enumerate(names)
+                    str(name): box_around(rows["bbox"][number == i]) for i, name in enumerate(names)
                 }
             return self._boxes[ordinal]
 

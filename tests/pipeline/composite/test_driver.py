@@ -130,7 +130,7 @@ def test_scenes_on_different_grids_need_a_stated_one(series: Series):
 def test_a_box_bounds_the_composite(series: Series):
     [scene, *_] = read_scenes(series.catalog, ("B04",)).scenes
     whole = plan_composites(spec_of(series)).todo[0].extent
-    with rasterio.open(scene.bands[0].href) as dataset:
+    with rasterio.open(scene.bands[0].href.uri) as dataset:
         xs = [LEFT + 300, LEFT + 500]
         lons, lats = rasterio.warp.transform(dataset.crs, "EPSG:4326", xs, [TOP - 400, TOP - 200])
     box = (lons[0], lats[0], lons[1], lats[1])

@@ -16,14 +16,15 @@ from pipeline.datasets.bigearthnet import BANDS, import_bigearthnet
 from pipeline.datasets.bigearthnet import CLASSES as BIGEARTHNET_CLASSES
 from pipeline.datasets.folder import import_folder
 from pipeline.datasets.importers import importers
-from pipeline.datasets.masks import import_dlrsd, import_whdld
-from pipeline.datasets.tables import CLASSES, SCENES, import_ml_aid, import_uc_merced
+from pipeline.datasets.published import CLASSES, SCENES
 from storage.dataset import LabelledDataset
 from storage.errors import ConfigError, NotFoundError, SceneError
-from storage.location import upload
 from storage.raster.writer import write_geotiff
 from workflows.cli import cli
 from workflows.commands.dataset import _SETTINGS
+
+import_dlrsd, import_whdld = importers["dlrsd"], importers["whdld"]
+import_uc_merced, import_ml_aid = importers["uc-merced"], importers["ml-aid"]
 
 
 def _rgb(path: Path, value: int, size: int = 256) -> None:
@@ -176,7 +177,7 @@ def test_uc_merced_with_a_table_of_text(tmp_path: Path, suffix):
 
 def test_uc_merced_with_the_matlab_table(tmp_path: Path):
     root = _uc_merced(tmp_path / "ucm", "LandUse_multilabels.mat")
-    # The table has all 2,100 images: the first one that is not there is named.
+    # The table has all 2,100 images: the message names the first missing image.
     with pytest.raises(NotFoundError, match=r"image agricultural01\.tif of LandUse"):
         import_uc_merced(str(root), str(tmp_path / "set"))
     for scene in SCENES:
@@ -233,6 +234,8 @@ def test_ml_aid_keeps_its_test_part(tmp_path: Path):
     (root / "images_tr" / "Airport" / "airport_31.jpg").unlink()
     with pytest.raises(NotFoundError, match=r"ml-aid: image airport_31\.jpg of multilabel\.csv"):
         import_ml_aid(str(root), str(tmp_path / "set"))
+    with pytest.raises(ConfigError, match="leave `min_share` out"):
+        import_ml_aid(str(root), str(tmp_path / "set"), min_share=0.5)
 
 
 # --- BigEarthNet v2 ------------------------------------------------------------------------------
@@ -326,10 +329,8 @@ def test_what_bigearthnet_lacks_is_named(bigearthnet: Path, tmp_path: Path):
 
 def test_bigearthnet_in_an_object_store(bigearthnet: Path, tmp_path: Path, moto_s3):
     for path in [bigearthnet / "metadata.parquet", *bigearthnet.rglob("*_B04.tif")]:
-        upload(path, moto_s3.uri("ben", str(path.relative_to(bigearthnet))), moto_s3.options)
-    remote = import_bigearthnet(
-        moto_s3.uri("ben"), str(tmp_path / "a"), bands=["red"], options=moto_s3.options
-    )
+        moto_s3.location("ben", str(path.relative_to(bigearthnet))).upload(path)
+    remote = import_bigearthnet(moto_s3.location("ben"), str(tmp_path / "a"), bands=["red"])
     assert (
         remote.digest
         == import_bigearthnet(str(bigearthnet), str(tmp_path / "b"), bands=["red"]).digest

@@ -18,7 +18,6 @@ from pipeline.tiles.grid import grid_for_scene
 from pipeline.tiles.spec import GridSpec, TileRules
 from storage.dataset import LabelledDataset
 from storage.errors import ConfigError, NotFoundError, SceneError
-from storage.location import upload
 from storage.progress import Progress
 from storage.raster.writer import write_geotiff
 from storage.scene import BandSource, Scene
@@ -78,14 +77,14 @@ def test_a_tar_gives_the_same_dataset_as_its_folder(folder: Path, tmp_path: Path
 
 def test_a_remote_folder_and_a_remote_tar_are_read(folder: Path, tmp_path: Path, moto_s3):
     for path in folder.rglob("*.*"):
-        upload(path, moto_s3.uri("set", str(path.relative_to(folder))), moto_s3.options)
+        moto_s3.location("set", str(path.relative_to(folder))).upload(path)
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         archive.add(folder, "")
-    upload(tmp_path / "x.tar", moto_s3.uri("x.tar"), moto_s3.options)
+    moto_s3.location("x.tar").upload(tmp_path / "x.tar")
     expected = import_folder(str(folder), str(tmp_path / "set")).digest
-    for source in (moto_s3.uri("set"), moto_s3.uri("x.tar")):
-        target = moto_s3.uri("out", source[-3:])
-        assert import_folder(source, target, options=moto_s3.options).digest == expected
+    for name in ("set", "x.tar"):
+        source, target = moto_s3.location(name), moto_s3.location("out", name)
+        assert import_folder(source, target).digest == expected
 
 
 def test_images_are_cut_square_and_resized(folder: Path, tmp_path: Path):

@@ -44,7 +44,8 @@ BUILD = """
 import json, sys
 from dataclasses import replace
 from pipeline.indexing.build import ShardBuilder, ShardJob
-from pipeline.indexing.driver import IndexSpec, plan_build
+from pipeline.indexing.driver import plan_build
+from pipeline.indexing.spec import IndexSpec
 from pipeline.indexing.steps import draw_sample
 from storage.archive.reader import Archive
 from storage.index.files import file_entry

@@ -34,12 +34,12 @@ def write_band(path: Path, dtype: str = "uint8", crs: str | None = "EPSG:32632")
 
 def settled(spec: IngestSpec, options: StorageOptions | None = None) -> Settled:
     """Ingest; return state, rows and reason of every scene. A repeat has nothing to do."""
-    report = ingest(plan_ingest(spec, options), options=options, here=True)
+    report = ingest(plan_ingest(spec, options), options=options, local=True)
     archive = Archive.open(spec.archive_uri, options=options)
     assert verify(archive) == []
     said = {one.scene_id: (one.state, one.rows, one.reason) for one in archive.scenes()}
     assert report.quarantined == {n: why for n, (s, _, why) in said.items() if s == "quarantined"}
-    again = ingest(plan_ingest(spec, options), options=options, here=True)
+    again = ingest(plan_ingest(spec, options), options=options, local=True)
     assert (again.rows, again.quarantined, again.snapshot) == (0, {}, report.snapshot)
     listing = read_scenes(spec.catalog, ("b1", "b2", "b3"), options)
     assert audit(archive, [(one.id, one.fingerprint) for one in listing.scenes]).complete

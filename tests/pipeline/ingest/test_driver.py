@@ -212,7 +212,7 @@ def test_everything_may_live_on_s3(job: IngestSpec, moto_s3: MotoS3):
 
 def test_a_small_run_embeds_in_its_own_process_what_ray_would(job: IngestSpec, tmp_path: Path):
     before = ray.is_initialized()
-    report = ingest(plan_ingest(job), here=True)
+    report = ingest(plan_ingest(job), local=True)
     assert ray.is_initialized() == before
     assert report.embedded == 3
     assert rows_of(job.archive_uri) == set(_expected(job))
@@ -233,11 +233,11 @@ def test_ctrl_c_lets_the_encoder_end_and_keeps_finished_scenes(
 
     monkeypatch.setattr(EmbedScenes, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ingest(plan_ingest(job), here=True)
+        ingest(plan_ingest(job), local=True)
     assert len(embedded) == 2
     assert len(Archive.open(job.archive_uri).scenes()) == 1
     monkeypatch.undo()
-    assert ingest(plan_ingest(job), here=True).embedded == 2
+    assert ingest(plan_ingest(job), local=True).embedded == 2
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -265,7 +265,7 @@ KILLED_RUN = """
 import sys
 from pipeline.ingest.driver import ingest, plan_ingest
 from pipeline.ingest.spec import IngestSpec
-from storage.catalog.read import CatalogSpec
+from storage.scene import CatalogSpec
 source, encoder, archive = sys.argv[1:]
 spec = IngestSpec(catalog=CatalogSpec(source=source), encoder_uri=encoder, archive_uri=archive,
                   segment_rows=1, commit_interval_s=0.0)

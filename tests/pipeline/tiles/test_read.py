@@ -374,7 +374,7 @@ def test_real_naip_years_share_keys_and_read_bit_for_bit(real_data: Path) -> Non
     tiles = [collect(scene, grid, TileRules()) for scene in scenes]
     assert tiles[0]["tiles"].tolist() == tiles[1]["tiles"].tolist() == tiles[2]["tiles"].tolist()
     for scene, found in zip(scenes, tiles, strict=True):
-        with rasterio.open(scene.bands[0].href) as dataset:
+        with rasterio.open(scene.bands[0].href.uri) as dataset:
             truth = dataset.read(masked=True).astype(np.float32).filled(np.nan)
         for pixels, (row, column, height, width) in zip(
             found["pixels"], found["window"], strict=True

@@ -25,6 +25,7 @@ from pipeline.training.spec import TrainingJob, TrainingResult, TrainingSpec
 from pipeline.training.worker import TrainingWorker
 from storage.dataset import LabelledDataset, read_info
 from storage.errors import ConfigError, NotFoundError, SkysiftError
+from storage.location import Location
 from storage.progress import Progress
 from tests.support.training_world import LONG, SPEC, write_dataset
 
@@ -38,10 +39,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def _worker(dataset: str, output: Path, spec: TrainingSpec = SPEC, **more) -> TrainingWorker:
     job = TrainingJob(
-        dataset_uri=dataset,
+        dataset=Location(dataset),
         dataset_digest=read_info(dataset).digest,
         spec=spec,
-        output_uri=str(output),
+        output=Location(str(output)),
     )
     return TrainingWorker(job, **more)
 
@@ -116,12 +117,12 @@ def test_a_run_continued_from_any_checkpoint_ends_with_the_same_bundle(dataset, 
 
 def test_checkpoints_are_never_pickles(dataset, tmp_path: Path):
     _run(_worker(dataset, tmp_path / "a", replace(SPEC, epochs=1)), keep=tmp_path / "kept")
-    kept = tmp_path / "kept" / "1-0"
-    assert {path.name for path in kept.iterdir()} == {"state.json", "tensors.safetensors"}
-    json.loads((kept / "state.json").read_text())
-    (kept / "tensors.safetensors").write_bytes(b"\x80\x04garbage")
+    checkpoint = tmp_path / "kept" / "1-0"
+    assert {path.name for path in checkpoint.iterdir()} == {"state.json", "tensors.safetensors"}
+    json.loads((checkpoint / "state.json").read_text())
+    (checkpoint / "tensors.safetensors").write_bytes(b"\x80\x04garbage")
     with pytest.raises(ConfigError, match="cannot be read"):
-        _run(_worker(dataset, tmp_path / "b"), kept)
+        _run(_worker(dataset, tmp_path / "b"), checkpoint)
 
 
 def test_training_stops_early_and_keeps_the_best_epoch(dataset, tmp_path: Path):
@@ -135,20 +136,20 @@ def test_the_features_of_a_frozen_backbone_are_computed_once(dataset, tmp_path: 
     spec = replace(SPEC, freeze_backbone=True, features_uri=str(tmp_path / "shared"))
     stages: list[str] = []
 
-    def told(report: Progress) -> None:
+    def record(report: Progress) -> None:
         stages.append(report.stage)
 
-    first = _run(_worker(dataset, tmp_path / "a", spec, progress=told))
+    first = _run(_worker(dataset, tmp_path / "a", spec, progress=record))
     assert "features" in stages
     stages.clear()
-    assert _run(_worker(dataset, tmp_path / "b", spec, progress=told)) == first
+    assert _run(_worker(dataset, tmp_path / "b", spec, progress=record)) == first
     assert "features" not in stages
     assert len(list((tmp_path / "shared").iterdir())) == 1
     encoder = load_encoder(str(tmp_path / "a" / "bundle"))
     start = _worker(dataset, tmp_path / "c", spec).encoder
-    kept = {k for k, v in start.state_dict().items() if (v == encoder.state_dict()[k]).all()}
-    assert all(name in kept for name in start.state_dict() if name.startswith("backbone."))
-    assert "head.2.weight" not in kept
+    unchanged = {k for k, v in start.state_dict().items() if (v == encoder.state_dict()[k]).all()}
+    assert all(name in unchanged for name in start.state_dict() if name.startswith("backbone."))
+    assert "head.2.weight" not in unchanged
 
 
 def test_the_embedding_may_be_the_features(dataset, tmp_path: Path):
@@ -185,7 +186,7 @@ EPOCHS = list(range(1, 11))
 
 @dataclass(frozen=True)
 class TwoWorkers:
-    """A run of two workers, and what a second driver was told while they were at work."""
+    """A run of two workers, its reports, and the error of a second driver meanwhile."""
 
     output: Path
     result: TrainingResult
@@ -200,14 +201,14 @@ def two_workers(
     output = tmp_path_factory.mktemp("runs") / "two"
     reports, refused = list[Progress](), list[str]()
 
-    def told(report: Progress) -> None:
+    def record(report: Progress) -> None:
         if not reports:
             with pytest.raises(SkysiftError) as error:
                 train(dataset, LONG, str(output))
             refused.append(str(error.value))
         reports.append(report)
 
-    result = train(dataset, LONG, str(output), progress=told)
+    result = train(dataset, LONG, str(output), progress=record)
     return TwoWorkers(output, result, reports, refused[0])
 
 
@@ -223,8 +224,8 @@ def test_two_workers_train_with_gathered_negatives(dataset, two_workers):
 
 
 def test_a_second_driver_is_refused_while_the_first_is_at_work(two_workers):
-    told = f"training: process {os.getpid()} on {socket.gethostname()}"
-    assert told in two_workers.refused
+    holder = f"training: process {os.getpid()} on {socket.gethostname()}"
+    assert holder in two_workers.refused
 
 
 def test_a_finished_run_returns_at_once(dataset, two_workers):
@@ -332,12 +333,12 @@ def test_a_run_killed_whole_continues_with_the_same_command(dataset, tmp_path: P
 
 def test_a_run_lives_in_an_object_store(tmp_path: Path, moto_s3, ray_session, monkeypatch):
     monkeypatch.setenv("SKYSIFT_CACHE", str(tmp_path))
-    write_dataset(moto_s3.uri("set"), moto_s3.options)
-    result = train(moto_s3.uri("set"), SPEC, moto_s3.uri("run"), options=moto_s3.options)
+    dataset, output = moto_s3.location("set"), moto_s3.location("run")
+    write_dataset(dataset)
+    result = train(dataset, SPEC, output)
     assert result.bundle_uri == moto_s3.uri("run", "bundle")
-    assert load_encoder(result.bundle_uri, moto_s3.options).fingerprint == result.fingerprint
-    again = train(moto_s3.uri("set"), SPEC, moto_s3.uri("run"), options=moto_s3.options)
-    assert again == result
+    assert load_encoder(output.at(result.bundle_uri)).fingerprint == result.fingerprint
+    assert train(dataset, SPEC, output) == result
 
 
 def test_what_a_worker_finds_wrong_is_raised_as_it_is(dataset, tmp_path: Path, ray_session):

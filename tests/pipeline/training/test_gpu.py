@@ -45,12 +45,12 @@ def _tell_backend(config: dict[str, str]) -> str:
 
 @pytest.mark.parametrize(("device", "backend"), [("gpu", "nccl"), ("cpu", "gloo")])
 def test_workers_talk_over_what_their_device_has(tmp_path: Path, device, backend):
-    demand = ResourceRequest.of(replace(SPEC, device=device))
-    assert demand.uses_gpu == (device == "gpu")
+    request = ResourceRequest.of(replace(SPEC, device=device))
+    assert request.uses_gpu == (device == "gpu")
     trainer = TorchTrainer(
         _tell_backend,
         train_loop_config={"expected": backend},
-        scaling_config=ray.train.ScalingConfig(num_workers=1, use_gpu=demand.uses_gpu),
+        scaling_config=ray.train.ScalingConfig(num_workers=1, use_gpu=request.uses_gpu),
         run_config=ray.train.RunConfig(storage_path=str(tmp_path)),
     )
     trainer.fit()

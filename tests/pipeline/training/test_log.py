@@ -1,4 +1,4 @@
-"""The TensorBoard log says what the table says, also after a restart."""
+"""The TensorBoard log has the figures of the table, also after a restart."""
 
 import csv
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.training.log import TrainingLog
-from storage.location import download, list_files
+from storage.location import Location
 
 
 def _rows(count: int, first: int = 1) -> list[dict[str, float]]:
@@ -25,7 +25,8 @@ def _rows(count: int, first: int = 1) -> list[dict[str, float]]:
 
 
 def _write(folder: Path, rows, *, before=()) -> None:
-    log = TrainingLog(str(folder / "history.csv"), str(folder / "tensorboard"))
+    target = Location(str(folder))
+    log = TrainingLog(target / "history.csv", target / "tensorboard")
     log.resume(list(before))
     for row in rows:
         log.add(row)
@@ -38,7 +39,7 @@ def board(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(folder))
     events.Reload()
     return {
-        tag: [(one.step, one.value) for one in events.Scalars(tag)]
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
     }
 
@@ -78,12 +79,13 @@ def test_a_run_that_goes_on_hides_what_it_does_again(tmp_path: Path):
 
 
 def test_a_log_in_an_object_store(tmp_path: Path, moto_s3):
-    log = TrainingLog(moto_s3.uri("history.csv"), moto_s3.uri("tensorboard"), moto_s3.options)
+    history, board = moto_s3.location("history.csv"), moto_s3.location("tensorboard")
+    log = TrainingLog(history, board)
     for row in _rows(2):
         log.add(row)
         log.write()
-    for uri in [*list_files(moto_s3.uri("tensorboard"), moto_s3.options)]:
-        download(uri, tmp_path / "tensorboard" / uri.rpartition("/")[2], moto_s3.options)
-    download(moto_s3.uri("history.csv"), tmp_path / "history.csv", moto_s3.options)
+    for file in board.list():
+        file.download(tmp_path / "tensorboard" / file.uri.rpartition("/")[2])
+    history.download(tmp_path / "history.csv")
     log.close()
     _same(tmp_path)

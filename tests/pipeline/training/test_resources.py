@@ -1,4 +1,4 @@
-"""What a run asks of the cluster: refused when impossible, said when it has to wait."""
+"""The resource request of a run: refused when impossible, reported while it waits."""
 
 import logging
 import threading
@@ -17,7 +17,7 @@ from tests.support.training_world import SPEC, write_dataset
 
 
 @pytest.mark.parametrize(
-    ("per_worker", "nodes", "places"),
+    ("per_worker", "nodes", "capacity"),
     [
         ({"CPU": 2.0}, [{"CPU": 5.0}, {"CPU": 1.0}], 2),
         ({"CPU": 2.0, "GPU": 1.0}, [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}], 1),
@@ -25,8 +25,8 @@ from tests.support.training_world import SPEC, write_dataset
         ({"CPU": 4.0}, [], 0),
     ],
 )
-def test_workers_are_counted_by_machine(per_worker, nodes, places):
-    assert ResourceRequest(workers=1, per_worker=per_worker).capacity(nodes) == places
+def test_workers_are_counted_by_machine(per_worker, nodes, capacity):
+    assert ResourceRequest(workers=1, per_worker=per_worker).capacity(nodes) == capacity
 
 
 def test_what_the_cluster_can_never_give_is_refused_at_once(tmp_path: Path, ray_session):
@@ -53,7 +53,7 @@ def test_a_run_says_what_it_waits_for_and_then_trains(tmp_path: Path, ray_sessio
     waits = threading.Event()
     notes: list[str] = []
 
-    def told(report: Progress) -> None:
+    def record(report: Progress) -> None:
         notes.append(report.note)
         if "waiting" in report.note and not waits.is_set():
             waits.set()
@@ -61,7 +61,9 @@ def test_a_run_says_what_it_waits_for_and_then_trains(tmp_path: Path, ray_sessio
 
     with caplog.at_level(logging.WARNING, "pipeline.training.resources"):
         spec = replace(SPEC, epochs=1)
-        assert train(str(tmp_path / "set"), spec, str(tmp_path / "run"), progress=told).epochs == 1
+        assert (
+            train(str(tmp_path / "set"), spec, str(tmp_path / "run"), progress=record).epochs == 1
+        )
     assert "waiting for 1 CPUs (the cluster has 2, 0 free)" in notes
     assert "training: waiting for 1 CPUs" in caplog.text
     assert "waiting" not in notes[-1]

@@ -15,7 +15,7 @@ from shapely.geometry import box
 from storage.catalog.read import read_scenes
 from storage.catalog.stac_api import api_candidates
 from storage.errors import CatalogError, NotFoundError
-from storage.location import upload
+from storage.location import Location, upload
 from storage.scene import BandMapping, CatalogSpec, SceneQuery
 from tests.support.object_store import MotoS3
 from tests.support.stac_api_server import StacApi, make_item, stac_api
@@ -56,12 +56,12 @@ def _ids(spec: CatalogSpec) -> list[str]:
 def test_every_page_is_read_and_every_item_comes_once(api: StacApi, methods: tuple[str, ...]):
     api.methods = methods
     spec = CatalogSpec(source=api.url)
-    found = list(api_candidates(spec, page_items=10))
+    found = list(api_candidates(Location(api.url), spec, page_items=10))
     assert [one.id for one in found] == [item["id"] for item in api.items]
     assert len(api.searches) == 6
     assert {search["method"] for search in api.searches} == {"POST" if "POST" in methods else "GET"}
     scene = read_scenes(spec, ["red", "B5"]).scenes[3]
-    assert [(band.href, band.index) for band in scene.bands] == [
+    assert [(band.href.uri, band.index) for band in scene.bands] == [
         ("s3://bucket/003.tif", 1),
         ("s3://bucket/003.tif", 2),
     ]
@@ -139,7 +139,7 @@ def test_a_busy_server_is_asked_again_and_one_that_refuses_is_named(api: StacApi
         read_scenes(CatalogSpec(source=api.url), ["red"])
     api.stuck = True
     with pytest.raises(CatalogError, match="same page of 10 items"):
-        list(api_candidates(CatalogSpec(source=api.url), page_items=10))
+        list(api_candidates(Location(api.url), CatalogSpec(source=api.url), page_items=10))
 
 
 def test_what_is_no_api_is_said_to_be_none(api: StacApi):

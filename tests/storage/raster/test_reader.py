@@ -21,6 +21,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject
 
 from storage.errors import ConfigError, SceneError
+from storage.location import Location, StorageOptions
 from storage.raster.geotiff import inspect, resolution_in
 from storage.raster.pixel_grid import PixelGrid, Window
 from storage.raster.reader import SceneReader, read_categorical, read_image
@@ -69,7 +70,7 @@ def scene(*bands: BandSource, mask: MaskSource | None = None) -> Scene:
     return Scene(id="scene", datetime=datetime(2020, 2, 23, tzinfo=UTC), bands=bands, mask=mask)
 
 
-def bands(href: str, indexes: Sequence[int], **more: Any) -> list[BandSource]:
+def bands(href: str | Location, indexes: Sequence[int], **more: Any) -> list[BandSource]:
     return [BandSource(name=f"b{i}", href=href, index=i, **more) for i in indexes]
 
 
@@ -473,10 +474,41 @@ def test_scene_on_s3_is_read_with_the_recipes_keys(
     href = moto_s3.uri("scenes", "a.tif")
     transform = (10, 0, ORIGIN[0], 0, -10, ORIGIN[1])
     write_geotiff(href, array, CRS, transform, options=moto_s3.options)
-    block = read(scene(*bands(href, [1, 2])), options=moto_s3.options)
+    place = Location(href, moto_s3.options)
+    block = read(scene(*bands(place, [1, 2])))
     np.testing.assert_array_equal(block.values, array)
     with pytest.raises(SceneError, match=r"absent\.tif cannot be opened"):
-        inspect(moto_s3.uri("absent.tif"), moto_s3.options)
+        inspect(place.at(moto_s3.uri("absent.tif")))
+
+
+def test_credentials_are_resolved_once_for_all_windows_of_a_scene(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [*bands(tiff(tmp_path / "a.tif", numbers()), [1, 2])]
+    sources += bands(tiff(tmp_path / "b.tif", numbers()), [1])
+    mask = MaskSource(href=tiff(tmp_path / "m.tif", numbers(1)), cloud_values=(1,))
+    resolutions = []
+    resolved = StorageOptions.resolved
+
+    def counted(options: StorageOptions) -> StorageOptions:
+        resolutions.append(options)
+        return resolved(options)
+
+    monkeypatch.setattr(StorageOptions, "resolved", counted)
+    with SceneReader(scene(*sources, mask=mask), GRID, overviews=True) as reader:
+        for row in range(0, 40, 8):
+            reader.read(replace(HOME, row=HOME.row + row, height=8))
+    assert len(resolutions) == 1
+
+
+def test_files_that_need_different_credentials_are_refused(tmp_path: Path) -> None:
+    places = [
+        Location("s3://a/a.tif", StorageOptions(region="eu-west-1")),
+        Location("s3://b/b.tif", StorageOptions(region="eu-north-1")),
+    ]
+    made = scene(*(source for place in places for source in bands(place, [1])))
+    with pytest.raises(SceneError, match=r"s3://a/a\.tif, s3://b/b\.tif.*the same options"):
+        SceneReader(made, GRID)
 
 
 def test_pictures_are_read_for_queries(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from workflows.service.schema import (
     SearchBody,
     TileAnswer,
 )
-from workflows.service.thumbnails import Picture
+from workflows.service.thumbnails import Thumbnail
 
 TOKEN = "0123456789abcdef-token"
 OTHER = "fedcba9876543210-token"
@@ -59,9 +59,9 @@ class _Backend:
     def tile(self, key: str) -> TileAnswer:
         raise NotFoundError(f"no tile {key}")
 
-    def thumbnail(self, key: str, scene: str | None, side_px: int, known: str) -> Picture:
+    def thumbnail(self, key: str, scene: str | None, side_px: int, known: str) -> Thumbnail:
         etag = f'"{key}-{scene}-{side_px}"'
-        return Picture(png=None if etag in known else PNG, etag=etag, source="drawn")
+        return Thumbnail(png=None if etag in known else PNG, etag=etag, source="drawn")
 
     def about(self) -> IndexAnswer:
         return IndexAnswer(
@@ -174,6 +174,43 @@ def test_a_form_that_is_none_is_named(client, content, kind, status, word):
 
 
 @pytest.mark.parametrize(
+    ("parts", "word"),
+    [
+        ({"image": (None, PNG)}, "no part `image` that is a file"),
+        ({"image": PNG, "query": (None, "{")}, "not valid JSON"),
+        ({"image": PNG, "query": (None, "[]")}, "not a JSON object"),
+        ({"image": PNG, "query": (None, " " * (8 * 2**20 + 1))}, "8,388,608 bytes a field"),
+        ({f"file{n}": PNG for n in range(9)}, "at most 8 files and fields"),
+        ({f"field{n}": (None, "x") for n in range(9)}, "at most 8 files and fields"),
+    ],
+)
+def test_a_form_is_bounded_and_its_faults_are_named(client, backend, parts, word):
+    answer = client.post("/v1/search", files=parts)
+    assert answer.status_code == 422, answer.text
+    assert word in answer.json()["message"]
+    assert backend.asked == []
+
+
+def test_a_long_form_is_refused_while_it_is_read(backend):
+    client = _client(backend, limits=Limits(max_body_bytes=1000))
+    head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    answer = client.post(
+        "/v1/search",
+        content=(part for part in [head, *[bytes(100)] * 50, b"\r\n--b--\r\n"]),
+        headers={"Content-Type": "multipart/form-data; boundary=b"},
+    )
+    assert (answer.status_code, "1,000 bytes" in answer.json()["message"]) == (413, True)
+    assert backend.asked == []
+
+
+def test_a_query_may_be_a_file_and_the_last_of_equal_parts_counts(client, backend):
+    parts = [("image", PNG), ("image", PNG + b"2"), ("query", ("q.json", b'{"k": 3}'))]
+    assert client.post("/v1/search", files=parts).status_code == 200
+    ((body, image),) = backend.asked
+    assert (body.k, image) == (3, PNG + b"2")
+
+
+@pytest.mark.parametrize(
     ("body", "word"),
     [
         ({}, "exactly one of"),
@@ -186,7 +223,7 @@ def test_a_form_that_is_none_is_named(client, content, kind, status, word):
         ({"vector": [1.0], "date": "2020-01-01"}, "date goes with lonlat"),
         ({"vector": [1.0], "k": "3"}, "body.k"),
         ({"negative": [{"tile": "g/1/2"}]}, "or positive examples"),
-        ({"image_base64": "%%%"}, "no base64"),
+        ({"image_base64": "%%%"}, "not valid base64"),
     ],
 )
 def test_a_wrong_request_is_named_in_one_line(client, body, word):
@@ -290,7 +327,7 @@ def test_other_pages_may_ask_only_when_they_are_named(backend):
         "access-control-allow-origin"
         not in _client(backend).options("/v1/search", headers=ask).headers
     )
-    named = _client(backend, look=MapConfig(cors_origins=("https://maps.example",)))
+    named = _client(backend, map_config=MapConfig(cors_origins=("https://maps.example",)))
     allowed = named.options("/v1/search", headers=ask).headers
     assert allowed["access-control-allow-origin"] == "https://maps.example"
     other = named.options("/v1/search", headers={**ask, "Origin": "https://evil.example"})
@@ -301,11 +338,11 @@ def test_the_page_lets_nothing_foreign_in_but_the_base_map(backend):
     policy = _client(backend).get("/").headers["content-security-policy"]
     assert "http" not in policy
     assert "unsafe" not in policy
-    look = MapConfig(base_map="https://tiles.example/{z}/{x}/{y}.png?key=1")
-    policy = _client(backend, look=look).get("/").headers["content-security-policy"]
+    map_config = MapConfig(base_map="https://tiles.example/{z}/{x}/{y}.png?key=1")
+    policy = _client(backend, map_config=map_config).get("/").headers["content-security-policy"]
     assert "img-src 'self' blob: data: https://tiles.example;" in policy
-    with pytest.raises(ConfigError, match="no URL template"):
-        create_app(backend, look=MapConfig(base_map="tiles/{z}"))
+    with pytest.raises(ConfigError, match="not a URL template"):
+        create_app(backend, map_config=MapConfig(base_map="tiles/{z}"))
 
 
 def test_a_picture_is_not_sent_twice(client):

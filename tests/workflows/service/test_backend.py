@@ -235,7 +235,7 @@ def test_the_answers_are_what_openapi_says(served):
 
 
 def test_a_new_version_takes_over_without_a_dropped_or_mixed_answer(served, folder, monkeypatch):
-    monkeypatch.setattr("workflows.service.backend._LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("workflows.service.backend._POLL_S", 0.05)
     client = _client(IndexBackend(served))
     before = client.get("/v1/ready").json()
     answers: list[tuple[int, dict]] = []

@@ -1,4 +1,4 @@
-"""Answers as other programs take them: JSON, GeoJSON and GeoParquet, chosen by ``Accept``."""
+"""Content negotiation: answers as JSON, GeoJSON or GeoParquet, by the header ``Accept``."""
 
 import json
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ CONTENT: dict[str, Any] = {
     GEOJSON: {"schema": {"type": "object"}},
     PARQUET: {"schema": {"type": "string", "format": "binary"}},
 }
-"""What OpenAPI says of the other two forms."""
+"""The entries of GeoJSON and GeoParquet in the OpenAPI document."""
 
 
 def negotiated(answer: SearchAnswer | ScenesAnswer, accept: str | None) -> Response:
-    """Return an answer in the form that a client asks for; JSON unless it names another."""
-    wanted = accept or ""
-    if PARQUET in wanted:
+    """Return an answer in the format that a client accepts; JSON unless it names another."""
+    accepted = accept or ""
+    if PARQUET in accepted:
         return Response(_geoparquet(_items(answer)), media_type=PARQUET)
-    if GEOJSON in wanted:
+    if GEOJSON in accepted:
         return Response(json.dumps(feature_collection(answer)), media_type=GEOJSON)
     return Response(answer.model_dump_json(), media_type="application/json")
 
