@@ -80,7 +80,7 @@ def make_shards(
 
 
 def fill(trained: Bytes, positions: Any, embedding: Any, rows: int) -> Bytes:
-    """The bytes of a shard that should hold so many rows."""
+    """The bytes of a shard built for ``rows`` rows."""
     filled = ShardIndexBuilder(trained)
     filled.add(positions, embedding)
     with tempfile.TemporaryDirectory() as folder:
