@@ -28,7 +28,7 @@ def report(run: Run, out: str, queries: int, seed: int) -> None:
     index = run.need_path("index.uri", "--index")
     searcher = Searcher.local(index)
     manifest = searcher.manifest
-    bands = Archive.open(run.location(manifest.archive_uri), manifest.snapshot).spec.bands
+    bands = Archive.open(index.at(manifest.archive_uri), manifest.snapshot).spec.bands
     scenes = read_scenes(run.catalog_spec(), bands).scenes
     output = run.recipe.training.output
     training = Location.of(output) if output else None
@@ -43,8 +43,7 @@ def report(run: Run, out: str, queries: int, seed: int) -> None:
             queries=queries,
             seed=seed,
         ),
-        training_uri=str(training) if training else None,
-        options=run.recipe.storage,
+        training_uri=training,
     )
-    write_report(data, out, run.recipe.storage)
+    write_report(data, run.location(out))
     run.show({"report": out, "rows": manifest.rows, "queries": len(data.answers)})

@@ -66,7 +66,7 @@ def sheet(
     chosen, source = _chosen(run, archive, tiles, of_scene, hits, count, seed)
     listing = read_scenes(run.catalog_spec(), archive.spec.bands)
     title = f"{len(chosen):,} of {source}  ·  {archive.uri}  ·  snapshot {archive.snapshot}"
-    renderer = TileRenderer(archive, listing.scenes, run.recipe.storage)
+    renderer = TileRenderer(archive, listing.scenes)
     page = contact_sheet(chosen, renderer, title=title, columns=columns, side_px=side)
     run.location(out).write(page)
     run.show({"file": out, "tiles": len(chosen)})
@@ -86,10 +86,11 @@ def _chosen(
 
     from pipeline.analysis.samples import uniform_rows
     from storage.errors import NotFoundError
+    from storage.location import Location
     from workflows.report.contact_sheet import rows_where, tiles_of_hits, tiles_of_rows
 
     if hits:
-        tiles_found = tiles_of_hits(hits, run.recipe.storage)
+        tiles_found = tiles_of_hits(run.location(hits))
         if not tiles_found:
             raise NotFoundError(f"{hits} holds no hit; give the output of a search with hits")
         return tiles_found[:count], f"{len(tiles_found):,} hits"
