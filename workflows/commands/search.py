@@ -268,7 +268,7 @@ class _Request:
         hits = self._answer([query])
         table = hits.to_arrow()
         if self._options["out"]:
-            write_hits(table, self._options["out"], self._run.recipe.storage)
+            write_hits(table, self._run.location(self._options["out"]))
         records = hit_records(table)
         answer = {
             "query": query.label,

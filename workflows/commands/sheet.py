@@ -86,7 +86,6 @@ def _chosen(
 
     from pipeline.analysis.samples import uniform_rows
     from storage.errors import NotFoundError
-    from storage.location import Location
     from workflows.report.contact_sheet import rows_where, tiles_of_hits, tiles_of_rows
 
     if hits:
