@@ -1,8 +1,8 @@
-"""Which rows a search may return: place, time, cloud, scenes, labels and tiles.
+"""The rows that a search may return: by place, time, cloud, scenes, labels and tiles.
 
 A :class:`Filter` is plain and hashable, so it travels to search actors and keys their caches.
-:func:`may_match` prunes a whole shard by its extent; rows are decided by
-:meth:`storage.index.sidecar.Sidecar.matching`.
+:func:`may_match` prunes a whole shard by its extent; :meth:`storage.index.sidecar.Sidecar.matching`
+decides about rows.
 """
 
 import datetime as dt
@@ -19,7 +19,7 @@ from storage.values import Fraction, check_limits
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Filter:
-    """A conjunction of conditions; what is left out does not restrict.
+    """A conjunction of conditions; an absent condition does not restrict.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Filter:
     Raises
     ------
     ConfigError
-        A box, polygon, date or fraction makes no sense.
+        A box, polygon, date or fraction is invalid.
     """
 
     bbox: Bounds | None = None
@@ -59,15 +59,13 @@ class Filter:
     tiles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        def settle(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
-
+        settle = object.__setattr__  # the way to set a field of a frozen value
         if self.bbox is not None:
-            settle("bbox", _checked_bbox(self.bbox))
+            settle(self, "bbox", _checked_bbox(self.bbox))
         if self.polygon is not None:
-            settle("polygon", polygon_wkt(self.polygon))
-        settle("since", _instant("since", self.since, end_of_day=False))
-        settle("until", _instant("until", self.until, end_of_day=True))
+            settle(self, "polygon", polygon_wkt(self.polygon))
+        settle(self, "since", _instant("since", self.since, end_of_day=False))
+        settle(self, "until", _instant("until", self.until, end_of_day=True))
         since, until = self.interval
         if since is not None and until is not None and since > until:
             raise ConfigError(
@@ -78,7 +76,7 @@ class Filter:
             value = getattr(self, name)
             if isinstance(value, str):
                 raise ConfigError(f"filter: {name} is the text {value!r}; give a list of names")
-            settle(name, tuple(value))
+            settle(self, name, tuple(value))
 
     def __bool__(self) -> bool:
         return self != _EVERYTHING

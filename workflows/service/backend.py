@@ -14,14 +14,13 @@ from functools import cached_property
 import numpy as np
 
 from encoders.bundle import Encoder, load_encoder
-from pipeline.search.batch import exclude_query_rows
 from pipeline.search.query import Query, QueryResolver, combine
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.errors import NotFoundError, SkysiftError
 from storage.index.filter import Filter
 from storage.index.manifest import current_version
-from storage.location import StorageOptions, absolute_uri
+from storage.location import Location
 from storage.scene import CatalogSpec
 from workflows.hits import hit_records
 from workflows.service.footprints import SceneBoxes
@@ -56,13 +55,17 @@ class BackendConfig:
     Thumbnails are drawn from the scenes of ``catalog``.
     """
 
-    index_uri: str
-    encoder_uri: str | None = None
+    index_uri: str | Location
+    encoder_uri: str | Location | None = None
     catalog: CatalogSpec | None = None
-    options: StorageOptions | None = None
     replicas: int = 1
     max_image_px: int = 16 * 1024 * 1024
     thumbnail_cache_bytes: int = 64 * 1024 * 1024
+
+    @property
+    def index(self) -> Location:
+        """The location of the index."""
+        return Location.of(self.index_uri).absolute
 
 
 class IndexBackend:
@@ -73,23 +76,22 @@ class IndexBackend:
         self._lock = threading.Lock()
         self._polled_s = float("-inf")
         self._version: _Version | None = None
-        self._thumbnails = Thumbnails(config.catalog, config.options, config.thumbnail_cache_bytes)
+        self._thumbnails = Thumbnails(config.catalog, config.thumbnail_cache_bytes)
 
     def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
         """Answer a query; the tiles of the query are not among its hits."""
         version = self._current()
-        rows = version.searcher.manifest.rows
         query = self._query(version, body, image)
-        hits = version.searcher.search(
-            query.vector, k=min(body.k + len(query.rows), rows), where=_filter(body.filter)
-        )
-        table = exclude_query_rows(hits.to_arrow(), [query], body.k)
+        hits = version.searcher.answer(query, body.k, _filter(body.filter))
         return SearchAnswer(
             query=query.label,
             snapshot=hits.snapshot,
             version=hits.version,
             coverage=hits.coverage,
-            hits=[HitBody(tile=record.pop("tile_key"), **record) for record in hit_records(table)],
+            hits=[
+                HitBody(tile=record.pop("tile_key"), **record)
+                for record in hit_records(hits.to_arrow())
+            ],
         )
 
     def tile(self, key: str) -> TileAnswer:
@@ -186,14 +188,11 @@ class IndexBackend:
             self._polled_s = time.monotonic()
 
     def _newest(self) -> str:
-        return current_version(absolute_uri(self._config.index_uri), self._config.options)
+        return current_version(self._config.index)
 
     def _query(self, version: "_Version", body: SearchBody, image: bytes | None) -> Query:
         positive = self._example(version, body, image) + _examples(version, body.positive)
-        negative = _examples(version, body.negative)
-        if len(positive) == 1 and not negative:
-            return positive[0]
-        return combine(positive, negative)
+        return combine(positive, _examples(version, body.negative))
 
     def _example(self, version: "_Version", body: SearchBody, image: bytes | None) -> list[Query]:
         if body.vector is not None:
@@ -215,23 +214,21 @@ class _Version:
 
     def __init__(self, config: BackendConfig, name: str) -> None:
         self._config, self.name = config, name
-        self.searcher = Searcher.connect(
-            config.index_uri, version=name, options=config.options, replicas=config.replicas
-        )
-        self.resolver = QueryResolver(self.searcher, options=config.options)
+        self.searcher = Searcher.connect(config.index, version=name, replicas=config.replicas)
+        self.resolver = QueryResolver(self.searcher)
         manifest = self.searcher.manifest
-        self.archive = Archive.open(manifest.archive_uri, manifest.snapshot, config.options)
+        self.archive = Archive.open(config.index.at(manifest.archive_uri), manifest.snapshot)
         self.boxes = SceneBoxes(self.archive)
         self.ledger = self.archive.scenes()
 
     @cached_property
     def encoder(self) -> Encoder:
         uri = self._config.encoder_uri or self.archive.spec.encoder_uri
-        return load_encoder(uri, self._config.options)
+        return load_encoder(Location.of(uri, self._config.index.options))
 
     @cached_property
     def image_resolver(self) -> QueryResolver:
-        return QueryResolver(self.searcher, self.encoder, self._config.options)
+        return QueryResolver(self.searcher, self.encoder)
 
 
 def _examples(version: _Version, examples: list[ExampleBody]) -> list[Query]:
