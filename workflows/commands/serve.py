@@ -44,10 +44,9 @@ def serve(run: Run) -> None:
     prepare_proxy()
     section = run.recipe.service
     config = BackendConfig(
-        index_uri=str(run.need_path("index.uri", "--index")),
-        encoder_uri=str(bundle) if (bundle := run.recipe.encoder.bundle) else None,
+        index_uri=run.need_path("index.uri", "--index"),
+        encoder_uri=run.recipe.encoder.bundle,
         catalog=run.catalog_spec() if run.recipe.catalog.source else None,
-        options=run.recipe.storage,
         replicas=run.recipe.search.replicas,
         max_image_px=section.max_image_px,
         thumbnail_cache_bytes=section.thumbnail_cache_bytes,
