@@ -33,10 +33,11 @@ class Progress:
 ProgressSink = Callable[[Progress], None]
 
 
-def quiet(report: Progress) -> None:
-    """Discard a report: the default sink."""
+def ignore(report: object) -> None:
+    """Discard a report or an event: the default sink."""
 
 
+quiet = unheard = ignore
 EventName = Literal["started", "scene", "committed", "finished", "failed"]
 
 
@@ -79,10 +80,6 @@ class Event:
 EventSink = Callable[[Event], None]
 
 
-def unheard(event: Event) -> None:
-    """Discard an event: the default sink."""
-
-
 @contextmanager
 def event_log(path: Path | None) -> Iterator[EventSink]:
     """Append events to a file, each with its time (UTC); discard them when there is no file.
@@ -95,7 +92,7 @@ def event_log(path: Path | None) -> Iterator[EventSink]:
         The file cannot be written.
     """
     if path is None:
-        yield unheard
+        yield ignore
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

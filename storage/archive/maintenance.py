@@ -21,14 +21,14 @@ from storage.archive.ledger import LedgerEntry
 from storage.archive.reader import Archive
 from storage.archive.repository import (
     BRANCH,
-    commit_lock,
     open_repository,
     store_reason,
-    store_refusals,
+    translate_errors,
 )
 from storage.archive.writer import ArchiveWriter
 from storage.errors import ConfigError, NotFoundError
 from storage.location import Location, StorageOptions
+from storage.locks import commit_lock
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def create_tag(
     if not name or {*"/:"}.intersection(name) or not name.isprintable() or name != name.strip():
         raise ConfigError(f"{name!r} is no name for a tag; use letters, digits, '-' and '.'")
     archive = Archive.open(uri, snapshot, options)
-    with store_refusals(archive.location, f"tag {name!r}"):
+    with translate_errors(archive.location, f"tag {name!r}"):
         open_repository(archive.location).create_tag(name, archive.snapshot)
     return archive.snapshot
 
@@ -199,7 +199,7 @@ def delete_tag(uri: str | Location, name: str, options: StorageOptions | None = 
         raise NotFoundError(
             f"archive {uri} has no tag {name!r}; it has {', '.join(tags) or 'none'}"
         )
-    with store_refusals(place, f"deleting tag {name!r}"):
+    with translate_errors(place, f"deleting tag {name!r}"):
         open_repository(place).delete_tag(name)
 
 
@@ -252,7 +252,7 @@ def unpin_snapshots(
     """
     place, prefix = Location.of(uri, options), _pin_prefix(index_uri)
     repository = open_repository(place)
-    with store_refusals(place, f"taking back the pins of index {index_uri}"):
+    with translate_errors(place, f"taking back the pins of index {index_uri}"):
         for name in repository.list_tags():
             if name.startswith(prefix) and name.removeprefix(prefix).split(":")[0] not in keep:
                 repository.delete_tag(name)
@@ -290,7 +290,7 @@ def rollback(uri: str | Location, to: str, options: StorageOptions | None = None
     """
     place = Location.of(uri, options)
     target = Archive.open(place, resolve_snapshot(place, to)).snapshot
-    with commit_lock(place), store_refusals(place, f"going back to {target}"):
+    with commit_lock(place), translate_errors(place, f"going back to {target}"):
         repository = open_repository(place)
         previous = str(repository.lookup_branch(BRANCH))
         if previous != target:
@@ -340,7 +340,7 @@ def collect_garbage(
         )
     limit = (now or dt.datetime.now(dt.UTC)) - older_than
     place = Location.of(uri, options)
-    with commit_lock(place), store_refusals(place, "collecting garbage"):
+    with commit_lock(place), translate_errors(place, "collecting garbage"):
         repository = open_repository(place)
         newest, *older = repository.ancestry(branch=BRANCH)
         kept = {newest.id, *list_tags(place).values()}

@@ -34,7 +34,6 @@ from storage.archive.ledger import (
 )
 from storage.archive.repository import (
     BRANCH,
-    commit_lock,
     has_root,
     make_repository,
     open_repository,
@@ -44,6 +43,7 @@ from storage.archive.repository import (
 from storage.archive.spec import ArchiveSpec, root_attributes, spec_of
 from storage.errors import ArchiveConflictError, NotFoundError
 from storage.location import Location, StorageOptions
+from storage.locks import commit_lock
 
 if TYPE_CHECKING:
     import xarray

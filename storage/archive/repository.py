@@ -1,4 +1,4 @@
-"""The Icechunk repository below an archive: opening, making, locking, and its failures by name.
+"""The Icechunk repository below an archive: opening, making, and its failures by name.
 
 :mod:`storage.archive.reader` reads what is in it, :mod:`storage.archive.writer` writes,
 :mod:`storage.archive.maintenance` looks after it.
@@ -7,12 +7,10 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import Any
 
 import icechunk
 import zarr
-from filelock import FileLock
 
 from storage.errors import ArchiveConflictError, ConfigError, NotFoundError, SkysiftError
 from storage.location import Location
@@ -137,39 +135,36 @@ def has_root(session: icechunk.Session) -> bool:
 
 
 @contextmanager
-def translate_errors(place: Location) -> Iterator[None]:
+def translate_errors(place: Location, change: str = "") -> Iterator[None]:
     """Name the archive when its store fails; conflicts between writers pass as they are.
+
+    Parameters
+    ----------
+    place
+        The archive.
+    change
+        Name of the change that the block makes; an error then means that the repository refuses
+        the change.
 
     Raises
     ------
     SkysiftError
         The store refuses, breaks off or cannot be reached.
+    ArchiveConflictError
+        The repository refuses the change.
     """
     try:
         yield
     except icechunk.IcechunkError as error:
+        if change:
+            reason = " ".join(str(error).split("`->")[-1].split())[:200]
+            raise ArchiveConflictError(
+                f"archive {place}: {change} was refused: {reason}; "
+                "`skysift archive snapshots` shows how it stands, then repeat"
+            ) from error
         raise SkysiftError(
             f"archive {place}: its store failed: {store_reason(error)}; check the endpoint, the "
             "bucket, the credentials and the disk, then repeat: what was committed is kept"
-        ) from error
-
-
-@contextmanager
-def store_refusals(place: Location, what: str) -> Iterator[None]:
-    """Name the archive and the attempt when the repository refuses a change.
-
-    Raises
-    ------
-    ArchiveConflictError
-        It refused.
-    """
-    try:
-        yield
-    except icechunk.IcechunkError as error:
-        reason = " ".join(str(error).split("`->")[-1].split())[:200]
-        raise ArchiveConflictError(
-            f"archive {place}: {what} was refused: {reason}; "
-            "`skysift archive snapshots` shows how it stands, then repeat"
         ) from error
 
 
@@ -177,27 +172,3 @@ def store_reason(error: icechunk.IcechunkError) -> str:
     """Return what Icechunk says went wrong, without the trace that it draws below it."""
     said = " ".join(str(error).partition("context:")[0].replace("|", " ").split())
     return said.removeprefix("x ")[:200]
-
-
-class commit_lock:
-    """Serialise commits to a local archive; object stores do it themselves."""
-
-    def __init__(self, place: Location) -> None:
-        self._lock: FileLock | None = None
-        if place.is_local:
-            path = place.path.absolute()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(f"{path}.lock")
-
-    def __enter__(self) -> None:
-        if self._lock:
-            self._lock.acquire()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._lock:
-            self._lock.release()

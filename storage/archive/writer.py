@@ -21,7 +21,6 @@ import zarr
 from storage.archive.ledger import Ledger, LedgerEntry, Segment, page_bytes, page_name
 from storage.archive.reader import STORED_COLUMNS, Archive, read_ledger
 from storage.archive.repository import (
-    commit_lock,
     translate_errors,
     writing_fork,
     writing_session,
@@ -29,6 +28,7 @@ from storage.archive.repository import (
 from storage.archive.spec import ArchiveSpec
 from storage.errors import ArchiveConflictError, SkysiftError
 from storage.location import Location
+from storage.locks import commit_lock
 
 CHUNK_ROWS = 8192
 UNIT_NORM_TOLERANCE = 1e-2

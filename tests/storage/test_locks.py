@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from storage.errors import SkysiftError
-from storage.location import read_bytes, write_bytes
-from storage.locks import Holder, exclusive_lock
+from storage.location import Location, read_bytes, write_bytes
+from storage.locks import Holder, commit_lock, exclusive_lock, watcher_lock
 from tests.support.fault_proxy import Fault, fault_proxy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -110,6 +111,37 @@ def test_who_lost_a_claim_is_told_and_leaves_the_new_one_alone(moto_s3):
         write_bytes(claim, ELSEWHERE.to_bytes(), options)
         _until(is_lost)
     assert Holder.read(read_bytes(claim, options)) == ELSEWHERE
+
+
+def test_one_watcher_of_an_archive_wherever_it_lies(moto_s3, tmp_path: Path):
+    for uri in (str(tmp_path / "archive"), moto_s3.uri("archive")):
+        place = Location(uri, moto_s3.options)
+        with watcher_lock(place) as check:
+            check()
+            named = rf"`skysift watch`: process {os.getpid()} on .* is at work on {uri}"
+            with pytest.raises(SkysiftError, match=named), watcher_lock(place):
+                pytest.fail("two at once")
+            assert place.list() == []  # an archive is made in an empty folder only
+        with watcher_lock(place):
+            pass
+
+
+def test_commits_to_a_disk_wait_for_each_other(tmp_path: Path):
+    place, order = Location.of(tmp_path / "archive"), []
+
+    def commit() -> None:
+        with commit_lock(place):
+            order.append("second")
+
+    with commit_lock(place):
+        other = threading.Thread(target=commit)
+        other.start()
+        time.sleep(0.2)
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]
+    with commit_lock(Location("s3://bucket/archive")):
+        pass
 
 
 def test_a_lost_answer_costs_no_claim(moto_s3):

@@ -40,8 +40,8 @@ def add_scenes(
     days: int = 0,
 ) -> str:
     """Commit a segment with so many rows of each scene, dated so many days later."""
-    writer = ArchiveWriter(uri, options)
     archive = Archive.open(uri, options=options)
+    writer = ArchiveWriter(archive)
     count = sum(scenes.values())
     rows = make_rows(count, archive.spec.dimension, seed)
     columns = {
