@@ -26,7 +26,7 @@ from storage.errors import (
     SkysiftError,
 )
 from storage.index.manifest import read_manifest
-from storage.location import StorageOptions
+from storage.location import Location
 from storage.locks import watcher_lock
 from storage.progress import EventSink, ProgressSink, quiet, unheard
 from storage.scene import SceneQuery
@@ -46,7 +46,7 @@ class WatchJob:
     """
 
     ingest: IngestSpec
-    index_uri: str | None = None
+    index_uri: str | Location | None = None
     index: IndexSpec = field(default_factory=IndexSpec)
     on_cluster: bool = False
 
@@ -102,8 +102,6 @@ class Watcher:
         What to keep up to date.
     session
         Entered only when there is work for Ray.
-    options
-        Where the object store is.
     progress
         Receives the stages of the ingest and of the index.
     events
@@ -115,11 +113,10 @@ class Watcher:
         job: WatchJob,
         *,
         session: RaySession = nullcontext,
-        options: StorageOptions | None = None,
         progress: ProgressSink = quiet,
         events: EventSink = unheard,
     ) -> None:
-        self._job, self._session, self._options = job, session, options
+        self._job, self._session = job, session
         self._progress, self._events = progress, events
         # Kept between polls, so that a poll compares versions and does not read weights.
         self._encoder: PlannedEncoder | None = None
@@ -140,11 +137,11 @@ class Watcher:
         started, started_at = time.monotonic(), dt.datetime.now(dt.UTC)
         spec, nothing = self._job.ingest, ""
         arrivals: tuple[SceneOutcome, ...] = ()
-        self._encoder = read_encoder(spec.encoder_uri, self._encoder, self._options)
+        self._encoder = read_encoder(spec.encoder_uri, self._encoder)
         try:
-            plan = plan_ingest(spec, self._options, encoder=self._encoder)
+            plan = plan_ingest(spec, encoder=self._encoder)
         except EmptyCatalogError as error:
-            archive = existing_archive(spec.archive_uri, self._options)
+            archive = existing_archive(spec.archive_uri)
             held_scenes = archive is not None and bool(archive.ledger.entries)
             if held_scenes and spec.catalog.query == SceneQuery():
                 raise  # as of a disk that is not mounted
@@ -188,7 +185,7 @@ class Watcher:
             Another watcher is at work, the archive's store cannot be reached at the start, or the
             job is wrong in a way that no later poll heals.
         """
-        with watcher_lock(self._job.ingest.archive_uri, self._options) as check_lock:
+        with watcher_lock(self._job.ingest.archive_uri) as check_lock:
             while True:
                 check_lock()
                 started = time.monotonic()
@@ -206,19 +203,14 @@ class Watcher:
         """Carry out a plan; return the archive after it and the outcome of each scene."""
         if not (plan.todo or plan.rejected):
             return plan.existing, ()
-        cost = estimate_cost(
-            plan,
-            self._options,
-            sample_scenes=SAMPLE_SCENES,
-            on_cluster=self._job.on_cluster,
-        )
-        cost.require_room()
+        on_cluster = self._job.on_cluster
+        estimate_cost(plan, sample_scenes=SAMPLE_SCENES, on_cluster=on_cluster).require_room()
         with self._session() if plan.todo else nullcontext():
-            ingest(plan, options=self._options, progress=self._progress, events=self._events)
+            ingest(plan, progress=self._progress, events=self._events)
         archive = (
             plan.existing.latest()
             if plan.existing is not None
-            else Archive.open(plan.spec.archive_uri, options=self._options)
+            else Archive.open(plan.spec.archive_uri)
         )
         entries = archive.ledger.entries
         ids = [scene.id for scene in plan.todo] + [item.scene_id for item in plan.rejected]
@@ -244,7 +236,7 @@ class Watcher:
         if uri is None or archive is None:
             return None, False
         try:
-            current = read_manifest(uri, options=self._options)
+            current = read_manifest(uri)
         except NotFoundError:
             current = None  # the first poll builds the index
         if not len(archive) or (current and current.snapshot == archive.snapshot):
@@ -252,13 +244,7 @@ class Watcher:
         history = {snapshot for snapshot, _, _ in archive.snapshots()}
         with self._session():
             if current and current.snapshot in history:
-                index = update_index(uri, options=self._options, progress=self._progress)
+                index = update_index(uri, progress=self._progress)
             else:
-                index = build_index(
-                    archive.uri,
-                    uri,
-                    self._job.index,
-                    options=self._options,
-                    progress=self._progress,
-                )
+                index = build_index(archive.location, uri, self._job.index, progress=self._progress)
         return index.version, True

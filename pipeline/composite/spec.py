@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from pipeline.analysis.periods import PeriodKind
 from pipeline.tiles.spec import GridSpec
+from storage.location import Location
 from storage.scene import CatalogSpec
 from storage.values import Count, check_limits
 
@@ -32,7 +33,7 @@ class CompositeSpec:
     """
 
     catalog: CatalogSpec
-    output_uri: str
+    output_uri: str | Location
     bands: tuple[str, ...]
     period: PeriodKind = "month"
     grid: GridSpec = field(default_factory=GridSpec)

@@ -33,7 +33,7 @@ from storage.errors import (
     NotFoundError,
     SkysiftError,
 )
-from storage.location import Location, StorageOptions, filesystem, join_uri, named_failures
+from storage.location import Location
 from storage.progress import Event, EventSink, Progress, ProgressSink, quiet, unheard
 from storage.scene import Rejected, Scene, SceneList
 
@@ -44,9 +44,7 @@ LOCAL_TILES = 4096
 """Up to this many tiles a run ends sooner without Ray, whose start alone takes many seconds."""
 
 
-def read_encoder(
-    uri: str, known: PlannedEncoder | None = None, options: StorageOptions | None = None
-) -> PlannedEncoder:
+def read_encoder(uri: str | Location, known: PlannedEncoder | None = None) -> PlannedEncoder:
     """Read and check the bundle of an encoder, and keep everything but the weights.
 
     Parameters
@@ -69,20 +67,15 @@ def read_encoder(
     # transfer of weights. A replacement that these miss embeds nothing all the same: whoever loads
     # the weights compares their fingerprint with the plan's (EmbedTiles). The versions are read
     # before the files, so a replacement in between is seen at the next comparison.
-    files = (join_uri(uri, name) for name in (DESCRIPTION_FILE, WEIGHTS_FILE))
-    version = " ".join(_version(file, options) for file in files)
+    folder = Location.of(uri)
+    version = " ".join((folder / name).revision() for name in (DESCRIPTION_FILE, WEIGHTS_FILE))
     if known is not None and known.version == version:
         return known
-    bundle = read_bundle(uri, options)
+    bundle = read_bundle(folder)
     return PlannedEncoder(spec=bundle.spec, fingerprint=bundle.fingerprint, version=version)
 
 
-def plan_ingest(
-    spec: IngestSpec,
-    options: StorageOptions | None = None,
-    *,
-    encoder: PlannedEncoder | None = None,
-) -> IngestPlan:
+def plan_ingest(spec: IngestSpec, *, encoder: PlannedEncoder | None = None) -> IngestPlan:
     """Compare the catalog with the archive's ledger.
 
     Parameters
@@ -103,16 +96,16 @@ def plan_ingest(
     ConfigError
         The rules and the labels do not go together.
     """
-    encoder = encoder or read_encoder(spec.encoder_uri, options=options)
+    encoder = encoder or read_encoder(spec.encoder_uri)
     grid = spec.grid or GridSpec(resolution=encoder.spec.resolution_m or "native")
     grid = replace(grid, tile_px=grid.tile_px or encoder.spec.tile_px)
-    labels = _read_labels(spec, options)
+    labels = _read_labels(spec)
     archive = _archive_spec(spec, encoder, grid, () if labels is None else labels.classes)
-    listing = read_scenes(spec.catalog, encoder.spec.bands, options)
-    existing = existing_archive(spec.archive_uri, options)
+    listing = read_scenes(spec.catalog, encoder.spec.bands)
+    existing = existing_archive(spec.archive_uri)
     entries: Mapping[str, LedgerEntry] = {}
     if existing is not None:
-        _check_same(existing.spec, archive, spec.archive_uri)
+        _check_same(existing, archive)
         entries = existing.ledger.entries
     todo = tuple(scene for scene in listing.scenes if _is_open(scene, entries, spec))
     return IngestPlan(
@@ -132,7 +125,6 @@ def plan_ingest(
 def ingest(
     plan: IngestPlan,
     *,
-    options: StorageOptions | None = None,
     address: str | None = None,
     local: bool = False,
     progress: ProgressSink = quiet,
@@ -147,8 +139,6 @@ def ingest(
     ----------
     plan
         What :func:`plan_ingest` returned.
-    options
-        Where the object store is; also sent to the workers.
     address
         Ray cluster to join; a private one is started when None and none is known.
     local
@@ -166,14 +156,14 @@ def ingest(
         The archive cannot be written, or workers lost scenes.
     """
     started = time.monotonic()
-    archive = _open_archive(plan, options)
-    events(Event(event="started", archive=plan.spec.archive_uri, scenes=len(plan.todo)))
+    archive = _open_archive(plan)
+    events(Event(event="started", archive=str(plan.spec.archive_uri), scenes=len(plan.todo)))
     committer = Committer(plan, archive, events)
     committer.reject(plan.rejected)
     if plan.todo:
         with nullcontext() if local else ray_session(address):
             batches = _local_batches if local else _batches_on_ray
-            _collect(plan, committer, batches(plan, options), progress)
+            _collect(plan, committer, batches(plan), progress)
     report = committer.report(time.monotonic() - started)
     events(
         Event(
@@ -187,25 +177,25 @@ def ingest(
     return report
 
 
-def existing_archive(uri: str, options: StorageOptions | None) -> Archive | None:
+def existing_archive(uri: str | Location) -> Archive | None:
     """Return the archive at its newest snapshot; None when it has not been made."""
     try:
-        return Archive.open(uri, options=options)
+        return Archive.open(uri)
     except NotFoundError:
         return None
 
 
-def _open_archive(plan: IngestPlan, options: StorageOptions | None) -> Archive:
+def _open_archive(plan: IngestPlan) -> Archive:
     """Return the plan's archive as it is now; make the archive when it is new."""
     uri = plan.spec.archive_uri
     if plan.existing is not None:
         archive = plan.existing.latest()
     else:
         try:
-            return Archive.create(uri, plan.archive, options)
+            return Archive.create(uri, plan.archive)
         except ArchiveConflictError:  # another ingest made it since the plan
-            archive = Archive.open(uri, options=options)
-    _check_same(archive.spec, plan.archive, uri)
+            archive = Archive.open(uri)
+    _check_same(archive, plan.archive)
     return archive
 
 
@@ -249,14 +239,14 @@ def _collect(
         )
 
 
-def _local_batches(plan: IngestPlan, options: StorageOptions | None) -> Iterator[Batch]:
+def _local_batches(plan: IngestPlan) -> Iterator[Batch]:
     """Run the kernels scene by scene in a thread of this process.
 
     Ctrl-C is raised in the main thread. Raised inside torch's C++ it would end the process before
     finished scenes are committed.
     """
     with ThreadPoolExecutor(1, "embed") as pool:
-        embed = pool.submit(EmbedScenes, plan, options, device=None).result()
+        embed = pool.submit(EmbedScenes, plan, device=None).result()
 
         def rows(index: int) -> list[Batch]:
             return list(embed({"scene": np.array([index])}))
@@ -265,22 +255,14 @@ def _local_batches(plan: IngestPlan, options: StorageOptions | None) -> Iterator
             yield from pool.submit(rows, index).result()
 
 
-def _batches_on_ray(plan: IngestPlan, options: StorageOptions | None) -> Iterable[Batch]:
+def _batches_on_ray(plan: IngestPlan) -> Iterable[Batch]:
     """Run the kernels on Ray Data."""
     from pipeline.ingest.on_ray import embedded_batches  # Ray Data takes seconds to import
 
-    return embedded_batches(plan, options)
+    return embedded_batches(plan)
 
 
-def _version(uri: str, options: StorageOptions | None) -> str:
-    """Return a text that changes when a file is replaced: its size and its time or entity tag."""
-    fs, path = filesystem(uri, options)
-    with named_failures(Location.of(uri, options)):
-        details = fs.info(path)
-    return f"{details['size']}-{details.get('ETag') or details.get('mtime')}"
-
-
-def _read_labels(spec: IngestSpec, options: StorageOptions | None) -> "TileLabels | None":
+def _read_labels(spec: IngestSpec) -> "TileLabels | None":
     if not spec.labels_uri:
         return None
     if spec.rules.edge == "shift":
@@ -290,7 +272,7 @@ def _read_labels(spec: IngestSpec, options: StorageOptions | None) -> "TileLabel
         )
     from pipeline.analysis.landcover import TileLabels  # brings dask
 
-    return TileLabels.from_parquet(spec.labels_uri, options)
+    return TileLabels.from_parquet(spec.labels_uri)
 
 
 def _archive_spec(
@@ -304,7 +286,7 @@ def _archive_spec(
         )
     return ArchiveSpec(
         encoder_fingerprint=encoder.fingerprint,
-        encoder_uri=spec.encoder_uri,
+        encoder_uri=str(spec.encoder_uri),
         dimension=encoder.spec.dimension,
         bands=encoder.spec.bands,
         tile_px=tile_px,
@@ -314,7 +296,8 @@ def _archive_spec(
     )
 
 
-def _check_same(existing: ArchiveSpec, planned: ArchiveSpec, uri: str) -> None:
+def _check_same(archive: Archive, planned: ArchiveSpec) -> None:
+    uri, existing = archive.uri, archive.spec
     if existing.encoder_fingerprint != planned.encoder_fingerprint:
         raise EncoderMismatchError(
             f"archive {uri} holds vectors of encoder {existing.encoder_fingerprint[:16]}, not of "

@@ -14,7 +14,6 @@ from pipeline.ingest.spec import IngestPlan
 from pipeline.tiles.grid import grid_for_scene
 from pipeline.tiles.read import TileBatch, TileCounts, read_tiles
 from storage.errors import EncoderMismatchError
-from storage.location import StorageOptions, is_local
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +29,25 @@ def scenes_at_once(plan: IngestPlan) -> int:
 
     Those of an object store take long to answer; others only wait for each other's threads.
     """
-    local = all(is_local(band.href) for band in plan.todo[0].bands)
+    local = all(band.href.is_local for band in plan.todo[0].bands)
     return _LOCAL_SCENES_AT_ONCE if local else _REMOTE_SCENES_AT_ONCE
+
+
+def require_planned_encoder(plan: IngestPlan, fingerprint: str) -> None:
+    """Refuse an encoder that is not the one that the plan, and so the archive, names.
+
+    Raises
+    ------
+    EncoderMismatchError
+        The bundle was replaced after the plan was made.
+    """
+    planned = plan.archive.encoder_fingerprint
+    if fingerprint != planned:
+        raise EncoderMismatchError(
+            f"encoder {plan.spec.encoder_uri} was replaced since the run was planned: it was "
+            f"{planned[:16]} and is {fingerprint[:16]} now; restore that bundle, or run the "
+            "command again for a new archive"
+        )
 
 
 class ReadScenes:
@@ -43,12 +59,11 @@ class ReadScenes:
     or the reason why the scene is quarantined.
     """
 
-    def __init__(self, plan: IngestPlan, options: StorageOptions | None) -> None:
+    def __init__(self, plan: IngestPlan) -> None:
         self._scenes = plan.todo
         self._grid = plan.grid
         self._rules = plan.spec.rules
         self._batch_tiles = plan.spec.batch_tiles
-        self._options = options
         self._pixel_shape = (len(plan.archive.bands), plan.archive.tile_px, plan.archive.tile_px)
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
@@ -56,13 +71,12 @@ class ReadScenes:
         for index in batch["scene"].tolist():
             scene, counts = self._scenes[index], TileCounts()
             try:
-                grid = grid_for_scene(scene, self._grid, self._options)
+                grid = grid_for_scene(scene, self._grid)
                 for part in read_tiles(
                     scene,
                     grid,
                     self._rules,
                     batch_size=self._batch_tiles,
-                    options=self._options,
                     counts=counts,
                 ):
                     yield _tile_rows(index, part)
@@ -91,19 +105,11 @@ class ReadScenes:
 class EmbedTiles:
     """Turn a batch of tile pixels into vectors; everything else passes through."""
 
-    def __init__(
-        self, plan: IngestPlan, options: StorageOptions | None, device: str | None
-    ) -> None:
+    def __init__(self, plan: IngestPlan, device: str | None) -> None:
         from encoders.bundle import load_encoder  # brings torch, which readers and driver lack
 
-        uri, planned = plan.spec.encoder_uri, plan.archive.encoder_fingerprint
-        self._encoder = load_encoder(uri, options, device=device)
-        if self._encoder.fingerprint != planned:
-            raise EncoderMismatchError(
-                f"encoder {uri} was replaced since the run was planned: it was {planned[:16]} and "
-                f"is {self._encoder.fingerprint[:16]} now; restore that bundle, or plan again "
-                "(run the same command) for an archive of the new one"
-            )
+        self._encoder = load_encoder(plan.spec.encoder_uri, device=device)
+        require_planned_encoder(plan, self._encoder.fingerprint)
 
     def __call__(self, batch: Batch) -> Batch:
         """Replace ``pixels`` (n, C, h, w) by ``embedding`` (n, D) float32."""
@@ -122,11 +128,9 @@ class EmbedScenes:
     or an object store takes to answer, and one batch at a time is encoded.
     """
 
-    def __init__(
-        self, plan: IngestPlan, options: StorageOptions | None, device: str | None = "cpu"
-    ) -> None:
-        self._read = ReadScenes(plan, options)
-        self._embed = EmbedTiles(plan, options, device)
+    def __init__(self, plan: IngestPlan, device: str | None = "cpu") -> None:
+        self._read = ReadScenes(plan)
+        self._embed = EmbedTiles(plan, device)
         self._encoder_lock = Lock()
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from encoders.spec import EncoderSpec
 from pipeline.tiles.spec import GridSpec, TileRules
 from storage.archive.spec import ArchiveSpec
+from storage.location import Location
 from storage.scene import CatalogSpec, Rejected, Scene
 from storage.values import Count, Positive, check_limits
 
@@ -40,11 +41,11 @@ class IngestSpec:
     """
 
     catalog: CatalogSpec
-    encoder_uri: str
-    archive_uri: str
+    encoder_uri: str | Location
+    archive_uri: str | Location
     grid: GridSpec | None = None
     rules: TileRules = field(default_factory=TileRules)
-    labels_uri: str | None = None
+    labels_uri: str | Location | None = None
     retry_quarantined: bool = False
     batch_tiles: Count = 16
     segment_rows: Count = 8192
@@ -101,7 +102,7 @@ class IngestPlan:
     def summary(self) -> dict[str, Any]:
         """Return the plan as plain values, for printing."""
         return {
-            "archive": self.spec.archive_uri,
+            "archive": str(self.spec.archive_uri),
             "encoder": self.archive.encoder_fingerprint[:16],
             "bands": list(self.archive.bands),
             "tile_px": self.archive.tile_px,

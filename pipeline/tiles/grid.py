@@ -18,7 +18,6 @@ from pyproj.exceptions import ProjError
 from pipeline.tiles.spec import Edge, GridSpec
 from storage.errors import ConfigError, GridError
 from storage.geometry import BBox, around_points, unwrapped
-from storage.location import StorageOptions
 from storage.raster.geotiff import crs_name, inspect, resolution_in
 from storage.raster.pixel_grid import PixelGrid, Window
 from storage.scene import Scene
@@ -209,7 +208,7 @@ class TileGrid:
         return boxes
 
 
-def grid_for_scene(scene: Scene, spec: GridSpec, options: StorageOptions | None = None) -> TileGrid:
+def grid_for_scene(scene: Scene, spec: GridSpec) -> TileGrid:
     """Return the tile grid of a scene; see :func:`pixels_for_scene`.
 
     Raises
@@ -223,7 +222,7 @@ def grid_for_scene(scene: Scene, spec: GridSpec, options: StorageOptions | None 
         raise ConfigError(
             "the grid states no tile size and there is no encoder to take it from; set grid.tile_px"
         )
-    pixels = pixels_for_scene(scene, spec, options)
+    pixels = pixels_for_scene(scene, spec)
     return TileGrid(
         crs=pixels.crs,
         resolution=pixels.resolution,
@@ -233,9 +232,7 @@ def grid_for_scene(scene: Scene, spec: GridSpec, options: StorageOptions | None 
     )
 
 
-def pixels_for_scene(
-    scene: Scene, spec: GridSpec, options: StorageOptions | None = None
-) -> PixelGrid:
+def pixels_for_scene(scene: Scene, spec: GridSpec) -> PixelGrid:
     """Return the pixel grid of a scene.
 
     A CRS or resolution that the spec leaves open is that of the file of the first band.
@@ -250,7 +247,7 @@ def pixels_for_scene(
     crs = None if spec.crs == "native" else crs_name(spec.crs)
     resolution = None if spec.resolution == "native" else spec.resolution
     if crs is None or resolution is None:
-        info = inspect(scene.bands[0].href, options)
+        info = inspect(scene.bands[0].href)
         crs = crs or info.crs
         resolution = resolution or resolution_in(info, crs)
     return PixelGrid(

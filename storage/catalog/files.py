@@ -79,7 +79,7 @@ class _Files:
                 cloud_bits=mask.cloud_bits,
             )
         files = {band.href for band in found} | ({source.href} if source else set())
-        revision = " ".join(_revision(file) for file in sorted(files, key=str))
+        revision = " ".join(file.revision() for file in sorted(files, key=str))
         return Sources(bands=found, mask=source, revision=revision)
 
     def _band(self, name: str) -> BandSource:
@@ -115,16 +115,6 @@ class _Files:
             f"scene {self._id} has no band described as {name!r}: {'; '.join(have)}; "
             "map it to its number in the recipe's bands"
         )
-
-
-def _revision(file: Location) -> str:
-    """Return what changes when a file is replaced: its size and its time or entity tag."""
-    if file.is_local:
-        status = file.path.stat()
-        return f"{status.st_size}-{status.st_mtime_ns}"
-    store, path = file.filesystem()
-    details = store.info(path)
-    return f"{details['size']}-{str(details.get('ETag', '')).strip(chr(34))}"
 
 
 def _date_pattern(pattern: str | None) -> re.Pattern[str]:

@@ -1,8 +1,8 @@
-"""Which rows a search may return: place, time, cloud, scenes, labels and tiles.
+"""The rows that a search may return: by place, time, cloud, scenes, labels and tiles.
 
 A :class:`Filter` is plain and hashable, so it travels to search actors and keys their caches.
-:func:`may_match` prunes a whole shard by its extent; rows are decided by
-:meth:`storage.index.sidecar.Sidecar.matching`.
+:func:`may_match` prunes a whole shard by its extent; :meth:`storage.index.sidecar.Sidecar.matching`
+decides about rows.
 """
 
 import datetime as dt
@@ -19,7 +19,7 @@ from storage.values import Fraction, check_limits, check_names
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Filter:
-    """A conjunction of conditions; what is left out does not restrict.
+    """A conjunction of conditions; an absent condition does not restrict.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Filter:
     Raises
     ------
     ConfigError
-        A box, polygon, date or fraction makes no sense.
+        A box, polygon, date or fraction is invalid.
     """
 
     bbox: BBox | None = None
@@ -59,19 +59,17 @@ class Filter:
     tiles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        def settle(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
-
+        settle = object.__setattr__  # the way to set a field of a frozen value
         if self.bbox is not None:
-            settle("bbox", check_bbox(self.bbox, "filter"))
+            settle(self, "bbox", check_bbox(self.bbox, "filter"))
         if self.polygon is not None:
-            settle("polygon", polygon_wkt(self.polygon))
+            settle(self, "polygon", polygon_wkt(self.polygon))
         since, until = parse_range(self.since, self.until, "filter")
-        settle("since", since)
-        settle("until", until)
+        settle(self, "since", since)
+        settle(self, "until", until)
         check_limits(self, "filter")
         for name in ("scenes", "labels", "tiles"):
-            settle(name, check_names(getattr(self, name), f"filter: {name}"))
+            settle(self, name, check_names(getattr(self, name), f"filter: {name}"))
 
     def __bool__(self) -> bool:
         return self != _EVERYTHING

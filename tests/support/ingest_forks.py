@@ -23,7 +23,7 @@ from encoders.bundle import load_encoder
 from pipeline.ingest.driver import ingest, plan_ingest
 from pipeline.ingest.spec import IngestSpec
 from storage.errors import SkysiftError
-from storage.location import StorageOptions
+from storage.location import Location, StorageOptions
 from storage.scene import CatalogSpec
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -137,11 +137,11 @@ def _wait(child: int, reading: int) -> dict[str, Any]:
 def _carry_out(run: Run) -> dict[str, Any]:
     if run.pid_file:
         Path(run.pid_file).write_text(str(os.getpid()))
-    options = StorageOptions(**run.options) if run.options else None
+    options = StorageOptions(**run.options or {})
     spec = IngestSpec(
-        catalog=CatalogSpec(source=run.source),
-        encoder_uri=run.encoder,
-        archive_uri=run.archive,
+        catalog=CatalogSpec(source=Location(run.source, options)),
+        encoder_uri=Location(run.encoder, options),
+        archive_uri=Location(run.archive, options),
         segment_rows=run.segment_rows,
         commit_interval_s=run.commit_interval_s,
         retry_quarantined=run.retry,
@@ -149,7 +149,7 @@ def _carry_out(run: Run) -> dict[str, Any]:
     lines: list[str] = []
     try:
         with _traced(lines, run.kill_at):
-            report = ingest(plan_ingest(spec, options), options=options, local=True)
+            report = ingest(plan_ingest(spec), local=True)
     except SkysiftError as error:
         return {"error": f"{type(error).__name__}: {error}", "lines": lines}
     except Exception as error:

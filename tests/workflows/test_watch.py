@@ -23,6 +23,7 @@ from storage.index.manifest import read_manifest
 from storage.locks import watcher_lock
 from storage.scene import CatalogSpec
 from tests.support.command_line import run
+from tests.support.counted_reads import counted_reads
 from tests.support.ingest_world import TILE_PX, make_bundle, rows_of, write_scene
 from workflows.watch import PollReport, Watcher, WatchJob
 
@@ -182,6 +183,24 @@ def test_the_watch_goes_on_after_a_failed_poll_and_ends_on_a_wrong_job(
     assert all(3000 < seconds <= 3600 for seconds in waited)
     with watcher_lock(broken.ingest.archive_uri):
         pass
+
+
+def test_a_poll_without_news_reads_no_weights(
+    broken: WatchJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    watcher = Watcher(broken, session=_no_session)
+    with counted_reads(monkeypatch) as first:
+        assert watcher.poll().changed
+    assert first["weights"] == 1
+    with counted_reads(monkeypatch) as second:
+        assert not watcher.poll().changed
+    assert second == {"opens": 1, "folds": 1}
+    with counted_reads(monkeypatch) as once:
+        assert run(*_cli(broken), "--once").code == 0
+    assert once == {"weights": 1, "opens": 1, "folds": 1}
+    make_bundle(tmp_path / "bundle", seed=7)
+    with pytest.raises(EncoderMismatchError):
+        watcher.poll()
 
 
 @pytest.mark.usefixtures("ray_session", "_here")

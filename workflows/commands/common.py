@@ -113,23 +113,27 @@ class Run:
         ConfigError
             No source is given, or a local source does not exist.
         """
+        from storage.location import Location
         from storage.scene import CatalogSpec
         from workflows.recipe.sections import spec_from
 
-        source = self.need_path("catalog.source", "--scenes")
+        source = Location(self.need_path("catalog.source", "--scenes"), self.storage)
         return spec_from(CatalogSpec, self.recipe.catalog, source=source)
 
     def ingest_spec(self) -> "IngestSpec":
         """Return what an ingest embeds, with which encoder, into which archive."""
         from pipeline.ingest.spec import IngestSpec
+        from storage.location import Location
         from workflows.recipe.sections import spec_from
 
+        labels_uri = self.recipe.ingest.labels_uri
         return spec_from(
             IngestSpec,
             self.recipe.ingest,
             catalog=self.catalog_spec(),
-            encoder_uri=self.need_path("encoder.bundle", "--encoder"),
-            archive_uri=self.need("archive.uri", "--archive"),
+            encoder_uri=Location(self.need_path("encoder.bundle", "--encoder"), self.storage),
+            archive_uri=Location.of(self.need("archive.uri", "--archive"), self.storage),
+            labels_uri=Location.of(labels_uri, self.storage) if labels_uri else None,
             grid=self.recipe.grid,
             rules=self.recipe.tiles,
         )

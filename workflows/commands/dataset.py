@@ -102,10 +102,9 @@ def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
     labels = label_scenes(
         scenes,
         grid,
-        run.need_path("dataset.landcover.href", "--landcover"),
+        Location.of(run.need_path("dataset.landcover.href", "--landcover"), run.storage),
         run.need("dataset.landcover.classes"),
         min_fraction=section.landcover.min_fraction,
-        options=run.storage,
         progress=progress,
     )
     return import_scenes(

@@ -48,7 +48,7 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
 
     for key, option in (("catalog.source", "--scenes"), ("encoder.bundle", "--encoder")):
         run.need_path(key, option)
-    archive_uri = run.need("archive.uri", "--archive")
+    archive_uri = str(run.need("archive.uri", "--archive"))
     if dry_run:
         plan, cost = _planned(run, sample=False)
         run.show({**plan.summary(), **cost.summary()}, _plan_lines(plan, cost))
@@ -79,11 +79,10 @@ def _planned(run: Run, *, sample: bool) -> "tuple[IngestPlan, IngestCost]":
     from pipeline.ingest.driver import plan_ingest
     from pipeline.runtime.cluster import joins_cluster
 
-    plan = plan_ingest(run.ingest_spec(), run.storage)
+    plan = plan_ingest(run.ingest_spec())
     with run.progress() as progress:
         cost = estimate_cost(
             plan,
-            run.storage,
             sample_scenes=SAMPLE_SCENES if sample else None,
             cpus=run.recipe.cluster.cpus,
             on_cluster=joins_cluster(run.recipe.cluster.address),
@@ -112,7 +111,7 @@ def _carry_out(
     cost.require_room()
     run.silence_ray()  # again: the plan imported more of it
     with run.progress() as progress:
-        return ingest(plan, options=run.storage, local=local, progress=progress, events=log)
+        return ingest(plan, local=local, progress=progress, events=log)
 
 
 def _plan_lines(plan: "IngestPlan", cost: "IngestCost") -> dict[str, Any]:
@@ -123,7 +122,7 @@ def _plan_lines(plan: "IngestPlan", cost: "IngestCost") -> dict[str, Any]:
     size = plan.grid.resolution
     pixel = "native resolution" if size == "native" else f"{size:g} CRS units a pixel"
     return {
-        "archive": plan.spec.archive_uri,
+        "archive": str(plan.spec.archive_uri),
         "encoder": plan.archive.encoder_fingerprint[:16],
         "bands": ", ".join(plan.archive.bands),
         "tiles of": f"{plan.archive.tile_px} px",

@@ -21,12 +21,12 @@ def report(run: Run, out: str, queries: int, seed: int) -> None:
     from pipeline.search.searcher import Searcher
     from storage.archive.reader import Archive
     from storage.catalog.read import read_scenes
-    from storage.location import exists, join_uri
+    from storage.location import Location, exists, join_uri
     from workflows.report.archive import ReportSpec, archive_report
     from workflows.report.html import write_report
 
     index = run.need_path("index.uri", "--index")
-    searcher = Searcher.local(index, options=run.storage)
+    searcher = Searcher.local(Location(index, run.storage))
     manifest = searcher.manifest
     bands = Archive.open(manifest.archive_uri, manifest.snapshot, run.storage).spec.bands
     scenes = read_scenes(run.catalog_spec(), bands, run.storage).scenes

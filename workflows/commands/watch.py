@@ -58,7 +58,7 @@ def watch(
 
     job = _job(run)
     with event_log(events) as log, run.progress() as progress:
-        watcher = Watcher(job, session=run.ray, options=run.storage, progress=progress, events=log)
+        watcher = Watcher(job, session=run.ray, progress=progress, events=log)
         if not once:
             watcher.watch(interval.total_seconds(), report=lambda outcome: _write(run, outcome))
         with watcher_lock(job.ingest.archive_uri, run.storage):
@@ -70,11 +70,13 @@ def watch(
 
 def _job(run: Run) -> "WatchJob":
     from pipeline.runtime.cluster import joins_cluster
+    from storage.location import Location
     from workflows.watch import WatchJob
 
+    index_uri = run.recipe.index.uri
     return WatchJob(
         ingest=run.ingest_spec(),
-        index_uri=str(index) if (index := run.recipe.index.uri) else None,
+        index_uri=Location.of(index_uri, run.storage) if index_uri else None,
         index=run.index_spec(),
         on_cluster=joins_cluster(run.recipe.cluster.address),
     )

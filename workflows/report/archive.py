@@ -94,7 +94,7 @@ def archive_report(
             ("Encoder fingerprint", manifest.encoder_fingerprint),
             ("Index version", f"{manifest.version} ({manifest.parameters.kind})"),
         ),
-        commands=_commands(searcher.index_uri, answers),
+        commands=_commands(searcher.index.uri, answers),
     )
 
 

@@ -14,7 +14,6 @@ from functools import cached_property
 import numpy as np
 
 from encoders.bundle import Encoder, load_encoder
-from pipeline.search.batch import exclude_query_rows
 from pipeline.search.query import Query, QueryResolver, combine
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
@@ -22,7 +21,7 @@ from storage.errors import NotFoundError, SkysiftError
 from storage.formats import hit_records
 from storage.index.filter import Filter
 from storage.index.manifest import current_version
-from storage.location import StorageOptions, absolute_uri
+from storage.location import Location, StorageOptions
 from storage.scene import CatalogSpec
 from workflows.service.footprints import SceneBoxes
 from workflows.service.schema import (
@@ -64,6 +63,11 @@ class BackendConfig:
     max_image_px: int = 16 * 1024 * 1024
     thumbnail_cache_bytes: int = 64 * 1024 * 1024
 
+    @property
+    def index(self) -> Location:
+        """The location of the index."""
+        return Location(self.index_uri, self.options or StorageOptions()).absolute
+
 
 class IndexBackend:
     """Answers from the current version of an index; safe to use from several threads."""
@@ -78,12 +82,9 @@ class IndexBackend:
     def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
         """Answer a query; the tiles of the query are not among its hits."""
         version = self._current()
-        rows = version.searcher.manifest.rows
         query = self._query(version, body, image)
-        hits = version.searcher.search(
-            query.vector, k=min(body.k + len(query.rows), rows), where=_filter(body.filter)
-        )
-        table = exclude_query_rows(hits.to_arrow(), [query], body.k)
+        hits = version.searcher.answer(query, body.k, _filter(body.filter))
+        table = hits.to_arrow()
         return SearchAnswer(
             query=query.label,
             snapshot=hits.snapshot,
@@ -186,14 +187,11 @@ class IndexBackend:
             self._polled_s = time.monotonic()
 
     def _newest(self) -> str:
-        return current_version(absolute_uri(self._config.index_uri), self._config.options)
+        return current_version(self._config.index)
 
     def _query(self, version: "_Version", body: SearchBody, image: bytes | None) -> Query:
         positive = self._example(version, body, image) + _examples(version, body.positive)
-        negative = _examples(version, body.negative)
-        if len(positive) == 1 and not negative:
-            return positive[0]
-        return combine(positive, negative)
+        return combine(positive, _examples(version, body.negative))
 
     def _example(self, version: "_Version", body: SearchBody, image: bytes | None) -> list[Query]:
         if body.vector is not None:
@@ -215,10 +213,8 @@ class _Version:
 
     def __init__(self, config: BackendConfig, name: str) -> None:
         self._config, self.name = config, name
-        self.searcher = Searcher.connect(
-            config.index_uri, version=name, options=config.options, replicas=config.replicas
-        )
-        self.resolver = QueryResolver(self.searcher, options=config.options)
+        self.searcher = Searcher.connect(config.index, version=name, replicas=config.replicas)
+        self.resolver = QueryResolver(self.searcher)
         manifest = self.searcher.manifest
         self.archive = Archive.open(manifest.archive_uri, manifest.snapshot, config.options)
         self.boxes = SceneBoxes(self.archive)
@@ -231,7 +227,7 @@ class _Version:
 
     @cached_property
     def image_resolver(self) -> QueryResolver:
-        return QueryResolver(self.searcher, self.encoder, self._config.options)
+        return QueryResolver(self.searcher, self.encoder)
 
 
 def _examples(version: _Version, examples: list[ExampleBody]) -> list[Query]:

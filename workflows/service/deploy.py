@@ -17,7 +17,6 @@ from ray import serve
 
 from storage.errors import ConfigError, SkysiftError
 from storage.index.manifest import current_version
-from storage.location import absolute_uri
 from storage.scene import CatalogSpec
 from workflows.service.app import LOOPBACK_HOSTS, Limits, MapConfig, create_app
 from workflows.service.backend import BackendConfig, IndexBackend
@@ -72,7 +71,7 @@ def serve_index(
         There is no such index.
     """
     digests = check_exposure(spec)
-    current_version(absolute_uri(config.index_uri), config.options)  # a missing index fails here
+    current_version(config.index)  # a missing index fails here
     check_free(spec.host, spec.port)
     application = _application(config, spec, digests)
     serve.start(

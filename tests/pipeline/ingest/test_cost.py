@@ -138,10 +138,10 @@ def test_files_on_s3_count_and_an_object_store_is_never_full(plan: IngestPlan, m
         upload(path, moto_s3.uri("scenes", path.name), moto_s3.options)
     spec = replace(
         plan.spec,
-        catalog=CatalogSpec(source=moto_s3.uri("scenes", "*.tif")),
-        archive_uri=moto_s3.uri("archive"),
+        catalog=CatalogSpec(source=moto_s3.location("scenes", "*.tif")),
+        archive_uri=moto_s3.location("archive"),
     )
-    remote = estimate_cost(plan_ingest(spec, moto_s3.options), moto_s3.options)
+    remote = estimate_cost(plan_ingest(spec))
     local = estimate_cost(plan)
     assert (remote.tiles, remote.read_bytes) == (local.tiles, local.read_bytes)
     assert remote.free_bytes is None
