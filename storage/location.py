@@ -88,7 +88,7 @@ class StorageOptions:
     session_token: str | None = field(default=None, repr=False)
 
     def resolved(self, environ: Mapping[str, str] = os.environ) -> "StorageOptions":
-        """Fill what is None from ``AWS_*`` variables of ``environ``."""
+        """Fill fields that are None from ``AWS_*`` variables of ``environ``."""
 
         def first(*names: str) -> str | None:
             return next((environ[name] for name in names if environ.get(name)), None)
@@ -260,7 +260,7 @@ class Location:
     def list(self) -> "list[Location]":
         """Return the files that a glob pattern names, or all files below a folder, sorted.
 
-        The result is empty when nothing is there.
+        The result is empty when no file matches.
         """
         fs, path = self.filesystem()
         with named_failures(self):

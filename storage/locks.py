@@ -267,7 +267,7 @@ class _Lease:
 
 
 def _write_if(file: Location, data: bytes, etag: str | None) -> str | None:
-    """Write a remote file if its content still has a tag (None: if there is no file).
+    """Write a remote file if its content still has a tag (None: if no file exists).
 
     Returns the new tag; None when the file is another, and nothing was written.
     """

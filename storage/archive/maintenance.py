@@ -1,11 +1,13 @@
-"""Care of an archive over the years: deleting scenes, naming, going back, freeing space.
+"""Maintenance of an archive: deleting scenes, tags, going back, freeing space.
 
-Every change is a commit or a move of a reference; rows are never rewritten. What a deletion or a
-rollback hides stays readable at its snapshot until :func:`collect_garbage` expires that.
+Every change is a commit or a move of a reference; rows are never rewritten. Rows that a
+deletion or a rollback hides stay readable at their snapshot until :func:`collect_garbage` expires
+the snapshot.
 
 A deleted scene keeps its ledger entry, in state ``deleted`` and with the fingerprint of the pixels
 that were embedded. So an ingest of the same catalog leaves it out, and embeds it again only when
-its pixels changed, or when that was asked for (``again=True``, which forgets the fingerprint).
+its pixels changed, or when the deletion allows it (``again=True``, which forgets the
+fingerprint).
 """
 
 import datetime as dt
@@ -38,7 +40,7 @@ MINIMUM_AGE = dt.timedelta(hours=1)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deletion:
-    """What :func:`delete_scenes` did: ``rows`` are no longer live at ``snapshot``."""
+    """Result of :func:`delete_scenes`: ``rows`` are no longer live at ``snapshot``."""
 
     snapshot: str
     scenes: tuple[str, ...]
@@ -55,7 +57,7 @@ class Rollback:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Garbage:
-    """What :func:`collect_garbage` freed, or would free: snapshots, and bytes in the store."""
+    """Snapshots and bytes that :func:`collect_garbage` freed, or would free."""
 
     expired: tuple[str, ...]
     freed_bytes: int
@@ -92,7 +94,7 @@ def delete_scenes(
         Kept in the ledger.
     again
         Let the next ingest embed them again, also from the same pixels. True for a scene that is
-        deleted already makes it wanted again.
+        deleted already lets the next ingest embed the scene.
     options
         Where the object store is.
 
@@ -103,27 +105,25 @@ def delete_scenes(
     ConfigError
         No scene is named.
     """
-    wanted = tuple(dict.fromkeys(scene_ids))
-    if not wanted:
+    ids = tuple(dict.fromkeys(scene_ids))
+    if not ids:
         raise ConfigError("no scene to delete is named; give at least one id")
     archive = Archive.open(uri, options=options)
     known = archive.ledger.entries
-    missing = [scene for scene in wanted if scene not in known]
+    missing = [scene for scene in ids if scene not in known]
     if missing:
         raise NotFoundError(
             f"archive {uri} has no scene {', '.join(missing[:5])}"
             f"{f' (and {len(missing) - 5} more)' if len(missing) > 5 else ''}; nothing was "
             "deleted: `skysift archive info --scenes` lists those it has"
         )
-    entries = [_deleted(known[scene], reason, again) for scene in wanted]
-    news = [entry for entry in entries if entry != known[entry.scene_id]]
+    entries = [_deleted(known[scene], reason, again) for scene in ids]
+    changed = [entry for entry in entries if entry != known[entry.scene_id]]
     snapshot = archive.snapshot
-    if news:
-        message = f"delete {len(news)} scenes"
-        snapshot = ArchiveWriter(archive).commit([], news, {}, message)
-    return Deletion(
-        snapshot=snapshot, scenes=wanted, rows=sum(known[scene].rows for scene in wanted)
-    )
+    if changed:
+        message = f"delete {len(changed)} scenes"
+        snapshot = ArchiveWriter(archive).commit([], changed, {}, message)
+    return Deletion(snapshot=snapshot, scenes=ids, rows=sum(known[scene].rows for scene in ids))
 
 
 def list_snapshots(
@@ -267,10 +267,10 @@ def _pin_prefix(index_uri: str | Location) -> str:
 def rollback(uri: str | Location, to: str, options: StorageOptions | None = None) -> Rollback:
     """Make an earlier state the newest one again.
 
-    What was committed after it leaves the history, yet stays readable by its snapshot (and can be
-    rolled back to) until garbage is collected; tag it to keep it. The next ingest embeds again
-    what the earlier state does not have. An index of a later snapshot must be built again: rows
-    that it holds for deleted may be live now.
+    Later commits leave the history, yet stay readable by their snapshots (which
+    can be rolled back to) until garbage is collected; tag a snapshot to keep it. The next ingest
+    embeds the scenes that the earlier state does not have. An index of a later snapshot must be
+    built again: rows that the index hides as deleted may be live now.
 
     Parameters
     ----------
@@ -306,7 +306,7 @@ def collect_garbage(
     now: dt.datetime | None = None,
     options: StorageOptions | None = None,
 ) -> Garbage:
-    """Forget old snapshots and free what only they needed.
+    """Forget old snapshots and free the objects that only they need.
 
     The newest state, tagged snapshots and those that a version of an index pins always stay, as
     do all their rows; collecting the garbage of the index takes pins back.
@@ -319,8 +319,8 @@ def collect_garbage(
         Age from which snapshots, and objects that nothing refers to, go; at least
         :data:`MINIMUM_AGE`.
     dry_run
-        Change nothing; ``freed_bytes`` is then what is unreachable already, without what
-        expiring snapshots would free.
+        Change nothing; ``freed_bytes`` then counts the objects that are unreachable already, not
+        those of snapshots that would expire.
     now
         The time that ages are counted to.
     options
@@ -343,15 +343,15 @@ def collect_garbage(
     with commit_lock(place), translate_errors(place, "collecting garbage"):
         repository = open_repository(place)
         newest, *older = repository.ancestry(branch=BRANCH)
-        kept = {newest.id, *list_tags(place).values()}
+        protected = {newest.id, *list_tags(place).values()}
         # The repository's own first snapshot has no parent and is always kept.
         expired = [
             item.id
             for item in older
-            if item.id not in kept and item.parent_id is not None and item.written_at < limit
+            if item.id not in protected and item.parent_id is not None and item.written_at < limit
         ]
         if not dry_run:
-            expired = sorted({*repository.expire_snapshots(limit)} - kept)
+            expired = sorted({*repository.expire_snapshots(limit)} - protected)
         summary = repository.garbage_collect(limit, dry_run=dry_run)
     return Garbage(
         expired=tuple(sorted(expired)), freed_bytes=int(summary.bytes_deleted), dry_run=dry_run

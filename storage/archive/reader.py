@@ -2,11 +2,11 @@
 
 Layout, below the repository's root group::
 
-    /                      attributes: what made the archive, and the `geoemb:` convention
+    /                      attributes: the archive's spec, and the `geoemb:` convention
     segments/<id>/         immutable rows: embedding (n, D) float16 L2-normalised, tile (n, 2),
                            window (n, 4), bbox (n, 4), datetime (n,), valid_fraction (n,),
                            cloud_fraction (n,), scene_index (n,), labels (n, K) when there are any
-    ledger/<page>          what each commit settled (storage.archive.ledger)
+    ledger/<page>          scenes that each commit recorded (storage.archive.ledger)
 
 A row is addressed by ``ordinal * 2**32 + position`` in its segment: an int64 that stays the same
 in every later snapshot. This module reads; :mod:`storage.archive.writer` writes, whole commits or
@@ -77,7 +77,7 @@ class Archive:
     snapshot
         Id of the snapshot.
     spec
-        What made the archive.
+        The fields that were fixed when the archive was made.
     ledger
         State of every scene at the snapshot.
     """
@@ -122,9 +122,9 @@ class Archive:
         Raises
         ------
         ArchiveConflictError
-            An archive is there already.
+            The place holds an archive already.
         ConfigError
-            Other things are there.
+            The place holds other files.
         """
         place = Location.of(uri, options)
         with commit_lock(place), translate_errors(place):
@@ -181,7 +181,7 @@ class Archive:
         return self.ledger.segments
 
     def scenes(self) -> list[LedgerEntry]:
-        """Return what became of every scene, ordered by scene id."""
+        """Return the ledger's entry of every scene, ordered by scene id."""
         return sorted(self.ledger.entries.values(), key=lambda entry: entry.scene_id)
 
     @cached_property
@@ -226,8 +226,8 @@ class Archive:
         NotFoundError
             A row does not exist or is not live at this snapshot, or a column does not exist.
         """
-        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
-        distinct, inverse = np.unique(wanted, return_inverse=True)
+        ids = np.asarray(rows, dtype=np.int64).reshape(-1)
+        distinct, inverse = np.unique(ids, return_inverse=True)
         ordinals = distinct >> ROW_BITS
         parts: list[Columns] = []
         for ordinal in np.unique(ordinals).tolist():

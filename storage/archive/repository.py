@@ -1,7 +1,7 @@
 """The Icechunk repository below an archive: opening, making, and its failures by name.
 
-:mod:`storage.archive.reader` reads what is in it, :mod:`storage.archive.writer` writes,
-:mod:`storage.archive.maintenance` looks after it.
+:mod:`storage.archive.reader` reads the groups of a repository, :mod:`storage.archive.writer` writes
+them, :mod:`storage.archive.maintenance` manages snapshots.
 """
 
 import time
@@ -28,7 +28,7 @@ def open_repository(place: Location) -> icechunk.Repository:
     Raises
     ------
     NotFoundError
-        Nothing is there.
+        The place holds no archive.
     SkysiftError
         The store refuses or cannot be reached.
     """
@@ -45,15 +45,15 @@ def open_repository(place: Location) -> icechunk.Repository:
 
 
 def make_repository(place: Location) -> icechunk.Repository:
-    """Open the repository of an archive, or make it; another process may do so at this moment.
+    """Open the repository of an archive, or make it; another process may make it meanwhile.
 
-    Icechunk makes none where anything is. What a process that was killed while making one left
-    there, its first snapshot, is removed once nobody finishes it.
+    Icechunk makes a repository in an empty place only. The first snapshot of a repository whose
+    making was killed is removed when no other process finishes it.
 
     Raises
     ------
     ConfigError
-        Other things are there.
+        The place holds other files.
     SkysiftError
         The store refuses or cannot be reached.
     """
@@ -64,12 +64,12 @@ def make_repository(place: Location) -> icechunk.Repository:
         with suppress(NotFoundError):  # the other process is not done
             return open_repository(place)
         time.sleep(pause_s)
-    left = place.list()
-    if other := [file for file in left if f"/snapshots/{_FIRST_SNAPSHOT}" not in file.uri]:
+    files = place.list()
+    if other := [file for file in files if f"/snapshots/{_FIRST_SNAPSHOT}" not in file.uri]:
         raise ConfigError(
             f"archive {place}: no archive is there, but {other[0]} is; give an empty place"
         )
-    for file in left:
+    for file in files:
         file.delete()
     with translate_errors(place):
         return icechunk.Repository.open_or_create(storage)
@@ -115,16 +115,16 @@ def writing_session(repository: icechunk.Repository) -> icechunk.Session:
 
 
 def writing_fork(repository: icechunk.Repository) -> Any:
-    """Do the same with a fork of such a session, which reads the snapshot for itself."""
+    """Return a fork of such a session; the fork reads the snapshot by itself."""
     fork = repository.writable_session(BRANCH).fork()
     fork.status()
     return fork
 
 
 def has_root(session: icechunk.Session) -> bool:
-    """Tell whether an archive was made in a repository; its making may have been cut off.
+    """Tell whether a repository holds an archive, whose making may have been cut off.
 
-    Zarr takes a snapshot that cannot be read for an empty one, so it is read first.
+    Zarr takes an unreadable snapshot for an empty one, so the snapshot is read first.
     """
     session.status()
     try:
@@ -169,6 +169,6 @@ def translate_errors(place: Location, change: str = "") -> Iterator[None]:
 
 
 def store_reason(error: icechunk.IcechunkError) -> str:
-    """Return what Icechunk says went wrong, without the trace that it draws below it."""
-    said = " ".join(str(error).partition("context:")[0].replace("|", " ").split())
-    return said.removeprefix("x ")[:200]
+    """Return the first line of an Icechunk error, without the trace below it."""
+    reason = " ".join(str(error).partition("context:")[0].replace("|", " ").split())
+    return reason.removeprefix("x ")[:200]

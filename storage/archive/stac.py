@@ -1,6 +1,6 @@
 """An archive as a STAC item of the embeddings extension, so that catalogs can list it.
 
-The extension's schema (0.0.1, a proposal) builds on STAC 1.0.0, so that is what the item is.
+The extension's schema (0.0.1, a proposal) builds on STAC 1.0.0, and so does the item.
 """
 
 import json
@@ -18,7 +18,7 @@ EXTENSION = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
 
 
 def archive_item(archive: Archive) -> dict[str, Any]:
-    """Return the item of an archive's snapshot: where, when, by which encoder, from which bands.
+    """Return the item of an archive's snapshot: place, time, encoder and bands.
 
     Raises
     ------

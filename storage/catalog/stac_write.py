@@ -69,7 +69,7 @@ def composite_document(
     fingerprint: str,
     checksum: str,
 ) -> dict[str, Any]:
-    """Return the item of a composite: its period, its pixels and what it was made from.
+    """Return the item of a composite: its period, its pixels and its sources.
 
     Parameters
     ----------

@@ -1,16 +1,16 @@
-"""Read the bands of a scene on a pixel grid, and pictures and class rasters as they are asked for.
+"""Read the bands of a scene on a pixel grid; read pictures and class rasters.
 
 A :class:`SceneReader` puts the bands of a scene, whatever files and resolutions they come in, on
-one :class:`PixelGrid`. Which windows to read is :mod:`pipeline.tiles.read`'s business, which files
-a scene has is :mod:`storage.catalog.read`'s, one file is :mod:`storage.raster.geotiff`'s.
+one :class:`PixelGrid`. Windows come from :mod:`pipeline.tiles.read`, scenes from
+:mod:`storage.catalog.read`; :mod:`storage.raster.geotiff` opens one file.
 
 Notes
 -----
 Files whose pixels are the grid's pixels (same CRS and size) are read as they are, bit for bit. If
 such a scene sits between the grid's pixels, it moves as a whole, all bands and the mask, by at most
-half a pixel: cheaper than resampling, without loss, and less than what sensors are off by. Bands of
-exactly twice the pixel size are interpolated by :mod:`storage.raster.upsample`, to the numbers that
-a warp gives; everything else goes through one WarpedVRT per file.
+half a pixel: cheaper than resampling, without loss, and less than the error of the sensors.
+Bands of exactly twice the pixel size are interpolated by :mod:`storage.raster.upsample`, to the
+numbers that a warp gives; everything else goes through one WarpedVRT per file.
 """
 
 import math
@@ -109,7 +109,7 @@ class SceneReader:
         self._files.close()
 
     def read(self, window: Window) -> Block:
-        """Read one window of the grid; what lies outside the scene is invalid.
+        """Read one window of the grid; pixels outside the scene are invalid.
 
         Raises
         ------
@@ -200,7 +200,7 @@ class SceneReader:
                 names = ", ".join(name for name in dataset.descriptions if name) or "unnamed"
                 raise SceneError(
                     f"scene {self.scene.id}: {href} has {dataset.count} band(s) ({names}), "
-                    f"but band number {index} is asked for; correct the recipe's band mapping"
+                    f"but band number {index} was requested; correct the recipe's band mapping"
                 )
         return dataset
 
@@ -318,4 +318,4 @@ def _is_cloud(numbers: Float32, mask: MaskSource) -> npt.NDArray[np.bool_]:
 def _check_indexes(href: str | Location, indexes: Sequence[int], count: int) -> None:
     for index in indexes:
         if not 1 <= index <= count:
-            raise SceneError(f"{href} has {count} band(s), but band number {index} is asked for")
+            raise SceneError(f"{href} has {count} band(s), but band number {index} was requested")

@@ -35,7 +35,7 @@ class GeotiffWriter:
     crs, transform
         As in :class:`storage.raster.geotiff.RasterInfo`.
     nodata
-        The number that means "no data"; also what is never written.
+        The number that means "no data", also in pixels that are never written.
     descriptions
         Names of the bands.
     cog
