@@ -11,10 +11,10 @@ import numpy as np
 
 from pipeline.analysis.evaluation import same_place_recall
 from pipeline.analysis.samples import uniform_rows
+from pipeline.search.query import Query
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
-from storage.location import StorageOptions, join_uri, read_bytes
-from storage.scene import Scene
+from storage.location import Location
 from workflows.report.html import Answer, Command, ReportData, Score
 from workflows.report.rendering import TileRenderer
 from workflows.report.tile_images import archive_footprints, drawn_answers, ledger_summary
@@ -35,11 +35,10 @@ class ReportSpec:
 
 def archive_report(
     searcher: Searcher,
-    scenes: Sequence[Scene],
+    renderer: TileRenderer,
     spec: ReportSpec,
     *,
-    training_uri: str | None = None,
-    options: StorageOptions | None = None,
+    training_uri: str | Location | None = None,
 ) -> ReportData:
     """Gather a report of the archive that an index pins.
 
@@ -47,14 +46,12 @@ def archive_report(
     ----------
     searcher
         The index.
-    scenes
-        The catalog of the archive, to draw tiles from.
+    renderer
+        Draws tiles of the archive at the snapshot of the index.
     spec
         Content of the report.
     training_uri
         Folder of the run that trained the encoder, for its curve.
-    options
-        How to reach scenes and archive.
 
     Raises
     ------
@@ -64,8 +61,7 @@ def archive_report(
         A scene can no longer be read.
     """
     manifest = searcher.manifest
-    archive = Archive.open(manifest.archive_uri, manifest.snapshot, options)
-    answers = _answers(searcher, TileRenderer(archive, scenes, options), spec)
+    archive, answers = renderer.archive, _answers(searcher, renderer, spec)
     scores = _place_scores(archive)
     return ReportData(
         title=spec.title,
@@ -82,10 +78,10 @@ def archive_report(
             "day, is among the first k hits."
         ),
         answers=answers,
-        answers_note="Tiles drawn by chance, each with what is most like it in the whole archive.",
+        answers_note="Random tiles, each with the most similar tiles of the whole archive.",
         footprints=archive_footprints(archive, answers=answers),
         footprints_note="One square for each place. Numbers mark the queries above.",
-        history=training_history(training_uri, options) if training_uri else (),
+        history=training_history(training_uri) if training_uri else (),
         ledger=ledger_summary(archive),
         facts=(
             ("Skysift", version("skysift")),
@@ -101,14 +97,17 @@ def archive_report(
 def _answers(searcher: Searcher, renderer: TileRenderer, spec: ReportSpec) -> tuple[Answer, ...]:
     rows = uniform_rows(renderer.archive, spec.queries, spec.seed)
     vectors = renderer.archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
-    found = searcher.search(vectors, k=min(spec.hits + 1, searcher.manifest.rows))
-    hits = (found.rows >= 0) & (found.rows != rows[:, None])
-    places = [np.flatnonzero(is_hit)[: spec.hits] for is_hit in hits]
+    queries = [
+        Query(vector=vector, label="tile", row=row)
+        for vector, row in zip(vectors, rows.tolist(), strict=True)
+    ]
+    hits = searcher.answer(queries, spec.hits)
+    counts = (hits.rows >= 0).sum(axis=1)
     return drawn_answers(
         renderer,
         rows,
-        [row[place] for row, place in zip(found.rows, places, strict=True)],
-        [score[place] for score, place in zip(found.scores, places, strict=True)],
+        [row[:count] for row, count in zip(hits.rows, counts, strict=True)],
+        [score[:count] for score, count in zip(hits.scores, counts, strict=True)],
     )
 
 
@@ -117,7 +116,7 @@ def _commands(index_uri: str, answers: Sequence[Answer]) -> tuple[Command, ...]:
     index = f"--index {shlex.quote(index_uri)}"
     searches = [f"skysift search {index} --lonlat={lon:.5f},{lat:.5f}" for lon, lat in places[:1]]
     return (
-        *(Command(why="Ask by the place of the first query.", line=line) for line in searches),
+        *(Command(why="Search by the place of the first query.", line=line) for line in searches),
         Command(why="Answer searches over HTTP.", line=f"skysift serve {index}"),
     )
 
@@ -143,17 +142,15 @@ def _place_scores(archive: Archive) -> tuple[Score, ...]:
         ),
         Score(
             name="Random ranking",
-            note="what chance gets",
+            note="the score of chance",
             metrics={f"same place {name}": recall[f"random {name}"] for name in depths},
         ),
     )
 
 
-def training_history(
-    training_uri: str, options: StorageOptions | None = None
-) -> tuple[Mapping[str, float], ...]:
+def training_history(training_uri: str | Location) -> tuple[Mapping[str, float], ...]:
     """Return loss and validation metrics of each epoch of a training run, for a report."""
-    text = read_bytes(join_uri(training_uri, "history.csv"), options).decode()
+    text = (Location.of(training_uri) / "history.csv").read().decode()
     titles = {"epoch": "epoch", "loss": "loss"}
     titles |= {name: f"{name}, validation" for name in ("nDCG@50", "rare mAP")}
     return tuple(

@@ -39,7 +39,7 @@ class Footprints:
     bbox
         West, south, east, north in WGS84 degrees; float64 (n, 4).
     scene
-        Scene of each tile, which decides what is drawn in one panel; str objects (n,).
+        Scene of each tile; neighbouring scenes share a panel; str objects (n,).
     class_index
         Index into ``classes`` of the class to colour by, -1 for none; int (n,).
     classes
@@ -66,7 +66,7 @@ class Footprints:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MapPanel:
-    """One map: the drawing and a line that says where it is."""
+    """One map: the drawing, and a caption with its position and size."""
 
     svg: str
     caption: str
@@ -134,7 +134,7 @@ def footprint_maps(footprints: Footprints, most: int = 6) -> list[MapPanel]:
     Parameters
     ----------
     most
-        Panels to draw at most; the rest of the regions is left out.
+        Most panels; further regions are left out.
     """
     regions = _regions(footprints)
     regions.sort(key=len, reverse=True)
