@@ -61,7 +61,7 @@ def watch(
         watcher = Watcher(job, session=run.ray, progress=progress, events=log)
         if not once:
             watcher.watch(interval.total_seconds(), report=lambda outcome: _write(run, outcome))
-        with watcher_lock(job.ingest.archive_uri, run.storage):
+        with watcher_lock(job.ingest.archive_uri):
             report = watcher.poll()
     run.show(report, _lines(report))
     if report.quarantined:
@@ -70,13 +70,11 @@ def watch(
 
 def _job(run: Run) -> "WatchJob":
     from pipeline.runtime.cluster import joins_cluster
-    from storage.location import Location
     from workflows.watch import WatchJob
 
-    index_uri = run.recipe.index.uri
     return WatchJob(
         ingest=run.ingest_spec(),
-        index_uri=Location.of(index_uri, run.storage) if index_uri else None,
+        index_uri=run.recipe.index.uri,
         index=run.index_spec(),
         on_cluster=joins_cluster(run.recipe.cluster.address),
     )
