@@ -25,7 +25,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from storage.errors import ConfigError, CorruptIndexError
-from storage.location import Location, StorageOptions, sha256_of_file
+from storage.location import Location, sha256_of_file
 
 FORMAT = "skysift-dataset/1"
 SPLITS = ("train", "val", "test")
@@ -116,7 +116,6 @@ class LabelledDataset:
     def open(
         cls,
         uri: str | Location,
-        options: StorageOptions | None = None,
         *,
         cache: Path | None = None,
     ) -> "LabelledDataset":
@@ -133,7 +132,7 @@ class LabelledDataset:
         CorruptIndexError
             A file differs from ``dataset.json``.
         """
-        place = Location.of(uri, options)
+        place = Location.of(uri)
         info = read_info(place)
         folder = place.path if place.is_local else _cached(place, info, cache)
         return cls(folder, info)
@@ -175,11 +174,10 @@ class DatasetWriter:
         resolution_m: float | None = None,
         origin: Mapping[str, Any] | None = None,
         normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
-        options: StorageOptions | None = None,
     ) -> None:
         if not classes or len(set(classes)) != len(classes):
             raise ConfigError(f"dataset {uri}: classes {tuple(classes)} must be unique, at least 1")
-        self._target = Location.of(uri, options)
+        self._target = Location.of(uri)
         self._bands, self._classes = tuple(bands), tuple(classes)
         self._more = {"resolution_m": resolution_m, "origin": json.loads(json.dumps(origin or {}))}
         self._normalisation = normalisation
@@ -343,7 +341,7 @@ def _working_folder(place: Location) -> Path:
     return folder
 
 
-def read_info(uri: str | Location, options: StorageOptions | None = None) -> DatasetInfo:
+def read_info(uri: str | Location) -> DatasetInfo:
     """Read only the description of a dataset.
 
     Raises
@@ -353,7 +351,7 @@ def read_info(uri: str | Location, options: StorageOptions | None = None) -> Dat
     ConfigError
         ``dataset.json`` is malformed.
     """
-    document = Location.of(uri, options) / _INFO
+    document = Location.of(uri) / _INFO
     data = document.read()
     try:
         content = json.loads(data)

@@ -23,7 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from storage.errors import NotFoundError, SkysiftError
-from storage.location import Location, StorageOptions, named_failures, split_uri
+from storage.location import Location, named_failures, split_uri
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,6 @@ class Holder:
 def exclusive_lock(
     uri: str | Location,
     work: str,
-    options: StorageOptions | None = None,
     *,
     lease_s: float = LEASE_S,
 ) -> Iterator[Callable[[], None]]:
@@ -93,20 +92,18 @@ def exclusive_lock(
     SkysiftError
         Another process holds the lock; the message names it.
     """
-    place = Location.of(uri, options)
+    place = Location.of(uri)
     with _held(place, f"{place}/.owner", work, lease_s) as check:
         yield check
 
 
 @contextmanager
-def watcher_lock(
-    uri: str | Location, options: StorageOptions | None = None, *, lease_s: float = LEASE_S
-) -> Iterator[Callable[[], None]]:
+def watcher_lock(uri: str | Location, *, lease_s: float = LEASE_S) -> Iterator[Callable[[], None]]:
     """Be the only watcher of an archive inside the block; see :func:`exclusive_lock`.
 
     The lock lies beside the archive, whose folder holds nothing but its repository.
     """
-    place = Location.of(uri, options)
+    place = Location.of(uri)
     folder = place.uri.rstrip("/")
     is_bucket = not place.is_local and "/" not in split_uri(folder)[1]
     beside = f"{folder}/.watch" if is_bucket else f"{folder}.watch"

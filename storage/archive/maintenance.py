@@ -29,7 +29,7 @@ from storage.archive.repository import (
 )
 from storage.archive.writer import ArchiveWriter
 from storage.errors import ConfigError, NotFoundError
-from storage.location import Location, StorageOptions
+from storage.location import Location
 from storage.locks import commit_lock
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,6 @@ def delete_scenes(
     *,
     reason: str = "deleted",
     again: bool = False,
-    options: StorageOptions | None = None,
 ) -> Deletion:
     """Hide all rows of scenes, in one commit; older snapshots still show them.
 
@@ -95,8 +94,6 @@ def delete_scenes(
     again
         Let the next ingest embed them again, also from the same pixels. True for a scene that is
         deleted already lets the next ingest embed the scene.
-    options
-        Where the object store is.
 
     Raises
     ------
@@ -108,7 +105,7 @@ def delete_scenes(
     ids = tuple(dict.fromkeys(scene_ids))
     if not ids:
         raise ConfigError("no scene to delete is named; give at least one id")
-    archive = Archive.open(uri, options=options)
+    archive = Archive.open(uri)
     known = archive.ledger.entries
     missing = [scene for scene in ids if scene not in known]
     if missing:
@@ -126,9 +123,7 @@ def delete_scenes(
     return Deletion(snapshot=snapshot, scenes=ids, rows=sum(known[scene].rows for scene in ids))
 
 
-def list_snapshots(
-    uri: str | Location, options: StorageOptions | None = None
-) -> list[SnapshotEntry]:
+def list_snapshots(uri: str | Location) -> list[SnapshotEntry]:
     """Return the history of the newest state, the newest first.
 
     Raises
@@ -136,7 +131,7 @@ def list_snapshots(
     NotFoundError
         There is no archive.
     """
-    archive = Archive.open(uri, options=options)
+    archive = Archive.open(uri)
     tags = list_tags(archive.location)
     return [
         SnapshotEntry(
@@ -149,22 +144,21 @@ def list_snapshots(
     ]
 
 
-def list_tags(uri: str | Location, options: StorageOptions | None = None) -> dict[str, str]:
+def list_tags(uri: str | Location) -> dict[str, str]:
     """Return the snapshot that each tag names, by tag."""
-    repository = open_repository(Location.of(uri, options))
+    repository = open_repository(Location.of(uri))
     return {tag: str(repository.lookup_tag(tag)) for tag in sorted(repository.list_tags())}
 
 
-def resolve_snapshot(uri: str | Location, name: str, options: StorageOptions | None = None) -> str:
+def resolve_snapshot(uri: str | Location, name: str) -> str:
     """Return the snapshot that a tag names; any other name is taken for a snapshot's id."""
-    return list_tags(uri, options).get(name, name)
+    return list_tags(uri).get(name, name)
 
 
 def create_tag(
     uri: str | Location,
     name: str,
     snapshot: str | None = None,
-    options: StorageOptions | None = None,
 ) -> str:
     """Name a snapshot, the newest by default; return its id. Tagged snapshots never expire.
 
@@ -179,13 +173,13 @@ def create_tag(
     """
     if not name or {*"/:"}.intersection(name) or not name.isprintable() or name != name.strip():
         raise ConfigError(f"{name!r} is no name for a tag; use letters, digits, '-' and '.'")
-    archive = Archive.open(uri, snapshot, options)
+    archive = Archive.open(uri, snapshot)
     with translate_errors(archive.location, f"tag {name!r}"):
         open_repository(archive.location).create_tag(name, archive.snapshot)
     return archive.snapshot
 
 
-def delete_tag(uri: str | Location, name: str, options: StorageOptions | None = None) -> None:
+def delete_tag(uri: str | Location, name: str) -> None:
     """Remove a tag; its name cannot be used again.
 
     Raises
@@ -193,7 +187,7 @@ def delete_tag(uri: str | Location, name: str, options: StorageOptions | None = 
     NotFoundError
         There is no such archive or tag.
     """
-    place = Location.of(uri, options)
+    place = Location.of(uri)
     tags = list_tags(place)
     if name not in tags:
         raise NotFoundError(
@@ -208,7 +202,6 @@ def pin_snapshot(
     snapshot: str,
     index_uri: str | Location,
     version: str,
-    options: StorageOptions | None = None,
 ) -> None:
     """Keep a snapshot for as long as a version of an index reads it.
 
@@ -216,7 +209,7 @@ def pin_snapshot(
     nothing is pinned, and a warning says so.
     """
     base = f"{_pin_prefix(index_uri)}{version}"
-    place = Location.of(uri, options)
+    place = Location.of(uri)
     repository = open_repository(place)
     for number in itertools.count(1):
         name = base if number == 1 else f"{base}:{number}"
@@ -239,7 +232,6 @@ def unpin_snapshots(
     uri: str | Location,
     index_uri: str | Location,
     keep: Collection[str],
-    options: StorageOptions | None = None,
 ) -> None:
     """Take back the pins of all versions of an index but some.
 
@@ -250,7 +242,7 @@ def unpin_snapshots(
     ArchiveConflictError
         The store refuses.
     """
-    place, prefix = Location.of(uri, options), _pin_prefix(index_uri)
+    place, prefix = Location.of(uri), _pin_prefix(index_uri)
     repository = open_repository(place)
     with translate_errors(place, f"taking back the pins of index {index_uri}"):
         for name in repository.list_tags():
@@ -264,7 +256,7 @@ def _pin_prefix(index_uri: str | Location) -> str:
     return f"index:{digest}:"
 
 
-def rollback(uri: str | Location, to: str, options: StorageOptions | None = None) -> Rollback:
+def rollback(uri: str | Location, to: str) -> Rollback:
     """Make an earlier state the newest one again.
 
     Later commits leave the history, yet stay readable by their snapshots (which
@@ -278,8 +270,6 @@ def rollback(uri: str | Location, to: str, options: StorageOptions | None = None
         The archive. Let no ingest run.
     to
         A snapshot's id, or a tag.
-    options
-        Where the object store is.
 
     Raises
     ------
@@ -288,7 +278,7 @@ def rollback(uri: str | Location, to: str, options: StorageOptions | None = None
     ArchiveConflictError
         Another writer committed meanwhile.
     """
-    place = Location.of(uri, options)
+    place = Location.of(uri)
     target = Archive.open(place, resolve_snapshot(place, to)).snapshot
     with commit_lock(place), translate_errors(place, f"going back to {target}"):
         repository = open_repository(place)
@@ -304,7 +294,6 @@ def collect_garbage(
     *,
     dry_run: bool = False,
     now: dt.datetime | None = None,
-    options: StorageOptions | None = None,
 ) -> Garbage:
     """Forget old snapshots and free the objects that only they need.
 
@@ -323,8 +312,6 @@ def collect_garbage(
         those of snapshots that would expire.
     now
         The time that ages are counted to.
-    options
-        Where the object store is.
 
     Raises
     ------
@@ -339,7 +326,7 @@ def collect_garbage(
             f"give at least {MINIMUM_AGE} (h:mm:ss)"
         )
     limit = (now or dt.datetime.now(dt.UTC)) - older_than
-    place = Location.of(uri, options)
+    place = Location.of(uri)
     with commit_lock(place), translate_errors(place, "collecting garbage"):
         repository = open_repository(place)
         newest, *older = repository.ancestry(branch=BRANCH)

@@ -42,7 +42,7 @@ from storage.archive.repository import (
 )
 from storage.archive.spec import ArchiveSpec, root_attributes, spec_of
 from storage.errors import ArchiveConflictError, NotFoundError
-from storage.location import Location, StorageOptions
+from storage.location import Location
 from storage.locks import commit_lock
 
 if TYPE_CHECKING:
@@ -102,7 +102,6 @@ class Archive:
         cls,
         uri: str | Location,
         snapshot: str | None = None,
-        options: StorageOptions | None = None,
     ) -> "Archive":
         """Open an archive at a snapshot, the newest by default.
 
@@ -111,12 +110,10 @@ class Archive:
         NotFoundError
             There is no archive at the URI, or it has no such snapshot.
         """
-        return cls(Location.of(uri, options), snapshot)
+        return cls(Location.of(uri), snapshot)
 
     @classmethod
-    def create(
-        cls, uri: str | Location, spec: ArchiveSpec, options: StorageOptions | None = None
-    ) -> "Archive":
+    def create(cls, uri: str | Location, spec: ArchiveSpec) -> "Archive":
         """Create an empty archive.
 
         Raises
@@ -126,7 +123,7 @@ class Archive:
         ConfigError
             The place holds other files.
         """
-        place = Location.of(uri, options)
+        place = Location.of(uri)
         with commit_lock(place), translate_errors(place):
             repository = make_repository(place)
             session = repository.writable_session(BRANCH)
@@ -146,9 +143,9 @@ class Archive:
         return cls(place, None, repository)
 
     @staticmethod
-    def exists(uri: str | Location, options: StorageOptions | None = None) -> bool:
+    def exists(uri: str | Location) -> bool:
         """Tell whether an archive is at the URI; one whose creation was cut off is not."""
-        place = Location.of(uri, options)
+        place = Location.of(uri)
         try:
             repository = open_repository(place)
         except NotFoundError:

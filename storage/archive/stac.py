@@ -12,7 +12,7 @@ import numpy.typing as npt
 from storage.archive.reader import Archive
 from storage.errors import NotFoundError
 from storage.geometry import BBox, enclosing, geojson_footprints
-from storage.location import Location, StorageOptions
+from storage.location import Location
 
 EXTENSION = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
 
@@ -74,12 +74,10 @@ def archive_item(archive: Archive) -> dict[str, Any]:
     }
 
 
-def write_archive_item(
-    archive: Archive, uri: str | Location, options: StorageOptions | None = None
-) -> dict[str, Any]:
+def write_archive_item(archive: Archive, uri: str | Location) -> dict[str, Any]:
     """Write :func:`archive_item` as JSON and return it."""
     item = archive_item(archive)
-    Location.of(uri, options).write((json.dumps(item, indent=1) + "\n").encode())
+    Location.of(uri).write((json.dumps(item, indent=1) + "\n").encode())
     return item
 
 

@@ -19,7 +19,7 @@ from storage.catalog.stac_geoparquet import SUFFIXES as TABLE_SUFFIXES
 from storage.catalog.stac_geoparquet import table_candidates
 from storage.errors import CatalogError, ConfigError, EmptyCatalogError, SkysiftError
 from storage.geometry import intersects_polygon, touches, touches_polygon
-from storage.location import Location, StorageOptions
+from storage.location import Location
 from storage.scene import (
     Candidate,
     CatalogSpec,
@@ -36,9 +36,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def read_scenes(
-    spec: CatalogSpec, bands: Sequence[str], options: StorageOptions | None = None
-) -> SceneList:
+def read_scenes(spec: CatalogSpec, bands: Sequence[str]) -> SceneList:
     """Read a catalog and return the scenes that satisfy its query.
 
     Parameters
@@ -47,8 +45,6 @@ def read_scenes(
         The source and how to understand it.
     bands
         Names of the bands that every scene must have, in the encoder's order.
-    options
-        How to reach a source that is a plain URI.
 
     Returns
     -------
@@ -68,7 +64,7 @@ def read_scenes(
     """
     if not bands:
         raise ConfigError("no bands are named; name at least one")
-    source = Location.of(spec.source, options)
+    source = Location.of(spec.source)
     found = list(_entries(source, spec))
     if not found and is_api(source):
         raise EmptyCatalogError(f"the STAC API at {source} finds nothing for the query; widen it")

@@ -26,7 +26,7 @@ from rasterio.windows import Window
 
 from storage.errors import ConfigError, GridError, SceneError
 from storage.geometry import BBox, around_points
-from storage.location import Location, StorageOptions, gdal_environment
+from storage.location import Location, gdal_environment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +86,7 @@ def crs_name(crs: Any) -> str:
     return f"EPSG:{code}" if code else str(parsed.to_wkt())
 
 
-def inspect(href: str | Location, options: StorageOptions | None = None) -> RasterInfo:
+def inspect(href: str | Location) -> RasterInfo:
     """Read and check the header of a GeoTIFF.
 
     Raises
@@ -94,7 +94,7 @@ def inspect(href: str | Location, options: StorageOptions | None = None) -> Rast
     SceneError
         The file is not a GeoTIFF, is truncated, has no pixels, no CRS or no usable transform.
     """
-    place = Location.of(href, options)
+    place = Location.of(href)
     with environment(place), opened(place) as dataset:
         return raster_info(dataset)
 
