@@ -37,7 +37,6 @@ def ignore(report: object) -> None:
     """Discard a report or an event: the default sink."""
 
 
-quiet = unheard = ignore
 EventName = Literal["started", "scene", "committed", "finished", "failed"]
 
 

@@ -28,7 +28,7 @@ from storage.errors import (
 from storage.index.manifest import read_manifest
 from storage.location import Location
 from storage.locks import watcher_lock
-from storage.progress import EventSink, ProgressSink, quiet, unheard
+from storage.progress import EventSink, ProgressSink, ignore
 from storage.scene import SceneQuery
 
 logger = logging.getLogger(__name__)
@@ -113,8 +113,8 @@ class Watcher:
         job: WatchJob,
         *,
         session: RaySession = nullcontext,
-        progress: ProgressSink = quiet,
-        events: EventSink = unheard,
+        progress: ProgressSink = ignore,
+        events: EventSink = ignore,
     ) -> None:
         self._job, self._session = job, session
         self._progress, self._events = progress, events
