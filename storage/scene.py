@@ -261,7 +261,8 @@ class CatalogSpec:
     Parameters
     ----------
     source
-        A STAC item, item collection, catalog or collection (JSON), a GeoTIFF, a folder, or a glob.
+        STAC item, item collection, catalog, collection or API, STAC GeoParquet, GeoTIFF, folder or
+        glob.
     bands
         Mapping of the encoder's band names. A name that is not in it is looked up: in STAC by band
         name, asset key, common name or file name; in plain files by band description.

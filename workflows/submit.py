@@ -30,6 +30,8 @@ from urllib.parse import urlsplit
 import yaml
 
 from storage.errors import ConfigError, NotFoundError, SkysiftError
+from workflows.recipe.schema import Recipe
+from workflows.recipe.sections import keys_of, section_in
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -38,12 +40,12 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("storage", "encoders", "pipeline", "workflows")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-SECRET_KEYS = (
-    ("storage", "access_key_id"),
-    ("storage", "secret_access_key"),
-    ("storage", "session_token"),
-    ("service", "token"),
-)
+SECRET_KEYS = [
+    (name, key)
+    for name, section in keys_of(Recipe).items()
+    for key, known in keys_of(section_in(section.annotation) or Recipe).items()
+    if known.is_secret
+]
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY", re.IGNORECASE)
 _PURE_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 _RECONNECT_S = (1.0, 2.0, 5.0, 10.0)
@@ -267,13 +269,13 @@ def asks_for_token(address: str) -> bool:
     Raises
     ------
     ConfigError
-        The address is no http(s) URL.
+        The address is not an http(s) URL.
     SkysiftError
         It cannot be reached.
     """
     parts = urlsplit(address)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ConfigError(f"{address!r} is no dashboard address; expected http(s)://host:port")
+        raise ConfigError(f"{address!r} is not a dashboard address; expected http(s)://host:port")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname, parts.port, timeout=10)
     with _named(address):
@@ -359,7 +361,7 @@ def _refuse_literal_secrets(path: Path, advice: str) -> None:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: no valid YAML; try `skysift recipe show -r {path}`") from error
+        raise ConfigError(f"{path}: not valid YAML; try `skysift recipe show -r {path}`") from error
     for section, key in SECRET_KEYS:
         part = data.get(section) if isinstance(data, dict) else None
         value = part.get(key) if isinstance(part, dict) else None

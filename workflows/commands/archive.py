@@ -7,7 +7,6 @@ import click
 
 from workflows.commands.archive_options import (
     archive_option,
-    archive_uri,
     open_archive,
     snapshot_option,
 )
@@ -156,7 +155,7 @@ def snapshots(run: Run) -> None:
     """List the commits of an archive, the newest first, and their tags."""
     from storage.archive.maintenance import list_snapshots
 
-    found = list_snapshots(archive_uri(run))
+    found = list_snapshots(run.need_path("archive.uri"))
     rows = [
         [one.id, f"{one.written_at:%Y-%m-%d %H:%M:%S}", ", ".join(one.tags), one.message]
         for one in found
@@ -184,7 +183,7 @@ def delete_scene(run: Run, scene_ids: tuple[str, ...], reason: str, again: bool)
     """
     from storage.archive.maintenance import delete_scenes
 
-    done = delete_scenes(archive_uri(run), scene_ids, reason=reason, again=again)
+    done = delete_scenes(run.need_path("archive.uri"), scene_ids, reason=reason, again=again)
     lines = {"scenes deleted": len(done.scenes), "rows hidden": done.rows}
     run.show(done, {**lines, "snapshot": done.snapshot})
 
@@ -205,7 +204,7 @@ def tag(run: Run, name: str, delete: bool) -> None:
     """Name a snapshot, the newest by default; tagged snapshots are never collected."""
     from storage.archive.maintenance import create_tag, delete_tag, resolve_snapshot
 
-    uri, wanted = archive_uri(run), run.recipe.archive.snapshot
+    uri, wanted = run.need_path("archive.uri"), run.recipe.archive.snapshot
     if delete:
         delete_tag(uri, name)
         run.show({"tag": name, "deleted": True})
@@ -227,7 +226,7 @@ def rollback(run: Run, snapshot: str) -> None:
     """
     from storage.archive.maintenance import rollback as go_back
 
-    done = go_back(archive_uri(run), snapshot)
+    done = go_back(run.need_path("archive.uri"), snapshot)
     lines = {"newest snapshot": done.snapshot, "previous, to undo this": done.previous}
     run.show(done, {**lines, "next": "build the indexes of this archive again"})
 
@@ -258,7 +257,7 @@ def gc(run: Run, older_than: dt.timedelta, dry_run: bool) -> None:
     """
     from storage.archive.maintenance import collect_garbage
 
-    done = collect_garbage(archive_uri(run), older_than, dry_run=dry_run)
+    done = collect_garbage(run.need_path("archive.uri"), older_than, dry_run=dry_run)
     verb = "would go" if dry_run else "gone"
     lines = {f"snapshots {verb}": len(done.expired), f"bytes {verb}": f"{done.freed_bytes:,}"}
     run.show(done, lines)

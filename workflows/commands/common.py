@@ -43,7 +43,7 @@ class Run:
         *,
         recipe: str | None,
         sets: Sequence[str],
-        overrides: Sequence[tuple[str, Any, str]],
+        overrides: Mapping[str, tuple[str, Any]],
         as_json: bool,
         debug: bool = False,
     ) -> None:
@@ -57,7 +57,8 @@ class Run:
 
         options = [
             Override(path=tuple(key.split(".")), value=value, origin=option)
-            for key, value, option in self._overrides
+            for key, (option, value) in self._overrides.items()
+            if value is not None
         ]
         return load_recipe(self._recipe, [*map(Override.parse, self._sets), *options])
 
@@ -72,7 +73,7 @@ class Run:
 
         return Location(uri, self.recipe.storage)
 
-    def need(self, key: str, option: str | None = None) -> Any:
+    def need(self, key: str) -> Any:
         """Return a value of the recipe that this verb cannot do without.
 
         Raises
@@ -84,13 +85,14 @@ class Run:
 
         value, source = self.settings.value(key), self.settings.source
         if value is None:
+            option, _ = self._overrides.get(key, ("", None))
             raise ConfigError(
                 f"{key} is not given{f' in {source}' if source else ''}: "
                 f"use {f'{option}, ' if option else ''}--set {key}=..., or a recipe that has it"
             )
         return value
 
-    def need_path(self, key: str, option: str | None = None) -> "Location":
+    def need_path(self, key: str) -> "Location":
         """Return a place that this verb reads.
 
         Raises
@@ -101,7 +103,7 @@ class Run:
         from storage.errors import ConfigError
         from workflows.recipe.errors import missing_path
 
-        uri = str(self.need(key, option))
+        uri = str(self.need(key))
         if "://" not in uri and not (fixed := _before_pattern(uri)).exists():
             raise ConfigError(f"{self.settings.where(key)}: {key}: {missing_path(fixed)}")
         return self.location(uri)
@@ -117,7 +119,7 @@ class Run:
         from storage.scene import CatalogSpec
         from workflows.recipe.sections import spec_from
 
-        source = self.need_path("catalog.source", "--scenes")
+        source = self.need_path("catalog.source")
         return spec_from(CatalogSpec, self.recipe.catalog, source=source)
 
     def ingest_spec(self) -> "IngestSpec":
@@ -129,8 +131,8 @@ class Run:
             IngestSpec,
             self.recipe.ingest,
             catalog=self.catalog_spec(),
-            encoder_uri=self.need_path("encoder.bundle", "--encoder"),
-            archive_uri=self.need("archive.uri", "--archive"),
+            encoder_uri=self.need_path("encoder.bundle"),
+            archive_uri=self.need("archive.uri"),
             grid=self.recipe.grid,
             rules=self.recipe.tiles,
         )
@@ -201,7 +203,7 @@ class Verb(click.Command):
             ctx.params.pop(name) for name in ("recipe", "set_", "json_", "verbose", "debug")
         )
         configure_logging(verbose=verbose, debug=debug)
-        overrides = ctx.meta.get(OVERRIDES, [])
+        overrides = ctx.meta.get(OVERRIDES, {})
         ctx.obj = Run(recipe=recipe, sets=sets, overrides=overrides, as_json=as_json, debug=debug)
         try:
             return super().invoke(ctx)

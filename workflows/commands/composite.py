@@ -7,20 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import catalog_options, recipe_option
+from workflows.commands.options import CommaList, catalog_options, recipe_option
 from workflows.exit_codes import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
     from pipeline.composite.plan import CompositePlan, CompositeReport
     from pipeline.runtime.dask import Scheduler
-
-
-class _Names(click.ParamType[tuple[str, ...]]):
-    name = "NAME,NAME,..."
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
-        """Read names with commas between them."""
-        return tuple(part.strip() for part in str(value).split(",") if part.strip())
 
 
 @click.command(
@@ -32,7 +24,9 @@ class _Names(click.ParamType[tuple[str, ...]]):
     skysift ingest --scenes work/seasons --encoder work/bundle --archive work/archive""",
 )
 @catalog_options
-@recipe_option("--bands", "composite.bands", type=_Names(), multiple=False, metavar=_Names.name)
+@recipe_option(
+    "--bands", "composite.bands", type=CommaList(str), multiple=False, metavar="A,B,..."
+)
 @recipe_option("--period", "composite.period")
 @recipe_option("--crs", "grid.crs")
 @recipe_option("--resolution", "grid.resolution")
@@ -59,7 +53,7 @@ def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
         CompositeSpec,
         run.recipe.composite,
         catalog=run.catalog_spec(),
-        output_uri=run.need("composite.output_uri", "--out"),
+        output_uri=run.need("composite.output_uri"),
         bands=run.recipe.composite.bands or encoder.bands,
         grid=run.recipe.grid,
     )
