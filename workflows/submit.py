@@ -1,7 +1,7 @@
 """Run any Skysift command as a job of a Ray cluster, through Ray's Jobs API.
 
-What travels is this installation's code and the recipe, never a credential: the cluster's nodes
-bring their own (instance roles, ``AWS_*`` variables). The cluster's dashboard must ask for a token
+A job carries the code of this installation and the recipe, never a credential: the cluster's nodes
+have their own (instance roles, ``AWS_*`` variables). The cluster's dashboard must ask for a token
 unless it is on this machine or the caller says otherwise, for whoever reaches an open one runs
 code on the cluster.
 """
@@ -56,7 +56,7 @@ _SILENCE_S = 30.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """A job to run: the arguments of ``skysift``, what it asks of Ray, and its variables."""
+    """A job to run: the arguments of ``skysift``, its variables, and the CPUs of its driver."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -79,7 +79,7 @@ def connect(address: str, *, allow_unauthenticated: bool = False) -> "JobSubmiss
     Raises
     ------
     ConfigError
-        The dashboard is on another machine and asks nobody for a token.
+        The dashboard is on another machine and requires no token.
     SkysiftError
         It cannot be reached, or refuses the token.
     """
@@ -225,7 +225,7 @@ def list_jobs(client: "JobSubmissionClient") -> list[dict[str, Any]]:
 
 
 def job_log(client: "JobSubmissionClient", job_id: str) -> str:
-    """Return what a job has written so far.
+    """Return the log of a job so far.
 
     Raises
     ------
@@ -237,7 +237,7 @@ def job_log(client: "JobSubmissionClient", job_id: str) -> str:
 
 
 def stop_job(client: "JobSubmissionClient", job_id: str) -> None:
-    """Ask a job to stop; what it committed is kept.
+    """Ask a job to stop; its commits are kept.
 
     Raises
     ------
@@ -314,7 +314,7 @@ async def _follow(
 
 
 async def _tail(client: "JobSubmissionClient", job_id: str, log: "_Log") -> None:
-    """Write what the job's log gains until the connection ends or is silent for a while.
+    """Write the new part of the job's log until the connection ends or is silent for a while.
 
     A connection that was cut without a word never ends by itself, hence the limit.
     """
@@ -374,7 +374,7 @@ def _refuse_literal_secrets(path: Path, advice: str) -> None:
 
 @contextmanager
 def _named(place: str, job_id: str | None = None) -> Iterator[None]:
-    """Turn what Ray and the network raise into one line."""
+    """Turn errors of Ray and of the network into one line."""
     try:
         yield
     except (RuntimeError, OSError, http.client.HTTPException) as error:

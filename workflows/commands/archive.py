@@ -1,4 +1,4 @@
-"""`skysift archive`: look at, check, export and care for archives."""
+"""`skysift archive`: look at, check, export and maintain archives."""
 
 import datetime as dt
 from typing import Any
@@ -20,16 +20,16 @@ from workflows.exit_codes import EXIT_FAILED
 
 @click.group()
 def archive() -> None:
-    """Look at, check, export and care for archives."""
+    """Look at, check, export and maintain archives."""
 
 
 @archive.command("info", cls=Verb, example="skysift archive info --archive work/archive")
 @archive_option
 @snapshot_option
-@click.option("--scenes", is_flag=True, help="List what became of every scene.")
+@click.option("--scenes", is_flag=True, help="List the state of every scene.")
 @pass_run
 def info(run: Run, scenes: bool) -> None:
-    """Say what is in an archive and what made it."""
+    """Show the content of an archive and its origin."""
     from collections import Counter
 
     opened = open_archive(run)
@@ -74,12 +74,12 @@ def audit(ctx: click.Context, run: Run) -> None:
 
     opened = open_archive(run)
     listing = read_scenes(run.catalog_spec(), opened.spec.bands)
-    wanted = [(scene.id, scene.fingerprint) for scene in listing.scenes]
-    wanted += [(item.scene_id, "") for item in listing.rejected]
-    found = compare(opened, wanted)
+    listed = [(scene.id, scene.fingerprint) for scene in listing.scenes]
+    listed += [(item.scene_id, "") for item in listing.rejected]
+    found = compare(opened, listed)
     lines = format_pairs(
         {
-            "scenes of the catalog": len(wanted),
+            "scenes of the catalog": len(listed),
             "embedded": found.embedded,
             "empty": found.empty,
             "quarantined": len(found.quarantined),
@@ -157,8 +157,7 @@ def snapshots(run: Run) -> None:
 
     found = list_snapshots(run.need_path("archive.uri"))
     rows = [
-        [one.id, f"{one.written_at:%Y-%m-%d %H:%M:%S}", ", ".join(one.tags), one.message]
-        for one in found
+        [s.id, f"{s.written_at:%Y-%m-%d %H:%M:%S}", ", ".join(s.tags), s.message] for s in found
     ]
     run.show(found, format_table(["snapshot", "written (UTC)", "tags", "what"], rows))
 
@@ -247,10 +246,10 @@ def rollback(run: Run, snapshot: str) -> None:
     metavar="SPAN",
     help="Age from which snapshots without a tag go; at least 1h.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would go, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print what would be deleted, and stop.")
 @pass_run
 def gc(run: Run, older_than: dt.timedelta, dry_run: bool) -> None:
-    """Forget old snapshots and free what only they needed.
+    """Delete old snapshots and free the space that only they used.
 
     The newest state and tagged snapshots stay. Update indexes first: a search of one that pins
     a forgotten snapshot cannot read its vectors.

@@ -1,4 +1,4 @@
-"""What the verbs of `skysift archive` share: which archive, and which state of it."""
+"""Options of the verbs of `skysift archive`: the archive, and the state to read."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ snapshot_option = recipe_option("--snapshot", "archive.snapshot", metavar="ID")
 
 
 def open_archive(run: Run) -> "Archive":
-    """Open the archive at the snapshot or tag that is asked for."""
+    """Open the archive at the snapshot or tag of the recipe, else at the newest."""
     from storage.archive.maintenance import resolve_snapshot
     from storage.archive.reader import Archive
 

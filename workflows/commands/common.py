@@ -1,4 +1,4 @@
-"""What every verb shares: a recipe with its overrides, ``--json``, progress, Ray, exit codes.
+"""The common part of all verbs: a recipe with its overrides, ``--json``, progress, Ray, exit codes.
 
 A verb's function gets a :class:`Run`.
 """
@@ -36,7 +36,7 @@ _COMMON = ("recipe", "set_", "json_", "verbose", "debug")
 
 
 class Run:
-    """One run of a verb: its settings, and the ways to show what it does."""
+    """One run of a verb: its settings, and the ways to show progress and results."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class Run:
         return spec_from(CatalogSpec, self.recipe.catalog, source=source)
 
     def ingest_spec(self) -> "IngestSpec":
-        """Return what an ingest embeds, with which encoder, into which archive."""
+        """Return the scenes, encoder, archive and settings of an ingest."""
         from pipeline.ingest.spec import IngestSpec
         from workflows.recipe.sections import spec_from
 
@@ -163,12 +163,12 @@ class Run:
             yield
 
     def silence_ray(self) -> None:
-        """Keep Ray's own notes off stderr, unless all are asked for."""
+        """Keep Ray's own notes off stderr, unless ``--debug`` is given."""
         if not self._debug:
             silence_ray()
 
     def show(self, data: Any, lines: Sequence[str] | Mapping[str, Any] | None = None) -> None:
-        """Write the result to stdout: as JSON when asked for, as lines for people otherwise."""
+        """Write the result to stdout: as JSON with ``--json``, else as lines for people."""
         if self.as_json:
             write_json(data)
             return
@@ -246,7 +246,7 @@ def _common_options() -> list[click.Option]:
             help="Override a recipe key, for example grid.tile_px=96 (a YAML value).",
         ),
         click.Option(["--json", "json_"], is_flag=True, help="Write the result as JSON on stdout."),
-        click.Option(["--verbose", "-v"], is_flag=True, help="Log what is done, on stderr."),
+        click.Option(["--verbose", "-v"], is_flag=True, help="Log progress notes on stderr."),
         click.Option(["--debug"], is_flag=True, help="Log everything; show tracebacks."),
     ]
 

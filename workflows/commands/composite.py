@@ -24,24 +24,22 @@ if TYPE_CHECKING:
     skysift ingest --scenes work/seasons --encoder work/bundle --archive work/archive""",
 )
 @catalog_options
-@recipe_option(
-    "--bands", "composite.bands", type=CommaList(str), multiple=False, metavar="A,B,..."
-)
+@recipe_option("--bands", "composite.bands", type=CommaList(str), multiple=False, metavar="A,B,...")
 @recipe_option("--period", "composite.period")
 @recipe_option("--crs", "grid.crs")
 @recipe_option("--resolution", "grid.resolution")
 @recipe_option("--name", "composite.name")
 @recipe_option("--out", "composite.output_uri")
-@click.option("--dry-run", is_flag=True, help="Say what would be made of what, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, and stop.")
 @pass_run
 @click.pass_context
 def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
     """Make the median of the clear pixels of each month, season or year.
 
     Each composite is a Cloud Optimized GeoTIFF with a STAC item that names its period and its
-    sources; `skysift ingest` takes the folder as a catalog. Clouds are what the recipe's
-    `catalog.mask` says. With --bbox, composites end at the box. The same command makes only what
-    is new or has other sources. Exit code 3 when something could not be read.
+    sources; `skysift ingest` takes the folder as a catalog. Clouds are marked by the
+    recipe's `catalog.mask`. With --bbox, composites end at the box. The same command makes only
+    composites that are new or have other sources. Exit code 3 when something could not be read.
     """
     from pipeline.composite.driver import make_composites
     from pipeline.composite.plan import plan_composites

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def index() -> None:
-    """Build, grow and look after search indexes."""
+    """Build, grow and maintain search indexes."""
 
 
 @index.command(
@@ -36,7 +36,7 @@ def index() -> None:
 @recipe_option("--builder-memory", "index.builder_memory_bytes")
 @recipe_option("--mapped/--read", "index.mapped")
 @recipe_option("--recall", "index.recall")
-@click.option("--dry-run", is_flag=True, help="Print what would be built, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, and stop.")
 @pass_run
 def build(run: Run, dry_run: bool) -> None:
     """Index the newest snapshot of an archive; nothing is done when that is there."""

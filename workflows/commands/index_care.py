@@ -135,13 +135,13 @@ def rollback(run: Run, to: str | None) -> None:
     metavar="SPAN",
     help="How long ago a version must have been replaced: as long as a search may run.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would go, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print what would be deleted, and stop.")
 @pass_run
 def gc(run: Run, keep: int, older_than: dt.timedelta, dry_run: bool) -> None:
-    """Delete the versions that nobody needs, and what unfinished builds left.
+    """Delete unused versions and the files of unfinished builds.
 
-    The current version stays, and so does each whose search actors run in the cluster. A search in
-    another place keeps the version it opened in memory: --older-than is the time it is given.
+    The current version stays, and so does each version whose search actors run in the cluster. A
+    search elsewhere needs the files of its version until it ends: --older-than grants that time.
     """
     from pipeline.indexing.maintenance import collect_garbage
     from storage.index.manifest import list_versions

@@ -34,14 +34,14 @@ _REASONS_SHOWN = 10
 @recipe_option("--labels", "ingest.labels_uri")
 @recipe_option("--retry-quarantined", "ingest.retry_quarantined")
 @events_option
-@click.option("--dry-run", is_flag=True, help="Print what would be done and cost, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and its costs, and stop.")
 @pass_run
 @click.pass_context
 def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> None:
     """Tile and embed scenes into an archive, exactly once.
 
-    Scenes that the archive has are skipped, so the same command continues what was stopped and
-    adds what is new. A scene that cannot be read is set aside with its reason (exit code 3).
+    Scenes that the archive has are skipped, so the same command continues a stopped run and adds
+    new scenes. A scene that cannot be read is quarantined with its reason (exit code 3).
     """
     from storage.progress import event_log
 

@@ -41,7 +41,7 @@ def recipe_option(
 
     def override(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
         given = (list(value) or None) if isinstance(value, tuple) else value
-        ctx.meta.setdefault(OVERRIDES, {})[key] = (flag.partition("/")[0], given)
+        ctx.meta.setdefault(OVERRIDES, {})[key] = (flag.split()[-1].partition("/")[0], given)
 
     known = key_at(key)
     meaning = re.split(r"[.;:] |\.$", known.meaning.replace("``", ""))[0]

@@ -1,4 +1,4 @@
-"""`skysift search`: the tiles most like something."""
+"""`skysift search`: the tiles most like given examples."""
 
 import json
 import os
@@ -100,7 +100,7 @@ def _check(options: dict[str, Any]) -> None:
         if options[name] is not None and not options[owner] and not options[f"not_{owner}"]:
             raise click.UsageError(f"--{name} goes with --{owner}")
     if options["each"] and any(options[f"not_{kind}"] for kind in KINDS):
-        raise click.UsageError("--each asks one by one; leave the --not- options out")
+        raise click.UsageError("--each makes a query of each example; leave the --not- options out")
     out = options["out"]
     if out:
         check_format(out)
@@ -203,7 +203,7 @@ def _vectors(path: str) -> Iterator["Query"]:
     metavar="N",
     help="With --min-score: no more of each query (10,000).",
 )
-@click.option("--each", is_flag=True, help="Ask with each example by itself; needs --out.")
+@click.option("--each", is_flag=True, help="Make a query of each example; needs --out.")
 @click.option("--include-self", is_flag=True, help="Keep the examples among the hits.")
 @click.option("--explain", is_flag=True, help="Show how it would be searched, and stop.")
 @recipe_option("--encoder", "encoder.bundle", "Bundle for --image; the archive's.")
@@ -213,9 +213,9 @@ def search(run: Run, /, **options: Any) -> None:
     """Find the tiles most like examples: images, places, tiles, scenes, labels or vectors.
 
     Several examples make one query, their mean; --not- examples are subtracted with half the
-    weight. With --each they are asked one by one and all hits go to one GeoParquet file, however
-    many. Searches in this process; on the cluster's search actors when the recipe names a cluster
-    or RAY_ADDRESS is set.
+    weight. With --each every example is a query of its own and all hits go to one GeoParquet file.
+    Searches in this process; on the cluster's search actors when the recipe names a cluster or
+    RAY_ADDRESS is set.
     """
     _check(options)
     with _searcher(run) as searcher:
