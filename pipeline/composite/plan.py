@@ -114,11 +114,11 @@ def _common_grid(
 ) -> tuple[PixelGrid, list[Scene]]:
     """Return the one grid of all scenes that can be read, and these scenes."""
     grids: dict[PixelGrid, list[Scene]] = {}
-    for scene in scenes:
-        try:
-            grids.setdefault(pixels_for_scene(scene, spec), []).append(scene)
-        except SceneError as error:
-            left_out[scene.id] = str(error)
+    for scene, outcome in read_each(scenes, partial(pixels_for_scene, spec=spec), SceneError):
+        if isinstance(outcome, PixelGrid):
+            grids.setdefault(outcome, []).append(scene)
+        else:
+            left_out[scene.id] = str(outcome)
     if not grids:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
         raise SceneError(f"none of {len(left_out)} scenes can be read ({reasons}); check the files")
