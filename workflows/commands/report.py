@@ -21,17 +21,18 @@ def report(run: Run, out: str, queries: int, seed: int) -> None:
     from pipeline.search.searcher import Searcher
     from storage.archive.reader import Archive
     from storage.catalog.read import read_scenes
-    from storage.location import Location, exists, join_uri
+    from storage.location import Location
     from workflows.report.archive import ReportSpec, archive_report
     from workflows.report.html import write_report
 
     index = run.need_path("index.uri", "--index")
-    searcher = Searcher.local(Location(index, run.storage))
+    searcher = Searcher.local(index, options=run.storage)
     manifest = searcher.manifest
     bands = Archive.open(manifest.archive_uri, manifest.snapshot, run.storage).spec.bands
     scenes = read_scenes(run.catalog_spec(), bands, run.storage).scenes
-    training = run.recipe.training.output
-    if training and not exists(join_uri(training, "history.csv"), run.storage):
+    output = run.recipe.training.output
+    training = Location.of(output, run.storage) if output else None
+    if training and not (training / "history.csv").exists():
         training = None
     data = archive_report(
         searcher,
@@ -42,8 +43,7 @@ def report(run: Run, out: str, queries: int, seed: int) -> None:
             queries=queries,
             seed=seed,
         ),
-        training_uri=str(training) if training else None,
-        options=run.storage,
+        training_uri=training,
     )
-    write_report(data, out, run.storage)
+    write_report(data, Location(out, run.storage))
     run.show({"report": out, "rows": manifest.rows, "queries": len(data.answers)})

@@ -57,7 +57,7 @@ def sheet(
     come from the scenes of the catalog, stretched by the brightness of each scene.
     """
     from storage.catalog.read import read_scenes
-    from storage.location import write_bytes
+    from storage.location import Location
     from workflows.report.contact_sheet import contact_sheet
     from workflows.report.rendering import TileRenderer
 
@@ -67,9 +67,9 @@ def sheet(
     chosen, source = _chosen(run, archive, tiles, of_scene, hits, count, seed)
     listing = read_scenes(run.catalog_spec(), archive.spec.bands, run.storage)
     title = f"{len(chosen):,} of {source}  ·  {archive.uri}  ·  snapshot {archive.snapshot}"
-    renderer = TileRenderer(archive, listing.scenes, run.storage)
+    renderer = TileRenderer(archive, listing.scenes)
     page = contact_sheet(chosen, renderer, title=title, columns=columns, side_px=side)
-    write_bytes(out, page, run.storage)
+    Location(out, run.storage).write(page)
     run.show({"file": out, "tiles": len(chosen)})
 
 
@@ -87,10 +87,11 @@ def _chosen(
 
     from pipeline.analysis.samples import uniform_rows
     from storage.errors import NotFoundError
+    from storage.location import Location
     from workflows.report.contact_sheet import rows_where, tiles_of_hits, tiles_of_rows
 
     if hits:
-        tiles_found = tiles_of_hits(hits, run.storage)
+        tiles_found = tiles_of_hits(Location(hits, run.storage))
         if not tiles_found:
             raise NotFoundError(f"{hits} holds no hit; give the output of a search with hits")
         return tiles_found[:count], f"{len(tiles_found):,} hits"

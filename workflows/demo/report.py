@@ -23,7 +23,7 @@ _LIBRARIES = ("ray", "dask", "torch", "faiss-cpu", "icechunk", "zarr", "rasterio
 _ENCODERS = {
     "trained": ("Trained", "MACL, negatives gathered from both workers"),
     "untrained": ("Untrained", "the weights that training started from"),
-    "random": ("Random ranking", "what chance gets with these labels"),
+    "random": ("Random ranking", "the score of chance with these labels"),
 }
 
 
@@ -48,7 +48,7 @@ def write_page(
         summary=(
             f"A made-up archive of {len(scenes)} Sentinel-2-like scenes over two UTM zones "
             "and two seasons; an encoder trained on it with the multi-label contrastive loss "
-            "MACL; and what a search of the archive finds. The scenes are synthetic. The "
+            "MACL; and searches of the archive. The scenes are synthetic. The "
             "computation is real, and all of it ran on this machine."
         ),
         figures=(

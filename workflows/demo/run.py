@@ -37,7 +37,7 @@ from storage.archive.reader import Archive
 from storage.catalog.read import read_scenes
 from storage.dataset import LabelledDataset
 from storage.errors import ConfigError, SkysiftError
-from storage.location import delete, write_bytes
+from storage.location import Location
 from storage.progress import ProgressSink, quiet
 from storage.scene import CatalogSpec, MaskMapping, Scene
 from workflows.demo.evaluate import choose_queries, score, search_queries
@@ -185,14 +185,14 @@ class _Run:
         # The new settings are recorded last: interrupted, the next run deletes the rest.
         self._write_record(before)
         for output in (output for name in order[first:] for output in _STAGES[name][2]):
-            delete(self._path(output))
+            Location(self._path(output)).delete()
         self._write_record(settings)
 
     def _write_record(self, settings: Mapping[str, Any]) -> None:
-        self._write("demo.json", {"settings": settings, "seconds": self.seconds})
+        self._write("demo.json", json.dumps({"settings": settings, "seconds": self.seconds}))
 
-    def _write(self, name: str, values: Mapping[str, Any]) -> None:
-        write_bytes(self._path(name), json.dumps(values, indent=1).encode())
+    def _write(self, name: str, text: str) -> None:
+        Location(self._path(name)).write(text.encode())
 
     def _path(self, name: str) -> str:
         return str(self.folder / name)
@@ -281,7 +281,7 @@ class _Run:
         """Score retrieval on held-out ground: trained, untrained and by chance."""
         bundles = {"trained": "encoder/bundle", "untrained": "untrained"}
         encoders = {name: load_encoder(self._path(uri)) for name, uri in bundles.items()}
-        self._write("scores.json", score(self._dataset(), encoders))
+        self._write("scores.json", json.dumps(score(self._dataset(), encoders), indent=1))
 
     def index(self) -> None:
         """Build the search index in shards."""
@@ -297,7 +297,7 @@ class _Run:
         labels = TileLabels.from_parquet(self._path("labels.parquet"))
         rows = choose_queries(self._dataset(), archive, labels)
         searcher = Searcher.connect(self._path("index"))
-        self._write("searches.json", search_queries(archive, searcher, rows))
+        self._write("searches.json", json.dumps(search_queries(archive, searcher, rows)))
 
     def report(self) -> None:
         """Draw the report."""
@@ -323,7 +323,7 @@ class _Run:
             "ingest": {"labels_uri": self._path("labels.parquet")},
             "index": {"uri": self._path("index"), "shards": self.spec.shards},
         }
-        write_bytes(self._path("recipe.yaml"), yaml.safe_dump(recipe, sort_keys=False).encode())
+        self._write("recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
 
     def _commands(self) -> tuple[tuple[str, str], ...]:
         """Return commands to try after the demo, as (why, command line)."""
@@ -333,11 +333,11 @@ class _Run:
         lon, lat = example["place"]
         return (
             (
-                "Ask by a tile of the summer day what looks like it in autumn.",
+                "Find places in autumn that look like a tile of the summer day.",
                 f"skysift search {recipe} {tile} --since 2024-10-01",
             ),
-            ("Ask by a place.", f"skysift search {recipe} --at {lon:.4f},{lat:.4f} -k 5"),
-            ("See what the archive holds.", f"skysift archive info {recipe}"),
+            ("Search by a place.", f"skysift search {recipe} --at {lon:.4f},{lat:.4f} -k 5"),
+            ("Summarise the archive.", f"skysift archive info {recipe}"),
             ("Answer searches over HTTP.", f"skysift serve {recipe}"),
         )
 

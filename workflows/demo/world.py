@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyproj import Transformer
 
-from storage.location import delete, write_bytes
+from storage.location import Location
 from storage.progress import Progress, ProgressSink, quiet
 from storage.raster.writer import write_geotiff
 from workflows.demo.landscape import (
@@ -122,12 +122,12 @@ def _claim(root: Path, spec: WorldSpec) -> None:
     settings["format"] = FORMAT
     if not mark.exists() or json.loads(mark.read_text()) != settings:
         for part in ("world.json", "items.json", "scenes", "landcover"):
-            delete(str(root / part))
+            Location(str(root / part)).delete()
         _write_json(mark, settings)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write_bytes(str(path), json.dumps(values, indent=1).encode())
+    Location(str(path)).write(json.dumps(values, indent=1).encode())
 
 
 def _write_scene(root: Path, spec: WorldSpec, ground: Ground, acquisition: _Acquisition) -> None:

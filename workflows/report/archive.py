@@ -13,7 +13,7 @@ from pipeline.analysis.evaluation import same_place_recall
 from pipeline.analysis.samples import uniform_rows
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
-from storage.location import StorageOptions, join_uri, read_bytes
+from storage.location import Location
 from storage.scene import Scene
 from workflows.report.html import Answer, Command, ReportData, Score
 from workflows.report.rendering import TileRenderer
@@ -38,8 +38,7 @@ def archive_report(
     scenes: Sequence[Scene],
     spec: ReportSpec,
     *,
-    training_uri: str | None = None,
-    options: StorageOptions | None = None,
+    training_uri: str | Location | None = None,
 ) -> ReportData:
     """Gather a report of the archive that an index pins.
 
@@ -53,8 +52,6 @@ def archive_report(
         Content of the report.
     training_uri
         Folder of the run that trained the encoder, for its curve.
-    options
-        How to reach scenes and archive.
 
     Raises
     ------
@@ -64,8 +61,8 @@ def archive_report(
         A scene can no longer be read.
     """
     manifest = searcher.manifest
-    archive = Archive.open(manifest.archive_uri, manifest.snapshot, options)
-    answers = _answers(searcher, TileRenderer(archive, scenes, options), spec)
+    archive = Archive.open(searcher.index.at(manifest.archive_uri), manifest.snapshot)
+    answers = _answers(searcher, TileRenderer(archive, scenes), spec)
     scores = _place_scores(archive)
     return ReportData(
         title=spec.title,
@@ -82,10 +79,10 @@ def archive_report(
             "day, is among the first k hits."
         ),
         answers=answers,
-        answers_note="Tiles drawn by chance, each with what is most like it in the whole archive.",
+        answers_note="Random tiles, each with the most similar tiles of the whole archive.",
         footprints=archive_footprints(archive, answers=answers),
         footprints_note="One square for each place. Numbers mark the queries above.",
-        history=training_history(training_uri, options) if training_uri else (),
+        history=training_history(training_uri) if training_uri else (),
         ledger=ledger_summary(archive),
         facts=(
             ("Skysift", version("skysift")),
@@ -117,7 +114,7 @@ def _commands(index_uri: str, answers: Sequence[Answer]) -> tuple[Command, ...]:
     index = f"--index {shlex.quote(index_uri)}"
     searches = [f"skysift search {index} --lonlat={lon:.5f},{lat:.5f}" for lon, lat in places[:1]]
     return (
-        *(Command(why="Ask by the place of the first query.", line=line) for line in searches),
+        *(Command(why="Search by the place of the first query.", line=line) for line in searches),
         Command(why="Answer searches over HTTP.", line=f"skysift serve {index}"),
     )
 
@@ -143,17 +140,15 @@ def _place_scores(archive: Archive) -> tuple[Score, ...]:
         ),
         Score(
             name="Random ranking",
-            note="what chance gets",
+            note="the score of chance",
             metrics={f"same place {name}": recall[f"random {name}"] for name in depths},
         ),
     )
 
 
-def training_history(
-    training_uri: str, options: StorageOptions | None = None
-) -> tuple[Mapping[str, float], ...]:
+def training_history(training_uri: str | Location) -> tuple[Mapping[str, float], ...]:
     """Return loss and validation metrics of each epoch of a training run, for a report."""
-    text = read_bytes(join_uri(training_uri, "history.csv"), options).decode()
+    text = (Location.of(training_uri) / "history.csv").read().decode()
     titles = {"epoch": "epoch", "loss": "loss"}
     titles |= {name: f"{name}, validation" for name in ("nDCG@50", "rare mAP")}
     return tuple(

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from storage.archive.reader import Archive
 from storage.errors import ConfigError, NotFoundError
-from storage.location import StorageOptions, read_bytes
+from storage.location import Location
 from workflows.report.rendering import TileRenderer, sized
 
 _MARGIN_PX = 12
@@ -151,7 +151,7 @@ def rows_where(archive: Archive, column: str, values: Sequence[str]) -> NDArray[
     return np.concatenate(parts)
 
 
-def tiles_of_hits(uri: str, options: StorageOptions | None = None) -> list[SheetTile]:
+def tiles_of_hits(uri: str | Location) -> list[SheetTile]:
     """Read the hits that `skysift search` wrote with --out, or printed with --json.
 
     Raises
@@ -160,16 +160,16 @@ def tiles_of_hits(uri: str, options: StorageOptions | None = None) -> list[Sheet
         The file holds no hits.
     """
     try:
-        return [_tile(record) for record in _records(uri, read_bytes(uri, options))]
+        return [_tile(record) for record in _records(Location.of(uri))]
     except (KeyError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"{uri} holds no hits ({type(error).__name__}: {error}); give what "
-            "`skysift search` wrote with --out, or printed with --json"
+            f"{uri} holds no hits ({type(error).__name__}: {error}); give the "
+            "output of `skysift search` with --out, or with --json"
         ) from error
 
 
-def _records(uri: str, data: bytes) -> Iterable[Mapping[str, Any]]:
-    kind = PurePosixPath(uri).suffix.lower()
+def _records(file: Location) -> Iterable[Mapping[str, Any]]:
+    kind, data = PurePosixPath(file.uri).suffix.lower(), file.read()
     if kind == ".parquet":
         columns = ["scene", "tile_key", "datetime", "score"]
         return list(pq.read_table(BytesIO(data), columns=columns).to_pylist())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from storage.location import StorageOptions, write_bytes
+from storage.location import Location
 from workflows.report.charts import (
     PALETTE,
     UNLABELLED,
@@ -132,9 +132,9 @@ class ReportData:
     commands: tuple[Command, ...] = ()
 
 
-def write_report(data: ReportData, uri: str | Path, options: StorageOptions | None = None) -> None:
+def write_report(data: ReportData, uri: str | Path | Location) -> None:
     """Write the report as one HTML file; it appears whole or not at all."""
-    write_bytes(str(uri), render_report(data).encode(), options)
+    Location.of(uri).write(render_report(data).encode())
 
 
 def render_report(data: ReportData) -> str:

@@ -11,7 +11,6 @@ from PIL import Image
 from pipeline.tiles.grid import TileGrid
 from storage.archive.reader import Archive
 from storage.errors import NotFoundError
-from storage.location import StorageOptions
 from storage.raster.pixel_grid import PixelGrid
 from storage.raster.reader import SceneReader
 from storage.scene import Scene
@@ -32,16 +31,11 @@ class TileRenderer:
         The archive of the tiles.
     scenes
         The scenes of its catalog, with the bands to show.
-    options
-        How to reach the scenes.
     """
 
-    def __init__(
-        self, archive: Archive, scenes: Iterable[Scene], options: StorageOptions | None = None
-    ) -> None:
+    def __init__(self, archive: Archive, scenes: Iterable[Scene]) -> None:
         self.archive = archive
         self._scenes = {scene.id: scene for scene in scenes}
-        self._options = options
         self._stretches: dict[tuple[str, str], NDArray[np.float32]] = {}
 
     def draw(self, scene_id: str, tile_key: str) -> NDArray[np.uint8]:
@@ -74,7 +68,7 @@ class TileRenderer:
         scene, grid = self._scenes[scene_id], TileGrid.from_dict(grids[grid_id])
         if (scene_id, grid_id) not in self._stretches:
             self._stretches[scene_id, grid_id] = self._stretch(scene, grid)
-        with SceneReader(scene, grid.pixels, self._options) as reader:
+        with SceneReader(scene, grid.pixels) as reader:
             block = reader.read(grid.window(*place))
         bands = list(rgb_indices(scene.band_names))
         return stretched(block.values[bands], self._stretches[scene_id, grid_id][:, bands])
@@ -84,11 +78,11 @@ class TileRenderer:
 
         Cloud is left out unless under 5 % of the preview is clear.
         """
-        with SceneReader(scene, grid.pixels, self._options) as reader:
+        with SceneReader(scene, grid.pixels) as reader:
             extent = reader.extent
         shrink = max(1.0, max(extent.width, extent.height) / _PREVIEW_PX)
         pixels = PixelGrid(crs=grid.crs, resolution=grid.resolution * shrink, anchor=grid.anchor)
-        with SceneReader(scene, pixels, self._options, overviews=True) as reader:
+        with SceneReader(scene, pixels, overviews=True) as reader:
             block = reader.read(reader.extent)
         usable = block.valid & ~block.cloud
         if usable.mean() < 0.05:

@@ -179,7 +179,7 @@ def _add_probes(app: FastAPI, backend: Backend, metrics: Metrics, guard: list[An
 
     @app.get("/metrics", dependencies=guard, responses=documented(), response_class=Response)
     def metrics_text() -> Response:
-        """Tell what the service counted, as Prometheus reads it."""
+        """Return the counters of the service in the Prometheus text format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -214,7 +214,7 @@ def _add_archive(
 ) -> None:
     @app.get("/v1/index", responses=documented(404, 503), dependencies=guard)
     def index() -> IndexAnswer:
-        """Describe what is served: its extent, time, classes and limits."""
+        """Describe the index: its extent, period, classes and limits."""
         about = backend.about()
         return about.model_copy(
             update={
@@ -234,7 +234,7 @@ def _add_archive(
         page: Annotated[ScenesQuery, Query()],
         accept: Accept = None,
     ) -> Response:
-        """Tell what became of every scene and where it lies, a page at a time."""
+        """List the state and the box of every scene, a page at a time."""
         return negotiated(backend.scenes(page.offset, page.limit, page.state), accept)
 
 
@@ -259,7 +259,7 @@ def _add_tiles(
         responses={
             **documented(404, 422, 503),
             200: png,
-            304: {"description": "The picture is the one that the client has."},
+            304: {"description": "The client has the current picture."},
         },
         dependencies=guard,
     )
@@ -270,7 +270,7 @@ def _add_tiles(
         query: Annotated[ThumbnailQuery, Query()],
         if_none_match: Annotated[str, Header(include_in_schema=False)] = "",
     ) -> Response:
-        """Draw a tile from its source scene, stretched by that scene's percentiles."""
+        """Draw a tile from its source scene, stretched by the percentiles of the scene."""
         key = f"{grid}/{column}/{row}"
         draw = partial(backend.thumbnail, key, query.scene, query.size, if_none_match)
         picture = await to_thread.run_sync(draw, limiter=drawing)

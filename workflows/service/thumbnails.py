@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from storage.archive.reader import Archive
 from storage.catalog.read import read_scenes
 from storage.errors import NotFoundError, SkysiftError
-from storage.location import StorageOptions
 from storage.scene import CatalogSpec, Scene
 from workflows.report.rendering import TileRenderer, encoded
 
@@ -62,17 +61,12 @@ class Thumbnails:
     ----------
     catalog
         Catalog of the scenes; None when the service has none, and nothing can be drawn.
-    options
-        How to reach the scenes.
     cache_bytes
         Bytes of the thumbnails cached in memory.
     """
 
-    def __init__(
-        self, catalog: CatalogSpec | None, options: StorageOptions | None, cache_bytes: int
-    ) -> None:
+    def __init__(self, catalog: CatalogSpec | None, cache_bytes: int) -> None:
         self.catalog = catalog
-        self._options = options
         self._cache = _LruCache(cache_bytes)
         self._scenes: dict[str, Scene] = {}
         self._renderer: TileRenderer | None = None
@@ -127,11 +121,11 @@ class Thumbnails:
         with self._lock:
             stale = time.monotonic() - self._listed_s > _LIST_EVERY_S
             if scene_id not in self._scenes and stale:
-                scenes = read_scenes(self.catalog, archive.spec.bands, self._options).scenes
+                scenes = read_scenes(self.catalog, archive.spec.bands).scenes
                 self._scenes = {scene.id: scene for scene in scenes}
                 self._listed_s = time.monotonic()
                 self._renderer = None
             if self._renderer is None or self._snapshot != archive.snapshot:
-                self._renderer = TileRenderer(archive, self._scenes.values(), self._options)
+                self._renderer = TileRenderer(archive, self._scenes.values())
                 self._snapshot = archive.snapshot
             return self._renderer

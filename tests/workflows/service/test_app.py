@@ -1,4 +1,4 @@
-"""The HTTP application: who is let in, what is refused and how, what an answer holds."""
+"""The HTTP application: authentication, refused requests, content of the answers."""
 
 import base64
 import datetime as dt
@@ -33,14 +33,14 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
 
 
 class _Backend:
-    """An index of one row; it notes what it was asked."""
+    """An index of one row; it records the requests."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[SearchBody, bytes | None]] = []
+        self.requests: list[tuple[SearchBody, bytes | None]] = []
         self.fault: Exception | None = None
 
     def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
-        self.asked.append((body, image))
+        self.requests.append((body, image))
         if self.fault is not None:
             raise self.fault
         hit = HitBody(
@@ -108,23 +108,24 @@ def _client(backend, **settings) -> TestClient:
 
 
 def test_a_search_passes_the_query_and_returns_hits(client, backend):
-    body = {"lonlat": [10, 20], "k": 3, "filter": {"bbox": [0, 0, 1, 1], "scenes": ["a"]}}
-    answer = client.post("/v1/search", json=body)
+    query = {"lonlat": [10, 20], "k": 3, "filter": {"bbox": [0, 0, 1, 1], "scenes": ["a"]}}
+    answer = client.post("/v1/search", json=query)
     assert answer.status_code == 200
     assert answer.json()["hits"][0]["tile"] == "g/1/2"
     assert answer.json()["coverage"] == 1.0
-    asked, image = backend.asked[0]
-    assert (asked.lonlat, asked.k, asked.filter.scenes, image) == ((10, 20), 3, ["a"], None)
+    body, image = backend.requests[0]
+    assert (body.lonlat, body.k, body.filter.scenes, image) == ((10, 20), 3, ["a"], None)
 
 
-def test_geojson_is_given_when_asked_for_and_unwraps_the_antimeridian(client):
+def test_geojson_is_given_when_asked_for_and_cut_at_the_antimeridian(client):
     answer = client.post(
         "/v1/search", json={"vector": [1.0]}, headers={"Accept": "application/geo+json"}
     )
     assert answer.headers["content-type"] == "application/geo+json"
     (feature,) = answer.json()["features"]
-    assert feature["geometry"]["coordinates"][0][0] == [179.0, 1.0]
-    assert feature["geometry"]["coordinates"][0][1] == [181.0, 1.0]
+    (east,), (west,) = feature["geometry"]["coordinates"]
+    assert {point[0] for point in east} == {179.0, 180.0}
+    assert {point[0] for point in west} == {-180.0, -179.0}
     assert feature["properties"]["score"] == 0.5
 
 
@@ -148,8 +149,8 @@ def test_an_image_arrives_as_base64_or_in_a_form(client, backend):
         "/v1/search", files={"image": ("../../evil.png", PNG)}, data={"query": query}
     )
     assert answer.status_code == 200, answer.text
-    assert [image for _, image in backend.asked] == [PNG] * 2
-    assert backend.asked[1][0].filter.bbox == (0, 0, 1, 1)
+    assert [image for _, image in backend.requests] == [PNG] * 2
+    assert backend.requests[1][0].filter.bbox == (0, 0, 1, 1)
     assert client.post("/v1/search", files={"image": ("a.png", PNG)}).status_code == 200
 
 
@@ -188,7 +189,7 @@ def test_a_form_is_bounded_and_its_faults_are_named(client, backend, parts, word
     answer = client.post("/v1/search", files=parts)
     assert answer.status_code == 422, answer.text
     assert word in answer.json()["message"]
-    assert backend.asked == []
+    assert backend.requests == []
 
 
 def test_a_long_form_is_refused_while_it_is_read(backend):
@@ -200,13 +201,13 @@ def test_a_long_form_is_refused_while_it_is_read(backend):
         headers={"Content-Type": "multipart/form-data; boundary=b"},
     )
     assert (answer.status_code, "1,000 bytes" in answer.json()["message"]) == (413, True)
-    assert backend.asked == []
+    assert backend.requests == []
 
 
 def test_a_query_may_be_a_file_and_the_last_of_equal_parts_counts(client, backend):
     parts = [("image", PNG), ("image", PNG + b"2"), ("query", ("q.json", b'{"k": 3}'))]
     assert client.post("/v1/search", files=parts).status_code == 200
-    ((body, image),) = backend.asked
+    ((body, image),) = backend.requests
     assert (body.k, image) == (3, PNG + b"2")
 
 
@@ -278,7 +279,7 @@ def test_a_token_is_asked_for_by_all_but_the_probes_and_the_page(backend, caplog
             assert answer.status_code == 401
             assert answer.headers["www-authenticate"] == "Bearer"
             assert TOKEN not in answer.text
-    assert backend.asked == []
+    assert backend.requests == []
     for token in (TOKEN, OTHER):
         good = {"Authorization": f"Bearer {token}"}
         assert client.post("/v1/search", json={"vector": [1.0]}, headers=good).status_code == 200
@@ -373,11 +374,11 @@ def test_requests_are_counted_by_route(client):
 def test_a_long_body_is_refused_whether_its_length_is_told_or_not(backend):
     client = _client(backend, limits=Limits(max_body_bytes=1000))
     body = json.dumps({"vector": [1.0] * 1000}).encode()
-    told = client.post("/v1/search", content=body)
-    untold = client.post("/v1/search", content=(body[i : i + 100] for i in range(0, 5000, 100)))
-    assert (told.status_code, untold.status_code) == (413, 413)
-    assert "1,000 bytes" in untold.json()["message"]
-    assert backend.asked == []
+    declared = client.post("/v1/search", content=body)
+    undeclared = client.post("/v1/search", content=(body[i : i + 100] for i in range(0, 5000, 100)))
+    assert (declared.status_code, undeclared.status_code) == (413, 413)
+    assert "1,000 bytes" in undeclared.json()["message"]
+    assert backend.requests == []
 
 
 def test_a_web_page_elsewhere_cannot_reach_a_service_on_loopback(backend):
