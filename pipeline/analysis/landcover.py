@@ -40,7 +40,7 @@ class TileLabels:
     fractions
         Share of the tile's mapped pixels that each class covers; float32 (n, classes).
     mapped
-        Share of the tile's pixels that the raster says anything about; float32 (n,).
+        Share of the tile's pixels where the raster has data; float32 (n,).
     classes
         Class names, in the order of the columns.
     min_fraction

@@ -12,7 +12,7 @@ Int64 = npt.NDArray[np.int64]
 
 
 def sample_positions(counts: npt.ArrayLike, sample: int, seed: int) -> list[Int64]:
-    """Draw rows uniformly, without replacement, over segments of so many rows.
+    """Draw rows uniformly, without replacement, over segments of given row counts.
 
     Returns
     -------
@@ -30,7 +30,7 @@ def sample_positions(counts: npt.ArrayLike, sample: int, seed: int) -> list[Int6
 
 
 def uniform_rows(archive: Archive, count: int, seed: int = 0) -> Int64:
-    """Return the ids of rows drawn uniformly, without replacement, from all live ones.
+    """Return the ids of rows drawn uniformly, without replacement, from all live rows.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def uniform_rows(archive: Archive, count: int, seed: int = 0) -> Int64:
     live = [archive.live_rows(segment.ordinal) for segment in archive.segments]
     counts = [len(rows) for rows in live]
     places = sample_positions(counts, min(count, sum(counts)), seed)
-    return _joined([rows[at] for rows, at in zip(live, places, strict=True)])
+    return _joined([rows[positions] for rows, positions in zip(live, places, strict=True)])
 
 
 def live_rows(archive: Archive) -> Int64:

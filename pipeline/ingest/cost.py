@@ -1,7 +1,7 @@
-"""What an ingest would cost, before it costs anything: tiles, bytes to read, disk, memory.
+"""The cost of an ingest before it runs: tiles, bytes to read, disk, memory.
 
 Headers are opened, pixels are not. The numbers are upper bounds where a bound exists (tiles before
-any is skipped, files read whole) and stated models where it does not (memory).
+any is skipped, files read whole) and stated models elsewhere (memory).
 """
 
 import math
@@ -25,7 +25,7 @@ from storage.progress import Progress, ProgressSink, quiet
 from storage.scene import Scene
 
 SAMPLE_SCENES = 64
-"""How many scenes a check before a run looks at; a dry run looks at all."""
+"""Number of scenes that a check before a run opens; a dry run opens all."""
 _RAY_BYTES = 700_000_000
 _PROCESS_BYTES = 450_000_000
 _GDAL_CACHE_BYTES = 128_000_000
@@ -37,14 +37,14 @@ _ROW_BYTES_BESIDE_THE_VECTOR = 76
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IngestCost:
-    """What a plan would cost.
+    """The cost of a plan.
 
     Parameters
     ----------
     archive_uri
         The archive that would grow.
     scenes, measured_scenes
-        Scenes to embed, and how many of them were looked at; the rest count as their mean.
+        Scenes to embed, and how many of them were opened; the others count as their mean.
     tiles
         At most: tiles without data or under clouds are skipped.
     read_bytes
@@ -59,8 +59,7 @@ class IngestCost:
         that wait for a commit.
         Ray's object store and a large encoder come on top.
     machine_bytes
-        Memory of this machine, or what its container may use of it; None when a cluster does the
-        work.
+        Memory of this machine, or the limit of its container; None when a cluster does the work.
     unreadable
         Scenes that would be quarantined, and why.
     """
@@ -138,12 +137,12 @@ def estimate_cost(
     on_cluster: bool = False,
     progress: ProgressSink = quiet,
 ) -> IngestCost:
-    """Open the headers of a plan's scenes and add up what embedding them costs.
+    """Open the headers of a plan's scenes and add up the cost of embedding them.
 
     Parameters
     ----------
     plan
-        What :func:`pipeline.ingest.driver.plan_ingest` returned.
+        Result of :func:`pipeline.ingest.driver.plan_ingest`.
     sample_scenes
         Number of scenes to open, evenly spread over the plan; their mean stands for the others.
         None opens all.
@@ -184,7 +183,7 @@ def estimate_cost(
 
 
 def machine_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the memory of this machine, or what its container may use of it."""
+    """Return the memory of this machine, or the limit of its container."""
     sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     limits = (groups / "memory.max", groups / "memory" / "memory.limit_in_bytes")
     texts = (limit.read_text().strip() for limit in limits if limit.is_file())

@@ -1,4 +1,4 @@
-"""The kernels of ingest, which know no Ray: scenes to pixels, pixels to vectors, rows to scenes."""
+"""The kernels of ingest, without Ray: scenes to pixels, pixels to vectors, rows to scenes."""
 
 import json
 import logging
@@ -25,16 +25,16 @@ _ROWS_TO_SEND = 256
 
 
 def scenes_at_once(plan: IngestPlan) -> int:
-    """Return how many scenes one process that embeds should read side by side.
+    """Return the number of scenes that a process should read side by side.
 
-    Those of an object store take long to answer; others only wait for each other's threads.
+    An object store takes long to answer, which threads hide; local reads compete for the CPU.
     """
     local = all(band.href.is_local for band in plan.todo[0].bands)
     return _LOCAL_SCENES_AT_ONCE if local else _REMOTE_SCENES_AT_ONCE
 
 
 def require_planned_encoder(plan: IngestPlan, fingerprint: str) -> None:
-    """Refuse an encoder that is not the one that the plan, and so the archive, names.
+    """Refuse an encoder other than that of the plan, which the archive names.
 
     Raises
     ------
@@ -143,7 +143,7 @@ class EmbedScenes:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneRows:
-    """All rows of one scene, or the reason why it has none."""
+    """All rows of a scene, or the reason why the scene has none."""
 
     index: int
     note: Mapping[str, Any]
@@ -154,7 +154,7 @@ class SceneRows:
 
 
 class SceneCollector:
-    """Put the rows of each scene together; batches may come in any order and cut."""
+    """Join the rows of each scene; batches may arrive in any order and be cut anywhere."""
 
     def __init__(self) -> None:
         self._parts: dict[int, list[Batch]] = {}

@@ -1,8 +1,8 @@
-"""One way to be connected to Ray: join the cluster that is there, or start a private one.
+"""Connect to Ray: join an existing cluster, or start a private instance.
 
 A private instance uses token authentication (Ray's own default for local ones since 2.59; setting
 ``RAY_AUTH_MODE`` after Ray is imported would break it), writes below a short folder (Ray's sockets
-have a 107-byte limit) and is shut down by whoever started it.
+have a 107-byte limit) and is shut down by the process that started it.
 """
 
 import logging

@@ -120,8 +120,8 @@ class TileGrid:
         extent
             Usually :attr:`storage.raster.reader.SceneReader.extent`.
         edge
-            ``pad``: every tile that shares a pixel with it; ``drop``: those wholly within;
-            ``shift``: those, and for what they leave of it tiles moved inwards to its edge.
+            ``pad``: every tile that shares a pixel with the window; ``drop``: tiles wholly within
+            the window; ``shift``: these, and tiles moved inwards to the edge for the remainder.
 
         Returns
         -------
@@ -141,7 +141,7 @@ class TileGrid:
         within = np.arange(first, last + 1, dtype=np.int32)
         if edge != "shift":
             return within
-        # Of a scene smaller than a tile the one tile begins at its edge and reaches beyond it.
+        # The single tile of a scene smaller than a tile begins at the scene's edge.
         ends = np.array([start, max(stop - size, start)], np.int32)
         return np.unique(np.concatenate([ends, within * np.int32(stride)]))
 
@@ -285,7 +285,7 @@ def _rounded(value: float) -> float:
 
 @lru_cache(64)
 def _pole(crs: str, lat: float) -> tuple[float, float] | None:
-    """Return where a pole is in a CRS, None where it is not one point of the plane."""
+    """Return the place of a pole in a CRS; None where the pole is not a single point."""
     if CRS.from_user_input(crs).is_geographic:
         return None
     x, y = _to_crs(crs).transform([0.0, 90.0, 180.0], [lat] * 3)
