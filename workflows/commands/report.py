@@ -24,19 +24,19 @@ def report(run: Run, out: str, queries: int, seed: int) -> None:
     from storage.location import Location
     from workflows.report.archive import ReportSpec, archive_report
     from workflows.report.html import write_report
+    from workflows.report.rendering import TileRenderer
 
-    index = run.need_path("index.uri", "--index")
-    searcher = Searcher.local(index, options=run.storage)
+    searcher = Searcher.local(Location(run.need_path("index.uri", "--index"), run.storage))
     manifest = searcher.manifest
-    bands = Archive.open(manifest.archive_uri, manifest.snapshot, run.storage).spec.bands
-    scenes = read_scenes(run.catalog_spec(), bands, run.storage).scenes
+    archive = Archive.open(searcher.index.at(manifest.archive_uri), manifest.snapshot)
+    scenes = read_scenes(run.catalog_spec(), archive.spec.bands).scenes
     output = run.recipe.training.output
     training = Location.of(output, run.storage) if output else None
     if training and not (training / "history.csv").exists():
         training = None
     data = archive_report(
         searcher,
-        scenes,
+        TileRenderer(archive, scenes),
         ReportSpec(
             title=run.recipe.name or "Skysift",
             summary=run.recipe.description or f"The archive at {manifest.archive_uri}.",

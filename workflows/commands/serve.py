@@ -36,6 +36,7 @@ def serve(run: Run) -> None:
     of the variable SKYSIFT_TOKEN (or of the recipe's service.token; several are separated by
     commas).
     """
+    from storage.location import Location
     from workflows.service.backend import BackendConfig
     from workflows.service.deploy import check_exposure, prepare_proxy, serve_index
 
@@ -44,10 +45,9 @@ def serve(run: Run) -> None:
     prepare_proxy()
     section = run.recipe.service
     config = BackendConfig(
-        index_uri=run.need_path("index.uri", "--index"),
-        encoder_uri=str(bundle) if (bundle := run.recipe.encoder.bundle) else None,
+        index_uri=Location(run.need_path("index.uri", "--index"), run.storage),
+        encoder_uri=run.recipe.encoder.bundle,
         catalog=run.catalog_spec() if run.recipe.catalog.source else None,
-        options=run.storage,
         replicas=run.recipe.search.replicas,
         max_image_px=section.max_image_px,
         thumbnail_cache_bytes=section.thumbnail_cache_bytes,

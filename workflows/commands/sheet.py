@@ -65,7 +65,7 @@ def sheet(
         raise click.UsageError("give at most one of --tile, --of-scene and --hits")
     archive = open_archive(run)
     chosen, source = _chosen(run, archive, tiles, of_scene, hits, count, seed)
-    listing = read_scenes(run.catalog_spec(), archive.spec.bands, run.storage)
+    listing = read_scenes(run.catalog_spec(), archive.spec.bands)
     title = f"{len(chosen):,} of {source}  ·  {archive.uri}  ·  snapshot {archive.snapshot}"
     renderer = TileRenderer(archive, listing.scenes)
     page = contact_sheet(chosen, renderer, title=title, columns=columns, side_px=side)

@@ -11,10 +11,10 @@ import numpy as np
 
 from pipeline.analysis.evaluation import same_place_recall
 from pipeline.analysis.samples import uniform_rows
+from pipeline.search.query import Query
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.location import Location
-from storage.scene import Scene
 from workflows.report.html import Answer, Command, ReportData, Score
 from workflows.report.rendering import TileRenderer
 from workflows.report.tile_images import archive_footprints, drawn_answers, ledger_summary
@@ -35,7 +35,7 @@ class ReportSpec:
 
 def archive_report(
     searcher: Searcher,
-    scenes: Sequence[Scene],
+    renderer: TileRenderer,
     spec: ReportSpec,
     *,
     training_uri: str | Location | None = None,
@@ -46,8 +46,8 @@ def archive_report(
     ----------
     searcher
         The index.
-    scenes
-        The catalog of the archive, to draw tiles from.
+    renderer
+        Draws tiles of the archive at the snapshot of the index.
     spec
         Content of the report.
     training_uri
@@ -61,8 +61,7 @@ def archive_report(
         A scene can no longer be read.
     """
     manifest = searcher.manifest
-    archive = Archive.open(searcher.index.at(manifest.archive_uri), manifest.snapshot)
-    answers = _answers(searcher, TileRenderer(archive, scenes), spec)
+    archive, answers = renderer.archive, _answers(searcher, renderer, spec)
     scores = _place_scores(archive)
     return ReportData(
         title=spec.title,
@@ -98,14 +97,17 @@ def archive_report(
 def _answers(searcher: Searcher, renderer: TileRenderer, spec: ReportSpec) -> tuple[Answer, ...]:
     rows = uniform_rows(renderer.archive, spec.queries, spec.seed)
     vectors = renderer.archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
-    found = searcher.search(vectors, k=min(spec.hits + 1, searcher.manifest.rows))
-    hits = (found.rows >= 0) & (found.rows != rows[:, None])
-    places = [np.flatnonzero(is_hit)[: spec.hits] for is_hit in hits]
+    queries = [
+        Query(vector=vector, label="tile", row=row)
+        for vector, row in zip(vectors, rows.tolist(), strict=True)
+    ]
+    hits = searcher.answer(queries, spec.hits)
+    counts = (hits.rows >= 0).sum(axis=1)
     return drawn_answers(
         renderer,
         rows,
-        [row[place] for row, place in zip(found.rows, places, strict=True)],
-        [score[place] for score, place in zip(found.scores, places, strict=True)],
+        [row[:count] for row, count in zip(hits.rows, counts, strict=True)],
+        [score[:count] for score, count in zip(hits.scores, counts, strict=True)],
     )
 
 

@@ -21,7 +21,7 @@ from storage.errors import NotFoundError, SkysiftError
 from storage.formats import hit_records
 from storage.index.filter import Filter
 from storage.index.manifest import current_version
-from storage.location import Location, StorageOptions
+from storage.location import Location
 from storage.scene import CatalogSpec
 from workflows.service.footprints import SceneBoxes
 from workflows.service.schema import (
@@ -55,10 +55,9 @@ class BackendConfig:
     Thumbnails are drawn from the scenes of ``catalog``.
     """
 
-    index_uri: str
-    encoder_uri: str | None = None
+    index_uri: str | Location
+    encoder_uri: str | Location | None = None
     catalog: CatalogSpec | None = None
-    options: StorageOptions | None = None
     replicas: int = 1
     max_image_px: int = 16 * 1024 * 1024
     thumbnail_cache_bytes: int = 64 * 1024 * 1024
@@ -66,7 +65,7 @@ class BackendConfig:
     @property
     def index(self) -> Location:
         """The location of the index."""
-        return Location(self.index_uri, self.options or StorageOptions()).absolute
+        return Location.of(self.index_uri).absolute
 
 
 class IndexBackend:
@@ -77,20 +76,22 @@ class IndexBackend:
         self._lock = threading.Lock()
         self._polled_s = float("-inf")
         self._version: _Version | None = None
-        self._thumbnails = Thumbnails(config.catalog, config.options, config.thumbnail_cache_bytes)
+        self._thumbnails = Thumbnails(config.catalog, config.thumbnail_cache_bytes)
 
     def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
         """Answer a query; the tiles of the query are not among its hits."""
         version = self._current()
         query = self._query(version, body, image)
         hits = version.searcher.answer(query, body.k, _filter(body.filter))
-        table = hits.to_arrow()
         return SearchAnswer(
             query=query.label,
             snapshot=hits.snapshot,
             version=hits.version,
             coverage=hits.coverage,
-            hits=[HitBody(tile=record.pop("tile_key"), **record) for record in hit_records(table)],
+            hits=[
+                HitBody(tile=record.pop("tile_key"), **record)
+                for record in hit_records(hits.to_arrow())
+            ],
         )
 
     def tile(self, key: str) -> TileAnswer:
@@ -216,14 +217,14 @@ class _Version:
         self.searcher = Searcher.connect(config.index, version=name, replicas=config.replicas)
         self.resolver = QueryResolver(self.searcher)
         manifest = self.searcher.manifest
-        self.archive = Archive.open(manifest.archive_uri, manifest.snapshot, config.options)
+        self.archive = Archive.open(config.index.at(manifest.archive_uri), manifest.snapshot)
         self.boxes = SceneBoxes(self.archive)
         self.ledger = self.archive.scenes()
 
     @cached_property
     def encoder(self) -> Encoder:
         uri = self._config.encoder_uri or self.archive.spec.encoder_uri
-        return load_encoder(uri, self._config.options)
+        return load_encoder(Location.of(uri, self._config.index.options))
 
     @cached_property
     def image_resolver(self) -> QueryResolver:
