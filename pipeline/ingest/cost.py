@@ -120,15 +120,6 @@ class IngestCost:
         }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _SceneCost:
-    """One scene: its tiles, its files by size, and the tiles in its longest row."""
-
-    tiles: int
-    sizes_bytes: Mapping[str, int]
-    tiles_across: int
-
-
 def estimate_cost(
     plan: IngestPlan,
     *,
@@ -153,30 +144,32 @@ def estimate_cost(
     progress
         Receives scenes opened.
     """
-    chosen = _spread(plan.todo, sample_scenes)
-    costs: list[_SceneCost] = []
+    chosen: Sequence[Scene] = plan.todo
+    if sample_scenes is not None and len(chosen) > sample_scenes:
+        chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, sample_scenes).astype(int)]
+    counts: list[int] = []
+    sizes: dict[str, int] = {}
     unreadable: dict[str, str] = {}
     # Whatever a scene raises here, ingest will quarantine the scene for the same reason.
     outcomes = read_each(chosen, partial(_scene_cost, plan), SkysiftError)
     for number, (scene, outcome) in enumerate(outcomes, 1):
-        if isinstance(outcome, _SceneCost):
-            costs.append(outcome)
-        else:
+        if isinstance(outcome, SkysiftError):
             unreadable[scene.id] = " ".join(str(outcome).split())
+        else:
+            counts.append(outcome[0])
+            sizes |= outcome[1]
         progress(Progress(stage="estimate", done=number, total=len(chosen), unit="scenes"))
     scale = len(plan.todo) / max(len(chosen), 1)
-    tiles = math.ceil(sum(cost.tiles for cost in costs) * scale)
-    files = {href: size for cost in costs for href, size in cost.sizes_bytes.items()}
-    scenes = math.ceil(len(costs) * scale)
+    tiles = math.ceil(sum(counts) * scale)
     return IngestCost(
         archive_uri=str(plan.spec.archive_uri),
         scenes=len(plan.todo),
         measured_scenes=len(chosen),
         tiles=tiles,
-        read_bytes=math.ceil(sum(files.values()) * scale),
-        archive_bytes=_archive_bytes(plan, tiles, scenes),
+        read_bytes=math.ceil(sum(sizes.values()) * scale),
+        archive_bytes=_archive_bytes(plan, tiles, math.ceil(len(counts) * scale)),
         free_bytes=_free_bytes(Location.of(plan.spec.archive_uri)),
-        memory_bytes=_memory_bytes(plan, costs, cpus or os.cpu_count() or 1) if costs else 0,
+        memory_bytes=_memory_bytes(plan, max(counts), cpus or os.cpu_count() or 1) if counts else 0,
         machine_bytes=None if on_cluster else machine_bytes(),
         unreadable=unreadable,
     )
@@ -190,17 +183,10 @@ def machine_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int:
     return min([*sizes, *(int(text) for text in texts if text.isdecimal())])
 
 
-def _spread(scenes: Sequence[Scene], count: int | None) -> list[Scene]:
-    if count is None or len(scenes) <= count:
-        return list(scenes)
-    return [scenes[index] for index in np.linspace(0, len(scenes) - 1, count).astype(int)]
-
-
-def _scene_cost(plan: IngestPlan, scene: Scene) -> _SceneCost:
+def _scene_cost(plan: IngestPlan, scene: Scene) -> tuple[int, dict[str, int]]:
+    """Return the tiles of a scene, and the sizes of its files by URI."""
     tiles = count_tiles(scene, grid_for_scene(scene, plan.grid), plan.spec.rules)
-    sizes = {href.uri: href.size_bytes() for href in scene.hrefs}
-    # A row of a square scene; strips are cut at a limit anyway.
-    return _SceneCost(tiles=tiles, sizes_bytes=sizes, tiles_across=math.ceil(math.sqrt(tiles)))
+    return tiles, {href.uri: href.size_bytes() for href in scene.hrefs}
 
 
 def _row_bytes(plan: IngestPlan) -> int:
@@ -220,13 +206,16 @@ def _archive_bytes(plan: IngestPlan, tiles: int, scenes: int) -> int:
     )
 
 
-def _memory_bytes(plan: IngestPlan, costs: Sequence[_SceneCost], cpus: int) -> int:
-    """Return the model that :class:`IngestCost` states, one process a CPU."""
+def _memory_bytes(plan: IngestPlan, most_tiles: int, cpus: int) -> int:
+    """Return the model that :class:`IngestCost` states, one process a CPU.
+
+    ``most_tiles`` are those of the largest scene; its strip is a row of a square of tiles.
+    """
     tile_bytes = len(plan.archive.bands) * plan.archive.tile_px**2 * 4
-    strip_bytes = min(max(cost.tiles_across for cost in costs) * tile_bytes, _STRIP_LIMIT_BYTES)
+    strip_bytes = min(math.ceil(math.sqrt(most_tiles)) * tile_bytes, _STRIP_LIMIT_BYTES)
     scene = 3 * strip_bytes + 2 * plan.spec.batch_tiles * tile_bytes
     worker = _PROCESS_BYTES + _GDAL_CACHE_BYTES + scenes_at_once(plan) * scene
-    waiting = plan.spec.segment_rows + max(cost.tiles for cost in costs)
+    waiting = plan.spec.segment_rows + most_tiles
     driver = _PROCESS_BYTES + 2 * waiting * (plan.archive.dimension * 4 + _row_bytes(plan))
     return _RAY_BYTES + cpus * worker + driver
 

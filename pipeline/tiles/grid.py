@@ -190,10 +190,7 @@ class TileGrid:
             A tile lies outside the area of the CRS.
         """
         left, bottom, right, top = self.crs_bounds(tiles).T[:, :, None]
-        along = np.linspace(0.0, 1.0, _EDGE_POINTS)
-        low, high = np.zeros_like(along), np.ones_like(along)
-        xs = left + (right - left) * np.concatenate([along, high, along, low])
-        ys = bottom + (top - bottom) * np.concatenate([low, along, high, along])
+        xs, ys = _perimeter(left, bottom, right, top, _EDGE_POINTS)
         lons, lats = _project(
             _to_wgs84(self.crs), xs, ys, f"a tile of grid {self.id} lies outside its CRS"
         )
@@ -266,16 +263,22 @@ def window_of_bbox(pixels: PixelGrid, bbox: BBox) -> Window:
         The grid's CRS has no such place.
     """
     west, south, east, north = unwrapped([bbox])[0].tolist()
-    along = np.linspace(0.0, 1.0, 21)
-    low, high = np.zeros_like(along), np.ones_like(along)
-    lons = west + (east - west) * np.concatenate([along, high, along, low])
-    lats = south + (north - south) * np.concatenate([low, along, high, along])
+    lons, lats = _perimeter(west, south, east, north, 21)
     xs, ys = _project(_to_crs(pixels.crs), lons, lats, f"box {bbox} is not in {pixels.crs}")
     columns = (xs - pixels.anchor[0]) / pixels.resolution
     rows = (pixels.anchor[1] - ys) / pixels.resolution
     left, top = (math.floor(v.min() + _ROUNDING_PX) for v in (columns, rows))
     right, bottom = (math.ceil(v.max() - _ROUNDING_PX) for v in (columns, rows))
     return Window(column=left, row=top, width=max(1, right - left), height=max(1, bottom - top))
+
+
+def _perimeter(left: Any, bottom: Any, right: Any, top: Any, points: int) -> tuple[Any, Any]:
+    """Return points along the four edges of boxes."""
+    along = np.linspace(0.0, 1.0, points)
+    low, high = np.zeros_like(along), np.ones_like(along)
+    xs = left + (right - left) * np.concatenate([along, high, along, low])
+    ys = bottom + (top - bottom) * np.concatenate([low, along, high, along])
+    return xs, ys
 
 
 def _rounded(value: float) -> float:
