@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -88,7 +88,7 @@ class StorageOptions:
     session_token: str | None = field(default=None, repr=False)
 
     def resolved(self, environ: Mapping[str, str] = os.environ) -> "StorageOptions":
-        """Fill what is None from ``AWS_*`` variables of ``environ``."""
+        """Fill fields that are None from ``AWS_*`` variables of ``environ``."""
 
         def first(*names: str) -> str | None:
             return next((environ[name] for name in names if environ.get(name)), None)
@@ -135,15 +135,9 @@ class Location:
     options: StorageOptions = field(default=StorageOptions(), repr=False)
 
     @classmethod
-    def of(
-        cls, place: "str | os.PathLike[str] | Location", options: StorageOptions | None = None
-    ) -> "Location":
-        """Return a location; a plain URI or path gets ``options``, a location keeps its own."""
-        if not isinstance(place, Location):
-            return cls(os.fspath(place), options or StorageOptions())
-        if options is not None and place.options == StorageOptions():
-            return replace(place, options=options)
-        return place
+    def of(cls, place: "str | os.PathLike[str] | Location") -> "Location":
+        """Return a location; a plain URI or path gets the default options."""
+        return place if isinstance(place, Location) else cls(os.fspath(place))
 
     def __str__(self) -> str:
         return self.uri
@@ -260,7 +254,7 @@ class Location:
     def list(self) -> "list[Location]":
         """Return the files that a glob pattern names, or all files below a folder, sorted.
 
-        The result is empty when nothing is there.
+        The result is empty when no file matches.
         """
         fs, path = self.filesystem()
         with named_failures(self):
@@ -454,95 +448,3 @@ class named_failures:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-# Functions of (uri, options), for callers that do not pass a Location yet.
-
-
-def is_local(uri: str | Location) -> bool:
-    """Tell whether a URI names the local filesystem."""
-    return Location.of(uri).is_local
-
-
-def is_web(uri: str | Location) -> bool:
-    """Tell whether a URI is a web address."""
-    return Location.of(uri).is_web
-
-
-def local_path(uri: str | Location) -> Path:
-    """Return :attr:`Location.path`."""
-    return Location.of(uri).path
-
-
-def join_uri(base: str | Location, *parts: str) -> str:
-    """Append path parts to a URI."""
-    return "/".join([str(base).rstrip("/"), *(part.strip("/") for part in parts)])
-
-
-def absolute_uri(uri: str | Location) -> str:
-    """Return :attr:`Location.absolute`."""
-    return Location.of(uri).absolute.uri
-
-
-def resolve_uri(base: str | Location, href: str) -> str:
-    """Return :meth:`Location.resolve`."""
-    return Location.of(base).resolve(href).uri
-
-
-def exists(uri: str | Location, options: StorageOptions | None = None) -> bool:
-    """Return :meth:`Location.exists`."""
-    return Location.of(uri, options).exists()
-
-
-def list_files(uri: str | Location, options: StorageOptions | None = None) -> list[str]:
-    """Return the URIs of :meth:`Location.list`."""
-    return [place.uri for place in Location.of(uri, options).list()]
-
-
-def read_bytes(uri: str | Location, options: StorageOptions | None = None) -> bytes:
-    """Return :meth:`Location.read`."""
-    return Location.of(uri, options).read()
-
-
-def write_bytes(uri: str | Location, data: bytes, options: StorageOptions | None = None) -> None:
-    """Call :meth:`Location.write`."""
-    Location.of(uri, options).write(data)
-
-
-def staged(
-    uri: str | Location, options: StorageOptions | None = None
-) -> AbstractContextManager[Path]:
-    """Return :meth:`Location.staged`."""
-    return Location.of(uri, options).staged()
-
-
-def size_bytes(uri: str | Location, options: StorageOptions | None = None) -> int:
-    """Return :meth:`Location.size_bytes`."""
-    return Location.of(uri, options).size_bytes()
-
-
-def modified_at(uri: str | Location, options: StorageOptions | None = None) -> datetime:
-    """Return :meth:`Location.modified_at`."""
-    return Location.of(uri, options).modified_at()
-
-
-def download(uri: str | Location, target: Path, options: StorageOptions | None = None) -> None:
-    """Call :meth:`Location.download`."""
-    Location.of(uri, options).download(target)
-
-
-def upload(source: Path, uri: str | Location, options: StorageOptions | None = None) -> None:
-    """Call :meth:`Location.upload`."""
-    Location.of(uri, options).upload(source)
-
-
-def delete(uri: str | Location, options: StorageOptions | None = None) -> None:
-    """Call :meth:`Location.delete`."""
-    Location.of(uri, options).delete()
-
-
-def filesystem(
-    uri: str | Location, options: StorageOptions | None = None
-) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return :meth:`Location.filesystem`."""
-    return Location.of(uri, options).filesystem()

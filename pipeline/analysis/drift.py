@@ -19,7 +19,7 @@ from pipeline.analysis.samples import live_rows
 from pipeline.runtime.dask import Scheduler, compute
 from storage.archive.reader import Archive
 from storage.errors import ConfigError
-from storage.progress import Progress, ProgressSink, quiet
+from storage.progress import Progress, ProgressSink, ignore
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -87,7 +87,7 @@ def measure_drift(
     spec: DriftSpec | None = None,
     *,
     scheduler: Scheduler = "threads",
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> tuple[GroupDrift, ...]:
     """Compare the rows of each group with all others.
 

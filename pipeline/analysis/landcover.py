@@ -20,7 +20,7 @@ from pipeline.runtime.dask import Scheduler, compute
 from pipeline.tiles.grid import TileGrid
 from storage.errors import ConfigError
 from storage.location import Location
-from storage.progress import Progress, ProgressSink, quiet
+from storage.progress import Progress, ProgressSink, ignore
 from storage.raster.geotiff import inspect
 from storage.raster.pixel_grid import Window
 from storage.raster.reader import read_categorical
@@ -109,7 +109,7 @@ def tile_labels(
     *,
     min_fraction: float = 0.05,
     scheduler: Scheduler = "threads",
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> TileLabels:
     """Compute the class fractions of tiles from a land-cover raster.
 

@@ -21,7 +21,7 @@ from pipeline.tiles.grid import pixels_for_scene
 from pipeline.tiles.spec import GridSpec
 from storage.errors import SceneError
 from storage.location import Location
-from storage.progress import Progress, ProgressSink, quiet
+from storage.progress import Progress, ProgressSink, ignore
 from storage.scene import Scene
 
 PERCENTILES = (2, 50, 98)
@@ -97,7 +97,7 @@ def band_statistics(
     block_px: int = 1024,
     scenes_per_graph: int = 16,
     scheduler: Scheduler = "threads",
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> BandStatistics:
     """Compute band statistics over the valid, cloud-free pixels of scenes.
 

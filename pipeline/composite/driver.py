@@ -17,7 +17,7 @@ from pipeline.runtime.dask import Scheduler, blocks_of, compute
 from storage.catalog.stac_write import composite_document, write_collection, write_item
 from storage.errors import SceneError
 from storage.location import Location
-from storage.progress import Progress, ProgressSink, quiet
+from storage.progress import Progress, ProgressSink, ignore
 from storage.raster.geotiff import inspect
 from storage.raster.writer import GeotiffWriter
 
@@ -28,7 +28,7 @@ def make_composites(
     plan: CompositePlan,
     *,
     scheduler: Scheduler = "threads",
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> CompositeReport:
     """Make and write the composites of a plan; each appears when it is whole.
 

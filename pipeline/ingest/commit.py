@@ -22,7 +22,7 @@ from storage.archive.writer import (
     SegmentRows,
     write_segment,
 )
-from storage.progress import Event, EventSink, unheard
+from storage.progress import Event, EventSink, ignore
 from storage.scene import Rejected, Scene
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Committer:
         Receives the outcome of each scene, and every commit.
     """
 
-    def __init__(self, plan: IngestPlan, archive: Archive, events: EventSink = unheard) -> None:
+    def __init__(self, plan: IngestPlan, archive: Archive, events: EventSink = ignore) -> None:
         self._plan = plan
         self._events = events
         self._writer = ArchiveWriter(archive)

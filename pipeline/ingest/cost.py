@@ -21,7 +21,7 @@ from pipeline.tiles.grid import grid_for_scene
 from pipeline.tiles.read import count_tiles, read_each
 from storage.errors import SkysiftError
 from storage.location import Location
-from storage.progress import Progress, ProgressSink, quiet
+from storage.progress import Progress, ProgressSink, ignore
 from storage.scene import Scene
 
 SAMPLE_SCENES = 64
@@ -126,7 +126,7 @@ def estimate_cost(
     sample_scenes: int | None = None,
     cpus: int | None = None,
     on_cluster: bool = False,
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> IngestCost:
     """Open the headers of a plan's scenes and add up the cost of embedding them.
 

@@ -34,7 +34,7 @@ from storage.errors import (
     SkysiftError,
 )
 from storage.location import Location
-from storage.progress import Event, EventSink, Progress, ProgressSink, quiet, unheard
+from storage.progress import Event, EventSink, Progress, ProgressSink, ignore
 from storage.scene import Rejected, Scene, SceneList
 
 if TYPE_CHECKING:
@@ -127,8 +127,8 @@ def ingest(
     *,
     address: str | None = None,
     local: bool = False,
-    progress: ProgressSink = quiet,
-    events: EventSink = unheard,
+    progress: ProgressSink = ignore,
+    events: EventSink = ignore,
 ) -> IngestReport:
     """Carry out a plan: read, embed, write and commit every scene to do.
 

@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from storage.errors import SkysiftError
-from storage.progress import Progress, ProgressSink, quiet
+from storage.progress import Progress, ProgressSink, ignore
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -21,7 +21,7 @@ def run_tasks(
     stage: str,
     unit: str = "items",
     cpus: float = 1,
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> list[Result]:
     """Call ``work`` on every job in Ray tasks and return the results in the order of the jobs.
 

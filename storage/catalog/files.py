@@ -1,4 +1,4 @@
-"""Scenes from plain GeoTIFF files: names say what belongs together and when it was acquired."""
+"""Scenes from plain GeoTIFF files, grouped and dated by their names."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,7 +61,7 @@ def _groups(files: Sequence[Location], spec: CatalogSpec) -> dict[str, dict[str 
 
 
 class _Files:
-    """The files of one scene; finds bands in them when asked."""
+    """The files of one scene; :meth:`resolve` finds bands in them."""
 
     def __init__(
         self, scene_id: str, files: Mapping[str | None, Location], spec: CatalogSpec
@@ -96,12 +96,12 @@ class _Files:
             nodata=mapping.nodata,
         )
 
-    def _file(self, ending: str | None, what: str) -> Location:
+    def _file(self, ending: str | None, subject: str) -> Location:
         if ending in self._files:
             return self._files[ending]
         have = ", ".join(PurePosixPath(file.uri).name for file in self._files.values())
-        wanted = f"file ending in {ending!r}" if ending else "file without one of the endings"
-        raise CatalogError(f"scene {self._id} has no {wanted} for {what}; it has {have}")
+        missing = f"file ending in {ending!r}" if ending else "file without one of the endings"
+        raise CatalogError(f"scene {self._id} has no {missing} for {subject}; it has {have}")
 
     def _by_description(self, name: str) -> tuple[Location, int]:
         have: list[str] = []
@@ -109,7 +109,7 @@ class _Files:
             descriptions = inspect(href).descriptions
             if name in descriptions:
                 return href, descriptions.index(name) + 1
-            named = ", ".join(one or "unnamed" for one in descriptions)
+            named = ", ".join(text or "unnamed" for text in descriptions)
             have.append(f"{PurePosixPath(href.uri).name} has {len(descriptions)} ({named})")
         raise CatalogError(
             f"scene {self._id} has no band described as {name!r}: {'; '.join(have)}; "

@@ -23,7 +23,7 @@ from storage.scene import BandSource
 
 _ALIGNED_PX = 0.05  # pixels that lie this close over a whole file are the same pixels
 _ROUNDING_PX = 1e-3
-_EXACT_PX = 1e-6  # what lies this close gives the numbers of a warp
+_EXACT_PX = 1e-6  # pixels that lie this close give the numbers of a warp
 _KEPT_ROWS_BYTES = 256 * 1024 * 1024
 
 
@@ -148,7 +148,7 @@ class AlignedRaster:
         return raw[:, ::-1], None if masks is None else masks[:, ::-1]
 
     def _missing(self, numbers: Any) -> Any:
-        """Return where there is no data, None where there is data everywhere."""
+        """Return the mask of pixels without data, None when every pixel has data."""
         if numbers.dtype.kind != "f":
             return None if self.nodata is None else numbers == self.nodata
         missing = ~np.isfinite(numbers)
@@ -221,7 +221,7 @@ def _doubled_layer(
     known = place.resampling in ("bilinear", "nearest")
     if corner is None or masked or not (exact and wide and known):
         return None
-    column, row = (2 * at + shift for at, shift in zip(corner, place.shift, strict=True))
+    column, row = (2 * offset + shift for offset, shift in zip(corner, place.shift, strict=True))
     off_px = max(abs(column - round(column)), abs(row - round(row)))
     if off_px > _EXACT_PX or dataset.transform.e > 0:
         return None
@@ -299,7 +299,7 @@ def _nodata(dataset: Any, band: BandSource) -> float | None:
 
 
 def _typed(nodata: float | None, dtype: str) -> Any:
-    """Return a number in a file's own dtype, which compares fast; None if it cannot occur there."""
+    """Return a number in a file's dtype, which compares fast; None if the dtype cannot hold it."""
     if nodata is None or np.dtype(dtype).kind == "f":
         return nodata if nodata is None else np.dtype(dtype).type(nodata)
     limits = np.iinfo(dtype)

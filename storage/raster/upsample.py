@@ -58,7 +58,7 @@ class Upsample2x:
         return result
 
 
-def _around(wanted: slice, length: int) -> tuple[slice, slice]:
+def _around(rows: slice, length: int) -> tuple[slice, slice]:
     """Return the file's pixels around some of the grid's, and where these lie once doubled.
 
     Examples
@@ -66,8 +66,8 @@ def _around(wanted: slice, length: int) -> tuple[slice, slice]:
     >>> _around(slice(5, 9), 100)
     (slice(1, 6, None), slice(3, 7, None))
     """
-    first, stop = max(wanted.start // 2 - 1, 0), min((wanted.stop + 1) // 2 + 1, length)
-    return slice(first, stop), slice(wanted.start - 2 * first, wanted.stop - 2 * first)
+    first, stop = max(rows.start // 2 - 1, 0), min((rows.stop + 1) // 2 + 1, length)
+    return slice(first, stop), slice(rows.start - 2 * first, rows.stop - 2 * first)
 
 
 def _doubled(array: Float32, axis: int, beyond: Any) -> Float32:

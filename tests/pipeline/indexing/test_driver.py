@@ -324,12 +324,12 @@ def test_an_empty_archive_and_a_missing_one_are_named(tmp_path: Path):
 
 def test_an_index_on_s3_is_the_local_one(archive_uri: str, moto_s3: MotoS3, tmp_path: Path):
     remote, uri = moto_s3.uri("archive"), moto_s3.uri("index", "main")
-    create_archive(remote, DIMENSION, moto_s3.options)
-    add_scenes(remote, {"A": 120, "B": 80}, options=moto_s3.options)
+    create_archive(Location(remote, moto_s3.options), DIMENSION)
+    add_scenes(Location(remote, moto_s3.options), {"A": 120, "B": 80})
     index = Location(uri, moto_s3.options)
     manifest = build_index(Location(remote, moto_s3.options), index, IndexSpec(shards=2))
     assert verify_index(index).ok
-    rows = live_rows(remote, moto_s3.options)
+    rows = live_rows(Location(remote, moto_s3.options))
     queries = np.eye(DIMENSION)[:4]
     answer = load(index).search(queries, 9, Filter(), nprobe=10**6)
     scores, found = brute_force(rows, queries, 9, np.ones(200, dtype=bool))
