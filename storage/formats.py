@@ -24,10 +24,9 @@ import pyproj
 import shapely
 
 from storage.errors import ConfigError
-from storage.geometry import footprints, geojson_footprints
+from storage.geometry import EDGES, footprints, geojson_footprints
 from storage.location import Location
 
-EDGES = ("west", "south", "east", "north")
 _GEOMETRY = {"encoding": "WKB", "geometry_types": ["Polygon", "MultiPolygon"]}
 
 
