@@ -73,12 +73,8 @@ class RowReader:
         """
         # Only windows that move down in the same columns can reuse decoded rows.
         if columns != self._columns or not self._first <= rows.start <= self._stop:
-            self._columns, self._first, self._stop, self._buffer = (
-                columns,
-                rows.start,
-                rows.start,
-                [],
-            )
+            self._columns, self._buffer = columns, []
+            self._first = self._stop = rows.start
         if rows.stop > self._stop:
             # Up to the end of a row of blocks: GDAL decodes whole blocks anyway.
             until = -(-rows.stop // self._block_rows) * self._block_rows
