@@ -7,7 +7,7 @@ candidates to take. :mod:`storage.index.search` executes the plan.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -117,19 +117,18 @@ class SearchPlan:
     passes: tuple[PassPlan, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join(self._lines())
-
-    def _lines(self) -> Iterator[str]:
-        yield f"{self.k:,} hits of each query"
-        yield (
-            f"{len(self.shards):,} of {self.all_shards:,} shards can hold a match, "
-            f"{self.rows:,} of {self.all_rows:,} rows"
-        )
         widened = self.nprobe > self.nprobe_requested
         suffix = f", widened to {self.nprobe:,} for the shards left out" if widened else ""
-        yield f"nprobe {self.nprobe_requested:,}{suffix}"
-        for number, work in enumerate(self.passes):
-            yield f"{f'node {number}: ' if len(self.passes) > 1 else ''}{work}"
+        node = "node {}: {}" if len(self.passes) > 1 else "{1}"
+        return "\n".join(
+            [
+                f"{self.k:,} hits of each query",
+                f"{len(self.shards):,} of {self.all_shards:,} shards can hold a match, "
+                f"{self.rows:,} of {self.all_rows:,} rows",
+                f"nprobe {self.nprobe_requested:,}{suffix}",
+                *(node.format(number, work) for number, work in enumerate(self.passes)),
+            ]
+        )
 
 
 def plan_search(
