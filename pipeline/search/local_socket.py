@@ -80,7 +80,7 @@ class UnixSocketServer:
                     plan, queries = _request(client.recv_bytes())
                     with self._slots:
                         result = self._node.search(plan, queries)
-                    arrays = {"": result.rows, " ": result.scores, **result.columns}
+                    arrays: Columns = {"": result.rows, " ": result.scores, **result.columns}
                     client.send_bytes(_packed({}, arrays))
         except FAILURES:
             pass  # the client closed the connection, or did not authenticate
