@@ -215,7 +215,7 @@ _TRUNCATED = "{:,} queries have more hits than {:,}: raise --limit, or --min-sco
     metavar="N",
     help="With --min-score: no more of each query (10,000).",
 )
-@click.option("--each", is_flag=True, help="Ask with each example by itself; needs --out.")
+@click.option("--each", is_flag=True, help="Search with each example by itself; needs --out.")
 @click.option("--include-self", is_flag=True, help="Keep the examples among the hits.")
 @click.option("--explain", is_flag=True, help="Show how it would be searched, and stop.")
 @recipe_option("--encoder", "encoder.bundle", "Bundle for --image; the archive's.")
@@ -225,8 +225,8 @@ def search(run: Run, /, **options: Any) -> None:
     """Find the tiles most like examples: images, places, tiles, scenes, labels or vectors.
 
     Several examples make one query, their mean; --not- examples are subtracted with half the
-    weight. With --each they are asked one by one and all hits go to one GeoParquet file, however
-    many. Searches in this process; on the cluster's search actors when the recipe names a cluster
+    weight. With --each every example is a query of its own, and all hits go to one GeoParquet
+    file. Searches in this process; on the cluster's search actors when the recipe names a cluster
     or RAY_ADDRESS is set.
     """
     from pipeline.search.query import combine
