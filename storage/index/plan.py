@@ -204,11 +204,11 @@ def plan_pass(
         return PassPlan(k=k, selected=0)
     nlist = selections[0][0].nlist
     reranks = any(group.reranks for group, _ in selections)
-    rows = sum(len(group.shards[number]) for group, s in selections for number in s.shards)
+    rows = sum(group.shards[number].rows for group, s in selections for number in s.shards)
     candidates = max(k * plan.rerank if reranks else 0, k + _SPARE)
     values = max(candidates * len(selections), min(nprobe, nlist))
     at_once = max(_CANDIDATES_AT_ONCE // values, 1)
-    lists, held = nlist, sum(len(group) for group, _ in selections)
+    lists, held = nlist, sum(group.rows for group, _ in selections)
     if selected < held * _NEARLY_ALL_ROWS:
         among = lists_with_rows(selections)
         if np.count_nonzero(among) < nlist * _NEARLY_ALL_LISTS:
@@ -217,7 +217,7 @@ def plan_pass(
     width = min(lists, math.ceil(max(nprobe * rows, 2 * k * nlist) / selected))
     # Lossy codes approximate however many lists are probed: only a scan of exact vectors is exact.
     scan = nprobe >= nlist and reranks
-    if selected < sum(len(group) for group, _ in selections):
+    if selected < sum(group.rows for group, _ in selections):
         dimension = selections[0][0].dimension
         probing = (_TEST_ROW_NS * held + _SCORE_VALUE_NS * dimension * selected) * width / lists
         scanning = _DECODE_VALUE_NS / min(queries, at_once) + _MULTIPLY_NS
