@@ -35,10 +35,10 @@ HOMES = {
         *within("pipeline/analysis", "drift landcover statistics"),
         *within("pipeline/composite", "driver stack"),
     ),
-    "faiss": within("storage/index", "gpu quantizer shard"),
+    "faiss": within("storage/index", "decode gpu quantizer shard"),
     "fastapi": within("workflows/service", "app deploy errors guard negotiation uploads"),
     "fsspec": ("storage/location.py",),
-    "geopandas": ("storage/archive/export.py",),
+    "geopandas": (),  # for tests and notebooks
     "icechunk": (
         "storage/location.py",
         *within("storage/archive", "maintenance reader repository writer"),
@@ -47,22 +47,23 @@ HOMES = {
     "odc": ("pipeline/composite/stack.py",),
     "pyarrow": (
         "storage/archive/export.py",
+        "storage/formats.py",
         "storage/catalog/stac_geoparquet.py",
         "storage/index/sidecar.py",
         "pipeline/analysis/landcover.py",
         *within("pipeline/search", "batch hits searcher"),
         "pipeline/training/driver.py",
-        "workflows/hits.py",
         "workflows/report/contact_sheet.py",
     ),
     "pydantic": (
         *within("workflows/recipe", "errors load"),
-        *within("workflows/service", "deploy negotiation schema uploads"),
+        *within("workflows/service", "deploy schema uploads"),
     ),
     "pyproj": (
         "pipeline/composite/stack.py",
         "pipeline/datasets/scenes.py",
         "pipeline/tiles/grid.py",
+        "storage/formats.py",
         "workflows/demo/world.py",
     ),
     "pystac": within("storage/catalog", "stac stac_write"),
@@ -80,9 +81,8 @@ HOMES = {
     ),
     "s3fs": (),  # fsspec finds it by the scheme
     "shapely": (
+        "storage/formats.py",
         "storage/geometry.py",
-        *within("storage/archive", "export stac"),
-        "storage/catalog/stac_write.py",
     ),
     "torch": (
         *within("encoders", "augment batch_norm bundle gather loop projection ranking"),

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.indexing.build import MergeJob, built_once
 from pipeline.indexing.plan import morton
 from pipeline.indexing.update import mean_fit
+from storage.geometry import centres
 from storage.index.files import ShardWriter, Vectors, VerifiedFiles
 from storage.index.manifest import FileEntry, IndexManifest, ShardEntry
 from storage.index.quantizer import QuantizationError, ShardIndexBuilder, set_threads
@@ -39,8 +40,8 @@ def groups_to_merge(manifest: IndexManifest) -> list[tuple[ShardEntry, ...]]:
 
 
 def _place(shard: ShardEntry) -> tuple[int, str]:
-    west, south, east, north = shard.bbox
-    return morton((west + east) / 2, (south + north) / 2), shard.name
+    lon, lat = centres([shard.bbox])[0].tolist()
+    return morton(lon, lat), shard.name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ from pipeline.runtime.tasks import run_tasks
 from storage.archive.maintenance import pin_snapshot
 from storage.archive.reader import Archive
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
+from storage.geometry import centres, enclosing
 from storage.index.files import VerifiedFiles, file_entry
 from storage.index.manifest import FORMAT, FileEntry, IndexManifest, ShardEntry, write_manifest
 from storage.index.quantizer import set_threads, train
@@ -39,9 +40,9 @@ def segment_extents(archive: Archive, skip: frozenset[str] = frozenset()) -> Seg
     for segment in archive.segments:
         if segment.id in skip or not len(archive.live_rows(segment.ordinal)):
             continue
-        box = archive.read_segment(segment.ordinal, ["bbox"])["bbox"]
-        west, south, east, north = box.mean(axis=0).tolist()
-        extents.append((segment.ordinal, len(box), ((west + east) / 2, (south + north) / 2)))
+        boxes = archive.read_segment(segment.ordinal, ["bbox"])["bbox"]
+        lon, lat = centres([enclosing(boxes)])[0].tolist()
+        extents.append((segment.ordinal, len(boxes), (lon, lat)))
     return extents
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from storage.geometry import Mask
 from storage.index.ranking import Float32, Int64, best_in_order
 from storage.index.search import SearchResult
 from storage.index.sidecar import Columns, empty_rows, hit_table, join_rows, row_keys
@@ -59,30 +60,48 @@ class Hits:
         return table
 
     def without(self, own: Sequence[Sequence[int]], k: int) -> "Hits":
-        """Return the first k hits of each query that are not among its ``own`` archive rows.
-
-        Parameters
-        ----------
-        own
-            Archive rows to leave out, for each of the Q queries.
-        k
-            Hits to keep of each query.
-        """
-        keep = self.rows >= 0
-        present = keep.copy()
+        """Return the first k hits of each query that are not among its ``own`` archive rows."""
+        keep = np.ones(self.rows.shape, dtype=np.bool_)
         for number, own_rows in enumerate(own):
             if own_rows:
-                keep[number] &= ~np.isin(self.rows[number], own_rows)
-        rank = keep.cumsum(axis=1) - 1
-        keep &= rank < k
-        query, column = np.nonzero(keep)
-        shape = len(keep), min(k, keep.shape[1])
+                keep[number] = ~np.isin(self.rows[number], own_rows)
+        return self.where(keep, k)
+
+    def where(self, keep: Mask, most: int) -> "Hits":
+        """Return the first ``most`` hits of each query that a mask (Q, k) keeps."""
+        present = self.rows >= 0
+        rank = (keep & present).cumsum(axis=1) - 1
+        keep = keep & present & (rank < most)
+        query = np.nonzero(keep)[0]
+        shape = len(keep), min(most, keep.shape[1])
         scores = np.full(shape, -np.inf, dtype=np.float32)
         rows = np.full(shape, -1, dtype=np.int64)
-        scores[query, rank[keep]] = self.scores[query, column]
-        rows[query, rank[keep]] = self.rows[query, column]
+        scores[query, rank[keep]] = self.scores[keep]
+        rows[query, rank[keep]] = self.rows[keep]
         columns = {name: values[keep[present]] for name, values in self.columns.items()}
         return replace(self, scores=scores, rows=rows, columns=columns)
+
+
+def together(parts: Sequence[tuple[Int64, Hits]], queries: int) -> Hits:
+    """Return the hits of searches for some of the queries each, given the queries' numbers."""
+    width = max(int((hits.rows >= 0).sum(axis=1).max(initial=0)) for _, hits in parts)
+    scores = np.full((queries, width), -np.inf, dtype=np.float32)
+    rows = np.full((queries, width), -1, dtype=np.int64)
+    for numbers, hits in parts:
+        scores[numbers, : hits.rows.shape[1]] = hits.scores[:, :width]
+        rows[numbers, : hits.rows.shape[1]] = hits.rows[:, :width]
+    owners = [numbers[np.nonzero(hits.rows >= 0)[0]] for numbers, hits in parts]
+    order = np.argsort(np.concatenate(owners), kind="stable")
+    first = parts[0][1]
+    joined = join_rows([hits.columns for _, hits in parts], len(first.classes))
+    return replace(
+        first,
+        scores=scores,
+        rows=rows,
+        coverage=min(hits.coverage for _, hits in parts),
+        missing=tuple(sorted({name for _, hits in parts for name in hits.missing})),
+        columns={name: values[order] for name, values in joined.items()},
+    )
 
 
 def merge(answers: Sequence[SearchResult], queries: int, k: int, classes: int) -> SearchResult:
@@ -107,62 +126,3 @@ def merge(answers: Sequence[SearchResult], queries: int, k: int, classes: int) -
     scores[query[best], rank] = score[best]
     rows[query[best], rank] = columns["row"]
     return SearchResult(scores=scores, rows=rows, columns=columns)
-
-
-class AboveScore:
-    """Collects the rows that reach a score from searches of growing depth.
-
-    Parameters
-    ----------
-    queries
-        Number of queries.
-    score, limit
-        The least score of a row, and the most rows of a query.
-    """
-
-    def __init__(self, queries: int, score: float, limit: int) -> None:
-        self._queries, self._score, self._limit = queries, np.float32(score), limit
-        self._parts: list[tuple[Int64, Int64, Hits, Int64]] = []
-        self._truncated: list[int] = []
-
-    def take(self, numbers: Int64, hits: Hits, *, last: bool) -> Int64:
-        """Add the hits of the queries ``numbers``; return the queries that may have more rows.
-
-        A query is complete when its last hit is below the score.
-        """
-        above = (hits.rows >= 0) & (hits.scores >= self._score)
-        done = ~above[:, -1] | last
-        self._truncated += numbers[above.sum(axis=1) > self._limit].tolist()
-        query, rank = np.nonzero(hits.rows >= 0)
-        keep = (above & done[:, None])[query, rank] & (rank < self._limit)
-        self._parts.append((numbers[query[keep]], rank[keep], hits, np.flatnonzero(keep)))
-        return numbers[~done]
-
-    def hits(self) -> Hits:
-        """Return the hits of all complete queries."""
-        owner = np.concatenate([part[0] for part in self._parts])
-        rank = np.concatenate([part[1] for part in self._parts])
-        order = np.lexsort((rank, owner))
-        first = self._parts[0][2]
-        joined = join_rows(
-            [{n: v[index] for n, v in hits.columns.items()} for _, _, hits, index in self._parts],
-            len(first.classes),
-        )
-        score = np.concatenate(
-            [hits.scores[hits.rows >= 0][index] for _, _, hits, index in self._parts]
-        )
-        width = int(rank.max(initial=-1)) + 1
-        scores = np.full((self._queries, width), -np.inf, dtype=np.float32)
-        rows = np.full((self._queries, width), -1, dtype=np.int64)
-        scores[owner, rank], rows[owner, rank] = score, joined["row"]
-        return Hits(
-            scores=scores,
-            rows=rows,
-            coverage=min(hits.coverage for _, _, hits, _ in self._parts),
-            missing=tuple(sorted({name for part in self._parts for name in part[2].missing})),
-            snapshot=first.snapshot,
-            version=first.version,
-            columns={name: values[order] for name, values in joined.items()},
-            classes=first.classes,
-            truncated=tuple(sorted(self._truncated)),
-        )

@@ -12,7 +12,9 @@ from PIL import Image
 
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
+from storage.dates import parse_moment
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
+from storage.geometry import centres, wrapped
 from storage.index.filter import Filter
 from storage.location import Location
 from storage.raster.reader import read_image
@@ -151,7 +153,7 @@ class QueryResolver:
         ConfigError
             The date or the degrees are invalid.
         """
-        moment = Filter(since=date).since
+        moment = None if date is None else parse_moment(date, "query: date")
         where = Filter(bbox=(lon, lat, lon, lat))
         found, vectors = self._searcher.find_vectors(where, _CANDIDATES)
         rows = found.to_pydict()
@@ -162,17 +164,13 @@ class QueryResolver:
                 f"lon {west:.4f} and {east:.4f}, lat {south:.4f} and {north:.4f}"
             )
         times = [when.timestamp() for when in rows["datetime"]]
-        if isinstance(moment, dt.datetime):
+        if moment is not None:
             ages = [abs(when - moment.timestamp()) for when in times]
         else:
             ages = [-when for when in times]
-        centres = [
-            ((w + e) / 2 + (180 if w > e else 0), (s + n) / 2)
-            for w, s, e, n in zip(
-                rows["west"], rows["south"], rows["east"], rows["north"], strict=True
-            )
-        ]
-        distances = [abs((x - lon + 180) % 360 - 180) + abs(y - lat) for x, y in centres]
+        boxes = np.array([rows[edge] for edge in ("west", "south", "east", "north")]).T
+        x, y = centres(boxes).T
+        distances = np.abs(wrapped(x - lon)) + np.abs(y - lat)
         best = min(range(len(ages)), key=lambda i: (ages[i], distances[i], rows["tile_key"][i]))
         return self._query(rows, vectors, best, f"{lon}, {lat}")
 

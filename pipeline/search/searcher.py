@@ -15,12 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.search.fleet import ActorPool, PartialResult, require_ray
-from pipeline.search.hits import AboveScore, Hits, merge
+from pipeline.search.hits import Hits, merge, together
 from storage.errors import ConfigError, SearchUnavailableError
 from storage.index.filter import Filter
 from storage.index.manifest import IndexManifest, read_manifest
 from storage.index.plan import SearchPlan, plan_search
-from storage.index.ranking import Float32, Float64, canonical_queries
+from storage.index.ranking import Float32, Float64, Int64, canonical_queries
 from storage.index.search import ShardSet
 from storage.index.sidecar import hit_table, join_rows, row_keys
 from storage.location import Location
@@ -195,17 +195,23 @@ class Searcher:
         if not len(queries):
             raise ConfigError("search: there is no query; give at least one vector")
         deepest = min(limit + 1, self.manifest.rows)
-        collected = AboveScore(len(queries), score, limit)
         pending, depth = np.arange(len(queries)), min(FIRST_DEPTH, deepest)
+        parts: list[tuple[Int64, Hits]] = []
+        truncated: list[int] = []
         while len(pending):
             plan = plan_search(self.manifest, depth, where, nprobe)
             step, deeper = max(_HITS_AT_ONCE // depth, 1), []
             for start in range(0, len(pending), step):
                 block = pending[start : start + step]
                 hits = self._execute(plan, queries[block], require_complete)
-                deeper.append(collected.take(block, hits, last=depth == deepest))
+                above = (hits.rows >= 0) & (hits.scores >= np.float32(score))
+                # A query is complete when its last hit is below the score, or there are no more.
+                done = ~above[:, -1] | (depth == deepest)
+                truncated += block[above.sum(axis=1) > limit].tolist()
+                parts.append((block, hits.where(above & done[:, None], limit)))
+                deeper.append(block[~done])
             pending, depth = np.concatenate(deeper), min(depth * _DEEPER, deepest)
-        return collected.hits()
+        return replace(together(parts, len(queries)), truncated=tuple(sorted(truncated)))
 
     def answer(
         self,

@@ -113,7 +113,7 @@ class SearchStats:
         return self._clock() - last
 
     def between(self, first: int, last: int) -> list[float]:
-        """Return the seconds of messages ``first`` to ``last``, from 0, without forgotten messages."""
+        """Return the seconds of messages ``first`` to ``last``, from 0, as far as remembered."""
         with self._lock:
             dropped = self._messages - len(self._recent)
             times = [seconds for _, seconds, _ in self._recent]

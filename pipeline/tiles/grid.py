@@ -17,9 +17,10 @@ from pyproj.exceptions import ProjError
 
 from pipeline.tiles.spec import Edge, GridSpec
 from storage.errors import ConfigError, GridError
+from storage.geometry import BBox, around_points, unwrapped
 from storage.raster.geotiff import crs_name, inspect, resolution_in
 from storage.raster.pixel_grid import PixelGrid, Window
-from storage.scene import BBox, Scene
+from storage.scene import Scene
 
 Int32 = npt.NDArray[np.int32]
 Float64 = npt.NDArray[np.float64]
@@ -196,7 +197,7 @@ class TileGrid:
         lons, lats = _project(
             _to_wgs84(self.crs), xs, ys, f"a tile of grid {self.id} lies outside its CRS"
         )
-        boxes = _around(lons, np.clip(lats, -90, 90))
+        boxes = around_points(lons, np.clip(lats, -90, 90))
         for pole in (-90.0, 90.0):
             point = _pole(self.crs, pole)
             if point is not None:
@@ -264,8 +265,7 @@ def window_of_bbox(pixels: PixelGrid, bbox: BBox) -> Window:
     GridError
         The grid's CRS has no such place.
     """
-    west, south, east, north = bbox
-    east += 360 * (west > east)
+    west, south, east, north = unwrapped([bbox])[0].tolist()
     along = np.linspace(0.0, 1.0, 21)
     low, high = np.zeros_like(along), np.ones_like(along)
     lons = west + (east - west) * np.concatenate([along, high, along, low])
@@ -281,18 +281,6 @@ def window_of_bbox(pixels: PixelGrid, bbox: BBox) -> Window:
 def _rounded(value: float) -> float:
     """Keep nine significant digits, so that equal grids have equal ids."""
     return float(f"{value:.9g}")
-
-
-def _around(lons: Float64, lats: Float64) -> Float64:
-    """Return w, s, e, n around points (n, m), the short way where they span the antimeridian."""
-    lons = (lons + 180) % 360 - 180
-    west, east = lons.min(axis=1), lons.max(axis=1)
-    across = east - west > 180
-    eastward = np.where(lons < 0, lons + 360, lons)
-    west = np.where(across, eastward.min(axis=1), west)
-    east = np.where(across, eastward.max(axis=1) - 360, east)
-    east = np.where(across & (east == -180), 180, east)
-    return np.stack([west, lats.min(axis=1), east, lats.max(axis=1)], axis=1)
 
 
 @lru_cache(64)

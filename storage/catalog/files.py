@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import PurePosixPath
 
+from storage.dates import as_utc
 from storage.errors import CatalogError, ConfigError, SceneError
 from storage.location import Location
 from storage.raster.geotiff import inspect
@@ -143,7 +144,7 @@ def _date(scene_id: str, href: str, pattern: re.Pattern[str]) -> datetime:
             )
         except ValueError:
             continue
-        return moment.replace(tzinfo=moment.tzinfo or UTC)
+        return as_utc(moment)
     raise CatalogError(
         f"scene {scene_id} has no date in its name; give a datetime_pattern with a group 'date', "
         r"for example _(?P<date>\d{4})"

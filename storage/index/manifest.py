@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from storage.errors import CorruptIndexError, NotFoundError
-from storage.geometry import Bounds
+from storage.geometry import BBox, enclosing
 from storage.index.quantizer import QuantizationError, ShardParameters
 from storage.location import Location
 
@@ -49,7 +49,7 @@ class ShardEntry:
 
     name: str
     rows: int
-    bbox: Bounds
+    bbox: BBox
     since: str
     until: str
     memory_bytes: int
@@ -139,10 +139,9 @@ class IndexManifest:
         return sum(shard.live_rows for shard in self.shards)
 
     @property
-    def bbox(self) -> Bounds:
+    def bbox(self) -> BBox:
         """The WGS84 box (west, south, east, north) around all rows."""
-        west, south, east, north = zip(*(shard.bbox for shard in self.shards), strict=True)
-        return min(west), min(south), max(east), max(north)
+        return enclosing([shard.bbox for shard in self.shards])
 
     @property
     def mapped(self) -> bool:

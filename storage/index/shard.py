@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from storage.errors import CorruptIndexError
 from storage.geometry import Mask
+from storage.index.decode import CodeDecoder
 from storage.index.filter import Filter
 from storage.index.gpu import MOST_RESULTS, gpu_copy
 from storage.index.quantizer import Bytes, joined, loaded
@@ -185,7 +186,7 @@ class ShardGroup:
         self.margin = 4 * steps * (self.dimension + 8) * QUANTUM
         self._gpu = gpu_copy(self.index) if faiss.get_num_gpus() else None
         if not self._exact:
-            self.index.make_direct_map()
+            self._decoder = CodeDecoder(self.index)
         self._selections: OrderedDict[tuple[Filter, frozenset[str]], RowMask] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -204,7 +205,7 @@ class ShardGroup:
     def decode(self, positions: Int64) -> Floats:
         """Return the canonical vectors (m, D) of rows: the archive's, or their approximations."""
         if not self._exact:
-            return self._loaded.canonical(self.index.reconstruct_batch(positions))
+            return self._loaded.canonical(self._decoder[positions])
         vectors = np.empty((len(positions), self.dimension), dtype=np.float32)
         number = self.numbers_of(positions)
         for i in np.unique(number).tolist():

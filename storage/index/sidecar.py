@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.errors import ConfigError, CorruptIndexError
-from storage.geometry import Bounds, Floats, Mask, in_polygon, touches
+from storage.geometry import BBox, Floats, Mask, enclosing, intersects_polygon, touches
 from storage.index.filter import Filter
 
 Int64 = npt.NDArray[np.int64]
@@ -159,17 +159,9 @@ class Sidecar:
         return int(self._batch.nbytes)
 
     @cached_property
-    def extent(self) -> tuple[Bounds, str, str]:
+    def extent(self) -> tuple[BBox, str, str]:
         """The WGS84 box around all rows, and the ISO 8601 UTC times of the oldest and newest."""
-        west, south, east, north = self.bbox.T
-        across = bool((west > east).any())
-        box = (
-            -180.0 if across else float(west.min()),
-            float(south.min()),
-            180.0 if across else float(east.max()),
-            float(north.max()),
-        )
-        return box, str(self.datetime.min()), str(self.datetime.max())
+        return enclosing(self.bbox), str(self.datetime.min()), str(self.datetime.max())
 
     def matching(self, where: Filter) -> Mask:
         """Return the mask (n,) of the rows that meet every condition of a filter.
@@ -197,7 +189,7 @@ class Sidecar:
             mask &= touches(self.bbox, where.bbox)
         if isinstance(where.polygon, str):
             rows = np.flatnonzero(mask)  # polygons are costly: only the remaining rows are tested
-            mask[rows] = in_polygon(self.bbox[rows], where.polygon)
+            mask[rows] = intersects_polygon(self.bbox[rows], where.polygon)
         return mask
 
     def take(self, positions: Int64) -> Columns:

@@ -116,7 +116,7 @@ class Shards:
 
 
 def fill(trained: Bytes, positions: Any, embedding: Any, rows: int) -> Bytes:
-    """The bytes of a shard that should hold so many rows."""
+    """The bytes of a shard built for ``rows`` rows."""
     filled = ShardIndexBuilder(trained)
     filled.add(positions, embedding)
     with tempfile.TemporaryDirectory() as folder:

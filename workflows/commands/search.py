@@ -85,7 +85,7 @@ def _check(options: dict[str, Any]) -> None:
     click.UsageError
         An option is missing or goes with no other option.
     """
-    from workflows.hits import check_format
+    from storage.formats import check_format
 
     if not any(options[kind] for kind in KINDS) and not _like(options):
         raise click.UsageError(
@@ -263,7 +263,7 @@ class _Request:
     def combined(self, positive: "list[Query]", negative: "list[Query]") -> None:
         """Show the hits of the query that the examples make together."""
         from pipeline.search.query import combine
-        from workflows.hits import hit_records, write_hits
+        from storage.formats import hit_records, write_hits
 
         query = combine(positive, negative)
         hits = self._answer([query])
@@ -285,7 +285,7 @@ class _Request:
     def each(self, queries: "list[Query]") -> None:
         """Write the hits of every query, block by block."""
         from pipeline.search.batch import search_many
-        from storage.archive.export import write_geoparquet
+        from storage.formats import write_geoparquet
 
         out = self._options["out"]
         tables = search_many(queries, self._answer, self._k)
@@ -335,6 +335,8 @@ class _Request:
 
 def _lines(records: list[dict[str, Any]]) -> list[str]:
     """Lay hits out as a table; a grid that all hits share is named once, above it."""
+    from storage.geometry import centres
+
     width = max(80, shutil.get_terminal_size((80, 24)).columns)
     grids = {record["tile_key"].rsplit("/", 2)[0] for record in records}
     cut = len(next(iter(grids))) + 1 if len(grids) == 1 else 0
@@ -346,8 +348,7 @@ def _lines(records: list[dict[str, Any]]) -> list[str]:
     if width >= _WIDE:
         columns.insert(3, "lon,lat")
         for row, record in zip(rows, records, strict=True):
-            west, south, east, north = record["bbox"]
-            middle = (west + east + (360 if east < west else 0)) / 2
-            row.insert(3, f"{middle:.4f},{(south + north) / 2:.4f}")
+            lon, lat = centres([record["bbox"]])[0]
+            row.insert(3, f"{lon:.4f},{lat:.4f}")
     heading = [f"tiles of grid {grids.pop()}/"] if cut else []
     return [*heading, *format_table(columns, rows, width)]

@@ -19,6 +19,7 @@ from pipeline.analysis.landcover import TileLabels
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.dataset import LabelledDataset
+from storage.geometry import centres
 
 METRICS = ("macro mAP", "rare mAP", "nDCG@50", "WAP@50", "mAP", "same place R@10")
 QUERY_DAY = "20240618"
@@ -100,7 +101,6 @@ def search_queries(archive: Archive, searcher: Searcher, rows: NDArray[np.int64]
         started = time.perf_counter()
         searcher.search(vectors[i % len(vectors)], k=10)
         times_s.append(time.perf_counter() - started)
-    west, south, east, north = queries["bbox"][0].tolist()
     return {
         "queries": rows.tolist(),
         "hits": [answer["row"].tolist() for answer in answers],
@@ -109,6 +109,6 @@ def search_queries(archive: Archive, searcher: Searcher, rows: NDArray[np.int64]
         "example": {
             "tile_key": str(queries["tile_key"][0]),
             "scene": str(queries["scene"][0]),
-            "place": [(west + east) / 2, (south + north) / 2],
+            "place": centres(queries["bbox"])[0].tolist(),
         },
     }

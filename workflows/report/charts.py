@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from storage.geometry import unwrapped
+
 PALETTE = (
     "#3b76af", "#ef8636", "#519d3e", "#c53a32", "#8d69b8", "#85584e", "#d57dbe", "#7f7f7f",
     "#bcbd3a", "#4fb5c9", "#1b4f72", "#a04000", "#1d6f42", "#7b241c", "#5b2c6f", "#b7950b",
@@ -142,7 +144,7 @@ def footprint_maps(footprints: Footprints, most: int = 6) -> list[MapPanel]:
 def _regions(footprints: Footprints) -> list[NDArray[np.int64]]:
     """Group tiles into regions: scenes closer than about their own size belong together."""
     scenes, member = np.unique(footprints.scene.astype(str), return_inverse=True)
-    bbox = _unwrapped(footprints.bbox)
+    bbox = unwrapped(footprints.bbox)
     boxes = np.stack([_around(bbox[member == i]) for i in range(len(scenes))])
     region = np.arange(len(scenes))
     reach = np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])[:, None]
@@ -155,19 +157,12 @@ def _regions(footprints: Footprints) -> list[NDArray[np.int64]]:
     return [np.flatnonzero(region[member] == r) for r in np.unique(region)]
 
 
-def _unwrapped(bbox: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Let boxes that cross the antimeridian run on beyond 180 degrees."""
-    out = bbox.copy()
-    out[:, 2] += np.where(out[:, 2] < out[:, 0], 360, 0)
-    return out
-
-
 def _around(bbox: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([bbox[:, :2].min(0), bbox[:, 2:].max(0)])
 
 
 def _panel(footprints: Footprints, members: NDArray[np.int64]) -> MapPanel:
-    bbox = _unwrapped(footprints.bbox[members])
+    bbox = unwrapped(footprints.bbox[members])
     west, south, east, north = _around(bbox).tolist()
     squeeze = math.cos(math.radians((south + north) / 2))  # of a degree of longitude
     km_wide = (east - west) * squeeze * _KM_PER_DEGREE
@@ -198,6 +193,7 @@ def _panel(footprints: Footprints, members: NDArray[np.int64]) -> MapPanel:
         )
         parts.append(f'<path fill="{escape(footprints.colour(int(value)))}" d="{path}"/>')
     for lon, lat, text in footprints.marks:
+        lon += 360 * (lon < west)  # the panel runs on beyond 180 degrees
         if west <= lon <= east and south <= lat <= north:
             x, y = pad + (lon - west) * scale_x, pad + (north - lat) * scale_y
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9" class="mark"/>')

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from storage.archive.reader import Archive
+from storage.geometry import centres
 from workflows.report.charts import Footprints
 from workflows.report.html import Answer, LedgerSummary, TileCard
 from workflows.report.rendering import TileRenderer, data_uri
@@ -38,8 +39,7 @@ def tile_cards(
     columns = renderer.archive.read(rows, names)
     cards = []
     for i, scene_id in enumerate(columns["scene"]):
-        west, south, east, north = columns["bbox"][i].tolist()
-        east += 360 if east < west else 0
+        lon, lat = centres(columns["bbox"][i : i + 1])[0].tolist()
         flags = columns["labels"][i] if classes else ()
         cards.append(
             TileCard(
@@ -48,7 +48,7 @@ def tile_cards(
                 date=str(columns["datetime"][i].astype("datetime64[D]")),
                 labels=tuple(name for name, flag in zip(classes, flags, strict=True) if flag),
                 score=None if scores is None else float(np.asarray(scores)[i]),
-                place=((west + east) / 2, (south + north) / 2),
+                place=(lon, lat),
             )
         )
     return tuple(cards)

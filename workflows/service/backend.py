@@ -18,11 +18,11 @@ from pipeline.search.query import Query, QueryResolver, combine
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.errors import NotFoundError, SkysiftError
+from storage.formats import hit_records
 from storage.index.filter import Filter
 from storage.index.manifest import current_version
 from storage.location import Location
 from storage.scene import CatalogSpec
-from workflows.hits import hit_records
 from workflows.service.footprints import SceneBoxes
 from workflows.service.schema import (
     AcquisitionBody,

@@ -4,11 +4,10 @@ import threading
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 
 from storage.archive.ledger import LedgerEntry
 from storage.archive.reader import Archive
-from storage.scene import BBox
+from storage.geometry import BBox, enclosing
 
 
 class SceneBoxes:
@@ -37,26 +36,6 @@ class SceneBoxes:
                 rows = self._archive.read_segment(ordinal, ["scene", "bbox"])
                 names, number = np.unique(rows["scene"].astype(str), return_inverse=True)
                 self._boxes[ordinal] = {
-                    str(name): box_around(rows["bbox"][number == i]) for i, name in enumerate(names)
+                    str(name): enclosing(rows["bbox"][number == i]) for i, name in enumerate(names)
                 }
             return self._boxes[ordinal]
-
-
-def box_around(boxes: npt.NDArray[np.float64]) -> BBox:
-    """Return the box around boxes (n, 4); west > east when they lie across the antimeridian.
-
-    Examples
-    --------
-    >>> box_around(np.array([[179.0, 0.0, -179.0, 1.0], [-179.0, 0.0, -178.0, 2.0]]))
-    (179.0, 0.0, -178.0, 2.0)
-    """
-    west, south, east, north = boxes.T
-    if (west > east).any():
-        west, east = np.where(west < 0, west + 360, west), np.where(east < 0, east + 360, east)
-    low, high = float(west.min()), float(east.max())
-    return (
-        low - 360 if low > 180 else low,
-        float(south.min()),
-        high - 360 if high > 180 else high,
-        float(north.max()),
-    )
