@@ -169,11 +169,10 @@ def run_way(way: str, folder: Path) -> Trace:
 
 def _training_step(folder: Path) -> Trace:
     """Trace the second step of a training loop: MACL, augmented pixels, one process."""
-    from encoders.augment import Augmentation
     from encoders.bundle import Encoder
-    from encoders.loop import LoopSpec, TrainingLoop, TrainingRows
+    from encoders.loop import TrainingLoop, TrainingRows
     from encoders.losses import LabelStatistics, build_loss
-    from encoders.spec import EncoderSpec
+    from encoders.spec import EncoderSpec, LoopSpec
     from storage.dataset import LabelledDataset
 
     dataset = LabelledDataset.open(str(folder / "dataset"))
@@ -190,7 +189,7 @@ def _training_step(folder: Path) -> Trace:
     )
     loss = build_loss("macl", LabelStatistics.from_labels(labels), dimension=8)
     data = TrainingRows(inputs=dataset.images, rows=rows, labels=labels)
-    loop_spec = LoopSpec(epochs=2, batch_size=16, augment=Augmentation())
+    loop_spec = LoopSpec(epochs=2, batch_size=16, augment={})
     steps = TrainingLoop(Encoder(spec), loss, data, loop_spec).run_epoch()
     next(steps)
     with recorded() as trace:
