@@ -1,4 +1,4 @@
-# Two commands matter: `make demo` and `make test`. Both make the environment first.
+# The main targets are `make demo` and `make test`. Both create the environment first.
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -11,13 +11,13 @@ demo: env
 test: env
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-# What takes an hour: every fault at every step, hosts that are lost, the tutorial. For every night.
+# The tests that take an hour: every fault at every step, lost hosts, the tutorial. Run them nightly.
 test-slow: env
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
-# The same with the oldest releases that pyproject.toml allows, whose warnings do not count. What they are
-# was found by `uv pip compile --resolution lowest-direct`, with torch and the tools of the tests as pinned.
-# Left out is what compares with the pinned releases: a reference page that click writes, Ray's images.
+# The same tests with the oldest releases that pyproject.toml allows; their warnings are ignored.
+# `uv pip compile --resolution lowest-direct` made the constraints, with torch and the test tools as pinned.
+# Two tests compare with the pinned releases and are left out: a reference page by click, Ray's images.
 test-lowest:
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt torch -e '.[dev]'
@@ -42,7 +42,7 @@ $(VENV)/.bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	touch $@
 
-# The pages of docs/reference, from the code.
+# Generate the pages of docs/reference from the code.
 docs: env
 	$(BIN)/python docs/build_reference.py
 	$(BIN)/python docs/build_licences.py

@@ -64,7 +64,7 @@ def spec(folder: Path, days: int) -> CompositeSpec:
 
 
 def run(folder: Path, days: int) -> None:
-    """Make the composite of so many days, from its plan on."""
+    """Make the composite of ``days`` days, from its plan on."""
     plan = plan_composites(spec(folder, days))
     assert len(plan.todo) == 1
     assert len(plan.todo[0].placed) == days

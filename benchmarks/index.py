@@ -61,7 +61,7 @@ class Stages:
         self._started.setdefault(report.stage, now)
         self._ended[report.stage] = now
 
-    def told(self) -> str:
+    def text(self) -> str:
         """Return the seconds of each stage as a text."""
         spans = {name: self._ended[name] - self._started[name] for name in self._started}
         return ", ".join(f"{name} {span:.1f} s" for name, span in spans.items())
@@ -106,7 +106,7 @@ def against_faiss(archive: str, folder: Path, turns: int) -> Row:
         ratio=ratio,
         goal=1.15,
         direction="at most",
-        note=f"{stages.told()}; the rest reads the archive, writes and hashes files",
+        note=f"{stages.text()}; the rest reads the archive, writes and hashes files",
     )
 
 
@@ -120,7 +120,7 @@ def growth(archive: str, folder: Path) -> list[Row]:
         add_rows(archive, ADDED_ROWS, seed=seed)
         stages = Stages()
         update_s = seconds(partial(update_index, str(folder), progress=stages))
-    stages_told = stages.told()
+    stages_text = stages.text()
     compact_s = seconds(lambda: compact_index(str(folder)))
     rebuild_s = seconds(lambda: built(archive, folder, IndexSpec(kind="ivf_flat"), Stages()))
     after = manifest.rows + 3 * ADDED_ROWS
@@ -132,7 +132,7 @@ def growth(archive: str, folder: Path) -> list[Row]:
             ratio=update_s,
             goal=10,
             direction="at most",
-            note=stages_told,
+            note=stages_text,
         ),
         Row(
             what=f"compaction of {after:,} rows after three updates",
@@ -212,7 +212,7 @@ def within_budget(archive: str, folder: Path, budget: int) -> list[Row]:
         ).stdout
     )
     return [
-        Row(what=f"{name}: build", ours=build_s, unit="s", ratio=build_s, note=stages.told()),
+        Row(what=f"{name}: build", ours=build_s, unit="s", ratio=build_s, note=stages.text()),
         Row(
             what=f"{name}: memory of a process when loaded",
             ours=loaded / 1e9,

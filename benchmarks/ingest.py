@@ -68,7 +68,7 @@ def throughput(folder: Path, full: bool) -> Iterator[Row]:
 
 
 def _alone(bundle: str, names: list[str], seconds: float = 5.0) -> float:
-    """Return tiles/s of one process a core that encodes, and reads before that if told what."""
+    """Return tiles/s of one process a core that encodes, and first reads if scenes are given."""
     with ProcessPoolExecutor(CORES, get_context("spawn"), one_thread) as pool:
         for warm in [pool.submit(encode_for, bundle, 0.1) for _ in range(CORES)]:
             warm.result()

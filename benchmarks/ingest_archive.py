@@ -104,7 +104,7 @@ def growth(folder: Path, full: bool) -> Iterator[Row]:
         for number, source in enumerate(sources):
             (part / f"{part.name}-{number}_20240501.tif").symlink_to(source)
         spec = job(str(part / "*.tif"), bundle, folder / archive, 128)
-        ingest(plan_ingest(replace(spec, segment_rows=segment_rows)), here=True)
+        ingest(plan_ingest(replace(spec, segment_rows=segment_rows)), local=True)
 
     (folder / "sources").mkdir()
     names = write_scenes(folder / "sources", scenes, 1024, 1024)

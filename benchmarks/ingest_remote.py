@@ -16,7 +16,7 @@ from benchmarks.slow_store import BUCKET
 from pipeline.ingest.driver import ingest, plan_ingest
 from pipeline.ingest.spec import IngestSpec
 from pipeline.runtime.cluster import ray_session
-from storage.location import StorageOptions
+from storage.location import Location
 
 LATENCY_S = 0.05
 TILE_PX = 128
@@ -33,8 +33,8 @@ def remote(folder: Path, full: bool) -> Iterator[Row]:
         for turn in range(3):
             spec = job(str(scenes / "*.tif"), bundle, folder / f"near{turn}", TILE_PX)
             near.append(_rate(spec))
-            spec = job(f"s3://{BUCKET}/*.tif", bundle, folder / f"away{turn}", TILE_PX)
-            away.append(_rate(spec, options_for(endpoint)))
+            scenes = Location(f"s3://{BUCKET}/*.tif", options_for(endpoint))
+            away.append(_rate(job(scenes, bundle, folder / f"away{turn}", TILE_PX)))
     yield Row(
         what=f"tiles/s through the whole pipeline from an object store that takes "
         f"{1000 * LATENCY_S:.0f} ms to answer, tiny-cnn of width 64, {os.cpu_count()} cores",
@@ -49,10 +49,10 @@ def remote(folder: Path, full: bool) -> Iterator[Row]:
     )
 
 
-def _rate(spec: IngestSpec, options: StorageOptions | None = None) -> float:
+def _rate(spec: IngestSpec) -> float:
     """Return tiles/s of a whole run: with four scenes side by side, tiles arrive in bursts."""
     started = time.perf_counter()
-    report = ingest(plan_ingest(spec, options), options=options)
+    report = ingest(plan_ingest(spec))
     return report.rows / (time.perf_counter() - started)
 
 

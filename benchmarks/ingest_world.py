@@ -18,7 +18,7 @@ from pipeline.ingest.driver import ingest, plan_ingest
 from pipeline.ingest.kernels import Batch, SceneCollector, SceneRows
 from pipeline.ingest.spec import IngestSpec
 from pipeline.tiles.spec import GridSpec
-from storage.location import StorageOptions
+from storage.location import Location, StorageOptions
 from storage.raster.writer import write_geotiff
 from storage.scene import CatalogSpec
 
@@ -68,7 +68,7 @@ def write_bundle(folder: Path, tile_px: int, width: int | None) -> str:
     return str(folder)
 
 
-def job(scenes: str, bundle: str, archive: Path, tile_px: int) -> IngestSpec:
+def job(scenes: str | Location, bundle: str, archive: Path, tile_px: int) -> IngestSpec:
     """Return what to embed with what into where."""
     return IngestSpec(
         catalog=CatalogSpec(source=scenes),

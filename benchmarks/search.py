@@ -2,7 +2,7 @@
 
 The limit is one FAISS index of the same kind in this process with the same threads, as FAISS comes:
 what the actors add is a message, exact scores, ties in order, filters and columns. What FAISS does
-when it multiplies matrices as early as ours do (`storage.index.quantizer`) is told beside it.
+when it multiplies matrices as early as ours do (`storage.index.quantizer`) is given beside it.
 ``--full`` measures a million rows.
 """
 
@@ -309,7 +309,7 @@ def _deep(world: World, searcher: Searcher) -> Row:
 
 
 def measure(folder: Path, count: int, threads: int) -> list[Row]:
-    """Return every figure for so many rows."""
+    """Return every figure for a number of rows."""
     world = make_world(folder, count, threads)
     lists = int(4 * count**0.5) // 64 * 64
     spec = IndexSpec(kind="ivf_flat", shards=1, nlist=lists, sample_rows=min(count, 48 * lists))
@@ -324,7 +324,7 @@ def measure(folder: Path, count: int, threads: int) -> list[Row]:
         name = f"{shards} shards of {count:,} rows in all"
         name += f", {replicas} replicas" if replicas > 1 else ""
         found = _against_faiss(world, bare, searcher, name)
-        if replicas > 1:  # two actors share one node's cores: told, not promised
+        if replicas > 1:  # two actors share one node's cores: reported, without a goal
             found = [replace(row, goal=None) for row in found]
         rows += found
         if shards == 8 and replicas == 1:
@@ -338,7 +338,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--full", action="store_true", help="a million rows instead of 100,000")
-    parser.add_argument("--rows", type=int, help="so many rows")
+    parser.add_argument("--rows", type=int, help="number of rows")
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args(arguments)
     count = chosen.rows or (1_000_000 if chosen.full else 100_000)

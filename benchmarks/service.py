@@ -166,7 +166,7 @@ def _throughput(url: str, searcher: Searcher, clients: int) -> list[Row]:
 
 
 def _in_process(searcher: Searcher, clients: int, seconds: float) -> float:
-    """Return searches a second by so many threads."""
+    """Return searches a second of several threads."""
     queries, until = _queries(), time.monotonic() + seconds
 
     def work(first: int) -> int:
@@ -183,7 +183,7 @@ def _in_process(searcher: Searcher, clients: int, seconds: float) -> float:
 
 
 def _load(url: str, clients: int, seconds: float, rate: float = 0.0) -> dict[str, float]:
-    """Ask from a process of its own; ``rate`` spreads so many requests a second, 0 asks at once."""
+    """Send requests from another process, ``rate`` a second, or all at once when it is 0."""
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
         file.write(b"\n".join(_bodies()))
         file.flush()

@@ -2,7 +2,7 @@
 
     python -m benchmarks.service_clients URL BODIES CLIENTS SECONDS RATE
 
-BODIES is a file with one request a line. RATE spreads so many requests a second over the clients; 0
+BODIES is a file with one request a line. RATE is the requests a second of all clients together; 0
 lets each ask as fast as answers come. Prints one line of JSON.
 """
 

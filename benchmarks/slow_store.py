@@ -2,7 +2,7 @@
 
     python -m benchmarks.slow_store FOLDER PORT SECONDS
 
-Answers HEAD, GET with ranges, and lists, each after so many seconds. It hardly works at all: a
+Answers HEAD, GET with ranges, and lists, each after a delay in seconds. It hardly works at all: a
 benchmark beside it measures the waiting, not, as beside a whole S3 server, that server's use of
 the cores.
 """

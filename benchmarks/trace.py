@@ -3,8 +3,9 @@
     python -m benchmarks.trace
 
 Each way runs in a process of its own, so that no cache of an earlier run shortens it. A function
-counts when it is called, in any thread; the code of modules, class bodies, lambdas and
-comprehensions does not count.
+counts when it is called, in any thread. The code of modules, class bodies, lambdas and
+comprehensions does not count, and neither do calls that an import makes, such as the declaration
+of options.
 """
 
 import argparse
@@ -66,10 +67,14 @@ def recorded() -> Iterator[Trace]:
     """
     trace = Trace()
     seen: set[CodeType] = set()
+    thread = threading.local()
 
     def profile(frame: FrameType, event: str, _argument: Any) -> None:
         code = frame.f_code
-        if event != "call" or code in seen:
+        if code.co_name == "<module>":
+            steps = {"call": 1, "return": -1}  # a return is reported for exceptions, too
+            thread.imports = getattr(thread, "imports", 0) + steps.get(event, 0)
+        if event != "call" or code in seen or getattr(thread, "imports", 0):
             return
         seen.add(code)
         # Only functions have optimised locals: the code of modules and class bodies has not.

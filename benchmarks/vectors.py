@@ -23,7 +23,7 @@ Float32 = npt.NDArray[np.float32]
 CHUNK_ROWS = 65_536
 """Rows of a chunk, and of a segment of an archive."""
 SCENE_TILES = 64
-"""A scene is a square of so many tiles a side, on one of :data:`DATES` days."""
+"""Tiles a side of a scene, which is a square on one of :data:`DATES` days."""
 DATES = 8
 _SCENE_ROWS = SCENE_TILES**2
 _TILE_DEGREES = 640 / 111_320
@@ -113,7 +113,7 @@ def make_archive(
 def add_rows(
     uri: str, rows: int, clusters: int = 5000, seed: int = 0, shift: float = 0.0
 ) -> list[str]:
-    """Commit so many rows as new segments; return the ids of their scenes."""
+    """Commit ``rows`` rows as new segments; return the ids of their scenes."""
     writer, archive = ArchiveWriter(uri), Archive.open(uri)
     scenes: list[str] = []
     chunks = enumerate(clustered(rows, archive.spec.dimension, clusters, seed, shift))

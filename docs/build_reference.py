@@ -44,7 +44,7 @@ SURFACE = {
     "pipeline.indexing.IndexSpec": (),
     "pipeline.indexing.build_index": (),
     "pipeline.indexing.update_index": (),
-    "pipeline.search.Searcher": ("connect", "search"),
+    "pipeline.search.Searcher": ("connect", "search", "answer"),
     "pipeline.search.Filter": (),
     "pipeline.search.Hits": ("to_arrow",),
 }

@@ -1,7 +1,12 @@
-"""Footprints: boxes in degrees as polygons, whole across the antimeridian."""
+"""Boxes, polygons and footprints in WGS84 degrees; the only place that handles the antimeridian.
+
+A box is (west, south, east, north). Longitudes lie between -180 and 180; a box whose west is
+greater than its east crosses the antimeridian. GeoJSON of such a box is cut at 180 degrees, as
+RFC 7946 asks.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +17,165 @@ from shapely.validation import explain_validity
 
 from storage.errors import ConfigError
 
+BBox = tuple[float, float, float, float]
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
-def footprints(bbox: npt.NDArray[np.float64]) -> npt.NDArray[np.object_]:
-    """Return the footprints (n,) of boxes (n, 4) w s e n in WGS84 degrees.
 
-    A box whose west is greater than its east crosses the antimeridian and becomes two polygons.
+def check_bbox(bbox: Sequence[float], subject: str) -> BBox:
+    """Return a box as four floats.
+
+    Raises
+    ------
+    ConfigError
+        The values are not west, south, east, north in degrees.
+
+    Examples
+    --------
+    >>> check_bbox([170, -20, -170, -10], "filter")
+    (170.0, -20.0, -170.0, -10.0)
     """
-    west, south, east, north = bbox.T
+    try:
+        values = tuple(float(value) for value in bbox)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{subject}: bbox is {bbox!r}; give four numbers: west, south, east, north"
+        ) from error
+    if len(values) != 4:
+        raise ConfigError(f"{subject}: bbox {bbox} has {len(values)} numbers; give w, s, e, n")
+    if not are_boxes(np.array([values]))[0]:
+        raise ConfigError(
+            f"{subject}: bbox {values} is not west, south, east, north in WGS84 degrees; "
+            "check the order (south <= north; west > east only across the antimeridian)"
+        )
+    west, south, east, north = values
+    return west, south, east, north
+
+
+def are_boxes(boxes: Floats) -> Mask:
+    """Return which rows (n, 4) are boxes in degrees, south not above north; NaN is none.
+
+    Examples
+    --------
+    >>> are_boxes(np.array([[170.0, 0, -170, 1], [0, 1, 1, 0], [0, 0, 181, 1]]))
+    array([ True, False, False])
+    """
+    west, south, east, north = boxes.T
+    longitudes = (np.abs(west) <= 180) & (np.abs(east) <= 180)
+    mask: Mask = longitudes & (south >= -90) & (south <= north) & (north <= 90)
+    return mask
+
+
+def unwrapped(boxes: npt.ArrayLike) -> Floats:
+    """Return boxes (n, 4) with east never below west: above 180 where a box crosses.
+
+    Examples
+    --------
+    >>> unwrapped([[179.0, 0.0, -179.0, 1.0], [10.0, 0.0, 11.0, 1.0]])
+    array([[179.,   0., 181.,   1.],
+           [ 10.,   0.,  11.,   1.]])
+    """
+    result = np.array(boxes, dtype=np.float64)
+    result[:, 2] += 360.0 * (result[:, 0] > result[:, 2])
+    return result
+
+
+def wrapped(longitudes: npt.ArrayLike) -> Floats:
+    """Return longitudes as the same meridians from -180 (included) to 180 (excluded).
+
+    Examples
+    --------
+    >>> wrapped([181.0, -180.0, 10.0])
+    array([-179., -180.,   10.])
+    """
+    return (np.asarray(longitudes, dtype=np.float64) + 180) % 360 - 180
+
+
+def cut(bbox: BBox) -> list[BBox]:
+    """Return a box as boxes that do not cross the antimeridian: itself, or its two parts.
+
+    Examples
+    --------
+    >>> cut((179.0, 0.0, -179.0, 1.0))
+    [(179.0, 0.0, 180.0, 1.0), (-180.0, 0.0, -179.0, 1.0)]
+    """
+    west, south, east, north = bbox
+    if west <= east:
+        return [bbox]
+    return [(west, south, 180.0, north), (-180.0, south, east, north)]
+
+
+def centres(boxes: npt.ArrayLike) -> Floats:
+    """Return longitude and latitude (n, 2) of the middles of boxes (n, 4).
+
+    Examples
+    --------
+    >>> centres([[178.0, 0.0, -179.0, 1.0], [10.0, 0.0, 11.0, 1.0]])
+    array([[179.5,   0.5],
+           [ 10.5,   0.5]])
+    """
+    west, south, east, north = unwrapped(boxes).T
+    longitudes = (west + east) / 2
+    longitudes = np.where(longitudes > 180, longitudes - 360, longitudes)
+    return np.stack([longitudes, (south + north) / 2], axis=1)
+
+
+def enclosing(boxes: npt.ArrayLike) -> BBox:
+    """Return the box around boxes (n, 4), at least one.
+
+    The result crosses the antimeridian when one of the boxes does and at most half the globe is
+    between its edges; it spans all longitudes when more is.
+
+    Examples
+    --------
+    >>> enclosing([[179.0, 0.0, -179.0, 1.0], [-179.0, 0.0, -178.0, 2.0]])
+    (179.0, 0.0, -178.0, 2.0)
+    >>> enclosing([[179.0, 0.0, -179.0, 1.0], [0.0, 0.0, 1.0, 2.0]])
+    (-180.0, 0.0, 180.0, 2.0)
+    """
+    west, south, east, north = np.asarray(boxes, dtype=np.float64).T
+    low, high = west.min(), east.max()
+    crossing = west > east
+    if crossing.any():
+        # Around 180 degrees, boxes that do not cross lie in one hemisphere each.
+        low, high = west[west >= 0].min(initial=180), east[east < 0].max(initial=-180)
+        around = np.where(crossing, (west >= 0) & (east < 0), (west >= 0) == (east >= 0))
+        if not around.all() or low - high < 180:
+            low, high = -180.0, 180.0
+    return float(low), float(south.min()), float(high), float(north.max())
+
+
+def around_points(longitudes: Floats, latitudes: Floats) -> Floats:
+    """Return the boxes (n, 4) around points (n, m).
+
+    A box crosses the antimeridian when that makes it at most half the globe wide; points that are
+    further apart either way give all longitudes.
+
+    Examples
+    --------
+    >>> around_points(np.array([[170.0, 180.0, -175.0]]), np.array([[0.0, 5.0, 2.0]]))
+    array([[ 170.,    0., -175.,    5.]])
+    >>> around_points(np.array([[-180.0, -60.0, 60.0, 180.0]]), np.zeros((1, 4)))
+    array([[-180.,    0.,  180.,    0.]])
+    """
+    longitudes = wrapped(longitudes)
+    west, east = longitudes.min(axis=1), longitudes.max(axis=1)
+    across = east - west > 180
+    turned = np.where(longitudes < 0, longitudes + 360, longitudes)
+    low, high = turned.min(axis=1), turned.max(axis=1)
+    whole = across & (high - low > 180)
+    west = np.where(whole, -180, np.where(across, low, west))
+    # A box that ends at the antimeridian ends at 180; -180 would make the box cross.
+    east = np.where(whole | (across & (high == 180)), 180, np.where(across, high - 360, east))
+    return np.stack([west, latitudes.min(axis=1), east, latitudes.max(axis=1)], axis=1)
+
+
+def footprints(boxes: Floats) -> npt.NDArray[np.object_]:
+    """Return the footprints (n,) of boxes (n, 4) as shapely polygons.
+
+    A box that crosses the antimeridian becomes two polygons.
+    """
+    west, south, east, north = boxes.T
     crossing = west > east
     shapes = shapely.box(west, south, np.where(crossing, 180.0, east), north)
     for index in np.flatnonzero(crossing):
@@ -27,68 +184,79 @@ def footprints(bbox: npt.NDArray[np.float64]) -> npt.NDArray[np.object_]:
     return np.asarray(shapes, dtype=object)
 
 
-Bounds = tuple[float, float, float, float]
-
-
-Floats = npt.NDArray[np.float64]
-
-
-Mask = npt.NDArray[np.bool_]
-
-
-def touches(boxes: Floats, bbox: Bounds) -> Mask:
-    """Return which boxes (n, 4) share a point with ``bbox``; either may cross the antimeridian.
+def geojson_footprints(boxes: npt.ArrayLike) -> list[dict[str, Any]]:
+    """Return the footprints of boxes (n, 4) as GeoJSON geometries.
 
     Examples
     --------
-    >>> touches(np.array([[179.0, 0.0, -179.0, 1.0]]), (-179.5, 0.5, -178, 2))
-    array([ True])
+    >>> [geometry["type"] for geometry in geojson_footprints([[179, 0, -179, 1], [0, 0, 1, 1]])]
+    ['MultiPolygon', 'Polygon']
+    """
+    shapes = footprints(np.asarray(boxes, dtype=np.float64).reshape(-1, 4))
+    return [json.loads(text) for text in shapely.to_geojson(shapes)]
+
+
+def touches(boxes: Floats, bbox: BBox) -> Mask:
+    """Return which boxes (n, 4) share a point with ``bbox``; either may cross the antimeridian.
+
+    The meridians 180 and -180 are the same.
+
+    Examples
+    --------
+    >>> boxes = np.array([[179.0, 0.0, -179.0, 1.0], [170.0, 0.0, 180.0, 1.0]])
+    >>> touches(boxes, (-179.5, 0.5, -178, 2)), touches(boxes, (-180.0, 0.0, -170.0, 1.0))
+    (array([ True, False]), array([ True,  True]))
     """
     west, south, east, north = boxes.T
-    low, bottom, high, top = bbox
+    low, bottom, high, top = unwrapped([bbox])[0]
     crossing = west > east
-    across = np.zeros(len(boxes), dtype=np.bool_)
-    for start, end in [(low, high)] if low <= high else [(low, 180.0), (-180.0, high)]:
-        after, before = west <= end, east >= start
-        across |= np.where(crossing, after | before, after & before)
-    across &= (south <= top) & (north >= bottom)
-    return across
+    furthest = 180
+    if crossing.any():
+        east, furthest = np.where(crossing, east + 360, east), 540
+    mask = np.zeros(len(boxes), dtype=np.bool_)
+    for turn in (-360, 0, 360):
+        if low + turn <= furthest and high + turn >= -180:  # most boxes need one turn only
+            mask |= (west <= high + turn) & (east >= low + turn)
+    mask &= (south <= top) & (north >= bottom)
+    return mask
 
 
-def in_polygon(boxes: Floats, wkt: str) -> Mask:
+def intersects_polygon(boxes: Floats, wkt: str) -> Mask:
     """Return which boxes (n, 4) intersect a polygon; boxes may cross the antimeridian.
 
     Examples
     --------
-    >>> in_polygon(np.array([[0.0, 0.0, 1.0, 1.0]]), "POLYGON ((2 2, 3 2, 3 3, 2 2))")
+    >>> intersects_polygon(np.array([[0.0, 0.0, 1.0, 1.0]]), "POLYGON ((2 2, 3 2, 3 3, 2 2))")
     array([False])
     """
     polygon = shapely.from_wkt(wkt)
     mask = touches(boxes, polygon.bounds)
-    kept = np.flatnonzero(mask)
-    west, south, east, north = boxes[kept].T
+    candidates = np.flatnonzero(mask)
+    west, south, east, north = boxes[candidates].T
     crossing = west > east
     shapely.prepare(polygon)
     inside = shapely.intersects(
         polygon, shapely.box(west, south, np.where(crossing, 180.0, east), north)
     )
     inside |= crossing & shapely.intersects(polygon, shapely.box(-180.0, south, east, north))
-    mask[kept] = inside
+    mask[candidates] = inside
     return mask
 
 
-def polygon_wkt(polygon: str | Mapping[str, Any]) -> str:
+def polygon_wkt(polygon: str | Mapping[str, Any], subject: str = "filter") -> str:
     """Return a polygon as WKT.
 
     Parameters
     ----------
     polygon
         WKT, GeoJSON text or a GeoJSON mapping in WGS84 degrees.
+    subject
+        Beginning of messages.
 
     Raises
     ------
     ConfigError
-        It is none of these, has no area, is not valid or leaves WGS84 degrees.
+        The polygon is none of these, has no area, is not valid or leaves WGS84 degrees.
     """
     try:
         if isinstance(polygon, str) and not polygon.lstrip().startswith("{"):
@@ -99,22 +267,22 @@ def polygon_wkt(polygon: str | Mapping[str, Any]) -> str:
     except (shapely.errors.ShapelyError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(
-            f"filter: polygon {str(polygon)[:60]!r} is neither WKT nor GeoJSON ({reason})"
+            f"{subject}: polygon {str(polygon)[:60]!r} is neither WKT nor GeoJSON ({reason})"
         ) from error
     if shape.geom_type not in ("Polygon", "MultiPolygon") or shape.is_empty:
         raise ConfigError(
-            f"filter: polygon is a {shape.geom_type}{' without area' if shape.is_empty else ''}; "
-            "give a Polygon or MultiPolygon"
+            f"{subject}: polygon is a {shape.geom_type}"
+            f"{' without area' if shape.is_empty else ''}; give a Polygon or MultiPolygon"
         )
     if not shape.is_valid:
         raise ConfigError(
-            f"filter: polygon is not valid ({explain_validity(shape)}); "
+            f"{subject}: polygon is not valid ({explain_validity(shape)}); "
             "repair it, for example with shapely.make_valid"
         )
     west, south, east, north = shape.bounds
     if not (west >= -180 and east <= 180 and south >= -90 and north <= 90):
         raise ConfigError(
-            f"filter: polygon bounds {shape.bounds} leave WGS84 degrees; "
+            f"{subject}: polygon bounds {shape.bounds} leave WGS84 degrees; "
             "reproject it, or cut it at the antimeridian"
         )
     return str(shape.wkt)
@@ -136,7 +304,7 @@ def touches_polygon(geometry: Mapping[str, Any], wkt: str) -> bool:
     return bool(shapely.intersects(shapely.from_wkt(wkt), shapely.geometry.shape(dict(geometry))))
 
 
-def polygon_bounds(wkt: str) -> Bounds:
+def polygon_bounds(wkt: str) -> BBox:
     """Return west, south, east and north of a polygon."""
     west, south, east, north = shapely.from_wkt(wkt).bounds
     return west, south, east, north

@@ -322,6 +322,16 @@ class Location:
         with named_failures(self):
             return int(fs.size(path) or 0)
 
+    def revision(self) -> str:
+        """Return a text that changes when a file is replaced: its size and time or entity tag."""
+        fs, path = self.filesystem()
+        with named_failures(self):
+            if self.is_local:
+                status = Path(path).stat()
+                return f"{status.st_size}-{status.st_mtime_ns}"
+            details = fs.info(path)
+        return f"{details['size']}-{str(details.get('ETag', '')).strip(chr(34))}"
+
     def modified_at(self) -> datetime:
         """Return when a file was last written (UTC)."""
         fs, path = self.filesystem()

@@ -9,16 +9,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
+from storage.dates import Moment, as_utc, parse_range
 from storage.errors import CatalogError
-from storage.geometry import polygon_bounds
-from storage.index.filter import Filter
+from storage.geometry import BBox, check_bbox, polygon_bounds, polygon_wkt
 from storage.location import Location
-from storage.values import Count, Percent, check_limits
-
-BBox = tuple[float, float, float, float]
+from storage.values import Count, Percent, check_limits, check_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +101,7 @@ class Scene:
             raise CatalogError(f"scene {self.id}: its datetime has no time zone; give UTC")
         if not self.bands:
             raise CatalogError(f"scene {self.id} has no bands; name at least one")
-        object.__setattr__(self, "datetime", self.datetime.astimezone(UTC))
+        object.__setattr__(self, "datetime", as_utc(self.datetime))
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -171,17 +169,25 @@ class SceneQuery:
 
     bbox: BBox | None = None
     polygon: str | Mapping[str, Any] | None = None
-    since: dt.datetime | dt.date | str | None = None
-    until: dt.datetime | dt.date | str | None = None
+    since: Moment | None = None
+    until: Moment | None = None
     max_cloud_cover_percent: Percent | None = None
     collections: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_limits(self, "catalog query")
-        same = ("bbox", "polygon", "since", "until")
-        checked = Filter(**{name: getattr(self, name) for name in same})
-        for name in same:
-            object.__setattr__(self, name, getattr(checked, name))
+        def settle(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        subject = "catalog query"
+        if self.bbox is not None:
+            settle("bbox", check_bbox(self.bbox, subject))
+        if self.polygon is not None:
+            settle("polygon", polygon_wkt(self.polygon, subject))
+        since, until = parse_range(self.since, self.until, subject)
+        settle("since", since)
+        settle("until", until)
+        check_limits(self, subject)
+        settle("collections", check_names(self.collections, f"{subject}: collections"))
 
     @property
     def area(self) -> BBox | None:

@@ -6,6 +6,7 @@ pages read the same annotations.
 """
 
 import operator
+from collections.abc import Iterable
 from functools import cache
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -51,8 +52,21 @@ def check_limits(spec: object, subject: str) -> None:
             raise ConfigError(f"{subject}: {name} is {value}; give {_words(limits)}")
 
 
+def check_names(names: Iterable[str], subject: str) -> tuple[str, ...]:
+    """Return names as a tuple.
+
+    Raises
+    ------
+    ConfigError
+        The names are one text, which would be taken letter by letter.
+    """
+    if isinstance(names, str):
+        raise ConfigError(f"{subject} is the text {names!r}; give a list of names")
+    return tuple(names)
+
+
 @cache
-def _limited_fields(kind: type) -> dict[str, list[Any]]:
+def _limited_fields(kind: type[Any]) -> dict[str, list[Any]]:
     hints = get_type_hints(kind, include_extras=True)
     return {name: found for name, hint in hints.items() if (found := limits_in(hint))}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.location import StorageOptions, filesystem
+from storage.location import Location, StorageOptions
 from tests.support.object_store import MotoS3
 from tests.support.paths import REAL_DATA
 
@@ -74,7 +74,7 @@ def moto_s3(moto_server: str) -> Iterator[MotoS3]:
         secret_access_key="testing",
     )
     bucket = "skysift-test"
-    fs, _ = filesystem(f"s3://{bucket}", options)
+    fs, _ = Location(f"s3://{bucket}", options).filesystem()
     fs.mkdir(bucket)
     yield MotoS3(options, bucket)
     fs.invalidate_cache()

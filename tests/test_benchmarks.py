@@ -1,6 +1,7 @@
 """The benchmarks work on a few rows: what they measure is left to `make results`."""
 
 import json
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from encoders.loop import TrainingRows
 from encoders.losses import LabelStatistics, build_loss, loss_names
 from storage.archive.reader import Archive
 from storage.dataset import LabelledDataset
+from tests.support.paths import REPOSITORY
 
+FOLDER = REPOSITORY / "benchmarks"
 BASE = Run(loss="macl", epochs=2, batch_size=16, hidden=8, dimension=4)
 
 
@@ -43,6 +46,17 @@ def result(world, tmp_path_factory):
     budget = Budget(base=BASE, seeds=2, losses=("macl", "mulsupcon", "bce"))
     bench = results.Bench(world, budget, tmp_path_factory.mktemp("scratch"), say=lambda line: None)
     return bench.results(("dial",)) | {"seconds": {"runs": bench.seconds}}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("[a-z]*.py")))
+def test_every_benchmark_can_be_imported(name: str):
+    """The names that it imports from the four packages exist."""
+    try:
+        import_module(f"benchmarks.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "lancedb":
+            raise
+        pytest.skip("lancedb is not installed")
 
 
 def test_every_loss_of_the_registry_has_equally_many_valid_trials(world):

@@ -1,12 +1,13 @@
 """The cluster file is one that Ray's own launcher accepts, with nothing of ours left insecure."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 
-CLUSTER_FILE = Path(__file__).resolve().parent.parent / "cluster.yaml"
+from tests.support.paths import REPOSITORY
+
+CLUSTER_FILE = REPOSITORY / "cluster.yaml"
 
 
 def test_ray_accepts_the_cluster_file():

@@ -3,15 +3,16 @@
 import importlib.util
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import click
 import pytest
 
 from docs.build_reference import FOLDER, PAGES
+from tests.support.paths import REPOSITORY
 from workflows.cli import cli
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
     REPOSITORY / "README.md",
     REPOSITORY / "CHANGELOG.md",
@@ -26,12 +27,66 @@ def test_links_to_files_lead_somewhere(path: Path):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
-def test_every_module_in_the_picture_exists():
+def _exists(name: str) -> bool:
+    """Whether a dotted name leads to a module, or to something that a module holds."""
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        if _is_module(".".join(parts[:cut])):
+            owner: object = import_module(".".join(parts[:cut]))
+            for part in parts[cut:]:
+                if not hasattr(owner, part):
+                    return False
+                owner = getattr(owner, part)
+            return True
+    return False
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_name_of_the_code_exists(path: Path):
+    text = path.read_text()
+    names = re.findall(r"(?<![\w./:-])(?:storage|encoders|pipeline|workflows)(?:\.\w+)+", text)
+    for name in {name for name in names if not name.endswith((".py", ".json"))}:
+        assert _exists(name), f"{path.name} names {name}"
+
+
+def test_the_glossary_names_words_of_the_code():
+    folders = [REPOSITORY / name for name in ("storage", "encoders", "pipeline", "workflows")]
+    paths = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    code = "\n".join(str(path) + path.read_text() for path in paths)
+    rows = (REPOSITORY / "docs" / "glossary.md").read_text().splitlines()
+    spans = {span for row in rows for span in re.findall(r"`([^`]+)`", row.rpartition(" | ")[2])}
+    assert len(spans) > 40
+    missing = {span for span in spans if span not in code and not _exists(span)}
+    assert not missing
+
+
+def test_the_rooms_in_the_architecture_are_the_folders_and_modules_there():
+    """Folders of the four packages, and the modules that lie directly in a package."""
     text = (REPOSITORY / "docs" / "architecture.md").read_text()
-    names = set(re.findall(r"\b((?:storage|encoders|pipeline|workflows)\.[a-z_]+)", text))
-    assert len(names) > 10
-    for name in names:
-        assert importlib.util.find_spec(name), f"docs/architecture.md names {name}"
+    tree = text.partition("```text\n")[2].partition("```")[0]
+    named, package = set(), ""
+    for line in tree.splitlines():
+        name, meaning = line.split(maxsplit=1)
+        assert meaning, line
+        if line.startswith(" "):
+            named.add(package + name)
+        else:
+            package = name
+    there = set()
+    for package in ("storage", "encoders", "pipeline", "workflows"):
+        for entry in (REPOSITORY / package).iterdir():
+            if entry.is_dir() and entry.name != "__pycache__":
+                there.add(f"{package}/{entry.name}/")
+            elif entry.suffix == ".py" and entry.name != "__init__.py":
+                there.add(f"{package}/{entry.name}")
+    assert named == there
 
 
 @pytest.mark.parametrize("name", PAGES)

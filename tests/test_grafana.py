@@ -6,9 +6,10 @@ from pathlib import Path
 
 import ray
 
+from tests.support.paths import REPOSITORY
 from workflows.service.telemetry import Metrics
 
-DASHBOARD = Path(__file__).resolve().parent.parent / "deploy" / "grafana" / "skysift.json"
+DASHBOARD = REPOSITORY / "deploy" / "grafana" / "skysift.json"
 
 
 def test_every_metric_of_the_dashboard_exists():

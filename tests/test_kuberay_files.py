@@ -3,7 +3,6 @@
 import gzip
 import re
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 import yaml
@@ -11,10 +10,10 @@ from jsonschema import Draft202012Validator
 from ray.serve.schema import ServeDeploySchema
 
 from storage.errors import ConfigError
+from tests.support.paths import REPOSITORY
 from workflows.service.deploy import Arguments, application
 
-ROOT = Path(__file__).resolve().parent.parent
-DEFINITIONS = ROOT.parent / "shared/schemas/kuberay"
+DEFINITIONS = REPOSITORY.parent / "shared/schemas/kuberay"
 CLUSTERS = {
     "raycluster": lambda spec: spec,
     "rayjob": lambda spec: spec["rayClusterSpec"],
@@ -23,7 +22,7 @@ CLUSTERS = {
 
 
 def _read(name):
-    return yaml.safe_load((ROOT / f"deploy/kuberay/{name}.yaml").read_text())
+    return yaml.safe_load((REPOSITORY / f"deploy/kuberay/{name}.yaml").read_text())
 
 
 def _cluster(name):
@@ -69,7 +68,7 @@ def test_the_file_fits_the_definition_of_its_kind(name):
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_the_roles_are_those_of_the_cluster_file(name):
     cluster = _cluster(name)
-    aws = yaml.safe_load((ROOT / "cluster.yaml").read_text())["available_node_types"]
+    aws = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())["available_node_types"]
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == str(
         aws["head"]["resources"]["CPU"]
     )
@@ -88,7 +87,7 @@ def test_tokens_are_on_and_ray_is_the_version_of_the_tests(name):
     cluster = _cluster(name)
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["rayVersion"] == version("ray")
-    dockerfile = (ROOT / "deploy/Dockerfile").read_text()
+    dockerfile = (REPOSITORY / "deploy/Dockerfile").read_text()
     assert set(re.findall(r"rayproject/ray:([\d.]+)-py311", dockerfile)) == {version("ray")}
 
 
@@ -108,7 +107,7 @@ def test_ray_serve_accepts_the_service_and_its_arguments(monkeypatch):
 
 
 def test_every_value_that_a_user_must_set_is_marked():
-    for path in (ROOT / "deploy/kuberay").glob("*.yaml"):
+    for path in (REPOSITORY / "deploy/kuberay").glob("*.yaml"):
         for line in path.read_text().splitlines():
             value, _, comment = line.partition("#")
             if re.search(r"image: &|s3://|karpenter", value) and value.strip():

@@ -1,4 +1,4 @@
-"""Files that would run code if anybody unpickled them are refused, and the code does not run."""
+"""Files that would run code when unpickled are refused, and their code does not run."""
 
 import pickle
 from pathlib import Path

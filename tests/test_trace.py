@@ -1,6 +1,7 @@
 """The ways through the project stay short: files and functions that one run touches."""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -31,6 +32,21 @@ def test_a_way_touches_no_more_of_the_project_than_its_limit(traces: dict[str, T
     way, trace = WAYS[name], traces[name]
     assert len(trace.files) <= way.files, report(traces)
     assert len(trace.functions) <= way.functions, report(traces)
+
+
+SECTIONS = {"ingest": "Scene to row", "search": "Query to hit", "step": "Batch to gradient"}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_stations_in_the_architecture_run_in_that_order(traces: dict[str, Trace], name: str):
+    text = (REPOSITORY / "docs" / "architecture.md").read_text()
+    section = text.partition(f"### {SECTIONS[name]}\n")[2].partition("\n#")[0]
+    stations = re.findall(r"^\| `([\w.]+)` \|", section, re.MULTILINE)
+    assert len(stations) > 5
+    ran = traces[name].functions
+    for station in stations:
+        assert station in ran, f"{station} is not called"
+    assert sorted(stations, key=ran.index) == stations
 
 
 def test_functions_are_named_by_module_and_exist(traces: dict[str, Trace]):

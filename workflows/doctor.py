@@ -1,7 +1,7 @@
-"""What `skysift doctor` looks at: whether this machine can run Skysift, and what to do if not.
+"""The checks of `skysift doctor`: can this machine run Skysift, and what to do if it cannot.
 
-Each check is a function that returns a :class:`Finding`; none changes anything, and a check that
-fails never stops the others.
+Each check is a function that returns a :class:`Finding`. A check changes nothing, and a check that
+fails does not stop the others.
 """
 
 import os
@@ -30,9 +30,9 @@ _RAY_FOLDER_CHARS = 40
 _DRIVERS = ("GTiff", "COG")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found, and what to do about it; ``advice`` is empty when nothing."""
+    """The result of one check; ``advice`` is empty if there is nothing to repair."""
 
     what: str
     verdict: Verdict
@@ -41,195 +41,143 @@ class Finding:
 
 
 def machine_findings() -> list[Finding]:
-    """Look at this machine: Python, packages, GDAL, GPU, disk, memory."""
-    checks: Sequence[Callable[[], Finding]] = (
-        _python,
-        _packages,
-        _faiss,
-        _gdal,
-        _gpu,
-        _disk,
-        _shared_memory,
-    )
+    """Check this machine: Python, packages, GDAL, GPU, disk, memory."""
+    checks = (_python, _packages, _faiss, _gdal, _gpu, _disk, _shared_memory)
     return [check() for check in checks]
 
 
 def store_findings(uris: Sequence[tuple[str, str]], options: StorageOptions) -> list[Finding]:
-    """Look at the places that a recipe names.
+    """Check the places that a recipe names.
 
     Parameters
     ----------
     uris
-        Recipe key and URI of each.
+        Recipe key and URI of each place.
     options
-        How to reach the object store.
+        Options of the object store.
     """
     return [_place(key, uri, options) for key, uri in uris]
 
 
 def ray_finding(connect: Callable[[], object]) -> Finding:
-    """Tell whether Ray starts, or can be joined; ``connect`` does it and gives it back."""
+    """Check that Ray starts, or can be joined; ``connect`` connects and disconnects."""
     folder = os.environ.get("SKYSIFT_RAY_DIR", tempfile.gettempdir())
     if len(folder) > _RAY_FOLDER_CHARS:
+        found = f"its folder {folder} makes socket names that are too long"
         return Finding(
-            what="Ray",
-            verdict="broken",
-            found=f"its folder {folder} makes socket names that are too long",
-            advice="set SKYSIFT_RAY_DIR to a short folder, such as /tmp",
+            "Ray", "broken", found, "set SKYSIFT_RAY_DIR to a short folder, such as /tmp"
         )
     try:
         connect()
     except (SkysiftError, OSError, RuntimeError, ValueError) as error:
-        return Finding(
-            what="Ray",
-            verdict="broken",
-            found=f"{version('ray')} does not start: {' '.join(str(error).split())[:160]}",
-            advice="check the address and the token (RAY_ADDRESS, RAY_AUTH_TOKEN)",
-        )
-    return Finding(what="Ray", verdict="ok", found=f"{version('ray')} starts")
+        found = f"{version('ray')} does not start: {' '.join(str(error).split())[:160]}"
+        advice = "check the address and the token (RAY_ADDRESS, RAY_AUTH_TOKEN)"
+        return Finding("Ray", "broken", found, advice)
+    return Finding("Ray", "ok", f"{version('ray')} starts")
+
+
+def _checked(what: str, passed: bool, found: str, advice: str) -> Finding:
+    return Finding(what, "ok", found) if passed else Finding(what, "broken", found, advice)
 
 
 def _python() -> Finding:
     text = platform.python_version()
-    if tuple(int(part) for part in text.split(".")[:2]) < _MIN_PYTHON:
-        return Finding(
-            what="Python", verdict="broken", found=text, advice="install Python 3.11 or later"
-        )
-    return Finding(what="Python", verdict="ok", found=f"{text}, {platform.platform()}")
+    recent = tuple(int(part) for part in text.split(".")[:2]) >= _MIN_PYTHON
+    found = f"{text}, {platform.platform()}"
+    return _checked("Python", recent, found, "install Python 3.11 or later")
 
 
 def _packages() -> Finding:
-    """Compare what is installed with what the package asks for."""
+    """Compare the installed packages with the requirements of Skysift."""
     try:
-        wanted = [Requirement(line) for line in requires("skysift") or []]
+        required = [Requirement(line) for line in requires("skysift") or []]
     except PackageNotFoundError:
-        return Finding(
-            what="packages",
-            verdict="broken",
-            found="Skysift is not installed in this environment",
-            advice="install the wheel, or `pip install -e .` in its repository",
-        )
+        advice = "install the wheel, or `pip install -e .` in its repository"
+        found = "Skysift is not installed in this environment"
+        return Finding("packages", "broken", found, advice)
     installed = {  # a distribution may write `prometheus_client` for `prometheus-client`
-        canonicalize_name(found.name): found.version for found in distributions() if found.name
+        canonicalize_name(package.name): package.version
+        for package in distributions()
+        if package.name
     }
     wrong = [
-        f"{one.name} {installed.get(name, 'missing')} (needs {one.specifier})"
-        for one, name in ((one, canonicalize_name(one.name)) for one in wanted)
-        if (one.marker is None or one.marker.evaluate({"extra": ""}))
-        and not one.specifier.contains(installed.get(name, "0"), prereleases=True)
+        f"{requirement.name} {installed.get(name, 'missing')} (needs {requirement.specifier})"
+        for requirement in required
+        for name in (canonicalize_name(requirement.name),)
+        if (requirement.marker is None or requirement.marker.evaluate({"extra": ""}))
+        and not requirement.specifier.contains(installed.get(name, "0"), prereleases=True)
     ]
-    if wrong:
-        return Finding(
-            what="packages",
-            verdict="broken",
-            found=", ".join(wrong),
-            advice="install them with `pip install -c constraints.txt skysift`",
-        )
-    return Finding(what="packages", verdict="ok", found=f"Skysift {version('skysift')}, all there")
+    found = ", ".join(wrong) or f"Skysift {version('skysift')}, no package is missing"
+    advice = "install them with `pip install -c constraints.txt skysift`"
+    return _checked("packages", not wrong, found, advice)
 
 
 def _faiss() -> Finding:
-    names = sorted(
-        {found.name for found in distributions() if (found.name or "").startswith("faiss")}
-    )
-    if len(names) > 1:
-        return Finding(
-            what="FAISS",
-            verdict="broken",
-            found=f"{' and '.join(names)} both install the module faiss",
-            advice="uninstall faiss-cpu when you want the GPU, the other one when not",
-        )
-    return Finding(what="FAISS", verdict="ok", found=f"{names[0]} {version(names[0])}")
+    names = sorted({d.name for d in distributions() if (d.name or "").startswith("faiss")})
+    found = " and ".join(f"{name} {version(name)}" for name in names)
+    advice = "both install the module faiss: uninstall faiss-cpu to use the GPU, else the other one"
+    return _checked("FAISS", len(names) == 1, found, advice)
 
 
 def _gdal() -> Finding:
     release, drivers = gdal_report()
     missing = [name for name in _DRIVERS if name not in drivers]
-    if missing:
-        return Finding(
-            what="GDAL",
-            verdict="broken",
-            found=f"{release} without {', '.join(missing)}",
-            advice="install rasterio's own wheel, which has them",
-        )
-    return Finding(what="GDAL", verdict="ok", found=f"{release} with {', '.join(_DRIVERS)}")
+    drivers_found = f"without {', '.join(missing)}" if missing else f"with {', '.join(_DRIVERS)}"
+    advice = "install rasterio's own wheel, which has them"
+    return _checked("GDAL", not missing, f"{release} {drivers_found}", advice)
 
 
 def _gpu() -> Finding:
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return Finding(what="GPU", verdict="note", found="none; everything runs on the CPU")
-    asked = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+        return Finding("GPU", "note", "none; everything runs on the CPU")
+    command = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (subprocess.SubprocessError, OSError) as error:
-        return Finding(
-            what="GPU",
-            verdict="broken",
-            found=f"nvidia-smi fails ({error})",
-            advice="check the driver; `nvidia-smi` has to work first",
-        )
+        advice = "check the driver; `nvidia-smi` has to work first"
+        return Finding("GPU", "broken", f"nvidia-smi fails ({error})", advice)
     found = "; ".join(answer.stdout.split("\n")).strip("; ")
     if "+cpu" in version("torch"):
-        return Finding(
-            what="GPU",
-            verdict="note",
-            found=f"{found}, but torch {version('torch')} cannot use it",
-            advice="install the CUDA build of torch to embed and train on it",
-        )
-    return Finding(what="GPU", verdict="ok", found=found)
+        found += f", but torch {version('torch')} cannot use it"
+        advice = "install the CUDA build of torch to embed and train on it"
+        return Finding("GPU", "note", found, advice)
+    return Finding("GPU", "ok", found)
 
 
 def _disk() -> Finding:
     free = shutil.disk_usage(tempfile.gettempdir()).free
     text = f"{free / 1e9:.0f} GB free in {tempfile.gettempdir()}"
-    if free < _MIN_FREE_BYTES:
-        return Finding(
-            what="disk",
-            verdict="broken",
-            found=text,
-            advice="free some, or set TMPDIR and SKYSIFT_RAY_DIR to a larger disk",
-        )
-    return Finding(what="disk", verdict="ok", found=text)
+    advice = "free some, or set TMPDIR and SKYSIFT_RAY_DIR to a larger disk"
+    return _checked("disk", free >= _MIN_FREE_BYTES, text, advice)
 
 
 def _shared_memory() -> Finding:
     shared = Path("/dev/shm")
     if not shared.is_dir():
-        return Finding(what="shared memory", verdict="note", found="no /dev/shm on this system")
+        return Finding("shared memory", "note", "no /dev/shm on this system")
     total = shutil.disk_usage(shared).total
     if total < _MIN_SHARED_BYTES:
-        return Finding(
-            what="shared memory",
-            verdict="note",
-            found=f"{total / 1e9:.1f} GB; Ray then keeps its objects on disk, slowly",
-            advice="start the container with --shm-size=4g",
-        )
-    return Finding(what="shared memory", verdict="ok", found=f"{total / 1e9:.0f} GB")
+        found = f"{total / 1e9:.1f} GB; Ray then keeps its objects on disk, slowly"
+        advice = "start the container with --shm-size=4g"
+        return Finding("shared memory", "note", found, advice)
+    return Finding("shared memory", "ok", f"{total / 1e9:.0f} GB")
 
 
 def _place(key: str, uri: str, options: StorageOptions) -> Finding:
     try:
-        there = exists(uri, options)
+        found = exists(uri, options)
     except SkysiftError as error:
-        return Finding(
-            what=key,
-            verdict="broken",
-            found=str(error),
-            advice="check storage.endpoint_url, the credentials and the network",
-        )
-    if there:
-        return Finding(what=key, verdict="ok", found=f"{uri} is there")
+        advice = "check storage.endpoint_url, the credentials and the network"
+        return Finding(key, "broken", str(error), advice)
+    if found:
+        return Finding(key, "ok", f"{uri} exists")
     if is_local(uri) and not _can_be_made(local_path(uri)):
-        return Finding(
-            what=key,
-            verdict="broken",
-            found=f"{uri} is not there and cannot be written",
-            advice="choose another place, or change its permissions",
-        )
-    return Finding(what=key, verdict="note", found=f"{uri} can be reached; nothing is there yet")
+        advice = "choose another place, or change its permissions"
+        return Finding(key, "broken", f"{uri} does not exist and cannot be written", advice)
+    return Finding(key, "note", f"{uri} can be reached; nothing is there yet")
 
 
 def _can_be_made(path: Path) -> bool:
-    near = next(parent for parent in path.absolute().parents if parent.exists())
-    return near.is_dir() and os.access(near, os.W_OK)
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    return parent.is_dir() and os.access(parent, os.W_OK)

@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.analysis.landcover import TileLabels, join_labels, tile_labels
 from pipeline.tiles.grid import TileGrid, grid_for_scene
 from pipeline.tiles.spec import GridSpec
-from storage.location import StorageOptions
+from storage.location import Location
 from storage.progress import ProgressSink, quiet
 from storage.raster.reader import SceneReader
 from storage.scene import Scene
@@ -16,11 +16,10 @@ from storage.scene import Scene
 def label_scenes(
     scenes: Sequence[Scene],
     grid: GridSpec,
-    landcover: str,
+    landcover: str | Location,
     classes: Mapping[int, str],
     *,
     min_fraction: float = 0.05,
-    options: StorageOptions | None = None,
     progress: ProgressSink = quiet,
 ) -> TileLabels:
     """Label every tile that the scenes cover, from a land-cover raster.
@@ -46,10 +45,10 @@ def label_scenes(
     grids: dict[str, TileGrid] = {}
     tiles: dict[str, list[np.ndarray]] = {}
     for scene in scenes:
-        found = grid_for_scene(scene, grid, options)
-        grids[found.id] = found
-        with SceneReader(scene, found.pixels, options) as reader:
-            tiles.setdefault(found.id, []).append(found.tiles_over(reader.extent, "pad"))
+        tile_grid = grid_for_scene(scene, grid)
+        grids[tile_grid.id] = tile_grid
+        with SceneReader(scene, tile_grid.pixels) as reader:
+            tiles.setdefault(tile_grid.id, []).append(tile_grid.tiles_over(reader.extent))
     parts = [
         tile_labels(
             landcover,
@@ -57,7 +56,6 @@ def label_scenes(
             np.unique(np.concatenate(tiles[name]), axis=0),
             classes,
             min_fraction=min_fraction,
-            options=options,
             progress=progress,
         )
         for name in grids

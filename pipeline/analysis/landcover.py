@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.runtime.dask import Scheduler, compute
 from pipeline.tiles.grid import TileGrid
 from storage.errors import ConfigError
-from storage.location import StorageOptions, read_bytes, write_bytes
+from storage.location import Location
 from storage.progress import Progress, ProgressSink, quiet
 from storage.raster.geotiff import inspect
 from storage.raster.pixel_grid import Window
@@ -62,7 +62,7 @@ class TileLabels:
     def __len__(self) -> int:
         return len(self.tile_keys)
 
-    def to_parquet(self, uri: str, options: StorageOptions | None = None) -> None:
+    def to_parquet(self, uri: str | Location) -> None:
         """Write a Parquet file with one row a tile and one column of fractions a class."""
         columns = {"tile_key": pa.array(self.tile_keys.tolist(), pa.string())}
         columns["mapped"] = pa.array(self.mapped)
@@ -73,10 +73,10 @@ class TileLabels:
         table = pa.table(columns).replace_schema_metadata({"skysift": about})
         sink = BytesIO()
         pq.write_table(table, sink)
-        write_bytes(uri, sink.getvalue(), options)
+        Location.of(uri).write(sink.getvalue())
 
     @classmethod
-    def from_parquet(cls, uri: str, options: StorageOptions | None = None) -> "TileLabels":
+    def from_parquet(cls, uri: str | Location) -> "TileLabels":
         """Read labels that :meth:`to_parquet` wrote.
 
         Raises
@@ -84,7 +84,7 @@ class TileLabels:
         ConfigError
             The Parquet file holds something else.
         """
-        table = pq.read_table(BytesIO(read_bytes(uri, options)))
+        table = pq.read_table(BytesIO(Location.of(uri).read()))
         about = (table.schema.metadata or {}).get(b"skysift")
         if about is None:
             raise ConfigError(f"{uri} holds no tile labels; make them with `tile_labels`")
@@ -101,14 +101,13 @@ class TileLabels:
 
 
 def tile_labels(
-    landcover: str,
+    landcover: str | Location,
     grid: TileGrid,
     tiles: NDArray[np.int32],
     classes: Mapping[int, str],
     *,
     min_fraction: float = 0.05,
     scheduler: Scheduler = "threads",
-    options: StorageOptions | None = None,
     progress: ProgressSink = quiet,
 ) -> TileLabels:
     """Compute the class fractions of tiles from a land-cover raster.
@@ -140,7 +139,7 @@ def tile_labels(
             f"land cover needs at least one class and 0 < min_fraction <= 1, got {len(classes)} "
             f"classes and {min_fraction}; correct the mapping"
         )
-    nodata = inspect(landcover, options).nodata
+    nodata = inspect(landcover).nodata
     unused = next(value for value in range(255, -1, -1) if value not in classes)
     fill = unused if nodata is None else int(nodata)
     counter = delayed(_count_classes)
@@ -148,10 +147,7 @@ def tile_labels(
     counts = np.zeros((len(tiles), len(classes) + 1), np.int64)
     for start in range(0, len(groups), _TASKS_PER_GRAPH):
         part = groups[start : start + _TASKS_PER_GRAPH]
-        tasks = [
-            counter(landcover, grid, tiles[members], tuple(classes), fill, options)
-            for members in part
-        ]
+        tasks = [counter(landcover, grid, tiles[members], tuple(classes), fill) for members in part]
         for members, found in zip(part, compute(tasks, scheduler), strict=True):
             counts[members] = found
         done = sum(len(members) for members in groups[: start + len(part)])
@@ -199,12 +195,11 @@ def _neighbours(tiles: NDArray[np.int32]) -> list[NDArray[np.int64]]:
 
 
 def _count_classes(
-    landcover: str,
+    landcover: str | Location,
     grid: TileGrid,
     tiles: NDArray[np.int32],
     values: tuple[int, ...],
     fill: int,
-    options: StorageOptions | None,
 ) -> NDArray[np.int64]:
     """Count the pixels of each class, and of all mapped ground, in neighbouring tiles.
 
@@ -222,7 +217,7 @@ def _count_classes(
         width=max(w.column + w.width for w in windows) - left,
         height=max(w.row + w.height for w in windows) - top,
     )
-    image = read_categorical(landcover, grid.pixels, around, fill=fill, options=options)
+    image = read_categorical(landcover, grid.pixels, around, fill=fill)
     counts = np.zeros((len(tiles), len(values) + 1), np.int64)
     for i, w in enumerate(windows):
         row, column = w.row - top, w.column - left

@@ -17,10 +17,10 @@ from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from pipeline.runtime.dask import Scheduler, compute, scene_array
-from pipeline.tiles.grid import grid_for_scene
+from pipeline.tiles.grid import pixels_for_scene
 from pipeline.tiles.spec import GridSpec
 from storage.errors import SceneError
-from storage.location import StorageOptions, read_bytes, write_bytes
+from storage.location import Location
 from storage.progress import Progress, ProgressSink, quiet
 from storage.scene import Scene
 
@@ -63,14 +63,14 @@ class BandStatistics:
     scenes: int
     skipped: Mapping[str, str]
 
-    def to_json(self, uri: str, options: StorageOptions | None = None) -> None:
+    def to_json(self, uri: str | Location) -> None:
         """Write the statistics as a JSON file."""
-        write_bytes(uri, json.dumps(asdict(self), indent=1).encode(), options)
+        Location.of(uri).write(json.dumps(asdict(self), indent=1).encode())
 
     @classmethod
-    def from_json(cls, uri: str, options: StorageOptions | None = None) -> "BandStatistics":
+    def from_json(cls, uri: str | Location) -> "BandStatistics":
         """Read statistics that :meth:`to_json` wrote."""
-        stored: dict[str, Any] = json.loads(read_bytes(uri, options))
+        stored: dict[str, Any] = json.loads(Location.of(uri).read())
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()
         }
@@ -97,7 +97,6 @@ def band_statistics(
     block_px: int = 1024,
     scenes_per_graph: int = 16,
     scheduler: Scheduler = "threads",
-    options: StorageOptions | None = None,
     progress: ProgressSink = quiet,
 ) -> BandStatistics:
     """Compute band statistics over the valid, cloud-free pixels of scenes.
@@ -121,7 +120,7 @@ def band_statistics(
     -----
     Peak memory is about ``block_px ** 2 * 12 * bands`` bytes for each concurrent task.
     """
-    wanted = GridSpec(tile_px=64, resolution="native" if resolution is None else resolution)
+    grid = GridSpec(resolution="native" if resolution is None else resolution)
     found: list[_Moments] = []
     skipped: dict[str, str] = {}
     for start in range(0, len(scenes), scenes_per_graph):
@@ -129,13 +128,12 @@ def band_statistics(
         graphs: dict[str, Any] = {}
         for scene in batch:
             try:
-                pixels = grid_for_scene(scene, wanted, options).pixels
+                pixels = pixels_for_scene(scene, grid)
                 array = scene_array(
                     scene,
                     pixels,
                     block_px=block_px,
                     overviews=resolution is not None,
-                    options=options,
                 )
             except SceneError as error:
                 skipped[scene.id] = str(error)

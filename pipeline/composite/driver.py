@@ -15,7 +15,7 @@ from pipeline.composite.stack import scene_stack
 from pipeline.runtime.dask import Scheduler, blocks_of, compute
 from storage.catalog.stac_write import composite_document, write_collection, write_item
 from storage.errors import SceneError
-from storage.location import StorageOptions, join_uri
+from storage.location import Location
 from storage.progress import Progress, ProgressSink, quiet
 from storage.raster.geotiff import inspect
 from storage.raster.writer import GeotiffWriter
@@ -27,7 +27,6 @@ def make_composites(
     plan: CompositePlan,
     *,
     scheduler: Scheduler = "threads",
-    options: StorageOptions | None = None,
     progress: ProgressSink = quiet,
 ) -> CompositeReport:
     """Make and write the composites of a plan; each appears when it is whole.
@@ -51,7 +50,7 @@ def make_composites(
     for number, composite in enumerate(plan.todo):
         progress(_state(number, plan, composite.id))
         try:
-            _make(composite, plan, scheduler, options)
+            _make(composite, plan, scheduler)
         except SceneError as error:
             failed[composite.id] = str(error)
         else:
@@ -59,9 +58,9 @@ def make_composites(
     if made:
         progress(_state(len(plan.todo), plan))
         title = f"Cloud-free composites: the median of each {plan.spec.period}"
-        write_collection(plan.spec.output_uri, plan.spec.name, title, options)
+        write_collection(plan.spec.output_uri, plan.spec.name, title)
     return CompositeReport(
-        output=plan.spec.output_uri,
+        output=str(plan.spec.output_uri),
         made=tuple(made),
         unchanged=plan.unchanged,
         failed=failed,
@@ -74,43 +73,35 @@ def _state(done: int, plan: CompositePlan, note: str = "") -> Progress:
     return Progress(stage="composites", done=done, total=total, unit="composites", note=note)
 
 
-def _make(
-    composite: Composite,
-    plan: CompositePlan,
-    scheduler: Scheduler,
-    options: StorageOptions | None,
-) -> None:
+def _make(composite: Composite, plan: CompositePlan, scheduler: Scheduler) -> None:
     """Write one composite, then the item that makes it known."""
     spec, extent = plan.spec, composite.extent
-    uri = join_uri(spec.output_uri, f"{composite.id}.tif")
+    file = Location.of(spec.output_uri) / f"{composite.id}.tif"
     with GeotiffWriter(
-        uri,
+        file,
         (len(spec.bands), extent.height, extent.width),
         "float32",
         plan.pixels.crs,
         plan.pixels.affine(extent.column, extent.row),
         nodata=np.nan,
         descriptions=spec.bands,
-        options=options,
     ) as target:
         for piece in blocks_of(extent, _PIECE_BLOCKS * composite.block_px):
-            placed = [one for one in composite.placed if one.extent.intersection(piece)]
+            placed = [scene for scene in composite.placed if scene.extent.intersection(piece)]
             if placed:
-                stack = scene_stack(
-                    placed, plan.pixels, piece, block_px=composite.block_px, options=options
-                )
+                stack = scene_stack(placed, plan.pixels, piece, block_px=composite.block_px)
                 median = da.map_blocks(median_of_days, stack, dtype=np.float32, drop_axis=0)
                 [values] = compute([median], scheduler)
                 target.write(values, piece.row - extent.row, piece.column - extent.column)
     document = composite_document(
         composite.id,
         (composite.start, composite.end),
-        inspect(uri, options),
-        {one.scene.id: one.scene.document for one in composite.placed},
+        inspect(file),
+        {source.scene.id: source.scene.document for source in composite.placed},
         composite.fingerprint,
         target.sha256,
     )
-    write_item(document, spec.output_uri, options)
+    write_item(document, spec.output_uri)
 
 
 def median_of_days(stack: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -3,27 +3,26 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 from pipeline.analysis.periods import PERIODS, PeriodKind, period_of
-from pipeline.composite.spec import _BLOCK_STEP_PX, CompositeSpec
+from pipeline.composite.spec import CompositeSpec
 from pipeline.composite.stack import Placed, place
-from pipeline.tiles.grid import grid_for_scene, window_of_bbox
+from pipeline.tiles.grid import pixels_for_scene, window_of_bbox
+from pipeline.tiles.read import read_each
 from pipeline.tiles.spec import GridSpec
 from storage.catalog.read import read_scenes
 from storage.catalog.stac_write import FINGERPRINT, written_items
 from storage.errors import ConfigError, SceneError
-from storage.location import StorageOptions
 from storage.raster.pixel_grid import PixelGrid, Window
 from storage.scene import Scene
 
 _TILE_PX = 256
+_BLOCK_STEP_PX = 64
 _LARGEST_BLOCK_PX = 1024
-_READERS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +51,7 @@ class CompositePlan:
     def summary(self) -> dict[str, Any]:
         """Return the plan as plain values, for printing."""
         return {
-            "output": self.spec.output_uri,
+            "output": str(self.spec.output_uri),
             "grid": {"crs": self.pixels.crs, "resolution": self.pixels.resolution},
             "composites": {one.id: len(one.placed) for one in self.todo},
             "unchanged": len(self.unchanged),
@@ -72,7 +71,7 @@ class CompositeReport:
     left_out: Mapping[str, str]
 
 
-def plan_composites(spec: CompositeSpec, options: StorageOptions | None = None) -> CompositePlan:
+def plan_composites(spec: CompositeSpec) -> CompositePlan:
     """Find the composites that a catalog makes and that are not there yet.
 
     Raises
@@ -86,17 +85,17 @@ def plan_composites(spec: CompositeSpec, options: StorageOptions | None = None) 
     """
     if spec.period not in PERIODS:
         raise ConfigError(f"a composite's period is {spec.period!r}: use {', '.join(PERIODS)}")
-    listing = read_scenes(spec.catalog, spec.bands, options)
+    listing = read_scenes(spec.catalog, spec.bands)
     left_out = {one.scene_id: one.reason for one in listing.rejected}
-    pixels, readable = _common_grid(listing.scenes, spec.grid, left_out, options)
+    pixels, readable = _common_grid(listing.scenes, spec.grid, left_out)
     box = spec.catalog.query.bbox
     clip = window_of_bbox(pixels, box) if box else None
     found = [
         _composite(spec, pixels, clip, members)
-        for members in _by_period(_place_all(readable, pixels, left_out, options), spec.period)
+        for members in _by_period(_place_all(readable, pixels, left_out), spec.period)
     ]
     composites = [one for one in found if one is not None]
-    written = written_items(spec.output_uri, options)
+    written = written_items(spec.output_uri)
     made = {key: item["properties"].get(FINGERPRINT) for key, item in written.items()}
     todo = tuple(one for one in composites if made.get(one.id) != one.fingerprint)
     return CompositePlan(
@@ -112,13 +111,12 @@ def _common_grid(
     scenes: Sequence[Scene],
     spec: GridSpec,
     left_out: dict[str, str],
-    options: StorageOptions | None,
 ) -> tuple[PixelGrid, list[Scene]]:
     """Return the one grid of all scenes that can be read, and these scenes."""
     grids: dict[PixelGrid, list[Scene]] = {}
     for scene in scenes:
         try:
-            grids.setdefault(grid_for_scene(scene, spec, options).pixels, []).append(scene)
+            grids.setdefault(pixels_for_scene(scene, spec), []).append(scene)
         except SceneError as error:
             left_out[scene.id] = str(error)
     if not grids:
@@ -135,23 +133,15 @@ def _common_grid(
 
 
 def _place_all(
-    scenes: Sequence[Scene],
-    pixels: PixelGrid,
-    left_out: dict[str, str],
-    options: StorageOptions | None,
+    scenes: Sequence[Scene], pixels: PixelGrid, left_out: dict[str, str]
 ) -> list[Placed]:
-    def attempt(scene: Scene) -> Placed | SceneError:
-        try:
-            return place(scene, pixels, options)
-        except SceneError as error:
-            return error
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        outcomes = list(pool.map(attempt, scenes))
-    for scene, outcome in zip(scenes, outcomes, strict=True):
-        if isinstance(outcome, SceneError):
+    placed = []
+    for scene, outcome in read_each(scenes, partial(place, pixels=pixels), SceneError):
+        if isinstance(outcome, Placed):
+            placed.append(outcome)
+        else:
             left_out[scene.id] = str(outcome)
-    return [one for one in outcomes if isinstance(one, Placed)]
+    return placed
 
 
 def _by_period(placed: Iterable[Placed], kind: PeriodKind) -> list[tuple[Placed, ...]]:

@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 
 from pipeline.analysis.periods import PeriodKind
 from pipeline.tiles.spec import GridSpec
+from storage.location import Location
 from storage.scene import CatalogSpec
 from storage.values import Count, check_limits
-
-_BLOCK_STEP_PX = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,10 +33,10 @@ class CompositeSpec:
     """
 
     catalog: CatalogSpec
-    output_uri: str
+    output_uri: str | Location
     bands: tuple[str, ...]
     period: PeriodKind = "month"
-    grid: GridSpec = field(default_factory=lambda: GridSpec(tile_px=_BLOCK_STEP_PX))
+    grid: GridSpec = field(default_factory=GridSpec)
     name: str = "composite"
     block_bytes: Count = 128 * 1024 * 1024
 

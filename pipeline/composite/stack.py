@@ -22,7 +22,6 @@ from odc.stac import load
 from pyproj import Transformer
 
 from storage.catalog.stac_write import placed_item
-from storage.location import StorageOptions
 from storage.raster.pixel_grid import PixelGrid, Window
 from storage.raster.reader import SceneReader
 from storage.scene import Scene
@@ -40,7 +39,7 @@ class Placed:
     day: str
 
 
-def place(scene: Scene, pixels: PixelGrid, options: StorageOptions | None = None) -> Placed:
+def place(scene: Scene, pixels: PixelGrid) -> Placed:
     """Find where a scene lies on a grid, from the headers of its files.
 
     Raises
@@ -48,7 +47,7 @@ def place(scene: Scene, pixels: PixelGrid, options: StorageOptions | None = None
     SceneError
         A file cannot be opened, or the scene has no place on the grid.
     """
-    with SceneReader(scene, pixels, options) as reader:
+    with SceneReader(scene, pixels) as reader:
         extent = reader.extent
     middle = pixels.affine(extent.column + extent.width / 2, extent.row + extent.height / 2)
     to_wgs84 = Transformer.from_crs(pixels.crs, "EPSG:4326", always_xy=True)
@@ -63,7 +62,6 @@ def scene_stack(
     window: Window,
     *,
     block_px: int,
-    options: StorageOptions | None = None,
 ) -> da.Array:
     """Return the scenes over a window as a lazy stack, a layer a day.
 
@@ -85,16 +83,17 @@ def scene_stack(
     dask.array.Array
         float32 (days, bands, height, width), NaN where invalid or cloudy.
     """
-    driver = _SceneDriver(pixels, placed[0].scene.band_names, options)
+    driver = _SceneDriver(pixels, placed[0].scene.band_names)
     items = []
-    for one in placed:
-        moment, extent = one.scene.datetime, one.extent
+    for source in placed:
+        scene, extent = source.scene, source.extent
         transform = pixels.affine(extent.column, extent.row)
         shape = (extent.height, extent.width)
-        name = f"urn:skysift:{one.scene.id}:{one.scene.fingerprint}"
-        item = placed_item(one.scene.id, (moment, moment), name, pixels.crs, transform, shape)
-        item.properties[_DAY] = one.day
-        item.extra_fields[_SCENE] = one.scene
+        name = f"urn:skysift:{scene.id}:{scene.fingerprint}"
+        period = (scene.datetime, scene.datetime)
+        item = placed_item(scene.id, period, name, pixels.crs, transform, shape)
+        item.properties[_DAY] = source.day
+        item.extra_fields[_SCENE] = scene
         items.append(item)
     box = GeoBox(
         (window.height, window.width),
@@ -119,10 +118,8 @@ class _SceneDriver:
     dask_reader = None
     aux_reader = None
 
-    def __init__(
-        self, pixels: PixelGrid, bands: Sequence[str], options: StorageOptions | None
-    ) -> None:
-        self._pixels, self._bands, self._options = pixels, tuple(bands), options
+    def __init__(self, pixels: PixelGrid, bands: Sequence[str]) -> None:
+        self._pixels, self._bands = pixels, tuple(bands)
 
     @property
     def md_parser(self) -> "_SceneDriver":
@@ -155,7 +152,7 @@ class _SceneDriver:
 
     def open(self, source: Any, context: None) -> "_BlockReader":
         """Return the reader of one scene; files are opened when a block is read."""
-        return _BlockReader(source.driver_data, self._pixels, self._options)
+        return _BlockReader(source.driver_data, self._pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +161,13 @@ class _BlockReader:
 
     scene: Scene
     pixels: PixelGrid
-    options: StorageOptions | None
 
     def read(
         self, cfg: Any, dst_geobox: GeoBox, *, dst: Any = None, selection: Any = None
     ) -> tuple[tuple[slice, slice], NDArray[np.float32]]:
         """Return where in the block the scene lies, and its pixels there (bands, h, w)."""
         window = self._window(dst_geobox)
-        with SceneReader(self.scene, self.pixels, self.options) as reader:
+        with SceneReader(self.scene, self.pixels) as reader:
             shared = window.intersection(reader.extent)
             if shared is None:
                 nothing = np.empty((len(self.scene.bands), 0, 0), np.float32)

@@ -1,8 +1,8 @@
 """Build and grow an index: the drivers that hand the workers to Ray.
 
-A build trains on a uniform sample, fills shards in parallel, measures what they find, and only
-then writes the manifest and moves CURRENT. Killed anywhere, the same call goes on where it was:
-the version's name follows from the archive's snapshot and the request.
+A build trains on a uniform sample, fills shards in parallel, measures their recall, and only then
+writes the manifest and moves CURRENT. After a kill the same call continues: the name of the version
+follows from the archive's snapshot and the request.
 """
 
 import logging
@@ -38,33 +38,30 @@ from storage.index.manifest import (
     ShardEntry,
     read_manifest,
 )
-from storage.location import StorageOptions, absolute_uri
+from storage.location import Location
 from storage.progress import ProgressSink, quiet
 
 logger = logging.getLogger(__name__)
 
 
-def plan_build(
-    archive_uri: str, spec: IndexSpec | None = None, options: StorageOptions | None = None
-) -> IndexPlan:
-    """Return what :func:`build_index` would build.
+def plan_build(archive_uri: str | Location, spec: IndexSpec | None = None) -> IndexPlan:
+    """Return the plan that :func:`build_index` would follow.
 
     Raises
     ------
     NotFoundError
         There is no archive.
     ConfigError
-        The archive is empty, or nothing fits what is asked for.
+        The archive is empty, or no index fits the request.
     """
-    return _plan(Archive.open(archive_uri, options=options), spec or IndexSpec())
+    return _plan(Archive.open(archive_uri), spec or IndexSpec())
 
 
 def build_index(
-    archive_uri: str,
-    index_uri: str,
+    archive_uri: str | Location,
+    index_uri: str | Location,
     spec: IndexSpec | None = None,
     *,
-    options: StorageOptions | None = None,
     address: str | None = None,
     progress: ProgressSink = quiet,
 ) -> IndexManifest:
@@ -75,11 +72,9 @@ def build_index(
     archive_uri, index_uri
         The archive, and the folder of the index.
     spec
-        What is asked for.
-    options
-        Where the object store is; also sent to the workers.
+        The request.
     address
-        Ray cluster to join; a private one is started when None and none is known.
+        Ray cluster to join; by default a running cluster, else a private one.
     progress
         Receives the stages train, build shards and measure recall.
 
@@ -93,56 +88,48 @@ def build_index(
     NotFoundError
         There is no archive.
     ConfigError
-        The archive is empty, nothing fits what is asked for, or the index is of another archive.
+        The archive is empty, no index fits the request, or the index is of another archive.
     """
     spec = spec or IndexSpec()
-    archive = Archive.open(absolute_uri(archive_uri), options=options)
-    index_uri = absolute_uri(index_uri)
+    archive = Archive.open(Location.of(archive_uri).absolute)
+    index = Location.of(index_uri).absolute
     digest = version_digest(archive.uri, archive.snapshot, asdict(spec))
-    current = _current(index_uri, options)
+    current = _current(index)
     if current and current.digest == digest:
         return current
     if current and current.archive_uri != archive.uri:
         raise ConfigError(
-            f"index {index_uri} is of archive {current.archive_uri}, not {archive.uri}; "
+            f"index {index} is of archive {current.archive_uri}, not {archive.uri}; "
             "choose another folder for the new index"
         )
     plan, version = _plan(archive, spec), next_version(current, digest)
-    logger.info("index %s: version %s: %s", index_uri, version, plan)
+    logger.info("index %s: version %s: %s", index, version, plan)
     with ray_session(address):
         sample, own_rows = draw_sample(archive, plan, spec.seed)
-        trained = train_lists(index_uri, version, plan, sample, options, progress)
         builder = ShardBuilder(
-            index_uri=index_uri,
+            index=index,
             version=version,
-            archive_uri=archive.uri,
+            archive=archive.location,
             snapshot=archive.snapshot,
-            trained=trained,
+            trained=train_lists(index, version, plan, sample, progress),
             keep_vectors=plan.rerank > 1,
             threads=threads_for(len(plan.pieces)),
-            options=options,
         )
         shards = fill_shards(builder, plan.pieces, 0, progress)
         recall = measure_recall(builder, plan, shards, sample, own_rows, progress)
-    return publish(
-        first_manifest(archive, spec, plan, builder, digest, shards, recall),
-        index_uri,
-        options,
-    )
+    return publish(first_manifest(archive, spec, plan, builder, digest, shards, recall), index)
 
 
 def update_index(
-    index_uri: str,
+    index_uri: str | Location,
     *,
-    options: StorageOptions | None = None,
     address: str | None = None,
     progress: ProgressSink = quiet,
 ) -> IndexManifest:
     """Bring an index to its archive's newest snapshot, without training again.
 
-    New segments become new shards; rows that are no longer live are hidden. How far the new rows
-    are from what the index was trained on is measured, and the manifest's advice says when a new
-    build is better.
+    New segments become new shards; rows that are no longer live are marked as deleted. The drift of
+    the new rows is measured, and the manifest's advice tells when a new build is better.
 
     Raises
     ------
@@ -153,17 +140,17 @@ def update_index(
     ConfigError
         The archive holds no live rows any more.
     """
-    index_uri = absolute_uri(index_uri)
-    current = read_manifest(index_uri, options=options)
-    archive = Archive.open(current.archive_uri, options=options)
+    index = Location.of(index_uri).absolute
+    current = read_manifest(index)
+    archive = Archive.open(index.at(current.archive_uri))
     check_same_archive(archive, current)
     if archive.snapshot == current.snapshot:
         return current
     digest = version_digest(current.digest, archive.snapshot, {})
     version = next_version(current, digest)
-    kept = mark_deleted(index_uri, version, archive, current, options, progress)
-    added = _add_segments(index_uri, version, archive, current, options, address, progress)
-    shards = (*kept, *added)
+    old = mark_deleted(index, version, archive, current, progress)
+    added = _add_segments(index, version, archive, current, address, progress)
+    shards = (*old, *added)
     if not shards:
         raise ConfigError(
             f"archive {archive.uri} holds no live rows any more; "
@@ -176,19 +163,18 @@ def update_index(
         snapshot=archive.snapshot,
         segments=tuple(segment.id for segment in archive.segments),
     )
-    return publish(with_shards(after, shards, index_uri, options), index_uri, options)
+    return publish(with_shards(after, shards, index), index)
 
 
 def compact_index(
-    index_uri: str,
+    index_uri: str | Location,
     *,
-    options: StorageOptions | None = None,
     address: str | None = None,
     progress: ProgressSink = quiet,
 ) -> IndexManifest:
-    """Merge the small shards that updates left and drop dead rows; nothing is trained.
+    """Merge the small shards that updates left and drop deleted rows; nothing is trained.
 
-    The new version answers what the current one answers, on the same snapshot.
+    The new version answers as the current version does, on the same snapshot.
 
     Raises
     ------
@@ -197,20 +183,19 @@ def compact_index(
     CorruptIndexError
         A file of the current version is damaged.
     """
-    index_uri = absolute_uri(index_uri)
-    current = read_manifest(index_uri, options=options)
+    index = Location.of(index_uri).absolute
+    current = read_manifest(index)
     groups = groups_to_merge(current)
     if not groups:
         return current
     digest = version_digest(current.digest, current.snapshot, {"compact": True})
     version = next_version(current, digest)
     merger = ShardMerger(
-        index_uri=index_uri,
+        index=index,
         version=version,
         trained=current.trained,
         dimension=current.parameters.dimension,
         classes=current.classes,
-        options=options,
     )
     first = _next_number(current)
     jobs = [
@@ -221,15 +206,14 @@ def compact_index(
         merged = run_tasks(merger, jobs, stage="merge shards", unit="shards", progress=progress)
     shards = shards_after(current, groups, merged)
     after = replace(current, version=version, digest=digest)
-    return publish(with_shards(after, shards, index_uri, options), index_uri, options)
+    return publish(with_shards(after, shards, index), index)
 
 
 def _add_segments(
-    index_uri: str,
+    index: Location,
     version: str,
     archive: Archive,
     current: IndexManifest,
-    options: StorageOptions | None,
     address: str | None,
     progress: ProgressSink,
 ) -> list[ShardEntry]:
@@ -241,15 +225,14 @@ def _add_segments(
     pieces = cut_into_shards(fresh, math.ceil(rows / int(current.spec["rows_per_shard"])))
     with ray_session(address):
         builder = ShardBuilder(
-            index_uri=index_uri,
+            index=index,
             version=version,
-            archive_uri=archive.uri,
+            archive=archive.location,
             snapshot=archive.snapshot,
             trained=current.trained,
             keep_vectors=current.rerank > 1,
             first_build=False,
             threads=threads_for(len(pieces)),
-            options=options,
         )
         return fill_shards(builder, pieces, _next_number(current), progress)
 
@@ -263,8 +246,8 @@ def _plan(archive: Archive, spec: IndexSpec) -> IndexPlan:
     return with_estimated_recall(archive, plan_index(spec, *sizes, segment_extents(archive)), spec)
 
 
-def _current(index_uri: str, options: StorageOptions | None) -> IndexManifest | None:
+def _current(index: Location) -> IndexManifest | None:
     try:
-        return read_manifest(index_uri, options=options)
+        return read_manifest(index)
     except NotFoundError:
         return None  # this is the first build

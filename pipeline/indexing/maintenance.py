@@ -1,8 +1,8 @@
-"""Look after the versions of an index: list and verify them, go back to one, drop old ones.
+"""Maintain the versions of an index: list, verify, roll back, delete old versions.
 
-A version is never changed, so whoever reads one goes on undisturbed while others come. Only
-:func:`collect_garbage` takes something away: it keeps the current version, the newest few, and
-every version that a reader may have opened as the current one within the time that it is told.
+A version is never changed, so its readers are not disturbed by newer versions. Only
+:func:`collect_garbage` deletes: it keeps the current version, the newest versions, and every
+version that a reader may have opened as the current version within a given time.
 """
 
 import datetime as dt
@@ -21,13 +21,13 @@ from storage.index.manifest import (
     read_manifest,
     set_current,
 )
-from storage.location import StorageOptions, absolute_uri, delete, join_uri, list_files, modified_at
+from storage.location import Location
 from storage.progress import Progress, ProgressSink, quiet
 
 logger = logging.getLogger(__name__)
 
 READERS_GRACE = dt.timedelta(days=1)
-"""How long a version that was replaced is left to those who read it."""
+"""The time for which a replaced version is left to its readers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ class VersionInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyReport:
-    """What :func:`verify_index` found; ``problems`` is one line for each bad file."""
+    """The result of :func:`verify_index`; ``problems`` has one line for each bad file."""
 
     version: str
     files: int
@@ -60,20 +60,20 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every file is what the manifest says."""
+        """Whether every file matches the manifest."""
         return not self.problems
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexGarbage:
-    """What :func:`collect_garbage` deleted, or would have."""
+    """The versions and files that :func:`collect_garbage` deleted, or would delete."""
 
     versions: tuple[str, ...]
     files: tuple[str, ...]
     dry_run: bool
 
 
-def index_versions(index_uri: str, options: StorageOptions | None = None) -> list[VersionInfo]:
+def index_versions(index_uri: str | Location) -> list[VersionInfo]:
     """Return the finished versions, oldest first.
 
     Raises
@@ -83,21 +83,18 @@ def index_versions(index_uri: str, options: StorageOptions | None = None) -> lis
     CorruptIndexError
         A manifest or the pointer is damaged.
     """
-    current = current_version(index_uri, options)
+    index = Location.of(index_uri)
+    current = current_version(index)
     return [
-        _info(index_uri, read_manifest(index_uri, version, options), current, options)
-        for version in list_versions(index_uri, options)
+        _info(index, read_manifest(index, version), current) for version in list_versions(index)
     ]
 
 
-def _info(
-    index_uri: str, manifest: IndexManifest, current: str, options: StorageOptions | None
-) -> VersionInfo:
-    path = join_uri(index_uri, manifest.version, "manifest.json")
+def _info(index: Location, manifest: IndexManifest, current: str) -> VersionInfo:
     return VersionInfo(
         version=manifest.version,
         current=manifest.version == current,
-        written=modified_at(path, options),
+        written=_written(index, manifest.version),
         snapshot=manifest.snapshot,
         kind=manifest.parameters.kind,
         rows=manifest.rows,
@@ -111,14 +108,14 @@ def _info(
     )
 
 
+def _written(index: Location, version: str) -> dt.datetime:
+    return (index / version / "manifest.json").modified_at()
+
+
 def verify_index(
-    index_uri: str,
-    version: str | None = None,
-    *,
-    options: StorageOptions | None = None,
-    progress: ProgressSink = quiet,
+    index_uri: str | Location, version: str | None = None, *, progress: ProgressSink = quiet
 ) -> VerifyReport:
-    """Compare every file of a version (the current one by default) with its manifest.
+    """Compare every file of a version (by default the current version) with its manifest.
 
     Raises
     ------
@@ -127,8 +124,8 @@ def verify_index(
     CorruptIndexError
         The manifest itself is damaged.
     """
-    manifest = read_manifest(index_uri, version, options)
-    problems, files = [], VerifiedFiles(index_uri, options)
+    manifest = read_manifest(index_uri, version)
+    problems, files = [], VerifiedFiles(index_uri)
     for number, entry in enumerate(manifest.files, 1):
         try:
             files.open(entry)
@@ -144,66 +141,59 @@ def verify_index(
 
 
 def rollback_index(
-    index_uri: str,
-    to: str | None = None,
-    *,
-    options: StorageOptions | None = None,
-    progress: ProgressSink = quiet,
+    index_uri: str | Location, to: str | None = None, *, progress: ProgressSink = quiet
 ) -> IndexManifest:
-    """Make another version current, by default the one before, once its files are verified.
+    """Make another version current, by default the previous version, once its files are verified.
 
     Raises
     ------
     NotFoundError
-        There is no such index or version, or none before the current one.
+        There is no such index or version, or no version before the current version.
     CorruptIndexError
-        The version is damaged; the current one stays.
+        The version is damaged; the current version stays.
     """
-    current = current_version(index_uri, options)
+    current = current_version(index_uri)
     if to is None:
-        older = [name for name in list_versions(index_uri, options) if name < current]
+        older = [name for name in list_versions(index_uri) if name < current]
         if not older:
             raise NotFoundError(f"index {index_uri} has no version before {current}; it stays")
         to = older[-1]
-    report = verify_index(index_uri, to, options=options, progress=progress)
+    report = verify_index(index_uri, to, progress=progress)
     if not report.ok:
         raise CorruptIndexError(f"version {to} is damaged, {current} stays: {report.problems[0]}")
-    set_current(index_uri, to, options)
-    return read_manifest(index_uri, to, options)
+    set_current(index_uri, to)
+    return read_manifest(index_uri, to)
 
 
 def collect_garbage(
-    index_uri: str,
+    index_uri: str | Location,
     keep: int = 2,
     older_than: dt.timedelta = READERS_GRACE,
     *,
     in_use: Collection[str] = (),
     dry_run: bool = False,
     now: dt.datetime | None = None,
-    options: StorageOptions | None = None,
 ) -> IndexGarbage:
-    """Delete the versions that nobody needs, and what unfinished builds left.
+    """Delete unneeded versions, and the files of unfinished builds.
 
-    CURRENT and the newest ``keep`` versions stay, and so does any version that was replaced less
-    than ``older_than`` ago, for those who read it, and any file younger than that, for builds that
-    are running. Files that a version which stays has taken over from an older one stay too.
+    The current version and the newest ``keep`` versions stay, and so does any version that was
+    replaced less than ``older_than`` ago, for its readers, and any younger file, for running
+    builds. Files of an older version that a remaining version uses stay too.
 
     Parameters
     ----------
     index_uri
         The index.
     keep
-        How many of the newest versions stay whatever their age; at least 1.
+        Number of the newest versions that stay at any age; at least 1.
     older_than
-        How long readers and builds are given.
+        The time left to readers and builds.
     in_use
-        Versions that stay because someone reads them, for example running search actors.
+        Versions that stay because they are read, for example by running search actors.
     dry_run
-        Delete nothing, only say what would be.
+        Delete nothing, only report the garbage.
     now
-        The time that ages are counted to.
-    options
-        Where the object store is.
+        The time to which ages are counted.
 
     Raises
     ------
@@ -214,43 +204,33 @@ def collect_garbage(
     """
     if keep < 1:
         raise ConfigError(f"index gc: keep is {keep}; give at least 1")
-    root = absolute_uri(index_uri)
+    index = Location.of(index_uri).absolute
     limit = (now or dt.datetime.now(dt.UTC)) - older_than
-    versions = list_versions(root, options)
-    kept = _kept_versions(root, versions, keep, limit, options) | set(in_use)
-    needed = {join_uri(root, "CURRENT")}
-    for version in kept:
-        manifest = read_manifest(root, version, options)
-        needed.add(join_uri(root, version, "manifest.json"))
-        needed |= {join_uri(root, entry.path) for entry in manifest.files}
-    garbage = [
-        name
-        for name in list_files(root, options)
-        if name not in needed and modified_at(name, options) < limit
-    ]
-    garbage.sort(key=lambda name: not name.endswith("/manifest.json"))  # a version goes as a whole
+    versions = list_versions(index)
+    remaining = {current_version(index), *versions[-keep:], *in_use}
+    remaining |= {old for old, new in pairwise(versions) if _written(index, new) >= limit}
+    needed = {index / "CURRENT"}
+    for version in remaining:
+        needed.add(index / version / "manifest.json")
+        needed |= {index / entry.path for entry in read_manifest(index, version).files}
+    garbage = [file for file in index.list() if file not in needed and file.modified_at() < limit]
+    # Manifests go first: a version without one is not there, whatever of it is left.
+    garbage.sort(key=lambda file: not file.uri.endswith("/manifest.json"))
     if not dry_run:
-        for name in garbage:
-            delete(name, options)
-        _unpin(root, kept, options)
-    gone = tuple(version for version in versions if version not in kept)
-    return IndexGarbage(versions=gone, files=tuple(garbage), dry_run=dry_run)
+        for file in garbage:
+            file.delete()
+        _unpin(index, remaining)
+    return IndexGarbage(
+        versions=tuple(version for version in versions if version not in remaining),
+        files=tuple(map(str, garbage)),
+        dry_run=dry_run,
+    )
 
 
-def _unpin(root: str, kept: set[str], options: StorageOptions | None) -> None:
-    """Let the archive forget the snapshots that only versions which are gone have read."""
-    archive = read_manifest(root, options=options).archive_uri
+def _unpin(index: Location, remaining: set[str]) -> None:
+    """Release the snapshots of the archive that only deleted versions have read."""
+    archive = index.at(read_manifest(index).archive_uri)
     try:
-        unpin_snapshots(archive, root, kept, options)
+        unpin_snapshots(archive, index, remaining)
     except NotFoundError:
         logger.warning("archive %s is gone; its snapshots stay as they are", archive)
-
-
-def _kept_versions(
-    root: str, versions: list[str], keep: int, limit: dt.datetime, options: StorageOptions | None
-) -> set[str]:
-    kept = {current_version(root, options), *versions[-keep:]}
-    for version, following in pairwise(versions):
-        if modified_at(join_uri(root, following, "manifest.json"), options) >= limit:
-            kept.add(version)
-    return kept

@@ -1,4 +1,4 @@
-"""Decide what index an archive gets, before anything is built: kind, sizes, memory, shards.
+"""Plan the index of an archive before it is built: kind, sizes, memory, shards.
 
 Pure: reads numbers, returns a frozen plan that can be printed (`skysift index build --dry-run`).
 """
@@ -24,7 +24,7 @@ Segments = list[tuple[int, int, tuple[float, float]]]
 """(ordinal, live rows, (lon, lat) of their centre) of segments."""
 
 FLAT_ROWS = 20_000
-"""Up to so many rows an exact scan answers as fast as lists do."""
+"""Below this row count an exact scan is as fast as IVF."""
 _ROWS_PER_LIST = 39
 _FILE_OVERHEAD_BYTES = 8192
 _PROCESS_BYTES = 500_000_000
@@ -42,12 +42,12 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexPlan:
-    """What will be built.
+    """An index to build.
 
     ``pieces`` holds one tuple for each shard; ``predicted_bytes`` is the memory of all shards when
-    loaded, ``disk_bytes`` what lies on disk besides, ``builder_bytes`` the peak memory of a process
-    that builds a shard. ``recall_ceiling`` is the recall@10 with every list probed, expected from a
-    pilot on some of the rows; 1 for kinds that lose nothing.
+    loaded, ``disk_bytes`` the additional size on disk, ``builder_bytes`` the peak memory of a
+    process that builds a shard. ``recall_ceiling`` is the recall@10 with every list probed, as
+    estimated from some of the rows; 1 for lossless kinds.
     """
 
     rows: int
@@ -72,7 +72,7 @@ def plan_index(
     Parameters
     ----------
     spec
-        What is asked for.
+        The request.
     dimension, classes
         Of the archive.
     segments
@@ -120,10 +120,10 @@ def predicted_bytes(
 
 
 def builder_bytes(parameters: ShardParameters, rows: int, classes: int, segment_rows: int) -> int:
-    """Return the peak memory of a process that builds a shard of so many rows.
+    """Return the peak memory of a process that builds a shard of ``rows`` rows.
 
-    The growing lists may double while they grow; the columns are held as read, as sorted and as
-    encoded; the vectors on their way to disk count too, though the system may take theirs back.
+    Lists may double while they grow; the columns are held as read, as sorted and as encoded; the
+    memory-mapped vectors count too, although the system may reclaim their pages.
     """
     segment = segment_rows * _columns_bytes(classes)
     return (
@@ -143,17 +143,17 @@ def _columns_bytes(classes: int) -> int:
 
 
 def _shared_bytes(p: ShardParameters) -> int:
-    """Return what every shard holds besides its rows: centres, codebook, turn."""
+    """Return the size of a shard without rows: centres, codebook, rotation."""
     centres = p.nlist * (4 * p.dimension + ID_BYTES)
     codebook = 4 * PQ_CODEWORDS * p.dimension if p.product else 0
-    turn = 4 * p.dimension**2 if p.turned else 0
-    return centres + codebook + turn + _FILE_OVERHEAD_BYTES
+    rotation = 4 * p.dimension**2 if p.rotated else 0
+    return centres + codebook + rotation + _FILE_OVERHEAD_BYTES
 
 
 def _sized(
     spec: IndexSpec, rows: int, dimension: int, classes: int, segment_rows: int
 ) -> tuple[int, ShardParameters]:
-    """Return the number of shards and what they store, within both limits of memory."""
+    """Return the number of shards and their parameters, within both limits of memory."""
     shards = spec.shards or math.ceil(rows / spec.rows_per_shard)
     if shards > rows:
         raise ConfigError(f"{shards} shards for {rows} rows; ask for at most {rows}")
@@ -195,7 +195,7 @@ def _parameters(
 
 
 def _candidates(spec: IndexSpec, rows: int, dimension: int) -> list[ShardParameters]:
-    """Return what fits the rows, most exact first."""
+    """Return the parameters that fit the rows, most exact first."""
     nlist = min(spec.nlist or _lists_for(rows), rows)
     kinds: Sequence[Kind] = (spec.kind,) if spec.kind != "auto" else _automatic(rows)
     found = [
@@ -235,8 +235,8 @@ def _lists_for(rows: int) -> int:
     >>> _lists_for(100), _lists_for(10_000), _lists_for(1_000_000)
     (2, 256, 2048)
     """
-    wanted = 2 ** round(math.log2(2 * math.sqrt(rows)))
-    return int(max(min(wanted, 2 ** int(math.log2(max(rows / _ROWS_PER_LIST, 1)))), 1))
+    ideal = 2 ** round(math.log2(2 * math.sqrt(rows)))
+    return int(max(min(ideal, 2 ** int(math.log2(max(rows / _ROWS_PER_LIST, 1)))), 1))
 
 
 def cut_into_shards(segments: Segments, shards: int) -> tuple[tuple[Piece, ...], ...]:

@@ -33,8 +33,8 @@ class IndexSpec:
     rerank
         Score candidates of lossy kinds with the archive's vectors, kept beside the shards on disk.
     mapped
-        Searches map the shards' files instead of reading them, for shards larger than memory: what
-        they touch is read from disk when it is touched, and given back when memory is short.
+        Searches map the shards' files instead of reading them, for shards larger than memory: pages
+        are read from disk when a search touches them, and reclaimed when memory is short.
     seed
         Seed of the training sample and of the clustering.
     """

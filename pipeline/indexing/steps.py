@@ -1,4 +1,4 @@
-"""The steps that building and growing an index share, each one call of the driver."""
+"""The steps of building and growing an index, each a call of the driver."""
 
 import hashlib
 import json
@@ -21,11 +21,12 @@ from pipeline.runtime.tasks import run_tasks
 from storage.archive.maintenance import pin_snapshot
 from storage.archive.reader import Archive
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
+from storage.geometry import centres, enclosing
 from storage.index.files import VerifiedFiles, file_entry
 from storage.index.manifest import FORMAT, FileEntry, IndexManifest, ShardEntry, write_manifest
 from storage.index.quantizer import set_threads, train
 from storage.index.ranking import Float32, Int64
-from storage.location import StorageOptions, join_uri, read_bytes, write_bytes
+from storage.location import Location
 from storage.progress import Progress, ProgressSink
 
 logger = logging.getLogger(__name__)
@@ -35,14 +36,14 @@ RECALL_QUERIES = 100
 
 def segment_extents(archive: Archive, skip: frozenset[str] = frozenset()) -> Segments:
     """Return (ordinal, live rows, centre) of the segments that have live rows."""
-    found: Segments = []
+    extents: Segments = []
     for segment in archive.segments:
         if segment.id in skip or not len(archive.live_rows(segment.ordinal)):
             continue
-        box = archive.read_segment(segment.ordinal, ["bbox"])["bbox"]
-        west, south, east, north = box.mean(axis=0).tolist()
-        found.append((segment.ordinal, len(box), ((west + east) / 2, (south + north) / 2)))
-    return found
+        boxes = archive.read_segment(segment.ordinal, ["bbox"])["bbox"]
+        lon, lat = centres([enclosing(boxes)])[0].tolist()
+        extents.append((segment.ordinal, len(boxes), (lon, lat)))
+    return extents
 
 
 def draw_sample(archive: Archive, plan: IndexPlan, seed: int) -> tuple[Float32, Int64]:
@@ -52,32 +53,21 @@ def draw_sample(archive: Archive, plan: IndexPlan, seed: int) -> tuple[Float32, 
 
 
 def train_lists(
-    index_uri: str,
-    version: str,
-    plan: IndexPlan,
-    sample: Float32,
-    options: StorageOptions | None,
-    progress: ProgressSink,
+    index: Location, version: str, plan: IndexPlan, sample: Float32, progress: ProgressSink
 ) -> FileEntry:
-    """Train, or take what an interrupted build trained; return the file."""
-    receipt = join_uri(index_uri, version, "trained.json")
+    """Return the trained quantizers' file, from an interrupted build if there was one."""
+    receipt = index / version / "trained.json"
     try:
-        values = json.loads(read_bytes(receipt, options))
-        finished = FileEntry(**values["trained"])
-        VerifiedFiles(index_uri, options).open(finished)
+        finished = FileEntry(**json.loads(receipt.read())["trained"])
+        VerifiedFiles(index).open(finished)
         return finished
     except (NotFoundError, CorruptIndexError, ValueError, KeyError, TypeError):
         logger.info("training on %s rows", len(sample))
     progress(Progress(stage="train", done=0, total=1, unit="quantizers"))
     set_threads(threads_for(1))
     trained = train(sample, plan.parameters)
-    entry = file_entry(index_uri, f"{version}/trained.faiss", trained, options)
-    text = json.dumps(
-        {
-            "trained": asdict(entry),
-        }
-    )
-    write_bytes(receipt, text.encode(), options)
+    entry = file_entry(index, f"{version}/trained.faiss", trained)
+    receipt.write(json.dumps({"trained": asdict(entry)}).encode())
     progress(Progress(stage="train", done=1, total=1, unit="quantizers"))
     return entry
 
@@ -109,24 +99,23 @@ def measure_recall(
 ) -> dict[int, float]:
     """Return recall@10 by nprobe, measured with rows of the sample as queries.
 
-    Where every list probed means an exact answer, that is known and not measured.
+    Where probing every list is exact, its recall is 1 and not measured.
     """
     nlist = plan.parameters.nlist
     if plan.parameters.kind == "flat":
         return {1: 1.0}
     exact = not plan.parameters.lossy or plan.rerank > 1
-    steps = tuple(2**i for i in range(nlist.bit_length()) if 2**i <= max(nlist // 4, 1))
+    grid = tuple(2**i for i in range(nlist.bit_length()) if 2**i <= max(nlist // 4, 1))
     chosen = np.unique(np.linspace(0, len(sample) - 1, RECALL_QUERIES).astype(np.int64))
     depth = RECALL_AT * plan.rerank + 1
     probe = RecallProbe(
-        index_uri=builder.index_uri,
-        archive_uri=builder.archive_uri,
+        index=builder.index,
+        archive=builder.archive,
         snapshot=builder.snapshot,
         queries=sample[chosen],
-        ladder=steps if exact else (*steps, nlist),
+        nprobe_grid=grid if exact else (*grid, nlist),
         depth=depth,
         threads=builder.threads,
-        options=builder.options,
     )
     parts = run_tasks(
         probe,
@@ -141,15 +130,15 @@ def measure_recall(
     return recall | {nlist: 1.0} if exact else recall
 
 
-def tuned_nprobe(recall: Mapping[int, float], wanted: float) -> int:
-    """Return the least nprobe that reaches the recall, or the largest there is.
+def tuned_nprobe(recall: Mapping[int, float], target: float) -> int:
+    """Return the least nprobe that reaches the recall, or the largest measured nprobe.
 
     Examples
     --------
     >>> tuned_nprobe({1: 0.6, 2: 0.96, 4: 1.0}, 0.95)
     2
     """
-    return next((nprobe for nprobe in sorted(recall) if recall[nprobe] >= wanted), max(recall))
+    return next((nprobe for nprobe in sorted(recall) if recall[nprobe] >= target), max(recall))
 
 
 def first_manifest(
@@ -162,7 +151,7 @@ def first_manifest(
     recall: Mapping[int, float],
 ) -> IndexManifest:
     """Return the manifest of a new build."""
-    files = VerifiedFiles(builder.index_uri, builder.options)
+    files = VerifiedFiles(builder.index)
     imbalance, empty = list_health(files, shards)
     if empty:
         logger.warning(
@@ -195,24 +184,21 @@ def first_manifest(
     )
 
 
-def _recall_advice(recall: Mapping[int, float], nprobe: int, wanted: float, plan: IndexPlan) -> str:
-    if recall[nprobe] < wanted:
-        reason = f"recall@10 is {recall[nprobe]:.3f} at best, {wanted} was asked for"
+def _recall_advice(recall: Mapping[int, float], nprobe: int, target: float, plan: IndexPlan) -> str:
+    if recall[nprobe] < target:
+        reason = f"recall@10 is {recall[nprobe]:.3f} at best, {target} was asked for"
     elif nprobe == plan.parameters.nlist > 1 and plan.rows > FLAT_ROWS:
-        reason = f"recall@10 of {wanted} takes every list, so each search compares all rows"
+        reason = f"recall@10 of {target} takes every list, so each search compares all rows"
     else:
         return ""
     return f"{reason}; allow more memory, or ask for less recall"
 
 
 def with_shards(
-    manifest: IndexManifest,
-    shards: Sequence[ShardEntry],
-    index_uri: str,
-    options: StorageOptions | None,
+    manifest: IndexManifest, shards: Sequence[ShardEntry], index: Location
 ) -> IndexManifest:
-    """Return a grown or compacted manifest with its shards, what they measure and the advice."""
-    imbalance, empty = list_health(VerifiedFiles(index_uri, options), shards)
+    """Return a grown or compacted manifest with its shards, their measures and the advice."""
+    imbalance, empty = list_health(VerifiedFiles(index), shards)
     after = replace(
         manifest,
         shards=tuple(shards),
@@ -223,26 +209,24 @@ def with_shards(
     return replace(after, advice=growth_advice(after))
 
 
-def publish(
-    manifest: IndexManifest, index_uri: str, options: StorageOptions | None
-) -> IndexManifest:
-    """Make a version the current one, unless it takes more memory than was allowed.
+def publish(manifest: IndexManifest, index: Location) -> IndexManifest:
+    """Make a version the current version.
 
     Raises
     ------
     ConfigError
-        It takes more memory than was allowed.
+        The version takes more memory than allowed.
     """
     budget = manifest.spec["memory_bytes"]
     if budget is not None and manifest.measured_bytes > budget:
         raise ConfigError(
-            f"index {index_uri} takes {manifest.measured_bytes} bytes, more than the {budget} "
+            f"index {index} takes {manifest.measured_bytes} bytes, more than the {budget} "
             "allowed; raise the memory or build it again: the current version stays"
         )
-    pin_snapshot(manifest.archive_uri, manifest.snapshot, index_uri, manifest.version, options)
-    write_manifest(index_uri, manifest, options)
+    pin_snapshot(index.at(manifest.archive_uri), manifest.snapshot, index, manifest.version)
+    write_manifest(index, manifest)
     if manifest.advice:
-        logger.warning("index %s: %s", index_uri, manifest.advice)
+        logger.warning("index %s: %s", index, manifest.advice)
     return manifest
 
 
@@ -252,19 +236,19 @@ def shard_name(number: int) -> str:
 
 
 def next_version(current: IndexManifest | None, digest: str) -> str:
-    """Return the name of the version that follows the current one."""
+    """Return the name of the version that follows the current version."""
     number = int(current.version.partition("-")[0]) + 1 if current else 1
     return f"{number:04d}-{digest[:8]}"
 
 
 def version_digest(source: str, snapshot: str, spec: Mapping[str, Any]) -> str:
-    """Return what identifies a version by everything that decides its content."""
+    """Return the digest of everything that decides the content of a version."""
     text = json.dumps([FORMAT, source, snapshot, dict(spec)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def threads_for(jobs: int) -> int:
-    """Return the CPUs for each of so many jobs, on nodes of this node's size."""
-    here = len(os.sched_getaffinity(0))
-    cpus = int(min(ray.cluster_resources().get("CPU", 1), here))
+    """Return the CPUs of each of several jobs, on nodes of this node's size."""
+    local = len(os.sched_getaffinity(0))
+    cpus = int(min(ray.cluster_resources().get("CPU", 1), local))
     return max(cpus // max(jobs, 1), 1)

@@ -1,4 +1,4 @@
-"""What an update does to the shards that are there, and when it advises to build again."""
+"""Deleted rows, drift and advice of an index that grows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from storage.index.files import VerifiedFiles, file_entry
 from storage.index.manifest import IndexManifest, ShardEntry
 from storage.index.quantizer import QuantizationError
 from storage.index.sidecar import Sidecar
-from storage.location import StorageOptions
+from storage.location import Location
 from storage.progress import Progress, ProgressSink
 
 DRIFT_LIMIT = 1.25
@@ -45,44 +45,43 @@ def check_same_archive(archive: Archive, current: IndexManifest) -> None:
 
 
 def mark_deleted(
-    index_uri: str,
+    index: Location,
     version: str,
     archive: Archive,
     current: IndexManifest,
-    options: StorageOptions | None,
     progress: ProgressSink,
 ) -> list[ShardEntry]:
-    """Return the current shards with the rows that are no longer live marked as dead.
+    """Return the current shards with the rows that are no longer live marked as deleted.
 
     Raises
     ------
     NotFoundError
-        The archive has live rows that the index left out as dead: it was rolled back.
+        The archive has live rows that the index has dropped as deleted: it was rolled back.
     """
     live = [archive.live_rows(ordinal) for ordinal in range(len(current.segments))]
-    files, kept = VerifiedFiles(index_uri, options), []
+    files, shards = VerifiedFiles(index), []
     for number, shard in enumerate(current.shards, 1):
         rows = Sidecar(files.open(shard.columns), shard.columns.path).row
-        alive = np.concatenate([live[o] for o in np.unique(rows >> ROW_BITS).tolist()])
-        dead = np.flatnonzero(~np.isin(rows, alive)).astype("<i8")
-        if len(dead) < len(rows):
+        live_rows = np.concatenate([live[o] for o in np.unique(rows >> ROW_BITS).tolist()])
+        deleted = np.flatnonzero(~np.isin(rows, live_rows)).astype("<i8")
+        if len(deleted) < len(rows):
             path = f"{version}/{shard.name}.dead"
-            entry = file_entry(index_uri, path, dead, options) if len(dead) else None
-            kept.append(replace(shard, dead=entry, dead_rows=len(dead)))
+            entry = file_entry(index, path, deleted) if len(deleted) else None
+            shards.append(replace(shard, dead=entry, dead_rows=len(deleted)))
         progress(
             Progress(stage="hide dead rows", done=number, total=len(current.shards), unit="shards")
         )
-    missing = sum(map(len, live)) - sum(shard.live_rows for shard in kept)
+    missing = sum(map(len, live)) - sum(shard.live_rows for shard in shards)
     if missing:
         raise NotFoundError(
             f"archive {archive.uri} has {missing} live rows that index version {current.version} "
-            "left out as dead (it was rolled back); build the index again"
+            "dropped as deleted (the archive was rolled back); build the index again"
         )
-    return kept
+    return shards
 
 
 def with_growth(current: IndexManifest, added: Sequence[ShardEntry]) -> IndexManifest:
-    """Return the manifest with how well all rows added since the build fit."""
+    """Return the manifest with the quantization error of all rows added since the build."""
     rows = sum(shard.rows for shard in added)
     fits = [shard.fit for shard in added]
     weights = [shard.rows for shard in added]
@@ -96,7 +95,7 @@ def with_growth(current: IndexManifest, added: Sequence[ShardEntry]) -> IndexMan
 
 
 def mean_fit(fits: Sequence[QuantizationError], rows: Sequence[int]) -> QuantizationError:
-    """Return the fit of several groups of rows together."""
+    """Return the quantization error of several groups of rows together."""
     return QuantizationError(
         distance=float(np.average([fit.distance for fit in fits], weights=rows)),
         distortion=float(np.average([fit.distortion for fit in fits], weights=rows)),
@@ -104,28 +103,28 @@ def mean_fit(fits: Sequence[QuantizationError], rows: Sequence[int]) -> Quantiza
 
 
 def _drift(trained: QuantizationError, grown: QuantizationError) -> float:
-    """Return how many times as badly rows fit: in distance or distortion, the worse one."""
+    """Return the worse of the two error ratios (distance to centroid, quantization distortion)."""
     pairs = ((grown.distance, trained.distance), (grown.distortion, trained.distortion))
     return max(new / max(old, _LEAST_FIT) for new, old in pairs)
 
 
 def list_health(files: VerifiedFiles, shards: Sequence[ShardEntry]) -> tuple[float, int]:
-    """Return how uneven the lists of all shards together are (1: even), and how many empty."""
+    """Return the imbalance of the lists of all shards (1: even), and the number of empty lists."""
     sizes = np.sum([files.open(shard.lists).view(np.int64) for shard in shards], axis=0)
     imbalance = len(sizes) * np.square(sizes.astype(float)).sum() / float(sizes.sum()) ** 2
     return float(imbalance), int(np.count_nonzero(sizes == 0))
 
 
 def growth_advice(manifest: IndexManifest) -> str:
-    """Say when a new build is better than going on like this; empty when it is not."""
+    """Return the reason for a new build, empty when there is none."""
     uneven = manifest.list_imbalance / manifest.trained_imbalance
-    kept = sum(shard.trained_rows * shard.live_rows // shard.rows for shard in manifest.shards)
+    trained = sum(shard.trained_rows * shard.live_rows // shard.rows for shard in manifest.shards)
     if manifest.drift > DRIFT_LIMIT:
         reason = f"the rows added since fit its lists {manifest.drift:.2f} times as badly"
     elif uneven > IMBALANCE_LIMIT:
         reason = f"its lists are {uneven:.2f} times as uneven as when it was built"
-    elif kept < (1 - CHANGED_LIMIT) * manifest.rows:
-        reason = f"only {kept} of {manifest.rows} rows are those it was built from"
+    elif trained < (1 - CHANGED_LIMIT) * manifest.rows:
+        reason = f"only {trained} of {manifest.rows} rows are those it was built from"
     else:
         return ""
     return f"{reason}; build the index again"

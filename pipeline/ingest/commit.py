@@ -4,14 +4,14 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.ingest.kernels import SceneRows
 from pipeline.ingest.spec import IngestPlan, IngestReport
-from storage.archive.ledger import LedgerEntry
+from storage.archive.ledger import LedgerEntry, SceneState
 from storage.archive.reader import Archive
 from storage.archive.writer import (
     UNIT_NORM_TOLERANCE,
@@ -20,33 +20,42 @@ from storage.archive.writer import (
     SegmentRows,
     write_segment,
 )
-from storage.location import StorageOptions
 from storage.progress import Event, EventSink, unheard
 from storage.scene import Rejected, Scene
 
+if TYPE_CHECKING:
+    from pipeline.analysis.landcover import TileLabels
+
 
 class Committer:
-    """The driver's side: finished scenes wait here until they are written and committed."""
+    """Collects finished scenes, writes them as segments and commits them.
 
-    def __init__(
-        self, plan: IngestPlan, options: StorageOptions | None, events: EventSink = unheard
-    ) -> None:
+    Parameters
+    ----------
+    plan
+        The plan that the scenes belong to.
+    archive
+        The plan's archive at its newest snapshot.
+    events
+        Receives the outcome of each scene, and every commit.
+    """
+
+    def __init__(self, plan: IngestPlan, archive: Archive, events: EventSink = unheard) -> None:
         self._plan = plan
-        self._options = options
         self._events = events
-        self._writer = ArchiveWriter(plan.spec.archive_uri, options)
-        self._labels = _LabelLookup(plan, options)
+        self._writer = ArchiveWriter(archive)
+        self._labels = None if plan.labels is None else _LabelLookup(plan.labels)
         self._waiting: list[SceneRows] = []
         self._receipts: list[SegmentReceipt] = []
         self._entries: list[LedgerEntry] = []
         self._grids: dict[str, dict[str, Any]] = {}
         self._last_commit = time.monotonic()
-        self._snapshot = Archive.open(plan.spec.archive_uri, options=options).snapshot
+        self._snapshot = archive.snapshot
         self.counts = {"embedded": 0, "empty": 0, "rows": 0}
         self.quarantined: dict[str, str] = {}
 
     def reject(self, rejected: Sequence[Rejected]) -> None:
-        """Quarantine what the catalog already refused."""
+        """Quarantine the entries that the catalog refused."""
         for item in rejected:
             self._quarantine(item.scene_id, "", None, item.reason)
 
@@ -57,7 +66,7 @@ class Committer:
         if reason:
             self._quarantine(scene.id, scene.fingerprint, scene.datetime, reason)
         else:
-            self._settle(scene, rows)
+            self._accept(scene, rows)
         if sum(map(len, self._waiting)) >= self._plan.spec.segment_rows:
             self._write()
         if time.monotonic() - self._last_commit >= self._plan.spec.commit_interval_s:
@@ -85,7 +94,7 @@ class Committer:
         self._last_commit = time.monotonic()
 
     def report(self, seconds: float) -> IngestReport:
-        """Commit the rest and say what was done."""
+        """Commit the rest and return the counts of the run."""
         self.commit()
         return IngestReport(
             snapshot=self._snapshot,
@@ -121,8 +130,8 @@ class Committer:
             )
         )
 
-    def _settle(self, scene: Scene, rows: SceneRows) -> None:
-        state = "embedded" if len(rows) else "empty"
+    def _accept(self, scene: Scene, rows: SceneRows) -> None:
+        state: SceneState = "embedded" if len(rows) else "empty"
         self.counts[state] += 1
         self.counts["rows"] += len(rows)
         self._grids[rows.note["grid_id"]] = rows.note["grid"]
@@ -131,7 +140,7 @@ class Committer:
         self._note(
             LedgerEntry(
                 scene_id=scene.id,
-                state="embedded" if len(rows) else "empty",
+                state=state,
                 fingerprint=scene.fingerprint,
                 datetime=scene.datetime,
                 reason="" if len(rows) else _why_empty(rows),
@@ -156,7 +165,7 @@ class Committer:
             np.array([s.datetime.replace(tzinfo=None) for s in scenes], "datetime64[ms]"), counts
         )
         grids = tuple(str(rows.note["grid_id"]) for rows in self._waiting)
-        if self._plan.archive.classes:
+        if self._labels is not None:
             columns["labels"] = self._labels.of(grids, columns["scene_index"], columns["tile"])
         segment = SegmentRows(
             id=_segment_id(self._plan, scenes),
@@ -169,16 +178,12 @@ class Committer:
 
 
 class _LabelLookup:
-    """Tile labels by tile key; a tile that the table does not hold has no label."""
+    """Tile labels by tile key; a tile that is missing from the table has no label."""
 
-    def __init__(self, plan: IngestPlan, options: StorageOptions | None) -> None:
-        self._rows: dict[str, int] = {}
-        if plan.spec.labels_uri:
-            from pipeline.analysis.landcover import TileLabels  # brings dask
-
-            table = TileLabels.from_parquet(plan.spec.labels_uri, options)
-            self._rows = {key: row for row, key in enumerate(table.tile_keys)}
-            self._labels = np.vstack([table.labels, np.zeros_like(table.labels[:1])])
+    def __init__(self, table: "TileLabels") -> None:
+        self._rows = {key: row for row, key in enumerate(table.tile_keys)}
+        # The last row, index -1, is that of all tiles that the table does not hold.
+        self._labels = np.vstack([table.labels, np.zeros_like(table.labels[:1])])
 
     def of(
         self, grids: Sequence[str], scene_index: npt.NDArray[Any], tiles: npt.NDArray[Any]
@@ -198,19 +203,19 @@ def _why_empty(rows: SceneRows) -> str:
 
 
 def _vector_fault(rows: SceneRows) -> str:
-    """Say how many vectors an archive would refuse: pixels too large overflow an encoder."""
+    """Return why an archive would refuse the vectors, if so: huge pixels overflow an encoder."""
     norms = np.linalg.norm(rows.columns["embedding"], axis=1)
     broken = int(np.sum(~(np.abs(norms - 1) < UNIT_NORM_TOLERANCE)))
     return f"{broken} of {len(rows)} embeddings are not finite and of unit norm" if broken else ""
 
 
 def _segment_id(plan: IngestPlan, scenes: Sequence[Scene]) -> str:
-    """Name a segment by all that decides its content, so that a repeat writes the same one."""
-    made_of = [
+    """Hash all that decides a segment's content, so that a repeated run writes the same id."""
+    content = [
         plan.archive.encoder_fingerprint,
         dict(plan.archive.grid),
         dict(plan.archive.rules),
         list(plan.archive.classes),
         [[scene.id, scene.fingerprint] for scene in scenes],
     ]
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:20]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]

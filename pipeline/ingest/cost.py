@@ -7,9 +7,9 @@ any is skipped, files read whole) and stated models where it does not (memory).
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,14 @@ import numpy as np
 from pipeline.ingest.kernels import scenes_at_once
 from pipeline.ingest.spec import IngestPlan
 from pipeline.tiles.grid import grid_for_scene
-from pipeline.tiles.read import count_tiles
+from pipeline.tiles.read import count_tiles, read_each
 from storage.errors import SkysiftError
-from storage.location import StorageOptions, is_local, local_path, size_bytes
+from storage.location import Location
 from storage.progress import Progress, ProgressSink, quiet
 from storage.scene import Scene
 
 SAMPLE_SCENES = 64
 """How many scenes a check before a run looks at; a dry run looks at all."""
-_READERS = 16
 _RAY_BYTES = 700_000_000
 _PROCESS_BYTES = 450_000_000
 _GDAL_CACHE_BYTES = 128_000_000
@@ -42,6 +41,8 @@ class IngestCost:
 
     Parameters
     ----------
+    archive_uri
+        The archive that would grow.
     scenes, measured_scenes
         Scenes to embed, and how many of them were looked at; the rest count as their mean.
     tiles
@@ -64,6 +65,7 @@ class IngestCost:
         Scenes that would be quarantined, and why.
     """
 
+    archive_uri: str
     scenes: int
     measured_scenes: int
     tiles: int
@@ -76,13 +78,34 @@ class IngestCost:
 
     @property
     def fits_disk(self) -> bool:
-        """Whether the archive's disk has room for it."""
+        """Whether the archive's disk has room for the rows."""
         return self.free_bytes is None or self.archive_bytes <= self.free_bytes
 
     @property
     def fits_memory(self) -> bool:
-        """Whether the machine's memory has room for it."""
+        """Whether the machine's memory has room for the run."""
         return self.machine_bytes is None or self.memory_bytes <= self.machine_bytes
+
+    def require_room(self) -> None:
+        """Refuse a run that cannot fit the archive's disk or this machine's memory.
+
+        Raises
+        ------
+        SkysiftError
+            The run cannot fit.
+        """
+        if not self.fits_memory:
+            raise SkysiftError(
+                f"this run would take about {self.memory_bytes:,} bytes of memory, but this "
+                f"machine has {self.machine_bytes:,}; use fewer CPUs (cluster.cpus), smaller "
+                "batches (ingest.batch_tiles), or a cluster (cluster.address)"
+            )
+        if not self.fits_disk:
+            raise SkysiftError(
+                f"archive {self.archive_uri} would grow by {self.archive_bytes:,} bytes for "
+                f"{self.tiles:,} tiles, but its disk has {self.free_bytes:,} free; free some "
+                "space, choose another place, or take fewer scenes (--since, --until, --bbox)"
+            )
 
     def summary(self) -> dict[str, Any]:
         """Return the costs as plain values, for printing."""
@@ -109,7 +132,6 @@ class _SceneCost:
 
 def estimate_cost(
     plan: IngestPlan,
-    options: StorageOptions | None = None,
     *,
     sample_scenes: int | None = None,
     cpus: int | None = None,
@@ -122,65 +144,43 @@ def estimate_cost(
     ----------
     plan
         What :func:`pipeline.ingest.driver.plan_ingest` returned.
-    options
-        Where the object store is.
     sample_scenes
-        Look at that many scenes, evenly spread over the plan, and take the others for their mean;
-        None looks at all.
+        Number of scenes to open, evenly spread over the plan; their mean stands for the others.
+        None opens all.
     cpus
         CPUs of the run; all of this machine's when None.
     on_cluster
         Another machine's memory will be used, not this one's.
     progress
-        Receives scenes looked at.
+        Receives scenes opened.
     """
     chosen = _spread(plan.todo, sample_scenes)
-    found: list[_SceneCost] = []
+    costs: list[_SceneCost] = []
     unreadable: dict[str, str] = {}
-    outcomes = _measured(plan, chosen, options)
-    for number, (scene, outcome) in enumerate(zip(chosen, outcomes, strict=True), 1):
+    # Whatever a scene raises here, ingest will quarantine the scene for the same reason.
+    outcomes = read_each(chosen, partial(_scene_cost, plan), SkysiftError)
+    for number, (scene, outcome) in enumerate(outcomes, 1):
         if isinstance(outcome, _SceneCost):
-            found.append(outcome)
+            costs.append(outcome)
         else:
             unreadable[scene.id] = " ".join(str(outcome).split())
         progress(Progress(stage="estimate", done=number, total=len(chosen), unit="scenes"))
     scale = len(plan.todo) / max(len(chosen), 1)
-    tiles = math.ceil(sum(cost.tiles for cost in found) * scale)
-    files = {href: size for cost in found for href, size in cost.sizes_bytes.items()}
-    scenes = math.ceil(len(found) * scale)
+    tiles = math.ceil(sum(cost.tiles for cost in costs) * scale)
+    files = {href: size for cost in costs for href, size in cost.sizes_bytes.items()}
+    scenes = math.ceil(len(costs) * scale)
     return IngestCost(
+        archive_uri=str(plan.spec.archive_uri),
         scenes=len(plan.todo),
         measured_scenes=len(chosen),
         tiles=tiles,
         read_bytes=math.ceil(sum(files.values()) * scale),
         archive_bytes=_archive_bytes(plan, tiles, scenes),
-        free_bytes=_free_bytes(plan.spec.archive_uri),
-        memory_bytes=_memory_bytes(plan, found, cpus or os.cpu_count() or 1) if found else 0,
+        free_bytes=_free_bytes(Location.of(plan.spec.archive_uri)),
+        memory_bytes=_memory_bytes(plan, costs, cpus or os.cpu_count() or 1) if costs else 0,
         machine_bytes=None if on_cluster else machine_bytes(),
         unreadable=unreadable,
     )
-
-
-def require_room(cost: IngestCost, archive_uri: str) -> None:
-    """Refuse a run that cannot fit the archive's disk or this machine's memory.
-
-    Raises
-    ------
-    SkysiftError
-        It cannot.
-    """
-    if not cost.fits_memory:
-        raise SkysiftError(
-            f"this run would take about {cost.memory_bytes:,} bytes of memory, but this machine "
-            f"has {cost.machine_bytes:,}; use fewer CPUs (cluster.cpus), smaller batches "
-            "(ingest.batch_tiles), or a cluster (cluster.address)"
-        )
-    if not cost.fits_disk:
-        raise SkysiftError(
-            f"archive {archive_uri} would grow by {cost.archive_bytes:,} bytes for {cost.tiles:,} "
-            f"tiles, but its disk has {cost.free_bytes:,} free; free some space, choose another "
-            "place, or take fewer scenes (--since, --until, --bbox)"
-        )
 
 
 def machine_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int:
@@ -197,23 +197,9 @@ def _spread(scenes: Sequence[Scene], count: int | None) -> list[Scene]:
     return [scenes[index] for index in np.linspace(0, len(scenes) - 1, count).astype(int)]
 
 
-def _measured(
-    plan: IngestPlan, scenes: Sequence[Scene], options: StorageOptions | None
-) -> Iterator[_SceneCost | SkysiftError]:
-    def one(scene: Scene) -> _SceneCost | SkysiftError:
-        try:
-            return _scene_cost(plan, scene, options)
-        except SkysiftError as error:  # ingest will quarantine it for the same reason
-            return error
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        yield from pool.map(one, scenes)
-
-
-def _scene_cost(plan: IngestPlan, scene: Scene, options: StorageOptions | None) -> _SceneCost:
-    grid = grid_for_scene(scene, plan.grid, options)
-    tiles = count_tiles(scene, grid, plan.spec.rules, options)
-    sizes = {href.uri: size_bytes(href, options) for href in scene.hrefs}
+def _scene_cost(plan: IngestPlan, scene: Scene) -> _SceneCost:
+    tiles = count_tiles(scene, grid_for_scene(scene, plan.grid), plan.spec.rules)
+    sizes = {href.uri: href.size_bytes() for href in scene.hrefs}
     # A row of a square scene; strips are cut at a limit anyway.
     return _SceneCost(tiles=tiles, sizes_bytes=sizes, tiles_across=math.ceil(math.sqrt(tiles)))
 
@@ -223,7 +209,7 @@ def _row_bytes(plan: IngestPlan) -> int:
 
 
 def _archive_bytes(plan: IngestPlan, tiles: int, scenes: int) -> int:
-    """Return the size of so many rows, their vectors in float16."""
+    """Return the size of the rows of that many tiles, their vectors in float16."""
     if not tiles:
         return scenes * _SCENE_BYTES
     per_scene = max(math.ceil(tiles / max(scenes, 1)), 1)
@@ -235,21 +221,21 @@ def _archive_bytes(plan: IngestPlan, tiles: int, scenes: int) -> int:
     )
 
 
-def _memory_bytes(plan: IngestPlan, found: Sequence[_SceneCost], cpus: int) -> int:
+def _memory_bytes(plan: IngestPlan, costs: Sequence[_SceneCost], cpus: int) -> int:
     """Return the model that :class:`IngestCost` states, one process a CPU."""
     tile_bytes = len(plan.archive.bands) * plan.archive.tile_px**2 * 4
-    strip_bytes = min(max(cost.tiles_across for cost in found) * tile_bytes, _STRIP_LIMIT_BYTES)
+    strip_bytes = min(max(cost.tiles_across for cost in costs) * tile_bytes, _STRIP_LIMIT_BYTES)
     scene = 3 * strip_bytes + 2 * plan.spec.batch_tiles * tile_bytes
     worker = _PROCESS_BYTES + _GDAL_CACHE_BYTES + scenes_at_once(plan) * scene
-    waiting = plan.spec.segment_rows + max(cost.tiles for cost in found)
+    waiting = plan.spec.segment_rows + max(cost.tiles for cost in costs)
     driver = _PROCESS_BYTES + 2 * waiting * (plan.archive.dimension * 4 + _row_bytes(plan))
     return _RAY_BYTES + cpus * worker + driver
 
 
-def _free_bytes(archive_uri: str) -> int | None:
-    if not is_local(archive_uri):
+def _free_bytes(archive: Location) -> int | None:
+    if not archive.is_local:
         return None
-    folder = local_path(archive_uri).absolute()
+    folder = archive.path.absolute()
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

@@ -9,16 +9,16 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from encoders.spec import BundleFiles, read_bundle
+from encoders.spec import DESCRIPTION_FILE, WEIGHTS_FILE, read_bundle
 from pipeline.ingest.commit import Committer
 from pipeline.ingest.kernels import Batch, EmbedScenes, SceneCollector
-from pipeline.ingest.spec import IngestPlan, IngestReport, IngestSpec
+from pipeline.ingest.spec import IngestPlan, IngestReport, IngestSpec, PlannedEncoder
 from pipeline.runtime.cluster import ray_session
 from pipeline.tiles.spec import GridSpec
 from storage.archive.ledger import LedgerEntry
@@ -30,18 +30,60 @@ from storage.errors import (
     ConfigError,
     EncoderMismatchError,
     GridError,
+    NotFoundError,
     SkysiftError,
 )
-from storage.location import StorageOptions
+from storage.location import Location
 from storage.progress import Event, EventSink, Progress, ProgressSink, quiet, unheard
 from storage.scene import Rejected, Scene, SceneList
 
+if TYPE_CHECKING:
+    from pipeline.analysis.landcover import TileLabels
+
 LOCAL_TILES = 4096
-"""A run of so few tiles ends sooner without Ray, whose start alone takes many seconds."""
+"""Up to this many tiles a run ends sooner without Ray, whose start alone takes many seconds."""
 
 
-def plan_ingest(spec: IngestSpec, options: StorageOptions | None = None) -> IngestPlan:
+def read_encoder(uri: str | Location, known: PlannedEncoder | None = None) -> PlannedEncoder:
+    """Read and check the bundle of an encoder, and keep everything but the weights.
+
+    Parameters
+    ----------
+    uri
+        Folder of the bundle.
+    known
+        An earlier result for the same bundle, returned when no file was replaced since.
+
+    Raises
+    ------
+    NotFoundError
+        The folder or one of its two files is not there.
+    ConfigError
+        The description is malformed.
+    EncoderMismatchError
+        A file was changed after it was saved.
+    """
+    # Size with modification time, or an object store's entity tag, costs two requests and no
+    # transfer of weights. A replacement that these miss embeds nothing all the same: whoever loads
+    # the weights compares their fingerprint with the plan's (EmbedTiles). The versions are read
+    # before the files, so a replacement in between is seen at the next comparison.
+    folder = Location.of(uri)
+    version = " ".join((folder / name).revision() for name in (DESCRIPTION_FILE, WEIGHTS_FILE))
+    if known is not None and known.version == version:
+        return known
+    bundle = read_bundle(folder)
+    return PlannedEncoder(spec=bundle.spec, fingerprint=bundle.fingerprint, version=version)
+
+
+def plan_ingest(spec: IngestSpec, *, encoder: PlannedEncoder | None = None) -> IngestPlan:
     """Compare the catalog with the archive's ledger.
+
+    Parameters
+    ----------
+    spec
+        What to embed.
+    encoder
+        What :func:`read_encoder` returned for the spec's bundle; read now when None.
 
     Raises
     ------
@@ -54,22 +96,25 @@ def plan_ingest(spec: IngestSpec, options: StorageOptions | None = None) -> Inge
     ConfigError
         The rules and the labels do not go together.
     """
-    bundle = read_bundle(spec.encoder_uri, options)
-    grid = spec.grid or GridSpec(
-        tile_px=bundle.spec.tile_px, resolution=bundle.spec.resolution_m or "native"
-    )
-    listing = read_scenes(spec.catalog, bundle.spec.bands, options)
-    archive = _archive_spec(spec, bundle, grid, options)
+    encoder = encoder or read_encoder(spec.encoder_uri)
+    grid = spec.grid or GridSpec(resolution=encoder.spec.resolution_m or "native")
+    grid = replace(grid, tile_px=grid.tile_px or encoder.spec.tile_px)
+    labels = _read_labels(spec)
+    archive = _archive_spec(spec, encoder, grid, () if labels is None else labels.classes)
+    listing = read_scenes(spec.catalog, encoder.spec.bands)
+    existing = existing_archive(spec.archive_uri)
     entries: Mapping[str, LedgerEntry] = {}
-    if Archive.exists(spec.archive_uri, options):
-        existing = Archive.open(spec.archive_uri, options=options)
-        _check_same(existing.spec, archive, spec.archive_uri)
+    if existing is not None:
+        _check_same(existing, archive)
         entries = existing.ledger.entries
     todo = tuple(scene for scene in listing.scenes if _is_open(scene, entries, spec))
     return IngestPlan(
         spec=spec,
         archive=archive,
         grid=grid,
+        encoder=encoder,
+        labels=labels,
+        existing=existing,
         todo=todo,
         rejected=tuple(item for item in _distinctly_named(listing) if _is_news(item, entries)),
         reprocessed=tuple(scene.id for scene in todo if scene.id in entries),
@@ -80,13 +125,12 @@ def plan_ingest(spec: IngestSpec, options: StorageOptions | None = None) -> Inge
 def ingest(
     plan: IngestPlan,
     *,
-    options: StorageOptions | None = None,
     address: str | None = None,
-    here: bool = False,
+    local: bool = False,
     progress: ProgressSink = quiet,
     events: EventSink = unheard,
 ) -> IngestReport:
-    """Carry out a plan: read, embed, write and commit every open scene.
+    """Carry out a plan: read, embed, write and commit every scene to do.
 
     Scenes that cannot be read are quarantined with their reason; the others go on. Stopped in any
     way, the run loses what was not committed yet, and the same call finishes the rest.
@@ -95,26 +139,31 @@ def ingest(
     ----------
     plan
         What :func:`plan_ingest` returned.
-    options
-        Where the object store is; also sent to the workers.
     address
         Ray cluster to join; a private one is started when None and none is known.
-    here
+    local
         Read and embed in this process, without Ray; for runs that would end before Ray begins.
     progress
         Receives scenes done, tiles per second, and how many scenes were empty or quarantined.
     events
-        Receives what became of each scene, and every commit.
+        Receives the outcome of each scene, and every commit.
+
+    Raises
+    ------
+    EncoderMismatchError
+        The bundle was replaced after the plan was made.
+    SkysiftError
+        The archive cannot be written, or workers lost scenes.
     """
     started = time.monotonic()
-    _ensure_archive(plan, options)
-    events(Event(event="started", archive=plan.spec.archive_uri, scenes=len(plan.todo)))
-    committer = Committer(plan, options, events)
+    archive = _open_archive(plan)
+    events(Event(event="started", archive=str(plan.spec.archive_uri), scenes=len(plan.todo)))
+    committer = Committer(plan, archive, events)
     committer.reject(plan.rejected)
     if plan.todo:
-        with nullcontext() if here else ray_session(address):
-            batches = _batches_here if here else _batches_on_ray
-            _collect(plan, committer, batches(plan, options), progress)
+        with nullcontext() if local else ray_session(address):
+            batches = _local_batches if local else _batches_on_ray
+            _collect(plan, committer, batches(plan), progress)
     report = committer.report(time.monotonic() - started)
     events(
         Event(
@@ -128,13 +177,26 @@ def ingest(
     return report
 
 
-def _ensure_archive(plan: IngestPlan, options: StorageOptions | None) -> None:
-    """Make the archive when it is new; another ingest may do so at the same moment."""
+def existing_archive(uri: str | Location) -> Archive | None:
+    """Return the archive at its newest snapshot; None when it has not been made."""
+    try:
+        return Archive.open(uri)
+    except NotFoundError:
+        return None
+
+
+def _open_archive(plan: IngestPlan) -> Archive:
+    """Return the plan's archive as it is now; make the archive when it is new."""
     uri = plan.spec.archive_uri
-    if not Archive.exists(uri, options):
-        with suppress(ArchiveConflictError):
-            Archive.create(uri, plan.archive, options)
-    _check_same(Archive.open(uri, options=options).spec, plan.archive, uri)
+    if plan.existing is not None:
+        archive = plan.existing.latest()
+    else:
+        try:
+            return Archive.create(uri, plan.archive)
+        except ArchiveConflictError:  # another ingest made it since the plan
+            archive = Archive.open(uri)
+    _check_same(archive, plan.archive)
+    return archive
 
 
 def _collect(
@@ -144,7 +206,7 @@ def _collect(
     collector = SceneCollector()
     started, scenes, tiles = time.monotonic(), 0, 0
 
-    def tell() -> None:
+    def report() -> None:
         rate = tiles / (time.monotonic() - started)
         counts = {"empty": committer.counts["empty"], "quarantined": len(committer.quarantined)}
         progress(
@@ -158,14 +220,14 @@ def _collect(
             )
         )
 
-    tell()
+    report()
     try:
         for batch in batches:
             tiles += int(np.sum(batch["status"] == 0))
             for rows in collector.add(batch):
                 committer.add(rows)
                 scenes += 1
-            tell()
+            report()
     except KeyboardInterrupt:
         committer.commit()
         raise
@@ -177,14 +239,14 @@ def _collect(
         )
 
 
-def _batches_here(plan: IngestPlan, options: StorageOptions | None) -> Iterator[Batch]:
-    """Run the stages scene by scene in a thread of this process.
+def _local_batches(plan: IngestPlan) -> Iterator[Batch]:
+    """Run the kernels scene by scene in a thread of this process.
 
-    Ctrl-C is raised in the main thread. Met inside torch's C++ it would end the process before
+    Ctrl-C is raised in the main thread. Raised inside torch's C++ it would end the process before
     finished scenes are committed.
     """
     with ThreadPoolExecutor(1, "embed") as pool:
-        embed = pool.submit(EmbedScenes, plan, options, device=None).result()
+        embed = pool.submit(EmbedScenes, plan, device=None).result()
 
         def rows(index: int) -> list[Batch]:
             return list(embed({"scene": np.array([index])}))
@@ -193,54 +255,59 @@ def _batches_here(plan: IngestPlan, options: StorageOptions | None) -> Iterator[
             yield from pool.submit(rows, index).result()
 
 
-def _batches_on_ray(plan: IngestPlan, options: StorageOptions | None) -> Iterable[Batch]:
-    """Run the stages on Ray Data."""
+def _batches_on_ray(plan: IngestPlan) -> Iterable[Batch]:
+    """Run the kernels on Ray Data."""
     from pipeline.ingest.on_ray import embedded_batches  # Ray Data takes seconds to import
 
-    return embedded_batches(plan, options)
+    return embedded_batches(plan)
 
 
-def _archive_spec(
-    spec: IngestSpec, bundle: BundleFiles, grid: GridSpec, options: StorageOptions | None
-) -> ArchiveSpec:
-    classes: tuple[str, ...] = ()
-    if spec.labels_uri and spec.rules.edge == "shift":
+def _read_labels(spec: IngestSpec) -> "TileLabels | None":
+    if not spec.labels_uri:
+        return None
+    if spec.rules.edge == "shift":
         raise ConfigError(
             "labels name whole tiles of the grid, which tiles shifted to a scene's edge are not; "
             "give the tile rule edge 'pad' or 'drop', or no labels"
         )
-    if spec.labels_uri:
-        from pipeline.analysis.landcover import TileLabels  # brings dask
+    from pipeline.analysis.landcover import TileLabels  # brings dask
 
-        classes = tuple(TileLabels.from_parquet(spec.labels_uri, options).classes)
-    if grid.tile_px != bundle.spec.tile_px:
+    return TileLabels.from_parquet(spec.labels_uri)
+
+
+def _archive_spec(
+    spec: IngestSpec, encoder: PlannedEncoder, grid: GridSpec, classes: tuple[str, ...]
+) -> ArchiveSpec:
+    tile_px = encoder.spec.tile_px
+    if grid.tile_px != tile_px:
         raise GridError(
             f"the grid's tiles are {grid.tile_px} px, but encoder {spec.encoder_uri} was trained "
-            f"on {bundle.spec.tile_px} px; set grid.tile_px to {bundle.spec.tile_px}"
+            f"on {tile_px} px; set grid.tile_px to {tile_px}"
         )
     return ArchiveSpec(
-        encoder_fingerprint=bundle.fingerprint,
-        encoder_uri=spec.encoder_uri,
-        dimension=bundle.spec.dimension,
-        bands=bundle.spec.bands,
-        tile_px=grid.tile_px,
+        encoder_fingerprint=encoder.fingerprint,
+        encoder_uri=str(spec.encoder_uri),
+        dimension=encoder.spec.dimension,
+        bands=encoder.spec.bands,
+        tile_px=tile_px,
         grid=asdict(grid),
         rules=asdict(spec.rules),
         classes=classes,
     )
 
 
-def _check_same(existing: ArchiveSpec, wanted: ArchiveSpec, uri: str) -> None:
-    if existing.encoder_fingerprint != wanted.encoder_fingerprint:
+def _check_same(archive: Archive, planned: ArchiveSpec) -> None:
+    uri, existing = archive.uri, archive.spec
+    if existing.encoder_fingerprint != planned.encoder_fingerprint:
         raise EncoderMismatchError(
             f"archive {uri} holds vectors of encoder {existing.encoder_fingerprint[:16]}, not of "
-            f"{wanted.encoder_fingerprint[:16]}; use that encoder or name a new archive"
+            f"{planned.encoder_fingerprint[:16]}; use that encoder or name a new archive"
         )
     for name in ("grid", "rules", "classes"):
-        had, wants = _plain(getattr(existing, name)), _plain(getattr(wanted, name))
-        if had != wants:
+        stored, new = _plain(getattr(existing, name)), _plain(getattr(planned, name))
+        if stored != new:
             raise GridError(
-                f"archive {uri} was made with {name} {had}, not {wants}; "
+                f"archive {uri} was made with {name} {stored}, not {new}; "
                 "keep the recipe, or name a new archive"
             )
 

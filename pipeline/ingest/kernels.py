@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pipeline.ingest.spec import IngestPlan
 from pipeline.tiles.grid import grid_for_scene
 from pipeline.tiles.read import TileBatch, TileCounts, read_tiles
-from storage.location import StorageOptions, is_local
+from storage.errors import EncoderMismatchError
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,25 @@ def scenes_at_once(plan: IngestPlan) -> int:
 
     Those of an object store take long to answer; others only wait for each other's threads.
     """
-    local = all(is_local(band.href) for band in plan.todo[0].bands)
+    local = all(band.href.is_local for band in plan.todo[0].bands)
     return _LOCAL_SCENES_AT_ONCE if local else _REMOTE_SCENES_AT_ONCE
+
+
+def require_planned_encoder(plan: IngestPlan, fingerprint: str) -> None:
+    """Refuse an encoder that is not the one that the plan, and so the archive, names.
+
+    Raises
+    ------
+    EncoderMismatchError
+        The bundle was replaced after the plan was made.
+    """
+    planned = plan.archive.encoder_fingerprint
+    if fingerprint != planned:
+        raise EncoderMismatchError(
+            f"encoder {plan.spec.encoder_uri} was replaced since the run was planned: it was "
+            f"{planned[:16]} and is {fingerprint[:16]} now; restore that bundle, or run the "
+            "command again for a new archive"
+        )
 
 
 class ReadScenes:
@@ -42,12 +59,11 @@ class ReadScenes:
     or the reason why the scene is quarantined.
     """
 
-    def __init__(self, plan: IngestPlan, options: StorageOptions | None) -> None:
+    def __init__(self, plan: IngestPlan) -> None:
         self._scenes = plan.todo
         self._grid = plan.grid
         self._rules = plan.spec.rules
         self._batch_tiles = plan.spec.batch_tiles
-        self._options = options
         self._pixel_shape = (len(plan.archive.bands), plan.archive.tile_px, plan.archive.tile_px)
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
@@ -55,13 +71,12 @@ class ReadScenes:
         for index in batch["scene"].tolist():
             scene, counts = self._scenes[index], TileCounts()
             try:
-                grid = grid_for_scene(scene, self._grid, self._options)
+                grid = grid_for_scene(scene, self._grid)
                 for part in read_tiles(
                     scene,
                     grid,
                     self._rules,
                     batch_size=self._batch_tiles,
-                    options=self._options,
                     counts=counts,
                 ):
                     yield _tile_rows(index, part)
@@ -90,12 +105,11 @@ class ReadScenes:
 class EmbedTiles:
     """Turn a batch of tile pixels into vectors; everything else passes through."""
 
-    def __init__(
-        self, encoder_uri: str, options: StorageOptions | None, device: str | None
-    ) -> None:
+    def __init__(self, plan: IngestPlan, device: str | None) -> None:
         from encoders.bundle import load_encoder  # brings torch, which readers and driver lack
 
-        self._encoder = load_encoder(encoder_uri, options, device=device)
+        self._encoder = load_encoder(plan.spec.encoder_uri, device=device)
+        require_planned_encoder(plan, self._encoder.fingerprint)
 
     def __call__(self, batch: Batch) -> Batch:
         """Replace ``pixels`` (n, C, h, w) by ``embedding`` (n, D) float32."""
@@ -114,18 +128,16 @@ class EmbedScenes:
     or an object store takes to answer, and one batch at a time is encoded.
     """
 
-    def __init__(
-        self, plan: IngestPlan, options: StorageOptions | None, device: str | None = "cpu"
-    ) -> None:
-        self._read = ReadScenes(plan, options)
-        self._embed = EmbedTiles(plan.spec.encoder_uri, options, device)
-        self._turn = Lock()
+    def __init__(self, plan: IngestPlan, device: str | None = "cpu") -> None:
+        self._read = ReadScenes(plan)
+        self._embed = EmbedTiles(plan, device)
+        self._encoder_lock = Lock()
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
         """Yield the rows of the scenes that a batch names, their vectors instead of pixels."""
         waiting: list[Batch] = []
         for rows in self._read(batch):
-            with self._turn:
+            with self._encoder_lock:
                 waiting.append(self._embed(rows))
             if sum(len(part["scene"]) for part in waiting) >= _ROWS_TO_SEND:
                 yield _joined(waiting)
@@ -157,12 +169,12 @@ class SceneCollector:
         """Take a batch; yield the scenes that it completes."""
         touched = np.unique(batch["scene"]).tolist()
         for index in touched:
-            mine = {name: values[batch["scene"] == index] for name, values in batch.items()}
-            for position in np.flatnonzero(mine["status"] == 1).tolist():
-                tiles = int(mine["tiles"][position])
-                self._closing[index] = (tiles, json.loads(mine["note"][position]))
-            rows = mine["status"] == 0
-            self._parts.setdefault(index, []).append({n: v[rows] for n, v in mine.items()})
+            part = {name: values[batch["scene"] == index] for name, values in batch.items()}
+            for position in np.flatnonzero(part["status"] == 1).tolist():
+                tiles = int(part["tiles"][position])
+                self._closing[index] = (tiles, json.loads(part["note"][position]))
+            rows = part["status"] == 0
+            self._parts.setdefault(index, []).append({n: v[rows] for n, v in part.items()})
         for index in touched:
             if index in self._closing and self._rows(index) >= self._closing[index][0]:
                 yield self._take(index)

@@ -7,14 +7,23 @@ scenes and one process then both writes and commits.
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
 import ray.data
+from ray.exceptions import RayError
 
-from pipeline.ingest.kernels import Batch, EmbedScenes, EmbedTiles, ReadScenes, scenes_at_once
+from encoders.spec import read_bundle
+from pipeline.ingest.kernels import (
+    Batch,
+    EmbedScenes,
+    EmbedTiles,
+    ReadScenes,
+    require_planned_encoder,
+    scenes_at_once,
+)
 from pipeline.ingest.spec import IngestPlan
-from storage.location import StorageOptions
 
 PIXEL_BLOCK_BYTES = 16 * 1024 * 1024
 VECTOR_BLOCK_BYTES = 256 * 1024
@@ -24,13 +33,22 @@ TASKS_IN_TURN = 16
 MOST_SCENES_A_TASK = 8
 
 
-def embedded_batches(plan: IngestPlan, options: StorageOptions | None) -> Iterable[Batch]:
+def embedded_batches(plan: IngestPlan) -> Iterable[Batch]:
     """Run the stages on Ray Data; yield batches without pixels."""
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), max(int(resources.get("CPU", 1)), 1)
+    # Workers need neither; an archive that arrives at a worker is opened again there.
+    plan = replace(plan, existing=None, labels=None)
     with _streaming_context(PIXEL_BLOCK_BYTES if gpus else VECTOR_BLOCK_BYTES):
-        rows = _on_gpus(plan, options, cpus, gpus) if gpus else _on_cpus(plan, options, cpus)
-        yield from rows.iter_batches(batch_size=None, prefetch_batches=1)
+        rows = _on_gpus(plan, cpus, gpus) if gpus else _on_cpus(plan, cpus)
+        try:
+            yield from rows.iter_batches(batch_size=None, prefetch_batches=1)
+        except RayError:
+            # An error in the constructor of an actor arrives as text only, so the encoder, the
+            # one thing that a constructor loads, is checked again here.
+            encoder = read_bundle(plan.spec.encoder_uri)
+            require_planned_encoder(plan, encoder.fingerprint)
+            raise
 
 
 def scenes_a_task(scenes: int, at_once: int) -> int:
@@ -54,13 +72,13 @@ def _tasks(scenes: int, at_once: int) -> Any:
     return ray.data.from_items(rows, override_num_blocks=blocks)
 
 
-def _on_cpus(plan: IngestPlan, options: StorageOptions | None, cpus: int) -> Any:
+def _on_cpus(plan: IngestPlan, cpus: int) -> Any:
     """Read and embed on every CPU: pixels stay in the process that reads them."""
     scenes, at_once = len(plan.todo), scenes_at_once(plan)
     actors = min(cpus, scenes)
     return _tasks(scenes, actors * at_once).map_batches(
         EmbedScenes,
-        fn_constructor_args=(plan, options),
+        fn_constructor_args=(plan,),
         batch_size=None,
         num_cpus=1,
         compute=ray.data.ActorPoolStrategy(
@@ -74,14 +92,14 @@ def _on_cpus(plan: IngestPlan, options: StorageOptions | None, cpus: int) -> Any
     )
 
 
-def _on_gpus(plan: IngestPlan, options: StorageOptions | None, cpus: int, gpus: int) -> Any:
+def _on_gpus(plan: IngestPlan, cpus: int, gpus: int) -> Any:
     """Read on CPUs, wherever they are, for the nodes that have GPUs."""
     scenes = len(plan.todo)
     tasks = _tasks(scenes, int(cpus / READER_CPUS))
-    pixels = tasks.map_batches(ReadScenes(plan, options), batch_size=None, num_cpus=READER_CPUS)
+    pixels = tasks.map_batches(ReadScenes(plan), batch_size=None, num_cpus=READER_CPUS)
     return pixels.map_batches(
         EmbedTiles,
-        fn_constructor_args=(plan.spec.encoder_uri, options, "cuda"),
+        fn_constructor_args=(plan, "cuda"),
         batch_size=None,
         num_cpus=GPU_FEEDER_CPUS,
         num_gpus=1,

@@ -1,25 +1,33 @@
-"""What an ingest is asked to do, would do and did: plain frozen values."""
+"""The request, the plan and the report of an ingest: plain frozen values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from encoders.spec import EncoderSpec
 from pipeline.tiles.spec import GridSpec, TileRules
 from storage.archive.spec import ArchiveSpec
+from storage.location import Location
 from storage.scene import CatalogSpec, Rejected, Scene
 from storage.values import Count, Positive, check_limits
+
+if TYPE_CHECKING:
+    from pipeline.analysis.landcover import TileLabels
+    from storage.archive.reader import Archive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IngestSpec:
-    """What to embed, with what, into where.
+    """Which scenes to embed, with which encoder, into which archive.
 
     Attributes
     ----------
     catalog, encoder_uri, archive_uri
-        Which scenes, with which bundle, into which archive.
-    grid, rules
-        How scenes are cut (None: the encoder's own tile size and resolution); which tiles count.
+        The scenes, the encoder bundle and the archive.
+    grid
+        How scenes are cut; None for the encoder's tile size and resolution.
+    rules
+        Which tiles are kept.
     labels_uri
         A table of tile labels to store beside the vectors.
     retry_quarantined
@@ -33,11 +41,11 @@ class IngestSpec:
     """
 
     catalog: CatalogSpec
-    encoder_uri: str
-    archive_uri: str
+    encoder_uri: str | Location
+    archive_uri: str | Location
     grid: GridSpec | None = None
     rules: TileRules = field(default_factory=TileRules)
-    labels_uri: str | None = None
+    labels_uri: str | Location | None = None
     retry_quarantined: bool = False
     batch_tiles: Count = 16
     segment_rows: Count = 8192
@@ -48,12 +56,44 @@ class IngestSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedEncoder:
+    """The encoder of a plan: its description, and the fingerprint over both bundle files.
+
+    ``version`` changes when a file of the bundle is replaced; see
+    :func:`pipeline.ingest.driver.read_encoder`.
+    """
+
+    spec: EncoderSpec
+    fingerprint: str
+    version: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class IngestPlan:
-    """What a run would do: pure, printable, made before anything is written."""
+    """What a run would do: printable, made before anything is written.
+
+    Attributes
+    ----------
+    archive, grid
+        What the archive records of its making, and the grid with the tile size filled in.
+    encoder, labels
+        The bundle without its weights and the table of tile labels, as planning read them.
+    existing
+        The archive at the snapshot that the plan was compared with; None when there is none yet.
+    todo, rejected
+        Scenes to embed, and catalog entries to quarantine.
+    reprocessed
+        Ids of those scenes in ``todo`` that the archive holds in an older version.
+    done
+        How many scenes of the catalog the archive holds already.
+    """
 
     spec: IngestSpec
     archive: ArchiveSpec
     grid: GridSpec
+    encoder: PlannedEncoder
+    labels: "TileLabels | None" = field(default=None, repr=False)
+    existing: "Archive | None" = field(default=None, repr=False)
     todo: tuple[Scene, ...]
     rejected: tuple[Rejected, ...]
     reprocessed: tuple[str, ...]
@@ -62,7 +102,7 @@ class IngestPlan:
     def summary(self) -> dict[str, Any]:
         """Return the plan as plain values, for printing."""
         return {
-            "archive": self.spec.archive_uri,
+            "archive": str(self.spec.archive_uri),
             "encoder": self.archive.encoder_fingerprint[:16],
             "bands": list(self.archive.bands),
             "tile_px": self.archive.tile_px,

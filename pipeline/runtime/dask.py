@@ -14,7 +14,6 @@ from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from storage.errors import ConfigError
-from storage.location import StorageOptions
 from storage.raster.pixel_grid import PixelGrid, Window
 from storage.raster.reader import SceneReader
 from storage.scene import Scene
@@ -70,7 +69,6 @@ def scene_array(
     block_px: int = 1024,
     keep_cloud: bool = False,
     overviews: bool = False,
-    options: StorageOptions | None = None,
 ) -> da.Array:
     """Return a scene as a lazy array whose blocks are read when they are computed.
 
@@ -93,13 +91,13 @@ def scene_array(
     SceneError
         The scene cannot be opened; reading a block may raise it too, when computed.
     """
-    with SceneReader(scene, pixels, options, overviews=overviews) as reader:
+    with SceneReader(scene, pixels, overviews=overviews) as reader:
         extent = reader.extent
     read = delayed(_read_block)
     columns_n = -(-extent.width // block_px)
     lazy = [
         da.from_delayed(
-            read(scene, pixels, window, keep_cloud, overviews, options),
+            read(scene, pixels, window, keep_cloud, overviews),
             shape=(len(scene.bands), window.height, window.width),
             dtype=np.float32,
         )
@@ -115,9 +113,8 @@ def _read_block(
     window: Window,
     keep_cloud: bool,
     overviews: bool,
-    options: StorageOptions | None,
 ) -> NDArray[np.float32]:
-    with SceneReader(scene, pixels, options, overviews=overviews) as reader:
+    with SceneReader(scene, pixels, overviews=overviews) as reader:
         block = reader.read(window)
     if keep_cloud:
         return block.values

@@ -1,26 +1,28 @@
-"""A search node as a Ray actor: the same answers, and its meter in Ray's Prometheus metrics.
+"""A search node as a Ray actor: the same answers, and its figures in Ray's Prometheus metrics.
 
-An actor of a version that is no longer current ends itself when nobody has asked it for a while; a
-reader that still asks it later starts it again.
+An actor of a version that is no longer current ends itself after a time without searches; a client
+that searches the version later starts the actor again.
 
 Counters and the latency histogram appear on the metrics port of each Ray node as
-``ray_skysift_search_*``; they are brought up to date once a second, away from the searches.
+``ray_skysift_search_*``; a thread of its own updates them once a second.
 """
 
 import logging
+import os
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.util.metrics import Counter, Histogram
 
-from pipeline.search.local_socket import Key, UnixSocketServer
-from pipeline.search.node import NodeState, SearchNode
-from pipeline.search.stats import ShardWork, StatsSnapshot
+from pipeline.search.local_socket import Endpoint, UnixSocketServer
+from pipeline.search.node import SearchNode
+from pipeline.search.stats import SearchStats, ShardWork, StatsSnapshot
 from storage.errors import SkysiftError
 from storage.index.manifest import current_version
-from storage.location import StorageOptions
+from storage.location import Location
 
 logger = logging.getLogger(__name__)
 
@@ -28,61 +30,84 @@ _EVERY_S = 1.0
 _BOUNDARIES_S = [0.001 * 2**step for step in range(-1, 15)]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeState:
+    """The Ray node and process of a search actor, its rows by shard, and its figures."""
+
+    node_id: str
+    process_id: int
+    threads: int
+    rows: dict[str, int]
+    meter: StatsSnapshot
+
+
 class SearchActor(SearchNode):
-    """See :class:`pipeline.search.node.SearchNode`; ends when superseded and idle for so long."""
+    """A :class:`pipeline.search.node.SearchNode` with a socket and Prometheus metrics.
+
+    The actor ends when its version is superseded and ``retire_after_s`` pass without a search.
+    """
 
     def __init__(
         self,
-        index_uri: str,
+        index: Location,
         version: str,
         names: Mapping[str, int] | None = None,
-        options: StorageOptions | None = None,
         threads: int | None = None,
         at_once: int = 4,
         retire_after_s: float = 600.0,
     ) -> None:
-        super().__init__(index_uri, version, names, options, threads)
+        super().__init__(index, version, names, threads)
         self._socket = UnixSocketServer(self, at_once)
         self._retire_after_s = retire_after_s
-        threading.Thread(target=self._look_after, name="search-care", daemon=True).start()
+        threading.Thread(target=self._maintain, name="search-maintenance", daemon=True).start()
 
-    def socket_endpoint(self) -> Key | None:
-        """Return what clients on this machine need to ask without messages."""
+    def socket_endpoint(self) -> Endpoint | None:
+        """Return the endpoint of this actor's socket, for clients on the same machine."""
         return self._socket.endpoint
 
-    def state(self, node_id: str = "") -> NodeState:
-        """Return what this actor holds and has done; ``node_id`` is that of its Ray node."""
-        return super().state(node_id or ray.get_runtime_context().get_node_id())
+    def state(self) -> NodeState:
+        """Return the rows that this actor holds, and its figures.
 
-    def _look_after(self) -> None:
-        """Export the meter once a second; retire when it is time."""
-        index_uri, version, _ = self._source
-        exporter = _Exporter(self, {"index": index_uri, "version": version})
-        pause, looked_s = threading.Event(), 0.0
+        Raises
+        ------
+        CorruptIndexError
+            A file is missing or differs from the manifest.
+        """
+        return NodeState(
+            node_id=ray.get_runtime_context().get_node_id(),
+            process_id=os.getpid(),
+            threads=self._threads,
+            rows={name: len(shard) for name, shard in self._shards().shards.items()},
+            meter=self.meter.read(),
+        )
+
+    def _maintain(self) -> None:
+        """Export the figures once a second; retire when it is time."""
+        exporter = _Exporter(self.meter, {"index": self._index.uri, "version": self._version})
+        pause, checked_s = threading.Event(), 0.0
         while not pause.wait(_EVERY_S):
             exporter.export()
             idle_s = self.meter.idle_s()
-            looked_s = min(looked_s, idle_s)
-            if idle_s - looked_s >= self._retire_after_s:
-                looked_s = idle_s
+            checked_s = min(checked_s, idle_s)
+            if idle_s - checked_s >= self._retire_after_s:
+                checked_s = idle_s
                 if self._superseded():
-                    logger.info("search actor of %s version %s retires", index_uri, version)
+                    logger.info("search actor of %s version %s retires", self._index, self._version)
                     ray.kill(ray.get_runtime_context().current_actor)
 
     def _superseded(self) -> bool:
-        index_uri, version, options = self._source
         try:
-            return current_version(index_uri, options) != version
+            return current_version(self._index) != self._version
         except SkysiftError as error:
-            logger.warning("which version of %s is current is unknown: %s", index_uri, error)
+            logger.warning("cannot tell which version of %s is current: %s", self._index, error)
             return False
 
 
 class _Exporter:
-    """Adds what the meter counted since the last time to Ray's metrics."""
+    """Adds the counts since the last export to Ray's metrics."""
 
-    def __init__(self, node: SearchNode, tags: dict[str, str]) -> None:
-        self._node, self._tags, self._before = node, tags, StatsSnapshot()
+    def __init__(self, meter: SearchStats, tags: dict[str, str]) -> None:
+        self._meter, self._tags, self._before = meter, tags, StatsSnapshot()
         keys = ("index", "version")
         self._seconds = Histogram(
             "skysift_search_seconds", "Time to answer a message", _BOUNDARIES_S, keys
@@ -93,10 +118,9 @@ class _Exporter:
         self._rows = Counter("skysift_search_rows_scanned", "Rows compared", by_shard)
 
     def export(self) -> None:
-        """Export what is new."""
-        meter, before = self._node.meter, self._before
-        now = meter.read()
-        for seconds in meter.between(before.messages, now.messages):
+        """Export the difference to the last export."""
+        before, now = self._before, self._meter.read()
+        for seconds in self._meter.between(before.messages, now.messages):
             self._seconds.observe(seconds, self._tags)
         _add(self._queries, now.queries - before.queries, self._tags)
         for name, work in now.shards.items():

@@ -1,8 +1,8 @@
-"""The search actors of one version of an index, and who to ask when one of them is gone.
+"""The search actors of one version of an index, and the failover between them.
 
-Actors are named and detached: every client of the cluster, in any job, meets the same ones. A
-slot is one actor; slots are dealt to nodes in turn, and shard ``i`` is held by slots ``i``,
-``i + 1``, ... up to the number of replicas, so copies are on different nodes when there are enough.
+Actors are named and detached: every client of the cluster, in any job, finds the same actors. They
+are numbered and assigned to nodes in turn. Shard ``i`` is held by the actors ``i``, ``i + 1``, ...
+up to the number of replicas, so replicas are on different nodes when there are enough.
 """
 
 import hashlib
@@ -12,18 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.search.actor import SearchActor
+from pipeline.search.actor import NodeState, SearchActor
 from pipeline.search.local_socket import FAILURES, SocketClient
-from pipeline.search.node import NodeState
 from storage.errors import ConfigError, SearchUnavailableError, SkysiftError
-from storage.location import StorageOptions
+from storage.index.plan import SearchPlan
+from storage.location import Location
 
 logger = logging.getLogger(__name__)
 
@@ -39,27 +39,27 @@ _AT_ONCE = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """How many actors there are, and on how many of them each shard is."""
+    """The number of actors, and the number of actors that hold each shard."""
 
-    slots: int
+    actors: int
     replicas: int
 
     def holders(self, shard: int) -> list[int]:
-        """Return the slots that hold the shard with this number.
+        """Return the actors that hold the shard with this number.
 
         Examples
         --------
-        >>> Placement(slots=3, replicas=2).holders(2)
+        >>> Placement(actors=3, replicas=2).holders(2)
         [2, 0]
         """
-        return [(shard + copy) % self.slots for copy in range(self.replicas)]
+        return [(shard + copy) % self.actors for copy in range(self.replicas)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartialResult:
-    """The answers that came, and the shards without one, each with the reason.
+    """The answers of the actors, and the shards without an answer, each with the reason.
 
-    ``may_recover`` tells that one of their actors is on its way back.
+    ``may_recover`` tells that an actor that holds a missing shard is restarting.
     """
 
     answers: list[Any]
@@ -70,8 +70,8 @@ class PartialResult:
 class _NoAnswerError(Exception):
     """An actor gave no answer.
 
-    ``died`` tells that it will not come back by itself, ``refused`` that it runs but cannot load
-    its shards.
+    ``died`` tells that the actor will not restart by itself, ``refused`` that it runs but cannot
+    load its shards.
     """
 
     def __init__(self, reason: str, *, died: bool = False, refused: bool = False) -> None:
@@ -82,7 +82,7 @@ class _NoAnswerError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _FailedReplica:
-    """An actor that did not answer: why, and the probe that tells when it is back."""
+    """An actor that did not answer: the error, and the call that succeeds once it is back."""
 
     error: _NoAnswerError
     probe: Any
@@ -90,262 +90,264 @@ class _FailedReplica:
 
 
 class _Broadcast:
-    """One question for several actors; a large first argument is put into Ray's store once."""
+    """One request for several actors; large arguments are put into Ray's store once."""
 
     def __init__(self, method: str, arguments: Sequence[Any]) -> None:
         self.method, self.arguments = method, arguments
-        self._sent: list[Any] = []
+        self._sent: list[Any] | None = None
 
-    def send(self, actor: Any, names: tuple[str, ...]) -> Any:
-        """Send it to an actor; return the reference of the answer."""
-        if not self._sent:
-            first, *others = self.arguments
-            large = getattr(first, "nbytes", 0) > _INLINE_BYTES
-            self._sent = [ray.put(first) if large else first, *others]
-        return getattr(actor, self.method).remote(*self._sent, names)
+    def send(self, actor: Any, plan: SearchPlan) -> Any:
+        """Send the request to an actor; return the reference of the answer."""
+        if self._sent is None:
+            self._sent = [
+                ray.put(value) if getattr(value, "nbytes", 0) > _INLINE_BYTES else value
+                for value in self.arguments
+            ]
+        return getattr(actor, self.method).remote(plan, *self._sent)
 
 
 class ActorPool:
-    """A client's view of the actors that hold an index version; starts those that are missing.
+    """A client's view of the actors that hold an index version; starts missing actors.
 
     Parameters
     ----------
-    index_uri, version, options
-        The index.
+    index, version
+        The index version.
     shards
         The names of its shards, in the manifest's order.
     replicas
         Least number of actors that hold each shard.
     timeout_s
-        How long an actor may take to answer before another one is asked.
+        Time for an actor to answer before another replica is tried.
     """
 
     def __init__(
         self,
-        index_uri: str,
+        index: Location,
         version: str,
         shards: Sequence[str],
         *,
-        options: StorageOptions | None,
         replicas: int,
         timeout_s: float,
     ) -> None:
-        self._source = (index_uri, version, options)
+        self._index, self._version = index, version
         self._shards = {name: number for number, name in enumerate(shards)}
         self._timeout_s = timeout_s
-        self._prefix = _prefix(index_uri, version)
-        slots = max(len(_nodes()), replicas)
-        self.placement = self._existing(replicas) or Placement(slots=slots, replicas=replicas)
+        self._prefix = _prefix(index.uri, version)
+        actors = max(len(_nodes()), replicas)
+        self.placement = self._existing(replicas) or Placement(actors=actors, replicas=replicas)
         self._lock = threading.Lock()
-        self._turn = 0
+        self._requests = 0
         self._down: dict[int, _FailedReplica] = {}
         self._sockets: dict[int, SocketClient] = {}
-        self._actors = [self._actor(slot) for slot in range(self.placement.slots)]
+        self._actors = [self._actor(number) for number in range(self.placement.actors)]
         self._load()
 
-    def gather(
-        self, method: str, names: Collection[str], arguments: Sequence[Any]
-    ) -> PartialResult:
-        """Ask for the named shards, one message an actor; when one fails, ask the other copies.
+    def gather(self, method: str, plan: SearchPlan, *arguments: Any) -> PartialResult:
+        """Call a method of the search nodes that hold the plan's shards, one message an actor.
+
+        The plan in a message names the actor's shards only. The shards of an actor that fails go to
+        their other replicas.
 
         Raises
         ------
         ConfigError
-            An actor found the question itself wrong.
+            An actor refused the request as invalid.
         """
         with self._lock:
-            self._turn += 1
-            turn = self._turn
+            self._requests += 1
+            request = self._requests
         answers: list[Any] = []
-        failed: dict[str, set[int]] = {name: set() for name in names}
-        missing, waiting = [], list(names)
-        while waiting:
-            asked: dict[int, list[str]] = {}
-            for name in waiting:
-                slot = self._choose(name, failed[name], turn)
-                if slot is None:
+        failed: dict[str, set[int]] = {name: set() for name in plan.shards}
+        missing, pending = [], list(plan.shards)
+        while pending:
+            shards_of: dict[int, list[str]] = {}
+            for name in pending:
+                replica = self._choose(name, failed[name], request)
+                if replica is None:
                     missing.append(name)
                 else:
-                    asked.setdefault(slot, []).append(name)
-            waiting = []
-            for slot, answer in self._ask(method, asked, arguments):
+                    shards_of.setdefault(replica, []).append(name)
+            pending = []
+            plans = {r: replace(plan, shards=tuple(names)) for r, names in shards_of.items()}
+            for replica, answer in self._request_all(_Broadcast(method, arguments), plans):
                 if isinstance(answer, _NoAnswerError):
-                    self._mark_down(slot, answer)
-                    waiting += asked[slot]
-                    for name in asked[slot]:
-                        failed[name].add(slot)
+                    self._mark_down(replica, answer)
+                    pending += shards_of[replica]
+                    for name in shards_of[replica]:
+                        failed[name].add(replica)
                 else:
                     answers.append(answer)
-        return self._gathered(answers, missing)
+        return self._partial_result(answers, missing)
 
     def process_ids(self) -> list[int]:
         """Return the process id of each actor."""
         return [_get(actor.ready.remote(), LOAD_TIMEOUT_S) for actor in self._actors]
 
     def stop(self) -> None:
-        """End the actors; a client that asks again starts new ones."""
+        """End the actors; a client that searches again starts new actors."""
         for actor in self._actors:
             ray.kill(actor)
 
-    def _ask(
-        self, method: str, asked: Mapping[int, Sequence[str]], arguments: Sequence[Any]
+    def _request_all(
+        self, message: _Broadcast, plans: Mapping[int, SearchPlan]
     ) -> Iterator[tuple[int, Any]]:
-        message = _Broadcast(method, arguments)
+        """Send a request to several actors at once; yield each actor's answer or its error."""
         waiting = {
-            slot: self._ask_one(slot, message, tuple(names)) for slot, names in asked.items()
+            replica: self._request(replica, message, plan) for replica, plan in plans.items()
         }
         deadline = time.monotonic() + self._timeout_s
-        for slot, answer in waiting.items():
+        for replica, answer in waiting.items():
             try:
-                yield slot, answer(deadline - time.monotonic())
+                yield replica, answer(deadline - time.monotonic())
             except _NoAnswerError as error:
-                yield slot, error
+                yield replica, error
 
-    def _ask_one(
-        self, slot: int, message: _Broadcast, names: tuple[str, ...]
+    def _request(
+        self, replica: int, message: _Broadcast, plan: SearchPlan
     ) -> Callable[[float], Any]:
         """Send a request by socket or Ray message; return a function that waits for the reply."""
-        client = self._sockets.get(slot) if message.method == "search" else None
-        connection = client.request(*message.arguments, names) if client else None
-        sent = None if connection else message.send(self._actors[slot], names)
+        client = self._sockets.get(replica) if message.method == "search" else None
+        connection = client.request(plan, *message.arguments) if client else None
+        reference = None if connection else message.send(self._actors[replica], plan)
 
         def answer(timeout_s: float) -> Any:
-            found = None
+            result = None
             if client and connection:
                 try:
-                    found = client.answer(connection, timeout_s)
+                    result = client.answer(connection, timeout_s)
                 except TimeoutError as error:
                     raise _NoAnswerError(str(error)) from error
-            if found is None:
-                found = _get(sent or message.send(self._actors[slot], names), timeout_s)
+            if result is None:
+                sent = reference or message.send(self._actors[replica], plan)
+                result = _get(sent, timeout_s)
                 if client:
-                    self._connect_local(slot)
-            return found
+                    self._connect_local(replica)
+            return result
 
         return answer
 
-    def _connect_local(self, slot: int) -> None:
-        """Find the door of an actor that runs; it has none for clients on other machines."""
-        self._sockets.pop(slot, None)
+    def _connect_local(self, replica: int) -> None:
+        """Connect to the socket of an actor; actors on other machines cannot be reached."""
+        self._sockets.pop(replica, None)
         with suppress(_NoAnswerError, *FAILURES):
-            if endpoint := _get(self._actors[slot].socket_endpoint.remote(), self._timeout_s):
-                self._sockets[slot] = SocketClient(endpoint)
+            if endpoint := _get(self._actors[replica].socket_endpoint.remote(), self._timeout_s):
+                self._sockets[replica] = SocketClient(endpoint)
 
-    def _gathered(self, answers: list[Any], missing: Sequence[str]) -> PartialResult:
+    def _partial_result(self, answers: list[Any], missing: Sequence[str]) -> PartialResult:
         with self._lock:
             errors = {
                 name: [
-                    self._down[slot].error
-                    for slot in self.placement.holders(self._shards[name])
-                    if slot in self._down
+                    self._down[replica].error
+                    for replica in self.placement.holders(self._shards[name])
+                    if replica in self._down
                 ]
                 for name in missing
             }
         return PartialResult(
             answers=answers,
-            missing={name: "; ".join(map(str, found)) for name, found in errors.items()},
-            may_recover=any(not error.refused for found in errors.values() for error in found),
+            missing={name: "; ".join(map(str, reasons)) for name, reasons in errors.items()},
+            may_recover=any(not error.refused for reasons in errors.values() for error in reasons),
         )
 
     def _existing(self, replicas: int) -> Placement | None:
-        """Return the placement of actors that are there already and suffice."""
-        there = {tuple(map(int, name.split("/")[2].split("x"))) for name in _named(self._prefix)}
-        found = [pair for pair in there if pair[1] >= replicas]
-        return Placement(slots=min(found)[0], replicas=min(found)[1]) if found else None
+        """Return the placement of running actors that have enough replicas."""
+        running = {tuple(map(int, name.split("/")[2].split("x"))) for name in _named(self._prefix)}
+        found = [pair for pair in running if pair[1] >= replicas]
+        return Placement(actors=min(found)[0], replicas=min(found)[1]) if found else None
 
-    def _actor(self, slot: int) -> Any:
-        """Return the actor of a slot, or start it; shards with the same holders are one group."""
+    def _actor(self, number: int) -> Any:
+        """Return an actor, or start it; shards with the same holders are one group."""
         nodes, placement = _nodes(), self.placement
-        node = nodes[slot % len(nodes)]
-        neighbours = -(-placement.slots // len(nodes))
+        node = nodes[number % len(nodes)]
+        neighbours = -(-placement.actors // len(nodes))
         threads = max(int(node["Resources"].get("CPU", 1)) // neighbours, 1)
-        names = {
-            name: number % placement.slots
-            for name, number in self._shards.items()
-            if slot in placement.holders(number)
+        groups = {
+            name: shard % placement.actors
+            for name, shard in self._shards.items()
+            if number in placement.holders(shard)
         }
-        index_uri, version, options = self._source
         remote: Any = ray.remote(SearchActor)
         return remote.options(
-            name=f"{self._prefix}/{placement.slots}x{placement.replicas}/{slot}",
+            name=f"{self._prefix}/{placement.actors}x{placement.replicas}/{number}",
             namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,
             num_cpus=0,
-            memory=1,  # byte; Ray places what asks for nothing anywhere, whatever the affinity
+            memory=1,  # byte; Ray ignores the affinity of an actor that requests no resource
             max_restarts=-1,
             max_concurrency=_AT_ONCE,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True),
-        ).remote(index_uri, version, names, options, threads, _AT_ONCE, _RETIRE_AFTER_S)
+        ).remote(self._index, self._version, groups, threads, _AT_ONCE, _RETIRE_AFTER_S)
 
     def _load(self) -> None:
-        """Wait until every actor has loaded; one that was just stopped is started again."""
-        loading = {slot: actor.ready.remote() for slot, actor in enumerate(self._actors)}
+        """Wait until every actor has loaded; an actor that was just stopped is started again."""
+        loading = {replica: actor.ready.remote() for replica, actor in enumerate(self._actors)}
         for attempt in range(_START_ATTEMPTS):
-            for slot, reference in list(loading.items()):
+            for replica, reference in list(loading.items()):
                 try:
                     _get(reference, LOAD_TIMEOUT_S)
-                    del loading[slot]
-                    self._connect_local(slot)
+                    del loading[replica]
+                    self._connect_local(replica)
                 except _NoAnswerError as error:
                     if not error.died or attempt == _START_ATTEMPTS - 1:
-                        self._mark_down(slot, error)
-                        del loading[slot]
+                        self._mark_down(replica, error)
+                        del loading[replica]
             if not loading:
                 return
             time.sleep(_RETRY_S)
-            for slot in loading:
-                self._actors[slot] = self._actor(slot)
-                loading[slot] = self._actors[slot].ready.remote()
+            for replica in loading:
+                self._actors[replica] = self._actor(replica)
+                loading[replica] = self._actors[replica].ready.remote()
 
-    def _choose(self, name: str, failed: Collection[int], turn: int) -> int | None:
-        """Return an actor that holds a shard and is up; the copies take turns."""
+    def _choose(self, name: str, failed: Collection[int], request: int) -> int | None:
+        """Return an actor that holds a shard and is up; requests rotate over the replicas."""
         holders = self.placement.holders(self._shards[name])
-        start = turn % len(holders)
-        for slot in holders[start:] + holders[:start]:
-            if slot not in failed and self._is_up(slot):
-                return slot
+        start = request % len(holders)
+        for replica in holders[start:] + holders[:start]:
+            if replica not in failed and self._is_up(replica):
+                return replica
         return None
 
-    def _is_up(self, slot: int) -> bool:
-        """Tell whether an actor can be asked; one that failed is probed without waiting."""
+    def _is_up(self, replica: int) -> bool:
+        """Tell whether an actor can answer; a failed actor is probed without waiting."""
         with self._lock:
-            if slot not in self._down:
+            if replica not in self._down:
                 return True
-            down = self._down[slot]
+            down = self._down[replica]
             if not ray.wait([down.probe], timeout=0)[0]:
                 return False
             try:
                 _get(down.probe, self._timeout_s)
             except _NoAnswerError as error:
                 if time.monotonic() - down.since > _RETRY_S:
-                    self._probe(slot, error)
+                    self._probe(replica, error)
                 return False
-            del self._down[slot]
-        self._connect_local(slot)
+            del self._down[replica]
+        self._connect_local(replica)
         return True
 
-    def _mark_down(self, slot: int, error: _NoAnswerError) -> None:
-        logger.warning("search actor %s of %s did not answer: %s", slot, self._source[0], error)
+    def _mark_down(self, replica: int, error: _NoAnswerError) -> None:
+        logger.warning("search actor %s of %s did not answer: %s", replica, self._index, error)
         with self._lock:
-            self._probe(slot, error)
+            self._probe(replica, error)
 
-    def _probe(self, slot: int, error: _NoAnswerError) -> None:
-        self._actors[slot] = self._actor(slot)
-        probe = self._actors[slot].ready.remote()
-        self._down[slot] = _FailedReplica(error=error, probe=probe, since=time.monotonic())
+    def _probe(self, replica: int, error: _NoAnswerError) -> None:
+        self._actors[replica] = self._actor(replica)
+        probe = self._actors[replica].ready.remote()
+        self._down[replica] = _FailedReplica(error=error, probe=probe, since=time.monotonic())
 
 
-def running_nodes(index_uri: str, version: str) -> dict[str, NodeState | str]:
-    """Return the state of each running search actor of a version by name, or why it gave none.
+def running_nodes(index_uri: str | Location, version: str) -> dict[str, NodeState | str]:
+    """Return the state of each running search actor of a version by name, or its error.
 
-    Starts nothing.
+    Starts no actor.
     """
-    prefix = _prefix(index_uri, version)
+    prefix = _prefix(str(index_uri), version)
     names = sorted(_named(prefix))
-    asked: list[Any] = [ray.get_actor(name, namespace=NAMESPACE).state.remote() for name in names]
+    sent: list[Any] = [ray.get_actor(name, namespace=NAMESPACE).state.remote() for name in names]
     states: dict[str, NodeState | str] = {}
-    for name, reference in zip(names, asked, strict=True):
+    for name, reference in zip(names, sent, strict=True):
         try:
             states[name.removeprefix(f"{prefix}/")] = _get(reference, _STATE_TIMEOUT_S)
         except _NoAnswerError as error:
@@ -359,7 +361,7 @@ def require_ray() -> None:
     Raises
     ------
     SearchUnavailableError
-        It is not.
+        The process is not connected.
     """
     if not ray.is_initialized():
         raise SearchUnavailableError(
@@ -377,8 +379,8 @@ def _named(prefix: str) -> list[str]:
     """Return the names of the actors of one version of an index."""
     pattern = re.compile(re.escape(prefix) + r"/\d+x\d+/\d+")
     entries = ray.util.list_named_actors(all_namespaces=True)
-    mine = (entry["name"] for entry in entries if entry["namespace"] == NAMESPACE)
-    return [name for name in mine if pattern.fullmatch(name)]
+    names = (entry["name"] for entry in entries if entry["namespace"] == NAMESPACE)
+    return [name for name in names if pattern.fullmatch(name)]
 
 
 def _nodes() -> list[dict[str, Any]]:

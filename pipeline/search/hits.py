@@ -1,13 +1,14 @@
-"""What a search returns, and how partial answers become one."""
+"""The answer to a search, and how partial answers are merged."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from storage.geometry import Mask
 from storage.index.ranking import Float32, Int64, best_in_order
 from storage.index.search import SearchResult
 from storage.index.sidecar import Columns, empty_rows, hit_table, join_rows, row_keys
@@ -26,13 +27,13 @@ class Hits:
     coverage
         Share of the shards in question that answered; below 1 only when that was allowed.
     missing
-        Names of the shards that did not.
+        Names of the shards that did not answer.
     snapshot, version
-        The archive's snapshot and the index's version that the answer is from.
+        The archive's snapshot and the index's version that were searched.
     columns
-        What the index knows of the rows that are there, query by query.
+        The side-car's columns of the rows that are present, query by query.
     truncated
-        Queries of a search by score that more rows reach than were allowed.
+        Numbers of the queries of a search by score that more rows reach than the limit.
     """
 
     scores: Float32
@@ -58,82 +59,70 @@ class Hits:
             table = table.add_column(place, name, pa.array(values))
         return table
 
+    def without(self, own: Sequence[Sequence[int]], k: int) -> "Hits":
+        """Return the first k hits of each query that are not among its ``own`` archive rows."""
+        keep = np.ones(self.rows.shape, dtype=np.bool_)
+        for number, own_rows in enumerate(own):
+            if own_rows:
+                keep[number] = ~np.isin(self.rows[number], own_rows)
+        return self.where(keep, k)
+
+    def where(self, keep: Mask, most: int) -> "Hits":
+        """Return the first ``most`` hits of each query that a mask (Q, k) keeps."""
+        present = self.rows >= 0
+        rank = (keep & present).cumsum(axis=1) - 1
+        keep = keep & present & (rank < most)
+        query = np.nonzero(keep)[0]
+        shape = len(keep), min(most, keep.shape[1])
+        scores = np.full(shape, -np.inf, dtype=np.float32)
+        rows = np.full(shape, -1, dtype=np.int64)
+        scores[query, rank[keep]] = self.scores[keep]
+        rows[query, rank[keep]] = self.rows[keep]
+        columns = {name: values[keep[present]] for name, values in self.columns.items()}
+        return replace(self, scores=scores, rows=rows, columns=columns)
+
+
+def together(parts: Sequence[tuple[Int64, Hits]], queries: int) -> Hits:
+    """Return the hits of searches for some of the queries each, given the queries' numbers."""
+    width = max(int((hits.rows >= 0).sum(axis=1).max(initial=0)) for _, hits in parts)
+    scores = np.full((queries, width), -np.inf, dtype=np.float32)
+    rows = np.full((queries, width), -1, dtype=np.int64)
+    for numbers, hits in parts:
+        scores[numbers, : hits.rows.shape[1]] = hits.scores[:, :width]
+        rows[numbers, : hits.rows.shape[1]] = hits.rows[:, :width]
+    owners = [numbers[np.nonzero(hits.rows >= 0)[0]] for numbers, hits in parts]
+    order = np.argsort(np.concatenate(owners), kind="stable")
+    first = parts[0][1]
+    joined = join_rows([hits.columns for _, hits in parts], len(first.classes))
+    return replace(
+        first,
+        scores=scores,
+        rows=rows,
+        coverage=min(hits.coverage for _, hits in parts),
+        missing=tuple(sorted({name for _, hits in parts for name in hits.missing})),
+        columns={name: values[order] for name, values in joined.items()},
+    )
+
 
 def merge(answers: Sequence[SearchResult], queries: int, k: int, classes: int) -> SearchResult:
     """Merge answers over different shards into one."""
-    if len(answers) == 1:
-        return answers[0]
     scores = np.full((queries, k), -np.inf, dtype=np.float32)
     rows = np.full((queries, k), -1, dtype=np.int64)
     if not answers:
         return SearchResult(scores=scores, rows=rows, columns=empty_rows(classes))
-    places = [np.nonzero(answer.rows >= 0) for answer in answers]
-    sizes = [len(query) for query, _ in places]
-    query = np.concatenate([query for query, _ in places])
-    score = np.concatenate([a.scores[at] for a, at in zip(answers, places, strict=True)])
+    present = [answer.rows >= 0 for answer in answers]
+    sizes = [np.count_nonzero(mask) for mask in present]
+    query = np.concatenate([np.nonzero(mask)[0] for mask in present])
+    score = np.concatenate([a.scores[mask] for a, mask in zip(answers, present, strict=True)])
     group = np.repeat(np.arange(len(answers)), sizes)
     position = np.concatenate([np.arange(size) for size in sizes])
 
-    def keys(answer: int, at: Int64) -> list[tuple[str, str]]:
-        return row_keys({name: v[at] for name, v in answers[answer].columns.items()})
+    def keys(answer: int, position: Int64) -> list[tuple[str, str]]:
+        return row_keys({name: v[position] for name, v in answers[answer].columns.items()})
 
-    kept, rank = best_in_order(query, score, group, position, k, keys)
+    best, rank = best_in_order(query, score, group, position, k, keys)
     joined = join_rows([answer.columns for answer in answers], classes)
-    columns = {name: values[kept] for name, values in joined.items()}
-    scores[query[kept], rank] = score[kept]
-    rows[query[kept], rank] = columns["row"]
+    columns = {name: values[best] for name, values in joined.items()}
+    scores[query[best], rank] = score[best]
+    rows[query[best], rank] = columns["row"]
     return SearchResult(scores=scores, rows=rows, columns=columns)
-
-
-class AboveScore:
-    """Collects the rows that reach a score, query by query, out of searches of growing depth.
-
-    Parameters
-    ----------
-    queries
-        How many queries there are.
-    score, limit
-        The least score of a row, and how many rows to keep of each query.
-    """
-
-    def __init__(self, queries: int, score: float, limit: int) -> None:
-        self._queries, self._score, self._limit = queries, np.float32(score), limit
-        self._parts: list[tuple[Int64, Int64, Hits, Int64]] = []
-        self._truncated: list[int] = []
-
-    def take(self, asked: Int64, hits: Hits, *, last: bool) -> Int64:
-        """Settle the queries that were asked; return those that may have more rows to find."""
-        above = (hits.rows >= 0) & (hits.scores >= self._score)
-        done = ~above[:, -1] | last
-        self._truncated += asked[above.sum(axis=1) > self._limit].tolist()
-        query, rank = np.nonzero(hits.rows >= 0)
-        kept = (above & done[:, None])[query, rank] & (rank < self._limit)
-        self._parts.append((asked[query[kept]], rank[kept], hits, np.flatnonzero(kept)))
-        return asked[~done]
-
-    def hits(self) -> Hits:
-        """Return everything that was settled."""
-        owner = np.concatenate([part[0] for part in self._parts])
-        rank = np.concatenate([part[1] for part in self._parts])
-        order = np.lexsort((rank, owner))
-        first = self._parts[0][2]
-        joined = join_rows(
-            [{n: v[at] for n, v in hits.columns.items()} for _, _, hits, at in self._parts],
-            len(first.classes),
-        )
-        score = np.concatenate([hits.scores[hits.rows >= 0][at] for _, _, hits, at in self._parts])
-        width = int(rank.max(initial=-1)) + 1
-        scores = np.full((self._queries, width), -np.inf, dtype=np.float32)
-        rows = np.full((self._queries, width), -1, dtype=np.int64)
-        scores[owner, rank], rows[owner, rank] = score, joined["row"]
-        return Hits(
-            scores=scores,
-            rows=rows,
-            coverage=min(hits.coverage for _, _, hits, _ in self._parts),
-            missing=tuple(sorted({name for part in self._parts for name in part[2].missing})),
-            snapshot=first.snapshot,
-            version=first.version,
-            columns={name: values[order] for name, values in joined.items()},
-            classes=first.classes,
-            truncated=tuple(sorted(self._truncated)),
-        )

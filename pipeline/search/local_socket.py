@@ -1,9 +1,9 @@
-"""The short way to a search actor on the same machine: a Unix socket instead of a Ray message.
+"""Requests to a search actor on the same machine by a Unix socket instead of a Ray message.
 
 A Ray message takes longer than searching for one query. The actor therefore also listens on a
-socket of Linux's abstract namespace, which no other machine sees and which ends with the process;
-who knocks has to know a secret that only Ray hands out. Frames are JSON and plain arrays, never
-pickles. The door carries answers only: what fails is asked again by message, which can tell why.
+socket in Linux's abstract namespace. The socket is local to the machine and vanishes with the
+process; clients authenticate with a secret distributed by Ray. Frames are JSON and plain arrays,
+never pickles. The socket carries no errors: a request that fails is sent again by Ray message.
 """
 
 import json
@@ -13,8 +13,8 @@ import secrets
 import sys
 import threading
 from collections import deque
-from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import (
     Client,
@@ -31,61 +31,64 @@ import pandas as pd
 from pipeline.search.node import SearchNode
 from storage.errors import SkysiftError
 from storage.index.filter import Filter
+from storage.index.plan import SearchPlan
 from storage.index.ranking import Float32
 from storage.index.search import SearchResult
 from storage.index.sidecar import Columns
 
 logger = logging.getLogger(__name__)
 
-Key = tuple[str, bytes]
-"""Where a door is, and the secret that opens it."""
+Endpoint = tuple[str, bytes]
+"""The address of a socket, and the secret that authenticates its clients."""
 FAILURES = (OSError, EOFError, AuthenticationError)
-"""What knocking may raise."""
-_FEW_WORDS = 100
+"""The exceptions of a connection that fails."""
+_FEW_NAMES = 100
 
 
 class UnixSocketServer:
-    """Lets clients on this machine ask a search node.
+    """Answers clients on this machine from a search node.
 
     Parameters
     ----------
     node
-        Answers, in up to ``at_once`` threads.
+        The search node.
+    at_once
+        Requests that are answered at the same time.
     """
 
     def __init__(self, node: SearchNode, at_once: int) -> None:
-        self._node, self._turns = node, threading.Semaphore(at_once)
-        self.endpoint: Key | None = None
+        self._node, self._slots = node, threading.Semaphore(at_once)
+        self.endpoint: Endpoint | None = None
         if sys.platform != "linux":
             return
         self.endpoint = (f"\0skysift-search-{secrets.token_hex(16)}", secrets.token_bytes(32))
         self._listener = Listener(self.endpoint[0], "AF_UNIX", backlog=64)
-        threading.Thread(target=self._accept, name="search-door", daemon=True).start()
+        threading.Thread(target=self._accept, name="search-socket", daemon=True).start()
 
     def _accept(self) -> None:
         while True:
-            visitor = self._listener.accept()
-            threading.Thread(target=self._serve, args=(visitor,), daemon=True).start()
+            client = self._listener.accept()
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
-    def _serve(self, visitor: Connection) -> None:
+    def _serve(self, client: Connection) -> None:
         assert self.endpoint is not None
         try:
-            with visitor:
-                deliver_challenge(visitor, self.endpoint[1])
-                answer_challenge(visitor, self.endpoint[1])
+            with client:
+                deliver_challenge(client, self.endpoint[1])
+                answer_challenge(client, self.endpoint[1])
                 while True:
-                    question = _question(visitor.recv_bytes())
-                    with self._turns:
-                        found = self._node.search(*question)
-                    visitor.send_bytes(_answer_bytes(found))
+                    plan, queries = _request(client.recv_bytes())
+                    with self._slots:
+                        result = self._node.search(plan, queries)
+                    client.send_bytes(_answer_bytes(result))
         except FAILURES:
-            pass  # the client went away, or was none
-        except (SkysiftError, ValueError) as error:
-            logger.info("a question at the door failed (%s); it comes again by message", error)
+            pass  # the client closed the connection, or did not authenticate
+        except (SkysiftError, ValueError, TypeError) as error:
+            logger.info("a request failed (%s); the client repeats it by message", error)
 
 
 class SocketClient:
-    """A client of a door; safe to share between threads.
+    """A client of a :class:`UnixSocketServer`; safe to share between threads.
 
     Parameters
     ----------
@@ -95,31 +98,28 @@ class SocketClient:
     Raises
     ------
     OSError, EOFError, AuthenticationError
-        The door is not on this machine, or does not open.
+        The socket is not on this machine, or the secret is wrong.
     """
 
-    def __init__(self, endpoint: Key) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._idle: deque[Connection] = deque([self._connected()])
 
-    def request(self, *question: Any) -> Connection | None:
-        """Send what :meth:`SearchNode.search` takes; return what :meth:`answer` takes.
-
-        None when the door fails.
-        """
+    def request(self, plan: SearchPlan, queries: Float32) -> Connection | None:
+        """Send a search; return the connection for :meth:`answer`, None when the socket fails."""
         try:
             connection = self._idle.pop()
         except IndexError:
             connection = None
         try:
             connection = connection or self._connected()
-            connection.send_bytes(_question_bytes(*question))
+            connection.send_bytes(_request_bytes(plan, queries))
         except FAILURES:
             return None
         return connection
 
     def answer(self, connection: Connection, timeout_s: float) -> SearchResult | None:
-        """Return what :meth:`SearchNode.search` does; None when the door fails.
+        """Return the answer to a request; None when the socket fails.
 
         Raises
         ------
@@ -128,9 +128,9 @@ class SocketClient:
         """
         try:
             if connection.poll(timeout_s):
-                found = _answer(connection.recv_bytes())
+                result = _answer(connection.recv_bytes())
                 self._idle.append(connection)
-                return found
+                return result
         except FAILURES:
             return None
         connection.close()
@@ -141,22 +141,19 @@ class SocketClient:
         return Client(address, "AF_UNIX", authkey=secret)
 
 
-def _question_bytes(
-    queries: Float32, k: int, where: Filter, nprobe: int | None, names: Collection[str]
-) -> bytes:
-    conditions = asdict(where) if where else {}
-    terms = {"k": k, "where": conditions, "nprobe": nprobe, "names": list(names)}
-    return _packed(terms, {"queries": queries})
+def _request_bytes(plan: SearchPlan, queries: Float32) -> bytes:
+    return _packed(asdict(plan), {"queries": queries})
 
 
-def _question(data: bytes) -> tuple[Float32, int, Filter, int | None, list[str]]:
-    terms, arrays = _unpacked(data)
-    where = Filter(**terms["where"])
-    return arrays["queries"], terms["k"], where, terms["nprobe"], terms["names"]
+def _request(data: bytes) -> tuple[SearchPlan, Float32]:
+    values, arrays = _unpacked(data)
+    plan = SearchPlan(**values)
+    where = Filter(**values["where"])
+    return replace(plan, where=where, shards=tuple(plan.shards), passes=()), arrays["queries"]
 
 
-def _answer_bytes(found: SearchResult) -> bytes:
-    return _packed({}, {"": found.rows, " ": found.scores, **found.columns})
+def _answer_bytes(result: SearchResult) -> bytes:
+    return _packed({}, {"": result.rows, " ": result.scores, **result.columns})
 
 
 def _answer(data: bytes) -> SearchResult:
@@ -164,33 +161,36 @@ def _answer(data: bytes) -> SearchResult:
     return SearchResult(rows=columns.pop(""), scores=columns.pop(" "), columns=columns)
 
 
-def _packed(terms: Mapping[str, Any], arrays: Columns) -> bytes:
-    """Return plain values and arrays as a line of JSON and the arrays' bytes, text as numbers."""
+def _packed(plain: Mapping[str, Any], arrays: Columns) -> bytes:
+    """Encode plain values and arrays: a line of JSON, then the bytes of the arrays.
+
+    Text is sent as numbers into a list of names, which for more than a few rows is shorter.
+    """
     heads: list[tuple[str, str, tuple[int, ...], list[str] | None]] = []
     parts = []
-    for name, given in arrays.items():
-        values, words = given, None
-        if given.dtype == object:
-            few = len(given) <= _FEW_WORDS  # which take longer to count than to send
-            numbers, unique = (np.arange(len(given)), given) if few else pd.factorize(given)
-            values, words = numbers.astype(np.int32), list(unique)
-        heads.append((name, values.dtype.str, values.shape, words))
+    for name, array in arrays.items():
+        values, names = array, None
+        if array.dtype == object:
+            few = len(array) <= _FEW_NAMES  # factorizing takes longer than sending
+            numbers, unique = (np.arange(len(array)), array) if few else pd.factorize(array)
+            values, names = numbers.astype(np.int32), list(unique)
+        heads.append((name, values.dtype.str, values.shape, names))
         parts.append(_padded(values.tobytes(), b"\0"))
-    line = json.dumps([terms, heads], default=str).encode()
+    line = json.dumps([plain, heads], default=str).encode()
     return b"".join((_padded(line + b"\n", b"\n"), *parts))
 
 
 def _unpacked(data: bytes) -> tuple[dict[str, Any], Columns]:
     line = data[: data.index(b"\n") + 1]
-    terms, heads = json.loads(line)
-    at, arrays = len(_padded(line, b"\n")), {}
-    for name, dtype, shape, words in heads:
-        values = np.frombuffer(data, dtype, math.prod(shape), at).reshape(shape)
-        at += -(-values.nbytes // 8) * 8
-        arrays[name] = values if words is None else np.array(words, object)[values]
-    return terms, arrays
+    plain, heads = json.loads(line)
+    offset, arrays = len(_padded(line, b"\n")), {}
+    for name, dtype, shape, names in heads:
+        values = np.frombuffer(data, dtype, math.prod(shape), offset).reshape(shape)
+        offset += -(-values.nbytes // 8) * 8
+        arrays[name] = values if names is None else np.array(names, object)[values]
+    return plain, arrays
 
 
 def _padded(data: bytes, by: bytes) -> bytes:
-    """Fill up to a multiple of 8 bytes, so that the next array lies where a processor wants it."""
+    """Pad to a multiple of 8 bytes, so that the next array is aligned."""
     return data + by * (-len(data) % 8)

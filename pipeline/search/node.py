@@ -1,61 +1,49 @@
-"""What a search actor is: one node's shards, loaded and ready. Knows nothing of Ray."""
+"""A search node: some shards of one index version, loaded and ready. Knows nothing of Ray."""
 
 import os
 import threading
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from pipeline.search.stats import SearchStats, StatsSnapshot
-from storage.index.files import VerifiedFiles
-from storage.index.filter import Filter
+from pipeline.search.stats import SearchStats
 from storage.index.manifest import read_manifest
-from storage.index.quantizer import set_threads
+from storage.index.plan import PassPlan, SearchPlan
 from storage.index.ranking import Float32
 from storage.index.search import SearchResult, ShardSet
 from storage.index.sidecar import Columns
-from storage.location import StorageOptions
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NodeState:
-    """A search node: where it is, the rows it holds by shard, and what it has done."""
-
-    node_id: str
-    process_id: int
-    threads: int
-    rows: dict[str, int]
-    meter: StatsSnapshot
+from storage.location import Location
 
 
 class SearchNode:
     """Answers for some shards of one version of an index.
 
-    Shards are verified and loaded by the first call, so a node whose files were damaged says so to
-    each caller and recovers when they are restored.
+    The first call verifies and loads the shards, so a node whose files were damaged tells each
+    caller and recovers when the files are restored.
 
     Parameters
     ----------
-    index_uri, version
-        The index.
+    index, version
+        The index version.
     names
-        The shards to hold, each with the number of the group that it is asked for in; all of them,
+        The shards to hold, each with the number of the group in which it is searched; all shards,
         in one group, by default.
-    options
-        Where the object store is.
     threads
         Threads of one search; the CPUs of this machine by default.
+
+    Attributes
+    ----------
+    meter
+        Counts answers, lists probed and rows compared.
     """
 
     def __init__(
         self,
-        index_uri: str,
+        index: Location,
         version: str,
         names: Mapping[str, int] | None = None,
-        options: StorageOptions | None = None,
         threads: int | None = None,
     ) -> None:
-        self._source = (index_uri, version, options)
+        self._index, self._version = index, version
         self._names = names
         self._threads = threads or len(os.sched_getaffinity(0))
         self.meter = SearchStats()
@@ -63,70 +51,36 @@ class SearchNode:
         self._loaded: ShardSet | None = None
 
     def ready(self) -> int:
-        """Load the shards if they are not loaded yet; return this process's id.
+        """Load the shards if they are not loaded yet; return the id of this process.
 
         Raises
         ------
         CorruptIndexError
-            A file is missing or is not what the manifest says.
+            A file is missing or differs from the manifest.
         """
         self._shards()
         return os.getpid()
 
-    def search(
-        self,
-        queries: Float32,
-        k: int,
-        where: Filter,
-        nprobe: int | None,
-        names: Collection[str],
-    ) -> SearchResult:
-        """Answer canonical queries (Q, D) from the named shards."""
+    def search(self, plan: SearchPlan, queries: Float32) -> SearchResult:
+        """Answer canonical queries (Q, D) from the plan's shards."""
         started = time.perf_counter()
-        set_threads(self._threads)  # OpenMP keeps this for each calling thread
-        found = self._shards().search_canonical(queries.astype("f8"), k, where, nprobe, names)
+        result = self._shards().search(plan, queries)
         self.meter.answered(time.perf_counter() - started, len(queries))
-        return found
+        return result
 
-    def state(self, node_id: str = "") -> NodeState:
-        """Return what this node holds and has done.
+    def explain(self, plan: SearchPlan, queries: int) -> PassPlan:
+        """Return how :meth:`search` would compare a number of queries with rows."""
+        return self._shards().explain(plan, queries)
 
-        Raises
-        ------
-        CorruptIndexError
-            A file is missing or is not what the manifest says.
-        """
-        return NodeState(
-            node_id=node_id,
-            process_id=os.getpid(),
-            threads=self._threads,
-            rows={name: len(shard) for name, shard in self._shards().shards.items()},
-            meter=self.meter.read(),
-        )
-
-    def find(self, where: Filter, limit: int, names: Collection[str]) -> Columns:
-        """Return the first rows of the named shards that match a filter."""
-        return self._shards().find(where, limit, names)
+    def find(self, plan: SearchPlan, vectors: bool = False) -> Columns:
+        """Return the first ``plan.k`` rows of each of the plan's shards that match its filter."""
+        return self._shards().find(plan, vectors)
 
     def _shards(self) -> ShardSet:
         with self._lock:
             if self._loaded is None:
-                set_threads(self._threads)
-                index_uri, version, options = self._source
-                manifest = read_manifest(index_uri, version, options)
-                files = VerifiedFiles(index_uri, options)
-                wanted = [
-                    shard
-                    for shard in manifest.shards
-                    if self._names is None or shard.name in self._names
-                ]
-                shards = [files.load(shard, mapped=manifest.mapped) for shard in wanted]
-                self._loaded = ShardSet(
-                    shards,
-                    manifest.nprobe,
-                    manifest.rerank,
-                    on_scan=self.meter.scanned,
-                    threads=self._threads,
-                    groups=self._names,
+                manifest = read_manifest(self._index, self._version)
+                self._loaded = ShardSet.load(
+                    self._index, manifest, self._names, self.meter.scanned, self._threads
                 )
             return self._loaded

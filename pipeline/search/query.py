@@ -1,4 +1,4 @@
-"""From what a person points at to a query vector: a picture, a place, a tile, a row, examples."""
+"""Query vectors from a picture, a place, a tile, an archive row or several examples."""
 
 import datetime as dt
 from collections.abc import Sequence
@@ -12,19 +12,21 @@ from PIL import Image
 
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
+from storage.dates import parse_moment
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
+from storage.geometry import centres, wrapped
 from storage.index.filter import Filter
-from storage.location import StorageOptions
+from storage.location import Location
 from storage.raster.reader import read_image
 
 Float32 = npt.NDArray[np.float32]
 
 _CANDIDATES = 10_000
-_NAMED = 3
+_LABELS = 3
 
 
 class QueryEncoder(Protocol):
-    """What a query needs of an encoder; :class:`encoders.bundle.Encoder` is one."""
+    """The part of :class:`encoders.bundle.Encoder` that queries use."""
 
     @property
     def fingerprint(self) -> str:
@@ -44,10 +46,10 @@ class QueryEncoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Query:
-    """A query vector (D,) float32 and where it is from.
+    """A query vector (D,) float32 and its origin.
 
-    ``row`` is the archive row that the vector is, and ``examples`` are those it was combined from,
-    so that a caller can leave them out of the hits; ``label`` says for people what was asked.
+    ``row`` is the archive row that has this vector, ``examples`` are the rows it was combined from;
+    both are left out of the hits. ``label`` names the query for people.
     """
 
     vector: Float32
@@ -62,57 +64,55 @@ class Query:
 
 
 class QueryResolver:
-    """Turns places, tiles and pictures into queries for one index.
+    """Makes queries for one index from places, tiles and pictures.
 
     Parameters
     ----------
     searcher
-        The index; its side-car finds rows, the archive that it pins gives their vectors.
+        The index. It finds rows and their vectors; only a lossy index without exact vectors leaves
+        the vectors to the archive.
     encoder
-        Needed for pictures only; it has to be the one that the archive was made with.
-    options
-        Where archive and pictures are.
+        The encoder that the archive was made with; needed for pictures only.
 
     Raises
     ------
     EncoderMismatchError
-        The encoder is not the one that the archive was made with.
+        The archive was made with another encoder.
     """
 
     def __init__(
         self,
         searcher: Searcher,
         encoder: QueryEncoder | None = None,
-        options: StorageOptions | None = None,
     ) -> None:
         expected = searcher.manifest.encoder_fingerprint
         if encoder is not None and encoder.fingerprint != expected:
             raise EncoderMismatchError(
                 f"queries would be embedded by encoder {encoder.fingerprint[:16]}, but index "
-                f"{searcher.index_uri} holds vectors of {expected[:16]}; use that bundle"
+                f"{searcher.index} holds vectors of {expected[:16]}; use that bundle"
             )
         self._searcher = searcher
         self._encoder = encoder
-        self._options = options
 
-    def image(self, href: str, indexes: Sequence[int] | None = None) -> Query:
-        """Embed a PNG, JPEG or GeoTIFF; see :func:`fit_picture` for how it is made a tile.
+    def image(self, href: str | Location, indexes: Sequence[int] | None = None) -> Query:
+        """Embed a PNG, JPEG or GeoTIFF, which :func:`fit_picture` turns into a tile.
 
         Parameters
         ----------
         href
-            The picture.
+            The picture; a plain URI is reached as the index is.
         indexes
             Its bands, from 1, in the order of the encoder's; all by default.
 
         Raises
         ------
         SceneError
-            It is not a picture.
+            The file is not a picture.
         ConfigError
-            It has not as many bands as the encoder, or there is no encoder.
+            The picture has another number of bands than the encoder, or there is no encoder.
         """
-        return self.pixels(read_image(href, indexes, self._options), label=href)
+        location = href if isinstance(href, Location) else self._searcher.index.at(href)
+        return self.pixels(read_image(location, indexes), label=location.uri)
 
     def pixels(self, values: Float32, label: str = "pixels") -> Query:
         """Embed pixel values (C, h, w) float32, NaN where invalid, in the encoder's bands.
@@ -120,7 +120,8 @@ class QueryResolver:
         Raises
         ------
         ConfigError
-            There are not as many bands as the encoder has, no valid pixel, or no encoder.
+            The number of bands differs from the encoder's, no pixel is valid, or there is no
+            encoder.
         """
         encoder = self._encoder
         if encoder is None:
@@ -136,7 +137,7 @@ class QueryResolver:
         return Query(vector=encoder(tile[None])[0], label=label)
 
     def point(self, lon: float, lat: float, date: dt.date | str | None = None) -> Query:
-        """Take the tile that a place is in, from the scene nearest to a date or the newest.
+        """Take the tile that contains a place, from the scene nearest to a date or the newest.
 
         Parameters
         ----------
@@ -150,10 +151,12 @@ class QueryResolver:
         NotFoundError
             No row's box contains the point.
         ConfigError
-            The date or the degrees make no sense.
+            The date or the degrees are invalid.
         """
-        moment = Filter(since=date).since
-        rows = self._searcher.find(Filter(bbox=(lon, lat, lon, lat)), _CANDIDATES).to_pydict()
+        moment = None if date is None else parse_moment(date, "query: date")
+        where = Filter(bbox=(lon, lat, lon, lat))
+        found, vectors = self._searcher.find_vectors(where, _CANDIDATES)
+        rows = found.to_pydict()
         if not rows["row"]:
             west, south, east, north = self._searcher.manifest.bbox
             raise NotFoundError(
@@ -161,19 +164,15 @@ class QueryResolver:
                 f"lon {west:.4f} and {east:.4f}, lat {south:.4f} and {north:.4f}"
             )
         times = [when.timestamp() for when in rows["datetime"]]
-        if isinstance(moment, dt.datetime):
+        if moment is not None:
             ages = [abs(when - moment.timestamp()) for when in times]
         else:
             ages = [-when for when in times]
-        centres = [
-            ((w + e) / 2 + (180 if w > e else 0), (s + n) / 2)
-            for w, s, e, n in zip(
-                rows["west"], rows["south"], rows["east"], rows["north"], strict=True
-            )
-        ]
-        off = [abs((x - lon + 180) % 360 - 180) + abs(y - lat) for x, y in centres]
-        best = min(range(len(ages)), key=lambda i: (ages[i], off[i], rows["tile_key"][i]))
-        return self._of_row(rows, best, f"{lon}, {lat}")
+        boxes = np.array([rows[edge] for edge in ("west", "south", "east", "north")]).T
+        x, y = centres(boxes).T
+        distances = np.abs(wrapped(x - lon)) + np.abs(y - lat)
+        best = min(range(len(ages)), key=lambda i: (ages[i], distances[i], rows["tile_key"][i]))
+        return self._query(rows, vectors, best, f"{lon}, {lat}")
 
     def tile(self, tile_key: str, scene: str | None = None) -> Query:
         """Take a tile by its key, from one scene or the newest.
@@ -181,29 +180,30 @@ class QueryResolver:
         Raises
         ------
         NotFoundError
-            There is no such tile, or not in that scene.
+            The archive has no such tile, or not in that scene.
         """
         where = Filter(tiles=(tile_key,), scenes=(scene,) if scene else ())
-        rows = self._searcher.find(where, _CANDIDATES).to_pydict()
+        found, vectors = self._searcher.find_vectors(where, _CANDIDATES)
+        rows = found.to_pydict()
         if not rows["row"]:
             raise NotFoundError(
                 f"the archive has no tile {tile_key}{f' of scene {scene}' if scene else ''}; "
                 "search by lon,lat to see the keys at a place"
             )
         best = max(range(len(rows["row"])), key=lambda i: (rows["datetime"][i], rows["scene"][i]))
-        return self._of_row(rows, best, tile_key)
+        return self._query(rows, vectors, best, tile_key)
 
     def tiles(self, where: Filter, limit: int = _CANDIDATES) -> list[Query]:
-        """Take every tile that a filter lets through: a region of a scene, a set of labels.
+        """Take every tile that matches a filter: a region of a scene, a set of labels.
 
         Raises
         ------
         NotFoundError
-            There is none.
+            No tile matches.
         ConfigError
-            There are more than ``limit``, or the filter makes no sense.
+            More than ``limit`` tiles match, or the filter is invalid.
         """
-        found = self._searcher.find(where, limit + 1)
+        found, vectors = self._searcher.find_vectors(where, limit + 1)
         if not len(found):
             raise NotFoundError("no tile of the archive matches the examples' filter; widen it")
         if len(found) > limit:
@@ -212,11 +212,12 @@ class QueryResolver:
                 "or date"
             )
         rows = found["row"].to_pylist()
-        vectors = self._archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
         names = zip(found["tile_key"].to_pylist(), found["scene"].to_pylist(), strict=True)
         return [
             Query(vector=vector, label=f"tile {tile} of {scene}", row=row)
-            for vector, row, (tile, scene) in zip(vectors, rows, names, strict=True)
+            for vector, row, (tile, scene) in zip(
+                self._exact(rows, vectors), rows, names, strict=True
+            )
         ]
 
     def row(self, row: int) -> Query:
@@ -225,29 +226,37 @@ class QueryResolver:
         Raises
         ------
         NotFoundError
-            It does not exist or is not live at the index's snapshot.
+            The row does not exist or is not live at the index's snapshot.
         """
-        return Query(vector=self._vector(row), label=f"row {row}", row=row)
+        vector = self._archive.read([row], ["embedding"])["embedding"][0].astype(np.float32)
+        return Query(vector=vector, label=f"row {row}", row=row)
 
     @cached_property
     def _archive(self) -> Archive:
+        searcher, manifest = self._searcher, self._searcher.manifest
+        return Archive.open(searcher.index.at(manifest.archive_uri), manifest.snapshot)
+
+    def _query(
+        self, rows: dict[str, list[Any]], vectors: Float32, index: int, origin: str
+    ) -> Query:
+        row = int(rows["row"][index])
+        label = f"{origin}: tile {rows['tile_key'][index]} of {rows['scene'][index]}"
+        (vector,) = self._exact([row], vectors[index : index + 1])
+        return Query(vector=vector, label=label, row=row)
+
+    def _exact(self, rows: Sequence[int], stored: Float32) -> Float32:
+        """Return the archive's vectors (n, D) of rows, given the vectors that the index stores."""
         manifest = self._searcher.manifest
-        return Archive.open(manifest.archive_uri, manifest.snapshot, self._options)
-
-    def _of_row(self, rows: dict[str, list[Any]], at: int, asked: str) -> Query:
-        row = int(rows["row"][at])
-        label = f"{asked}: tile {rows['tile_key'][at]} of {rows['scene'][at]}"
-        return Query(vector=self._vector(row), label=label, row=row)
-
-    def _vector(self, row: int) -> Float32:
-        embedding = self._archive.read([row], ["embedding"])["embedding"]
-        return np.asarray(embedding[0], dtype=np.float32)
+        if manifest.parameters.lossy and manifest.rerank == 1:  # stored vectors are approximations
+            return self._archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
+        return stored
 
 
 def combine(positive: Sequence[Query], negative: Sequence[Query] = ()) -> Query:
-    """Return what the positive examples share and the negative ones do not (Rocchio).
+    """Combine examples into one query (Rocchio).
 
-    The vector is the mean of the positive unit vectors minus half the mean of the negative ones.
+    The vector is the mean of the positive unit vectors minus half the mean of the negative unit
+    vectors. A single positive example without negative examples is returned unchanged.
 
     Raises
     ------
@@ -260,8 +269,10 @@ def combine(positive: Sequence[Query], negative: Sequence[Query] = ()) -> Query:
     """
     if not positive:
         raise ConfigError("a combined query needs at least one positive example")
+    if len(positive) == 1 and not negative:
+        return positive[0]
     vector = _mean(positive) - (0.5 * _mean(negative) if negative else 0)
-    label = _names(positive, " + ") + (f" - {_names(negative, ' - ')}" if negative else "")
+    label = _labels(positive, " + ") + (f" - {_labels(negative, ' - ')}" if negative else "")
     examples = tuple(sorted({row for query in (*positive, *negative) for row in query.rows}))
     return Query(vector=np.asarray(vector, dtype=np.float32), label=label, examples=examples)
 
@@ -270,7 +281,7 @@ def fit_picture(values: Float32, tile_px: int) -> Float32:
     """Cut the largest centred square out of a picture and resize it to a tile.
 
     Shrinking averages, enlarging interpolates linearly; a tile-sized picture stays as it is.
-    Invalid pixels do not count, and a pixel of the tile is invalid when none under it is valid.
+    Invalid pixels do not count; a pixel of the tile is invalid when no pixel under it is valid.
 
     Parameters
     ----------
@@ -307,9 +318,9 @@ def fit_picture(values: Float32, tile_px: int) -> Float32:
     return tile
 
 
-def _names(queries: Sequence[Query], between: str) -> str:
-    named = between.join(query.label for query in queries[:_NAMED])
-    return named if len(queries) <= _NAMED else f"{named} and {len(queries) - _NAMED} more"
+def _labels(queries: Sequence[Query], separator: str) -> str:
+    labels = separator.join(query.label for query in queries[:_LABELS])
+    return labels if len(queries) <= _LABELS else f"{labels} and {len(queries) - _LABELS} more"
 
 
 def _mean(queries: Sequence[Query]) -> npt.NDArray[np.float64]:

@@ -1,31 +1,39 @@
 """Search an index from anywhere: a driver, a Ray task or actor, or a process without Ray.
 
-:class:`Searcher` is a thin client. It prunes shards by place and time, sends each search actor one
-message for all of its shards, merges the answers by (score, tile key, scene id) and says which
-snapshot they are from and what share of the shards answered.
+:class:`Searcher` is a thin client. It plans a search from the manifest, sends each search actor one
+message for all of its shards, merges the answers by (score, tile key, scene id) and reports the
+snapshot of the answer and the share of the shards that answered.
 """
 
-import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.search.fleet import ActorPool, PartialResult, require_ray
-from pipeline.search.hits import AboveScore, Hits, merge
-from pipeline.search.node import SearchNode
+from pipeline.search.hits import Hits, merge, together
 from storage.errors import ConfigError, SearchUnavailableError
-from storage.index.filter import Filter, may_match
+from storage.index.filter import Filter
 from storage.index.manifest import IndexManifest, read_manifest
-from storage.index.ranking import Float64, canonical_queries
+from storage.index.plan import SearchPlan, plan_search
+from storage.index.ranking import Float32, Float64, Int64, canonical_queries
+from storage.index.search import ShardSet
 from storage.index.sidecar import hit_table, join_rows, row_keys
-from storage.location import StorageOptions, absolute_uri
+from storage.location import Location
+
+if TYPE_CHECKING:
+    from pipeline.search.query import Query
 
 _RECOVERY_POLL_S = 0.1
-_FIRST_DEPTH, _DEEPER, _HITS_AT_ONCE = 64, 8, 200_000
+FIRST_DEPTH = 64
+"""Hits of a query in the first round of a search by score."""
+_DEEPER, _HITS_AT_ONCE = 8, 200_000
+DEFAULT_LIMIT = 10_000
+"""Most hits of a query in a search by score."""
 
 
 class Searcher:
@@ -36,45 +44,40 @@ class Searcher:
 
     def __init__(
         self,
-        index_uri: str,
+        index: Location,
         manifest: IndexManifest,
-        options: StorageOptions | None,
-        backend: ActorPool | SearchNode,
+        backend: ActorPool | ShardSet,
         recovery_s: float = 0.0,
     ) -> None:
-        self.index_uri = index_uri
+        self.index = index
         self.manifest = manifest
-        self._options = options
         self._backend = backend
         self._recovery_s = recovery_s
 
     @classmethod
     def connect(
         cls,
-        index_uri: str,
+        index_uri: str | Location,
         *,
         version: str | None = None,
-        options: StorageOptions | None = None,
         replicas: int = 1,
         timeout_s: float = 60.0,
         recovery_s: float = 30.0,
     ) -> "Searcher":
-        """Meet the search actors of an index, or start them: one on each node.
+        """Connect to the search actors of an index, or start them: one on each node.
 
         Parameters
         ----------
         index_uri
             The folder of the index.
         version
-            The version to search; the current one by default, also after later updates.
-        options
-            Where the object store is; also sent to the actors.
+            The version to search, also after later updates; by default the current version.
         replicas
-            On how many actors each shard is; copies are on different nodes when there are enough.
+            Actors that hold each shard; on different nodes when there are enough.
         timeout_s
-            How long an actor may take before another copy is asked.
+            Time for an actor to answer before another replica is tried.
         recovery_s
-            How long a complete answer may wait for an actor to come back when no copy is left.
+            Time that a complete answer waits for an actor to restart when no replica is left.
 
         Raises
         ------
@@ -86,26 +89,19 @@ class Searcher:
         if replicas < 1:
             raise ConfigError(f"search: replicas is {replicas}; give at least 1")
         require_ray()
-        index_uri = absolute_uri(index_uri)
-        manifest = read_manifest(index_uri, version, options)
-        fleet = ActorPool(
-            index_uri,
+        index = Location.of(index_uri).absolute
+        manifest = read_manifest(index, version)
+        pool = ActorPool(
+            index,
             manifest.version,
             [shard.name for shard in manifest.shards],
-            options=options,
             replicas=replicas,
             timeout_s=timeout_s,
         )
-        return cls(index_uri, manifest, options, fleet, recovery_s)
+        return cls(index, manifest, pool, recovery_s)
 
     @classmethod
-    def local(
-        cls,
-        index_uri: str,
-        *,
-        version: str | None = None,
-        options: StorageOptions | None = None,
-    ) -> "Searcher":
+    def local(cls, index_uri: str | Location, *, version: str | None = None) -> "Searcher":
         """Load all shards into this process: no Ray, no failover.
 
         Raises
@@ -113,17 +109,15 @@ class Searcher:
         NotFoundError
             There is no such index or version.
         CorruptIndexError
-            A file is missing or is not what the manifest says.
+            A file is missing or differs from the manifest.
         """
-        index_uri = absolute_uri(index_uri)
-        manifest = read_manifest(index_uri, version, options)
-        node = SearchNode(index_uri, manifest.version, None, options)
-        node.ready()
-        return cls(index_uri, manifest, options, node)
+        index = Location.of(index_uri).absolute
+        manifest = read_manifest(index, version)
+        return cls(index, manifest, ShardSet.load(index, manifest))
 
     def __reduce__(self) -> tuple[Any, ...]:
         replicas = self._backend.placement.replicas if isinstance(self._backend, ActorPool) else 0
-        return _reopen, (self.index_uri, self.manifest.version, self._options, replicas)
+        return _reopen, (self.index, self.manifest.version, replicas)
 
     def search(
         self,
@@ -141,23 +135,24 @@ class Searcher:
         vectors
             Queries (Q, D), or one (D,), of the index's encoder; any length but zero.
         k
-            How many rows to return of each query.
+            Rows to return of each query.
         where
             Which rows may be returned.
         nprobe
-            Lists to look into instead of the tuned number; as many as there are for exact answers.
+            Lists to probe instead of the tuned number; the number of lists for exact answers.
         require_complete
-            Raise when a shard has no copy that answers, instead of saying so in the hits.
+            Raise when no replica of a shard answers, instead of reporting the shard in the hits.
 
         Raises
         ------
         ConfigError
-            The queries, k, nprobe or the filter make no sense.
+            The queries, k, nprobe or the filter are invalid.
         SearchUnavailableError
             A shard did not answer, and a complete answer is required.
         """
         queries = canonical_queries(vectors, self.manifest.parameters.dimension)
-        return self._answer(queries, k, where or Filter(), nprobe, require_complete)
+        plan = plan_search(self.manifest, k, where, nprobe)
+        return self._execute(plan, queries, require_complete)
 
     def search_above(
         self,
@@ -165,14 +160,14 @@ class Searcher:
         score: float,
         where: Filter | None = None,
         *,
-        limit: int = 10_000,
+        limit: int = DEFAULT_LIMIT,
         nprobe: int | None = None,
         require_complete: bool = True,
     ) -> Hits:
         """Return every row whose score is at least ``score``, up to ``limit`` rows a query.
 
         Queries with more such rows get the best of them and are named in ``Hits.truncated``.
-        Searches deeper, eight times each turn, until a query's last row is below the score.
+        Searches eight times deeper each round, until the last row of a query is below the score.
 
         Parameters
         ----------
@@ -188,7 +183,7 @@ class Searcher:
         Raises
         ------
         ConfigError
-            The queries, the score, the limit, nprobe or the filter make no sense.
+            The queries, the score, the limit, nprobe or the filter are invalid.
         SearchUnavailableError
             A shard did not answer, and a complete answer is required.
         """
@@ -199,18 +194,99 @@ class Searcher:
         queries = canonical_queries(vectors, self.manifest.parameters.dimension)
         if not len(queries):
             raise ConfigError("search: there is no query; give at least one vector")
-        where = where or Filter()
         deepest = min(limit + 1, self.manifest.rows)
-        found = AboveScore(len(queries), score, limit)
-        waiting, depth = np.arange(len(queries)), min(_FIRST_DEPTH, deepest)
-        while len(waiting):
+        pending, depth = np.arange(len(queries)), min(FIRST_DEPTH, deepest)
+        parts: list[tuple[Int64, Hits]] = []
+        truncated: list[int] = []
+        while len(pending):
+            plan = plan_search(self.manifest, depth, where, nprobe)
             step, deeper = max(_HITS_AT_ONCE // depth, 1), []
-            for start in range(0, len(waiting), step):
-                block = waiting[start : start + step]
-                hits = self._answer(queries[block], depth, where, nprobe, require_complete)
-                deeper.append(found.take(block, hits, last=depth == deepest))
-            waiting, depth = np.concatenate(deeper), min(depth * _DEEPER, deepest)
-        return found.hits()
+            for start in range(0, len(pending), step):
+                block = pending[start : start + step]
+                hits = self._execute(plan, queries[block], require_complete)
+                above = (hits.rows >= 0) & (hits.scores >= np.float32(score))
+                # A query is complete when its last hit is below the score, or there are no more.
+                done = ~above[:, -1] | (depth == deepest)
+                truncated += block[above.sum(axis=1) > limit].tolist()
+                parts.append((block, hits.where(above & done[:, None], limit)))
+                deeper.append(block[~done])
+            pending, depth = np.concatenate(deeper), min(depth * _DEEPER, deepest)
+        return replace(together(parts, len(queries)), truncated=tuple(sorted(truncated)))
+
+    def answer(
+        self,
+        queries: "Query | Sequence[Query]",
+        k: int = 10,
+        where: Filter | None = None,
+        *,
+        min_score: float | None = None,
+        limit: int = DEFAULT_LIMIT,
+        keep_own: bool = False,
+        nprobe: int | None = None,
+        require_complete: bool = True,
+    ) -> Hits:
+        """Return the hits of queries without the archive rows that the queries are made of.
+
+        Parameters
+        ----------
+        queries
+            From a :class:`pipeline.search.query.QueryResolver`, each answered by itself; positive
+            and negative examples become one query by :func:`pipeline.search.query.combine`.
+        k
+            Rows to return of each query.
+        where, nprobe, require_complete
+            As in :meth:`search`.
+        min_score, limit
+            Return every row that reaches the score, up to ``limit`` of a query, in place of k rows.
+        keep_own
+            Keep the rows that a query is made of.
+
+        Raises
+        ------
+        ConfigError
+            The queries, k, the score, the limit, nprobe or the filter are invalid.
+        SearchUnavailableError
+            A shard did not answer, and a complete answer is required.
+
+        Examples
+        --------
+        >>> searcher = Searcher.local("work/index")                               # doctest: +SKIP
+        >>> query = QueryResolver(searcher).point(-99.15, 47.02)                  # doctest: +SKIP
+        >>> searcher.answer(query, k=5).to_arrow()                                # doctest: +SKIP
+        """
+        several = queries if isinstance(queries, Sequence) else [queries]
+        own = [() if keep_own else query.rows for query in several]
+        most = k if min_score is None else limit
+        deep = min(most + max(map(len, own), default=0), self.manifest.rows)
+        vectors = np.stack([query.vector for query in several])
+        settings: dict[str, Any] = {"nprobe": nprobe, "require_complete": require_complete}
+        if min_score is None:
+            hits = self.search(vectors, deep, where, **settings)
+        else:
+            hits = self.search_above(vectors, min_score, where, limit=deep, **settings)
+        return hits.without(own, most)
+
+    def explain(
+        self,
+        k: int = 10,
+        where: Filter | None = None,
+        *,
+        queries: int = 1,
+        nprobe: int | None = None,
+    ) -> SearchPlan:
+        """Return how :meth:`search` would answer a number of queries, without searching.
+
+        The first round of :meth:`search_above` is a search with a k of 64.
+
+        Raises
+        ------
+        ConfigError
+            k, nprobe or the filter are invalid.
+        SearchUnavailableError
+            A shard did not answer.
+        """
+        plan = plan_search(self.manifest, k, where, nprobe)
+        return replace(plan, passes=tuple(self._gather("explain", plan, queries).answers))
 
     def find(self, where: Filter, limit: int = 1000) -> pa.Table:
         """Return the first rows that match a filter, by (tile key, scene id), without a query.
@@ -222,33 +298,42 @@ class Searcher:
         SearchUnavailableError
             A shard did not answer.
         """
-        self._check(1, None, where)
-        gathered = self._gather("find", self._in_question(where), (where, limit), True)
+        return self.find_vectors(where, limit, vectors=False)[0]
+
+    def find_vectors(
+        self, where: Filter, limit: int = 1000, *, vectors: bool = True
+    ) -> tuple[pa.Table, Float32]:
+        """Return the rows that :meth:`find` returns, and their vectors (n, D) in the index.
+
+        They are the archive's vectors, except in a lossy index without exact vectors.
+        """
+        plan = plan_search(self.manifest, max(min(limit, self.manifest.rows), 1), where)
+        gathered = self._gather("find", plan, vectors)
         columns = join_rows(gathered.answers, len(self.manifest.classes))
         keys = row_keys(columns)
-        first = sorted(range(len(keys)), key=keys.__getitem__)[:limit]
-        at = np.array(first, dtype=np.int64)
-        return hit_table({n: v[at] for n, v in columns.items()}, self.manifest.classes)
+        first = np.array(sorted(range(len(keys)), key=keys.__getitem__)[:limit], dtype=np.int64)
+        columns = {name: values[first] for name, values in columns.items()}
+        empty = np.empty((0, self.manifest.parameters.dimension), np.float32)
+        return hit_table(columns, self.manifest.classes), columns.get("vector", empty)
 
     def stop(self) -> None:
         """End the search actors of this version, for all clients; a local searcher has none."""
         if isinstance(self._backend, ActorPool):
             self._backend.stop()
 
-    def _answer(
-        self, queries: Float64, k: int, where: Filter, nprobe: int | None, complete: bool
-    ) -> Hits:
+    def _execute(self, plan: SearchPlan, queries: Float64, complete: bool) -> Hits:
         """Answer canonical queries (Q, D)."""
-        self._check(k, nprobe, where)
-        names = self._in_question(where)
         sent = queries.astype(np.float32)  # exact: multiples of 2**-24 up to 1
-        lists = self._widened(nprobe, names)
-        gathered = self._gather("search", names, (sent, k, where, lists), complete)
-        merged = merge(gathered.answers, len(queries), k, len(self.manifest.classes))
+        gathered = self._gather("search", plan, sent, complete=complete)
+        if len(gathered.answers) == 1:
+            (merged,) = gathered.answers
+        else:
+            classes = len(self.manifest.classes)
+            merged = merge(gathered.answers, len(queries), plan.k, classes)
         return Hits(
             scores=merged.scores,
             rows=merged.rows,
-            coverage=1 - len(gathered.missing) / len(names) if names else 1.0,
+            coverage=1 - len(gathered.missing) / len(plan.shards) if plan.shards else 1.0,
             missing=tuple(sorted(gathered.missing)),
             snapshot=self.manifest.snapshot,
             version=self.manifest.version,
@@ -256,67 +341,33 @@ class Searcher:
             classes=self.manifest.classes,
         )
 
-    def _check(self, k: int, nprobe: int | None, where: Filter) -> None:
-        if not 1 <= k <= self.manifest.rows:
-            raise ConfigError(
-                f"search: k is {k}, but index version {self.manifest.version} holds "
-                f"{self.manifest.rows} rows; give 1 to {self.manifest.rows}"
-            )
-        if nprobe is not None and nprobe < 1:
-            raise ConfigError(f"search: nprobe is {nprobe}; give at least 1")
-        unknown = sorted(set(where.labels) - set(self.manifest.classes))
-        if unknown:
-            raise ConfigError(
-                f"search: no class is named {', '.join(map(repr, unknown))}; the archive has "
-                f"{', '.join(self.manifest.classes) or 'no labels'}"
-            )
-
-    def _widened(self, nprobe: int | None, names: list[str]) -> int | None:
-        """Return the lists to look into: more when a filter leaves out whole shards.
-
-        A search node widens by the share of the rows it is asked for; it does not know the others.
-        """
-        shards = self.manifest.shards
-        asked = sum(shard.live_rows for shard in shards if shard.name in names)
-        if not asked or asked == self.manifest.rows:
-            return nprobe
-        return math.ceil((nprobe or self.manifest.nprobe) * self.manifest.rows / asked)
-
-    def _in_question(self, where: Filter) -> list[str]:
-        return [
-            shard.name
-            for shard in self.manifest.shards
-            if not where or may_match(where, shard.bbox, shard.since, shard.until)
-        ]
-
     def _gather(
-        self, method: str, names: list[str], arguments: tuple[Any, ...], complete: bool
+        self, method: str, plan: SearchPlan, *arguments: Any, complete: bool = True
     ) -> PartialResult:
-        if not names:
+        if not plan.shards:
             return PartialResult(answers=[], missing={})
-        if isinstance(self._backend, SearchNode):
-            answer = getattr(self._backend, method)(*arguments, names)
+        if isinstance(self._backend, ShardSet):
+            answer = getattr(self._backend, method)(plan, *arguments)
             return PartialResult(answers=[answer], missing={})
-        gathered = self._backend.gather(method, names, arguments)
+        gathered = self._backend.gather(method, plan, *arguments)
         deadline = time.monotonic() + self._recovery_s
         while complete and gathered.may_recover and time.monotonic() < deadline:
             time.sleep(_RECOVERY_POLL_S)
-            more = self._backend.gather(method, list(gathered.missing), arguments)
+            rest = replace(plan, shards=tuple(gathered.missing))
+            more = self._backend.gather(method, rest, *arguments)
             gathered = replace(more, answers=gathered.answers + more.answers)
         if gathered.missing and complete:
             name, reason = min(gathered.missing.items())
             others = len(gathered.missing) - 1
             raise SearchUnavailableError(
-                f"index {self.index_uri}: {name}{f' and {others} more' if others else ''} of "
-                f"{len(names)} shards did not answer ({reason}); try again, raise replicas, "
+                f"index {self.index}: {name}{f' and {others} more' if others else ''} of "
+                f"{len(plan.shards)} shards did not answer ({reason}); try again, raise replicas, "
                 "or allow incomplete answers"
             )
         return gathered
 
 
-def _reopen(
-    index_uri: str, version: str, options: StorageOptions | None, replicas: int
-) -> Searcher:
+def _reopen(index: Location, version: str, replicas: int) -> Searcher:
     if not replicas:
-        return Searcher.local(index_uri, version=version, options=options)
-    return Searcher.connect(index_uri, version=version, options=options, replicas=replicas)
+        return Searcher.local(index, version=version)
+    return Searcher.connect(index, version=version, replicas=replicas)

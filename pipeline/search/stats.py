@@ -1,6 +1,6 @@
-"""What searches cost: latency, rate, lists probed and rows scanned by shard. Knows nothing of Ray.
+"""The cost of searches: latency, rate, lists probed and rows scanned by shard. No Ray.
 
-Recording is a few additions under a lock (microseconds); percentiles are worked out when asked.
+Recording is a few additions under a lock (microseconds); percentiles are computed on reading.
 """
 
 import threading
@@ -17,7 +17,7 @@ _WINDOW_S = 60.0
 
 @dataclass(kw_only=True, slots=True)
 class ShardWork:
-    """Totals of one shard: queries it was asked, lists probed and rows scanned for them."""
+    """Totals of one shard: its queries, and the lists probed and rows scanned for them."""
 
     queries: int = 0
     probes: int = 0
@@ -26,7 +26,7 @@ class ShardWork:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StatsSnapshot:
-    """What one search actor has done.
+    """The figures of one search actor.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class StatsSnapshot:
 
 
 class SearchStats:
-    """Counts what a search actor does; safe to share between threads.
+    """Counts the searches of an actor; safe to share between threads.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class SearchStats:
             self._recent.append((self._clock(), seconds, queries))
 
     def scanned(self, queries: int, probes: int, rows: Mapping[str, int]) -> None:
-        """Count what some queries cost: lists probed, and the rows compared in each shard."""
+        """Count the cost of queries: lists probed, and the rows compared in each shard."""
         with self._lock:
             for shard, compared in rows.items():
                 work = self._shards.setdefault(shard, ShardWork())
@@ -82,7 +82,7 @@ class SearchStats:
                 work.rows_scanned += compared
 
     def read(self) -> StatsSnapshot:
-        """Return the totals, and the latency and rate of late."""
+        """Return the totals, and the recent latency and rate."""
         with self._lock:
             now, recent = self._clock(), list(self._recent)
             shards = {
@@ -113,8 +113,8 @@ class SearchStats:
         return self._clock() - last
 
     def between(self, first: int, last: int) -> list[float]:
-        """Return the seconds of messages ``first`` to ``last``, counted from 0, as far as kept."""
+        """Return the seconds of messages ``first`` to ``last``, from 0, as far as remembered."""
         with self._lock:
             dropped = self._messages - len(self._recent)
-            kept = [seconds for _, seconds, _ in self._recent]
-        return kept[max(first - dropped, 0) : max(last - dropped, 0)]
+            times = [seconds for _, seconds, _ in self._recent]
+        return times[max(first - dropped, 0) : max(last - dropped, 0)]

@@ -16,11 +16,11 @@ from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
 
 from pipeline.tiles.spec import Edge, GridSpec
-from storage.errors import GridError
-from storage.location import StorageOptions
+from storage.errors import ConfigError, GridError
+from storage.geometry import BBox, around_points, unwrapped
 from storage.raster.geotiff import crs_name, inspect, resolution_in
 from storage.raster.pixel_grid import PixelGrid, Window
-from storage.scene import BBox, Scene
+from storage.scene import Scene
 
 Int32 = npt.NDArray[np.int32]
 Float64 = npt.NDArray[np.float64]
@@ -33,7 +33,7 @@ _ROUNDING_PX = 1e-3
 class TileGrid:
     """Square tiles that cover a CRS, counted from an anchor: columns eastwards, rows southwards.
 
-    Resolution and anchor keep nine significant digits, so that equal grids have equal ids.
+    Resolution and anchor are rounded to nine significant digits.
 
     Examples
     --------
@@ -58,10 +58,8 @@ class TileGrid:
                 "advance; give a stride from 1 to the tile's size"
             )
         object.__setattr__(self, "stride_px", stride_px)
-        object.__setattr__(self, "resolution", float(f"{self.resolution:.9g}"))
-        object.__setattr__(
-            self, "anchor", (float(f"{self.anchor[0]:.9g}"), float(f"{self.anchor[1]:.9g}"))
-        )
+        object.__setattr__(self, "resolution", _rounded(self.resolution))
+        object.__setattr__(self, "anchor", (_rounded(self.anchor[0]), _rounded(self.anchor[1])))
         if self.crs.lower().startswith("epsg:"):
             object.__setattr__(self, "crs", self.crs.upper())
 
@@ -199,20 +197,45 @@ class TileGrid:
         lons, lats = _project(
             _to_wgs84(self.crs), xs, ys, f"a tile of grid {self.id} lies outside its CRS"
         )
-        boxes = _around(lons, np.clip(lats, -90, 90))
+        boxes = around_points(lons, np.clip(lats, -90, 90))
         for pole in (-90.0, 90.0):
-            at = _pole(self.crs, pole)
-            if at is not None:
-                inside = ((left <= at[0]) & (at[0] <= right) & (bottom <= at[1]) & (at[1] <= top))[
-                    :, 0
-                ]
+            point = _pole(self.crs, pole)
+            if point is not None:
+                x, y = point
+                inside = ((left <= x) & (x <= right) & (bottom <= y) & (y <= top))[:, 0]
                 boxes[inside, 0], boxes[inside, 2] = -180, 180
                 boxes[inside, 1 if pole < 0 else 3] = pole
         return boxes
 
 
-def grid_for_scene(scene: Scene, spec: GridSpec, options: StorageOptions | None = None) -> TileGrid:
-    """Return the grid of a scene: what the spec leaves open comes from its first band's file.
+def grid_for_scene(scene: Scene, spec: GridSpec) -> TileGrid:
+    """Return the tile grid of a scene; see :func:`pixels_for_scene`.
+
+    Raises
+    ------
+    SceneError
+        The file cannot be opened.
+    ConfigError
+        The spec's CRS is not a CRS, or the spec states no tile size.
+    """
+    if spec.tile_px is None:
+        raise ConfigError(
+            "the grid states no tile size and there is no encoder to take it from; set grid.tile_px"
+        )
+    pixels = pixels_for_scene(scene, spec)
+    return TileGrid(
+        crs=pixels.crs,
+        resolution=pixels.resolution,
+        tile_px=spec.tile_px,
+        stride_px=spec.stride_px or spec.tile_px,
+        anchor=pixels.anchor,
+    )
+
+
+def pixels_for_scene(scene: Scene, spec: GridSpec) -> PixelGrid:
+    """Return the pixel grid of a scene.
+
+    A CRS or resolution that the spec leaves open is that of the file of the first band.
 
     Raises
     ------
@@ -224,15 +247,13 @@ def grid_for_scene(scene: Scene, spec: GridSpec, options: StorageOptions | None 
     crs = None if spec.crs == "native" else crs_name(spec.crs)
     resolution = None if spec.resolution == "native" else spec.resolution
     if crs is None or resolution is None:
-        info = inspect(scene.bands[0].href, options)
+        info = inspect(scene.bands[0].href)
         crs = crs or info.crs
         resolution = resolution or resolution_in(info, crs)
-    return TileGrid(
+    return PixelGrid(
         crs=crs,
-        resolution=resolution,
-        tile_px=spec.tile_px,
-        stride_px=spec.stride_px or spec.tile_px,
-        anchor=spec.anchor,
+        resolution=_rounded(resolution),
+        anchor=(_rounded(spec.anchor[0]), _rounded(spec.anchor[1])),
     )
 
 
@@ -244,8 +265,7 @@ def window_of_bbox(pixels: PixelGrid, bbox: BBox) -> Window:
     GridError
         The grid's CRS has no such place.
     """
-    west, south, east, north = bbox
-    east += 360 * (west > east)
+    west, south, east, north = unwrapped([bbox])[0].tolist()
     along = np.linspace(0.0, 1.0, 21)
     low, high = np.zeros_like(along), np.ones_like(along)
     lons = west + (east - west) * np.concatenate([along, high, along, low])
@@ -258,16 +278,9 @@ def window_of_bbox(pixels: PixelGrid, bbox: BBox) -> Window:
     return Window(column=left, row=top, width=max(1, right - left), height=max(1, bottom - top))
 
 
-def _around(lons: Float64, lats: Float64) -> Float64:
-    """Return w, s, e, n around points (n, m), the short way where they span the antimeridian."""
-    lons = (lons + 180) % 360 - 180
-    west, east = lons.min(axis=1), lons.max(axis=1)
-    across = east - west > 180
-    turned = np.where(lons < 0, lons + 360, lons)
-    west = np.where(across, turned.min(axis=1), west)
-    east = np.where(across, turned.max(axis=1) - 360, east)
-    east = np.where(across & (east == -180), 180, east)
-    return np.stack([west, lats.min(axis=1), east, lats.max(axis=1)], axis=1)
+def _rounded(value: float) -> float:
+    """Keep nine significant digits, so that equal grids have equal ids."""
+    return float(f"{value:.9g}")
 
 
 @lru_cache(64)

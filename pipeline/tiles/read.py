@@ -4,27 +4,48 @@
 scene that are worth an embedding, one strip of them at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.tiles.grid import Float64, Int32, TileGrid
 from pipeline.tiles.spec import TileRules
-from storage.errors import ConfigError
-from storage.location import StorageOptions
+from storage.errors import ConfigError, SkysiftError
 from storage.raster.pixel_grid import Block, Bool, Float32, Window
 from storage.raster.reader import SceneReader
 from storage.scene import Scene
 
+T = TypeVar("T")
+E = TypeVar("E", bound=SkysiftError)
+
 _STRIP_BYTES = 256 * 1024 * 1024
+_READERS = 16
 
 
-def count_tiles(
-    scene: Scene, grid: TileGrid, rules: TileRules, options: StorageOptions | None = None
-) -> int:
+def read_each(
+    scenes: Sequence[Scene], read: Callable[[Scene], T], refusal: type[E]
+) -> Iterator[tuple[Scene, T | E]]:
+    """Read something of many scenes, such as headers, in threads; yield in the order of scenes.
+
+    A scene that cannot be read yields its error in place of a result.
+    """
+
+    def attempt(scene: Scene) -> tuple[Scene, T | E]:
+        try:
+            return scene, read(scene)
+        except refusal as error:
+            return scene, error
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        yield from pool.map(attempt, scenes)
+
+
+def count_tiles(scene: Scene, grid: TileGrid, rules: TileRules) -> int:
     """Return how many tiles a scene has at most: before any is skipped for nodata or cloud.
 
     Raises
@@ -32,7 +53,7 @@ def count_tiles(
     SceneError
         A file of the scene cannot be opened.
     """
-    with SceneReader(scene, grid.pixels, options) as reader:
+    with SceneReader(scene, grid.pixels) as reader:
         return len(grid.tiles_over(reader.extent, rules.edge))
 
 
@@ -89,7 +110,6 @@ def read_tiles(
     rules: TileRules,
     *,
     batch_size: int = 64,
-    options: StorageOptions | None = None,
     resampling: str = "bilinear",
     counts: TileCounts | None = None,
 ) -> Iterator[TileBatch]:
@@ -101,8 +121,6 @@ def read_tiles(
         What to read, where, and what to keep.
     batch_size
         Tiles to a batch at most; all but the last hold more than half as many.
-    options
-        How to reach the files.
     resampling
         For bands whose pixels are not the grid's.
     counts
@@ -128,7 +146,7 @@ def read_tiles(
         raise ConfigError(f"batch_size is {batch_size}; give at least 1")
     counts = counts if counts is not None else TileCounts()
     waiting: list[TileBatch] = []
-    with SceneReader(scene, grid.pixels, options, resampling) as reader:
+    with SceneReader(scene, grid.pixels, resampling=resampling) as reader:
         named = grid.naming(rules.edge)
         every, pitch = grid.tiles_over(reader.extent, rules.edge), grid.stride_px // named.stride_px
         for tiles in _strips(every, pitch, grid, len(scene.bands)):

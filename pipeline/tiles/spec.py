@@ -20,7 +20,7 @@ class GridSpec:
     resolution
         CRS units per pixel, or ``native``.
     tile_px
-        Side of a tile, in pixels.
+        Side of a tile, in pixels; None for the tile size of the encoder.
     stride_px
         Distance between two tiles, at most ``tile_px``; None for ``tile_px`` (no overlap).
     anchor
@@ -29,7 +29,7 @@ class GridSpec:
 
     crs: str = "native"
     resolution: Positive | Literal["native"] = "native"
-    tile_px: Count
+    tile_px: Count | None = None
     stride_px: Count | None = None
     anchor: tuple[float, float] = (0.0, 0.0)
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.archive.reader import Archive, Columns
+from storage.geometry import are_boxes
 
 NORM_TOLERANCE = 5e-3
 """Allowed distance of a stored vector's norm from 1; float16 rounding stays below 1e-3."""
@@ -94,12 +95,10 @@ def verify(archive: Archive) -> list[str]:
 
 def _row_faults(rows: Columns) -> list[str]:
     norms = np.linalg.norm(rows["embedding"].astype(np.float32), axis=1)
-    west, south, east, north = rows["bbox"].T
-    inside = (np.abs(west) <= 180) & (np.abs(east) <= 180) & (south >= -90) & (north <= 90)
     keys = set(zip(rows["tile_key"].tolist(), rows["scene"].tolist(), strict=True))
     checks = {
         "vectors not finite or not of unit norm": ~(np.abs(norms - 1) < NORM_TOLERANCE),
-        "boxes outside WGS84 or upside down": ~(inside & (south <= north)),
+        "boxes outside WGS84 or upside down": ~are_boxes(rows["bbox"]),
         "valid fractions outside [0, 1]": _outside_unit(rows["valid_fraction"]),
         "cloud fractions outside [0, 1]": _outside_unit(rows["cloud_fraction"]),
     }

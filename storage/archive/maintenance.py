@@ -120,7 +120,7 @@ def delete_scenes(
     snapshot = archive.snapshot
     if news:
         message = f"delete {len(news)} scenes"
-        snapshot = ArchiveWriter(archive.location).commit([], news, {}, message)
+        snapshot = ArchiveWriter(archive).commit([], news, {}, message)
     return Deletion(
         snapshot=snapshot, scenes=wanted, rows=sum(known[scene].rows for scene in wanted)
     )

@@ -82,9 +82,15 @@ class Archive:
         State of every scene at the snapshot.
     """
 
-    def __init__(self, location: Location, snapshot: str | None) -> None:
+    def __init__(
+        self,
+        location: Location,
+        snapshot: str | None,
+        repository: icechunk.Repository | None = None,
+    ) -> None:
         self.location = location
-        session = read_session(location, snapshot)
+        self.repository = open_repository(location) if repository is None else repository
+        session = read_session(self.repository, location, snapshot)
         self.snapshot: str = session.snapshot_id
         with translate_errors(location):
             self._root = zarr.open_group(session.store, mode="r")
@@ -122,7 +128,8 @@ class Archive:
         """
         place = Location.of(uri, options)
         with commit_lock(place), translate_errors(place):
-            session = make_repository(place).writable_session(BRANCH)
+            repository = make_repository(place)
+            session = repository.writable_session(BRANCH)
             taken = ArchiveConflictError(
                 f"an archive exists at {uri}; open it, or choose another place"
             )
@@ -136,7 +143,7 @@ class Archive:
                 session.commit("create archive")
             except icechunk.ConflictError as error:
                 raise taken from error
-        return cls.open(place)
+        return cls(place, None, repository)
 
     @staticmethod
     def exists(uri: str | Location, options: StorageOptions | None = None) -> bool:
@@ -148,6 +155,14 @@ class Archive:
             return False
         with translate_errors(place):
             return has_root(repository.readonly_session(BRANCH))
+
+    def latest(self) -> "Archive":
+        """Return the archive at its newest snapshot: this object if no commit came since."""
+        with translate_errors(self.location):
+            newest = self.repository.lookup_branch(BRANCH)
+        if newest == self.snapshot:
+            return self
+        return Archive(self.location, newest, self.repository)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Archive, (self.location, self.snapshot)
@@ -274,9 +289,8 @@ class Archive:
 
     def snapshots(self) -> list[tuple[str, str, str]]:
         """Return (snapshot id, ISO time, message) of this snapshot and its ancestors."""
-        repository = open_repository(self.location)
         with translate_errors(self.location):
-            ancestry = repository.ancestry(snapshot_id=self.snapshot)
+            ancestry = self.repository.ancestry(snapshot_id=self.snapshot)
             return [(item.id, item.written_at.isoformat(), item.message) for item in ancestry]
 
     def _segment(self, ordinal: int) -> Segment:

@@ -77,8 +77,10 @@ def make_repository(place: Location) -> icechunk.Repository:
         return icechunk.Repository.open_or_create(storage)
 
 
-def read_session(place: Location, snapshot: str | None) -> icechunk.Session:
-    """Open an archive at a snapshot, None for the newest, for reading.
+def read_session(
+    repository: icechunk.Repository, place: Location, snapshot: str | None
+) -> icechunk.Session:
+    """Open a snapshot of an archive, None for the newest, for reading.
 
     Raises
     ------
@@ -87,7 +89,6 @@ def read_session(place: Location, snapshot: str | None) -> icechunk.Session:
     SkysiftError
         The store refuses or cannot be reached.
     """
-    repository = open_repository(place)
     missing = NotFoundError(
         f"archive {place} has no snapshot {snapshot or 'yet'!r}; "
         "`skysift archive snapshots` prints those it has"

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import shapely
 
 from storage.archive.reader import Archive
 from storage.errors import NotFoundError
-from storage.geometry import footprints
+from storage.geometry import BBox, enclosing, geojson_footprints
 from storage.location import Location, StorageOptions
 
 EXTENSION = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
@@ -26,8 +25,8 @@ def archive_item(archive: Archive) -> dict[str, Any]:
     NotFoundError
         The archive holds no rows, so it has no place and no time.
     """
-    boxes, times = _extent(archive)
-    spec, box = archive.spec, _around(boxes)
+    box, times = _extent(archive)
+    spec = archive.spec
     stride = spec.grid.get("stride_px") or spec.tile_px
     first, last = (f"{np.datetime_as_string(t, unit='s')}Z" for t in (times.min(), times.max()))
     return {
@@ -35,8 +34,8 @@ def archive_item(archive: Archive) -> dict[str, Any]:
         "stac_version": "1.0.0",
         "stac_extensions": [EXTENSION],
         "id": f"skysift-{archive.snapshot}",
-        "bbox": box.tolist(),
-        "geometry": json.loads(shapely.to_geojson(footprints(box[None])[0])),
+        "bbox": list(box),
+        "geometry": geojson_footprints([box])[0],
         "properties": {
             "datetime": None,
             "start_datetime": first,
@@ -84,24 +83,14 @@ def write_archive_item(
     return item
 
 
-def _extent(
-    archive: Archive,
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.datetime64]]:
-    """Return the box of each segment (n, 4) and the first and last times, a segment at a time."""
+def _extent(archive: Archive) -> tuple[BBox, npt.NDArray[np.datetime64]]:
+    """Return the box around all tiles, and the first and last times of each segment."""
     boxes, times = [], []
     for segment in archive.segments:
         found = archive.read_segment(segment.ordinal, ["bbox", "datetime"])
         if len(found["row"]):
-            boxes.append(_around(found["bbox"]))
+            boxes.append(enclosing(found["bbox"]))
             times += [found["datetime"].min(), found["datetime"].max()]
     if not boxes:
         raise NotFoundError(f"archive {archive.uri} holds no tiles to describe; ingest some first")
-    return np.array(boxes), np.array(times)
-
-
-def _around(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the box around boxes (n, 4); the whole world's width if one crosses 180 degrees."""
-    west, south, east, north = boxes.T
-    if (west > east).any():
-        return np.array([-180.0, south.min(), 180.0, north.max()])
-    return np.array([west.min(), south.min(), east.max(), north.max()])
+    return enclosing(boxes), np.array(times)

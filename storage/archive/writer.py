@@ -19,17 +19,16 @@ import numpy.typing as npt
 import zarr
 
 from storage.archive.ledger import Ledger, LedgerEntry, Segment, page_bytes, page_name
-from storage.archive.reader import STORED_COLUMNS, read_ledger
+from storage.archive.reader import STORED_COLUMNS, Archive, read_ledger
 from storage.archive.repository import (
     commit_lock,
-    open_repository,
     translate_errors,
     writing_fork,
     writing_session,
 )
 from storage.archive.spec import ArchiveSpec
 from storage.errors import ArchiveConflictError, SkysiftError
-from storage.location import Location, StorageOptions
+from storage.location import Location
 
 CHUNK_ROWS = 8192
 UNIT_NORM_TOLERANCE = 1e-2
@@ -75,14 +74,21 @@ class ArchiveWriter:
 
     Segments are written into the fork that :attr:`fork` hands out (in this process or a worker);
     :meth:`commit` merges their receipts and records the scenes that they settle.
+
+    Parameters
+    ----------
+    archive
+        An open archive, whose repository and ledger are used, or a place to open.
     """
 
-    def __init__(self, uri: str | Location, options: StorageOptions | None = None) -> None:
-        self.location = Location.of(uri, options)
-        self._repository = open_repository(self.location)
+    def __init__(self, archive: Archive | Location | str) -> None:
+        if not isinstance(archive, Archive):
+            archive = Archive.open(archive)
+        self.location = archive.location
+        self._repository = archive.repository
         with translate_errors(self.location):
             self.fork: Any = writing_fork(self._repository)
-        self._known = ("", Ledger())
+        self._known = (archive.snapshot, archive.ledger)
 
     def commit(
         self,

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import PurePosixPath
 
+from storage.dates import as_utc
 from storage.errors import CatalogError, ConfigError, SceneError
 from storage.location import Location
 from storage.raster.geotiff import inspect
@@ -78,7 +79,7 @@ class _Files:
                 cloud_bits=mask.cloud_bits,
             )
         files = {band.href for band in found} | ({source.href} if source else set())
-        revision = " ".join(_revision(file) for file in sorted(files, key=str))
+        revision = " ".join(file.revision() for file in sorted(files, key=str))
         return Sources(bands=found, mask=source, revision=revision)
 
     def _band(self, name: str) -> BandSource:
@@ -116,16 +117,6 @@ class _Files:
         )
 
 
-def _revision(file: Location) -> str:
-    """Return what changes when a file is replaced: its size and its time or entity tag."""
-    if file.is_local:
-        status = file.path.stat()
-        return f"{status.st_size}-{status.st_mtime_ns}"
-    store, path = file.filesystem()
-    details = store.info(path)
-    return f"{details['size']}-{str(details.get('ETag', '')).strip(chr(34))}"
-
-
 def _date_pattern(pattern: str | None) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern or _DATE)
@@ -153,7 +144,7 @@ def _date(scene_id: str, href: str, pattern: re.Pattern[str]) -> datetime:
             )
         except ValueError:
             continue
-        return moment.replace(tzinfo=moment.tzinfo or UTC)
+        return as_utc(moment)
     raise CatalogError(
         f"scene {scene_id} has no date in its name; give a datetime_pattern with a group 'date', "
         r"for example _(?P<date>\d{4})"

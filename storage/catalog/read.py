@@ -18,10 +18,9 @@ from storage.catalog.stac_api import api_candidates, is_api
 from storage.catalog.stac_geoparquet import SUFFIXES as TABLE_SUFFIXES
 from storage.catalog.stac_geoparquet import table_candidates
 from storage.errors import CatalogError, ConfigError, EmptyCatalogError, SkysiftError
-from storage.geometry import in_polygon, touches_polygon
+from storage.geometry import intersects_polygon, touches, touches_polygon
 from storage.location import Location, StorageOptions
 from storage.scene import (
-    BBox,
     Candidate,
     CatalogSpec,
     Rejected,
@@ -183,25 +182,17 @@ def _lies_in(entry: Candidate, query: SceneQuery) -> bool:
         return True
     if entry.bbox is None:
         raise CatalogError(f"scene {entry.id} has no bbox, but the query asks for an area")
-    if query.bbox is not None and not _touch(entry.bbox, query.bbox):
+    if query.bbox is not None and not touches(np.array([entry.bbox]), query.bbox)[0]:
         return False
     if query.polygon is None:
         return True
     wkt = str(query.polygon)
     if entry.geometry is None or entry.bbox[0] > entry.bbox[2]:
-        return bool(in_polygon(np.array([entry.bbox]), wkt)[0])
+        return bool(intersects_polygon(np.array([entry.bbox]), wkt)[0])
     try:
         return touches_polygon(entry.geometry, wkt)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CatalogError(f"scene {entry.id} has a geometry that is none: {error}") from error
-
-
-def _touch(a: BBox, b: BBox) -> bool:
-    """Tell whether two boxes touch, either of them possibly across the antimeridian."""
-    if a[1] > b[3] or b[1] > a[3]:
-        return False
-    a_east, b_east = (box[2] + 360 * (box[0] > box[2]) for box in (a, b))
-    return any(a[0] <= b_east + turn and b[0] + turn <= a_east for turn in (-360, 0, 360))
 
 
 def _scene(entry: Candidate, bands: Sequence[str]) -> Scene | Rejected:

@@ -9,19 +9,19 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC
 from pathlib import PurePosixPath
 from typing import Any
 
 import pystac
 
 from storage.catalog.url_policy import is_within
+from storage.dates import as_utc
 from storage.errors import CatalogError, ConfigError, SkysiftError
+from storage.geometry import BBox
 from storage.location import Location
 from storage.scene import (
     BandMapping,
     BandSource,
-    BBox,
     Candidate,
     CatalogSpec,
     MaskSource,
@@ -154,7 +154,7 @@ def item_candidate(place: Location, document: Any, spec: CatalogSpec) -> Candida
         return Rejected(scene_id=name, reason=f"item {name} has no datetime; it cannot be dated")
     return Candidate(
         id=str(item.id),
-        datetime=moment if moment.tzinfo else moment.replace(tzinfo=UTC),
+        datetime=as_utc(moment),
         bbox=bbox,
         geometry=item.geometry,
         collection=item.collection_id,

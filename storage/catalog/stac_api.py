@@ -18,9 +18,11 @@ from urllib3.util import Retry
 
 from storage.catalog.stac import MALFORMED, item_candidate
 from storage.catalog.url_policy import CheckedAdapter
+from storage.dates import as_utc
 from storage.errors import CatalogError
+from storage.geometry import BBox, cut
 from storage.location import Location
-from storage.scene import BBox, Candidate, CatalogSpec, Rejected, SceneQuery
+from storage.scene import Candidate, CatalogSpec, Rejected, SceneQuery
 
 PAGE_ITEMS = 250
 _TIMEOUT_S = 60.0
@@ -61,7 +63,8 @@ def api_candidates(
     try:
         client = _open(source.uri)
         seen: set[tuple[str, str]] = set()
-        for box in _boxes(spec.query.area):
+        area = spec.query.area
+        for box in cut(area) if area else [None]:  # not every server understands west > east
             for page in _pages(client, spec.query, box, page_items):
                 yield from _fresh(page, source, spec, seen)
     except APIError as error:
@@ -146,14 +149,6 @@ def _own_address(item: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _boxes(bbox: BBox | None) -> list[BBox | None]:
-    """Return a box as boxes that every server understands: cut at the antimeridian."""
-    if bbox is None or bbox[0] <= bbox[2]:
-        return [bbox]
-    west, south, east, north = bbox
-    return [(west, south, 180.0, north), (-180.0, south, east, north)]
-
-
 def _interval(since: dt.datetime | None, until: dt.datetime | None) -> str | None:
     """Return the interval of a search, in whole seconds, rounded outwards.
 
@@ -164,12 +159,8 @@ def _interval(since: dt.datetime | None, until: dt.datetime | None) -> str | Non
     """
     if since is None and until is None:
         return None
-    start = _utc(since).replace(microsecond=0) if since else None
-    end = _utc(until) if until else None
+    start = as_utc(since).replace(microsecond=0) if since else None
+    end = as_utc(until) if until else None
     if end and end.microsecond:
         end = end.replace(microsecond=0) + dt.timedelta(seconds=1)
     return "/".join(f"{one:%Y-%m-%dT%H:%M:%SZ}" if one else ".." for one in (start, end))
-
-
-def _utc(moment: dt.datetime) -> dt.datetime:
-    return moment.astimezone(dt.UTC) if moment.tzinfo else moment.replace(tzinfo=dt.UTC)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.catalog.stac import item_candidate
+from storage.dates import as_utc
 from storage.errors import CatalogError
 from storage.location import Location
 from storage.scene import Candidate, CatalogSpec, Rejected
@@ -97,6 +98,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, dt.datetime):
-        moment = value if value.tzinfo else value.replace(tzinfo=dt.UTC)
-        return moment.isoformat().replace("+00:00", "Z")
+        return as_utc(value).isoformat().replace("+00:00", "Z")
     return value

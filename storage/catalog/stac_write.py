@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-import numpy as np
 import pystac
-import shapely
 
-from storage.geometry import footprints
+from storage.geometry import enclosing, geojson_footprints
 from storage.location import Location, StorageOptions
 from storage.raster.geotiff import RasterInfo
 
@@ -86,8 +84,7 @@ def composite_document(
     """
     shape = (raster.height, raster.width)
     item = placed_item(item_id, period, f"./{item_id}.tif", raster.crs, raster.transform, shape)
-    footprint = footprints(np.array([raster.bbox]))[0]
-    item.geometry, item.bbox = json.loads(shapely.to_geojson(footprint)), list(raster.bbox)
+    item.geometry, item.bbox = geojson_footprints([raster.bbox])[0], list(raster.bbox)
     item.stac_extensions += [RASTER, FILE]
     item.properties |= {SOURCES: list(sources), FINGERPRINT: fingerprint}
     pixels = item.assets["pixels"]
@@ -128,11 +125,7 @@ def write_collection(
     """Write ``collection.json`` over the items of a folder, so that the folder is a catalog."""
     place = Location.of(folder, options)
     items = [pystac.Item.from_dict(item) for item in written_items(place).values()]
-    boxes = np.array([item.bbox for item in items])
-    west, east = boxes[:, 0].min(), boxes[:, 2].max()
-    if (boxes[:, 0] > boxes[:, 2]).any():  # one crosses the antimeridian
-        west, east = -180.0, 180.0
-    box = [float(west), float(boxes[:, 1].min()), float(east), float(boxes[:, 3].max())]
+    box = list(enclosing([item.bbox for item in items if item.bbox]))
     times = [_period(item) for item in items]
     extent = pystac.Extent(
         pystac.SpatialExtent([box]),

@@ -1,7 +1,7 @@
-"""Reads back what an inverted file stores of its rows: many at once, in any order.
+"""Decode the stored vectors of many rows of an inverted file at once.
 
-FAISS's `reconstruct_batch` prepares a decoder for every row, which is most of what exact scores
-would take. Scalar codes are therefore copied together first and decoded in one call.
+FAISS's `reconstruct_batch` prepares a decoder for every row, which takes longer than the exact
+scores. Scalar codes are therefore gathered into one array and decoded in one call.
 """
 
 import ctypes
@@ -29,33 +29,34 @@ class CodeDecoder:
     """
 
     def __init__(self, lists: Any) -> None:
-        self._lists = lists  # owns the memory that is read here
-        self._places: Int64 | None = None
+        self._lists = lists  # owns the memory that is read
+        self._offsets: Int64 | None = None
         if not isinstance(lists, faiss.IndexIVFScalarQuantizer) or not lists.ntotal:
             lists.make_direct_map()
             return
-        inside: Any = lists.invlists
+        stored: Any = lists.invlists
         width = int(lists.code_size)
         addresses = np.zeros(lists.ntotal, dtype=np.int64)
         for number in range(lists.nlist):
-            if size := inside.list_size(number):
-                ids = faiss.rev_swig_ptr(inside.get_ids(number), size)
-                addresses[ids] = int(inside.get_codes(number)) + width * np.arange(size)
+            if size := stored.list_size(number):
+                ids = faiss.rev_swig_ptr(stored.get_ids(number), size)
+                addresses[ids] = int(stored.get_codes(number)) + width * np.arange(size)
         first = int(addresses.min())
         if not first:
             raise CorruptIndexError("a shard lacks rows; run `skysift index verify`")
         span = int(addresses.max()) - first + width
         memory: Any = (ctypes.c_char * span).from_address(first)
         self._decoder = lists.sq
-        # One element for every byte at which a code may start.
+        # A view over the memory from the first to the last code, with one overlapping element for
+        # every byte at which a code may start: codes are gathered by one index operation.
         self._codes = np.ndarray((span - width + 1,), f"V{width}", memory, strides=(1,))
-        self._places = np.subtract(addresses, first, out=addresses)
+        self._offsets = np.subtract(addresses, first, out=addresses)
 
     def __getitem__(self, positions: Int64) -> Float32:
         """Return the vectors (m, D) as FAISS decodes them."""
-        if self._places is None:
-            found: Float32 = self._lists.reconstruct_batch(positions)
-            return found
-        codes = self._codes[self._places[positions]].view(np.uint8)
+        if self._offsets is None:
+            vectors: Float32 = self._lists.reconstruct_batch(positions)
+            return vectors
+        codes = self._codes[self._offsets[positions]].view(np.uint8)
         decoded: Float32 = self._decoder.decode(codes.reshape(-1, self._codes.itemsize))
         return decoded

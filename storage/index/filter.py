@@ -1,25 +1,25 @@
-"""Which rows a search may return: place, time, cloud, scenes, labels and tiles.
+"""The rows that a search may return: by place, time, cloud, scenes, labels and tiles.
 
 A :class:`Filter` is plain and hashable, so it travels to search actors and keys their caches.
-:func:`may_match` prunes a whole shard by its extent; rows are decided by
-:meth:`storage.index.sidecar.Sidecar.matching`.
+:func:`may_match` prunes a whole shard by its extent; :meth:`storage.index.sidecar.Sidecar.matching`
+decides about rows.
 """
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from storage.errors import ConfigError
-from storage.geometry import Bounds, in_polygon, polygon_wkt, touches
-from storage.values import Fraction, check_limits
+from storage.dates import Moment, parse_range
+from storage.geometry import BBox, check_bbox, intersects_polygon, polygon_wkt, touches
+from storage.values import Fraction, check_limits, check_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Filter:
-    """A conjunction of conditions; what is left out does not restrict.
+    """A conjunction of conditions; an absent condition does not restrict.
 
     Attributes
     ----------
@@ -46,39 +46,30 @@ class Filter:
     Raises
     ------
     ConfigError
-        A box, polygon, date or fraction makes no sense.
+        A box, polygon, date or fraction is invalid.
     """
 
-    bbox: Bounds | None = None
+    bbox: BBox | None = None
     polygon: str | Mapping[str, Any] | None = None
-    since: dt.datetime | dt.date | str | None = None
-    until: dt.datetime | dt.date | str | None = None
+    since: Moment | None = None
+    until: Moment | None = None
     max_cloud_fraction: Fraction | None = None
     scenes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     tiles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        def settle(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
-
+        settle = object.__setattr__  # the way to set a field of a frozen value
         if self.bbox is not None:
-            settle("bbox", _checked_bbox(self.bbox))
+            settle(self, "bbox", check_bbox(self.bbox, "filter"))
         if self.polygon is not None:
-            settle("polygon", polygon_wkt(self.polygon))
-        settle("since", _instant("since", self.since, end_of_day=False))
-        settle("until", _instant("until", self.until, end_of_day=True))
-        since, until = self.interval
-        if since is not None and until is not None and since > until:
-            raise ConfigError(
-                f"filter: since {self.since} is after until {self.until}; swap the two dates"
-            )
+            settle(self, "polygon", polygon_wkt(self.polygon))
+        since, until = parse_range(self.since, self.until, "filter")
+        settle(self, "since", since)
+        settle(self, "until", until)
         check_limits(self, "filter")
         for name in ("scenes", "labels", "tiles"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                raise ConfigError(f"filter: {name} is the text {value!r}; give a list of names")
-            settle(name, tuple(value))
+            settle(self, name, check_names(getattr(self, name), f"filter: {name}"))
 
     def __bool__(self) -> bool:
         return self != _EVERYTHING
@@ -95,7 +86,7 @@ class Filter:
         return start, end
 
 
-def may_match(where: Filter, bbox: Bounds, since: str, until: str) -> bool:
+def may_match(where: Filter, bbox: BBox, since: str, until: str) -> bool:
     """Tell whether rows inside an extent can match; False is certain, True is not.
 
     Parameters
@@ -120,46 +111,7 @@ def may_match(where: Filter, bbox: Bounds, since: str, until: str) -> bool:
         return False
     if where.bbox is not None and not touches(box, where.bbox)[0]:
         return False
-    return not isinstance(where.polygon, str) or bool(in_polygon(box, where.polygon)[0])
-
-
-def _checked_bbox(bbox: Sequence[float]) -> Bounds:
-    values = tuple(float(value) for value in bbox)
-    if len(values) != 4:
-        raise ConfigError(f"filter: bbox {bbox} has {len(values)} numbers; give w, s, e, n")
-    west, south, east, north = values
-    ordered = -180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90
-    if not ordered:  # also when a value is NaN
-        raise ConfigError(
-            f"filter: bbox {values} is not west, south, east, north in WGS84 degrees; "
-            "check the order (south <= north; west > east only across the antimeridian)"
-        )
-    return west, south, east, north
-
-
-def _instant(
-    name: str, value: dt.datetime | dt.date | str | None, *, end_of_day: bool
-) -> dt.datetime | None:
-    if value is None:
-        return None
-    try:
-        if isinstance(value, str):
-            is_date = len(value.strip()) <= len("2024-01-01")
-            parsed = dt.datetime.fromisoformat(value.strip())
-        else:
-            is_date = not isinstance(value, dt.datetime)
-            parsed = (
-                value if isinstance(value, dt.datetime) else dt.datetime.combine(value, dt.time.min)
-            )
-    except ValueError as error:
-        raise ConfigError(
-            f"filter: {name} is {value!r}; give an ISO 8601 date or time, such as 2024-05-31"
-        ) from error
-    if is_date and end_of_day:
-        parsed = parsed.replace(hour=23, minute=59, second=59, microsecond=999_000)
-    if parsed.tzinfo is None:
-        return parsed.replace(tzinfo=dt.UTC)
-    return parsed.astimezone(dt.UTC)
+    return not isinstance(where.polygon, str) or bool(intersects_polygon(box, where.polygon)[0])
 
 
 _EVERYTHING = Filter()

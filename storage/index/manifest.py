@@ -4,10 +4,10 @@ Layout, below the index's folder::
 
     CURRENT                      the version that new readers open
     <version>/manifest.json      everything about the version, with its own digest
-    <version>/trained.faiss      what all shards start from
+    <version>/trained.faiss      the trained quantizers that all shards start from
     <version>/shard-00000.faiss  .arrow  .vectors  .lists  .dead
 
-A version may name files of an earlier one: an update adds shards and keeps those that are there.
+A version may name files of an earlier version: an update adds shards and keeps present ones.
 No byte is parsed before its SHA-256 was compared with the manifest's.
 """
 
@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from storage.errors import CorruptIndexError, NotFoundError
-from storage.geometry import Bounds
+from storage.geometry import BBox, enclosing
 from storage.index.quantizer import QuantizationError, ShardParameters
-from storage.location import StorageOptions, join_uri, list_files, read_bytes, write_bytes
+from storage.location import Location
 
 FORMAT = 2
 _PATH = re.compile(r"[\w-]+/[\w-]+\.(faiss|arrow|vectors|lists|dead)")
@@ -42,14 +42,14 @@ class ShardEntry:
     """A shard in a manifest.
 
     ``bbox`` (WGS84 w s e n) and ``since``/``until`` (ISO 8601 UTC) enclose its rows;
-    ``memory_bytes`` is what it occupies when loaded; ``fit`` is how well a sample of its rows fits
-    what was trained; ``trained_rows`` counts its rows that were there to be trained on. The file
-    ``lists`` says how many rows each list holds.
+    ``memory_bytes`` is its size when loaded; ``fit`` is the quantization error of a sample of its
+    rows; ``trained_rows`` counts its rows that the quantizers could be trained on. The file
+    ``lists`` holds the number of rows in each list, ``dead`` the positions of deleted rows.
     """
 
     name: str
     rows: int
-    bbox: Bounds
+    bbox: BBox
     since: str
     until: str
     memory_bytes: int
@@ -70,7 +70,7 @@ class ShardEntry:
 
     @property
     def live_rows(self) -> int:
-        """Rows that are not dead."""
+        """Rows that are not deleted."""
         return self.rows - self.dead_rows
 
 
@@ -81,29 +81,29 @@ class IndexManifest:
     Attributes
     ----------
     version, digest
-        The version's name, and what it was made from: the same digest is the same index.
+        The version's name, and the digest of its sources: the same digest is the same index.
     archive_uri, snapshot, encoder_fingerprint, classes
         The archive it was made from.
     segments
         Ids of the archive's segments that it covers.
-    parameters
-        Kind and sizes, shared by all shards; ``spec`` is what was asked for.
+    parameters, spec
+        Kind and sizes, shared by all shards; and the request that they follow from.
     nprobe, rerank
-        Lists to look into and candidates per result to rescore, by default.
+        Lists to probe and candidates per result to rescore, by default.
     recall
         Measured recall@10 by nprobe on sampled rows, in version ``recall_version``.
     predicted_bytes, measured_bytes
         Memory of all shards when loaded, before and after the build.
-    fit
-        How well the rows of the build fit; ``grown_fit`` that of the ``grown_rows`` added since.
+    fit, grown_fit
+        Quantization error of the rows of the build, and of the ``grown_rows`` added since.
     list_imbalance, trained_imbalance
         1 when all lists are equally full (FAISS's measure), now and after the build.
     empty_lists
         Lists without rows.
     drift
-        How many times as badly the rows added since fit; 1 when there are none.
+        ``grown_fit`` over ``fit``, the worse of the two errors; 1 when no rows were added.
     advice
-        What to do about it, empty when nothing.
+        The recommended step for the operator, empty when there is none.
     """
 
     version: str
@@ -139,14 +139,13 @@ class IndexManifest:
         return sum(shard.live_rows for shard in self.shards)
 
     @property
-    def bbox(self) -> Bounds:
+    def bbox(self) -> BBox:
         """The WGS84 box (west, south, east, north) around all rows."""
-        west, south, east, north = zip(*(shard.bbox for shard in self.shards), strict=True)
-        return min(west), min(south), max(east), max(north)
+        return enclosing([shard.bbox for shard in self.shards])
 
     @property
     def mapped(self) -> bool:
-        """Whether searches map its FAISS files instead of reading them."""
+        """Whether searches map the FAISS files instead of reading them."""
         return bool(self.spec["mapped"])
 
     @property
@@ -159,39 +158,37 @@ class IndexManifest:
         return asdict(self)
 
 
-def write_manifest(
-    index_uri: str, manifest: IndexManifest, options: StorageOptions | None = None
-) -> None:
-    """Write a version's manifest, then move CURRENT to it."""
+def write_manifest(index: Location, manifest: IndexManifest) -> None:
+    """Write a version's manifest, then move CURRENT to the version."""
     body = json.dumps(manifest.to_dict(), sort_keys=True)
     sealed = {"sha256": hashlib.sha256(body.encode()).hexdigest(), "manifest": json.loads(body)}
-    target = join_uri(index_uri, manifest.version, "manifest.json")
-    write_bytes(target, json.dumps(sealed, indent=1, sort_keys=True).encode(), options)
-    set_current(index_uri, manifest.version, options)
+    text = json.dumps(sealed, indent=1, sort_keys=True)
+    (index / manifest.version / "manifest.json").write(text.encode())
+    set_current(index, manifest.version)
 
 
-def set_current(index_uri: str, version: str, options: StorageOptions | None = None) -> None:
-    """Move CURRENT to a version that is there.
+def set_current(index_uri: str | Location, version: str) -> None:
+    """Move CURRENT to a finished version.
 
     Raises
     ------
     NotFoundError
         The version does not exist.
     CorruptIndexError
-        Its manifest is not what was written.
+        The manifest is damaged.
     """
-    read_manifest(index_uri, version, options)
-    write_bytes(join_uri(index_uri, "CURRENT"), version.encode(), options)
+    read_manifest(index_uri, version)
+    (Location.of(index_uri) / "CURRENT").write(version.encode())
 
 
-def list_versions(index_uri: str, options: StorageOptions | None = None) -> list[str]:
+def list_versions(index_uri: str | Location) -> list[str]:
     """Return the names of the finished versions, oldest first."""
     suffix = "/manifest.json"
-    found = [f for f in list_files(index_uri, options) if f.endswith(suffix)]
-    return sorted(name.removesuffix(suffix).rpartition("/")[2] for name in found)
+    names = [file.uri for file in Location.of(index_uri).list() if file.uri.endswith(suffix)]
+    return sorted(name.removesuffix(suffix).rpartition("/")[2] for name in names)
 
 
-def current_version(index_uri: str, options: StorageOptions | None = None) -> str:
+def current_version(index_uri: str | Location) -> str:
     """Return the version that CURRENT names.
 
     Raises
@@ -202,7 +199,7 @@ def current_version(index_uri: str, options: StorageOptions | None = None) -> st
         CURRENT does not hold a version's name.
     """
     try:
-        name = read_bytes(join_uri(index_uri, "CURRENT"), options).decode(errors="replace").strip()
+        name = (Location.of(index_uri) / "CURRENT").read().decode(errors="replace").strip()
     except NotFoundError as error:
         raise NotFoundError(
             f"no finished index at {index_uri}; `skysift index build` makes one"
@@ -210,31 +207,29 @@ def current_version(index_uri: str, options: StorageOptions | None = None) -> st
     if not _VERSION.fullmatch(name):
         raise CorruptIndexError(
             f"{index_uri}/CURRENT holds {name[:40]!r}, not a version; "
-            f"versions there: {', '.join(list_versions(index_uri, options)) or 'none'}"
+            f"versions there: {', '.join(list_versions(index_uri)) or 'none'}"
         )
     return name
 
 
-def read_manifest(
-    index_uri: str, version: str | None = None, options: StorageOptions | None = None
-) -> IndexManifest:
-    """Read the manifest of a version, the current one by default.
+def read_manifest(index_uri: str | Location, version: str | None = None) -> IndexManifest:
+    """Read the manifest of a version, the current version by default.
 
     Raises
     ------
     NotFoundError
         There is no finished index, or it has no such version.
     CorruptIndexError
-        The manifest is not what was written.
+        The manifest is damaged.
     """
-    version = version or current_version(index_uri, options)
-    uri = join_uri(index_uri, version, "manifest.json")
+    version = version or current_version(index_uri)
+    location = Location.of(index_uri) / version / "manifest.json"
     try:
-        data = read_bytes(uri, options)
+        data = location.read()
     except NotFoundError as error:
         raise NotFoundError(
             f"index {index_uri} has no version {version}; it has "
-            f"{', '.join(list_versions(index_uri, options)) or 'none'}"
+            f"{', '.join(list_versions(index_uri)) or 'none'}"
         ) from error
     try:
         sealed = json.loads(data)
@@ -246,7 +241,7 @@ def read_manifest(
             raise ValueError(f"it is the manifest of version {manifest.version}")
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptIndexError(
-            f"{uri} is damaged ({error}); restore it, or build the index again"
+            f"{location} is damaged ({error}); restore it, or build the index again"
         ) from error
     return manifest
 
@@ -275,7 +270,7 @@ def shard_entry(values: Mapping[str, Any]) -> ShardEntry:
     Raises
     ------
     ValueError, KeyError, TypeError
-        They are not those of a shard.
+        The values are not those of a shard.
     """
     names = ("index", "columns", "lists", "vectors", "dead")
     files: dict[str, Any] = {name: values[name] and _file(values[name]) for name in names}

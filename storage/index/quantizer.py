@@ -1,6 +1,6 @@
-"""What all shards of an index share: train it, fill copies of it, merge them. A home of faiss.
+"""Train the quantizers that all shards of an index share; fill and merge shards. A home of faiss.
 
-Every kind is an inverted file with inner products, so one set of code serves all:
+Every kind is an inverted file with inner products, so the same code serves all kinds:
 
 ==========  ===================================================  ==============================
 kind        a stored vector                                      bytes of a vector
@@ -8,14 +8,15 @@ kind        a stored vector                                      bytes of a vect
 flat        float16 as in the archive, in one list               2 D
 ivf_flat    float16 as in the archive                            2 D
 ivf_sq8     8 bits a dimension                                   D
-ivf_rabitq  ``bits`` a dimension of the list's residual, turned  D bits / 8 + 8, or 20 from 2
+ivf_rabitq  ``bits`` a dimension of the rotated residual         D bits / 8 + 8, or 20 from 2
                                                                  bits on
-ivf_opq     product quantizer of the list's residual, turned     ``pq_bytes``
-ivf_pq      product quantizer of the list's residual             ``pq_bytes``
+ivf_opq     product quantizer of the rotated residual            ``pq_bytes``
+ivf_pq      product quantizer of the residual                    ``pq_bytes``
 ==========  ===================================================  ==============================
 
-Two kinds turn vectors first (an orthonormal map): RaBitQ by a random one, which its error bound
-asks for; OPQ by one that spreads the residuals' variance evenly over the parts of the product.
+A residual is a vector minus the centre of its list. Two kinds rotate vectors first: RaBitQ by a
+random rotation, which its error bound requires; OPQ by a rotation that spreads the variance of the
+residuals evenly over the subquantizers.
 
 References
 ----------
@@ -33,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.errors import ConfigError, CorruptIndexError
-from storage.index.gpu import NearestCentre, accelerated
+from storage.index.gpu import accelerated
 from storage.index.kinds import Kind
 from storage.index.ranking import Float32, Floats, Int64, canonical
 
@@ -41,21 +42,22 @@ Bytes = npt.NDArray[np.uint8]
 
 PQ_CODEWORDS = 256
 TRAINING_ROWS_PER_CENTRE = 256
-"""FAISS looks at no more rows than this for each centre that it trains."""
-_ROWS_PER_CODEWORD = 64  # more rows or iterations cost several times as much and find no more
+"""The largest number of rows that FAISS uses for each centre that it trains."""
+_ROWS_PER_CODEWORD = 64  # more rows or iterations cost several times as much for the same recall
 _CODEWORD_ITERATIONS = 12
 _ROTATION_ROWS = 20_000
-# From how many values a batch of queries is compared with the lists' centres by a matrix product:
-# FAISS would begin at 128,000 and take four times as long for 256 queries of 128 dimensions.
+# The number of values of a batch of queries from which FAISS compares the batch with the centres by
+# a matrix product. FAISS's default of 128,000 takes four times as long for 256 queries of 128
+# dimensions.
 faiss.cvar.distance_compute_blas_threshold = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardParameters:
-    """What decides how vectors are stored and found; the same for every shard of an index.
+    """How vectors are stored and found; the same for every shard of an index.
 
     ``pq_bytes`` is the code size of ``ivf_pq`` and ``ivf_opq`` and divides the dimension; ``bits``
-    (1 to 9) is what ``ivf_rabitq`` spends on a dimension.
+    (1 to 9) is the code size of a dimension in ``ivf_rabitq``.
     """
 
     kind: Kind
@@ -77,12 +79,12 @@ class ShardParameters:
 
     @property
     def product(self) -> bool:
-        """Whether stored vectors are those of a product quantizer."""
+        """Whether a product quantizer encodes the vectors."""
         return self.kind in ("ivf_opq", "ivf_pq")
 
     @property
-    def turned(self) -> bool:
-        """Whether vectors are turned before they are stored."""
+    def rotated(self) -> bool:
+        """Whether vectors are rotated before they are stored."""
         return self.kind in ("ivf_rabitq", "ivf_opq")
 
     @property
@@ -93,10 +95,10 @@ class ShardParameters:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizationError:
-    """How well vectors fit what was trained: both are 0 for a perfect fit.
+    """How far vectors are from the trained quantizers: both values are 0 for a perfect fit.
 
-    ``distance`` is the mean of 1 - similarity to their list's centre, ``distortion`` the mean
-    squared distance of a vector to what is stored of it.
+    ``distance`` is the mean of 1 - similarity to the centre of the list, ``distortion`` the mean
+    squared distance of a vector to its stored approximation.
     """
 
     distance: float
@@ -104,7 +106,7 @@ class QuantizationError:
 
 
 def set_threads(threads: int) -> None:
-    """Let FAISS use so many threads in calls from this thread."""
+    """Set the number of OpenMP threads FAISS uses for calls from this thread."""
     faiss.omp_set_num_threads(threads)
 
 
@@ -116,7 +118,7 @@ def train(sample: Float32, parameters: ShardParameters) -> Bytes:
     sample
         Vectors (n, D) of a uniform sample of all rows.
     parameters
-        What to train.
+        Kind and sizes.
 
     Raises
     ------
@@ -131,10 +133,10 @@ def train(sample: Float32, parameters: ShardParameters) -> Bytes:
             f"rows to train on, got {len(sample)}; choose fewer lists, or kind flat"
         )
     centres = _trained_centres(sample, p)
-    turn = _turn(sample, centres, p) if p.turned else None
+    rotation = _rotation(sample, centres, p) if p.rotated else None
     inner = _empty_index(p)
-    inner.quantizer.add(centres if turn is None else centres @ turn.T)
-    whole = inner if turn is None else faiss.IndexPreTransform(_linear_map(turn), inner)
+    inner.quantizer.add(centres if rotation is None else centres @ rotation.T)
+    whole = inner if rotation is None else faiss.IndexPreTransform(_linear_map(rotation), inner)
     whole.train(sample)
     return np.asarray(faiss.serialize_index(whole))
 
@@ -158,8 +160,8 @@ def _effort(p: ShardParameters, rows_per_centre: int, iterations: int) -> Any:
     return effort
 
 
-def _turn(sample: Float32, centres: Float32, p: ShardParameters) -> Float32:
-    """Return the orthonormal map (D, D) of a kind that turns vectors."""
+def _rotation(sample: Float32, centres: Float32, p: ShardParameters) -> Float32:
+    """Return the orthonormal map (D, D) of a kind that rotates vectors."""
     if p.kind == "ivf_rabitq":
         square = np.random.default_rng(p.seed).normal(size=(p.dimension, p.dimension))
         return np.asarray(np.linalg.qr(square)[0], dtype=np.float32)
@@ -173,24 +175,25 @@ def _turn(sample: Float32, centres: Float32, p: ShardParameters) -> Float32:
 def opq_rotation(residuals: Float32, parts: int) -> Float32:
     """Return the orthonormal map (D, D) after which every part has the same share of variance.
 
-    Principal axes, strongest first, each dealt to the part whose product of variances is least.
+    Principal axes, strongest first, are assigned in turn to the part whose product of variances is
+    least. Logarithms turn the products into sums; the offset keeps all weights positive.
     """
     variance, axes = np.linalg.eigh(np.cov(residuals.T.astype(np.float64)))
     weight = np.log(np.maximum(variance / max(variance.max(), 1e-30), 1e-12)) + np.log(1e12)
-    dealt: list[list[int]] = [[] for _ in range(parts)]
+    axes_of: list[list[int]] = [[] for _ in range(parts)]
     totals = np.zeros(parts)
     for axis in np.argsort(-variance, kind="stable").tolist():
         part = int(np.argmin(totals))
-        dealt[part].append(axis)
-        full = len(dealt[part]) == len(variance) // parts
+        axes_of[part].append(axis)
+        full = len(axes_of[part]) == len(variance) // parts
         totals[part] = np.inf if full else totals[part] + weight[axis]
-    order = [axis for part in dealt for axis in part]
+    order = [axis for part in axes_of for axis in part]
     return np.ascontiguousarray(axes[:, order].T, dtype=np.float32)
 
 
-def _linear_map(turn: Float32) -> Any:
-    mapping = faiss.LinearTransform(len(turn), len(turn), False)
-    faiss.copy_array_to_vector(turn.ravel(), mapping.A)
+def _linear_map(rotation: Float32) -> Any:
+    mapping = faiss.LinearTransform(len(rotation), len(rotation), False)
+    faiss.copy_array_to_vector(rotation.ravel(), mapping.A)
     mapping.is_trained = True
     mapping.set_is_orthonormal()
     return mapping
@@ -214,41 +217,44 @@ def _empty_index(p: ShardParameters) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardIndex:
-    """An index in memory: the whole of it, its inverted file, and how it turns vectors.
+    """An index in memory: the FAISS index, its inverted file, and its rotation.
 
-    ``turn`` (D, D) is what maps a vector into the inverted file; None where they are stored as
-    they come. ``lossy`` tells whether stored vectors are approximations.
+    ``rotation`` (D, D) maps a vector into the inverted file; None for kinds that do not rotate.
+    ``lossy`` tells whether stored vectors are approximations.
     """
 
     whole: Any
     lists: Any
-    turn: Float32 | None
+    rotation: Float32 | None
     lossy: bool
 
     @property
     def list_rows(self) -> Int64:
-        """How many rows each list holds (nlist,)."""
+        """The number of rows in each list (nlist,)."""
         sizes = [self.lists.get_list_size(number) for number in range(self.lists.nlist)]
         return np.array(sizes, dtype=np.int64)
 
-    def turned(self, vectors: Float32) -> Float32:
-        """Return vectors (n, D) as the inverted file stores them."""
-        return vectors if self.turn is None else np.asarray(self.whole.chain.at(0).apply(vectors))
+    def rotated(self, vectors: Float32) -> Float32:
+        """Return vectors (n, D) in the coordinates of the inverted file."""
+        if self.rotation is None:
+            return vectors
+        return np.asarray(self.whole.chain.at(0).apply(vectors))
 
     def canonical(self, stored: Float32) -> Floats:
-        """Return stored vectors (m, D) turned back and canonical, exactly, in any batch."""
+        """Return stored vectors (m, D) rotated back and canonical, bit for bit in any batch."""
         if not self.lossy:
             return stored
-        if self.turn is None:
+        if self.rotation is None:
             return canonical(stored)
         # Sums of products of multiples of 2**-24 are exact, so batches cannot change a bit.
-        return canonical(canonical(stored) @ canonical(self.turn))
+        return canonical(canonical(stored) @ canonical(self.rotation))
 
 
 def loaded(data: Bytes | Path) -> ShardIndex:
     """Read an index from its verified bytes, or map a verified local file into memory.
 
-    What is mapped takes memory only where searches touch it, and gives it back under pressure.
+    A mapped file takes memory only for the pages that searches touch, and the system reclaims the
+    pages under pressure.
     """
     whole: Any
     if isinstance(data, Path):
@@ -258,46 +264,46 @@ def loaded(data: Bytes | Path) -> ShardIndex:
     if isinstance(whole, faiss.IndexPreTransform):
         chain: Any = whole.chain
         mapping: Any = faiss.downcast_VectorTransform(chain.at(0))
-        turn = faiss.vector_to_array(mapping.A).reshape(mapping.d_out, mapping.d_in)
+        rotation = faiss.vector_to_array(mapping.A).reshape(mapping.d_out, mapping.d_in)
         lists = faiss.downcast_index(whole.index)
-        return ShardIndex(whole=whole, lists=lists, turn=turn, lossy=True)
+        return ShardIndex(whole=whole, lists=lists, rotation=rotation, lossy=True)
     codec = whole.sq.qtype if isinstance(whole, faiss.IndexIVFScalarQuantizer) else None
     lossy = codec != faiss.ScalarQuantizer.QT_fp16
-    return ShardIndex(whole=whole, lists=whole, turn=None, lossy=lossy)
+    return ShardIndex(whole=whole, lists=whole, rotation=None, lossy=lossy)
 
 
 def joined(sources: Sequence[Bytes | Path], list_rows: Int64) -> ShardIndex:
-    """Read several shards into one index, which numbers their rows one after the other.
+    """Read several shards into one index, which numbers the rows of the shards consecutively.
 
     Parameters
     ----------
     sources
-        Verified bytes of shards that were filled from the same trained index; or one, read or
-        mapped as it is.
+        Verified bytes of shards that were filled from the same trained index; a single shard is
+        read, or mapped, unchanged.
     list_rows
-        How many rows each list of each of them holds (sources, nlist).
+        The number of rows in each list of each shard (sources, nlist).
 
     Raises
     ------
     CorruptIndexError
-        A shard does not hold so many rows.
+        A shard holds another number of rows.
     """
     if len(sources) == 1:
         return loaded(sources[0])
-    filled = ShardIndexBuilder(sources[0])
-    filled.empty(list_rows.sum(axis=0))
+    builder = ShardIndexBuilder(sources[0])
+    builder.reserve(list_rows.sum(axis=0))
     start = 0
     for source, sizes in zip(sources, list_rows, strict=True):
         stop = start + int(sizes.sum())
-        filled.merge_from(source, np.arange(start, stop))
+        builder.merge_from(source, np.arange(start, stop))
         start = stop
-    return filled.loaded
+    return builder.loaded
 
 
 def quantization_error(trained: Bytes, vectors: Float32) -> QuantizationError:
-    """Return how well vectors (n, D) fit what was trained."""
+    """Return how far vectors (n, D) are from the trained quantizers."""
     index, vectors = loaded(trained), np.ascontiguousarray(vectors, dtype=np.float32)
-    similarity, _ = index.lists.quantizer.search(index.turned(vectors), 1)
+    similarity, _ = index.lists.quantizer.search(index.rotated(vectors), 1)
     stored = index.whole.sa_decode(index.whole.sa_encode(vectors))
     return QuantizationError(
         distance=1 - float(similarity.mean()),
@@ -310,63 +316,62 @@ def proposals(trained: Bytes, rows: Float32, queries: Float32, depth: int) -> In
     index = loaded(trained)
     index.whole.add(np.ascontiguousarray(rows))
     index.lists.nprobe = index.lists.nlist
-    _, found = index.whole.search(np.ascontiguousarray(queries), depth)
-    return np.asarray(found)
+    return np.asarray(index.whole.search(np.ascontiguousarray(queries), depth)[1])
 
 
 class ShardIndexBuilder:
-    """A shard in memory, that grows from the trained index and goes to a file."""
+    """A shard in memory that grows from the trained index and is written to a file."""
 
     def __init__(self, trained: Bytes | Path) -> None:
         self.loaded = loaded(trained)
-        self._nearest = NearestCentre(self.loaded.lists.quantizer)
+        self._centres = accelerated(self.loaded.lists.quantizer)
 
     def add(self, positions: Int64, embeddings: npt.NDArray[np.float16]) -> None:
         """Store vectors (m, D) under positions (m,)."""
-        vectors = self.loaded.turned(np.ascontiguousarray(embeddings, dtype=np.float32))
-        nearest = np.ascontiguousarray(self._nearest(vectors))
+        vectors = self.loaded.rotated(np.ascontiguousarray(embeddings, dtype=np.float32))
+        nearest = np.ascontiguousarray(self._centres.search(vectors, 1)[1][:, 0])
         ids, pointer = np.ascontiguousarray(positions, dtype=np.int64), faiss.swig_ptr
         self.loaded.lists.add_core(len(ids), pointer(vectors), pointer(ids), pointer(nearest))
         self.loaded.whole.ntotal = self.loaded.lists.ntotal
 
-    def empty(self, list_rows: Int64) -> None:
-        """Let go of all rows, and make room for so many in each list (nlist,), and no more."""
+    def reserve(self, list_rows: Int64) -> None:
+        """Drop all rows, and reserve exactly ``list_rows`` (nlist,) rows in each list."""
         self.loaded.whole.reset()
         lists = self.loaded.lists.invlists
         for number in np.flatnonzero(list_rows).tolist():
             lists.resize(number, int(list_rows[number]))
             lists.resize(number, 0)
 
-    def merge_from(self, source: Bytes | Path, places: Int64) -> None:
-        """Store what another shard stores, bit for bit.
+    def merge_from(self, source: Bytes | Path, positions: Int64) -> None:
+        """Copy the stored codes of another shard, bit for bit.
 
         Parameters
         ----------
         source
-            The other shard's verified bytes.
-        places
-            Its rows' positions here (n,); -1 leaves a row out.
+            Verified bytes of the other shard.
+        positions
+            New position (n,) of each row of the other shard; -1 leaves a row out.
 
         Raises
         ------
         CorruptIndexError
-            It holds another number of rows.
+            The other shard holds another number of rows.
         """
         other = loaded(source)  # owns the lists
-        if other.lists.ntotal != len(places):
+        if other.lists.ntotal != len(positions):
             raise CorruptIndexError(
-                f"a shard holds {other.lists.ntotal} rows, expected {len(places)}; "
+                f"a shard holds {other.lists.ntotal} rows, expected {len(positions)}; "
                 "run `skysift index verify`"
             )
-        theirs, ours, pointer = other.lists, self.loaded.lists, faiss.swig_ptr
-        for number in range(ours.nlist):
-            ids, codes = _list_of(theirs, number)
-            there = places[ids]
-            kept = there >= 0
-            there, codes = there[kept], np.ascontiguousarray(codes[kept])
-            ours.invlists.add_entries(number, len(there), pointer(there), pointer(codes))
-            ours.ntotal += len(there)
-        self.loaded.whole.ntotal = ours.ntotal
+        lists, pointer = self.loaded.lists, faiss.swig_ptr
+        for number in range(lists.nlist):
+            old_ids, codes = _list_of(other.lists, number)
+            ids = positions[old_ids]
+            included = ids >= 0
+            ids, codes = ids[included], np.ascontiguousarray(codes[included])
+            lists.invlists.add_entries(number, len(ids), pointer(ids), pointer(codes))
+            lists.ntotal += len(ids)
+        self.loaded.whole.ntotal = lists.ntotal
 
     def save(self, path: Path, rows: int) -> None:
         """Write the shard to a file.
@@ -374,12 +379,12 @@ class ShardIndexBuilder:
         Raises
         ------
         CorruptIndexError
-            It does not hold so many rows.
+            The shard holds another number of rows.
         """
-        found = int(self.loaded.lists.ntotal)
-        if found != rows:
+        stored = int(self.loaded.lists.ntotal)
+        if stored != rows:
             raise CorruptIndexError(
-                f"a shard got {found} rows, expected {rows}; the archive changed below the "
+                f"a shard got {stored} rows, expected {rows}; the archive changed below the "
                 "build, build again"
             )
         faiss.write_index(self.loaded.whole, str(path))

@@ -59,7 +59,7 @@ def canonical_queries(vectors: npt.ArrayLike, dimension: int) -> Float64:
     return canonical(queries / norms[:, None])
 
 
-def pair_scores(queries: Float64, query: Int64, vectors: Callable[[slice], Floats]) -> Float32:
+def pair_scores(queries: Floats, query: Int64, vectors: Callable[[slice], Floats]) -> Float32:
     """Return the scores (m,) of pairs of a query and a vector.
 
     Parameters

@@ -1,8 +1,8 @@
-"""Loaded FAISS shards: search them, with filters. A home of faiss, as is the quantizer.
+"""Loaded FAISS shards: probe their lists or scan their rows, under a filter. A home of faiss.
 
-Ids in FAISS are positions: a row's place in its shard's (tile key, scene id) order. FAISS proposes
-candidates; scores that leave this module come from :mod:`storage.index.ranking` and are exact.
-Files are verified by the caller (:mod:`storage.index.manifest`): no unverified byte reaches FAISS.
+Ids in FAISS are positions: the place of a row in the (tile key, scene id) order of its shard. FAISS
+proposes candidates; scores that leave this module come from :mod:`storage.index.ranking` and are
+exact. The caller verifies the files (:mod:`storage.index.files`): no unverified byte reaches FAISS.
 """
 
 import threading
@@ -26,7 +26,6 @@ from storage.index.quantizer import Bytes, joined, loaded
 from storage.index.ranking import (
     QUANTUM,
     Float32,
-    Float64,
     Floats,
     Int64,
     best_in_order,
@@ -36,20 +35,20 @@ from storage.index.sidecar import Columns, Sidecar, join_rows
 
 ID_BYTES = 8
 MASK_BYTES = 2
-"""What a row takes in the masks of live and of all rows."""
+"""Size of a row in the masks of live and of selected rows."""
 _SCAN_VALUES = 2**21
 _SCAN_QUERIES = 256
-_FILTERS_KEPT = 16
+_CACHED_FILTERS = 16
 
 
 def memory_of(rows: int, index_bytes: int, columns_bytes: int, *, exact_vectors: bool) -> int:
-    """Return what a loaded shard occupies; exact vectors stay on disk."""
+    """Return the memory of a loaded shard; exact vectors stay on disk."""
     ids = 0 if exact_vectors else ID_BYTES
     return index_bytes + columns_bytes + rows * (MASK_BYTES + ids)
 
 
 class Shard:
-    """The verified files of one shard, and which of its rows are dead.
+    """The verified files of one shard, and the positions of its deleted rows.
 
     Parameters
     ----------
@@ -58,14 +57,14 @@ class Shard:
     data
         Verified bytes of the FAISS file, or the verified local file itself, to be mapped.
     sidecar
-        What is known of its rows.
+        The columns of its rows.
     vectors
         The archive's vectors (n, D) float16 by position, for exact scores of lossy kinds; usually
         a memory map. None: scores are those of the stored approximations.
-    dead
+    deleted
         Positions of rows that are no longer live.
     list_rows
-        How many rows each list holds (nlist,); counted when None.
+        The number of rows in each list (nlist,); counted when None.
 
     Raises
     ------
@@ -79,7 +78,7 @@ class Shard:
         data: Bytes | Path,
         sidecar: Sidecar,
         vectors: npt.NDArray[np.float16] | None = None,
-        dead: Int64 | None = None,
+        deleted: Int64 | None = None,
         list_rows: Int64 | None = None,
     ) -> None:
         self.name, self.data, self.sidecar, self.vectors = name, data, sidecar, vectors
@@ -91,16 +90,18 @@ class Shard:
             raise CorruptIndexError(
                 f"{name}: its files hold {sorted(counts)} rows; run `skysift index verify`"
             )
-        self.dead = np.empty(0, np.int64) if dead is None else dead
+        self.deleted = np.empty(0, np.int64) if deleted is None else deleted
 
     def __len__(self) -> int:
         return len(self.sidecar)
 
 
 class RowMask:
-    """The rows that may be returned, as a mask (n,) that FAISS understands.
+    """The rows that may be returned, as a mask (n,) and as FAISS's ID selector.
 
-    ``shards`` are the numbers of the shards that were asked for.
+    ``shards`` are the numbers of the shards in question, ``lists`` the mask (nlist,) of the lists
+    that hold a selected row once :meth:`ShardGroup.lists_with` has computed it. The selector is
+    None where every row is selected, which FAISS scans faster.
     """
 
     def __init__(self, mask: Mask, shards: Sequence[int] = ()) -> None:
@@ -123,7 +124,7 @@ class RowMask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probes:
-    """The lists (Q, P) that queries look into, nearest first, and the similarity to each."""
+    """The lists (Q, P) that queries probe, nearest first, and the similarity to each centre."""
 
     lists: Int64
     similarity: Float32
@@ -141,8 +142,16 @@ class Probes:
 class ShardGroup:
     """Shards whose rows are in one FAISS index; safe to search from several threads.
 
-    One index is searched faster than several that hold the same rows. A row's position is its
-    place in its shard, counted on from the shards before. A mapped file has a group of its own.
+    One index is searched faster than several that hold the same rows. Positions count through the
+    shards in order. A mapped file has a group of its own.
+
+    Attributes
+    ----------
+    reranks
+        Whether FAISS's order is approximate and exact vectors correct it.
+    margin
+        Bound on the difference of FAISS's float32 score to the exact score, both ways: the error
+        of a sum of D products and of the norm, and again for a rotation.
 
     Raises
     ------
@@ -157,10 +166,10 @@ class ShardGroup:
         self._starts = np.cumsum([0, *map(len, shards)])
         self._live = np.ones(len(self), dtype=np.bool_)
         for shard, start in zip(shards, self._starts, strict=False):
-            self._live[start + shard.dead] = False
+            self._live[start + shard.deleted] = False
         self._list_rows: Int64 = np.stack([shard.list_rows for shard in shards])
         self.list_rows: Int64 = self._list_rows.sum(axis=0)
-        self._loaded = joined([one.data for one in shards], self._list_rows)
+        self._loaded = joined([shard.data for shard in shards], self._list_rows)
         self.index = self._loaded.lists
         self._centres = self.index.quantizer
         if int(self.index.ntotal) != len(self):
@@ -172,49 +181,41 @@ class ShardGroup:
         self.dimension = int(self.index.d)
         self.lossy = self._loaded.lossy
         self._exact = all(shard.vectors is not None for shard in shards)
-        self._gpu = gpu_copy(self.index)
+        self.reranks = self.lossy and self._exact
+        steps = 1 if self._loaded.rotation is None else 2
+        self.margin = 4 * steps * (self.dimension + 8) * QUANTUM
+        self._gpu = gpu_copy(self.index) if faiss.get_num_gpus() else None
         if not self._exact:
-            self._stored = CodeDecoder(self.index)
+            self._decoder = CodeDecoder(self.index)
         self._selections: OrderedDict[tuple[Filter, frozenset[str]], RowMask] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.sidecar)
 
-    @property
-    def reranks(self) -> bool:
-        """Whether FAISS's order is approximate and exact vectors correct it."""
-        return self.lossy and self._exact
-
-    @property
-    def margin(self) -> float:
-        """Bound on the difference of FAISS's float32 score to the exact one, both ways."""
-        turned = 1 if self._loaded.turn is None else 2
-        return 4 * turned * (self.dimension + 8) * QUANTUM
-
     def numbers_of(self, positions: Int64) -> Int64:
-        """Return the number of the shard that each row is in."""
+        """Return the number of the shard that holds each row."""
         return np.searchsorted(self._starts, positions, side="right") - 1
 
     def split(self, positions: Int64) -> list[tuple[int, Int64]]:
-        """Return the shards that ascending positions are in: number and positions of each."""
+        """Split ascending positions by shard: number of the shard and its positions."""
         parts = np.split(positions, np.searchsorted(positions, self._starts[1:-1]))
         return [(number, part) for number, part in enumerate(parts) if len(part)]
 
     def decode(self, positions: Int64) -> Floats:
         """Return the canonical vectors (m, D) of rows: the archive's, or their approximations."""
         if not self._exact:
-            return self._loaded.canonical(self._stored[positions])
+            return self._loaded.canonical(self._decoder[positions])
         vectors = np.empty((len(positions), self.dimension), dtype=np.float32)
         number = self.numbers_of(positions)
         for i in np.unique(number).tolist():
-            at, stored = np.flatnonzero(number == i), self.shards[i].vectors
+            members, stored = np.flatnonzero(number == i), self.shards[i].vectors
             assert stored is not None
-            vectors[at] = stored[positions[at] - self._starts[i]]
+            vectors[members] = stored[positions[members] - self._starts[i]]
         return vectors
 
     def select(self, where: Filter, names: Collection[str]) -> RowMask:
-        """Return the live rows of the named shards that match a filter; recent answers are kept.
+        """Return the live rows of the named shards that match a filter; recent masks are cached.
 
         Raises
         ------
@@ -230,13 +231,13 @@ class ShardGroup:
         mask = self._live
         if where or len(numbers) < len(self.shards):
             mask = np.zeros(len(self), dtype=np.bool_)
-            for number in numbers:  # the others are not touched
-                own = slice(self._starts[number], self._starts[number + 1])
-                mask[own] = self._live[own] & self.shards[number].sidecar.matching(where)
+            for number in numbers:  # columns of other shards are not read
+                rows = slice(self._starts[number], self._starts[number + 1])
+                mask[rows] = self._live[rows] & self.shards[number].sidecar.matching(where)
         selection = RowMask(mask, numbers)
         with self._lock:
             self._selections[key] = selection
-            if len(self._selections) > _FILTERS_KEPT:
+            if len(self._selections) > _CACHED_FILTERS:
                 self._selections.popitem(last=False)
         return selection
 
@@ -244,35 +245,35 @@ class ShardGroup:
         """Return the ``count`` nearest lists of queries (Q, D), of those ``among`` (nlist,)."""
         parameters: Any = None
         if among is not None:
-            allowed = RowMask(among)
+            allowed = RowMask(among)  # owns the bits that the selector reads
             parameters = faiss.SearchParameters()
             parameters.sel = allowed.selector
-        turned = self._loaded.turned(queries)
-        similarity, lists = self._centres.search(turned, count, params=parameters)
+        rotated = self._loaded.rotated(queries)
+        similarity, lists = self._centres.search(rotated, count, params=parameters)
         return Probes(lists=lists, similarity=similarity)
 
     def rows_in(self, probes: Probes, selection: RowMask) -> dict[str, int]:
-        """Return how many rows of each shard in question are in the lists looked into."""
+        """Return the number of rows of each shard in question in the probed lists."""
         rows = self._list_rows[:, probes.lists.ravel()].sum(axis=1).tolist()
         return {self.shards[number].name: rows[number] for number in selection.shards}
 
     def lists_with(self, selection: RowMask) -> Mask:
-        """Return which lists (nlist,) hold a selected row; remembered by the selection."""
+        """Return the mask (nlist,) of lists that hold a selected row; cached in the selection."""
         if selection.lists is None:
-            there = np.zeros(self.nlist, dtype=np.bool_)
+            lists = np.zeros(self.nlist, dtype=np.bool_)
             for number in np.flatnonzero(self.list_rows).tolist():
                 pointer = self.index.invlists.get_ids(number)
                 ids = faiss.rev_swig_ptr(pointer, int(self.list_rows[number]))
-                there[number] = selection.mask[ids].any()
+                lists[number] = selection.mask[ids].any()
                 self.index.invlists.release_ids(number, pointer)
-            selection.lists = there
+            selection.lists = lists
         return selection.lists
 
     def nearest(
         self, queries: Float32, k: int, probes: Probes, selection: RowMask
     ) -> tuple[Float32, Int64]:
         """Return FAISS's k best: scores (Q, k), highest first, and positions, -1 where none."""
-        count, queries = len(queries), self._loaded.turned(queries)
+        count, queries = len(queries), self._loaded.rotated(queries)
         if self._gpu and selection.selector is None and k <= MOST_RESULTS:
             scores, positions = self._gpu.search(queries, k, probes.lists, probes.similarity)
             scores[positions < 0] = -np.inf
@@ -295,19 +296,19 @@ class ShardGroup:
         query
             One query (1, D).
         score, probes, selection
-            The least score, where to look and what may be returned.
+            The least score, the lists to probe and the rows that may be returned.
         """
         result, pointer = faiss.RangeSearchResult(1), faiss.swig_ptr
-        query = self._loaded.turned(query)
+        query = self._loaded.rotated(query)
         self.index.range_search_preassigned_c(
             1, pointer(query), float(np.nextafter(np.float32(score), np.float32(-np.inf))),
             pointer(probes.lists), pointer(probes.similarity), result, False,
             _search_parameters(probes, selection),
         )  # fmt: skip
-        found = int(faiss.rev_swig_ptr(result.lims, 2)[1])
-        return np.array(faiss.rev_swig_ptr(result.labels, found), dtype=np.int64)
+        count = int(faiss.rev_swig_ptr(result.lims, 2)[1])
+        return np.array(faiss.rev_swig_ptr(result.labels, count), dtype=np.int64)
 
-    def scan(self, queries: Float64, k: int, rows: Int64) -> tuple[Float32, Int64]:
+    def scan(self, queries: Floats, k: int, rows: Int64) -> tuple[Float32, Int64]:
         """Compare canonical queries (Q, D) with the rows at positions (n,), ascending, exactly.
 
         Returns
@@ -318,6 +319,7 @@ class ShardGroup:
         """
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         positions = np.full((len(queries), k), -1, dtype=np.int64)
+        queries = queries.astype(np.float64, copy=False)  # in which sums of products are exact
         step = max(_SCAN_VALUES // self.dimension, 1)
         for start in range(0, len(rows), step):
             chunk = rows[start : start + step]
@@ -330,12 +332,12 @@ class ShardGroup:
 
 
 def take_rows(groups: Sequence[ShardGroup], group: Int64, position: Int64) -> Columns:
-    """Return what is known of rows (m,), each by the number of its group and its position there."""
+    """Return the columns of rows (m,), each by the number of its group and its position in it."""
     if len(groups) == 1:
         return groups[0].sidecar.take(position)
     present: list[int] = np.unique(group).tolist()
     members = [np.flatnonzero(group == i) for i in present]
-    parts = [groups[i].sidecar.take(position[at]) for i, at in zip(present, members, strict=True)]
+    parts = [groups[i].sidecar.take(position[m]) for i, m in zip(present, members, strict=True)]
     back = np.argsort(np.concatenate(members))
     return {name: values[back] for name, values in join_rows(parts, 0).items()}
 
@@ -350,12 +352,13 @@ def _search_parameters(probes: Probes, selection: RowMask) -> Any:
 def _keep_best(scores: Float32, positions: Int64, fresh: Float32, chunk: Int64) -> None:
     """Merge scores (Q, m) of the rows ``chunk`` into the k best so far (Q, k), in place."""
     k = scores.shape[1]
+    # Only scores at or above both k-th best can be among the k best; few of a chunk are.
     floor = np.maximum(scores[:, -1], kth_largest(fresh, k))
     query, column = np.nonzero(fresh >= floor[:, None])
-    kept_query, kept_column = np.nonzero(positions >= 0)
-    queries = np.concatenate([kept_query, query])
-    values = np.concatenate([scores[kept_query, kept_column], fresh[query, column]])
-    places = np.concatenate([positions[kept_query, kept_column], chunk[column]])
-    best, rank = best_in_order(queries, values, np.zeros_like(places), places, k)
+    old_query, old_rank = np.nonzero(positions >= 0)
+    queries = np.concatenate([old_query, query])
+    values = np.concatenate([scores[old_query, old_rank], fresh[query, column]])
+    rows = np.concatenate([positions[old_query, old_rank], chunk[column]])
+    best, rank = best_in_order(queries, values, np.zeros_like(rows), rows, k)
     scores[queries[best], rank] = values[best]
-    positions[queries[best], rank] = places[best]
+    positions[queries[best], rank] = rows[best]

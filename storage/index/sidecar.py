@@ -1,6 +1,6 @@
-"""What a shard knows of its rows besides their vectors: an Arrow file beside the FAISS file.
+"""The columns of a shard's rows besides their vectors: an Arrow file beside the FAISS file.
 
-Rows lie in the order (tile key, scene id), so a row's position in its shard breaks ties between
+Rows are in the order (tile key, scene id), so a row's position in its shard breaks ties between
 equal scores, and the vectors of a shard carry positions as their ids. The file is read through
 its buffer without copies: columns of a memory-mapped file cost no memory until they are touched.
 """
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.errors import ConfigError, CorruptIndexError
-from storage.geometry import Bounds, Floats, Mask, in_polygon, touches
+from storage.geometry import BBox, Floats, Mask, enclosing, intersects_polygon, touches
 from storage.index.filter import Filter
 
 Int64 = npt.NDArray[np.int64]
@@ -36,7 +36,7 @@ HIT_SCHEMA = pa.schema(
         ("labels", pa.list_(pa.string())),
     ]
 )
-"""What :func:`hit_table` tells of rows."""
+"""The columns of :func:`hit_table`."""
 
 
 def order_of(columns: Mapping[str, Any]) -> Int64:
@@ -61,7 +61,7 @@ def encode_columns(rows: Mapping[str, Any], classes: Sequence[str]) -> bytes:
     Parameters
     ----------
     rows
-        What :meth:`Sidecar.take` returns; ``grid`` and ``scene`` may also be Arrow arrays.
+        Columns as :meth:`Sidecar.take` returns them; ``grid`` and ``scene`` may be Arrow arrays.
     classes
         Names of the columns of ``labels``.
     """
@@ -159,17 +159,9 @@ class Sidecar:
         return int(self._batch.nbytes)
 
     @cached_property
-    def extent(self) -> tuple[Bounds, str, str]:
+    def extent(self) -> tuple[BBox, str, str]:
         """The WGS84 box around all rows, and the ISO 8601 UTC times of the oldest and newest."""
-        west, south, east, north = self.bbox.T
-        across = bool((west > east).any())
-        box = (
-            -180.0 if across else float(west.min()),
-            float(south.min()),
-            180.0 if across else float(east.max()),
-            float(north.max()),
-        )
-        return box, str(self.datetime.min()), str(self.datetime.max())
+        return enclosing(self.bbox), str(self.datetime.min()), str(self.datetime.max())
 
     def matching(self, where: Filter) -> Mask:
         """Return the mask (n,) of the rows that meet every condition of a filter.
@@ -196,12 +188,12 @@ class Sidecar:
         if where.bbox is not None:
             mask &= touches(self.bbox, where.bbox)
         if isinstance(where.polygon, str):
-            kept = np.flatnonzero(mask)
-            mask[kept] = in_polygon(self.bbox[kept], where.polygon)
+            rows = np.flatnonzero(mask)  # polygons are costly: only the remaining rows are tested
+            mask[rows] = intersects_polygon(self.bbox[rows], where.polygon)
         return mask
 
     def take(self, positions: Int64) -> Columns:
-        """Return what is known of rows, in the order given, as plain arrays.
+        """Return the columns of rows, in the given order, as plain arrays.
 
         ``row``, ``grid`` and ``scene`` (text), ``tile`` (m, 2), ``bbox`` (m, 4), ``datetime``,
         ``cloud_fraction`` and ``labels`` (m, K) uint8; :func:`hit_table` makes a table of them.
@@ -235,8 +227,8 @@ class Sidecar:
         return (self._label_bits[:, byte] >> bit & 1).astype(np.bool_)
 
     def _of(self, name: str, values: Sequence[str]) -> Mask:
-        wanted = np.isin(self._names[name], np.array(values, dtype=object))
-        return np.asarray(wanted[self._codes[name]], dtype=np.bool_)
+        matches = np.isin(self._names[name], np.array(values, dtype=object))
+        return np.asarray(matches[self._codes[name]], dtype=np.bool_)
 
     def _of_tiles(self, tiles: Sequence[str]) -> Mask:
         mask = np.zeros(len(self), dtype=np.bool_)
@@ -245,8 +237,8 @@ class Sidecar:
             if len(place) != 2 or not all(number.lstrip("-").isdigit() for number in place):
                 raise ConfigError(f"filter: {tile!r} is not a tile key; give grid/column/row")
             column, row = self._tile
-            at = (column == int(place[0])) & (row == int(place[1]))
-            mask |= at & self._of("grid", [grid])
+            same_place = (column == int(place[0])) & (row == int(place[1]))
+            mask |= same_place & self._of("grid", [grid])
         return mask
 
 
@@ -284,7 +276,7 @@ def join_rows(parts: Sequence[Columns], classes: int) -> Columns:
 
 
 def empty_rows(classes: int) -> Columns:
-    """Return what :meth:`Sidecar.take` returns for no rows."""
+    """Return the columns of no rows, as :meth:`Sidecar.take` does."""
     return {
         "row": np.empty(0, np.int64),
         "grid": np.empty(0, object),

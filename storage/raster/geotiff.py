@@ -25,8 +25,8 @@ from rasterio.warp import transform as reproject_points
 from rasterio.windows import Window
 
 from storage.errors import ConfigError, GridError, SceneError
+from storage.geometry import BBox, around_points
 from storage.location import Location, StorageOptions, gdal_environment
-from storage.scene import BBox
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,11 +59,8 @@ class RasterInfo:
         """West, south, east, north in WGS84 degrees; west > east across the antimeridian."""
         xs, ys = perimeter(Affine(*self.transform), self.width, self.height)
         lons, lats = reproject(CRS.from_user_input(self.crs), CRS.from_epsg(4326), xs, ys)
-        wrapped = np.where(lons < 0, lons + 360, lons) if np.ptp(lons) > 180 else lons
-        west, east = (float((v + 180) % 360 - 180) for v in (wrapped.min(), wrapped.max()))
-        if wrapped.max() == 180:
-            east = 180.0
-        return west, float(lats.min()), east, float(lats.max())
+        west, south, east, north = around_points(lons[None], lats[None])[0].tolist()
+        return west, south, east, north
 
 
 def gdal_report() -> tuple[str, frozenset[str]]:

@@ -5,8 +5,11 @@ import json
 import pickle
 from dataclasses import replace
 
+import pytest
+
+from storage.errors import ConfigError
 from storage.location import Location, StorageOptions
-from storage.scene import BandSource, CatalogSpec, MaskSource, Scene
+from storage.scene import BandSource, CatalogSpec, MaskSource, Scene, SceneQuery
 
 SECRET = StorageOptions(
     region="eu-central-1",
@@ -60,3 +63,32 @@ def test_hrefs_are_the_distinct_files() -> None:
         "/data/B08.tif",
         "s3://scenes/a/SCL.tif",
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bbox": (1, 2, 3)}, r"bbox \(1, 2, 3\) has 3 numbers"),
+        ({"bbox": (0, 5, 1, 2)}, "south <= north"),
+        ({"bbox": (0, 0, 400, 2)}, "WGS84 degrees"),
+        ({"bbox": "here"}, "four numbers"),
+        ({"polygon": "POINT(1 1)"}, "polygon is a Point"),
+        ({"since": "soon"}, "since is 'soon'; give an ISO 8601 date"),
+        ({"since": "2024-02-01", "until": "2024-01-01"}, "swap the two dates"),
+        ({"max_cloud_cover_percent": 130}, "max_cloud_cover_percent is 130"),
+        ({"collections": "sentinel"}, "collections is the text 'sentinel'"),
+    ],
+)
+def test_a_query_is_as_strict_as_a_filter(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^catalog query: .*{message}"):
+        SceneQuery(**values)
+
+
+def test_a_query_takes_what_a_filter_takes() -> None:
+    query = SceneQuery(bbox=[1, 2, 3, 4], since="2024-05-01", until=dt.date(2024, 5, 31))
+    assert query.bbox == (1.0, 2.0, 3.0, 4.0)
+    assert query == SceneQuery(bbox=(1, 2, 3, 4), since=dt.datetime(2024, 5, 1), until="2024-05-31")
+    assert query.interval == (
+        dt.datetime(2024, 5, 1, tzinfo=dt.UTC),
+        dt.datetime(2024, 5, 31, 23, 59, 59, 999_999, tzinfo=dt.UTC),
+    )

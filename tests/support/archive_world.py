@@ -9,14 +9,17 @@ from storage.archive.ledger import LedgerEntry
 from storage.archive.reader import Archive
 from storage.archive.spec import ArchiveSpec
 from storage.archive.writer import ArchiveWriter, SegmentRows, write_segment
-from storage.location import StorageOptions
+from storage.location import Location, StorageOptions
 from tests.support.shard_world import CLASSES, GRID, Rows, make_rows
 
 FINGERPRINT = "ab" * 32
 
 
 def create_archive(
-    uri: str, dimension: int, options: StorageOptions | None = None, fingerprint: str = FINGERPRINT
+    place: str | Location,
+    dimension: int,
+    options: StorageOptions | None = None,
+    fingerprint: str = FINGERPRINT,
 ) -> None:
     """Create an empty archive."""
     spec = ArchiveSpec(
@@ -27,11 +30,11 @@ def create_archive(
         tile_px=64,
         classes=CLASSES,
     )
-    Archive.create(uri, spec, options)
+    Archive.create(Location.of(place, options), spec)
 
 
 def add_scenes(
-    uri: str,
+    place: str | Location,
     scenes: Mapping[str, int],
     seed: int = 0,
     version: str = "v1",
@@ -39,9 +42,10 @@ def add_scenes(
     embedding: np.ndarray[Any, Any] | None = None,
     days: int = 0,
 ) -> str:
-    """Commit a segment with so many rows of each scene, dated so many days later."""
-    writer = ArchiveWriter(uri, options)
-    archive = Archive.open(uri, options=options)
+    """Commit a segment with the given number of rows of each scene, dated ``days`` days later."""
+    place = Location.of(place, options)
+    archive = Archive.open(place)
+    writer = ArchiveWriter(archive)
     count = sum(scenes.values())
     rows = make_rows(count, archive.spec.dimension, seed)
     columns = {
@@ -69,8 +73,8 @@ def add_scenes(
     return writer.commit([receipt], entries, {GRID: {"tile_px": 64}}, "test")
 
 
-def live_rows(uri: str, options: StorageOptions | None = None) -> Rows:
+def live_rows(place: str | Location, options: StorageOptions | None = None) -> Rows:
     """All live rows of the newest snapshot, as the brute-force truth reads them."""
-    archive = Archive.open(uri, options=options)
+    archive = Archive.open(Location.of(place, options))
     parts = [archive.read_segment(segment.ordinal) for segment in archive.segments]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

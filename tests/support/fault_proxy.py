@@ -1,4 +1,4 @@
-"""An HTTP proxy in front of an S3 server that fails as it is told: faults are data.
+"""An HTTP proxy in front of an S3 server that injects the faults it is given: faults are data.
 
 It refuses, delays, cuts off or loses replies (a lost one took effect upstream), or kills a
 process as a request passes. Clients are given its address as their endpoint.

@@ -23,10 +23,10 @@ from encoders.bundle import load_encoder
 from pipeline.ingest.driver import ingest, plan_ingest
 from pipeline.ingest.spec import IngestSpec
 from storage.errors import SkysiftError
-from storage.location import StorageOptions
+from storage.location import Location, StorageOptions
 from storage.scene import CatalogSpec
+from tests.support.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 TRACED = (
     "pipeline/ingest/driver.py",
     "pipeline/ingest/commit.py",
@@ -79,13 +79,15 @@ class Forks:
         )
 
     def run(self, *runs: Run) -> list[Outcome]:
-        """Do runs at once; return how each ended."""
+        """Run ingests concurrently; return the outcome of each."""
         assert self._server.stdin
         assert self._server.stdout
         self._server.stdin.write(json.dumps([asdict(run) for run in runs]) + "\n")
         self._server.stdin.flush()
         answers = json.loads(self._server.stdout.readline())
-        return [Outcome(**{**one, "lines": tuple(one.get("lines", ()))}) for one in answers]
+        return [
+            Outcome(**{**answer, "lines": tuple(answer.get("lines", ()))}) for answer in answers
+        ]
 
     def close(self) -> None:
         """End the process."""
@@ -94,7 +96,7 @@ class Forks:
 
 @contextmanager
 def forks() -> Iterator[Forks]:
-    """Have a process to fork inside the block."""
+    """Keep a process to fork inside the block."""
     server = Forks()
     try:
         yield server
@@ -105,12 +107,13 @@ def forks() -> Iterator[Forks]:
 def _serve() -> None:
     warm: set[str] = set()
     for request in sys.stdin:
-        for encoder in {one["encoder"] for one in json.loads(request)} - warm:
+        runs = [Run(**values) for values in json.loads(request)]
+        for encoder in {run.encoder for run in runs} - warm:
             warm.add(encoder)
             if not encoder.startswith("s3:"):
                 load_encoder(encoder)  # the first use of torch is slow, and need not be repeated
-        started = [_start(Run(**one)) for one in json.loads(request)]
-        answers = [_wait(*one) for one in started]
+        started = [_start(run) for run in runs]
+        answers = [_wait(child, reading) for child, reading in started]
         sys.stdout.write(json.dumps(answers) + "\n")
         sys.stdout.flush()
 
@@ -137,11 +140,11 @@ def _wait(child: int, reading: int) -> dict[str, Any]:
 def _carry_out(run: Run) -> dict[str, Any]:
     if run.pid_file:
         Path(run.pid_file).write_text(str(os.getpid()))
-    options = StorageOptions(**run.options) if run.options else None
+    options = StorageOptions(**run.options or {})
     spec = IngestSpec(
-        catalog=CatalogSpec(source=run.source),
-        encoder_uri=run.encoder,
-        archive_uri=run.archive,
+        catalog=CatalogSpec(source=Location(run.source, options)),
+        encoder_uri=Location(run.encoder, options),
+        archive_uri=Location(run.archive, options),
         segment_rows=run.segment_rows,
         commit_interval_s=run.commit_interval_s,
         retry_quarantined=run.retry,
@@ -149,7 +152,7 @@ def _carry_out(run: Run) -> dict[str, Any]:
     lines: list[str] = []
     try:
         with _traced(lines, run.kill_at):
-            report = ingest(plan_ingest(spec, options), options=options, here=True)
+            report = ingest(plan_ingest(spec), local=True)
     except SkysiftError as error:
         return {"error": f"{type(error).__name__}: {error}", "lines": lines}
     except Exception as error:
@@ -159,7 +162,7 @@ def _carry_out(run: Run) -> dict[str, Any]:
 
 @contextmanager
 def _traced(lines: list[str], kill_at: int | None) -> Iterator[None]:
-    """Note every line of the driver that runs; end the process for good at one of them."""
+    """Record every line of the driver that runs; kill the process at line ``kill_at``."""
     names = {str(REPOSITORY / name): name for name in TRACED}
 
     def in_file(frame: FrameType, event: str, _argument: Any) -> Any:
@@ -180,8 +183,8 @@ def _traced(lines: list[str], kill_at: int | None) -> Iterator[None]:
 
 
 def evenly(lines: Sequence[str], count: int) -> list[int]:
-    """Return positions of so many lines, spread over a run, the last one included."""
-    return sorted({round(at) for at in np.linspace(0, len(lines) - 1, count).tolist()})
+    """Return ``count`` positions spread evenly over a run's lines, the last line included."""
+    return sorted({round(position) for position in np.linspace(0, len(lines) - 1, count).tolist()})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ import numpy as np
 import shapely
 
 from storage.index.filter import Filter
+from storage.index.plan import SearchPlan
 from storage.index.quantizer import Bytes, ShardIndexBuilder, ShardParameters, train
+from storage.index.ranking import canonical_queries
+from storage.index.search import SearchResult, ShardSet
 from storage.index.shard import Shard
 from storage.index.sidecar import Sidecar, encode_columns, order_of
 
@@ -79,8 +82,41 @@ def make_shards(
     return shards
 
 
+class Shards:
+    """Shards and how widely they are searched, for searches with plain vectors."""
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        nprobe: int = 1,
+        rerank: int = 1,
+        groups: Mapping[str, int] | None = None,
+    ) -> None:
+        self._set, self._nprobe, self._rerank = ShardSet(shards, groups=groups), nprobe, rerank
+        self.shards = self._set.shards
+
+    def search(
+        self,
+        vectors: np.ndarray[Any, Any],
+        k: int,
+        where: Filter | None = None,
+        nprobe: int | None = None,
+        names: Sequence[str] | None = None,
+    ) -> SearchResult:
+        """The k best rows of each query."""
+        plan = SearchPlan(
+            k=k,
+            where=where or Filter(),
+            shards=tuple(self.shards if names is None else names),
+            nprobe=nprobe or self._nprobe,
+            rerank=self._rerank,
+        )
+        queries = canonical_queries(vectors, np.shape(vectors)[-1]).astype(np.float32)
+        return self._set.search(plan, queries)
+
+
 def fill(trained: Bytes, positions: Any, embedding: Any, rows: int) -> Bytes:
-    """The bytes of a shard that should hold so many rows."""
+    """The bytes of a shard built for ``rows`` rows."""
     filled = ShardIndexBuilder(trained)
     filled.add(positions, embedding)
     with tempfile.TemporaryDirectory() as folder:

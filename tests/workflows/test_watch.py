@@ -21,8 +21,9 @@ from storage.errors import CatalogError, EncoderMismatchError, SkysiftError
 from storage.index.manifest import read_manifest
 from storage.scene import CatalogSpec
 from tests.support.command_line import run
+from tests.support.counted_reads import counted_reads
 from tests.support.ingest_world import TILE_PX, make_bundle, rows_of, write_scene
-from workflows.watch import PollReport, WatchJob, poll, sole_watcher, watch
+from workflows.watch import PollReport, Watcher, WatchJob, sole_watcher
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def job(tmp_path: Path) -> WatchJob:
 def _here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Embed in this process: what a watch does with the outcome is the same."""
     monkeypatch.setattr(
-        pipeline.ingest.driver, "_batches_on_ray", pipeline.ingest.driver._batches_here
+        pipeline.ingest.driver, "_batches_on_ray", pipeline.ingest.driver._local_batches
     )
 
 
@@ -90,12 +91,12 @@ def _cli(job: WatchJob) -> list[str]:
 @pytest.mark.usefixtures("ray_session")
 def test_polls_bring_what_is_new_and_nothing_twice(job: WatchJob):
     job = replace(job, index_uri=None)
-    first = poll(job)
+    first = Watcher(job).poll()
     assert {one.scene_id: (one.state, one.rows) for one in first.arrivals} == {
         "site_20240501": ("embedded", 16),
         "site_20240601": ("embedded", 16),
     }
-    again = poll(job, session=_no_session)
+    again = Watcher(job, session=_no_session).poll()
     assert (again.arrivals, again.changed, again.scenes_known) == ((), False, 2)
     assert again.snapshot == first.snapshot
 
@@ -103,7 +104,7 @@ def test_polls_bring_what_is_new_and_nothing_twice(job: WatchJob):
     write_scene(_scenes(job), "site_20240601", seed=9, nodata_columns=3 * TILE_PX)
     new = write_scene(_scenes(job), "site_20240701", seed=3)
     (_scenes(job) / "half_20240702.tif").write_bytes(new.read_bytes()[:9000])
-    third = poll(job)
+    third = Watcher(job).poll()
     told = {one.scene_id: (one.state, one.rows, one.replaced) for one in third.arrivals}
     assert told == {
         "half_20240702": ("quarantined", 0, False),
@@ -113,16 +114,17 @@ def test_polls_bring_what_is_new_and_nothing_twice(job: WatchJob):
     assert "half_20240702.tif" in third.quarantined["half_20240702"]
 
     (_scenes(job) / "half_20240702.tif").write_bytes(new.read_bytes())  # the copy is complete
-    assert [(one.scene_id, one.rows) for one in poll(job).arrivals] == [("half_20240702", 16)]
+    fourth = Watcher(job).poll()
+    assert [(one.scene_id, one.rows) for one in fourth.arrivals] == [("half_20240702", 16)]
     assert len(rows_of(job.ingest.archive_uri)) == 16 + 4 + 16 + 16
 
 
 @pytest.mark.usefixtures("ray_session", "_here")
 def test_an_index_that_is_behind_its_archive_is_brought_up_to_date(job: WatchJob):
-    first = poll(job)
+    first = Watcher(job).poll()
     assert first.index_changed
     assert _in_step(job)
-    again = poll(job, session=_no_session)
+    again = Watcher(job, session=_no_session).poll()
     assert (again.changed, again.index_version) == (False, first.index_version)
 
     create_tag(job.ingest.archive_uri, "whole")
@@ -130,17 +132,17 @@ def test_an_index_that_is_behind_its_archive_is_brought_up_to_date(job: WatchJob
     write_scene(_scenes(job), "site_20240701", seed=3, nodata_columns=2 * TILE_PX)
     ingest(plan_ingest(job.ingest))  # and then the watch was killed
     assert not _in_step(job)
-    report = poll(job)
+    report = Watcher(job).poll()
     assert (report.arrivals, report.index_changed) == ((), True)
     assert _in_step(job)
     assert len(Archive.open(job.ingest.archive_uri)) == 16 + 8
     delete_scenes(job.ingest.archive_uri, ["site_20240501"], again=True)
-    assert [one.scene_id for one in poll(job).arrivals] == ["site_20240501"]
+    assert [one.scene_id for one in Watcher(job).poll().arrivals] == ["site_20240501"]
     assert _in_step(job)
     assert len(Archive.open(job.ingest.archive_uri)) == 16 + 8 + 16
 
     rollback(job.ingest.archive_uri, "whole")
-    assert [one.scene_id for one in poll(job).arrivals] == ["site_20240701"]
+    assert [one.scene_id for one in Watcher(job).poll().arrivals] == ["site_20240701"]
     assert _in_step(job)
     assert len(Archive.open(job.ingest.archive_uri)) == 16 + 16 + 8
 
@@ -169,7 +171,7 @@ def test_the_watch_goes_on_after_a_failed_poll_and_ends_on_a_wrong_job(
         next(steps)()
 
     with pytest.raises(EncoderMismatchError):
-        watch(broken, 3600, report=outcomes.append, wait=wait, session=_no_session)
+        Watcher(broken, session=_no_session).watch(3600, report=outcomes.append, wait=wait)
     first, second, third = outcomes
     assert isinstance(first, PollReport)
     assert list(first.quarantined) == ["bad_20240501"]
@@ -179,6 +181,24 @@ def test_the_watch_goes_on_after_a_failed_poll_and_ends_on_a_wrong_job(
     assert all(3000 < seconds <= 3600 for seconds in waited)
     with sole_watcher(broken.ingest.archive_uri):
         pass
+
+
+def test_a_poll_without_news_reads_no_weights(
+    broken: WatchJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    watcher = Watcher(broken, session=_no_session)
+    with counted_reads(monkeypatch) as first:
+        assert watcher.poll().changed
+    assert first["weights"] == 1
+    with counted_reads(monkeypatch) as second:
+        assert not watcher.poll().changed
+    assert second == {"opens": 1, "folds": 1}
+    with counted_reads(monkeypatch) as once:
+        assert run(*_cli(broken), "--once").code == 0
+    assert once == {"weights": 1, "opens": 1, "folds": 1}
+    make_bundle(tmp_path / "bundle", seed=7)
+    with pytest.raises(EncoderMismatchError):
+        watcher.poll()
 
 
 @pytest.mark.usefixtures("ray_session", "_here")
@@ -238,6 +258,6 @@ def test_a_watch_that_was_killed_can_be_started_again(broken: WatchJob):
     assert [len(report["arrivals"]) for report in reports] == [1, 0]
     (_scenes(broken) / "bad_20240601.tif").write_bytes(b"II*\0")
     with sole_watcher(broken.ingest.archive_uri):
-        report = poll(broken, session=_no_session)
+        report = Watcher(broken, session=_no_session).poll()
     assert [one.scene_id for one in report.arrivals] == ["bad_20240601"]
     assert report.scenes_known == 2

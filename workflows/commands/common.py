@@ -25,7 +25,6 @@ from workflows.exit_codes import Interrupted, end_on_sigterm
 if TYPE_CHECKING:
     from pipeline.indexing.spec import IndexSpec
     from pipeline.ingest.spec import IngestSpec
-    from pipeline.tiles.spec import GridSpec
     from storage.location import StorageOptions
     from storage.scene import CatalogSpec
     from workflows.recipe.load import LoadedRecipe
@@ -114,32 +113,28 @@ class Run:
         ConfigError
             No source is given, or a local source does not exist.
         """
+        from storage.location import Location
         from storage.scene import CatalogSpec
         from workflows.recipe.sections import spec_from
 
-        source = self.need_path("catalog.source", "--scenes")
+        source = Location(self.need_path("catalog.source", "--scenes"), self.storage)
         return spec_from(CatalogSpec, self.recipe.catalog, source=source)
 
-    def grid_spec(self, tile_px: int) -> "GridSpec":
-        """Return the grid; its tiles are ``tile_px`` wide unless the recipe says."""
-        from pipeline.tiles.spec import GridSpec
-        from workflows.recipe.sections import spec_from
-
-        section = self.recipe.grid
-        return spec_from(GridSpec, section, tile_px=section.tile_px or tile_px)
-
-    def ingest_spec(self, tile_px: int) -> "IngestSpec":
+    def ingest_spec(self) -> "IngestSpec":
         """Return what an ingest embeds, with which encoder, into which archive."""
         from pipeline.ingest.spec import IngestSpec
+        from storage.location import Location
         from workflows.recipe.sections import spec_from
 
+        labels_uri = self.recipe.ingest.labels_uri
         return spec_from(
             IngestSpec,
             self.recipe.ingest,
             catalog=self.catalog_spec(),
-            encoder_uri=self.need_path("encoder.bundle", "--encoder"),
-            archive_uri=self.need("archive.uri", "--archive"),
-            grid=self.grid_spec(tile_px),
+            encoder_uri=Location(self.need_path("encoder.bundle", "--encoder"), self.storage),
+            archive_uri=Location.of(self.need("archive.uri", "--archive"), self.storage),
+            labels_uri=Location.of(labels_uri, self.storage) if labels_uri else None,
+            grid=self.recipe.grid,
             rules=self.recipe.tiles,
         )
 

@@ -1,6 +1,7 @@
 """`skysift composite`: cloud-free composites of a series, as scenes."""
 
 import os
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,7 @@ from workflows.exit_codes import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
     from pipeline.composite.plan import CompositePlan, CompositeReport
+    from pipeline.runtime.dask import Scheduler
 
 
 class _Names(click.ParamType[tuple[str, ...]]):
@@ -50,6 +52,7 @@ def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
     from pipeline.composite.driver import make_composites
     from pipeline.composite.plan import plan_composites
     from pipeline.composite.spec import CompositeSpec
+    from storage.location import Location
     from workflows.recipe.sections import spec_from
 
     encoder = run.recipe.encoder
@@ -57,34 +60,32 @@ def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
         CompositeSpec,
         run.recipe.composite,
         catalog=run.catalog_spec(),
-        output_uri=run.need("composite.output_uri", "--out"),
+        output_uri=Location.of(run.need("composite.output_uri", "--out"), run.storage),
         bands=run.recipe.composite.bands or encoder.bands,
-        grid=run.grid_spec(encoder.tile_px),
+        grid=run.recipe.grid,
     )
-    plan = plan_composites(spec, run.storage)
+    plan = plan_composites(spec)
     if dry_run:
         run.show(plan.summary(), _plan_lines(plan))
         return
-    if run.recipe.cluster.address is None and not os.environ.get("RAY_ADDRESS"):
-        with run.progress() as progress:
-            report = make_composites(plan, options=run.storage, progress=progress)
-    else:
-        with run.ray(), run.progress() as progress:
-            report = make_composites(plan, scheduler="ray", options=run.storage, progress=progress)
+    on_ray = bool(run.recipe.cluster.address or os.environ.get("RAY_ADDRESS"))
+    with run.ray() if on_ray else nullcontext(), run.progress() as progress:
+        scheduler: Scheduler = "ray" if on_ray else "threads"
+        report = make_composites(plan, scheduler=scheduler, progress=progress)
     run.show(report, _report_lines(report))
     if report.failed or report.left_out:
         ctx.exit(EXIT_QUARANTINED)
 
 
 def _plan_lines(plan: "CompositePlan") -> dict[str, Any]:
-    size = sum(one.extent.width * one.extent.height for one in plan.todo) * len(plan.spec.bands) * 4
+    pixels = plan.summary()["pixels"]
     return {
-        "folder": plan.spec.output_uri,
+        "folder": str(plan.spec.output_uri),
         "grid": f"{plan.pixels.crs}, {plan.pixels.resolution:g} per pixel",
         "composites to make": len(plan.todo),
-        **{f"  {one.id}": f"of {len(one.placed)} scenes" for one in plan.todo},
+        **{f"  {item.id}": f"of {len(item.placed)} scenes" for item in plan.todo},
         "composites unchanged": len(plan.unchanged),
-        "to write": f"{size / 1e9:,.3f} GB at most",
+        "to write": f"{pixels * len(plan.spec.bands) * 4 / 1e9:,.3f} GB at most",
         "scenes left out": len(plan.left_out),
         **{f"  {scene}": reason for scene, reason in plan.left_out.items()},
     }

@@ -1,5 +1,6 @@
 """`skysift dataset`: labelled datasets to train and evaluate with."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -97,14 +98,13 @@ def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
 
     section = run.recipe.dataset
     scenes = read_scenes(run.catalog_spec(), section.bands, run.storage).scenes
-    grid = run.grid_spec(run.need("dataset.tile_px"))
+    grid = replace(run.recipe.grid, tile_px=run.recipe.grid.tile_px or run.need("dataset.tile_px"))
     labels = label_scenes(
         scenes,
         grid,
-        run.need_path("dataset.landcover.href", "--landcover"),
+        Location.of(run.need_path("dataset.landcover.href", "--landcover"), run.storage),
         run.need("dataset.landcover.classes"),
         min_fraction=section.landcover.min_fraction,
-        options=run.storage,
         progress=progress,
     )
     return import_scenes(

@@ -77,7 +77,7 @@ def _spec(run: Run) -> "EncoderSpec":
         return spec_from(EncoderSpec, section, **{name: getattr(info, name) for name in names})
     listing = read_scenes(run.catalog_spec(), section.bands, run.storage)
     with run.progress() as progress:
-        statistics = band_statistics(listing.scenes, options=run.storage, progress=progress)
+        statistics = band_statistics(listing.scenes, progress=progress)
     return spec_from(EncoderSpec, section, band_mean=statistics.mean, band_std=statistics.std)
 
 

@@ -1,4 +1,4 @@
-"""`skysift index build|update|compact`; what looks after versions is in index_care."""
+"""`skysift index build|update|compact`; maintenance of versions is in index_care."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,13 +6,14 @@ import click
 
 from workflows.commands.common import Run, Verb, pass_run
 from workflows.commands.index_care import INDEX, gc, info, list_, rollback, size, verify
-from workflows.commands.index_stats import stats
+from workflows.commands.index_stats import index_of, stats
 from workflows.commands.options import recipe_option
 
 if TYPE_CHECKING:
     from pipeline.indexing.plan import IndexPlan
     from pipeline.indexing.spec import IndexSpec
     from storage.index.manifest import IndexManifest
+    from storage.location import Location
 
 
 @click.group()
@@ -40,16 +41,17 @@ def index() -> None:
 def build(run: Run, dry_run: bool) -> None:
     """Index the newest snapshot of an archive; nothing is done when that is there."""
     from pipeline.indexing.driver import build_index, plan_build
+    from storage.location import Location
 
-    archive = run.need_path("archive.uri", "--archive")
-    target = run.need("index.uri", "--index")
+    archive = Location(run.need_path("archive.uri", "--archive"), run.storage)
+    target = Location(run.need("index.uri", "--index"), run.storage)
     spec = run.index_spec()
     if dry_run:
-        plan = plan_build(archive, spec, run.storage)
+        plan = plan_build(archive, spec)
         run.show(plan, _prediction(plan, spec))
         return
     with run.ray(), run.progress() as progress:
-        manifest = build_index(archive, target, spec, options=run.storage, progress=progress)
+        manifest = build_index(archive, target, spec, progress=progress)
     _show(run, target, manifest)
 
 
@@ -60,9 +62,9 @@ def update(run: Run) -> None:
     """Add an archive's new rows to its index and hide those that are gone."""
     from pipeline.indexing.driver import update_index
 
-    target = run.need_path("index.uri", "--index")
+    target = index_of(run)
     with run.ray(), run.progress() as progress:
-        manifest = update_index(target, options=run.storage, progress=progress)
+        manifest = update_index(target, progress=progress)
     _show(run, target, manifest)
 
 
@@ -73,14 +75,14 @@ def compact(run: Run) -> None:
     """Merge the small shards that updates left and drop dead rows; answers stay the same."""
     from pipeline.indexing.driver import compact_index
 
-    target = run.need_path("index.uri", "--index")
+    target = index_of(run)
     with run.ray(), run.progress() as progress:
-        manifest = compact_index(target, options=run.storage, progress=progress)
+        manifest = compact_index(target, progress=progress)
     _show(run, target, manifest)
 
 
-for care in (list_, info, stats, verify, rollback, gc):
-    index.add_command(care)
+for command in (list_, info, stats, verify, rollback, gc):
+    index.add_command(command)
 
 
 def _prediction(plan: "IndexPlan", spec: "IndexSpec") -> dict[str, Any]:
@@ -101,9 +103,9 @@ def _prediction(plan: "IndexPlan", spec: "IndexSpec") -> dict[str, Any]:
     }
 
 
-def _show(run: Run, target: str, manifest: "IndexManifest") -> None:
+def _show(run: Run, target: "Location", manifest: "IndexManifest") -> None:
     facts: dict[str, Any] = {
-        "index": target,
+        "index": target.uri,
         "version": manifest.version,
         "archive": manifest.archive_uri,
         "snapshot": manifest.snapshot,
@@ -118,4 +120,4 @@ def _show(run: Run, target: str, manifest: "IndexManifest") -> None:
         "drift": manifest.drift,
         "advice": manifest.advice or None,
     }
-    run.show({"index": target, **manifest.to_dict()}, facts)
+    run.show({"index": target.uri, **manifest.to_dict()}, facts)

@@ -1,11 +1,11 @@
-"""`skysift index list|info|verify|rollback|gc`: care of the versions of an index."""
+"""`skysift index list|info|verify|rollback|gc`: maintenance of the versions of an index."""
 
 import datetime as dt
 
 import click
 
 from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.index_stats import actors_of
+from workflows.commands.index_stats import actors_of, index_of
 from workflows.commands.options import Duration, recipe_option
 from workflows.console import format_pairs, format_table
 from workflows.exit_codes import EXIT_FAILED
@@ -20,23 +20,23 @@ def list_(run: Run) -> None:
     """List the versions of an index, oldest first; * is the current one."""
     from pipeline.indexing.maintenance import index_versions
 
-    found = index_versions(_uri(run), run.storage)
+    versions = index_versions(index_of(run))
     head = ("", "version", "written (UTC)", "kind", "rows", "shards", "size", "recall@10", "drift")
     rows = [
         (
-            "*" if one.current else "",
-            one.version,
-            f"{one.written:%Y-%m-%d %H:%M}",
-            one.kind,
-            one.rows,
-            one.shards,
-            size(one.size_bytes),
-            one.recall,
-            round(one.drift, 2),
+            "*" if version.current else "",
+            version.version,
+            f"{version.written:%Y-%m-%d %H:%M}",
+            version.kind,
+            version.rows,
+            version.shards,
+            size(version.size_bytes),
+            version.recall,
+            round(version.drift, 2),
         )
-        for one in found
+        for version in versions
     ]
-    run.show(found, format_table(head, rows, width=100))
+    run.show(versions, format_table(head, rows, width=100))
 
 
 @click.command("info", cls=Verb, example="skysift index info --index work/index")
@@ -44,11 +44,11 @@ def list_(run: Run) -> None:
 @click.option("--version", metavar="VERSION", help="Version to look at; the current one.")
 @pass_run
 def info(run: Run, version: str | None) -> None:
-    """Say how an index stands: memory, recall by lists probed, drift, and each shard."""
+    """Show the state of an index: memory, recall by lists probed, drift, and each shard."""
     from storage.index.manifest import read_manifest
 
-    uri = _uri(run)
-    manifest = read_manifest(uri, version, run.storage)
+    location = index_of(run)
+    manifest = read_manifest(location, version)
     facts = {
         "version": manifest.version,
         "rows": manifest.rows,
@@ -64,8 +64,8 @@ def info(run: Run, version: str | None) -> None:
     }
     probed = [(int(nprobe), value) for nprobe, value in manifest.recall.items()]
     shards = [
-        (one.name, one.rows, one.dead_rows, size(one.memory_bytes), one.since[:10], one.until[:10])
-        for one in manifest.shards
+        (s.name, s.rows, s.dead_rows, size(s.memory_bytes), s.since[:10], s.until[:10])
+        for s in manifest.shards
     ]
     lines = [
         *format_pairs(facts),
@@ -74,7 +74,7 @@ def info(run: Run, version: str | None) -> None:
         "",
         *format_table(("shard", "rows", "dead", "memory", "since", "until"), shards),
     ]
-    run.show({"index": uri, **manifest.to_dict()}, lines)
+    run.show({"index": location.uri, **manifest.to_dict()}, lines)
 
 
 @click.command("verify", cls=Verb, example="skysift index verify --index work/index")
@@ -87,7 +87,7 @@ def verify(ctx: click.Context, run: Run, version: str | None) -> None:
     from pipeline.indexing.maintenance import verify_index
 
     with run.progress() as progress:
-        report = verify_index(_uri(run), version, options=run.storage, progress=progress)
+        report = verify_index(index_of(run), version, progress=progress)
     sound = f"version {report.version}: {report.files} files, {size(report.size_bytes)}: sound"
     run.show(report, report.problems or [sound])
     if not report.ok:
@@ -106,7 +106,7 @@ def rollback(run: Run, to: str | None) -> None:
     from pipeline.indexing.maintenance import rollback_index
 
     with run.progress() as progress:
-        manifest = rollback_index(_uri(run), to, options=run.storage, progress=progress)
+        manifest = rollback_index(index_of(run), to, progress=progress)
     facts = {"current version": manifest.version, "rows": manifest.rows}
     run.show(facts | {"snapshot": manifest.snapshot})
 
@@ -145,17 +145,15 @@ def gc(run: Run, keep: int, older_than: dt.timedelta, dry_run: bool) -> None:
     """
     from pipeline.indexing.maintenance import collect_garbage
     from storage.index.manifest import list_versions
-    from storage.location import absolute_uri
 
-    uri = absolute_uri(_uri(run))
-    running = actors_of(run, uri, list_versions(uri, run.storage))
+    location = index_of(run).absolute
+    running = actors_of(run, location, list_versions(location))
     done = collect_garbage(
-        uri,
+        location,
         keep,
         older_than,
         in_use=[version for version, actors in running.items() if actors],
         dry_run=dry_run,
-        options=run.storage,
     )
     verb = "would go" if dry_run else "gone"
     facts = {f"versions {verb}": ", ".join(done.versions) or "none"}
@@ -163,14 +161,10 @@ def gc(run: Run, keep: int, older_than: dt.timedelta, dry_run: bool) -> None:
 
 
 def size(count: int) -> str:
-    """Return a number of bytes as a person reads it."""
+    """Return a number of bytes for people, in kB, MB, GB or TB."""
     value = float(count)
     for unit in ("bytes", "kB", "MB", "GB"):
         if value < 1000:
             return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
         value /= 1000
     return f"{value:,.1f} TB"
-
-
-def _uri(run: Run) -> str:
-    return str(run.need_path("index.uri", "--index"))

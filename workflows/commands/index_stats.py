@@ -1,4 +1,4 @@
-"""`skysift index stats`: what the running search actors of an index hold and do."""
+"""`skysift index stats`: the figures of the running search actors of an index."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from workflows.commands.options import recipe_option
 from workflows.console import format_table
 
 if TYPE_CHECKING:
-    from pipeline.search.node import NodeState
+    from pipeline.search.actor import NodeState
+    from storage.location import Location
 
 _ACTOR = ("actor", "node", "rows", "queries", "per s", "p50 ms", "p95 ms", "p99 ms")
 _SHARD = ("shard", "actor", "rows", "queries", "lists probed", "rows compared")
@@ -29,13 +30,12 @@ def stats(run: Run, version: str | None) -> None:
     started. The same figures are on the metrics port of each Ray node, for Prometheus.
     """
     from storage.index.manifest import read_manifest
-    from storage.location import absolute_uri
 
-    uri = absolute_uri(run.need_path("index.uri", "--index"))
-    manifest = read_manifest(uri, version, run.storage)
-    nodes = actors_of(run, uri, [manifest.version])[manifest.version]
+    location = index_of(run).absolute
+    manifest = read_manifest(location, version)
+    nodes = actors_of(run, location, [manifest.version])[manifest.version]
     answer: dict[str, Any] = {
-        "index": uri,
+        "index": location.uri,
         "version": manifest.version,
         "rows": manifest.rows,
         "actors": {n: s if isinstance(s, str) else asdict(s) for n, s in nodes.items()},
@@ -47,8 +47,15 @@ def stats(run: Run, version: str | None) -> None:
     )
 
 
+def index_of(run: Run) -> "Location":
+    """Return the location of the index that the options or the recipe name."""
+    from storage.location import Location
+
+    return Location(run.need_path("index.uri", "--index"), run.storage)
+
+
 def actors_of(
-    run: Run, uri: str, versions: Sequence[str]
+    run: Run, location: "Location", versions: Sequence[str]
 ) -> dict[str, dict[str, "NodeState | str"]]:
     """Return the running search actors of versions of an index; none without a cluster."""
     import ray
@@ -58,7 +65,7 @@ def actors_of(
     if not (run.recipe.cluster.address or os.environ.get("RAY_ADDRESS") or ray.is_initialized()):
         return {version: {} for version in versions}
     with run.ray():
-        return {version: running_nodes(uri, version) for version in versions}
+        return {version: running_nodes(location, version) for version in versions}
 
 
 def _tables(nodes: dict[str, "NodeState | str"]) -> list[str]:

@@ -48,17 +48,17 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
 
     for key, option in (("catalog.source", "--scenes"), ("encoder.bundle", "--encoder")):
         run.need_path(key, option)
-    archive_uri = run.need("archive.uri", "--archive")
+    archive_uri = str(run.need("archive.uri", "--archive"))
     if dry_run:
         plan, cost = _planned(run, sample=False)
         run.show({**plan.summary(), **cost.summary()}, _plan_lines(plan, cost))
-        _require_room(plan, cost)
+        cost.require_room()
         return
     with event_log(events) as log, ThreadPoolExecutor(1) as pool:
         planning = pool.submit(_planned, run, sample=True)
-        here = _fits_here(run, planning)
-        with run.ray(needed=not here):  # starts while the thread plans
-            report = _carried_out(run, *planning.result(), log, here=here)
+        local = _fits_locally(run, planning)
+        with run.ray(needed=not local):  # starts while the thread plans
+            report = _carry_out(run, *planning.result(), log, local=local)
     lines = {
         "archive": archive_uri,
         "snapshot": report.snapshot,
@@ -75,17 +75,14 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
 
 
 def _planned(run: Run, *, sample: bool) -> "tuple[IngestPlan, IngestCost]":
-    from encoders.spec import read_bundle
     from pipeline.ingest.cost import SAMPLE_SCENES, estimate_cost
     from pipeline.ingest.driver import plan_ingest
     from pipeline.runtime.cluster import joins_cluster
 
-    bundle = read_bundle(run.need_path("encoder.bundle", "--encoder"), run.storage)
-    plan = plan_ingest(run.ingest_spec(bundle.spec.tile_px), run.storage)
+    plan = plan_ingest(run.ingest_spec())
     with run.progress() as progress:
         cost = estimate_cost(
             plan,
-            run.storage,
             sample_scenes=SAMPLE_SCENES if sample else None,
             cpus=run.recipe.cluster.cpus,
             on_cluster=joins_cluster(run.recipe.cluster.address),
@@ -94,33 +91,27 @@ def _planned(run: Run, *, sample: bool) -> "tuple[IngestPlan, IngestCost]":
     return plan, cost
 
 
-def _fits_here(run: Run, planning: "Future[tuple[IngestPlan, IngestCost]]") -> bool:
-    """Tell whether a run is so small that it does without Ray; only a plan that is soon made."""
+def _fits_locally(run: Run, planning: "Future[tuple[IngestPlan, IngestCost]]") -> bool:
+    """Tell whether a run is so small that it does without Ray; waits for local plans only."""
     from pipeline.ingest.driver import LOCAL_TILES
     from pipeline.runtime.cluster import joins_cluster
 
-    local = is_local(run.need_path("catalog.source", "--scenes"))
-    if not local or joins_cluster(run.recipe.cluster.address):
+    source = run.need_path("catalog.source", "--scenes")
+    if not is_local(source) or joins_cluster(run.recipe.cluster.address):
         return False
     _, cost = planning.result()
     return cost.tiles <= LOCAL_TILES
 
 
-def _carried_out(
-    run: Run, plan: "IngestPlan", cost: "IngestCost", log: "EventSink", *, here: bool
+def _carry_out(
+    run: Run, plan: "IngestPlan", cost: "IngestCost", log: "EventSink", *, local: bool
 ) -> "IngestReport":
     from pipeline.ingest.driver import ingest
 
-    _require_room(plan, cost)
+    cost.require_room()
     run.silence_ray()  # again: the plan imported more of it
     with run.progress() as progress:
-        return ingest(plan, options=run.storage, here=here, progress=progress, events=log)
-
-
-def _require_room(plan: "IngestPlan", cost: "IngestCost") -> None:
-    from pipeline.ingest.cost import require_room
-
-    require_room(cost, plan.spec.archive_uri)
+        return ingest(plan, local=local, progress=progress, events=log)
 
 
 def _plan_lines(plan: "IngestPlan", cost: "IngestCost") -> dict[str, Any]:
@@ -131,7 +122,7 @@ def _plan_lines(plan: "IngestPlan", cost: "IngestCost") -> dict[str, Any]:
     size = plan.grid.resolution
     pixel = "native resolution" if size == "native" else f"{size:g} CRS units a pixel"
     return {
-        "archive": plan.spec.archive_uri,
+        "archive": str(plan.spec.archive_uri),
         "encoder": plan.archive.encoder_fingerprint[:16],
         "bands": ", ".join(plan.archive.bands),
         "tiles of": f"{plan.archive.tile_px} px",

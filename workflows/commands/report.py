@@ -13,37 +13,37 @@ from workflows.commands.options import catalog_options, recipe_option
 @click.option(
     "--out", default="report.html", show_default=True, metavar="URI", help="Page to write."
 )
-@click.option("--queries", default=6, show_default=True, help="Tiles that ask.")
-@click.option("--seed", default=0, show_default=True, help="Decides which tiles ask.")
+@click.option("--queries", default=6, show_default=True, help="Number of query tiles.")
+@click.option("--seed", default=0, show_default=True, help="Seed that draws the query tiles.")
 @pass_run
 def report(run: Run, out: str, queries: int, seed: int) -> None:
-    """Draw what an archive holds and finds as one self-contained HTML page."""
+    """Draw the content of an archive and hits of its index as one self-contained HTML page."""
     from pipeline.search.searcher import Searcher
     from storage.archive.reader import Archive
     from storage.catalog.read import read_scenes
-    from storage.location import exists, join_uri
+    from storage.location import Location
     from workflows.report.archive import ReportSpec, archive_report
     from workflows.report.html import write_report
+    from workflows.report.rendering import TileRenderer
 
-    index = run.need_path("index.uri", "--index")
-    searcher = Searcher.local(index, options=run.storage)
+    searcher = Searcher.local(Location(run.need_path("index.uri", "--index"), run.storage))
     manifest = searcher.manifest
-    bands = Archive.open(manifest.archive_uri, manifest.snapshot, run.storage).spec.bands
-    scenes = read_scenes(run.catalog_spec(), bands, run.storage).scenes
-    training = run.recipe.training.output
-    if training and not exists(join_uri(training, "history.csv"), run.storage):
+    archive = Archive.open(searcher.index.at(manifest.archive_uri), manifest.snapshot)
+    scenes = read_scenes(run.catalog_spec(), archive.spec.bands).scenes
+    output = run.recipe.training.output
+    training = Location.of(output, run.storage) if output else None
+    if training and not (training / "history.csv").exists():
         training = None
     data = archive_report(
         searcher,
-        scenes,
+        TileRenderer(archive, scenes),
         ReportSpec(
             title=run.recipe.name or "Skysift",
             summary=run.recipe.description or f"The archive at {manifest.archive_uri}.",
             queries=queries,
             seed=seed,
         ),
-        training_uri=str(training) if training else None,
-        options=run.storage,
+        training_uri=training,
     )
-    write_report(data, out, run.storage)
+    write_report(data, Location(out, run.storage))
     run.show({"report": out, "rows": manifest.rows, "queries": len(data.answers)})

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,12 +15,8 @@ from workflows.commands.options import recipe_option
 from workflows.console import format_table
 
 if TYPE_CHECKING:
-    from pipeline.search.query import Query, QueryResolver
-    from pipeline.search.searcher import Searcher
-
-if TYPE_CHECKING:
     from pipeline.search.hits import Hits
-    from pipeline.search.query import Query
+    from pipeline.search.query import Query, QueryResolver
     from pipeline.search.searcher import Searcher
 
 
@@ -81,14 +77,16 @@ def example_options(function: F) -> F:
     return function
 
 
-def check_examples(options: dict[str, Any]) -> None:
-    """Check that there is an example, and that what goes with one has it.
+def _check(options: dict[str, Any]) -> None:
+    """Check that there is an example, and that options that go together are given together.
 
     Raises
     ------
     click.UsageError
-        An option is missing or goes with nothing.
+        An option is missing or goes with no other option.
     """
+    from storage.formats import check_format
+
     if not any(options[kind] for kind in KINDS) and not _like(options):
         raise click.UsageError(
             "give an example: --image, --lonlat, --tile, --vector, or tiles by --like-scene, "
@@ -99,6 +97,11 @@ def check_examples(options: dict[str, Any]) -> None:
             raise click.UsageError(f"--{name} goes with --{owner}")
     if options["each"] and any(options[f"not_{kind}"] for kind in KINDS):
         raise click.UsageError("--each asks one by one; leave the --not- options out")
+    out = options["out"]
+    if out:
+        check_format(out)
+    if options["each"] and not (out and out.lower().endswith(".parquet")):
+        raise click.UsageError("--each writes GeoParquet; give --out FILE.parquet")
 
 
 def examples(
@@ -109,7 +112,7 @@ def examples(
 
     pictures = options["image"] or options["not_image"]
     encoder = _encoder(run, searcher) if pictures else None
-    resolver = QueryResolver(searcher, encoder, run.storage)
+    resolver = QueryResolver(searcher, encoder)
     positive = list(_named(resolver, options, ""))
     like = _like(options)
     if like:
@@ -209,7 +212,8 @@ _WIDE = 100
     help="With --min-score: no more of each query (10,000).",
 )
 @click.option("--each", is_flag=True, help="Ask with each example by itself; needs --out.")
-@click.option("--include-self", is_flag=True, help="Keep the tiles that ask among the hits.")
+@click.option("--include-self", is_flag=True, help="Keep the examples among the hits.")
+@click.option("--explain", is_flag=True, help="Show how it would be searched, and stop.")
 @recipe_option("--encoder", "encoder.bundle", "Bundle for --image; the archive's.")
 @click.option("--out", metavar="URI", help="Write the hits to a .geojson, .parquet or .csv file.")
 @pass_run
@@ -221,61 +225,49 @@ def search(run: Run, /, **options: Any) -> None:
     many. Searches in this process; on the cluster's search actors when the recipe names a cluster
     or RAY_ADDRESS is set.
     """
-    from pipeline.search.query import combine
-
     _check(options)
     with _searcher(run) as searcher:
         positive, negative = examples(run, searcher, options)
-        asking = _Asking(run, searcher, options)
-        if options["each"]:
-            asking.each(positive)
+        request = _Request(run, searcher, options)
+        if options["explain"]:
+            request.explain(len(positive) if options["each"] else 1)
+        elif options["each"]:
+            request.each(positive)
         else:
-            alone = len(positive) == 1 and not negative
-            asking.one(positive[0] if alone else combine(positive, negative))
-
-
-def _check(options: dict[str, Any]) -> None:
-    from workflows.hits import check_format
-
-    check_examples(options)
-    out = options["out"]
-    if out:
-        check_format(out)
-    if options["each"] and not (out and out.lower().endswith(".parquet")):
-        raise click.UsageError("--each writes GeoParquet; give --out FILE.parquet")
+            request.combined(positive, negative)
 
 
 @contextmanager
 def _searcher(run: Run) -> Iterator["Searcher"]:
     from pipeline.search.searcher import Searcher
+    from storage.location import Location
 
-    uri = run.need_path("index.uri", "--index")
+    index = Location(run.need_path("index.uri", "--index"), run.storage)
     if run.recipe.cluster.address is None and not os.environ.get("RAY_ADDRESS"):
-        yield Searcher.local(uri, options=run.storage)
+        yield Searcher.local(index)
         return
     with run.ray():
-        yield Searcher.connect(uri, options=run.storage, replicas=run.recipe.search.replicas)
+        yield Searcher.connect(index, replicas=run.recipe.search.replicas)
 
 
-class _Asking:
-    """Asks an index as the options say, and shows or writes the hits."""
+class _Request:
+    """A search as the options describe it; shows or writes the hits, or the plan."""
 
     def __init__(self, run: Run, searcher: "Searcher", options: dict[str, Any]) -> None:
         self._run, self._searcher, self._options = run, searcher, options
         self._where = run.recipe.search.filter
         by_score = options["min_score"] is not None
         self._k: int = options["limit"] if by_score else run.recipe.search.k
-        self._rows = searcher.manifest.rows
         self._truncated = 0
 
-    def one(self, query: "Query") -> None:
-        """Show the hits of one query."""
-        from pipeline.search.batch import exclude_query_rows
-        from workflows.hits import hit_records, write_hits
+    def combined(self, positive: "list[Query]", negative: "list[Query]") -> None:
+        """Show the hits of the query that the examples make together."""
+        from pipeline.search.query import combine
+        from storage.formats import hit_records, write_hits
 
-        own = () if self._options["include_self"] else query.rows
-        hits = self._search(query.vector, min(self._k + len(own), self._rows))
-        table = exclude_query_rows(hits.to_arrow(), [query], self._k) if own else hits.to_arrow()
+        query = combine(positive, negative)
+        hits = self._answer([query])
+        table = hits.to_arrow()
         if self._options["out"]:
             write_hits(table, self._options["out"], self._run.storage)
         records = hit_records(table)
@@ -288,15 +280,15 @@ class _Asking:
             "hits": records,
         }
         lines = [f"like {query.label}", *_lines(records)] if records else ["no hits"]
-        self._run.show(answer, lines + self._warnings())
+        self._run.show(answer, [*lines, *(self._warnings() if self._truncated else [])])
 
-    def each(self, queries: list["Query"]) -> None:
+    def each(self, queries: "list[Query]") -> None:
         """Write the hits of every query, block by block."""
         from pipeline.search.batch import search_many
-        from storage.archive.export import write_geoparquet
+        from storage.formats import write_geoparquet
 
-        out, keep = self._options["out"], self._options["include_self"]
-        tables = search_many(queries, self._search, self._k, self._rows, keep_own=keep)
+        out = self._options["out"]
+        tables = search_many(queries, self._answer, self._k)
         count = write_geoparquet(tables, out, self._run.storage)
         manifest = self._searcher.manifest
         answer = {
@@ -308,19 +300,33 @@ class _Asking:
             "truncated": self._truncated,
         }
         lines = [f"{count:,} hits of {len(queries):,} queries written to {out}"]
-        self._run.show(answer, lines + self._warnings())
+        self._run.show(answer, [*lines, *(self._warnings() if self._truncated else [])])
 
-    def _search(self, vectors: Any, k: int) -> "Hits":
-        least = self._options["min_score"]
-        if least is None:
-            return self._searcher.search(vectors, k, self._where)
-        hits = self._searcher.search_above(vectors, least, self._where, limit=k)
+    def explain(self, queries: int) -> None:
+        """Show the plan of the search."""
+        from dataclasses import asdict
+
+        from pipeline.search.searcher import FIRST_DEPTH
+
+        k = self._k if self._options["min_score"] is None else FIRST_DEPTH
+        k = min(k, self._searcher.manifest.rows)
+        plan = self._searcher.explain(k, self._where, queries=queries)
+        self._run.show(asdict(plan), str(plan).splitlines())
+
+    def _answer(self, queries: "Sequence[Query]") -> "Hits":
+        options = self._options
+        hits = self._searcher.answer(
+            queries,
+            self._k,
+            self._where,
+            min_score=options["min_score"],
+            limit=options["limit"],
+            keep_own=options["include_self"],
+        )
         self._truncated += len(hits.truncated)
         return hits
 
     def _warnings(self) -> list[str]:
-        if not self._truncated:
-            return []
         return [
             f"{self._truncated:,} queries have more hits than {self._k:,}: raise --limit, or "
             "--min-score"
@@ -329,6 +335,8 @@ class _Asking:
 
 def _lines(records: list[dict[str, Any]]) -> list[str]:
     """Lay hits out as a table; a grid that all hits share is named once, above it."""
+    from storage.geometry import centres
+
     width = max(80, shutil.get_terminal_size((80, 24)).columns)
     grids = {record["tile_key"].rsplit("/", 2)[0] for record in records}
     cut = len(next(iter(grids))) + 1 if len(grids) == 1 else 0
@@ -340,8 +348,7 @@ def _lines(records: list[dict[str, Any]]) -> list[str]:
     if width >= _WIDE:
         columns.insert(3, "lon,lat")
         for row, record in zip(rows, records, strict=True):
-            west, south, east, north = record["bbox"]
-            middle = (west + east + (360 if east < west else 0)) / 2
-            row.insert(3, f"{middle:.4f},{(south + north) / 2:.4f}")
+            lon, lat = centres([record["bbox"]])[0]
+            row.insert(3, f"{lon:.4f},{lat:.4f}")
     heading = [f"tiles of grid {grids.pop()}/"] if cut else []
     return [*heading, *format_table(columns, rows, width)]

@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 def serve(run: Run) -> None:
     """Serve a map and an HTTP API until interrupted.
 
-    Listens on this machine only unless told otherwise; beyond it, every request must carry a
-    token of the variable SKYSIFT_TOKEN (or of the recipe's service.token; several with commas
-    between them).
+    Listens on this machine only by default; beyond this machine every request must carry a token
+    of the variable SKYSIFT_TOKEN (or of the recipe's service.token; several are separated by
+    commas).
     """
+    from storage.location import Location
     from workflows.service.backend import BackendConfig
     from workflows.service.deploy import check_exposure, prepare_proxy, serve_index
 
@@ -43,23 +44,22 @@ def serve(run: Run) -> None:
     check_exposure(spec)
     prepare_proxy()
     section = run.recipe.service
-    served = BackendConfig(
-        index_uri=run.need_path("index.uri", "--index"),
-        encoder_uri=str(bundle) if (bundle := run.recipe.encoder.bundle) else None,
+    config = BackendConfig(
+        index_uri=Location(run.need_path("index.uri", "--index"), run.storage),
+        encoder_uri=run.recipe.encoder.bundle,
         catalog=run.catalog_spec() if run.recipe.catalog.source else None,
-        options=run.storage,
         replicas=run.recipe.search.replicas,
         max_image_px=section.max_image_px,
         thumbnail_cache_bytes=section.thumbnail_cache_bytes,
     )
 
     def ready(address: str) -> None:
-        run.show({"address": address}, [f"serving {served.index_uri} at {address}; Ctrl-C stops"])
+        run.show({"address": address}, [f"serving {config.index_uri} at {address}; Ctrl-C stops"])
         sys.stdout.flush()
 
     with run.ray():
         try:
-            serve_index(served, spec, ready=ready)
+            serve_index(config, spec, ready=ready)
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
 
@@ -69,11 +69,11 @@ def _spec(section: "ServiceSection") -> "ServiceSpec":
     from workflows.service.app import Limits, MapConfig
     from workflows.service.deploy import ServiceSpec
 
-    rate = section.rate_per_s / section.replicas  # each replica counts for itself
+    rate = section.rate_per_s / section.replicas  # each replica counts alone
     return spec_from(
         ServiceSpec,
         section,
         token=section.token or os.environ.get("SKYSIFT_TOKEN"),
         limits=spec_from(Limits, section, rate_per_s=rate),
-        look=spec_from(MapConfig, section),
+        map_config=spec_from(MapConfig, section),
     )

@@ -1,4 +1,4 @@
-"""`skysift archive sheet`: pictures of tiles on one page."""
+"""`skysift archive sheet`: images of tiles on one page."""
 
 from typing import TYPE_CHECKING
 
@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 @catalog_options
 @click.option("--tile", "tiles", multiple=True, metavar="KEY", help="This tile; again for more.")
 @click.option("--of-scene", multiple=True, metavar="ID", help="Tiles of this scene.")
-@click.option("--hits", metavar="URI", help="What search wrote: --out, or --json in a file.")
+@click.option(
+    "--hits",
+    metavar="URI",
+    help="File that search wrote: by --out, or its --json.",
+)
 @click.option("--count", type=click.IntRange(1, 1000), default=24, show_default=True,
-              help="Tiles at most; of more, a random sample. The best hits.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, help="Decides what is drawn.")
+              help="Tiles at most: a random sample, or the best hits.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Seed of the random sample.")
 @click.option("--columns", type=click.IntRange(1, 50), default=6, show_default=True,
               help="Tiles in a row.")  # fmt: skip
 @click.option("--side", type=click.IntRange(32, 1024), default=192, show_default=True,
@@ -47,25 +51,25 @@ def sheet(
     side: int,
     out: str,
 ) -> None:
-    """Draw tiles as a contact sheet: picture, score, date, place and scene of each.
+    """Draw tiles as a contact sheet: image, score, date, place and scene of each.
 
-    Without --tile, --of-scene and --hits, tiles drawn by chance from the whole archive. The
-    pictures come from the scenes of the catalog, stretched by each scene's own brightness.
+    Without --tile, --of-scene and --hits, draws a random sample of the whole archive. The images
+    come from the scenes of the catalog, stretched by the brightness of each scene.
     """
     from storage.catalog.read import read_scenes
-    from storage.location import write_bytes
+    from storage.location import Location
     from workflows.report.contact_sheet import contact_sheet
     from workflows.report.rendering import TileRenderer
 
     if sum(map(bool, (tiles, of_scene, hits))) > 1:
         raise click.UsageError("give at most one of --tile, --of-scene and --hits")
     archive = open_archive(run)
-    chosen, of = _chosen(run, archive, tiles, of_scene, hits, count, seed)
-    listing = read_scenes(run.catalog_spec(), archive.spec.bands, run.storage)
-    title = f"{len(chosen):,} of {of}  ·  {archive.uri}  ·  snapshot {archive.snapshot}"
-    renderer = TileRenderer(archive, listing.scenes, run.storage)
+    chosen, source = _chosen(run, archive, tiles, of_scene, hits, count, seed)
+    listing = read_scenes(run.catalog_spec(), archive.spec.bands)
+    title = f"{len(chosen):,} of {source}  ·  {archive.uri}  ·  snapshot {archive.snapshot}"
+    renderer = TileRenderer(archive, listing.scenes)
     page = contact_sheet(chosen, renderer, title=title, columns=columns, side_px=side)
-    write_bytes(out, page, run.storage)
+    Location(out, run.storage).write(page)
     run.show({"file": out, "tiles": len(chosen)})
 
 
@@ -78,18 +82,19 @@ def _chosen(
     count: int,
     seed: int,
 ) -> tuple[list["SheetTile"], str]:
-    """Return the tiles to draw, and of what they are."""
+    """Return the tiles to draw, and a description of the set they are from."""
     import numpy as np
 
     from pipeline.analysis.samples import uniform_rows
     from storage.errors import NotFoundError
+    from storage.location import Location
     from workflows.report.contact_sheet import rows_where, tiles_of_hits, tiles_of_rows
 
     if hits:
-        found = tiles_of_hits(hits, run.storage)
-        if not found:
-            raise NotFoundError(f"{hits} holds no hit; search for something that is there")
-        return found[:count], f"{len(found):,} hits"
+        tiles_found = tiles_of_hits(Location(hits, run.storage))
+        if not tiles_found:
+            raise NotFoundError(f"{hits} holds no hit; give the output of a search with hits")
+        return tiles_found[:count], f"{len(tiles_found):,} hits"
     if not len(archive):
         raise NotFoundError(f"archive {archive.uri} holds no tiles; ingest some first")
     if tiles or of_scene:

@@ -53,44 +53,36 @@ def watch(
     held scenes and is empty now is.
     """
     from storage.progress import event_log
-    from workflows.watch import poll, sole_watcher
-    from workflows.watch import watch as keep_watching
+    from workflows.watch import Watcher, sole_watcher
 
     job = _job(run)
     with event_log(events) as log, run.progress() as progress:
+        watcher = Watcher(job, session=run.ray, progress=progress, events=log)
         if not once:
-            keep_watching(
-                job,
-                interval.total_seconds(),
-                report=lambda outcome: _tell(run, outcome),
-                session=run.ray,
-                options=run.storage,
-                progress=progress,
-                events=log,
-            )
+            watcher.watch(interval.total_seconds(), report=lambda outcome: _write(run, outcome))
         with sole_watcher(job.ingest.archive_uri):
-            done = poll(job, session=run.ray, options=run.storage, progress=progress, events=log)
-    run.show(done, _lines(done))
-    if done.quarantined:
+            report = watcher.poll()
+    run.show(report, _lines(report))
+    if report.quarantined:
         ctx.exit(EXIT_QUARANTINED)
 
 
 def _job(run: Run) -> "WatchJob":
-    from encoders.spec import read_bundle
     from pipeline.runtime.cluster import joins_cluster
+    from storage.location import Location
     from workflows.watch import WatchJob
 
-    bundle = run.need_path("encoder.bundle", "--encoder")
+    index_uri = run.recipe.index.uri
     return WatchJob(
-        ingest=run.ingest_spec(read_bundle(bundle, run.storage).spec.tile_px),
-        index_uri=str(index) if (index := run.recipe.index.uri) else None,
+        ingest=run.ingest_spec(),
+        index_uri=Location.of(index_uri, run.storage) if index_uri else None,
         index=run.index_spec(),
         on_cluster=joins_cluster(run.recipe.cluster.address),
     )
 
 
-def _tell(run: Run, outcome: "PollReport | SkysiftError") -> None:
-    """Write what a poll did at once; without --json, only when there is something to say."""
+def _write(run: Run, outcome: "PollReport | SkysiftError") -> None:
+    """Write the report of a poll at once; without --json, only when something changed."""
     from workflows.watch import PollReport
 
     if run.as_json:
@@ -101,21 +93,20 @@ def _tell(run: Run, outcome: "PollReport | SkysiftError") -> None:
         click.echo("\n".join([*_lines(outcome), ""]))
 
 
-def _lines(done: "PollReport") -> list[str]:
-    states = [one.state for one in done.arrivals]
+def _lines(report: "PollReport") -> list[str]:
     facts = {
-        "polled (UTC)": f"{done.started_at:%Y-%m-%d %H:%M:%S}",
-        **({"source": done.nothing} if done.nothing else {}),
-        "scenes new or changed": len(done.arrivals),
+        "polled (UTC)": f"{report.started_at:%Y-%m-%d %H:%M:%S}",
+        **({"source": report.nothing} if report.nothing else {}),
+        "scenes new or changed": len(report.arrivals),
         **{
-            f"  {one.scene_id}": one.reason
-            or f"{one.rows:,} tiles{', replaces an older version' if one.replaced else ''}"
-            for one in done.arrivals
+            f"  {scene.scene_id}": scene.reason
+            or f"{scene.rows:,} tiles{', replaces an older version' if scene.replaced else ''}"
+            for scene in report.arrivals
         },
-        "quarantined": states.count("quarantined"),
-        "scenes known": done.scenes_known,
-        "snapshot": done.snapshot,
-        "index version": done.index_version,
-        "seconds": round(done.seconds, 1),
+        "quarantined": len(report.quarantined),
+        "scenes known": report.scenes_known,
+        "snapshot": report.snapshot,
+        "index version": report.index_version,
+        "seconds": round(report.seconds, 1),
     }
     return format_pairs(facts)

@@ -1,21 +1,16 @@
-"""How good the demo's search is: queries that show it, and scores that measure it.
+"""The quality of the demo's search: scores that measure it, and queries that show it.
 
-Everything is asked of ground that training never saw. Queries are of the summer day and the
-database of the autumn day, so the light, the crops and the colours differ; a query's own ground
-is left out of its answer.
+All queries are tiles of the summer day on ground that training never saw; a query's own ground is
+left out of its hits.
 """
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-import ray
+import pandas as pd
 from numpy.typing import NDArray
 
 from encoders.bundle import Encoder
@@ -24,249 +19,96 @@ from pipeline.analysis.landcover import TileLabels
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.dataset import LabelledDataset
-from storage.errors import SkysiftError
+from storage.geometry import centres
 
 METRICS = ("macro mAP", "rare mAP", "nDCG@50", "WAP@50", "mAP", "same place R@10")
 QUERY_DAY = "20240618"
+_K, _TIMED = 40, 50
 
 
-def held_out_days(dataset: LabelledDataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the rows of the test split that query, and those that are searched."""
-    test = dataset.indices("test")
-    asks = dataset.rows["scene"].iloc[test].str.endswith(QUERY_DAY).to_numpy(bool)
-    return test[asks], test[~asks]
+def score(dataset: LabelledDataset, encoders: Mapping[str, Encoder]) -> dict[str, dict[str, float]]:
+    """Score encoders and a random ranking: the summer tiles of the test split search the autumn's.
 
-
-def score(
-    dataset: LabelledDataset, archive: Archive, untrained: Encoder
-) -> dict[str, dict[str, float]]:
-    """Score the archive's vectors, an untrained encoder's and a random ranking.
-
-    Returns
-    -------
-    dict
-        Metrics by name for ``trained``, ``untrained`` and ``random``, and in ``counts`` the
-        numbers of ``queries`` and ``items``.
+    Returns metrics by name for each encoder and ``random``, and in ``counts`` the numbers of
+    ``queries`` and ``items``.
     """
-    asks, asked = held_out_days(dataset)
-    rows = np.concatenate([asks, asked])
-    vectors = {
-        "trained": archived_vectors(archive, dataset, rows),
-        "untrained": untrained(dataset.images[rows]),
-    }
+    test = dataset.indices("test")
+    is_query = dataset.rows["scene"].iloc[test].str.endswith(QUERY_DAY).to_numpy(bool)
+    queries, items = test[is_query], test[~is_query]
+    rows = np.concatenate([queries, items])
     labels, places = dataset.labels, dataset.rows["tile_key"].to_numpy()
-    position = {place: i for i, place in enumerate(places[asked])}
-    own = np.array([position.get(place, -1) for place in places[asks]])
-    found: dict[str, dict[str, float]] = {}
-    for name, z in vectors.items():
+    position = {place: i for i, place in enumerate(places[items])}
+    scores: dict[str, dict[str, float]] = {}
+    for name, encoder in encoders.items():
+        z = encoder(dataset.images[rows])
         by_label = evaluate_labels(
-            z[: len(asks)],
-            labels[asks],
-            z[len(asks) :],
-            labels[asked],
+            z[: len(queries)],
+            labels[queries],
+            z[len(queries) :],
+            labels[items],
             dataset.classes,
-            exclude_self=own,
+            exclude_self=[position.get(place, -1) for place in places[queries]],
             rare_counts=labels[dataset.indices("train")].sum(0),
         )
         by_place = same_place_recall(z, places[rows], dataset.rows["scene"].to_numpy()[rows], (10,))
-        found[name] = {**by_label.metrics, "same place R@10": by_place["recall@10"]}
-        found["random"] = {**by_label.random, "same place R@10": by_place["random recall@10"]}
-        found["counts"] = {"queries": by_label.queries, "items": by_label.items}
-    return {name: _plain(found[name]) for name in ("trained", "untrained", "random", "counts")}
-
-
-def archived_vectors(
-    archive: Archive, dataset: LabelledDataset, rows: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Return what the archive holds for rows of the dataset, float32 (n, D).
-
-    Raises
-    ------
-    SkysiftError
-        A tile of the dataset is not in the archive.
-    """
-    ids = archived_rows(archive, dataset, rows)
-    return archive.read(ids, ["embedding"])["embedding"].astype(np.float32)
-
-
-def archived_rows(
-    archive: Archive, dataset: LabelledDataset, rows: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Return the archive's row ids of dataset rows, by scene and tile key; int64 (n,).
-
-    Raises
-    ------
-    SkysiftError
-        A tile of the dataset is not in the archive.
-    """
-    known: dict[tuple[str, str], int] = {}
-    for segment in archive.segments:
-        part = archive.read_segment(segment.ordinal, ["scene", "tile_key"])
-        known.update(
-            zip(
-                zip(part["scene"], part["tile_key"], strict=True), part["row"].tolist(), strict=True
-            )
-        )
-    table = dataset.rows.iloc[rows]
-    wanted = list(zip(table["scene"], table["tile_key"], strict=True))
-    missing = [pair for pair in wanted if pair not in known]
-    if missing:
-        raise SkysiftError(
-            f"{len(missing)} labelled tiles are not in archive {archive.uri}, the first is "
-            f"{missing[0]}; dataset and archive must have the same tile rules"
-        )
-    return np.array([known[pair] for pair in wanted], np.int64)
+        scores[name] = {**by_label.metrics, "same place R@10": by_place["recall@10"]}
+        scores["random"] = {**by_label.random, "same place R@10": by_place["random recall@10"]}
+        scores["counts"] = {"queries": by_label.queries, "items": by_label.items}
+    return {name: {m: float(v) for m, v in metrics.items()} for name, metrics in scores.items()}
 
 
 def choose_queries(
     dataset: LabelledDataset, archive: Archive, labels: TileLabels, most: int = 6
 ) -> NDArray[np.int64]:
-    """Choose held-out tiles to show: for each class, rarest first, the one with most of it.
+    """Choose held-out tiles to show: for each class, rarest first, the tile with most of it.
 
-    Parameters
-    ----------
-    labels
-        Class fractions of every tile.
-
-    Returns
-    -------
-    ndarray
-        Row ids of the archive, at most ``most``, none twice; whole tiles without cloud.
+    Returns row ids of the archive, at most ``most``, none twice; whole tiles without cloud.
     """
-    asks, _ = held_out_days(dataset)
-    rows = archived_rows(archive, dataset, asks)
-    seen = archive.read(rows, ["cloud_fraction", "valid_fraction", "tile_key"])
-    clear = (seen["cloud_fraction"] < 0.01) & (seen["valid_fraction"] > 0.99)
-    known = {key: i for i, key in enumerate(labels.tile_keys)}
-    shares = labels.fractions[[known[key] for key in seen["tile_key"]]] * clear[:, None]
+    names = ["scene", "tile_key", "cloud_fraction", "valid_fraction"]
+    parts = [archive.read_segment(segment.ordinal, names) for segment in archive.segments]
+    tiles = pd.concat([pd.DataFrame(part) for part in parts])
+    tiles = tiles[
+        tiles["scene"].str.endswith(QUERY_DAY)
+        & tiles["tile_key"].isin(dataset.rows["tile_key"].iloc[dataset.indices("test")])
+        & (tiles["cloud_fraction"] < 0.01)
+        & (tiles["valid_fraction"] > 0.99)
+    ]
+    position = {key: i for i, key in enumerate(labels.tile_keys)}
+    fractions = labels.fractions[[position[key] for key in tiles["tile_key"]]]
     chosen: list[int] = []
-    for name in np.argsort(labels.labels.sum(0), kind="stable"):
-        best = int(np.argmax(shares[:, name]))
-        if shares[best, name] >= labels.min_fraction:
-            chosen.append(int(rows[best]))
-            shares[best] = 0
+    for label in np.argsort(labels.labels.sum(0), kind="stable"):
+        best = int(np.argmax(fractions[:, label]))
+        if fractions[best, label] >= labels.min_fraction:
+            chosen.append(int(tiles["row"].iloc[best]))
+            fractions[best] = 0
     return np.array(chosen[:most], np.int64)
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in values.items()}
+def search_queries(archive: Archive, searcher: Searcher, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """Search for the tiles most similar to rows of the archive, int64 (n,).
 
-
-K = 40
-_TIMED = 50
-
-
-def ask(archive: Archive, index_uri: str, rows: NDArray[np.int64], recipe: Path) -> dict[str, Any]:
-    """Search for the tiles most like some rows of an archive, in three ways that must agree.
-
-    Parameters
-    ----------
-    archive
-        The archive that the index was built from.
-    rows
-        Row ids that ask, int64 (n,).
-    recipe
-        Recipe for the command line.
-
-    Returns
-    -------
-    dict
-        JSON values: ``queries`` (row ids), for each of them ``hits`` (row ids, best first, without
-        the query's own ground) and ``scores``; ``median_ms`` of single searches; ``asked_from``;
-        ``example``, the first query in the words of the command line.
-
-    Raises
-    ------
-    SkysiftError
-        Two ways disagree, or the command line fails.
+    Returns JSON values: ``queries`` (row ids), for each query ``hits`` (row ids, best first, none
+    on the query's own ground) and ``scores``; ``median_ms`` of single searches; ``example``, the
+    tile key, scene and place of the first query.
     """
-    vectors = archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
-    searcher = Searcher.connect(index_uri)
-    found = searcher.search(vectors, k=K)
-    _compare("a Ray task", _from_task(index_uri, vectors), found.rows.tolist())
-    example = _example(archive, rows[:1])
-    others = [row for row in found.rows[0].tolist() if row != rows[0]][:10]
-    _compare("the command line", _from_command_line(recipe, example), _named(archive, others))
-    return {
-        "queries": rows.tolist(),
-        **_without_own_ground(archive, rows, found.rows, found.scores),
-        "median_ms": _median_ms(searcher, vectors),
-        "asked_from": ["the library", "a Ray task", "the command line"],
-        "example": example,
-    }
-
-
-def _compare(way: str, answer: list[Any], expected: list[Any]) -> None:
-    if answer != expected:
-        raise SkysiftError(
-            f"{way} got another answer from the demo's index than the library did "
-            f"({answer[:1]}, not {expected[:1]}); delete the folder `index` of the demo, run it "
-            "again, and report this if it stays"
-        )
-
-
-def _from_task(index_uri: str, vectors: NDArray[np.float32]) -> list[list[int]]:
-    """Ask from inside a Ray task; return the row ids of the hits of each query."""
-
-    def search() -> list[list[int]]:
-        found: list[list[int]] = Searcher.connect(index_uri).search(vectors, k=K).rows.tolist()
-        return found
-
-    answer: list[list[int]] = ray.get(ray.remote(search).remote())
-    return answer
-
-
-def _from_command_line(recipe: Path, example: dict[str, Any]) -> list[tuple[str, str]]:
-    """Ask with `skysift search`; return tile key and scene of the hits."""
-    call = ["search", "-r", str(recipe), "--tile", example["tile_key"]]
-    call += ["--scene", example["scene"], "-k", "10", "--json"]
-    done = subprocess.run(  # our own command line, without a shell
-        [sys.executable, "-m", "workflows.cli", *call], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SkysiftError(f"`skysift {' '.join(call)}` failed: {reason}")
-    return [(hit["tile_key"], hit["scene"]) for hit in json.loads(done.stdout)["hits"]]
-
-
-def _named(archive: Archive, rows: list[int]) -> list[tuple[str, str]]:
-    found = archive.read(rows, ["tile_key", "scene"])
-    return list(zip(found["tile_key"].tolist(), found["scene"].tolist(), strict=True))
-
-
-def _without_own_ground(
-    archive: Archive,
-    queries: NDArray[np.int64],
-    hits: NDArray[np.int64],
-    scores: NDArray[np.float32],
-) -> dict[str, Any]:
-    """Drop the hits on a query's own place, of any day, and what pads a short answer."""
-    places = archive.read(queries, ["tile_key"])["tile_key"]
-    kept: dict[str, list[list[Any]]] = {"hits": [], "scores": []}
-    for place, row_hits, row_scores in zip(places, hits, scores, strict=True):
-        real = row_hits >= 0
-        real[real] = archive.read(row_hits[real], ["tile_key"])["tile_key"] != place
-        kept["hits"].append(row_hits[real].tolist())
-        kept["scores"].append([round(value, 6) for value in row_scores[real].tolist()])
-    return kept
-
-
-def _median_ms(searcher: Searcher, vectors: NDArray[np.float32]) -> float:
-    """Time single searches in milliseconds, after the searcher has warmed up."""
-    times = []
+    queries = archive.read(rows, ["embedding", "tile_key", "scene", "bbox"])
+    vectors = queries["embedding"].astype(np.float32)
+    table = searcher.search(vectors, k=_K).to_arrow().to_pandas()
+    elsewhere = table[table["tile_key"] != queries["tile_key"][table["query"]]]
+    answers = [elsewhere[elsewhere["query"] == number] for number in range(len(rows))]
+    times_s = []
     for i in range(_TIMED):
         started = time.perf_counter()
-        searcher.search(vectors[i % len(vectors)][None], k=10)
-        times.append(1000 * (time.perf_counter() - started))
-    return round(median(times), 2)
-
-
-def _example(archive: Archive, row: NDArray[np.int64]) -> dict[str, Any]:
-    """Name a query in the words of the command line."""
-    found = archive.read(row, ["tile_key", "scene", "bbox"])
-    west, south, east, north = found["bbox"][0].tolist()
+        searcher.search(vectors[i % len(vectors)], k=10)
+        times_s.append(time.perf_counter() - started)
     return {
-        "tile_key": str(found["tile_key"][0]),
-        "scene": str(found["scene"][0]),
-        "place": [(west + east) / 2, (south + north) / 2],
+        "queries": rows.tolist(),
+        "hits": [answer["row"].tolist() for answer in answers],
+        "scores": [answer["score"].astype(float).round(6).tolist() for answer in answers],
+        "median_ms": round(1000 * median(times_s), 2),
+        "example": {
+            "tile_key": str(queries["tile_key"][0]),
+            "scene": str(queries["scene"][0]),
+            "place": centres(queries["bbox"])[0].tolist(),
+        },
     }

@@ -1,14 +1,17 @@
-"""The whole chain on the made-up world, each stage done once: `skysift demo`.
+"""The whole chain on the synthetic world: `skysift demo`.
 
-Wiring only: every stage is the call that a person would make on real scenes. What a stage leaves
-is kept below one folder, so a run that was stopped goes on and a finished one returns at once.
+Wiring only: every stage is the call that a person would make on real scenes. All output lies below
+one folder. A stage continues its own unfinished output; ``demo.json`` names the finished stages,
+so an interrupted demo continues where it stopped and a finished demo returns at once.
 """
 
+import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from pipeline.indexing.spec import IndexSpec
 from pipeline.ingest.driver import ingest, plan_ingest
 from pipeline.ingest.spec import IngestSpec
 from pipeline.runtime.cluster import ray_session
+from pipeline.search.searcher import Searcher
 from pipeline.tiles.grid import grid_for_scene
 from pipeline.tiles.spec import GridSpec, TileRules
 from pipeline.training.driver import train
@@ -32,51 +36,53 @@ from pipeline.training.worker import initial_encoder
 from storage.archive.reader import Archive
 from storage.catalog.read import read_scenes
 from storage.dataset import LabelledDataset
-from storage.errors import SkysiftError
-from storage.location import write_bytes
+from storage.errors import ConfigError, SkysiftError
+from storage.location import Location
 from storage.progress import ProgressSink, quiet
 from storage.scene import CatalogSpec, MaskMapping, Scene
-from workflows.demo.evaluate import ask, choose_queries, score
-from workflows.demo.landscape import BANDS
-from workflows.demo.report import Results, write_page
-from workflows.demo.stages import Done, StageCache
+from workflows.demo.evaluate import choose_queries, score, search_queries
+from workflows.demo.landscape import BANDS, CLASSES
+from workflows.demo.report import write_page
 from workflows.demo.world import CLOUD_VALUES, World, WorldSpec, build_world
 from workflows.labels import label_scenes
+from workflows.report.html import Timing
 
-TILE_PX = 64
+MASK = MaskMapping(asset="scl", cloud_values=CLOUD_VALUES)
+GRID = GridSpec(tile_px=64)
 RULES = TileRules(min_valid_fraction=0.7, max_cloud_fraction=0.25)
 SPLIT = SplitRule(val=0.1, test=0.25)
-MIN_FRACTION = 0.1
+TRAINING = TrainingSpec(
+    dimension=64, hidden=128, learning_rate=2e-3, sampling_power=1.0, workers=2, device="cpu"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DemoSpec:
-    """What decides a demo; the defaults take a few minutes on two cores."""
+class DemoSpec(WorldSpec):
+    """The settings of a demo; the defaults take a few minutes on two cores."""
 
-    seed: int = 7
-    scene_px: int = 1024
-    scenes_per_zone: int = 3
     epochs: int = 40
     batch_size: int = 128
     shards: int = 2
 
 
+# The first stage that a setting changes; the settings of the world change all stages.
+_CHANGES = {"epochs": "training", "batch_size": "training", "shards": "index", "folder": "index"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinishedStage:
+    """A stage and its duration; ``skipped`` when an earlier run had finished it."""
+
+    name: str
+    seconds: float
+    skipped: bool
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoResult:
-    """What a demo came to.
+    """The output of a demo: the page, a recipe that names everything, and commands to try next.
 
-    Attributes
-    ----------
-    report
-        The HTML page.
-    recipe
-        A recipe that names everything the demo made, for further commands.
-    scores
-        Encoder (trained, untrained, random) to metrics by name.
-    commands
-        Command lines to try next.
-    stages
-        What was done, and what had been done before.
+    ``scores`` maps encoders (trained, untrained, random) to metrics by name.
     """
 
     folder: Path
@@ -84,12 +90,7 @@ class DemoResult:
     recipe: Path
     scores: Mapping[str, Mapping[str, float]]
     commands: tuple[str, ...]
-    stages: tuple[Done, ...]
-
-    @property
-    def seconds(self) -> float:
-        """How long the stages of this run took."""
-        return sum(stage.seconds for stage in self.stages if not stage.skipped)
+    stages: tuple[FinishedStage, ...]
 
 
 def run_demo(
@@ -105,282 +106,253 @@ def run_demo(
     Parameters
     ----------
     folder
-        Where everything goes: new, empty, or that of an earlier demo, which is completed.
-    seed
-        Decides the world and the training; ignored when ``spec`` is given.
-    spec
-        Another size than the usual.
+        Folder of all output: new, empty, or that of an earlier demo, which is completed. Stages
+        that other settings change are done again.
+    seed, spec
+        The seed of the default settings, or all settings.
     cluster
-        Makes the context in which this process is connected to Ray, entered by the first stage
-        that needs it; a private instance on this machine, or ``RAY_ADDRESS``, when None.
+        Context in which this process is connected to Ray, entered by the first stage that needs
+        Ray; a private instance on this machine, or ``RAY_ADDRESS``, when None.
 
     Raises
     ------
     ConfigError
-        The folder holds something else.
+        The folder holds files that are not a demo's, or its ``demo.json`` is damaged.
     SkysiftError
-        A stage failed; its message says how.
+        A stage failed; the message names the cause.
     """
     with ExitStack() as cleanup:
-        run = _Run(Path(folder), spec or DemoSpec(seed=seed), progress)
-        run.join_ray = cache(lambda: cleanup.enter_context((cluster or _private_ray)()))
-        return run.all()
-
-
-def _private_ray() -> AbstractContextManager[None]:
-    # Two workers and two encoders are started even where there is one CPU.
-    return ray_session(cpus=max(2, os.cpu_count() or 2))
+        # Two workers and two encoders are started even where there is one CPU.
+        cluster = cluster or partial(ray_session, cpus=max(2, os.cpu_count() or 2))
+        join_ray = cache(lambda: cleanup.enter_context(cluster()))
+        return _Run(Path(folder), spec or DemoSpec(seed=seed), join_ray, progress).all()
 
 
 class _Run:
     """One run: a method for each stage, in order."""
 
-    def __init__(self, folder: Path, spec: DemoSpec, progress: ProgressSink) -> None:
-        self.shown, self.folder, self.spec, self.progress = (
-            folder,
-            folder.absolute(),
-            spec,
-            progress,
-        )
-        self.book = StageCache(self.folder)
-        self.join_ray: Callable[[], object] = _private_ray
+    def __init__(
+        self, folder: Path, spec: DemoSpec, join_ray: Callable[[], object], progress: ProgressSink
+    ) -> None:
+        self.given, self.folder, self.spec = folder, folder.absolute(), spec
+        self.join_ray, self.progress = join_ray, progress
+        self.seconds: dict[str, float] = {}  # of the finished stages
 
     def all(self) -> DemoResult:
-        """Run every stage that is not done."""
-        step = self.book.run
-        world = step("world", self._world_spec, ["world"], self.make_world).digest
-        bands = step("statistics", {"world": world}, ["statistics.json"], self.measure_bands).digest
-        inputs: dict[str, Any] = {"world": world, "min_fraction": MIN_FRACTION}
-        labels = step("labels", inputs, ["labels.parquet"], self.label_tiles).digest
-        inputs = {"labels": labels, "bands": bands, "rules": repr((RULES, SPLIT))}
-        dataset = step("dataset", inputs, ["dataset"], self.make_dataset).digest
-        inputs = {"dataset": dataset, "training": repr(self._training)}
-        encoder = step("training", inputs, ["encoder"], self.train).digest
-        untrained = step("untrained", inputs, ["untrained"], self.save_untrained).digest
-        archive = step("ingest", {"encoder": encoder}, ["archive"], self.ingest).digest
-        inputs = {"archive": archive, "shards": self.spec.shards}
-        index = step("index", inputs, ["index"], self.index).digest
-        answers = step("search", {"index": index}, ["recipe.yaml"], self.search)
-        inputs = {"archive": archive, "untrained": untrained}
-        scores = step("scores", inputs, [], self.score)
-        inputs = {"answers": answers.digest, "scores": scores.digest}
-        commands = next_commands(self.shown, answers.result["example"])
-        step("report", inputs, ["report.html"], lambda: self.report(commands))
+        """Run every stage that is not finished."""
+        settings = {**asdict(self.spec), "folder": str(self.folder)}
+        self._open_folder(settings)
+        stages = []
+        for name, (work, _, outputs) in _STAGES.items():
+            exist = all((self.folder / output).exists() for output in outputs)
+            if not (skipped := exist and name in self.seconds):
+                started = time.monotonic()
+                work(self)
+                self.seconds[name] = round(time.monotonic() - started, 2)
+                self._write_record(settings)
+            stages.append(FinishedStage(name=name, seconds=self.seconds[name], skipped=skipped))
+        scores = json.loads((self.folder / "scores.json").read_text())
         return DemoResult(
             folder=self.folder,
             report=self.folder / "report.html",
             recipe=self.folder / "recipe.yaml",
-            scores={name: scores.result[name] for name in ("trained", "untrained", "random")},
-            commands=tuple(line for _, line in commands),
-            stages=tuple(self.book.finished),
+            scores={name: scores[name] for name in ("trained", "untrained", "random")},
+            commands=tuple(line for _, line in self._commands()),
+            stages=tuple(stages),
         )
 
-    # ------------------------------------------------------------ values
-
-    @property
-    def _world_spec(self) -> dict[str, Any]:
-        return asdict(
-            WorldSpec(
-                seed=self.spec.seed,
-                scene_px=self.spec.scene_px,
-                scenes_per_zone=self.spec.scenes_per_zone,
+    def _open_folder(self, settings: dict[str, Any]) -> None:
+        """Read the record of an earlier run; delete the outputs that other settings change."""
+        before = settings
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (path := self.folder / "demo.json").exists():
+            try:
+                record = json.loads(path.read_text())
+                before, self.seconds = dict(record["settings"]), dict(record["seconds"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(
+                    f"{path} is not a demo's record ({type(error).__name__}: {error}); "
+                    "delete the folder and start again"
+                ) from error
+        elif any(self.folder.iterdir()):
+            raise ConfigError(
+                f"{self.folder} holds files that are not a demo's; give a new or an empty folder"
             )
-        )
+        order = list(_STAGES)
+        changed = [n for n, value in settings.items() if before.get(n) != value]
+        first = min((order.index(_CHANGES.get(n, "world")) for n in changed), default=len(order))
+        self.seconds = {n: s for n, s in self.seconds.items() if n in order[:first]}
+        # The new settings are recorded last: interrupted, the next run deletes the rest.
+        self._write_record(before)
+        for output in (output for name in order[first:] for output in _STAGES[name][2]):
+            Location(self._path(output)).delete()
+        self._write_record(settings)
+
+    def _write_record(self, settings: Mapping[str, Any]) -> None:
+        self._write("demo.json", json.dumps({"settings": settings, "seconds": self.seconds}))
+
+    def _write(self, name: str, text: str) -> None:
+        Location(self._path(name)).write(text.encode())
+
+    def _path(self, name: str) -> str:
+        return str(self.folder / name)
 
     @property
     def _training(self) -> TrainingSpec:
-        return TrainingSpec(
-            dimension=64,
-            hidden=128,
-            loss="macl",
-            batch_size=self.spec.batch_size,
-            epochs=self.spec.epochs,
-            learning_rate=2e-3,
-            sampling_power=1.0,
-            workers=2,
-            device="cpu",
-            seed=self.spec.seed,
-        )
-
-    @property
-    def _grid(self) -> GridSpec:
-        return GridSpec(tile_px=TILE_PX)
+        spec = self.spec
+        return replace(TRAINING, batch_size=spec.batch_size, epochs=spec.epochs, seed=spec.seed)
 
     @cached_property
     def _world(self) -> World:
-        return build_world(self.folder / "world", WorldSpec(**self._world_spec), self.progress)
+        return build_world(self.folder / "world", self.spec, self.progress)
 
-    @cached_property
+    @property
     def _catalog(self) -> CatalogSpec:
-        mask = MaskMapping(asset="scl", cloud_values=CLOUD_VALUES)
-        return CatalogSpec(source=self._world.catalog, mask=mask)
+        return CatalogSpec(source=self._world.catalog, mask=MASK)
 
     @cached_property
     def _scenes(self) -> tuple[Scene, ...]:
         return read_scenes(self._catalog, BANDS).scenes
 
-    @cached_property
     def _dataset(self) -> LabelledDataset:
-        return LabelledDataset.open(self._at("dataset"))
+        return LabelledDataset.open(self._path("dataset"))
 
-    def _at(self, name: str) -> str:
-        return str(self.folder / name)
-
-    # ------------------------------------------------------------ stages
-
-    def make_world(self) -> dict[str, Any]:
-        """Write the scenes, the land cover and the catalog."""
-        return {"scenes": len(self._scenes)}
-
-    def measure_bands(self) -> dict[str, Any]:
+    def measure_bands(self) -> None:
         """Compute mean, deviation and percentiles of the bands with Dask."""
-        found = band_statistics(self._scenes, progress=self.progress)
-        found.to_json(self._at("statistics.json"))
-        return {"mean": found.mean, "std": found.std, "valid_pixels": found.valid_pixels}
+        statistics = self._path("statistics.json")
+        band_statistics(self._scenes, progress=self.progress).to_json(statistics)
 
-    def label_tiles(self) -> dict[str, Any]:
+    def label_tiles(self) -> None:
         """Compute the land-cover classes of every tile with Dask, zone by zone."""
         parts = [
             label_scenes(
-                [scene for scene in self._scenes if grid_for_scene(scene, self._grid).crs == crs],
-                self._grid,
+                [scene for scene in self._scenes if grid_for_scene(scene, GRID).crs == crs],
+                GRID,
                 raster,
-                self._world.classes,
-                min_fraction=MIN_FRACTION,
+                CLASSES,
+                min_fraction=0.1,
                 progress=self.progress,
             )
             for crs, raster in self._world.landcover.items()
         ]
-        labels = join_labels(parts)
-        labels.to_parquet(self._at("labels.parquet"))
-        return {"tiles": len(labels)}
+        join_labels(parts).to_parquet(self._path("labels.parquet"))
 
-    def make_dataset(self) -> dict[str, Any]:
-        """Cut the scenes into labelled tiles; ground is split in blocks, the same on every day."""
-        info = import_scenes(
+    def make_dataset(self) -> None:
+        """Cut the scenes into labelled tiles; the split is by blocks of ground, for all days."""
+        import_scenes(
             self._scenes,
-            self._grid,
-            TileLabels.from_parquet(self._at("labels.parquet")),
-            self._at("dataset"),
+            GRID,
+            TileLabels.from_parquet(self._path("labels.parquet")),
+            self._path("dataset"),
             bands=BANDS,
             rules=RULES,
             split=SPLIT,
-            statistics=BandStatistics.from_json(self._at("statistics.json")),
+            statistics=BandStatistics.from_json(self._path("statistics.json")),
             progress=self.progress,
         )
-        return {"tiles": info.count}
 
-    def train(self) -> dict[str, Any]:
+    def train(self) -> None:
         """Train the encoder with two Ray Train workers and negatives gathered from both."""
         self.join_ray()
-        done = train(
-            self._at("dataset"), self._training, self._at("encoder"), progress=self.progress
-        )
-        return {"fingerprint": done.fingerprint, "best_epoch": done.best_epoch}
+        train(self._path("dataset"), self._training, self._path("encoder"), progress=self.progress)
 
-    def save_untrained(self) -> dict[str, Any]:
-        """Keep the encoder that training started from, to compare with."""
-        encoder = initial_encoder(self._dataset, self._training)
-        return {"fingerprint": save_bundle(encoder, self._at("untrained"))}
+    def save_untrained(self) -> None:
+        """Save the encoder that training started from, to compare with."""
+        save_bundle(initial_encoder(self._dataset(), self._training), self._path("untrained"))
 
-    def ingest(self) -> dict[str, Any]:
+    def ingest(self) -> None:
         """Tile and embed every scene with Ray Data, and commit them to the archive."""
         self.join_ray()
         spec = IngestSpec(
             catalog=self._catalog,
-            encoder_uri=self._at("encoder/bundle"),
-            archive_uri=self._at("archive"),
-            grid=self._grid,
+            encoder_uri=self._path("encoder/bundle"),
+            archive_uri=self._path("archive"),
+            grid=GRID,
             rules=RULES,
-            labels_uri=self._at("labels.parquet"),
+            labels_uri=self._path("labels.parquet"),
         )
-        done = ingest(plan_ingest(spec), progress=self.progress)
-        if done.quarantined:
+        bad = dict(ingest(plan_ingest(spec), progress=self.progress).quarantined)
+        if bad:
             raise SkysiftError(
-                f"the demo's own scenes were quarantined ({dict(done.quarantined)}); "
-                "delete the folder and start again"
+                f"scenes of the demo were quarantined ({bad}); delete the folder and start again"
             )
-        return {"snapshot": done.snapshot}
 
-    def index(self) -> dict[str, Any]:
+    def score(self) -> None:
+        """Score retrieval on held-out ground: trained, untrained and by chance."""
+        bundles = {"trained": "encoder/bundle", "untrained": "untrained"}
+        encoders = {name: load_encoder(self._path(uri)) for name, uri in bundles.items()}
+        self._write("scores.json", json.dumps(score(self._dataset(), encoders), indent=1))
+
+    def index(self) -> None:
         """Build the search index in shards."""
         self.join_ray()
-        made = build_index(
-            self._at("archive"),
-            self._at("index"),
-            IndexSpec(shards=self.spec.shards),
-            progress=self.progress,
-        )
-        return {"version": made.version, "snapshot": made.snapshot, "shards": len(made.shards)}
+        spec = IndexSpec(shards=self.spec.shards)
+        build_index(self._path("archive"), self._path("index"), spec, progress=self.progress)
 
-    def search(self) -> dict[str, Any]:
-        """Ask the index from here, from a Ray task and from the command line."""
+    def search(self) -> None:
+        """Write the recipe of the demo, and the hits of a few queries."""
         self.join_ray()
-        archive = Archive.open(self._at("archive"))
-        labels = TileLabels.from_parquet(self._at("labels.parquet"))
-        rows = choose_queries(self._dataset, archive, labels)
-        return ask(archive, self._at("index"), rows, self._write_recipe())
+        self._write_recipe()
+        archive = Archive.open(self._path("archive"))
+        labels = TileLabels.from_parquet(self._path("labels.parquet"))
+        rows = choose_queries(self._dataset(), archive, labels)
+        searcher = Searcher.connect(self._path("index"))
+        self._write("searches.json", json.dumps(search_queries(archive, searcher, rows)))
 
-    def score(self) -> dict[str, Any]:
-        """Score retrieval on held-out ground: trained, untrained and by chance."""
-        untrained = load_encoder(self._at("untrained"))
-        return dict(score(self._dataset, Archive.open(self._at("archive")), untrained))
-
-    def report(self, commands: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    def report(self) -> None:
         """Draw the report."""
-        left = Results(
-            folder=self.folder,
-            seed=self.spec.seed,
-            scenes=self._scenes,
-            stages=self.book.finished,
-            commands=commands,
+        timings = tuple(
+            Timing(stage=title, seconds=self.seconds[name])
+            for name, (_, title, _) in _STAGES.items()
+            if name != "report"
         )
-        write_page(left, self.folder / "report.html")
-        return {}
+        write_page(self.folder, self.spec.seed, self._scenes, timings, self._commands())
 
-    # ------------------------------------------------------------ what next
-
-    def _write_recipe(self) -> Path:
+    def _write_recipe(self) -> None:
         """Write a recipe that names everything, so that every verb works on the demo."""
+        mask = {"asset": MASK.asset, "cloud_values": list(CLOUD_VALUES)}
         recipe = {
             "name": "my-demo",
             "description": "What `skysift demo` made here; written by it.",
-            "catalog": {
-                "source": self._world.catalog,
-                "mask": {"asset": "scl", "cloud_values": list(CLOUD_VALUES)},
-            },
-            "grid": {"tile_px": TILE_PX},
+            "catalog": {"source": self._world.catalog, "mask": mask},
+            "grid": {"tile_px": GRID.tile_px},
             "tiles": asdict(RULES),
-            "dataset": {"uri": self._at("dataset")},
-            "encoder": {"bundle": self._at("encoder/bundle")},
-            "archive": {"uri": self._at("archive")},
-            "ingest": {"labels_uri": self._at("labels.parquet")},
-            "index": {"uri": self._at("index"), "shards": self.spec.shards},
+            "dataset": {"uri": self._path("dataset")},
+            "encoder": {"bundle": self._path("encoder/bundle")},
+            "archive": {"uri": self._path("archive")},
+            "ingest": {"labels_uri": self._path("labels.parquet")},
+            "index": {"uri": self._path("index"), "shards": self.spec.shards},
         }
-        path = self.folder / "recipe.yaml"
-        write_bytes(str(path), yaml.safe_dump(recipe, sort_keys=False).encode())
-        return path
+        self._write("recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
+
+    def _commands(self) -> tuple[tuple[str, str], ...]:
+        """Return commands to try after the demo, as (why, command line)."""
+        example = json.loads((self.folder / "searches.json").read_text())["example"]
+        recipe = f"-r {self.given / 'recipe.yaml'}"
+        tile = f"--tile {example['tile_key']} --scene {example['scene']}"
+        lon, lat = example["place"]
+        return (
+            (
+                "Find places in autumn that look like a tile of the summer day.",
+                f"skysift search {recipe} {tile} --since 2024-10-01",
+            ),
+            ("Search by a place.", f"skysift search {recipe} --at {lon:.4f},{lat:.4f} -k 5"),
+            ("Summarise the archive.", f"skysift archive info {recipe}"),
+            ("Answer searches over HTTP.", f"skysift serve {recipe}"),
+        )
 
 
-def next_commands(folder: Path, example: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Return what to try after a demo, as (why, command line).
-
-    Parameters
-    ----------
-    folder
-        Of the demo, as the user named it.
-    example
-        A tile to ask about: ``tile_key``, ``scene`` and ``place`` (longitude, latitude).
-    """
-    recipe = f"-r {folder / 'recipe.yaml'}"
-    lon, lat = example["place"]
-    return (
-        (
-            "Ask by a tile of the summer day what looks like it in autumn.",
-            f"skysift search {recipe} --tile {example['tile_key']} --scene {example['scene']} "
-            "--since 2024-10-01",
-        ),
-        ("Ask by a place.", f"skysift search {recipe} --at {lon:.4f},{lat:.4f} -k 5"),
-        ("See what the archive holds.", f"skysift archive info {recipe}"),
-        ("Answer searches over HTTP.", f"skysift serve {recipe}"),
-    )
+# Stage -> method, title in the report, and its output below the folder.
+_STAGES: dict[str, tuple[Callable[[_Run], object], str, tuple[str, ...]]] = {
+    "world": (lambda run: run._world, "Make the world", ("world",)),
+    "statistics": (_Run.measure_bands, "Band statistics (Dask)", ("statistics.json",)),
+    "labels": (_Run.label_tiles, "Tile labels (Dask)", ("labels.parquet",)),
+    "dataset": (_Run.make_dataset, "Labelled tiles", ("dataset",)),
+    "training": (_Run.train, "Training (Ray Train, 2 workers)", ("encoder",)),
+    "untrained": (_Run.save_untrained, "Untrained encoder", ("untrained",)),
+    "ingest": (_Run.ingest, "Tiles and embeddings (Ray Data)", ("archive",)),
+    "scores": (_Run.score, "Scores", ("scores.json",)),
+    "index": (_Run.index, "Index (Ray tasks)", ("index",)),
+    "search": (_Run.search, "Searches", ("recipe.yaml", "searches.json")),
+    "report": (_Run.report, "Report", ("report.html",)),
+}

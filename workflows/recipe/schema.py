@@ -49,11 +49,6 @@ class CatalogSection(Section):
     """Where the scenes are: STAC documents, or a folder or glob of GeoTIFFs."""
 
 
-@section_of(GridSpec)
-class GridSection(Section):
-    """How scenes are cut into tiles; what is left out follows from the scene and the encoder."""
-
-
 @section_of(CompositeSpec, without=("catalog", "grid"))
 class CompositeSection(Section):
     """Composites of a series of scenes.
@@ -312,7 +307,7 @@ class Recipe:
     storage: StorageOptions = field(default_factory=StorageOptions)
     cluster: ClusterSection = field(default_factory=ClusterSection)
     catalog: CatalogSection = field(default_factory=CatalogSection)
-    grid: GridSection = field(default_factory=GridSection)
+    grid: GridSpec = field(default_factory=GridSpec)
     tiles: TileRules = field(default_factory=TileRules)
     composite: CompositeSection = field(default_factory=CompositeSection)
     dataset: DatasetSection = field(default_factory=DatasetSection)

@@ -1,4 +1,4 @@
-"""A report of any archive: what it holds, what it finds, and how often it finds the same ground."""
+"""A report of any archive: its content, hits of a few queries, and recall of the same place."""
 
 import csv
 import io
@@ -11,19 +11,20 @@ import numpy as np
 
 from pipeline.analysis.evaluation import same_place_recall
 from pipeline.analysis.samples import uniform_rows
+from pipeline.search.query import Query
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
-from storage.location import StorageOptions, join_uri, read_bytes
-from storage.scene import Scene
+from storage.location import Location
 from workflows.report.html import Answer, Command, ReportData, Score
-from workflows.report.tile_images import Gallery, archive_footprints, ledger_summary
+from workflows.report.rendering import TileRenderer
+from workflows.report.tile_images import archive_footprints, drawn_answers, ledger_summary
 
 _PLACE_QUERIES = 2000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportSpec:
-    """What to show: how many queries, how many hits of each, and which tiles are drawn."""
+    """Content of the report: numbers of queries and hits, and the seed that draws the queries."""
 
     title: str
     summary: str
@@ -34,11 +35,10 @@ class ReportSpec:
 
 def archive_report(
     searcher: Searcher,
-    scenes: Sequence[Scene],
+    renderer: TileRenderer,
     spec: ReportSpec,
     *,
-    training_uri: str | None = None,
-    options: StorageOptions | None = None,
+    training_uri: str | Location | None = None,
 ) -> ReportData:
     """Gather a report of the archive that an index pins.
 
@@ -46,14 +46,12 @@ def archive_report(
     ----------
     searcher
         The index.
-    scenes
-        The catalog of the archive, to draw tiles from.
+    renderer
+        Draws tiles of the archive at the snapshot of the index.
     spec
-        What to show.
+        Content of the report.
     training_uri
         Folder of the run that trained the encoder, for its curve.
-    options
-        How to reach scenes and archive.
 
     Raises
     ------
@@ -63,13 +61,7 @@ def archive_report(
         A scene can no longer be read.
     """
     manifest = searcher.manifest
-    archive = Archive.open(manifest.archive_uri, manifest.snapshot, options)
-    answers = _answers(searcher, archive, Gallery(archive, scenes, options), spec)
-    marks = tuple(
-        (*answer.query.place, str(number))
-        for number, answer in enumerate(answers, start=1)
-        if answer.query.place
-    )
+    archive, answers = renderer.archive, _answers(searcher, renderer, spec)
     scores = _place_scores(archive)
     return ReportData(
         title=spec.title,
@@ -86,10 +78,10 @@ def archive_report(
             "day, is among the first k hits."
         ),
         answers=answers,
-        answers_note="Tiles drawn by chance, each with what is most like it in the whole archive.",
-        footprints=archive_footprints(archive, marks=marks),
+        answers_note="Random tiles, each with the most similar tiles of the whole archive.",
+        footprints=archive_footprints(archive, answers=answers),
         footprints_note="One square for each place. Numbers mark the queries above.",
-        history=_history(training_uri, options) if training_uri else (),
+        history=training_history(training_uri) if training_uri else (),
         ledger=ledger_summary(archive),
         facts=(
             ("Skysift", version("skysift")),
@@ -98,66 +90,70 @@ def archive_report(
             ("Encoder fingerprint", manifest.encoder_fingerprint),
             ("Index version", f"{manifest.version} ({manifest.parameters.kind})"),
         ),
-        commands=_commands(searcher.index_uri, answers),
+        commands=_commands(searcher.index.uri, answers),
     )
 
 
-def _answers(
-    searcher: Searcher, archive: Archive, gallery: Gallery, spec: ReportSpec
-) -> tuple[Answer, ...]:
-    rows = uniform_rows(archive, spec.queries, spec.seed)
-    vectors = archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
-    found = searcher.search(vectors, k=min(spec.hits + 1, searcher.manifest.rows))
-    answers = []
-    for row, query, hits, scores in zip(
-        rows, gallery.show(rows), found.rows, found.scores, strict=True
-    ):
-        kept = np.flatnonzero((hits >= 0) & (hits != row))[: spec.hits]
-        answers.append(Answer(query=query, hits=gallery.show(hits[kept], scores[kept])))
-    return tuple(answers)
+def _answers(searcher: Searcher, renderer: TileRenderer, spec: ReportSpec) -> tuple[Answer, ...]:
+    rows = uniform_rows(renderer.archive, spec.queries, spec.seed)
+    vectors = renderer.archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
+    queries = [
+        Query(vector=vector, label="tile", row=row)
+        for vector, row in zip(vectors, rows.tolist(), strict=True)
+    ]
+    hits = searcher.answer(queries, spec.hits)
+    counts = (hits.rows >= 0).sum(axis=1)
+    return drawn_answers(
+        renderer,
+        rows,
+        [row[:count] for row, count in zip(hits.rows, counts, strict=True)],
+        [score[:count] for score, count in zip(hits.scores, counts, strict=True)],
+    )
 
 
 def _commands(index_uri: str, answers: Sequence[Answer]) -> tuple[Command, ...]:
     places = [answer.query.place for answer in answers if answer.query.place]
     index = f"--index {shlex.quote(index_uri)}"
-    asked = [f"skysift search {index} --lonlat={lon:.5f},{lat:.5f}" for lon, lat in places[:1]]
+    searches = [f"skysift search {index} --lonlat={lon:.5f},{lat:.5f}" for lon, lat in places[:1]]
     return (
-        *(Command(why="Ask by the place of the first query.", line=line) for line in asked),
+        *(Command(why="Search by the place of the first query.", line=line) for line in searches),
         Command(why="Answer searches over HTTP.", line=f"skysift serve {index}"),
     )
 
 
 def _place_scores(archive: Archive) -> tuple[Score, ...]:
-    """Score the archive by place; nothing when no place is in two scenes."""
+    """Score the archive by place; empty when no place is in two scenes."""
     names = ["embedding", "tile_key", "scene"]
     parts = [archive.read_segment(segment.ordinal, names) for segment in archive.segments]
     if not parts:
         return ()
     columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
-    found = same_place_recall(
+    recall = same_place_recall(
         columns["embedding"], columns["tile_key"], columns["scene"], most_queries=_PLACE_QUERIES
     )
-    if not found["queries"]:
+    if not recall["queries"]:
         return ()
-    depths = [name for name in found if name.startswith("recall@")]
+    depths = [name for name in recall if name.startswith("recall@")]
     return (
         Score(
             name="This archive",
-            note=f"{found['queries']:,.0f} queries",
-            metrics={f"same place {name}": found[name] for name in depths},
+            note=f"{recall['queries']:,.0f} queries",
+            metrics={f"same place {name}": recall[name] for name in depths},
         ),
         Score(
             name="Random ranking",
-            note="what chance gets",
-            metrics={f"same place {name}": found[f"random {name}"] for name in depths},
+            note="the score of chance",
+            metrics={f"same place {name}": recall[f"random {name}"] for name in depths},
         ),
     )
 
 
-def _history(training_uri: str, options: StorageOptions | None) -> tuple[Mapping[str, float], ...]:
-    text = read_bytes(join_uri(training_uri, "history.csv"), options).decode()
-    wanted = ("epoch", "loss", "nDCG@50", "rare mAP")
+def training_history(training_uri: str | Location) -> tuple[Mapping[str, float], ...]:
+    """Return loss and validation metrics of each epoch of a training run, for a report."""
+    text = (Location.of(training_uri) / "history.csv").read().decode()
+    titles = {"epoch": "epoch", "loss": "loss"}
+    titles |= {name: f"{name}, validation" for name in ("nDCG@50", "rare mAP")}
     return tuple(
-        {name: float(row[name]) for name in wanted if row.get(name)}
+        {title: float(row[name]) for name, title in titles.items() if row.get(name)}
         for row in csv.DictReader(io.StringIO(text))
     )

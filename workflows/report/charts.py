@@ -1,15 +1,24 @@
 """Small SVG drawings for a page that must open offline: curves, and maps of footprints.
 
-Text and lines only; no script, no external font. Everything returned is safe to place in HTML.
+Text and lines only; no script, no external font, no id. Every returned string is safe to place in
+HTML, beside other drawings.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from io import StringIO
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+
+from storage.geometry import unwrapped
 
 PALETTE = (
     "#3b76af", "#ef8636", "#519d3e", "#c53a32", "#8d69b8", "#85584e", "#d57dbe", "#7f7f7f",
@@ -17,6 +26,8 @@ PALETTE = (
 )  # fmt: skip
 UNLABELLED = "#c9ced6"
 _KM_PER_DEGREE = 111.32
+_STEPS = (1, 2, 5, 10)  # between ticks, times a power of ten
+_WIDTH_PX, _HEIGHT_PX = 380, 220  # of a chart; a point of matplotlib is a pixel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +39,7 @@ class Footprints:
     bbox
         West, south, east, north in WGS84 degrees; float64 (n, 4).
     scene
-        Scene of each tile, which decides what is drawn in one panel; str objects (n,).
+        Scene of each tile; neighbouring scenes share a panel; str objects (n,).
     class_index
         Index into ``classes`` of the class to colour by, -1 for none; int (n,).
     classes
@@ -55,91 +66,66 @@ class Footprints:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MapPanel:
-    """One map: the drawing and a line that says where it is."""
+    """One map: the drawing, and a caption with its position and size."""
 
     svg: str
     caption: str
 
 
-def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Return round numbers from at or below ``low`` to at or above ``high``.
-
-    Examples
-    --------
-    >>> nice_ticks(0.07, 0.93)
-    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    """
-    span = max(high - low, 1e-9)
-    power = 10.0 ** math.floor(math.log10(span / about))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power * about >= span * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
-
-
 def line_chart(
+    name: str,
     x: Sequence[float],
-    series: Mapping[str, Sequence[float | None]],
+    y: Sequence[float | None],
     *,
     x_label: str,
-    colours: Sequence[str] = PALETTE,
+    colour: str = PALETTE[0],
 ) -> str:
-    """Draw one or more curves over a common x; None leaves a gap.
+    """Draw a curve with a dot at each value; None leaves a gap.
 
     Returns
     -------
     str
-        An ``<svg>`` element that scales with its container.
+        An ``<svg>`` element that scales with its container, named for screen readers.
 
     Raises
     ------
     ValueError
-        No curve has a value.
+        The curve has no value.
     """
-    width, height, left, right, top, bottom = 380, 220, 46, 10, 12, 42
-    values = [v for curve in series.values() for v in curve if v is not None and math.isfinite(v)]
-    if not values:
+    values = np.array(y, np.float64)  # None becomes NaN
+    if not np.isfinite(values).any():
         raise ValueError("a chart needs at least one finite value")
-    ticks = nice_ticks(min(values), max(values))
-    span_x = max(max(x) - min(x), 1e-9)
-    span_y = max(ticks[-1] - ticks[0], 1e-9)
-
-    def place(at: float, value: float) -> tuple[float, float]:
-        return (
-            left + (at - min(x)) / span_x * (width - left - right),
-            top + (ticks[-1] - value) / span_y * (height - top - bottom),
-        )
-
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" class="chart">']
-    for tick in ticks:
-        y = place(min(x), tick)[1]
-        parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" class="end">{tick:g}</text>')
-    parts.extend(
-        f'<text x="{place(at, ticks[0])[0]:.1f}" y="{height - 20}" class="mid">{at:g}</text>'
-        for at in _x_ticks(x)
+    figure = Figure(figsize=(_WIDTH_PX / 72, _HEIGHT_PX / 72), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x_label, fontsize=13)
+    axes.plot(x, values, color=colour, linewidth=2)
+    # Segments of no length with round caps: markers would be references to shapes by id.
+    dots = [[(px, py)] * 2 for px, py in zip(x, values.tolist(), strict=True) if math.isfinite(py)]
+    axes.add_collection(
+        LineCollection(dots, colors=colour, linewidths=5, capstyle="round", zorder=3)
     )
-    parts.append(
-        f'<text x="{(left + width - right) / 2}" y="{height - 4}" class="mid">'
-        f"{escape(x_label)}</text>"
-    )
-    for (name, curve), colour in zip(series.items(), colours, strict=False):
-        points = [
-            place(at, v)
-            for at, v in zip(x, curve, strict=True)
-            if v is not None and math.isfinite(v)
-        ]
-        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-        parts.append(f'<polyline points="{path}" stroke="{colour}"><title>{escape(name)}</title>')
-        parts.append("</polyline>")
-        parts.extend(
-            f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6" fill="{colour}"/>' for px, py in points
-        )
-    return "".join([*parts, "</svg>"])
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+    axes.grid(axis="y", color="#e6eaee", linewidth=1)
+    axes.tick_params(length=0, labelsize=13)
+    axes.set_frame_on(False)
+    figure.draw_without_rendering()  # makes the ticks, so that they can be changed
+    for artist in figure.findobj():
+        artist.set_clip_on(False)  # a clip path would be a reference by id
+    return _inline(figure, name)
 
 
-def _x_ticks(x: Sequence[float]) -> list[float]:
-    inside = [t for t in nice_ticks(min(x), max(x), 5) if min(x) <= t <= max(x)]
-    return [t for t in inside if t == round(t)] or list(x[:1])
+def _inline(figure: Figure, name: str) -> str:
+    """Return a figure as an element of an HTML page whose style decides on fonts."""
+    sink = StringIO()
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with rc_context({"svg.fonttype": "none"}):
+        figure.savefig(sink, format="svg", transparent=True, metadata=metadata)
+    _, _, body = sink.getvalue().partition("<svg")
+    body = re.sub(r"<!--.*?-->|<defs>.*?</defs>", "", body.partition(">")[2], flags=re.DOTALL)
+    body = re.sub(r' id="[^"]*"|font[-a-z]*: [^;"]*; ?', "", body)
+    head = f'<svg viewBox="0 0 {_WIDTH_PX} {_HEIGHT_PX}" role="img" class="chart">'
+    return f"{head}<title>{escape(name)}</title>{body}"
 
 
 def footprint_maps(footprints: Footprints, most: int = 6) -> list[MapPanel]:
@@ -148,7 +134,7 @@ def footprint_maps(footprints: Footprints, most: int = 6) -> list[MapPanel]:
     Parameters
     ----------
     most
-        Panels to draw at most; the rest of the regions is left out.
+        Most panels; further regions are left out.
     """
     regions = _regions(footprints)
     regions.sort(key=len, reverse=True)
@@ -158,7 +144,7 @@ def footprint_maps(footprints: Footprints, most: int = 6) -> list[MapPanel]:
 def _regions(footprints: Footprints) -> list[NDArray[np.int64]]:
     """Group tiles into regions: scenes closer than about their own size belong together."""
     scenes, member = np.unique(footprints.scene.astype(str), return_inverse=True)
-    bbox = _unwrapped(footprints.bbox)
+    bbox = unwrapped(footprints.bbox)
     boxes = np.stack([_around(bbox[member == i]) for i in range(len(scenes))])
     region = np.arange(len(scenes))
     reach = np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])[:, None]
@@ -171,62 +157,55 @@ def _regions(footprints: Footprints) -> list[NDArray[np.int64]]:
     return [np.flatnonzero(region[member] == r) for r in np.unique(region)]
 
 
-def _unwrapped(bbox: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Let boxes that cross the antimeridian run on beyond 180 degrees."""
-    out = bbox.copy()
-    out[:, 2] += np.where(out[:, 2] < out[:, 0], 360, 0)
-    return out
-
-
 def _around(bbox: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([bbox[:, :2].min(0), bbox[:, 2:].max(0)])
 
 
 def _panel(footprints: Footprints, members: NDArray[np.int64]) -> MapPanel:
-    bbox = _unwrapped(footprints.bbox[members])
+    bbox = unwrapped(footprints.bbox[members])
     west, south, east, north = _around(bbox).tolist()
-    squeeze = math.cos(math.radians((south + north) / 2))
+    squeeze = math.cos(math.radians((south + north) / 2))  # of a degree of longitude
     km_wide = (east - west) * squeeze * _KM_PER_DEGREE
     km_high = (north - south) * _KM_PER_DEGREE
     unit = 480 / max(km_wide, km_high, 1e-6)  # SVG units a km
-    pad, width, height = 14.0, km_wide * unit, km_high * unit
-    scale = np.array([squeeze, 1.0]) * _KM_PER_DEGREE * unit
-    x0 = pad + (bbox[:, 0] - west) * scale[0]
-    y0 = pad + (north - bbox[:, 3]) * scale[1]
-    wide = np.maximum((bbox[:, 2] - bbox[:, 0]) * scale[0], 1)
-    high = np.maximum((bbox[:, 3] - bbox[:, 1]) * scale[1], 1)
-    full_w, full_h = width + 2 * pad, height + 2 * pad + 22
-    parts = [f'<svg viewBox="0 0 {full_w:.0f} {full_h:.0f}" role="img" class="map">']
-    index = footprints.class_index[members]
-    for value in np.unique(index):
-        path = "".join(
-            f"M{x:.1f} {y:.1f}h{w:.1f}v{h:.1f}h{-w:.1f}z"
-            for x, y, w, h in zip(
-                x0[index == value],
-                y0[index == value],
-                wide[index == value],
-                high[index == value],
-                strict=True,
-            )
-        )
-        parts.append(f'<path fill="{escape(footprints.colour(int(value)))}" d="{path}"/>')
-    for lon, lat, text in footprints.marks:
-        if west <= lon <= east and south <= lat <= north:
-            at = pad + (lon - west) * scale[0], pad + (north - lat) * scale[1]
-            parts.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="9" class="mark"/>')
-            parts.append(
-                f'<text x="{at[0]:.1f}" y="{at[1] + 4:.1f}" class="mark">{escape(text)}</text>'
-            )
-    parts.append(_scale_bar(max(km_wide, 1e-6), unit, pad, full_h))
+    pad, full_h = 14.0, km_high * unit + 50
+    scale_x, scale_y = squeeze * _KM_PER_DEGREE * unit, _KM_PER_DEGREE * unit
+    rectangles = np.stack(
+        [
+            pad + (bbox[:, 0] - west) * scale_x,
+            pad + (north - bbox[:, 3]) * scale_y,
+            np.maximum((bbox[:, 2] - bbox[:, 0]) * scale_x, 1),
+            np.maximum((bbox[:, 3] - bbox[:, 1]) * scale_y, 1),
+        ],
+        axis=1,
+    )
     caption = (
         f"{_degrees((south + north) / 2, 'NS')} {_degrees((west + east) / 2, 'EW')} · "
         f"{km_wide:,.3g} km by {km_high:,.3g} km · {len(members):,} tiles"
     )
+    size = f"{km_wide * unit + 2 * pad:.0f} {full_h:.0f}"
+    parts = [f'<svg viewBox="0 0 {size}" role="img" class="map"><title>{caption}</title>']
+    class_index = footprints.class_index[members]
+    for value in np.unique(class_index):
+        path = "".join(
+            f"M{x:.1f} {y:.1f}h{w:.1f}v{h:.1f}h{-w:.1f}z"
+            for x, y, w, h in rectangles[class_index == value].tolist()
+        )
+        parts.append(f'<path fill="{escape(footprints.colour(int(value)))}" d="{path}"/>')
+    for lon, lat, text in footprints.marks:
+        lon += 360 * (lon < west)  # the panel runs on beyond 180 degrees
+        if west <= lon <= east and south <= lat <= north:
+            x, y = pad + (lon - west) * scale_x, pad + (north - lat) * scale_y
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9" class="mark"/>')
+            parts.append(f'<text x="{x:.1f}" y="{y + 4:.1f}" class="mark">{escape(text)}</text>')
+    parts.append(_scale_bar(max(km_wide, 1e-6), unit, pad, full_h))
     return MapPanel(svg="".join([*parts, "</svg>"]), caption=caption)
 
 
 def _scale_bar(km_wide: float, unit: float, pad: float, full_h: float) -> str:
-    km = max(t for t in nice_ticks(0, km_wide / 3, 2) if t <= km_wide / 2)
+    km = max(
+        t for t in MaxNLocator(2, steps=_STEPS).tick_values(0, km_wide / 3) if t <= km_wide / 2
+    )
     y = full_h - 14
     return (
         f'<path class="bar" d="M{pad} {y - 4:.1f}v4h{km * unit:.1f}v-4"/>'

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from storage.archive.reader import Archive
 from storage.errors import ConfigError, NotFoundError
-from storage.location import StorageOptions, read_bytes
+from storage.location import Location
 from workflows.report.rendering import TileRenderer, sized
 
 _MARGIN_PX = 12
@@ -25,7 +25,7 @@ _INK, _PALE, _PAPER = (24, 24, 27), (113, 113, 122), (255, 255, 255)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SheetTile:
-    """A tile to show: one scene's view of a place; ``score`` None when nothing was searched."""
+    """A tile of one scene to show; ``score`` is None when it is not a hit of a search."""
 
     scene: str
     tile_key: str
@@ -50,11 +50,11 @@ def contact_sheet(
     renderer
         Draws them from their scenes.
     title
-        Written above.
+        Text above the tiles.
     columns
         Tiles in a row.
     side_px
-        Side of a tile's picture.
+        Side of the image of a tile.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def contact_sheet(
     rows = -(-len(tiles) // across)
     head = 2 * _MARGIN_PX + _LINE_PX
     grids = {tile.tile_key.rsplit("/", 2)[0] for tile in tiles}
-    lines = 2 if len(grids) == 1 else 3  # a grid that all share is named once, above
+    lines = 2 if len(grids) == 1 else 3  # a grid that all tiles share is named in the title
     title += f"  ·  grid {grids.pop()}" if len(grids) == 1 else ""
     cell = (side_px + _MARGIN_PX, side_px + lines * _LINE_PX + _MARGIN_PX)
     size = (across * cell[0] + _MARGIN_PX, rows * cell[1] + head)
@@ -81,18 +81,18 @@ def contact_sheet(
     for number, tile in enumerate(tiles):
         row, column = divmod(number, across)
         x, y = _MARGIN_PX + column * cell[0], head + row * cell[1]
-        picture = renderer.draw(tile.scene, tile.tile_key)
-        sheet.paste(Image.fromarray(sized(picture, side_px)), (x, y))
+        image = renderer.draw(tile.scene, tile.tile_key)
+        sheet.paste(Image.fromarray(sized(image, side_px)), (x, y))
         for line, (text, ink) in enumerate(_lines(tile)[:lines]):
-            at = (x, y + side_px + 2 + line * _LINE_PX)
-            pen.text(at, _fitted(text, side_px, plain), ink, plain)
+            corner = (x, y + side_px + 2 + line * _LINE_PX)
+            pen.text(corner, _fitted(text, side_px, plain), ink, plain)
     sink = BytesIO()
     sheet.save(sink, "PNG", optimize=True)
     return sink.getvalue()
 
 
 def _lines(tile: SheetTile) -> list[tuple[str, tuple[int, int, int]]]:
-    """Return what is written below a tile, and in which colour."""
+    """Return the lines of text below a tile, each with its colour."""
     grid, column, row = tile.tile_key.rsplit("/", 2)
     score = "" if tile.score is None else f"{tile.score:.3f}   "
     return [
@@ -104,11 +104,10 @@ def _lines(tile: SheetTile) -> list[tuple[str, tuple[int, int, int]]]:
 
 def _fitted(text: str, width_px: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """Shorten a text in its middle, where names differ least, until it fits."""
-    kept = text
-    while font.getlength(kept) > width_px and len(kept) > 5:
-        head = (len(kept) - 2) // 2
-        kept = f"{kept[:head].rstrip('…')}…{kept[len(kept) - head :].lstrip('…')}"
-    return kept
+    while font.getlength(text) > width_px and len(text) > 5:
+        head = (len(text) - 2) // 2
+        text = f"{text[:head].rstrip('…')}…{text[len(text) - head :].lstrip('…')}"
+    return text
 
 
 def tiles_of_rows(archive: Archive, rows: ArrayLike) -> list[SheetTile]:
@@ -128,22 +127,22 @@ def tiles_of_rows(archive: Archive, rows: ArrayLike) -> list[SheetTile]:
 
 
 def rows_where(archive: Archive, column: str, values: Sequence[str]) -> NDArray[np.int64]:
-    """Return the ids of the live rows whose scene or tile key is one of some.
+    """Return the ids of the live rows whose ``column`` (scene or tile key) is among the values.
 
     Raises
     ------
     NotFoundError
-        One of them has no live row.
+        A value has no live row.
     """
-    wanted, missing = set(values), set(values)
+    chosen, missing = set(values), set(values)
     parts = [np.empty(0, np.int64)]
     for segment in archive.segments:
-        if column == "scene" and not wanted & set(segment.scenes):
+        if column == "scene" and not chosen & set(segment.scenes):
             continue
-        found = archive.read_segment(segment.ordinal, [column])
-        mine = np.array([value in wanted for value in found[column]], bool)
-        missing -= set(found[column][mine])
-        parts.append(found["row"][mine])
+        rows = archive.read_segment(segment.ordinal, [column])
+        matches = np.array([value in chosen for value in rows[column]], bool)
+        missing -= set(rows[column][matches])
+        parts.append(rows["row"][matches])
     if missing:
         raise NotFoundError(
             f"archive {archive.uri} has no live row of {column.replace('_', ' ')} "
@@ -152,25 +151,25 @@ def rows_where(archive: Archive, column: str, values: Sequence[str]) -> NDArray[
     return np.concatenate(parts)
 
 
-def tiles_of_hits(uri: str, options: StorageOptions | None = None) -> list[SheetTile]:
-    """Read the hits that `skysift search` wrote: --out files, or what --json printed.
+def tiles_of_hits(uri: str | Location) -> list[SheetTile]:
+    """Read the hits that `skysift search` wrote with --out, or printed with --json.
 
     Raises
     ------
     ConfigError
-        The file holds something else.
+        The file holds no hits.
     """
     try:
-        return [_tile(record) for record in _records(uri, read_bytes(uri, options))]
+        return [_tile(record) for record in _records(Location.of(uri))]
     except (KeyError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"{uri} holds no hits ({type(error).__name__}: {error}); give what "
-            "`skysift search` wrote with --out, or printed with --json"
+            f"{uri} holds no hits ({type(error).__name__}: {error}); give the "
+            "output of `skysift search` with --out, or with --json"
         ) from error
 
 
-def _records(uri: str, data: bytes) -> Iterable[Mapping[str, Any]]:
-    kind = PurePosixPath(uri).suffix.lower()
+def _records(file: Location) -> Iterable[Mapping[str, Any]]:
+    kind, data = PurePosixPath(file.uri).suffix.lower(), file.read()
     if kind == ".parquet":
         columns = ["scene", "tile_key", "datetime", "score"]
         return list(pq.read_table(BytesIO(data), columns=columns).to_pylist())

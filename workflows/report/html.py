@@ -1,18 +1,17 @@
-"""One HTML page that shows what a run did: scores, pictures, maps, curves and what was used.
+"""One HTML page about a run: scores, tile images, maps, curves and versions.
 
-The page is self-contained: it opens offline, from a mail or a memory stick. It takes plain data,
-so the demo and a run on real scenes make it in the same way.
+The page is self-contained: it opens offline, from a mail or a memory stick. Its input is plain
+data, so the demo and a run on real scenes make it in the same way.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from storage.location import StorageOptions, write_bytes
+from storage.location import Location
 from workflows.report.charts import (
     PALETTE,
     UNLABELLED,
@@ -33,19 +32,19 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shown:
-    """A tile as a person sees it.
+class TileCard:
+    """A tile with its image and its description.
 
     Attributes
     ----------
     picture
         A ``data:`` URI.
     title
-        Scene id, or what else names it.
+        Scene id, or another name.
     date
         Day of acquisition.
     labels
-        Its labels; empty when none are known.
+        Label names; empty when none are known.
     score
         Similarity to the query; None for the query itself.
     place
@@ -64,19 +63,19 @@ class Shown:
 class Answer:
     """A query with its hits, best first."""
 
-    query: Shown
-    hits: tuple[Shown, ...]
+    query: TileCard
+    hits: tuple[TileCard, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LedgerSummary:
-    """How every scene ended."""
+    """Numbers of scenes by their state, and the reasons of scenes without tiles."""
 
     embedded: int
     empty: int
     quarantined: int
     tiles: int
-    remarks: tuple[tuple[str, str, str], ...] = ()  # scene, state, reason of the not embedded
+    remarks: tuple[tuple[str, str, str], ...] = ()  # scene, state, reason
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,22 +97,22 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportData:
-    """Everything a report shows; a part that is empty or None is left out of the page.
+    """The content of a report; a part that is empty or None is left out of the page.
 
     Attributes
     ----------
     title, summary
-        What was run, in a few words and in a sentence or two.
+        Description of the run, in a few words and in a sentence or two.
     figures
-        The handful of numbers for the top of the page: value and what it is.
+        A few numbers for the top of the page, each with its meaning.
     metrics
         Metric names of the score table, in order; ``scores`` has one row a system.
     protocol
-        How the scores were made: who queries, what is searched, what is left out.
+        How the scores were made: the queries, the database, the exclusions.
     history
         One mapping an epoch: ``epoch``, ``loss`` and validation metrics.
     facts
-        What made the run: versions, seed, fingerprints, snapshot.
+        Versions, seed, fingerprints and snapshot of the run.
     """
 
     title: str
@@ -133,15 +132,15 @@ class ReportData:
     commands: tuple[Command, ...] = ()
 
 
-def write_report(data: ReportData, uri: str | Path, options: StorageOptions | None = None) -> None:
+def write_report(data: ReportData, uri: str | Path | Location) -> None:
     """Write the report as one HTML file; it appears whole or not at all."""
-    write_bytes(str(uri), render_report(data).encode(), options)
+    Location.of(uri).write(render_report(data).encode())
 
 
 def render_report(data: ReportData) -> str:
     """Return the report as an HTML document with nothing outside itself."""
     environment = Environment(
-        loader=PackageLoader("workflows"),
+        loader=PackageLoader("workflows.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -187,16 +186,12 @@ def _curves(history: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
     names = [name for name in dict.fromkeys(k for row in history for k in row) if name != "epoch"]
     curves: list[tuple[str, str]] = []
     for name in names:
-        values = [_finite(row.get(name)) for row in history]
-        if sum(v is not None for v in values) > 1:
+        values = [row.get(name) for row in history]
+        if sum(value is not None and math.isfinite(value) for value in values) > 1:
             colour = PALETTE[len(curves) % len(PALETTE)]
-            drawing = line_chart(epochs, {name: values}, x_label="epoch", colours=[colour])
+            drawing = line_chart(name, epochs, values, x_label="epoch", colour=colour)
             curves.append((name, drawing))
     return curves
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if value is not None and np.isfinite(value) else None
 
 
 def _maps(footprints: Footprints | None) -> list[MapPanel]:

@@ -1,4 +1,4 @@
-"""Pictures of tiles for people: true colour, stretched by their scene's own brightness."""
+"""Images of tiles for people: true colour, stretched by the brightness of their scene."""
 
 import base64
 from collections.abc import Iterable
@@ -11,7 +11,6 @@ from PIL import Image
 from pipeline.tiles.grid import TileGrid
 from storage.archive.reader import Archive
 from storage.errors import NotFoundError
-from storage.location import StorageOptions
 from storage.raster.pixel_grid import PixelGrid
 from storage.raster.reader import SceneReader
 from storage.scene import Scene
@@ -23,25 +22,20 @@ _GAMMA = 0.7
 class TileRenderer:
     """Draws tiles of an archive from the scenes that they came from.
 
-    It remembers the stretch of every scene it has drawn from, so that one scene's tiles compare.
-    Threads may share it.
+    All tiles of a scene have the same stretch, which is computed once. Safe to share between
+    threads.
 
     Parameters
     ----------
     archive
-        Knows the grids.
+        The archive of the tiles.
     scenes
         The scenes of its catalog, with the bands to show.
-    options
-        How to reach the scenes.
     """
 
-    def __init__(
-        self, archive: Archive, scenes: Iterable[Scene], options: StorageOptions | None = None
-    ) -> None:
-        self._archive = archive
+    def __init__(self, archive: Archive, scenes: Iterable[Scene]) -> None:
+        self.archive = archive
         self._scenes = {scene.id: scene for scene in scenes}
-        self._options = options
         self._stretches: dict[tuple[str, str], NDArray[np.float32]] = {}
 
     def draw(self, scene_id: str, tile_key: str) -> NDArray[np.uint8]:
@@ -61,32 +55,51 @@ class TileRenderer:
         """
         if scene_id not in self._scenes:
             raise NotFoundError(
-                f"scene {scene_id} of archive {self._archive.uri} is not in the catalog; "
+                f"scene {scene_id} of archive {self.archive.uri} is not in the catalog; "
                 "give the catalog that was ingested"
             )
         grid_id, place = grid_and_place(tile_key)
-        grids = self._archive.ledger.grids
+        grids = self.archive.ledger.grids
         if grid_id not in grids:
             raise NotFoundError(
-                f"tile {tile_key} is on no grid of archive {self._archive.uri}; "
+                f"tile {tile_key} is on no grid of archive {self.archive.uri}; "
                 f"it has {', '.join(grids)}"
             )
-        scene, grid = (
-            self._scenes[scene_id],
-            TileGrid.from_dict(self._archive.ledger.grids[grid_id]),
-        )
+        scene, grid = self._scenes[scene_id], TileGrid.from_dict(grids[grid_id])
         if (scene_id, grid_id) not in self._stretches:
-            self._stretches[scene_id, grid_id] = scene_stretch(scene, grid, self._options)
-        return tile_image(scene, grid, place, self._stretches[scene_id, grid_id], self._options)
+            self._stretches[scene_id, grid_id] = self._stretch(scene, grid)
+        with SceneReader(scene, grid.pixels) as reader:
+            block = reader.read(grid.window(*place))
+        bands = list(rgb_indices(scene.band_names))
+        return stretched(block.values[bands], self._stretches[scene_id, grid_id][:, bands])
+
+    def _stretch(self, scene: Scene, grid: TileGrid) -> NDArray[np.float32]:
+        """Return the 2nd and 98th percentile of each band over a preview; float32 (2, bands).
+
+        Cloud is left out unless under 5 % of the preview is clear.
+        """
+        with SceneReader(scene, grid.pixels) as reader:
+            extent = reader.extent
+        shrink = max(1.0, max(extent.width, extent.height) / _PREVIEW_PX)
+        pixels = PixelGrid(crs=grid.crs, resolution=grid.resolution * shrink, anchor=grid.anchor)
+        with SceneReader(scene, pixels, overviews=True) as reader:
+            block = reader.read(reader.extent)
+        usable = block.valid & ~block.cloud
+        if usable.mean() < 0.05:
+            usable = block.valid
+        values = block.values[:, usable]
+        if not values.size:
+            return np.repeat(np.array([[0], [1]], np.float32), len(values), axis=1)
+        return np.nanpercentile(values, [2, 98], axis=1).astype(np.float32)
 
 
 def grid_and_place(tile_key: str) -> tuple[str, tuple[int, int]]:
-    """Take a tile's key apart: the id of its grid, its column and its row.
+    """Split the key of a tile into the id of its grid, and its column and row.
 
     Raises
     ------
     NotFoundError
-        It is not such a key.
+        The text is not the key of a tile.
 
     Examples
     --------
@@ -100,33 +113,6 @@ def grid_and_place(tile_key: str) -> tuple[str, tuple[int, int]]:
         raise NotFoundError(
             f"{tile_key!r} is not the key of a tile, such as epsg32648-10-64/566/-3103"
         ) from error
-
-
-def scene_stretch(
-    scene: Scene, grid: TileGrid, options: StorageOptions | None = None
-) -> NDArray[np.float32]:
-    """Return the 2nd and 98th percentile of each band, over a preview of a scene.
-
-    Returns
-    -------
-    ndarray
-        float32 (2, bands). Cloud is left out unless little else is there.
-    """
-    with SceneReader(scene, grid.pixels, options) as reader:
-        extent = reader.extent
-    shrink = max(1.0, max(extent.width, extent.height) / _PREVIEW_PX)
-    pixels = PixelGrid(crs=grid.crs, resolution=grid.resolution * shrink, anchor=grid.anchor)
-    with SceneReader(scene, pixels, options, overviews=True) as reader:
-        block = reader.read(reader.extent)
-    usable = block.valid & ~block.cloud
-    if usable.mean() < 0.05:
-        usable = block.valid
-    seen = block.values[:, usable]
-    if not seen.size:
-        return np.stack([np.zeros(len(block.values)), np.ones(len(block.values))]).astype(
-            np.float32
-        )
-    return np.nanpercentile(seen, [2, 98], axis=1).astype(np.float32)
 
 
 def rgb_indices(bands: tuple[str, ...]) -> tuple[int, int, int]:
@@ -143,33 +129,6 @@ def rgb_indices(bands: tuple[str, ...]) -> tuple[int, int, int]:
         return bands.index("red"), bands.index("green"), bands.index("blue")
     last = len(bands) - 1
     return 0, min(1, last), min(2, last)
-
-
-def tile_image(
-    scene: Scene,
-    grid: TileGrid,
-    tile: tuple[int, int],
-    stretch: NDArray[np.float32],
-    options: StorageOptions | None = None,
-) -> NDArray[np.uint8]:
-    """Read a tile and stretch it to 8-bit colour.
-
-    Parameters
-    ----------
-    tile
-        Column and row of the tile on the grid.
-    stretch
-        What becomes black and white in each band; float32 (2, bands).
-
-    Returns
-    -------
-    ndarray
-        uint8 (h, w, 3); invalid pixels are light grey.
-    """
-    with SceneReader(scene, grid.pixels, options) as reader:
-        block = reader.read(grid.window(*tile))
-    chosen = list(rgb_indices(scene.band_names))
-    return stretched(block.values[chosen], stretch[:, chosen])
 
 
 def stretched(values: NDArray[np.float32], stretch: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -195,7 +154,7 @@ def stretched(values: NDArray[np.float32], stretch: NDArray[np.float32]) -> NDAr
 
 
 def sized(image: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
-    """Resize a picture (h, w, 3) so that its longer side is so many pixels."""
+    """Resize an image (h, w, 3) to a longer side of ``side_px`` pixels."""
     height, width = image.shape[:2]
     factor = side_px / max(height, width)
     size = max(1, round(width * factor)), max(1, round(height * factor))
@@ -203,7 +162,7 @@ def sized(image: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
 
 
 def encoded(image: NDArray[np.uint8], kind: str, side_px: int) -> bytes:
-    """Encode a picture.
+    """Encode an image as a file.
 
     Parameters
     ----------
@@ -212,7 +171,7 @@ def encoded(image: NDArray[np.uint8], kind: str, side_px: int) -> bytes:
     kind
         ``PNG`` or ``JPEG``.
     side_px
-        Longer side of the encoded picture.
+        Longer side of the encoded image.
     """
     sink = BytesIO()
     quality = {"quality": 88} if kind == "JPEG" else {}
@@ -221,13 +180,13 @@ def encoded(image: NDArray[np.uint8], kind: str, side_px: int) -> bytes:
 
 
 def data_uri(image: NDArray[np.uint8], side_px: int = 144) -> str:
-    """Encode a picture as a ``data:`` URI, so that a page needs no file beside it.
+    """Encode an image as a ``data:`` URI, which a page shows without a file beside it.
 
     Parameters
     ----------
     image
         uint8 (h, w, 3).
     side_px
-        Longer side of the encoded picture.
+        Longer side of the encoded image.
     """
     return "data:image/jpeg;base64," + base64.b64encode(encoded(image, "JPEG", side_px)).decode()

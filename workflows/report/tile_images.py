@@ -1,86 +1,77 @@
-"""From an archive to the parts of a report: tile pictures, footprints, the ledger in numbers."""
+"""The parts of a report that an archive gives: tile images, footprints, the ledger in numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from storage.archive.reader import Archive, Columns
-from storage.location import StorageOptions
-from storage.scene import Scene
+from storage.archive.reader import Archive
+from storage.geometry import centres
 from workflows.report.charts import Footprints
-from workflows.report.html import LedgerSummary, Shown
+from workflows.report.html import Answer, LedgerSummary, TileCard
 from workflows.report.rendering import TileRenderer, data_uri
 
 MAP_TILES = 20_000
 """Tiles drawn on the maps at most; of more, an even sample."""
 
 
-class Gallery:
-    """Draws rows of an archive from the scenes that they came from.
+def tile_cards(
+    renderer: TileRenderer, rows: ArrayLike, scores: ArrayLike | None = None
+) -> tuple[TileCard, ...]:
+    """Draw rows of the renderer's archive in their order.
 
     Parameters
     ----------
-    archive
-        Open at the snapshot that the rows belong to.
-    scenes
-        The scenes of its catalog, with the bands to show.
-    options
-        How to reach the scenes.
+    rows
+        Row ids, int64 (n,).
+    scores
+        Similarity of each, float (n,); None for queries.
+
+    Raises
+    ------
+    NotFoundError
+        A row is not in the archive, or its scene not in the catalog.
+    SceneError
+        A scene can no longer be read.
     """
-
-    def __init__(
-        self, archive: Archive, scenes: Sequence[Scene], options: StorageOptions | None = None
-    ) -> None:
-        self._archive = archive
-        self._renderer = TileRenderer(archive, scenes, options)
-
-    def show(self, rows: ArrayLike, scores: ArrayLike | None = None) -> tuple[Shown, ...]:
-        """Draw rows in their order.
-
-        Parameters
-        ----------
-        rows
-            Row ids, int64 (n,).
-        scores
-            Similarity of each, float (n,); None for queries.
-
-        Raises
-        ------
-        NotFoundError
-            A row is not in the archive, or its scene not in the catalog.
-        SceneError
-            A scene can no longer be read.
-        """
-        names = ["scene", "tile_key", "datetime", "bbox"]
-        names += ["labels"] if self._archive.spec.classes else []
-        columns = self._archive.read(rows, names)
-        values = [None] * len(columns["row"]) if scores is None else np.asarray(scores).tolist()
-        return tuple(self._shown(columns, i, score) for i, score in enumerate(values))
-
-    def _shown(self, columns: Columns, i: int, score: float | None) -> Shown:
-        scene_id, tile_key = str(columns["scene"][i]), str(columns["tile_key"][i])
-        image = self._renderer.draw(scene_id, tile_key)
-        west, south, east, north = columns["bbox"][i].tolist()
-        east += 360 if east < west else 0
-        present = columns["labels"][i] if self._archive.spec.classes else ()
-        return Shown(
-            picture=data_uri(image),
-            title=scene_id,
-            date=str(columns["datetime"][i].astype("datetime64[D]")),
-            labels=tuple(
-                name for name, flag in zip(self._archive.spec.classes, present, strict=True) if flag
-            ),
-            score=score,
-            place=((west + east) / 2, (south + north) / 2),
+    classes = renderer.archive.spec.classes
+    names = ["scene", "tile_key", "datetime", "bbox"] + (["labels"] if classes else [])
+    columns = renderer.archive.read(rows, names)
+    cards = []
+    for i, scene_id in enumerate(columns["scene"]):
+        lon, lat = centres(columns["bbox"][i : i + 1])[0].tolist()
+        flags = columns["labels"][i] if classes else ()
+        cards.append(
+            TileCard(
+                picture=data_uri(renderer.draw(str(scene_id), str(columns["tile_key"][i]))),
+                title=str(scene_id),
+                date=str(columns["datetime"][i].astype("datetime64[D]")),
+                labels=tuple(name for name, flag in zip(classes, flags, strict=True) if flag),
+                score=None if scores is None else float(np.asarray(scores)[i]),
+                place=(lon, lat),
+            )
         )
+    return tuple(cards)
+
+
+def drawn_answers(
+    renderer: TileRenderer,
+    queries: ArrayLike,
+    hits: Iterable[ArrayLike],
+    scores: Iterable[ArrayLike],
+) -> tuple[Answer, ...]:
+    """Draw queries (row ids) with the row ids and scores of the hits of each."""
+    return tuple(
+        Answer(query=card, hits=tile_cards(renderer, rows, similarity))
+        for card, rows, similarity in zip(tile_cards(renderer, queries), hits, scores, strict=True)
+    )
 
 
 def archive_footprints(
     archive: Archive,
     *,
     colours: tuple[str, ...] = (),
-    marks: tuple[tuple[float, float, str], ...] = (),
+    answers: Iterable[Answer] = (),
 ) -> Footprints | None:
     """Return one footprint for each place of an archive, coloured by its rarest label.
 
@@ -88,8 +79,8 @@ def archive_footprints(
     ----------
     colours
         One CSS colour a class, instead of the palette.
-    marks
-        Longitude, latitude and text of places to mark.
+    answers
+        Answers whose queries are marked by their numbers, from 1.
 
     Returns
     -------
@@ -115,7 +106,11 @@ def archive_footprints(
         class_index=rarest,
         classes=archive.spec.classes,
         colours=colours,
-        marks=marks,
+        marks=tuple(
+            (*answer.query.place, str(number))
+            for number, answer in enumerate(answers, start=1)
+            if answer.query.place
+        ),
     )
 
 

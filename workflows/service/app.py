@@ -1,15 +1,14 @@
-"""The HTTP application: its routes, and what stands before them. No Ray in here.
+"""The HTTP application: its routes and their middleware. This module does not use Ray.
 
-Beyond loopback a bearer token is required (:func:`workflows.service.deploy.serve_index` sees to
-it). The map at ``/`` is static and holds no data; everything that it shows comes through the
-guarded routes.
+Beyond loopback a bearer token is required (:func:`workflows.service.deploy.serve_index` enforces
+this). The map at ``/`` is static and holds no data; it gets its data from the guarded routes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol
 from urllib.parse import urlsplit
 
 from anyio import CapacityLimiter, to_thread
@@ -21,9 +20,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from storage.errors import ConfigError, SearchUnavailableError, SkysiftError
-from workflows.service.formats import CONTENT, negotiated
+from workflows.service.errors import add_handlers, documented
 from workflows.service.guard import Authenticator, BodyLimit, SafeHeaders
-from workflows.service.problems import add_handlers, documented
+from workflows.service.negotiation import CONTENT, negotiated
 from workflows.service.schema import (
     HealthAnswer,
     IndexAnswer,
@@ -37,7 +36,7 @@ from workflows.service.schema import (
     TileAnswer,
 )
 from workflows.service.telemetry import Metrics, RequestMetrics
-from workflows.service.thumbnails import Picture
+from workflows.service.thumbnails import Thumbnail
 from workflows.service.uploads import read_query
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -51,7 +50,6 @@ _MULTIPART = {
     },
 }
 
-T = TypeVar("T")
 Accept = Annotated[str | None, Header(include_in_schema=False)]
 Grid = Annotated[str, InPath(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=128)]
 Cell = Annotated[int, InPath(ge=-(2**31), le=2**31 - 1)]
@@ -59,7 +57,7 @@ Cell = Annotated[int, InPath(ge=-(2**31), le=2**31 - 1)]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What one request, or one client, may ask for; a rate of 0 does not limit."""
+    """Limits of one request and of one client; a rate of 0 disables the limit."""
 
     max_k: int = 1000
     max_body_bytes: int = 16 * 1024 * 1024
@@ -71,7 +69,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MapConfig:
-    """What the map and other pages may use: a base map (URL template of tiles), foreign origins."""
+    """The base map (URL template of tiles) and the foreign origins that may use the service."""
 
     base_map: str | None = None
     base_map_attribution: str = ""
@@ -79,7 +77,7 @@ class MapConfig:
 
 
 class Backend(Protocol):
-    """What answers the requests."""
+    """The interface that the routes call."""
 
     def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
         """Answer a query; ``image`` is the file of an image query."""
@@ -87,8 +85,8 @@ class Backend(Protocol):
     def tile(self, key: str) -> TileAnswer:
         """Return the acquisitions of a tile."""
 
-    def thumbnail(self, key: str, scene: str | None, side_px: int, known: str) -> Picture:
-        """Return a picture of a tile; ``known`` are the tags that the client has."""
+    def thumbnail(self, key: str, scene: str | None, side_px: int, known: str) -> Thumbnail:
+        """Return a thumbnail of a tile; ``known`` are the tags that the client has."""
 
     def scenes(self, offset: int, limit: int, state: SceneState | None) -> ScenesAnswer:
         """Return a page of the ledger of the archive."""
@@ -97,12 +95,12 @@ class Backend(Protocol):
         """Describe the index."""
 
     def ready(self) -> ReadyAnswer:
-        """Say what is being served.
+        """Return the version of the index that is served.
 
         Raises
         ------
         SkysiftError
-            Nothing is, yet.
+            No version is loaded.
         """
 
 
@@ -111,7 +109,7 @@ def create_app(
     *,
     digests: Sequence[str] = (),
     limits: Limits | None = None,
-    look: MapConfig | None = None,
+    map_config: MapConfig | None = None,
     hosts: Sequence[str] | None = LOOPBACK_HOSTS,
 ) -> FastAPI:
     """Build the application.
@@ -119,18 +117,20 @@ def create_app(
     Parameters
     ----------
     backend
-        What answers.
+        Answers the requests.
     digests
-        SHA-256 of the bearer tokens, one of which requests must carry; none lets anyone in.
+        SHA-256 of the bearer tokens, one of which requests must carry; when empty, no token is
+        needed.
     limits
-        What one request may ask for.
-    look
-        What the map shows below the archive, and which foreign pages may ask.
+        Limits of one request and of one client.
+    map_config
+        The base map, and the foreign pages that may send requests.
     hosts
         Values of the Host header that are served, so that a web page elsewhere cannot reach a
         service on loopback by a name of its own; None serves any.
     """
-    limits, look, metrics = limits or Limits(), look or MapConfig(), Metrics()
+    limits, metrics = limits or Limits(), Metrics()
+    map_config = map_config or MapConfig()
     app = FastAPI(
         title="Skysift",
         summary="Where else does it look like this?",
@@ -140,22 +140,22 @@ def create_app(
         separate_input_output_schemas=False,
     )
     app.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes)
-    if look.cors_origins:
+    if map_config.cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(look.cors_origins),
+            allow_origins=list(map_config.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "Accept"],
         )
     if hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.add_middleware(SafeHeaders, image_origins=_origins(look.base_map))
+    app.add_middleware(SafeHeaders, image_origins=_origins(map_config.base_map))
     app.add_middleware(RequestMetrics, metrics=metrics)
     add_handlers(app)
     guard = [Depends(Authenticator(digests, limits.rate_per_s, limits.burst))]
     _add_probes(app, backend, metrics, guard)
     _add_search(app, backend, limits, guard)
-    _add_archive(app, backend, limits, look, guard)
+    _add_archive(app, backend, limits, map_config, guard)
     _add_tiles(app, backend, limits, metrics, guard)
     _add_map(app)
     return app
@@ -179,7 +179,7 @@ def _add_probes(app: FastAPI, backend: Backend, metrics: Metrics, guard: list[An
 
     @app.get("/metrics", dependencies=guard, responses=documented(), response_class=Response)
     def metrics_text() -> Response:
-        """Tell what the service counted, as Prometheus reads it."""
+        """Return the counters of the service in the Prometheus text format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -202,7 +202,7 @@ def _add_search(app: FastAPI, backend: Backend, limits: Limits, guard: list[Any]
         if body.k > limits.max_k:
             raise ConfigError(f"k is {body.k}; this service gives at most {limits.max_k}")
         limiter = decoding if image is not None else None
-        return await _threaded(
+        return await to_thread.run_sync(
             lambda: negotiated(backend.search(body, image), accept), limiter=limiter
         )
 
@@ -210,17 +210,17 @@ def _add_search(app: FastAPI, backend: Backend, limits: Limits, guard: list[Any]
 
 
 def _add_archive(
-    app: FastAPI, backend: Backend, limits: Limits, look: MapConfig, guard: list[Any]
+    app: FastAPI, backend: Backend, limits: Limits, map_config: MapConfig, guard: list[Any]
 ) -> None:
     @app.get("/v1/index", responses=documented(404, 503), dependencies=guard)
     def index() -> IndexAnswer:
-        """Describe what is served: its extent, time, classes and limits."""
+        """Describe the index: its extent, period, classes and limits."""
         about = backend.about()
         return about.model_copy(
             update={
                 "max_k": min(about.max_k, limits.max_k),
-                "base_map": look.base_map,
-                "base_map_attribution": look.base_map_attribution,
+                "base_map": map_config.base_map,
+                "base_map_attribution": map_config.base_map_attribution,
             }
         )
 
@@ -234,7 +234,7 @@ def _add_archive(
         page: Annotated[ScenesQuery, Query()],
         accept: Accept = None,
     ) -> Response:
-        """Tell what became of every scene and where it lies, a page at a time."""
+        """List the state and the box of every scene, a page at a time."""
         return negotiated(backend.scenes(page.offset, page.limit, page.state), accept)
 
 
@@ -259,7 +259,7 @@ def _add_tiles(
         responses={
             **documented(404, 422, 503),
             200: png,
-            304: {"description": "The picture is the one that the client has."},
+            304: {"description": "The client has the current picture."},
         },
         dependencies=guard,
     )
@@ -267,13 +267,13 @@ def _add_tiles(
         grid: Grid,
         column: Cell,
         row: Cell,
-        which: Annotated[ThumbnailQuery, Query()],
+        query: Annotated[ThumbnailQuery, Query()],
         if_none_match: Annotated[str, Header(include_in_schema=False)] = "",
     ) -> Response:
-        """Draw a tile from its source scene, stretched by that scene's percentiles."""
+        """Draw a tile from its source scene, stretched by the percentiles of the scene."""
         key = f"{grid}/{column}/{row}"
-        draw = partial(backend.thumbnail, key, which.scene, which.size, if_none_match)
-        picture = await _threaded(draw, limiter=drawing)
+        draw = partial(backend.thumbnail, key, query.scene, query.size, if_none_match)
+        picture = await to_thread.run_sync(draw, limiter=drawing)
         metrics.thumbnail(picture.source)
         headers = {"ETag": picture.etag, "Cache-Control": "private, max-age=300"}
         if picture.png is None:
@@ -290,7 +290,7 @@ def _add_map(app: FastAPI) -> None:
 
 
 def _describe(app: FastAPI, body: type[SearchBody]) -> None:
-    """Put a body that the route reads itself into the OpenAPI document."""
+    """Add the schema of a body that the route parses itself to the OpenAPI document."""
     generated = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -305,17 +305,12 @@ def _describe(app: FastAPI, body: type[SearchBody]) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-async def _threaded(call: Callable[[], T], limiter: CapacityLimiter | None) -> T:
-    """Run what blocks in a thread; a limiter keeps heavy work from taking all of them."""
-    return await to_thread.run_sync(call, limiter=limiter)
-
-
 def _origins(base_map: str | None) -> tuple[str, ...]:
     if base_map is None:
         return ()
     parts = urlsplit(base_map)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ConfigError(
-            f"the base map {base_map!r} is no URL template; give https://host/{{z}}/{{x}}/{{y}}.png"
+            f"the base map {base_map!r} is not a URL template; give https://host/{{z}}/{{x}}/{{y}}.png"
         )
     return (f"{parts.scheme}://{parts.netloc}",)

@@ -1,7 +1,7 @@
-"""What answers the requests: an index, the archive that it pins, the encoder and the scenes.
+"""The backend of the routes: an index, the archive that it pins, the encoder and the scenes.
 
-A new version of the index is loaded beside the one that answers, and takes over between two
-requests: each request is answered by one version from beginning to end.
+A new version of the index is loaded beside the current one and takes over between two requests:
+each request is answered by one version from beginning to end.
 """
 
 import datetime as dt
@@ -14,16 +14,15 @@ from functools import cached_property
 import numpy as np
 
 from encoders.bundle import Encoder, load_encoder
-from pipeline.search.batch import exclude_query_rows
 from pipeline.search.query import Query, QueryResolver, combine
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.errors import NotFoundError, SkysiftError
+from storage.formats import hit_records
 from storage.index.filter import Filter
 from storage.index.manifest import current_version
-from storage.location import StorageOptions, absolute_uri
+from storage.location import Location
 from storage.scene import CatalogSpec
-from workflows.hits import hit_records
 from workflows.service.footprints import SceneBoxes
 from workflows.service.schema import (
     AcquisitionBody,
@@ -39,83 +38,85 @@ from workflows.service.schema import (
     SearchBody,
     TileAnswer,
 )
-from workflows.service.thumbnails import Picture, Thumbnails
+from workflows.service.thumbnails import Thumbnail, Thumbnails
 from workflows.service.uploads import decode
 
 logger = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 5.0
+_POLL_S = 5.0
 _MOST_ACQUISITIONS = 10_000
 _MOST_IN_BOX = 1_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackendConfig:
-    """What to serve; ``encoder_uri`` is None for the bundle that the archive was made with.
+    """The index to serve; ``encoder_uri`` None takes the bundle that the archive was made with.
 
-    ``catalog`` says where the scenes are, so that thumbnails can be drawn.
+    Thumbnails are drawn from the scenes of ``catalog``.
     """
 
-    index_uri: str
-    encoder_uri: str | None = None
+    index_uri: str | Location
+    encoder_uri: str | Location | None = None
     catalog: CatalogSpec | None = None
-    options: StorageOptions | None = None
     replicas: int = 1
     max_image_px: int = 16 * 1024 * 1024
     thumbnail_cache_bytes: int = 64 * 1024 * 1024
+
+    @property
+    def index(self) -> Location:
+        """The location of the index."""
+        return Location.of(self.index_uri).absolute
 
 
 class IndexBackend:
     """Answers from the current version of an index; safe to use from several threads."""
 
-    def __init__(self, served: BackendConfig) -> None:
-        self._served = served
+    def __init__(self, config: BackendConfig) -> None:
+        self._config = config
         self._lock = threading.Lock()
-        self._looked_s = float("-inf")
+        self._polled_s = float("-inf")
         self._version: _Version | None = None
-        self._thumbnails = Thumbnails(served.catalog, served.options, served.thumbnail_cache_bytes)
+        self._thumbnails = Thumbnails(config.catalog, config.thumbnail_cache_bytes)
 
     def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
-        """Answer a query; the tiles that ask are not among the hits."""
+        """Answer a query; the tiles of the query are not among its hits."""
         version = self._current()
-        rows = version.searcher.manifest.rows
         query = self._query(version, body, image)
-        hits = version.searcher.search(
-            query.vector, k=min(body.k + len(query.rows), rows), where=_filter(body.filter)
-        )
-        table = exclude_query_rows(hits.to_arrow(), [query], body.k)
+        hits = version.searcher.answer(query, body.k, _filter(body.filter))
         return SearchAnswer(
             query=query.label,
             snapshot=hits.snapshot,
             version=hits.version,
             coverage=hits.coverage,
-            hits=[HitBody(tile=record.pop("tile_key"), **record) for record in hit_records(table)],
+            hits=[
+                HitBody(tile=record.pop("tile_key"), **record)
+                for record in hit_records(hits.to_arrow())
+            ],
         )
 
     def tile(self, key: str) -> TileAnswer:
         """Return every acquisition of a tile, oldest first."""
-        version = self._current()
-        return _tile(version, key)
+        return _tile(self._current(), key)
 
-    def thumbnail(self, key: str, scene: str | None, side_px: int, known: str) -> Picture:
+    def thumbnail(self, key: str, scene: str | None, side_px: int, known: str) -> Thumbnail:
         """Return a tile as PNG, of one scene or the newest; ``known`` are tags the client has."""
         version = self._current()
         scene = scene or _tile(version, key).acquisitions[-1].scene
         etag = self._thumbnails.etag(version.archive, key, scene, side_px)
         if etag in known:
-            return Picture(png=None, etag=etag, source="unchanged")
-        kept = self._thumbnails.kept(etag)
-        if kept is not None:
-            return Picture(png=kept, etag=etag, source="cache")
+            return Thumbnail(png=None, etag=etag, source="unchanged")
+        cached = self._thumbnails.cached(etag)
+        if cached is not None:
+            return Thumbnail(png=cached, etag=etag, source="cache")
         if not len(version.searcher.find(Filter(tiles=(key,), scenes=(scene,)), 1)):
             raise NotFoundError(f"the index has no tile {key} of scene {scene}")
         png = self._thumbnails.draw(version.archive, key, scene, side_px, etag)
-        return Picture(png=png, etag=etag, source="drawn")
+        return Thumbnail(png=png, etag=etag, source="drawn")
 
     def scenes(self, offset: int, limit: int, state: SceneState | None) -> ScenesAnswer:
         """Return a page of the ledger at the index's snapshot."""
         version = self._current()
-        entries = [one for one in version.ledger if state in (None, one.state)]
+        entries = [entry for entry in version.ledger if state in (None, entry.state)]
         page = entries[offset : offset + limit]
         return ScenesAnswer(
             snapshot=version.archive.snapshot,
@@ -135,12 +136,12 @@ class IndexBackend:
         )
 
     def ready(self) -> ReadyAnswer:
-        """Say which version is being served."""
+        """Return the version that is served."""
         manifest = self._current().searcher.manifest
         return ReadyAnswer(version=manifest.version, snapshot=manifest.snapshot, rows=manifest.rows)
 
     def about(self) -> IndexAnswer:
-        """Describe the index; the service adds what it allows."""
+        """Describe the index; the application adds its limits."""
         manifest = self._current().searcher.manifest
         return IndexAnswer(
             version=manifest.version,
@@ -158,45 +159,42 @@ class IndexBackend:
         )
 
     def _current(self) -> "_Version":
-        """Return the version that answers; look for a newer one every few seconds.
+        """Return the current version; look for a newer version every few seconds.
 
-        The first one is waited for. A newer one is loaded by a thread of its own.
+        The first version is loaded by the first call, a newer version by a thread of its own.
         """
         with self._lock:
             if self._version is None:
-                self._version = _Version(self._served, self._newest())
-                self._looked_s = time.monotonic()
-            elif time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
-                self._looked_s = float("inf")  # until the thread is done
+                self._version = _Version(self._config, self._newest())
+                self._polled_s = time.monotonic()
+            elif time.monotonic() - self._polled_s >= _POLL_S:
+                self._polled_s = float("inf")  # until the thread is done
                 threading.Thread(target=self._follow, name="skysift-follow", daemon=True).start()
             return self._version
 
     def _follow(self) -> None:
-        """Let the newest version take over once it is loaded."""
+        """Load the newest version and make it the current one."""
         old = self._version
         try:
             name = self._newest()
             if old is not None and name != old.name:
-                newer = _Version(self._served, name)
+                newer = _Version(self._config, name)
                 with self._lock:
                     self._version = newer
                 logger.info("index version %s takes over from %s", name, old.name)
         except SkysiftError as error:
             logger.warning("the newest version of the index is not taken over: %s", error)
         finally:
-            self._looked_s = time.monotonic()
+            self._polled_s = time.monotonic()
 
     def _newest(self) -> str:
-        return current_version(absolute_uri(self._served.index_uri), self._served.options)
+        return current_version(self._config.index)
 
     def _query(self, version: "_Version", body: SearchBody, image: bytes | None) -> Query:
-        positive = self._asked(version, body, image) + _examples(version, body.positive)
-        negative = _examples(version, body.negative)
-        if len(positive) == 1 and not negative:
-            return positive[0]
-        return combine(positive, negative)
+        positive = self._example(version, body, image) + _examples(version, body.positive)
+        return combine(positive, _examples(version, body.negative))
 
-    def _asked(self, version: "_Version", body: SearchBody, image: bytes | None) -> list[Query]:
+    def _example(self, version: "_Version", body: SearchBody, image: bytes | None) -> list[Query]:
         if body.vector is not None:
             return [Query(vector=np.asarray(body.vector, np.float32), label="vector")]
         if body.lonlat is not None:
@@ -207,36 +205,34 @@ class IndexBackend:
             return version.resolver.tiles(Filter(bbox=body.box), _MOST_IN_BOX)
         if image is None:
             return []
-        pixels = decode(image, self._served.max_image_px)
+        pixels = decode(image, self._config.max_image_px)
         return [version.image_resolver.pixels(pixels, label="the image")]
 
 
 class _Version:
-    """One version of the index, with what its queries need."""
+    """One version of the index, with the archive, resolvers and encoder of its queries."""
 
-    def __init__(self, served: BackendConfig, name: str) -> None:
-        self._served, self.name = served, name
-        self.searcher = Searcher.connect(
-            served.index_uri, version=name, options=served.options, replicas=served.replicas
-        )
-        self.resolver = QueryResolver(self.searcher, options=served.options)
+    def __init__(self, config: BackendConfig, name: str) -> None:
+        self._config, self.name = config, name
+        self.searcher = Searcher.connect(config.index, version=name, replicas=config.replicas)
+        self.resolver = QueryResolver(self.searcher)
         manifest = self.searcher.manifest
-        self.archive = Archive.open(manifest.archive_uri, manifest.snapshot, served.options)
+        self.archive = Archive.open(config.index.at(manifest.archive_uri), manifest.snapshot)
         self.boxes = SceneBoxes(self.archive)
         self.ledger = self.archive.scenes()
 
     @cached_property
     def encoder(self) -> Encoder:
-        uri = self._served.encoder_uri or self.archive.spec.encoder_uri
-        return load_encoder(uri, self._served.options)
+        uri = self._config.encoder_uri or self.archive.spec.encoder_uri
+        return load_encoder(Location.of(uri, self._config.index.options))
 
     @cached_property
     def image_resolver(self) -> QueryResolver:
-        return QueryResolver(self.searcher, self.encoder, self._served.options)
+        return QueryResolver(self.searcher, self.encoder)
 
 
 def _examples(version: _Version, examples: list[ExampleBody]) -> list[Query]:
-    return [version.resolver.tile(one.tile, one.scene) for one in examples]
+    return [version.resolver.tile(example.tile, example.scene) for example in examples]
 
 
 def _tile(version: _Version, key: str) -> TileAnswer:

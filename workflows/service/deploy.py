@@ -1,4 +1,4 @@
-"""Serve an index with Ray Serve: bind, guard, run until told to stop."""
+"""Serve an index with Ray Serve: bind the address, require a token, run until stopped."""
 
 import logging
 import os
@@ -17,7 +17,6 @@ from ray import serve
 
 from storage.errors import ConfigError, SkysiftError
 from storage.index.manifest import current_version
-from storage.location import absolute_uri
 from storage.scene import CatalogSpec
 from workflows.service.app import LOOPBACK_HOSTS, Limits, MapConfig, create_app
 from workflows.service.backend import BackendConfig, IndexBackend
@@ -28,24 +27,24 @@ logger = logging.getLogger(__name__)
 
 _APPLICATION = "skysift"
 _ONGOING = 100
-"""Requests that one replica answers at a time; further ones wait their turn."""
+"""Requests that one replica answers at a time; further requests wait."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServiceSpec:
-    """Where and how to serve; ``token`` (or several, with commas) never appears in ``repr``."""
+    """Address and settings; ``token`` (or several, with commas) never appears in ``repr``."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     token: str | None = field(default=None, repr=False)
     limits: Limits = field(default_factory=Limits)
-    look: MapConfig = field(default_factory=MapConfig)
+    map_config: MapConfig = field(default_factory=MapConfig)
     request_timeout_s: float = 60.0
     replicas: int = 1
 
 
 def serve_index(
-    served: BackendConfig,
+    config: BackendConfig,
     spec: ServiceSpec,
     *,
     ready: Callable[[str], object] = logger.info,
@@ -55,26 +54,26 @@ def serve_index(
 
     Parameters
     ----------
-    served
-        The index.
+    config
+        The index and its files.
     spec
-        Where and how.
+        Address, token and limits.
     ready
-        Told the address once requests are answered.
+        Called with the address once requests are answered.
     stop
         Ends the service when set; None waits for an interrupt.
 
     Raises
     ------
     ConfigError
-        The address needs a token and there is none, or is in use.
+        The address is in use, or needs a token and has none.
     NotFoundError
         There is no such index.
     """
     digests = check_exposure(spec)
-    current_version(absolute_uri(served.index_uri), served.options)  # a missing index fails here
+    current_version(config.index)  # a missing index fails here
     check_free(spec.host, spec.port)
-    application = _application(served, spec, digests)
+    application = _application(config, spec, digests)
     serve.start(
         proxy_location="HeadOnly",
         http_options={
@@ -94,16 +93,16 @@ def serve_index(
             "run again with --debug"
         ) from error
     finally:
-        # Ray writes there that its controller ended, as it was told to.
+        # Ray prints that its controller ended.
         with redirect_stdout(StringIO()):
             serve.shutdown()
 
 
 def prepare_proxy() -> None:
-    """Let HAProxy, where Ray Serve is told to use it, ask another replica when one dies.
+    """Make HAProxy, where Ray Serve uses it, send a request to another replica when one dies.
 
-    To be called before Ray starts: its processes inherit the variables. Requests only read, so
-    that asking twice does no harm.
+    Call this before Ray starts: its processes inherit the variables. Requests only read, so a
+    retry is harmless.
     """
     os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response junk-response")
     os.environ.setdefault("RAY_SERVE_HAPROXY_RETRIES", "10")
@@ -123,7 +122,7 @@ class Arguments(BaseModel):
 def application(arguments: Arguments) -> serve.Application:
     """Build the application for Ray Serve's config files, such as ``deploy/kuberay``'s.
 
-    Ray Serve does the listening there, on every node; the token is the variable SKYSIFT_TOKEN.
+    Ray Serve listens on every node; the token is the variable SKYSIFT_TOKEN.
 
     Raises
     ------
@@ -131,22 +130,22 @@ def application(arguments: Arguments) -> serve.Application:
         There is no token.
     """
     spec = ServiceSpec(host="0.0.0.0", token=os.environ.get("SKYSIFT_TOKEN"))
-    served = BackendConfig(
+    config = BackendConfig(
         index_uri=arguments.index,
         encoder_uri=arguments.encoder,
         catalog=CatalogSpec(source=arguments.scenes) if arguments.scenes else None,
         replicas=arguments.replicas,
     )
-    return _application(served, spec, check_exposure(spec))
+    return _application(config, spec, check_exposure(spec))
 
 
 def check_exposure(spec: ServiceSpec) -> tuple[str, ...]:
-    """Return the digests of the tokens; beyond loopback there has to be one.
+    """Return the digests of the tokens; beyond loopback a token is required.
 
     Raises
     ------
     ConfigError
-        There is none, or it is too short.
+        The token is missing or too short.
     """
     if spec.token:
         return token_digests(spec.token)
@@ -159,7 +158,7 @@ def check_exposure(spec: ServiceSpec) -> tuple[str, ...]:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only this machine reaches an address.
+    """Return whether only this machine reaches an address.
 
     Examples
     --------
@@ -178,7 +177,7 @@ def check_free(host: str, port: int) -> None:
     Raises
     ------
     ConfigError
-        It is in use, or not an address of this machine.
+        The address is in use, or not of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -192,16 +191,21 @@ def check_free(host: str, port: int) -> None:
 
 
 def _application(
-    served: BackendConfig, spec: ServiceSpec, digests: tuple[str, ...]
+    config: BackendConfig, spec: ServiceSpec, digests: tuple[str, ...]
 ) -> serve.Application:
     """Bind the deployment; only the digests of the tokens travel to the replicas."""
     hosts = LOOPBACK_HOSTS if is_loopback(spec.host) else None
-    limits, look = spec.limits, spec.look
+    limits, map_config = spec.limits, spec.map_config
 
     def build() -> FastAPI:
         log_to_stderr()
-        backend = IndexBackend(served)
-        return create_app(backend, digests=digests, limits=limits, look=look, hosts=hosts)
+        return create_app(
+            IndexBackend(config),
+            digests=digests,
+            limits=limits,
+            map_config=map_config,
+            hosts=hosts,
+        )
 
     deployment: Any = serve.deployment(
         serve.ingress(build)(),

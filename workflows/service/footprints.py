@@ -1,18 +1,17 @@
-"""Where the scenes of an archive lie: the box around each one's tiles."""
+"""The WGS84 boxes of the scenes of an archive, around their tiles."""
 
 import threading
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 
 from storage.archive.ledger import LedgerEntry
 from storage.archive.reader import Archive
-from storage.scene import BBox
+from storage.geometry import BBox, enclosing
 
 
 class SceneBoxes:
-    """The WGS84 boxes of scenes; a segment is read when one of its scenes is asked for.
+    """The WGS84 boxes of scenes; a segment is read when a scene of it is first requested.
 
     Safe to share between threads.
     """
@@ -23,7 +22,7 @@ class SceneBoxes:
         self._lock = threading.Lock()
 
     def of(self, entries: Iterable[LedgerEntry]) -> list[BBox | None]:
-        """Return the box of each scene; None for one without tiles."""
+        """Return the box of each scene; None for a scene without tiles."""
         return [
             None
             if entry.segment_ordinal is None
@@ -35,29 +34,8 @@ class SceneBoxes:
         with self._lock:
             if ordinal not in self._boxes:
                 rows = self._archive.read_segment(ordinal, ["scene", "bbox"])
-                names, which = np.unique(rows["scene"].astype(str), return_inverse=True)
+                names, number = np.unique(rows["scene"].astype(str), return_inverse=True)
                 self._boxes[ordinal] = {
-                    str(name): box_around(rows["bbox"][which == number])
-                    for number, name in enumerate(names)
+                    str(name): enclosing(rows["bbox"][number == i]) for i, name in enumerate(names)
                 }
             return self._boxes[ordinal]
-
-
-def box_around(boxes: npt.NDArray[np.float64]) -> BBox:
-    """Return the box around boxes (n, 4); west > east when they lie across the antimeridian.
-
-    Examples
-    --------
-    >>> box_around(np.array([[179.0, 0.0, -179.0, 1.0], [-179.0, 0.0, -178.0, 2.0]]))
-    (179.0, 0.0, -178.0, 2.0)
-    """
-    west, south, east, north = boxes.T
-    if (west > east).any():
-        west, east = np.where(west < 0, west + 360, west), np.where(east < 0, east + 360, east)
-    low, high = float(west.min()), float(east.max())
-    return (
-        low - 360 if low > 180 else low,
-        float(south.min()),
-        high - 360 if high > 180 else high,
-        float(north.max()),
-    )

@@ -1,7 +1,7 @@
-"""Who is let in and how much they may ask: tokens, rates, body sizes, headers.
+"""Authentication and limits of requests: tokens, rates, body sizes, response headers.
 
-Only a token's SHA-256 is kept, and compared in constant time. Neither tokens nor headers are ever
-logged.
+Only the SHA-256 of a token is stored, and compared in constant time. Neither tokens nor headers
+are ever logged.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from storage.errors import ConfigError
-from workflows.service.problems import problem
+from workflows.service.errors import error_response
 
 _MIN_TOKEN_CHARS = 16
 _MOST_CLIENTS = 10_000
@@ -28,35 +28,35 @@ _bearer = HTTPBearer(auto_error=False, description="The service's token.")
 
 
 def token_digests(tokens: str) -> tuple[str, ...]:
-    """Return what is kept of tokens: one, or several with commas between them.
+    """Return the digests of a token, or of several separated by commas.
 
     Raises
     ------
     ConfigError
-        A token is too short to keep anyone out.
+        A token is too short to be secure.
     """
-    given = [token.strip() for token in tokens.split(",")]
-    short = min(len(token) for token in given)
+    stripped = [token.strip() for token in tokens.split(",")]
+    short = min(len(token) for token in stripped)
     if short < _MIN_TOKEN_CHARS:
         raise ConfigError(
             f"a service token has {short} characters, at least {_MIN_TOKEN_CHARS} are needed; "
             "make one with `openssl rand -hex 32`"
         )
-    return tuple(hashlib.sha256(token.encode()).hexdigest() for token in given)
+    return tuple(hashlib.sha256(token.encode()).hexdigest() for token in stripped)
 
 
 class Authenticator:
-    """A dependency of every guarded route: counts the request, then asks for a token.
+    """A dependency of every guarded route: counts the request, then checks its token.
 
     Parameters
     ----------
     digests
-        SHA-256 of the bearer tokens that are let in; empty lets anyone in.
+        SHA-256 of the valid bearer tokens; when empty, no token is needed.
     rate_per_s, burst
-        Requests that one client (its address and token) may make: on average, and at once.
-        A rate of 0 does not limit.
+        Requests that a client (an address and a token) may make on average, and at once. A rate
+        of 0 disables the limit.
     clock
-        Seconds that never go back.
+        Monotonic clock, in seconds.
     """
 
     def __init__(
@@ -74,38 +74,38 @@ class Authenticator:
     async def __call__(
         self,
         request: Request,
-        given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)] = None,
+        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)] = None,
     ) -> None:
-        """Let a request in.
+        """Admit a request.
 
         Raises
         ------
         HTTPException
-            401 without a right token, 429 after too many requests.
+            401 without a valid token, 429 after too many requests.
         """
-        which = self._which(given.credentials if given else "")
-        wait_s = self._take((request.client.host if request.client else "", which))
+        number = self._token_number(credentials.credentials if credentials else "")
+        wait_s = self._take((request.client.host if request.client else "", number))
         if wait_s > 0:
             raise HTTPException(
                 429,
                 f"more than {self._rate:g} requests a second; wait {wait_s:.1f} s",
                 headers={"Retry-After": str(math.ceil(wait_s))},
             )
-        if self._digests and which < 0:
+        if self._digests and number < 0:
             raise HTTPException(
                 401,
                 "this service needs the header `Authorization: Bearer <token>`",
                 headers={"WWW-Authenticate": "Bearer"},
             )
 
-    def _which(self, token: str) -> int:
-        """Return the number of a token, -1 when it is none of them; takes the same time always."""
+    def _token_number(self, token: str) -> int:
+        """Return the position of a token, -1 when it is not valid; takes constant time."""
         digest = hashlib.sha256(token.encode()).hexdigest()
-        same = [hmac.compare_digest(digest, known) for known in self._digests]
-        return same.index(True) if True in same else -1
+        equal = [hmac.compare_digest(digest, known) for known in self._digests]
+        return equal.index(True) if True in equal else -1
 
     def _take(self, client: tuple[str, int]) -> float:
-        """Count a request; return how many seconds too early it is."""
+        """Count a request; return the seconds that the client has to wait."""
         if not self._rate:
             return 0.0
         now = self._clock()
@@ -120,7 +120,7 @@ class Authenticator:
 
 
 class BodyLimit:
-    """Refuse a request whose body is longer than allowed, whatever it claims to be."""
+    """Refuse a request whose body is longer than allowed, whether its length is declared or not."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app, self._max = app, max_bytes
@@ -132,7 +132,7 @@ class BodyLimit:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self._max:
-            await problem(413, "HTTPError", self._message())(scope, receive, send)
+            await error_response(413, "HTTPError", self._message())(scope, receive, send)
             return
         received = 0
 
@@ -151,21 +151,21 @@ class BodyLimit:
 
 
 class SafeHeaders:
-    """Tell browsers to trust nothing but this service: no foreign script, frame or guess.
+    """Set the headers that keep foreign scripts, frames and content sniffing out of the pages.
 
     Parameters
     ----------
     image_origins
-        Other origins that pictures may come from: that of the base map.
+        Further origins of images: that of the base map.
     """
 
     def __init__(self, app: ASGIApp, image_origins: Sequence[str] = ()) -> None:
         self._app = app
-        others = "".join(f" {origin}" for origin in image_origins)
+        origins = "".join(f" {origin}" for origin in image_origins)
         self._headers = {
             "Content-Security-Policy": (
                 "default-src 'none'; script-src 'self'; style-src 'self'; worker-src 'self'; "
-                f"img-src 'self' blob: data:{others}; connect-src 'self'{others}; "
+                f"img-src 'self' blob: data:{origins}; connect-src 'self'{origins}; "
                 "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
             ),
             "X-Content-Type-Options": "nosniff",

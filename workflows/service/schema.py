@@ -1,6 +1,6 @@
-"""What goes over the wire: requests and answers, as OpenAPI shows them.
+"""The messages of the HTTP API: requests and answers, as OpenAPI shows them.
 
-Requests are strict: a number in quotes is no number. Answers are what the package's own values say.
+Requests are strict: a number in quotes is not a number.
 """
 
 import datetime as dt
@@ -34,7 +34,7 @@ class _Request(BaseModel):
 
 
 class FilterBody(_Request):
-    """Which rows may be hits; all given conditions must hold."""
+    """Conditions on the hits; all given conditions must hold."""
 
     bbox: Box | None = Field(
         None, description="West, south, east, north in WGS84 degrees; west > east crosses 180°."
@@ -52,7 +52,7 @@ class FilterBody(_Request):
 
 
 class ExampleBody(_Request):
-    """A tile of the archive that is, or is not, what is looked for."""
+    """A tile of the archive as a positive or negative example."""
 
     tile: Name = Field(description="Its key.")
     scene: Name | None = Field(None, description="The scene it is of; the newest without.")
@@ -61,7 +61,7 @@ class ExampleBody(_Request):
 class SearchBody(_Request):
     """A query: at most one of ``vector``, ``lonlat``, ``tile``, ``box`` and an image, and examples.
 
-    With ``positive`` examples the query may be left out. Rows that ask are not among the hits.
+    With ``positive`` examples the query may be left out. Rows of the query are not among the hits.
     """
 
     model_config = ConfigDict(
@@ -82,7 +82,7 @@ class SearchBody(_Request):
     tile: Name | None = Field(None, description="The key of a tile of the archive.")
     scene: Name | None = Field(None, description="With tile: of this scene.")
     box: Box | None = Field(
-        None, description="What the tiles in this box have in common, of all dates; at most 1,000."
+        None, description="The mean of the tiles in this box, of all dates; at most 1,000 tiles."
     )
     image_base64: str | None = Field(None, description="A PNG, JPEG or GeoTIFF file, in base64.")
     positive: list[ExampleBody] = Field([], max_length=MAX_EXAMPLES)
@@ -120,9 +120,9 @@ class HitBody(_Message):
 
 
 class SearchAnswer(_Message):
-    """Hits in order, and what they are drawn from."""
+    """Hits in order, and the versions and coverage of the search."""
 
-    query: str = Field(description="What was asked, for people.")
+    query: str = Field(description="Description of the query, for people.")
     snapshot: str = Field(description="Archive snapshot that the index was built from.")
     version: str = Field(description="Index version that answered.")
     coverage: float = Field(description="Fraction of the index's shards that answered.")
@@ -153,7 +153,7 @@ SceneState = Literal["embedded", "empty", "quarantined", "deleted"]
 
 
 class ScenesQuery(_Message):
-    """Which page of the ledger, and which scenes of it."""
+    """A page of the ledger, and the state of its scenes."""
 
     offset: int = Field(0, ge=0, le=2**53)
     limit: int = Field(100, ge=1, le=1000)
@@ -161,14 +161,14 @@ class ScenesQuery(_Message):
 
 
 class ThumbnailQuery(_Message):
-    """Which picture of a tile."""
+    """The scene and the size of a picture of a tile."""
 
     scene: Name | None = Field(None, description="The scene to show; the newest without.")
     size: int = Field(128, ge=16, le=512, description="Pixels a side.")
 
 
 class SceneBody(_Message):
-    """What became of one scene; its box is that of its tiles, None when it has none."""
+    """The state of a scene; its box encloses its tiles and is None without tiles."""
 
     scene: str
     state: SceneState
@@ -203,7 +203,7 @@ class ReadyAnswer(_Message):
 
 
 class IndexAnswer(_Message):
-    """What is being served, as the map needs to know it."""
+    """Description of the index, for the map."""
 
     version: str
     snapshot: str
@@ -220,7 +220,7 @@ class IndexAnswer(_Message):
 
 
 class ErrorBody(_Message):
-    """Why a request was refused."""
+    """The reason why a request was refused."""
 
     error: str
     message: str

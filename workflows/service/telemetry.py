@@ -1,7 +1,7 @@
-"""What the service tells of itself: Prometheus metrics, and one JSON line of log a request.
+"""Telemetry of the service: Prometheus metrics, and a JSON line of log for each request.
 
-A log line holds method, route, path, status, times and sizes. Never headers, queries or bodies: a
-token or a vector cannot get into it.
+A log line holds method, route, path, status, times and sizes. It never holds headers, queries or
+bodies, so neither a token nor a vector can get into the log.
 """
 
 import json
@@ -29,26 +29,26 @@ _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 
 
 class Metrics:
-    """The metrics of one replica; their label ``replica`` tells several of them apart."""
+    """The metrics of one replica, named by their label ``replica``."""
 
     def __init__(self) -> None:
         self._replica = f"{platform.node()}:{os.getpid()}"
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
 
-        def made(kind: Any, name: str, text: str, *labels: str, **options: Any) -> Any:
+        def metric(kind: Any, name: str, text: str, *labels: str, **options: Any) -> Any:
             names = ["replica", *labels]
             return kind(f"skysift_{name}", text, names, registry=self.registry, **options)
 
-        self._requests = made(
+        self._requests = metric(
             Counter, "http_requests", "Requests answered.", "method", "route", "status"
         )
-        self._seconds = made(
+        self._seconds = metric(
             Histogram, "http_request_seconds", "Time to answer.", "route", buckets=_BUCKETS_S
         )
-        self._inside = made(Gauge, "http_requests_in_progress", "Requests being answered.")
-        self._thumbnails = made(Counter, "thumbnails", "Thumbnails given.", "source")
-        self._rows = made(Gauge, "index_rows", "Rows of the index that is served.", "version")
+        self._inside = metric(Gauge, "http_requests_in_progress", "Requests being answered.")
+        self._thumbnails = metric(Counter, "thumbnails", "Thumbnails given.", "source")
+        self._rows = metric(Gauge, "index_rows", "Rows of the index that is served.", "version")
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request."""
@@ -64,12 +64,12 @@ class Metrics:
         self._thumbnails.labels(self._replica, source).inc()
 
     def serving(self, version: str, rows: int) -> None:
-        """Note which version of the index answers."""
+        """Record the version of the index that is served."""
         self._rows.clear()
         self._rows.labels(self._replica, version).set(rows)
 
     def text(self) -> bytes:
-        """Return all of them as Prometheus reads them."""
+        """Return all metrics in the Prometheus text format."""
         return generate_latest(self.registry)
 
 
@@ -80,13 +80,13 @@ class RequestMetrics:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, watching its answer."""
+        """Pass a request on, observing its response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started, status, sent_bytes = time.perf_counter(), 500, 0
 
-        async def watched(message: Message) -> None:
+        async def observed(message: Message) -> None:
             nonlocal status, sent_bytes
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -95,7 +95,7 @@ class RequestMetrics:
 
         self._metrics.entered(1)
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, observed)
         finally:
             seconds = time.perf_counter() - started
             self._metrics.entered(-1)

@@ -1,4 +1,4 @@
-"""Pictures of tiles, drawn from their source scenes and kept for a while."""
+"""Thumbnails of tiles, drawn from their source scenes and cached in memory."""
 
 import hashlib
 import logging
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from storage.archive.reader import Archive
 from storage.catalog.read import read_scenes
 from storage.errors import NotFoundError, SkysiftError
-from storage.location import StorageOptions
 from storage.scene import CatalogSpec, Scene
 from workflows.report.rendering import TileRenderer, encoded
 
@@ -20,57 +19,55 @@ _LIST_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """A PNG and its tag; ``png`` is None when the client has it, ``source`` says whence it came."""
+class Thumbnail:
+    """A PNG and its ETag; ``png`` is None when the client has it.
+
+    ``source`` is ``drawn``, ``cache`` or ``unchanged``, for the metrics.
+    """
 
     png: bytes | None
     etag: str
     source: str
 
 
-class _Recent:
-    """Files by name, the least recently used of them given up; safe between threads."""
+class _LruCache:
+    """A cache of files by name that drops the least recently used; safe between threads."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self._capacity_bytes, self._used_bytes = capacity_bytes, 0
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._files: OrderedDict[str, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, name: str) -> bytes | None:
         with self._lock:
-            if name in self._kept:
-                self._kept.move_to_end(name)
-            return self._kept.get(name)
+            if name in self._files:
+                self._files.move_to_end(name)
+            return self._files.get(name)
 
     def put(self, name: str, file: bytes) -> bytes:
         with self._lock:
-            if name not in self._kept:
-                self._kept[name] = file
+            if name not in self._files:
+                self._files[name] = file
                 self._used_bytes += len(file)
             while self._used_bytes > self._capacity_bytes:
-                self._used_bytes -= len(self._kept.popitem(last=False)[1])
+                self._used_bytes -= len(self._files.popitem(last=False)[1])
         return file
 
 
 class Thumbnails:
-    """Draws tiles of an archive; a scene's stretch is measured once, its own percentiles.
+    """Draws tiles of an archive, each stretched by the percentiles of its scene.
 
     Parameters
     ----------
     catalog
-        Where the scenes are; None when the service was not told, and nothing can be drawn.
-    options
-        How to reach them.
+        Catalog of the scenes; None when the service has none, and nothing can be drawn.
     cache_bytes
-        Size of the pictures kept in memory.
+        Bytes of the thumbnails cached in memory.
     """
 
-    def __init__(
-        self, catalog: CatalogSpec | None, options: StorageOptions | None, cache_bytes: int
-    ) -> None:
+    def __init__(self, catalog: CatalogSpec | None, cache_bytes: int) -> None:
         self.catalog = catalog
-        self._options = options
-        self._pictures = _Recent(cache_bytes)
+        self._cache = _LruCache(cache_bytes)
         self._scenes: dict[str, Scene] = {}
         self._renderer: TileRenderer | None = None
         self._snapshot = ""
@@ -78,7 +75,7 @@ class Thumbnails:
         self._lock = threading.Lock()
 
     def etag(self, archive: Archive, tile: str, scene_id: str, side_px: int) -> str:
-        """Return what changes when the picture of a tile would.
+        """Return a tag that changes whenever the thumbnail of a tile would.
 
         Raises
         ------
@@ -91,12 +88,12 @@ class Thumbnails:
         identity = f"{tile} {scene_id} {entry.fingerprint} {side_px}"
         return f'"{hashlib.sha256(identity.encode()).hexdigest()[:24]}"'
 
-    def kept(self, etag: str) -> bytes | None:
-        """Return a picture that was drawn before, if it is still there."""
-        return self._pictures.get(etag)
+    def cached(self, etag: str) -> bytes | None:
+        """Return a thumbnail that is in the cache, else None."""
+        return self._cache.get(etag)
 
     def draw(self, archive: Archive, tile: str, scene_id: str, side_px: int, etag: str) -> bytes:
-        """Draw a tile as PNG of ``side_px`` pixels a side and keep it.
+        """Draw a tile as PNG of ``side_px`` pixels a side, and cache it.
 
         Raises
         ------
@@ -112,23 +109,23 @@ class Thumbnails:
                 f"tile {tile} cannot be drawn: scene {scene_id} can no longer be read; "
                 "the service's log says why"
             ) from error
-        return self._pictures.put(etag, encoded(pixels, "PNG", side_px))
+        return self._cache.put(etag, encoded(pixels, "PNG", side_px))
 
     def _renderer_of(self, archive: Archive, scene_id: str) -> TileRenderer:
-        """Return what draws; the catalog is read again when it lacks a scene of the archive."""
+        """Return the renderer; the catalog is read again when it lacks a scene of the archive."""
         if self.catalog is None:
             raise NotFoundError(
-                "this service draws no pictures: it was not told where the scenes are; "
+                "this service draws no pictures: it has no catalog of the scenes; "
                 "start it with --scenes or with the recipe of the ingest"
             )
         with self._lock:
             stale = time.monotonic() - self._listed_s > _LIST_EVERY_S
             if scene_id not in self._scenes and stale:
-                found = read_scenes(self.catalog, archive.spec.bands, self._options).scenes
-                self._scenes = {scene.id: scene for scene in found}
+                scenes = read_scenes(self.catalog, archive.spec.bands).scenes
+                self._scenes = {scene.id: scene for scene in scenes}
                 self._listed_s = time.monotonic()
                 self._renderer = None
             if self._renderer is None or self._snapshot != archive.snapshot:
-                self._renderer = TileRenderer(archive, self._scenes.values(), self._options)
+                self._renderer = TileRenderer(archive, self._scenes.values())
                 self._snapshot = archive.snapshot
             return self._renderer

@@ -1,6 +1,6 @@
-"""Uploaded pictures: how they arrive, and what is checked before a decoder sees them.
+"""Uploaded images: reading them from a request, and the checks before a decoder sees them.
 
-A file's kind is told by its first bytes, its size in pixels by its header; only PNG, JPEG and
+The first bytes of a file decide its kind and its header its size in pixels; only PNG, JPEG and
 GeoTIFF are decoded, each by its own decoder alone.
 """
 
@@ -9,9 +9,6 @@ import binascii
 import json
 import os
 import tempfile
-from email.message import Message
-from email.parser import BytesParser
-from email.policy import HTTP
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from storage.errors import ConfigError, SceneError, SkysiftError
@@ -29,6 +27,7 @@ from storage.raster.reader import read_image
 from workflows.service.schema import SearchBody
 
 _MAGIC = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"II*\x00": ".tif", b"MM\x00*": ".tif"}
+_MAX_PARTS, _MAX_FIELD_BYTES = 8, 8 * 1024 * 1024
 _DECODERS = {".png": ("PNG",), ".jpg": ("JPEG",)}
 
 
@@ -38,11 +37,11 @@ async def read_query(request: Request) -> tuple[SearchBody, bytes | None]:
     Raises
     ------
     RequestValidationError
-        The query is not one.
+        The query does not follow the schema.
     HTTPException
         415: the body is of another kind.
     ConfigError
-        A part is missing, or the base64 is none.
+        The form is damaged or lacks its image, or the base64 is not valid.
     """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip()
     if kind.lower() == "application/json":
@@ -50,14 +49,27 @@ async def read_query(request: Request) -> tuple[SearchBody, bytes | None]:
         return body, _decoded(body.image_base64)
     if kind.lower() != "multipart/form-data":
         raise HTTPException(415, f"{kind[:80]} is not taken; send JSON or multipart/form-data")
-    parts = _parts(request.headers["content-type"], await request.body())
-    if "image" not in parts:
-        raise ConfigError("the form has no part `image`; send the file under that name")
-    return _parsed(_with_image(parts.get("query", b"{}"))), parts["image"]
+    try:
+        async with request.form(
+            max_files=_MAX_PARTS, max_fields=_MAX_PARTS, max_part_size=_MAX_FIELD_BYTES
+        ) as form:
+            image, query = form.get("image"), form.get("query", "{}")
+            content = await image.read() if isinstance(image, UploadFile) else None
+            text = await query.read() if isinstance(query, UploadFile) else query.encode()
+    except HTTPException as error:
+        if error.status_code != 400:
+            raise  # 413 from the limit on the body, which is counted while the form is parsed
+        raise ConfigError(
+            f"the form cannot be read ({error.detail.rstrip('.')}); send multipart/form-data with "
+            f"a boundary, at most {_MAX_PARTS} files and fields, {_MAX_FIELD_BYTES:,} bytes a field"
+        ) from error
+    if content is None:
+        raise ConfigError("the form has no part `image` that is a file; send the file as `image`")
+    return _parsed(_with_image(text)), content
 
 
 def decode(image: bytes, most_px: int) -> npt.NDArray[np.float32]:
-    """Decode an uploaded file, after a look at its header.
+    """Decode an uploaded file after checking its header.
 
     Returns
     -------
@@ -67,9 +79,9 @@ def decode(image: bytes, most_px: int) -> npt.NDArray[np.float32]:
     Raises
     ------
     ConfigError
-        It is none of the kinds that are decoded, or has too many pixels.
+        The file is not of a kind that is decoded, or has too many pixels.
     SceneError
-        It cannot be decoded.
+        The file cannot be decoded.
     """
     suffix = image_suffix(image)
     handle, path = tempfile.mkstemp(suffix=suffix, prefix="skysift-upload-")
@@ -85,12 +97,12 @@ def decode(image: bytes, most_px: int) -> npt.NDArray[np.float32]:
 
 
 def image_suffix(image: bytes) -> str:
-    """Tell the kind of an uploaded file from its first bytes, never from its name.
+    """Return the suffix of an uploaded file by its first bytes, never by its name.
 
     Raises
     ------
     ConfigError
-        It is none of the kinds that are decoded.
+        The file is not of a kind that is decoded.
     """
     for magic, suffix in _MAGIC.items():
         if image.startswith(magic):
@@ -102,35 +114,19 @@ def _parsed(text: bytes) -> SearchBody:
     try:
         return SearchBody.model_validate_json(text)
     except ValidationError as error:
-        errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+        errors = [{**part, "loc": ("body", *part["loc"])} for part in error.errors()]
         raise RequestValidationError(errors) from error
 
 
 def _with_image(query: bytes) -> bytes:
-    """Say in a form's query that the picture asks."""
+    """Mark a form's query as an image query, for the schema."""
     try:
         values = json.loads(query)
     except ValueError as error:
-        raise ConfigError("the part `query` of the form is no JSON") from error
+        raise ConfigError("the part `query` of the form is not valid JSON") from error
     if not isinstance(values, dict):
-        raise ConfigError("the part `query` of the form is no JSON object")
+        raise ConfigError("the part `query` of the form is not a JSON object")
     return json.dumps({**values, "image_base64": ""}).encode()
-
-
-def _parts(content_type: str, body: bytes) -> dict[str, bytes]:
-    """Return the parts of a form by name; bytes stay as they are."""
-    head = f"Content-Type: {content_type}\r\n\r\n".encode("latin-1")
-    form: Message = BytesParser(policy=HTTP).parsebytes(head + body)
-    if not form.is_multipart():
-        raise ConfigError("the form cannot be read; send multipart/form-data with a boundary")
-    parts = {}
-    for part in form.get_payload():
-        assert isinstance(part, Message)
-        name = part.get_param("name", header="content-disposition")
-        content = part.get_payload(decode=True)
-        if isinstance(name, str) and isinstance(content, bytes):
-            parts[name] = content
-    return parts
 
 
 def _decoded(image_base64: str | None) -> bytes | None:
@@ -139,11 +135,11 @@ def _decoded(image_base64: str | None) -> bytes | None:
     try:
         return base64.b64decode(image_base64, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ConfigError(f"image_base64 is no base64: {error}") from error
+        raise ConfigError(f"`image_base64` is not valid base64: {error}") from error
 
 
 def _check_size(path: str, most_px: int) -> None:
-    """Refuse a picture that would decode to far more than it weighs."""
+    """Refuse an image that would decode to far more bytes than its file has."""
     suffix = Path(path).suffix
     if suffix == ".tif":
         file = Location(path)
@@ -158,5 +154,5 @@ def _check_size(path: str, most_px: int) -> None:
     if width * height > most_px or width * height * bands > 4 * most_px:
         raise ConfigError(
             f"the image has {width} x {height} pixels in {bands} bands, at most {most_px:,} "
-            "are taken (in 4 bands); send the part that is meant"
+            "are taken (in 4 bands); crop it to the part to search for"
         )

@@ -24,12 +24,11 @@ from storage.index.filter import Filter
 from storage.index.kinds import KINDS, Kind
 from storage.index.manifest import IndexManifest, list_versions, read_manifest, set_current
 from storage.index.quantizer import set_threads
-from storage.index.search import ShardSet
-from storage.location import StorageOptions
+from storage.location import Location
 from storage.progress import Progress
 from tests.support.archive_world import FINGERPRINT, add_scenes, create_archive, live_rows
 from tests.support.object_store import MotoS3
-from tests.support.shard_world import brute_force
+from tests.support.shard_world import Shards, brute_force
 
 DIMENSION = 16
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -50,10 +49,10 @@ def archive_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
-def load(index_uri: str, options: StorageOptions | None = None) -> ShardSet:
-    manifest = read_manifest(index_uri, options=options)
-    files = VerifiedFiles(index_uri, options)
-    return ShardSet(
+def load(index_uri: str | Location) -> Shards:
+    manifest = read_manifest(index_uri)
+    files = VerifiedFiles(index_uri)
+    return Shards(
         [files.load(shard) for shard in manifest.shards], manifest.nprobe, manifest.rerank
     )
 
@@ -305,7 +304,7 @@ def test_an_archive_of_another_encoder_is_refused(tmp_path: Path):
     add_scenes(other, {"A": 50})
     from storage.index.manifest import write_manifest
 
-    write_manifest(index, replace(manifest, archive_uri=other), None)
+    write_manifest(Location(index), replace(manifest, archive_uri=other))
     with pytest.raises(EncoderMismatchError, match=r"cdcdcdcd.* abababab"):
         update_index(index)
 
@@ -323,11 +322,12 @@ def test_an_index_on_s3_is_the_local_one(archive_uri: str, moto_s3: MotoS3, tmp_
     remote, uri = moto_s3.uri("archive"), moto_s3.uri("index", "main")
     create_archive(remote, DIMENSION, moto_s3.options)
     add_scenes(remote, {"A": 120, "B": 80}, options=moto_s3.options)
-    manifest = build_index(remote, uri, IndexSpec(shards=2), options=moto_s3.options)
-    assert verify_index(uri, options=moto_s3.options).ok
+    index = Location(uri, moto_s3.options)
+    manifest = build_index(Location(remote, moto_s3.options), index, IndexSpec(shards=2))
+    assert verify_index(index).ok
     rows = live_rows(remote, moto_s3.options)
     queries = np.eye(DIMENSION)[:4]
-    answer = load(uri, moto_s3.options).search(queries, 9, Filter(), nprobe=10**6)
+    answer = load(index).search(queries, 9, Filter(), nprobe=10**6)
     scores, found = brute_force(rows, queries, 9, np.ones(200, dtype=bool))
     np.testing.assert_array_equal(answer.rows, found)
     np.testing.assert_array_equal(answer.scores, scores)

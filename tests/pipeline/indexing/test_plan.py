@@ -27,7 +27,7 @@ import json, os, sys
 import numpy as np
 from storage.index.files import VerifiedFiles
 from storage.index.manifest import read_manifest
-from storage.index.search import ShardSet
+from tests.support.shard_world import Shards
 def resident():
     with open("/proc/self/smaps_rollup") as lines:
         kinds = dict(line.split()[:2] for line in lines if line.endswith("kB\\n"))
@@ -35,7 +35,7 @@ def resident():
 index, mapped = sys.argv[1], sys.argv[2] == "mapped"
 files, manifest = VerifiedFiles(index), read_manifest(index)
 before = resident()
-shards = ShardSet([files.load(s, mapped=mapped) for s in manifest.shards], manifest.nprobe)
+shards = Shards([files.load(s, mapped=mapped) for s in manifest.shards], manifest.nprobe)
 taken = resident() - before
 found = shards.search(np.eye(manifest.parameters.dimension)[:1], 10).rows
 print(json.dumps([taken, found.tolist()]))
@@ -44,11 +44,13 @@ BUILD = """
 import json, sys
 from dataclasses import replace
 from pipeline.indexing.build import ShardBuilder, ShardJob
-from pipeline.indexing.driver import IndexSpec, plan_build
+from pipeline.indexing.driver import plan_build
+from pipeline.indexing.spec import IndexSpec
 from pipeline.indexing.steps import draw_sample
 from storage.archive.reader import Archive
 from storage.index.files import file_entry
 from storage.index.quantizer import train
+from storage.location import Location
 archive, index, limit = Archive.open(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 plan = plan_build(archive.uri, IndexSpec(kind="ivf_sq8", builder_memory_bytes=limit))
 sample, _ = draw_sample(archive, replace(plan, sample_rows=4000), 0)
@@ -56,8 +58,8 @@ def memory(name):
     with open("/proc/self/status") as lines:
         return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 data = train(sample, replace(plan.parameters, nlist=16))
-trained = file_entry(index, "v/trained.faiss", data, None)
-builder = ShardBuilder(index_uri=index, version="v", archive_uri=archive.uri,
+trained = file_entry(Location(index), "v/trained.faiss", data)
+builder = ShardBuilder(index=Location(index), version="v", archive=Location(archive.uri),
                        snapshot=archive.snapshot, trained=trained, keep_vectors=True)
 with open("/proc/self/clear_refs", "w") as peak:
     peak.write("5")

@@ -23,9 +23,9 @@ from storage.index.files import VerifiedFiles
 from storage.index.filter import Filter
 from storage.index.manifest import IndexManifest, read_manifest
 from storage.index.quantizer import set_threads
-from storage.index.search import ShardSet
+from storage.location import Location
 from tests.support.archive_world import add_scenes, create_archive, live_rows
-from tests.support.shard_world import brute_force, passes
+from tests.support.shard_world import Shards, brute_force, passes
 
 DIMENSION = 16
 DAY = dt.timedelta(days=1)
@@ -37,9 +37,9 @@ def one_thread() -> None:
     set_threads(1)
 
 
-def load(index: str, manifest: IndexManifest) -> ShardSet:
+def load(index: str, manifest: IndexManifest) -> Shards:
     files = VerifiedFiles(index)
-    return ShardSet(
+    return Shards(
         [files.load(shard) for shard in manifest.shards], manifest.nprobe, manifest.rerank
     )
 
@@ -251,7 +251,7 @@ def test_a_merge_of_shards_without_their_archive_is_the_same_shard(tmp_path: Pat
     manifest = read_manifest(index)
     (tmp_path / "archive").rename(tmp_path / "elsewhere")
     merger = ShardMerger(
-        index_uri=index,
+        index=Location(index),
         version="0008-00000000",
         trained=manifest.trained,
         dimension=DIMENSION,

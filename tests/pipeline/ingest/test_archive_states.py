@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from encoders.spec import EncoderSpec
 from pipeline.ingest.commit import Committer
 from pipeline.ingest.driver import _is_open
 from pipeline.ingest.kernels import SceneRows
-from pipeline.ingest.spec import IngestPlan, IngestSpec
+from pipeline.ingest.spec import IngestPlan, IngestSpec, PlannedEncoder
 from pipeline.tiles.grid import TileGrid
 from pipeline.tiles.spec import GridSpec
 from storage.archive.audit import verify
@@ -26,6 +27,13 @@ from storage.scene import BandSource, CatalogSpec, Scene
 
 DIMENSION = 4
 GRID = TileGrid(crs="EPSG:32632", resolution=10.0, tile_px=32)
+ENCODER = PlannedEncoder(
+    spec=EncoderSpec(
+        backbone="none", bands=("red",), band_mean=(0,), band_std=(1,), tile_px=32, dimension=8
+    ),
+    fingerprint="ab" * 32,
+    version="",
+)
 SCENES = ("a", "b", "c", "d")
 TORN = 5  # the version of a scene that cannot be read; any other has that many rows
 WHEN = dt.datetime(2024, 5, 1, tzinfo=dt.UTC)
@@ -146,12 +154,12 @@ class ArchiveStates(RuleBasedStateMachine):
         scenes = [scene_of(*one) for one in self.catalog.items()]
         todo = tuple(scene for scene in scenes if _is_open(scene, entries, spec))
         return IngestPlan(
-            spec=spec, archive=self.spec, grid=GridSpec(tile_px=32), todo=todo,
+            spec=spec, archive=self.spec, grid=GridSpec(tile_px=32), encoder=ENCODER, todo=todo,
             rejected=(), reprocessed=(), done=0,
         )  # fmt: skip
 
     def _embed(self, plan: IngestPlan) -> Pending:
-        committer = Committer(plan, None)
+        committer = Committer(plan, Archive.open(self.uri))
         for index, scene in enumerate(plan.todo):
             committer.add(rows_of(index, scene.id, self.catalog[scene.id]))
         promised = {scene.id: truth_of(scene.id, self.catalog[scene.id]) for scene in plan.todo}

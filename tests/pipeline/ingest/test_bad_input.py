@@ -13,7 +13,7 @@ from pipeline.ingest.spec import IngestSpec
 from storage.archive.audit import audit, verify
 from storage.archive.reader import Archive
 from storage.catalog.read import read_scenes
-from storage.location import StorageOptions, upload
+from storage.location import Location, upload
 from storage.raster.writer import write_geotiff
 from storage.scene import BandMapping, CatalogSpec
 from tests.support.fault_proxy import Fault, fault_proxy
@@ -32,22 +32,22 @@ def write_band(path: Path, dtype: str = "uint8", crs: str | None = "EPSG:32632")
     return path
 
 
-def settled(spec: IngestSpec, options: StorageOptions | None = None) -> Settled:
+def settled(spec: IngestSpec) -> Settled:
     """Ingest; return state, rows and reason of every scene. A repeat has nothing to do."""
-    report = ingest(plan_ingest(spec, options), options=options, here=True)
-    archive = Archive.open(spec.archive_uri, options=options)
+    report = ingest(plan_ingest(spec), local=True)
+    archive = Archive.open(spec.archive_uri)
     assert verify(archive) == []
     said = {one.scene_id: (one.state, one.rows, one.reason) for one in archive.scenes()}
     assert report.quarantined == {n: why for n, (s, _, why) in said.items() if s == "quarantined"}
-    again = ingest(plan_ingest(spec, options), options=options, here=True)
+    again = ingest(plan_ingest(spec), local=True)
     assert (again.rows, again.quarantined, again.snapshot) == (0, {}, report.snapshot)
-    listing = read_scenes(spec.catalog, ("b1", "b2", "b3"), options)
+    listing = read_scenes(spec.catalog, ("b1", "b2", "b3"))
     assert audit(archive, [(one.id, one.fingerprint) for one in listing.scenes]).complete
     assert not any("\n" in why for _, _, why in said.values())
     return said
 
 
-def spec_of(tmp_path: Path, source: str, **catalog: Any) -> IngestSpec:
+def spec_of(tmp_path: Path, source: str | Location, **catalog: Any) -> IngestSpec:
     return IngestSpec(
         catalog=CatalogSpec(source=source, **catalog),
         encoder_uri=make_bundle(tmp_path / "bundle"),
@@ -170,7 +170,8 @@ def test_assets_that_are_gone_or_forbidden_are_set_aside(tmp_path: Path, moto_s3
     with fault_proxy(str(moto_s3.options.endpoint_url)) as proxy:
         proxy.plan(Fault(kind="refuse", status=403, code="AccessDenied", path="secret.tif"))
         options = replace(moto_s3.options, endpoint_url=proxy.address)
-        said = settled(spec_of(tmp_path, items_of(tmp_path, items)), options)
+        source = Location(items_of(tmp_path, items), options)
+        said = settled(spec_of(tmp_path, source))
     assert said["good"] == ("embedded", 4, "")
     for name, key, why in (
         ("gone", "none.tif", "key does not exist"),

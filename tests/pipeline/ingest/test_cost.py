@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.ingest.commit import Committer
-from pipeline.ingest.cost import _archive_bytes, estimate_cost, machine_bytes, require_room
+from pipeline.ingest.cost import _archive_bytes, estimate_cost, machine_bytes
 from pipeline.ingest.driver import plan_ingest
 from pipeline.ingest.kernels import SceneRows
 from pipeline.ingest.spec import IngestPlan, IngestSpec
@@ -77,9 +77,9 @@ def test_a_sample_stands_for_the_rest(plan: IngestPlan):
 def test_the_archive_grows_by_what_was_foreseen(plan: IngestPlan, scenes: int, tiles: int):
     wide = replace(plan, archive=replace(plan.archive, dimension=64))
     wide = replace(wide, todo=tuple(replace(plan.todo[0], id=f"s{n}") for n in range(scenes)))
-    Archive.create(wide.spec.archive_uri, wide.archive)
+    archive = Archive.create(wide.spec.archive_uri, wide.archive)
     before = _size(wide.spec.archive_uri)
-    committer = Committer(wide, None)
+    committer = Committer(wide, archive)
     for index in range(scenes):
         committer.add(_rows(index, tiles, wide.archive.dimension))
     committer.commit()
@@ -93,7 +93,7 @@ def test_a_run_that_cannot_fit_the_disk_is_refused(
 ):
     cost = estimate_cost(plan)
     assert cost.fits_disk
-    require_room(cost, plan.spec.archive_uri)
+    cost.require_room()
     asked: list[Path] = []
 
     def nearly_full(path: Path) -> Usage:
@@ -103,20 +103,20 @@ def test_a_run_that_cannot_fit_the_disk_is_refused(
     monkeypatch.setattr("pipeline.ingest.cost.shutil.disk_usage", nearly_full)
     tight = estimate_cost(plan)
     with pytest.raises(SkysiftError, match="for 48 tiles, but its disk has 1,000 free"):
-        require_room(tight, plan.spec.archive_uri)
+        tight.require_room()
     assert [path.exists() for path in asked] == [True]
 
 
 def test_a_run_that_cannot_fit_the_memory_is_refused(plan: IngestPlan, tmp_path: Path):
     cost = estimate_cost(plan)
-    require_room(cost, plan.spec.archive_uri)
+    cost.require_room()
     tight = replace(cost, machine_bytes=cost.memory_bytes - 1)
     assert tight.summary()["fits"] is False
     with pytest.raises(SkysiftError, match="bytes of memory, but this machine has"):
-        require_room(tight, plan.spec.archive_uri)
+        tight.require_room()
     with pytest.raises(SkysiftError, match="use fewer CPUs"):
-        require_room(estimate_cost(plan, cpus=10**6), plan.spec.archive_uri)
-    require_room(estimate_cost(plan, cpus=10**6, on_cluster=True), plan.spec.archive_uri)
+        estimate_cost(plan, cpus=10**6).require_room()
+    estimate_cost(plan, cpus=10**6, on_cluster=True).require_room()
     whole = machine_bytes(tmp_path)
     (tmp_path / "memory.max").write_text("max\n")
     assert machine_bytes(tmp_path) == whole
@@ -138,10 +138,10 @@ def test_files_on_s3_count_and_an_object_store_is_never_full(plan: IngestPlan, m
         upload(path, moto_s3.uri("scenes", path.name), moto_s3.options)
     spec = replace(
         plan.spec,
-        catalog=CatalogSpec(source=moto_s3.uri("scenes", "*.tif")),
-        archive_uri=moto_s3.uri("archive"),
+        catalog=CatalogSpec(source=moto_s3.location("scenes", "*.tif")),
+        archive_uri=moto_s3.location("archive"),
     )
-    remote = estimate_cost(plan_ingest(spec, moto_s3.options), moto_s3.options)
+    remote = estimate_cost(plan_ingest(spec))
     local = estimate_cost(plan)
     assert (remote.tiles, remote.read_bytes) == (local.tiles, local.read_bytes)
     assert remote.free_bytes is None

@@ -32,6 +32,7 @@ from storage.errors import EncoderMismatchError, GridError, SkysiftError
 from storage.location import upload
 from storage.progress import Event
 from storage.scene import CatalogSpec
+from tests.support.counted_reads import counted_reads
 from tests.support.ingest_world import SIZE_PX, TILE_PX, make_bundle, rows_of, write_scene
 from tests.support.object_store import MotoS3
 
@@ -78,7 +79,7 @@ def test_every_tile_is_archived_once_with_the_vector_of_its_pixels(job: IngestSp
 
 def test_scenes_read_side_by_side_give_the_vectors_of_their_own_pixels(job: IngestSpec):
     plan = plan_ingest(job)
-    stage, collector = EmbedScenes(plan, None), SceneCollector()
+    stage, collector = EmbedScenes(plan), SceneCollector()
     indexes = np.tile(np.arange(len(plan.todo), dtype=np.int64), 4)
     with ThreadPoolExecutor(len(indexes)) as pool:
         runs = list(pool.map(lambda index: list(stage({"scene": np.array([index])})), indexes))
@@ -162,6 +163,58 @@ def test_another_encoder_or_grid_is_refused(job: IngestSpec, tmp_path: Path):
         plan_ingest(replace(job, grid=GridSpec(tile_px=64)))
 
 
+def test_an_ingest_reads_the_encoder_and_opens_the_archive_once_for_plan_and_once_for_work(
+    job: IngestSpec, monkeypatch: pytest.MonkeyPatch
+):
+    with counted_reads(monkeypatch) as counts:
+        plan = plan_ingest(job)
+        assert counts == {"weights": 1}
+        assert ingest(plan, local=True).embedded == 3
+    assert counts["weights"] == 2
+    assert counts["opens"] <= 2
+    assert counts["folds"] == 1
+    write_scene(Path(job.catalog.source).parent, "site_20240801", seed=4)
+    with counted_reads(monkeypatch) as counts:
+        assert ingest(plan_ingest(job), local=True).embedded == 1
+    assert counts == {"weights": 2, "opens": 1, "folds": 1}
+    assert rows_of(job.archive_uri) == set(_expected(job))
+
+
+def test_a_commit_between_plan_and_run_is_seen(job: IngestSpec):
+    ingest(replace(plan_ingest(job), todo=()), local=True)
+    early, late = plan_ingest(job), plan_ingest(job)
+    assert ingest(early, local=True).embedded == 3
+    assert ingest(late, local=True).snapshot == Archive.open(job.archive_uri).snapshot
+    assert rows_of(job.archive_uri) == set(_expected(job))
+
+
+def test_a_plan_for_a_new_archive_is_checked_against_one_made_since(
+    job: IngestSpec, tmp_path: Path
+):
+    plan = plan_ingest(replace(job, encoder_uri=make_bundle(tmp_path / "other", seed=1)))
+    ingest(plan_ingest(job), local=True)
+    with pytest.raises(EncoderMismatchError, match="holds vectors of encoder"):
+        ingest(plan, local=True)
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("local", [True, False])
+def test_an_encoder_replaced_between_plan_and_run_is_refused(job: IngestSpec, local: bool):
+    plan = plan_ingest(job)
+    before = load_encoder(job.encoder_uri).fingerprint[:16]
+    make_bundle(Path(job.encoder_uri), seed=1)
+    after = load_encoder(job.encoder_uri).fingerprint[:16]
+    with pytest.raises(EncoderMismatchError, match=f"was {before} and is {after} now"):
+        ingest(plan, local=local)
+    assert len(Archive.open(job.archive_uri)) == 0
+
+
+def test_a_grid_without_a_tile_size_takes_the_encoders(job: IngestSpec):
+    plan = plan_ingest(replace(job, grid=GridSpec(resolution=20.0)))
+    assert plan.grid == GridSpec(tile_px=TILE_PX, resolution=20.0)
+    assert plan.archive.grid["tile_px"] == TILE_PX
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_labels_follow_their_tiles(job: IngestSpec, tmp_path: Path):
     keys = sorted(key for _, key in _expected(job))
@@ -201,18 +254,24 @@ def test_everything_may_live_on_s3(job: IngestSpec, moto_s3: MotoS3):
         upload(path, moto_s3.uri("bundle", path.name), moto_s3.options)
     remote = replace(
         job,
-        catalog=CatalogSpec(source=moto_s3.uri("scenes", "*.tif")),
-        encoder_uri=moto_s3.uri("bundle"),
-        archive_uri=moto_s3.uri("archive"),
+        catalog=CatalogSpec(source=moto_s3.location("scenes", "*.tif")),
+        encoder_uri=moto_s3.location("bundle"),
+        archive_uri=moto_s3.location("archive"),
     )
-    report = ingest(plan_ingest(remote, moto_s3.options), options=moto_s3.options)
+    plan = plan_ingest(remote)
+    report = ingest(plan)
     assert (report.rows, report.quarantined) == (40, {})
-    assert rows_of(remote.archive_uri, moto_s3.options) == set(_expected(job))
+    assert rows_of(remote.archive_uri) == set(_expected(job))
+    assert plan.summary()["archive"] == moto_s3.uri("archive")
+    secret = moto_s3.options.secret_access_key
+    assert secret
+    assert secret not in f"{plan!r} {plan.summary()}"
+    assert plan_ingest(remote).done == 3
 
 
 def test_a_small_run_embeds_in_its_own_process_what_ray_would(job: IngestSpec, tmp_path: Path):
     before = ray.is_initialized()
-    report = ingest(plan_ingest(job), here=True)
+    report = ingest(plan_ingest(job), local=True)
     assert ray.is_initialized() == before
     assert report.embedded == 3
     assert rows_of(job.archive_uri) == set(_expected(job))
@@ -233,11 +292,11 @@ def test_ctrl_c_lets_the_encoder_end_and_keeps_finished_scenes(
 
     monkeypatch.setattr(EmbedScenes, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ingest(plan_ingest(job), here=True)
+        ingest(plan_ingest(job), local=True)
     assert len(embedded) == 2
     assert len(Archive.open(job.archive_uri).scenes()) == 1
     monkeypatch.undo()
-    assert ingest(plan_ingest(job), here=True).embedded == 2
+    assert ingest(plan_ingest(job), local=True).embedded == 2
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -265,7 +324,7 @@ KILLED_RUN = """
 import sys
 from pipeline.ingest.driver import ingest, plan_ingest
 from pipeline.ingest.spec import IngestSpec
-from storage.catalog.read import CatalogSpec
+from storage.scene import CatalogSpec
 source, encoder, archive = sys.argv[1:]
 spec = IngestSpec(catalog=CatalogSpec(source=source), encoder_uri=encoder, archive_uri=archive,
                   segment_rows=1, commit_interval_s=0.0)

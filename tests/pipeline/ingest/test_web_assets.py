@@ -60,9 +60,9 @@ def test_pixels_on_the_web_are_those_on_disk(tmp_path: Path, site: tuple[Path, s
     plan = plan_ingest(spec)
     cost = estimate_cost(plan)
     assert cost.read_bytes == (folder / "site_20240501.tif").stat().st_size
-    assert ingest(plan, here=True).quarantined == {}
+    assert ingest(plan, local=True).quarantined == {}
     local = spec_of(tmp_path / "local", str(folder / "*.tif"))
-    ingest(plan_ingest(local), here=True)
+    ingest(plan_ingest(local), local=True)
     away, near = (Archive.open(one.archive_uri).read_segment(0) for one in (spec, local))
     assert len(away["embedding"]) == 16
     for name in ("embedding", "tile", "valid_fraction"):
@@ -83,7 +83,7 @@ def test_an_asset_that_is_not_there_is_quarantined_by_its_address(
     tmp_path: Path, site: tuple[Path, str]
 ):
     href = f"{site[1]}/gone.tif"
-    report = ingest(plan_ingest(spec_of(tmp_path, item(tmp_path, href), site[1])), here=True)
+    report = ingest(plan_ingest(spec_of(tmp_path, item(tmp_path, href), site[1])), local=True)
     assert list(report.quarantined) == ["site"]
     assert href in report.quarantined["site"]
     assert "404" in report.quarantined["site"]

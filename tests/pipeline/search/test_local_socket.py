@@ -4,7 +4,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client
@@ -21,7 +21,9 @@ from pipeline.search.local_socket import SocketClient, UnixSocketServer
 from pipeline.search.node import SearchNode
 from pipeline.search.searcher import Searcher
 from storage.index.filter import Filter
+from storage.index.plan import SearchPlan
 from storage.index.search import SearchResult
+from storage.location import Location
 from tests.support.archive_world import add_scenes, create_archive
 
 pytestmark = [
@@ -29,6 +31,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's"),
 ]
 DIMENSION = 16
+NAMES = ["shard-00000", "shard-00001"]
 EVERYTHING = Filter(
     bbox=(-170, -80, 170, 80),
     polygon="POLYGON ((-170 -80, 170 -80, 170 80, -170 80, -170 -80))",
@@ -52,12 +55,9 @@ def index(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     return index
 
 
-NAMES = ["shard-00000", "shard-00001"]
-
-
 @pytest.fixture(scope="module")
 def node(index: str) -> SearchNode:
-    return SearchNode(index, Searcher.local(index).manifest.version)
+    return SearchNode(Location(index), Searcher.local(index).manifest.version)
 
 
 def queries(count: int) -> np.ndarray[Any, Any]:
@@ -65,8 +65,14 @@ def queries(count: int) -> np.ndarray[Any, Any]:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def asked(client: SocketClient, *question: Any) -> SearchResult:
-    connection = client.ask(*question)
+def plan(k: int, where: Filter | None = None, shards: Sequence[str] = NAMES) -> SearchPlan:
+    return SearchPlan(k=k, where=where or Filter(), shards=tuple(shards))
+
+
+def requested(
+    client: SocketClient, plan: SearchPlan, vectors: np.ndarray[Any, Any]
+) -> SearchResult:
+    connection = client.request(plan, vectors)
     assert connection is not None
     found = client.answer(connection, 10.0)
     assert found is not None
@@ -75,11 +81,11 @@ def asked(client: SocketClient, *question: Any) -> SearchResult:
 
 @pytest.mark.parametrize("where", FILTERS)
 @pytest.mark.parametrize("count", [1, 70])
-def test_the_door_gives_the_answer_of_the_node(node: SearchNode, where: Filter, count: int):
+def test_the_socket_gives_the_answer_of_the_node(node: SearchNode, where: Filter, count: int):
     server = UnixSocketServer(node, 1)
     assert server.endpoint
-    question = (queries(count), 9, where, None, NAMES)
-    found, truth = asked(SocketClient(server.endpoint), *question), node.search(*question)
+    request = plan(9, where), queries(count)
+    found, truth = requested(SocketClient(server.endpoint), *request), node.search(*request)
     np.testing.assert_array_equal(found.scores, truth.scores)
     np.testing.assert_array_equal(found.rows, truth.rows)
     assert found.columns.keys() == truth.columns.keys()
@@ -88,36 +94,34 @@ def test_the_door_gives_the_answer_of_the_node(node: SearchNode, where: Filter, 
         np.testing.assert_array_equal(found.columns[name], values)
 
 
-def test_threads_share_a_visitor(node: SearchNode):
+def test_threads_share_a_client(node: SearchNode):
     server = UnixSocketServer(node, 2)
     assert server.endpoint
     client = SocketClient(server.endpoint)
     many = queries(64)
-    truth = node.search(many, 5, Filter(), None, NAMES)
+    truth = node.search(plan(5), many)
     with ThreadPoolExecutor(8) as pool:
-        found = list(
-            pool.map(lambda i: asked(client, many[i : i + 1], 5, Filter(), None, NAMES), range(64))
-        )
-    np.testing.assert_array_equal(np.concatenate([one.rows for one in found]), truth.rows)
+        found = list(pool.map(lambda i: requested(client, plan(5), many[i : i + 1]), range(64)))
+    np.testing.assert_array_equal(np.concatenate([part.rows for part in found]), truth.rows)
 
 
-def test_a_wrong_secret_does_not_open(node: SearchNode):
+def test_a_wrong_secret_is_refused(node: SearchNode):
     server = UnixSocketServer(node, 1)
     assert server.endpoint
     with pytest.raises(AuthenticationError):
         SocketClient((server.endpoint[0], b"guessed"))
 
 
-def test_who_knocks_and_says_nothing_holds_nobody_up(node: SearchNode):
+def test_a_silent_client_holds_up_no_other(node: SearchNode):
     server = UnixSocketServer(node, 1)
     assert server.endpoint
     with socket.socket(socket.AF_UNIX) as silent:
         silent.connect(server.endpoint[0])
-        found = asked(SocketClient(server.endpoint), queries(1), 3, Filter(), None, NAMES)
+        found = requested(SocketClient(server.endpoint), plan(3), queries(1))
     assert found.rows.shape == (1, 3)
 
 
-def test_a_pickle_at_the_door_is_not_opened(node: SearchNode, tmp_path: Path):
+def test_a_pickle_is_not_opened(node: SearchNode, tmp_path: Path):
     class Bomb:
         def __reduce__(self) -> tuple[Any, ...]:
             return Path.touch, (tmp_path / "code-ran",)
@@ -131,26 +135,26 @@ def test_a_pickle_at_the_door_is_not_opened(node: SearchNode, tmp_path: Path):
     assert not (tmp_path / "code-ran").exists()
 
 
-def test_a_question_that_fails_is_left_to_the_message(node: SearchNode):
+def test_a_request_that_fails_is_left_to_the_message(node: SearchNode):
     server = UnixSocketServer(node, 1)
     assert server.endpoint
     client = SocketClient(server.endpoint)
-    connection = client.ask(queries(1), 3, Filter(), None, ["no such shard"])
+    connection = client.request(plan(3, shards=["no such shard"]), queries(1))
     assert connection is not None
     assert client.answer(connection, 10.0) is None
-    assert asked(client, queries(1), 3, Filter(), None, NAMES).rows.shape == (1, 3)
+    assert requested(client, plan(3), queries(1)).rows.shape == (1, 3)
 
 
 def test_an_answer_that_takes_too_long_is_given_up(node: SearchNode):
     class Slow:
-        def search(self, *question: Any) -> SearchResult:
+        def search(self, *request: Any) -> SearchResult:
             time.sleep(1.0)
-            return node.search(*question)
+            return node.search(*request)
 
     server = UnixSocketServer(Slow(), 1)  # type: ignore[arg-type]
     assert server.endpoint
     client = SocketClient(server.endpoint)
-    connection = client.ask(queries(1), 3, Filter(), None, NAMES)
+    connection = client.request(plan(3), queries(1))
     assert connection is not None
     with pytest.raises(TimeoutError, match="no answer in 0 s"):
         client.answer(connection, 0.05)
@@ -163,32 +167,32 @@ def searcher(index: str) -> Iterator[Searcher]:
     client.stop()
 
 
-def test_a_client_on_the_machine_of_an_actor_comes_by_the_door(
+def test_a_client_on_the_machine_of_an_actor_uses_the_socket(
     searcher: Searcher, monkeypatch: pytest.MonkeyPatch
 ):
-    fleet = searcher._backend
-    assert isinstance(fleet, ActorPool)
-    by_door = searcher.search(queries(5), 7)
-    visits = len(fleet._doors)
-    fleet._doors.clear()
+    pool = searcher._backend
+    assert isinstance(pool, ActorPool)
+    by_socket = searcher.search(queries(5), 7)
+    sockets = len(pool._sockets)
+    pool._sockets.clear()
     by_message = searcher.search(queries(5), 7)
-    assert visits == 1
-    assert by_door.to_arrow().equals(by_message.to_arrow())
+    assert sockets == 1
+    assert by_socket.to_arrow().equals(by_message.to_arrow())
 
 
-def test_a_door_that_closed_is_met_again(searcher: Searcher):
-    fleet = searcher._backend
-    assert isinstance(fleet, ActorPool)
+def test_a_socket_that_closed_is_connected_again(searcher: Searcher):
+    pool = searcher._backend
+    assert isinstance(pool, ActorPool)
     truth = searcher.search(queries(2), 5)
-    (old,) = fleet._doors.values()
+    (old,) = pool._sockets.values()
     for connection in old._idle:
         connection.close()
     np.testing.assert_array_equal(searcher.search(queries(2), 5).rows, truth.rows)
-    (new,) = fleet._doors.values()
+    (new,) = pool._sockets.values()
     assert new is not old
     threads = [threading.Thread(target=searcher.search, args=(queries(2), 5)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert fleet._doors[0] is new
+    assert pool._sockets[0] is new

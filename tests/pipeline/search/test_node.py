@@ -16,7 +16,8 @@ from ray.cluster_utils import Cluster
 cluster = Cluster()
 nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
 ray.init(address=cluster.address, logging_level="WARNING", log_to_driver=False)
-from pipeline.indexing.driver import IndexSpec, build_index
+from pipeline.indexing.driver import build_index
+from pipeline.indexing.spec import IndexSpec
 from pipeline.search.searcher import Searcher
 from tests.support.archive_world import add_scenes, create_archive
 

@@ -16,10 +16,13 @@ from pipeline.indexing.spec import IndexSpec
 from pipeline.search import fleet as search_fleet
 from pipeline.search.fleet import ActorPool, Placement, running_nodes
 from pipeline.search.hits import Hits
+from pipeline.search.query import Query, combine
 from pipeline.search.searcher import Searcher
 from storage.errors import ConfigError, NotFoundError, SearchUnavailableError
+from storage.index import manifest as manifest_module
 from storage.index.filter import Filter
 from storage.index.manifest import read_manifest
+from storage.index.plan import SearchPlan
 from storage.index.quantizer import set_threads
 from tests.support.archive_world import add_scenes, create_archive, live_rows
 from tests.support.shard_world import Rows, brute_force, passes
@@ -103,9 +106,9 @@ def test_shards_out_of_range_are_never_asked(
     asked: list[str] = []
     gather = ActorPool.gather
 
-    def spy(self: ActorPool, method: str, names: Any, arguments: Any) -> Any:
-        asked.extend(names)
-        return gather(self, method, names, arguments)
+    def spy(self: ActorPool, method: str, plan: SearchPlan, *arguments: Any) -> Any:
+        asked.extend(plan.shards)
+        return gather(self, method, plan, *arguments)
 
     monkeypatch.setattr(ActorPool, "gather", spy)
     searcher.search(queries(1), 3, Filter(until="2020-01-01"))
@@ -253,14 +256,106 @@ def test_actors_of_an_old_version_retire_when_idle_and_come_back_when_asked(
     new = Searcher.connect(index)
     try:
         deadline = time.monotonic() + 60
-        while running_nodes(old.index_uri, old.manifest.version):
+        while running_nodes(old.index, old.manifest.version):
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        assert len(running_nodes(new.index_uri, new.manifest.version)) == 1
+        assert len(running_nodes(new.index, new.manifest.version)) == 1
         assert_exact(old.search(asked, 20, nprobe=EXHAUSTIVE), old_rows, asked, Filter())
     finally:
         old.stop()
         new.stop()
+
+
+def example(rows: Rows, *numbers: int) -> list[Query]:
+    return [
+        Query(vector=rows["embedding"][n].astype("f4"), label=f"row {n}", row=int(rows["row"][n]))
+        for n in numbers
+    ]
+
+
+def test_an_answer_leaves_out_the_rows_that_its_query_is_made_of(
+    world: tuple[str, str, Rows], searcher: Searcher
+):
+    rows = world[2]
+    query = combine(example(rows, 3, 40), example(rows, 90))
+    hits = searcher.search(query.vector, 30, nprobe=EXHAUSTIVE).rows[0].tolist()
+    own = set(rows["row"][[3, 40, 90]].tolist())
+    assert own & set(hits)
+    for client in (searcher, Searcher.local(world[1])):
+        answer = client.answer(query, 12, nprobe=EXHAUSTIVE)
+        assert answer.rows[0].tolist() == [row for row in hits if row not in own][:12]
+        assert answer.to_arrow()["row"].to_pylist() == answer.rows[0].tolist()
+        assert answer.to_arrow()["rank"].to_pylist() == list(range(12))
+        whole = client.answer(query, 12, keep_own=True, nprobe=EXHAUSTIVE)
+        assert whole.rows[0].tolist() == hits[:12]
+
+
+def test_several_queries_are_answered_each_by_itself(world: tuple[str, str, Rows]):
+    client, rows = Searcher.local(world[1]), world[2]
+    several = [*example(rows, 5, 7), Query(vector=queries(1)[0].astype("f4"), label="vector")]
+    together = client.answer(several, 6, WHERE, nprobe=EXHAUSTIVE)
+    for number, query in enumerate(several):
+        alone = client.answer(query, 6, WHERE, nprobe=EXHAUSTIVE)
+        np.testing.assert_array_equal(together.rows[number], alone.rows[0])
+        np.testing.assert_array_equal(together.scores[number], alone.scores[0])
+    np.testing.assert_array_equal(together.columns["row"], together.rows[together.rows >= 0])
+
+
+def test_an_answer_by_score_has_every_row_that_reaches_it_but_its_own(
+    world: tuple[str, str, Rows],
+):
+    client, rows = Searcher.local(world[1]), world[2]
+    (query,) = example(rows, 11)
+    every = client.search(query.vector, 600, nprobe=EXHAUSTIVE)
+    level = float(every.scores[0, 50])
+    others = [row for row in every.rows[0].tolist() if row != query.row]
+    answer = client.answer(query, min_score=level, nprobe=EXHAUSTIVE)
+    count = int((every.scores[0] >= level).sum()) - 1
+    assert answer.rows[0, :count].tolist() == others[:count]
+    assert (answer.rows[0, count:] == -1).all()
+    cut = client.answer(query, min_score=level, limit=8, nprobe=EXHAUSTIVE)
+    assert (cut.rows[0].tolist(), cut.truncated) == (others[:8], (0,))
+
+
+def test_a_local_searcher_reads_current_and_the_manifest_once(
+    world: tuple[str, str, Rows], monkeypatch: pytest.MonkeyPatch
+):
+    reads: list[str] = []
+    for name in ("current_version", "_manifest"):
+        function = getattr(manifest_module, name)
+
+        def counted(*arguments: Any, name: str = name, function: Any = function) -> Any:
+            reads.append(name)
+            return function(*arguments)
+
+        monkeypatch.setattr(manifest_module, name, counted)
+    Searcher.local(world[1]).search(queries(1), 3)
+    assert sorted(reads) == ["_manifest", "current_version"]
+
+
+def test_the_index_has_the_vectors_of_the_rows_that_match(
+    world: tuple[str, str, Rows], searcher: Searcher
+):
+    rows = world[2]
+    number = {row: n for n, row in enumerate(rows["row"].tolist())}
+    for client in (searcher, Searcher.local(world[1])):
+        table, vectors = client.find_vectors(WHERE, 20)
+        assert table.equals(client.find(WHERE, 20))
+        members = [number[row] for row in table["row"].to_pylist()]
+        np.testing.assert_array_equal(vectors, rows["embedding"][members].astype("f4"))
+        nothing = client.find_vectors(Filter(until="1999-01-01"))
+        assert (len(nothing[0]), nothing[1].shape) == (0, (0, DIMENSION))
+
+
+def test_a_plan_says_what_each_actor_does(world: tuple[str, str, Rows], searcher: Searcher):
+    oldest = min(searcher.manifest.shards, key=lambda shard: shard.since)
+    plan = searcher.explain(7, Filter(until=oldest.since), nprobe=2)
+    assert plan.shards == (oldest.name,)
+    assert [work.selected for work in plan.passes] == [1]
+    whole = searcher.explain(7)
+    assert sum(work.selected for work in whole.passes) == 600
+    local = Searcher.local(world[1]).explain(7)
+    assert (local.shards, local.nprobe) == (whole.shards, whole.nprobe)
 
 
 def test_find_lists_the_rows_that_match(world: tuple[str, str, Rows], searcher: Searcher):
@@ -296,11 +391,11 @@ def test_missing_indexes_and_versions_are_named(world: tuple[str, str, Rows], tm
         Searcher.connect(world[1], version="0009-00000000")
 
 
-def test_copies_of_a_shard_are_on_different_slots():
-    placement = Placement(slots=5, replicas=3)
+def test_replicas_of_a_shard_are_on_different_actors():
+    placement = Placement(actors=5, replicas=3)
     for shard in range(20):
         assert len(set(placement.holders(shard))) == 3
-    held = np.bincount([slot for shard in range(20) for slot in placement.holders(shard)])
+    held = np.bincount([actor for shard in range(20) for actor in placement.holders(shard)])
     assert held.tolist() == [12] * 5
 
 
@@ -365,7 +460,7 @@ def test_a_filter_that_leaves_out_shards_probes_as_widely_as_without_shards(tmp_
         index = str(tmp_path / f"index-{shards}")
         build_index(archive, index, IndexSpec(kind="ivf_flat", shards=shards, nlist=64))
         client = Searcher.local(index)
-        assert len(client._in_question(where)) == max(shards // 2, 1)
+        assert len(client.explain(10, where).shards) == max(shards // 2, 1)
         tuned = client.search(queries(50), 10, where, nprobe=2)
         exact = client.search(queries(50), 10, where, nprobe=EXHAUSTIVE)
         pairs = zip(tuned.rows.tolist(), exact.rows.tolist(), strict=True)

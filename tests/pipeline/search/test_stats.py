@@ -11,8 +11,8 @@ import ray
 
 from pipeline.indexing.driver import build_index
 from pipeline.indexing.spec import IndexSpec
+from pipeline.search.actor import NodeState
 from pipeline.search.fleet import running_nodes
-from pipeline.search.node import NodeState
 from pipeline.search.searcher import Searcher
 from pipeline.search.stats import SearchStats
 from tests.support.archive_world import add_scenes, create_archive
@@ -76,7 +76,7 @@ def test_actors_report_to_prometheus_and_to_the_command_line(ray_session: None, 
     try:
         for _ in range(10):
             client.search(np.eye(16)[:3], 5, nprobe=2)
-        (state,) = running_nodes(client.index_uri, client.manifest.version).values()
+        (state,) = running_nodes(client.index, client.manifest.version).values()
         assert isinstance(state, NodeState)
         assert (state.meter.messages, state.meter.queries) == (10, 30)
         assert 0 < state.meter.p50_ms <= state.meter.p95_ms <= state.meter.p99_ms

@@ -267,6 +267,8 @@ def test_native_and_stated_grids(folder: Path) -> None:
     assert same_detail.resolution == pytest.approx(20 / math.cos(math.radians(17.96)), rel=0.01)
     with pytest.raises(ConfigError, match="EPSG:32648"):
         grid_for_scene(scene, GridSpec(crs="nowhere", tile_px=32))
+    with pytest.raises(ConfigError, match=r"states no tile size.*set grid\.tile_px"):
+        grid_for_scene(scene, GridSpec())
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,6 +1,5 @@
 """Exports open in other tools and say the same as the archive."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import pytest
 import shapely
 
 from storage.archive.audit import audit, verify
-from storage.archive.export import hits_to_geojson, to_geoparquet
+from storage.archive.export import to_geoparquet
 from storage.archive.maintenance import delete_scenes
 from storage.archive.reader import Archive
 from storage.archive.writer import ArchiveWriter
-from storage.geometry import footprints
 from tests.support.segment_world import SPEC, archive_of_two, commit, rows
 
 
@@ -103,25 +101,6 @@ def test_the_documented_lines_run(exported: tuple[Path, Archive], monkeypatch: p
     assert names["clear"].sizes["row"] == (stored["cloud_fraction"] < 0.1).sum()
     assert len(names["frame"]) == 9
     assert sum(count for _, count in names["counts"]) == 9
-
-
-def test_a_footprint_across_the_antimeridian_is_two_polygons():
-    shape = footprints(np.array([[179.5, -10.0, -179.5, -9.0]]))[0]
-    assert shape.geom_type == "MultiPolygon"
-    assert shape.area == 1.0
-
-
-def test_hits_become_geojson_features(tmp_path: Path):
-    columns = archive_of_two(tmp_path).read([4, 0], ["bbox", "scene", "datetime"])
-    collection = json.loads(hits_to_geojson(columns | {"score": np.array([0.5, 0.25])}))
-    first = collection["features"][0]
-    assert first["properties"] == {
-        "scene": "b",
-        "datetime": "2024-05-01T00:00:00Z",
-        "row": 4,
-        "score": 0.5,
-    }
-    assert shapely.from_geojson(json.dumps(first["geometry"])).bounds == tuple(columns["bbox"][0])
 
 
 def test_audit_names_gaps_changes_and_quarantined_scenes(tmp_path: Path):

@@ -9,14 +9,13 @@ import pytest
 from benchmarks.vectors import Mixture
 from storage.index.filter import Filter
 from storage.index.quantizer import ShardParameters, set_threads, train
-from storage.index.search import ShardSet
-from tests.support.shard_world import CLASSES, Rows, make_shards
+from tests.support.shard_world import CLASSES, Rows, Shards, make_shards
 
 ROWS, DIMENSION, LISTS, QUERIES = 100_000, 32, 512, 200
 
 
 @cache
-def world() -> tuple[Rows, np.ndarray[Any, Any], ShardSet]:
+def world() -> tuple[Rows, np.ndarray[Any, Any], Shards]:
     """Rows whose place, time, scene and labels follow their vectors; queries; three shards."""
     set_threads(1)
     mixture = Mixture(dimension=DIMENSION, clusters=1000)
@@ -47,14 +46,14 @@ def world() -> tuple[Rows, np.ndarray[Any, Any], ShardSet]:
     queries = mixture.draw(QUERIES, 3)
     everything = np.ones(ROWS, bool)
     for nprobe in (1, 2, 4, 8, 16, 32):
-        tuned = ShardSet(shards, nprobe)
+        tuned = Shards(shards, nprobe)
         if recall(tuned, rows, queries, Filter(), everything) >= 0.95:
             return rows, queries, tuned
     raise AssertionError("no number of lists reaches the recall")
 
 
 def recall(
-    shards: ShardSet,
+    shards: Shards,
     rows: Rows,
     queries: np.ndarray[Any, Any],
     where: Filter,

@@ -17,9 +17,8 @@ from storage.index.quantizer import (
     set_threads,
     train,
 )
-from storage.index.search import ShardSet
 from storage.index.shard import Shard
-from tests.support.shard_world import fill, make_rows, make_shards
+from tests.support.shard_world import Shards, fill, make_rows, make_shards
 
 DIMENSION = 16
 
@@ -118,7 +117,7 @@ def test_a_mapped_shard_answers_like_a_read_one(tmp_path: Path):
         where = Filter(max_cloud_fraction=0.5)
         for k, nprobe in ((5, 2), (40, 10**6)):
             one, two = (
-                ShardSet([s], rerank=4).search(queries, k, where, nprobe) for s in (read, mapped)
+                Shards([s], rerank=4).search(queries, k, where, nprobe) for s in (read, mapped)
             )
             np.testing.assert_array_equal(one.rows, two.rows)
             np.testing.assert_array_equal(one.scores, two.scores)
@@ -138,8 +137,8 @@ def test_a_gpu_trains_fills_and_searches_like_the_cpu(kind: Kind, monkeypatch):
         trained = train(rows["embedding"].astype(np.float32), p)
         (shard,) = make_shards(rows, p, exact_vectors=True, trained=trained)
         sizes.append(shard.list_rows)
-        answers.append(ShardSet([shard], nprobe=8, rerank=16).search(queries, 10))
-        exhaustive = ShardSet([shard], rerank=16).search(queries, 10, nprobe=10**6)
+        answers.append(Shards([shard], nprobe=8, rerank=16).search(queries, 10))
+        exhaustive = Shards([shard], rerank=16).search(queries, 10, nprobe=10**6)
         answers[-1] = (answers[-1], exhaustive)
     (tuned, whole), (tuned_cpu, whole_cpu) = answers
     np.testing.assert_array_equal(whole.rows, whole_cpu.rows)

@@ -6,11 +6,20 @@ from hypothesis import strategies as st
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.index.filter import Filter
 from storage.index.kinds import KINDS, Kind
+from storage.index.plan import SearchPlan
 from storage.index.quantizer import ShardParameters, set_threads, train
 from storage.index.ranking import canonical_queries
 from storage.index.search import ShardSet
 from storage.index.shard import Shard, ShardGroup
-from tests.support.shard_world import CLASSES, brute_force, fill, make_rows, make_shards, passes
+from tests.support.shard_world import (
+    CLASSES,
+    Shards,
+    brute_force,
+    fill,
+    make_rows,
+    make_shards,
+    passes,
+)
 
 DIMENSION = 16
 EVERYTHING = 10**6
@@ -58,10 +67,10 @@ def test_exhaustive_search_is_brute_force_for_any_shards(
     rows = make_rows(count, DIMENSION, seed, distinct)
     dead = rows["row"][::dead_every] if dead_every else None
     world = (rows, parameters(kind))
-    one = ShardSet(make_shards(*world, (), exact_vectors, dead))
+    one = Shards(make_shards(*world, (), exact_vectors, dead))
     several = make_shards(*world, cuts, exact_vectors, dead)
-    many = ShardSet(several)
-    grouped = ShardSet(several, groups={shard.name: n % 2 for n, shard in enumerate(several)})
+    many = Shards(several)
+    grouped = Shards(several, groups={shard.name: n % 2 for n, shard in enumerate(several)})
     queries = np.random.default_rng(seed).normal(size=(3, DIMENSION))
     queries[0] = rows["embedding"][0]
     keep = np.array([passes(where, rows, n) for n in range(count)])
@@ -95,7 +104,7 @@ def _keys(rows, found):
 def test_ties_across_shards_come_in_key_order_even_when_all_vectors_are_equal():
     rows = make_rows(400, DIMENSION, distinct=1)
     answers = [
-        ShardSet(make_shards(rows, parameters("ivf_flat", 1), cuts)).search(
+        Shards(make_shards(rows, parameters("ivf_flat", 1), cuts)).search(
             rows["embedding"][:1].astype(np.float32), 50, nprobe=1
         )
         for cuts in ((), (100, 200, 300))
@@ -114,7 +123,7 @@ def test_scores_closer_than_float32_can_tell_are_ordered_exactly():
     small = ShardParameters(kind="flat", dimension=128)
     queries = rng.normal(size=(20, 128))
     queries += 20 * rows["embedding"][0]
-    answer = ShardSet(make_shards(rows, small, (150,))).search(queries, 5)
+    answer = Shards(make_shards(rows, small, (150,))).search(queries, 5)
     scores, found = brute_force(rows, queries, 5, np.ones(300, bool))
     np.testing.assert_array_equal(answer.scores, scores)
     np.testing.assert_array_equal(answer.rows, found)
@@ -123,7 +132,7 @@ def test_scores_closer_than_float32_can_tell_are_ordered_exactly():
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_size_does_not_change_a_bit_of_a_score(kind):
     rows = make_rows(600, DIMENSION)
-    shards = ShardSet(make_shards(rows, parameters(kind), (200,), kind == "ivf_rabitq"))
+    shards = Shards(make_shards(rows, parameters(kind), (200,), kind == "ivf_rabitq"))
     queries = np.random.default_rng(5).normal(size=(70, DIMENSION))
     together = shards.search(queries, 10, nprobe=EVERYTHING)
     for i in range(0, 70, 7):
@@ -137,7 +146,7 @@ def test_batch_size_does_not_change_a_bit_of_a_score(kind):
 def test_tuned_search_keeps_its_recall_under_a_selective_filter(kind, exact_vectors, selectivity):
     count = 6_000
     rows = make_rows(count, DIMENSION, seed=2)
-    shards = ShardSet(
+    shards = Shards(
         make_shards(rows, parameters(kind, 32), (2500,), exact_vectors), nprobe=8, rerank=16
     )
     where = Filter(max_cloud_fraction=selectivity)
@@ -155,7 +164,7 @@ def test_tuned_search_keeps_its_recall_under_a_selective_filter(kind, exact_vect
 def test_k_rows_come_back_whenever_there_are_k(kind, exact_vectors, cloud):
     rows = make_rows(600, DIMENSION)
     dead = rows["row"][100:480]  # most lists are nearly empty
-    shards = ShardSet(
+    shards = Shards(
         make_shards(rows, parameters(kind, 64), (300,), exact_vectors, dead), nprobe=1, rerank=2
     )
     where = Filter(max_cloud_fraction=cloud)
@@ -171,7 +180,7 @@ def test_k_rows_come_back_whenever_there_are_k(kind, exact_vectors, cloud):
 
 def test_columns_tell_the_truth_about_each_hit():
     rows = make_rows(300, DIMENSION)
-    answer = ShardSet(make_shards(rows, parameters("flat"), (100, 150))).search(
+    answer = Shards(make_shards(rows, parameters("flat"), (100, 150))).search(
         rows["embedding"][:4].astype(np.float32), 5
     )
     by_row = {row: n for n, row in enumerate(rows["row"].tolist())}
@@ -182,7 +191,7 @@ def test_columns_tell_the_truth_about_each_hit():
 
 def test_a_subset_of_shards_answers_for_its_rows_only():
     rows = make_rows(300, DIMENSION)
-    shards = ShardSet(make_shards(rows, parameters("flat"), (120,)))
+    shards = Shards(make_shards(rows, parameters("flat"), (120,)))
     answer = shards.search(np.eye(DIMENSION)[:2], 5, names=["shard-00001"])
     assert np.isin(answer.rows, rows["row"][120:]).all()
     with pytest.raises(NotFoundError, match="shard-00009"):
@@ -230,7 +239,24 @@ def test_files_of_different_shards_do_not_load_together():
 
 def test_an_unknown_class_is_named_with_the_nearest_one():
     rows = make_rows(300, DIMENSION)
-    shards = ShardSet(make_shards(rows, parameters("flat")))
+    shards = Shards(make_shards(rows, parameters("flat")))
     with pytest.raises(ConfigError, match="did you mean 'forest'"):
         shards.search(np.eye(DIMENSION)[:1], 5, Filter(labels=("forrest",)))
     assert CLASSES[1] == "forest"
+
+
+@pytest.mark.parametrize(
+    ("kind", "exact_vectors"), [("flat", False), ("ivf_flat", False), ("ivf_pq", True)]
+)
+def test_stored_vectors_are_those_of_the_archive(kind, exact_vectors):
+    rows = make_rows(600, DIMENSION)
+    deleted = rows["row"][::3]
+    shards = make_shards(rows, parameters(kind), (200,), exact_vectors, deleted)
+    where = Filter(max_cloud_fraction=0.5)
+    plan = SearchPlan(k=600, where=where, shards=tuple(shard.name for shard in shards))
+    found = ShardSet(shards).find(plan, vectors=True)
+    number = {row: n for n, row in enumerate(rows["row"].tolist())}
+    members = [number[row] for row in found["row"].tolist()]
+    keep = (rows["cloud_fraction"] <= np.float32(0.5)) & ~np.isin(rows["row"], deleted)
+    assert sorted(members) == np.flatnonzero(keep).tolist()
+    np.testing.assert_array_equal(found["vector"], rows["embedding"][members].astype(np.float32))

@@ -110,6 +110,7 @@ def test_archive_gc_keeps_what_an_index_pins_and_a_lost_snapshot_is_one_clear_er
     assert run(*ask).code == 0
     unpin_snapshots(archive, index, keep=[])
     collect_garbage(archive, hour, now=later)
-    lost = run(*ask)
+    assert run(*ask).code == 0  # the index holds the vector of the tile
+    lost = run("search", "--index", index, "--image", __file__)  # the archive names the encoder
     assert (lost.code, lost.err.count("\n")) == (1, 1), lost.err
     assert f"has no snapshot '{pinned}'" in lost.err

@@ -139,3 +139,24 @@ def test_unusable_examples_are_named(world: tuple[str, Rows], arguments: list[ob
     outcome = run("search", "--index", world[0], *arguments)
     assert outcome.code in (1, 2)
     assert word in outcome.err
+
+
+def test_explain_prints_the_plan_instead_of_hits(world: tuple[str, Rows]):
+    index, rows = world
+    where = ["--max-cloud-fraction", 0.5]
+    selected = int((rows["cloud_fraction"] <= np.float32(0.5)).sum())
+    arguments = ["--tile", rows["tile_key"][3], "-k", 5, *where, "--explain"]
+    shown = run("search", "--index", index, *arguments)
+    assert shown.code == 0, shown.err
+    assert shown.out.splitlines()[:2] == [
+        "5 hits of each query",
+        "1 of 1 shards can hold a match, 300 of 300 rows",
+    ]
+    assert f"{selected} of 300 rows selected: " in shown.out.splitlines()[-1]
+    plan = _search(index, *arguments)
+    assert (plan["k"], plan["shards"], plan["where"]["max_cloud_fraction"]) == (
+        5,
+        ["shard-00000"],
+        0.5,
+    )
+    assert [work["selected"] for work in plan["passes"]] == [selected]

@@ -1,17 +1,26 @@
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import ray
 import yaml
+from fastapi.testclient import TestClient
 
 from pipeline.analysis.landcover import TileLabels
+from pipeline.search.query import QueryResolver
+from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.dataset import LabelledDataset
 from storage.errors import ConfigError, NotFoundError
 from workflows.demo.run import DemoSpec, run_demo
-from workflows.report.tile_images import Gallery, archive_footprints, ledger_summary
+from workflows.report.rendering import TileRenderer
+from workflows.report.tile_images import archive_footprints, ledger_summary, tile_cards
+from workflows.service.app import create_app
+from workflows.service.backend import BackendConfig, IndexBackend
 
 SMALL = DemoSpec(seed=7, scene_px=512, scenes_per_zone=1, epochs=2, batch_size=32)
 
@@ -72,7 +81,7 @@ def test_scores_cover_the_three_rankings(demo):
 
 
 def test_queries_are_held_out_and_never_answer_with_their_own_ground(demo):
-    record = json.loads((demo.folder / "stages.json").read_text())["stages"]["search"]["result"]
+    record = json.loads((demo.folder / "searches.json").read_text())
     archive = Archive.open(str(demo.folder / "archive"))
     dataset = LabelledDataset.open(str(demo.folder / "dataset"))
     held_out = set(dataset.rows["tile_key"].iloc[dataset.indices("test")])
@@ -101,11 +110,10 @@ def test_the_recipe_names_what_the_demo_made(demo):
     assert len(Archive.open(recipe["archive"]["uri"])) <= 4 * len(labels)
 
 
-def test_gallery_and_map_follow_the_archive(demo):
+def test_tile_images_and_map_follow_the_archive(demo):
     archive = Archive.open(str(demo.folder / "archive"))
-    gallery = Gallery(archive, [])
     with pytest.raises(NotFoundError, match="give the catalog that was ingested"):
-        gallery.show(archive.live_rows(0)[:1])
+        tile_cards(TileRenderer(archive, []), archive.live_rows(0)[:1])
     footprints = archive_footprints(archive)
     places = archive.read_segment(0, ["tile_key"])["tile_key"]
     assert len(footprints.bbox) >= len(set(places))
@@ -122,6 +130,71 @@ def test_other_settings_redo_what_depends_on_them_also_in_a_moved_folder(demo, t
     assert redone == ["index", "search", "report"]
     assert len(list(moved.glob("index/*/shard-*.faiss"))) == 1
     assert again.scores == demo.scores
+
+
+def test_a_lost_output_is_made_again(demo, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(demo.folder, copy)
+    run_demo(copy, spec=SMALL)
+    before = (copy / "scores.json").read_bytes()
+    (copy / "scores.json").unlink()
+    again = run_demo(copy, spec=SMALL)
+    assert [stage.name for stage in again.stages if not stage.skipped] == ["scores"]
+    assert (copy / "scores.json").read_bytes() == before
+
+
+def test_other_settings_after_a_stop_start_clean(tmp_path):
+    folder = tmp_path / "demo"
+
+    def stop(report):
+        if report.stage == "statistics":
+            raise Stopped
+
+    for seed in (7, 8):
+        with pytest.raises(Stopped):
+            run_demo(folder, spec=replace(SMALL, scene_px=128, seed=seed), progress=stop)
+        assert json.loads((folder / "world" / "world.json").read_text())["seed"] == seed
+    record = json.loads((folder / "demo.json").read_text())
+    assert (list(record["seconds"]), record["settings"]["seed"]) == (["world"], 8)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"settings": {}})])
+def test_a_damaged_record_is_named(tmp_path, content):
+    (tmp_path / "demo.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"demo\.json is not a demo's record"):
+        run_demo(tmp_path)
+
+
+def test_the_library_a_ray_task_the_command_line_and_http_give_the_same_answer(demo):
+    example = json.loads((demo.folder / "searches.json").read_text())["example"]
+    index, tile, scene = str(demo.folder / "index"), example["tile_key"], example["scene"]
+    searcher = Searcher.connect(index)
+    query = QueryResolver(searcher).tile(tile, scene)
+    hits = searcher.search(query.vector, k=11)
+    in_task = ray.get(
+        ray.remote(lambda: Searcher.connect(index).search(query.vector, k=11)).remote()
+    )
+    assert in_task.rows.tolist() == hits.rows.tolist()
+    assert in_task.scores.tolist() == hits.scores.tolist()
+    expected = [
+        (hit["tile_key"], hit["scene"], pytest.approx(hit["score"]))
+        for hit in hits.to_arrow().to_pylist()
+        if hit["row"] not in query.rows
+    ]
+    assert len(expected) == 10
+    options = ["--tile", tile, "--scene", scene, "-k", "10", "--json"]
+    command_line = subprocess.run(
+        [sys.executable, "-m", "workflows.cli", "search", "-r", str(demo.recipe), *options],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    printed = json.loads(command_line.stdout)["hits"]
+    assert [(hit["tile_key"], hit["scene"], hit["score"]) for hit in printed] == expected
+    app = create_app(IndexBackend(BackendConfig(index_uri=index)))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        answer = client.post("/v1/search", json={"tile": tile, "scene": scene, "k": 10}).json()
+    assert [(hit["tile"], hit["scene"], hit["score"]) for hit in answer["hits"]] == expected
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path):

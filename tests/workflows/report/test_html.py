@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workflows.report.charts import Footprints, footprint_maps, line_chart, nice_ticks
+from workflows.report.charts import Footprints, footprint_maps, line_chart
 from workflows.report.html import (
     Answer,
     Command,
     LedgerSummary,
     ReportData,
     Score,
-    Shown,
+    TileCard,
     Timing,
     render_report,
     write_report,
@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 
 def shown(value, **more):
-    return Shown(picture=data_uri(np.full((8, 8, 3), value, np.uint8)), title="s<1>", **more)
+    return TileCard(picture=data_uri(np.full((8, 8, 3), value, np.uint8)), title="s<1>", **more)
 
 
 @pytest.fixture
@@ -169,21 +169,24 @@ def test_a_region_across_the_antimeridian_is_one_small_panel():
 
 
 def test_line_chart_puts_high_values_up_and_keeps_gaps():
-    svg = line_chart([1, 2, 3], {"loss": [3.0, None, 1.0]}, x_label="epoch")
-    points = re.search(r'points="([^"]+)"', svg)[1].split()
-    (x0, y0), (x1, y1) = (tuple(map(float, p.split(","))) for p in points)
-    assert x0 < x1
-    assert y0 < y1
+    svg = line_chart("loss", [1, 2, 3], [3.0, None, 1.0], x_label="epoch")
+    path = re.search(r'<path d="([^"]+)" style="[^"]*stroke-width: 2;', svg)[1]
+    (_, x0, y0), (joins, x1, y1) = re.findall(r"([ML]) ([\d.]+) ([\d.]+)", path)
+    assert joins == "M"  # nothing is drawn across the gap
+    assert float(x0) < float(x1)
+    assert float(y0) < float(y1)
+    assert svg.count("stroke-linecap: round") == 2  # a dot a value
     with pytest.raises(ValueError, match="at least one"):
-        line_chart([1], {"loss": [None]}, x_label="epoch")
+        line_chart("loss", [1], [None], x_label="epoch")
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.031, 0.0311), (-5.0, 1234.0), (2.0, 2.0)])
-def test_ticks_are_few_and_enclose_the_range(low, high):
-    ticks = nice_ticks(low, high)
-    assert ticks[0] <= low
-    assert ticks[-1] >= high
-    assert 2 <= len(ticks) <= 8 or low == high
+def test_charts_are_named_and_share_a_page():
+    charts = [line_chart(name, [1, 2], [0.5, 0.25], x_label="epoch") for name in ("loss", "a & b")]
+    for svg, title in zip(charts, ("loss", "a &amp; b"), strict=True):
+        assert svg.startswith('<svg viewBox="0 0 380 220" role="img"')
+        assert f"<title>{title}</title>" in svg
+        assert not re.search(r" id=|href|url\(|<script|font-family|https?:", svg)
+        Page(svg)
 
 
 def test_pictures_stretch_and_mark_missing_pixels():

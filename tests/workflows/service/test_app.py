@@ -1,4 +1,4 @@
-"""The HTTP application: who is let in, what is refused and how, what an answer holds."""
+"""The HTTP application: authentication, refused requests, content of the answers."""
 
 import base64
 import datetime as dt
@@ -24,7 +24,7 @@ from workflows.service.schema import (
     SearchBody,
     TileAnswer,
 )
-from workflows.service.thumbnails import Picture
+from workflows.service.thumbnails import Thumbnail
 
 TOKEN = "0123456789abcdef-token"
 OTHER = "fedcba9876543210-token"
@@ -33,14 +33,14 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
 
 
 class _Backend:
-    """An index of one row; it notes what it was asked."""
+    """An index of one row; it records the requests."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[SearchBody, bytes | None]] = []
+        self.requests: list[tuple[SearchBody, bytes | None]] = []
         self.fault: Exception | None = None
 
     def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
-        self.asked.append((body, image))
+        self.requests.append((body, image))
         if self.fault is not None:
             raise self.fault
         hit = HitBody(
@@ -59,9 +59,9 @@ class _Backend:
     def tile(self, key: str) -> TileAnswer:
         raise NotFoundError(f"no tile {key}")
 
-    def thumbnail(self, key: str, scene: str | None, side_px: int, known: str) -> Picture:
+    def thumbnail(self, key: str, scene: str | None, side_px: int, known: str) -> Thumbnail:
         etag = f'"{key}-{scene}-{side_px}"'
-        return Picture(png=None if etag in known else PNG, etag=etag, source="drawn")
+        return Thumbnail(png=None if etag in known else PNG, etag=etag, source="drawn")
 
     def about(self) -> IndexAnswer:
         return IndexAnswer(
@@ -108,23 +108,24 @@ def _client(backend, **settings) -> TestClient:
 
 
 def test_a_search_passes_the_query_and_returns_hits(client, backend):
-    body = {"lonlat": [10, 20], "k": 3, "filter": {"bbox": [0, 0, 1, 1], "scenes": ["a"]}}
-    answer = client.post("/v1/search", json=body)
+    query = {"lonlat": [10, 20], "k": 3, "filter": {"bbox": [0, 0, 1, 1], "scenes": ["a"]}}
+    answer = client.post("/v1/search", json=query)
     assert answer.status_code == 200
     assert answer.json()["hits"][0]["tile"] == "g/1/2"
     assert answer.json()["coverage"] == 1.0
-    asked, image = backend.asked[0]
-    assert (asked.lonlat, asked.k, asked.filter.scenes, image) == ((10, 20), 3, ["a"], None)
+    body, image = backend.requests[0]
+    assert (body.lonlat, body.k, body.filter.scenes, image) == ((10, 20), 3, ["a"], None)
 
 
-def test_geojson_is_given_when_asked_for_and_unwraps_the_antimeridian(client):
+def test_geojson_is_given_when_asked_for_and_cut_at_the_antimeridian(client):
     answer = client.post(
         "/v1/search", json={"vector": [1.0]}, headers={"Accept": "application/geo+json"}
     )
     assert answer.headers["content-type"] == "application/geo+json"
     (feature,) = answer.json()["features"]
-    assert feature["geometry"]["coordinates"][0][0] == [179.0, 1.0]
-    assert feature["geometry"]["coordinates"][0][1] == [181.0, 1.0]
+    (east,), (west,) = feature["geometry"]["coordinates"]
+    assert {point[0] for point in east} == {179.0, 180.0}
+    assert {point[0] for point in west} == {-180.0, -179.0}
     assert feature["properties"]["score"] == 0.5
 
 
@@ -148,8 +149,8 @@ def test_an_image_arrives_as_base64_or_in_a_form(client, backend):
         "/v1/search", files={"image": ("../../evil.png", PNG)}, data={"query": query}
     )
     assert answer.status_code == 200, answer.text
-    assert [image for _, image in backend.asked] == [PNG] * 2
-    assert backend.asked[1][0].filter.bbox == (0, 0, 1, 1)
+    assert [image for _, image in backend.requests] == [PNG] * 2
+    assert backend.requests[1][0].filter.bbox == (0, 0, 1, 1)
     assert client.post("/v1/search", files={"image": ("a.png", PNG)}).status_code == 200
 
 
@@ -174,6 +175,43 @@ def test_a_form_that_is_none_is_named(client, content, kind, status, word):
 
 
 @pytest.mark.parametrize(
+    ("parts", "word"),
+    [
+        ({"image": (None, PNG)}, "no part `image` that is a file"),
+        ({"image": PNG, "query": (None, "{")}, "not valid JSON"),
+        ({"image": PNG, "query": (None, "[]")}, "not a JSON object"),
+        ({"image": PNG, "query": (None, " " * (8 * 2**20 + 1))}, "8,388,608 bytes a field"),
+        ({f"file{n}": PNG for n in range(9)}, "at most 8 files and fields"),
+        ({f"field{n}": (None, "x") for n in range(9)}, "at most 8 files and fields"),
+    ],
+)
+def test_a_form_is_bounded_and_its_faults_are_named(client, backend, parts, word):
+    answer = client.post("/v1/search", files=parts)
+    assert answer.status_code == 422, answer.text
+    assert word in answer.json()["message"]
+    assert backend.requests == []
+
+
+def test_a_long_form_is_refused_while_it_is_read(backend):
+    client = _client(backend, limits=Limits(max_body_bytes=1000))
+    head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    answer = client.post(
+        "/v1/search",
+        content=(part for part in [head, *[bytes(100)] * 50, b"\r\n--b--\r\n"]),
+        headers={"Content-Type": "multipart/form-data; boundary=b"},
+    )
+    assert (answer.status_code, "1,000 bytes" in answer.json()["message"]) == (413, True)
+    assert backend.requests == []
+
+
+def test_a_query_may_be_a_file_and_the_last_of_equal_parts_counts(client, backend):
+    parts = [("image", PNG), ("image", PNG + b"2"), ("query", ("q.json", b'{"k": 3}'))]
+    assert client.post("/v1/search", files=parts).status_code == 200
+    ((body, image),) = backend.requests
+    assert (body.k, image) == (3, PNG + b"2")
+
+
+@pytest.mark.parametrize(
     ("body", "word"),
     [
         ({}, "exactly one of"),
@@ -186,7 +224,7 @@ def test_a_form_that_is_none_is_named(client, content, kind, status, word):
         ({"vector": [1.0], "date": "2020-01-01"}, "date goes with lonlat"),
         ({"vector": [1.0], "k": "3"}, "body.k"),
         ({"negative": [{"tile": "g/1/2"}]}, "or positive examples"),
-        ({"image_base64": "%%%"}, "no base64"),
+        ({"image_base64": "%%%"}, "not valid base64"),
     ],
 )
 def test_a_wrong_request_is_named_in_one_line(client, body, word):
@@ -241,7 +279,7 @@ def test_a_token_is_asked_for_by_all_but_the_probes_and_the_page(backend, caplog
             assert answer.status_code == 401
             assert answer.headers["www-authenticate"] == "Bearer"
             assert TOKEN not in answer.text
-    assert backend.asked == []
+    assert backend.requests == []
     for token in (TOKEN, OTHER):
         good = {"Authorization": f"Bearer {token}"}
         assert client.post("/v1/search", json={"vector": [1.0]}, headers=good).status_code == 200
@@ -290,7 +328,7 @@ def test_other_pages_may_ask_only_when_they_are_named(backend):
         "access-control-allow-origin"
         not in _client(backend).options("/v1/search", headers=ask).headers
     )
-    named = _client(backend, look=MapConfig(cors_origins=("https://maps.example",)))
+    named = _client(backend, map_config=MapConfig(cors_origins=("https://maps.example",)))
     allowed = named.options("/v1/search", headers=ask).headers
     assert allowed["access-control-allow-origin"] == "https://maps.example"
     other = named.options("/v1/search", headers={**ask, "Origin": "https://evil.example"})
@@ -301,11 +339,11 @@ def test_the_page_lets_nothing_foreign_in_but_the_base_map(backend):
     policy = _client(backend).get("/").headers["content-security-policy"]
     assert "http" not in policy
     assert "unsafe" not in policy
-    look = MapConfig(base_map="https://tiles.example/{z}/{x}/{y}.png?key=1")
-    policy = _client(backend, look=look).get("/").headers["content-security-policy"]
+    map_config = MapConfig(base_map="https://tiles.example/{z}/{x}/{y}.png?key=1")
+    policy = _client(backend, map_config=map_config).get("/").headers["content-security-policy"]
     assert "img-src 'self' blob: data: https://tiles.example;" in policy
-    with pytest.raises(ConfigError, match="no URL template"):
-        create_app(backend, look=MapConfig(base_map="tiles/{z}"))
+    with pytest.raises(ConfigError, match="not a URL template"):
+        create_app(backend, map_config=MapConfig(base_map="tiles/{z}"))
 
 
 def test_a_picture_is_not_sent_twice(client):
@@ -336,11 +374,11 @@ def test_requests_are_counted_by_route(client):
 def test_a_long_body_is_refused_whether_its_length_is_told_or_not(backend):
     client = _client(backend, limits=Limits(max_body_bytes=1000))
     body = json.dumps({"vector": [1.0] * 1000}).encode()
-    told = client.post("/v1/search", content=body)
-    untold = client.post("/v1/search", content=(body[i : i + 100] for i in range(0, 5000, 100)))
-    assert (told.status_code, untold.status_code) == (413, 413)
-    assert "1,000 bytes" in untold.json()["message"]
-    assert backend.asked == []
+    declared = client.post("/v1/search", content=body)
+    undeclared = client.post("/v1/search", content=(body[i : i + 100] for i in range(0, 5000, 100)))
+    assert (declared.status_code, undeclared.status_code) == (413, 413)
+    assert "1,000 bytes" in undeclared.json()["message"]
+    assert backend.requests == []
 
 
 def test_a_web_page_elsewhere_cannot_reach_a_service_on_loopback(backend):

@@ -68,20 +68,20 @@ def test_every_way_to_ask_finds_and_what_asks_is_no_hit(client):
     (hit,) = answer.json()["hits"]
     found = _search(client, tile=hit["tile"], scene=hit["scene"], k=48)
     assert len(found) == 47
-    assert hit["row"] not in {one["row"] for one in found}
-    assert [one["rank"] for one in found] == list(range(1, 48))
-    assert {one["tile"] for one in found[:2]} == {hit["tile"]}  # its two other days
+    assert hit["row"] not in {other["row"] for other in found}
+    assert [other["rank"] for other in found] == list(range(1, 48))
+    assert {other["tile"] for other in found[:2]} == {hit["tile"]}  # its two other days
     only = _search(
         client, tile=hit["tile"], k=5, filter={"since": "2024-06-01", "until": "2024-06-01"}
     )
-    assert {one["scene"] for one in only} == {"site_20240601"}
+    assert {other["scene"] for other in only} == {"site_20240601"}
     west, south, east, north = hit["bbox"]
     place = [(west + east) / 2, (south + north) / 2]
     (near,) = _search(client, lonlat=place, date="2024-05-03", k=1)
     assert near["tile"] == hit["tile"]
     inside = _search(client, box=[*place, *place], k=48)
     assert len(inside) == 45  # without the three days of the tile in the box
-    assert hit["tile"] not in {one["tile"] for one in inside}
+    assert hit["tile"] not in {other["tile"] for other in inside}
 
 
 def test_examples_pull_and_push(client, served):
@@ -90,8 +90,8 @@ def test_examples_pull_and_push(client, served):
     rows = archive.read(np.concatenate([archive.live_rows(s.ordinal) for s in archive.segments]))
     vectors = rows["embedding"].astype(np.float32)
     good, bad = [0, 21], [9]
-    wanted = vectors[good].mean(0) - 0.5 * vectors[bad].mean(0)
-    order = np.argsort(-(vectors @ wanted), kind="stable")
+    target = vectors[good].mean(0) - 0.5 * vectors[bad].mean(0)
+    order = np.argsort(-(vectors @ target), kind="stable")
     truth = [rows["row"][i] for i in order if i not in (*good, *bad)]
 
     def named(i: int) -> dict[str, str]:
@@ -104,14 +104,14 @@ def test_examples_pull_and_push(client, served):
 def test_a_tile_lists_its_days_and_shows_each(client, folder):
     (hit,) = _search(client, vector=[1.0] * 16, k=1)
     tile = client.get(f"/v1/tiles/{hit['tile']}").json()
-    assert [one["scene"] for one in tile["acquisitions"]] == [f"site_{day}" for day in DAYS]
+    assert [a["scene"] for a in tile["acquisitions"]] == [f"site_{day}" for day in DAYS]
     path = f"/v1/tiles/{hit['tile']}/thumbnail.png"
     pictures = [
-        client.get(path, params={"scene": one["scene"], "size": 32}).content
-        for one in tile["acquisitions"]
+        client.get(path, params={"scene": day["scene"], "size": 32}).content
+        for day in tile["acquisitions"]
     ]
     assert len({*pictures}) == 3
-    assert {Image.open(io.BytesIO(one)).size for one in pictures} == {(32, 32)}
+    assert {Image.open(io.BytesIO(png)).size for png in pictures} == {(32, 32)}
     newest = client.get(path, params={"size": 32})
     assert newest.content == pictures[-1]
     text = client.get("/metrics").text
@@ -154,8 +154,8 @@ def test_what_is_not_there_is_not_drawn(client, served, tmp_path):
 
 def test_scenes_come_with_the_box_of_their_tiles(client):
     page = client.get("/v1/scenes", params={"state": "embedded"}).json()
-    assert [one["scene"] for one in page["scenes"]] == [f"site_{day}" for day in DAYS]
-    boxes = np.array([one["bbox"] for one in page["scenes"]])
+    assert [scene["scene"] for scene in page["scenes"]] == [f"site_{day}" for day in DAYS]
+    boxes = np.array([scene["bbox"] for scene in page["scenes"]])
     hits = np.array([hit["bbox"] for hit in _search(client, vector=[1.0] * 16, k=48)])
     np.testing.assert_allclose(boxes[0, :2], hits[:, :2].min(0))
     np.testing.assert_allclose(boxes[0, 2:], hits[:, 2:].max(0))
@@ -235,7 +235,7 @@ def test_the_answers_are_what_openapi_says(served):
 
 
 def test_a_new_version_takes_over_without_a_dropped_or_mixed_answer(served, folder, monkeypatch):
-    monkeypatch.setattr("workflows.service.backend._LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("workflows.service.backend._POLL_S", 0.05)
     client = _client(IndexBackend(served))
     before = client.get("/v1/ready").json()
     answers: list[tuple[int, dict]] = []

@@ -1,4 +1,4 @@
-"""How a request that cannot be answered is answered: one JSON body, one line, a fitting status."""
+"""Error responses: one JSON body, a message of one line and a status for each kind of error."""
 
 import logging
 from typing import Any
@@ -30,18 +30,18 @@ _STATUS: tuple[tuple[type[SkysiftError], int], ...] = (
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return what OpenAPI says of refusals with these statuses."""
+    """Return the entries of error responses with these statuses in the OpenAPI document."""
     return {status: {"model": ErrorBody} for status in sorted({*statuses, 400, 401, 429})}
 
 
-def problem(status: int, name: str, message: str, headers: Any = None) -> JSONResponse:
-    """Return a refusal."""
+def error_response(status: int, name: str, message: str, headers: Any = None) -> JSONResponse:
+    """Return an error response."""
     body = ErrorBody(error=name, message=" ".join(message.split()))
     return JSONResponse(body.model_dump(), status, headers=headers)
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Let an application answer every error in the same form."""
+    """Make an application answer every error in the same form."""
     app.add_exception_handler(SkysiftError, _skysift_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -53,12 +53,12 @@ async def _skysift_error(request: Request, error: Exception) -> JSONResponse:
     if status == 500:
         logger.error("%s %s: %s", request.method, request.url.path, error)
         return await _internal_error(request, error)
-    return problem(status, type(error).__name__, str(error))
+    return error_response(status, type(error).__name__, str(error))
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return problem(error.status_code, "HTTPError", str(error.detail), error.headers)
+    return error_response(error.status_code, "HTTPError", str(error.detail), error.headers)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -66,8 +66,9 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     first, *more = error.errors()
     where = ".".join(str(part) for part in first["loc"])
     also = f" (and {len(more)} more)" if more else ""
-    return problem(422, "ValidationError", f"{where}: {first['msg']}{also}")
+    return error_response(422, "ValidationError", f"{where}: {first['msg']}{also}")
 
 
 async def _internal_error(request: Request, error: Exception) -> JSONResponse:
-    return problem(500, "InternalError", "the request failed inside the service; see its log")
+    message = "the request failed inside the service; see its log"
+    return error_response(500, "InternalError", message)

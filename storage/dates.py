@@ -1,0 +1,77 @@
+"""Dates and times as people state them: ISO 8601 text, dates and datetimes; UTC inside.
+
+A time without a zone means UTC. A date stands for its whole day: its first moment at the beginning
+of a range, 23:59:59.999999 at the end, which archives and STAC APIs round to their own units.
+"""
+
+import datetime as dt
+
+from storage.errors import ConfigError
+
+Moment = dt.datetime | dt.date | str
+
+
+def as_utc(moment: dt.datetime) -> dt.datetime:
+    """Return a moment in UTC; without a time zone it means UTC.
+
+    Examples
+    --------
+    >>> as_utc(dt.datetime(2024, 5, 1, 12)).isoformat()
+    '2024-05-01T12:00:00+00:00'
+    """
+    return moment.astimezone(dt.UTC) if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+
+
+def parse_moment(value: Moment, subject: str, *, end_of_day: bool = False) -> dt.datetime:
+    """Return a moment in UTC.
+
+    Parameters
+    ----------
+    value
+        A datetime, a date, or either as ISO 8601 text.
+    subject
+        Beginning of the message.
+    end_of_day
+        Take a date as its last moment, not its first.
+
+    Raises
+    ------
+    ConfigError
+        The value is none of these.
+
+    Examples
+    --------
+    >>> parse_moment("2024-05-31", "until", end_of_day=True).isoformat()
+    '2024-05-31T23:59:59.999999+00:00'
+    >>> parse_moment("2024-05-31T12:00+02:00", "until", end_of_day=True).isoformat()
+    '2024-05-31T10:00:00+00:00'
+    """
+    if isinstance(value, dt.datetime):
+        return as_utc(value)
+    try:
+        day = value if isinstance(value, dt.date) else dt.date.fromisoformat(value.strip())
+    except (ValueError, TypeError, AttributeError):
+        try:
+            return as_utc(dt.datetime.fromisoformat(str(value).strip()))
+        except ValueError as error:
+            raise ConfigError(
+                f"{subject} is {value!r}; give an ISO 8601 date or time, such as 2024-05-31"
+            ) from error
+    return dt.datetime.combine(day, dt.time.max if end_of_day else dt.time.min, dt.UTC)
+
+
+def parse_range(
+    since: Moment | None, until: Moment | None, subject: str
+) -> tuple[dt.datetime | None, dt.datetime | None]:
+    """Return the moments of a closed time range in UTC; None leaves an end open.
+
+    Raises
+    ------
+    ConfigError
+        An end is not a date or time, or the range ends before its beginning.
+    """
+    start = None if since is None else parse_moment(since, f"{subject}: since")
+    end = None if until is None else parse_moment(until, f"{subject}: until", end_of_day=True)
+    if start is not None and end is not None and start > end:
+        raise ConfigError(f"{subject}: since {start} is after until {end}; swap the two dates")
+    return start, end

@@ -1,0 +1,214 @@
+"""Rows and hits as GeoJSON, GeoParquet and CSV: one footprint rule and one writer of each format.
+
+Footprints are those of :mod:`storage.geometry`. GeoParquet is written table by table, so that a
+file may be larger than memory.
+
+References
+----------
+GeoParquet 1.1.0, https://geoparquet.org/releases/v1.1.0. GeoJSON, RFC 7946.
+"""
+
+import io
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pyproj
+import shapely
+
+from storage.errors import ConfigError
+from storage.geometry import footprints, geojson_footprints
+from storage.location import Location, StorageOptions
+
+EDGES = ("west", "south", "east", "north")
+_GEOMETRY = {"encoding": "WKB", "geometry_types": ["Polygon", "MultiPolygon"]}
+
+
+def hit_records(table: pa.Table) -> list[dict[str, Any]]:
+    """Return the hits of one query as plain values with a ``bbox``; ranks count from 1.
+
+    Parameters
+    ----------
+    table
+        As :meth:`pipeline.search.searcher.Hits.to_arrow` returns it.
+    """
+    records: list[dict[str, Any]] = _ranked(table).to_pylist()
+    for record in records:
+        record["bbox"] = [record.pop(edge) for edge in EDGES]
+    return records
+
+
+def feature_collection(records: Iterable[Mapping[str, Any]], **members: Any) -> dict[str, Any]:
+    """Return records as a GeoJSON FeatureCollection.
+
+    Parameters
+    ----------
+    records
+        JSON values by name; ``bbox`` (WGS84 degrees, None for no place) becomes the geometry, the
+        others become properties.
+    members
+        Further members of the collection.
+    """
+    rows = [dict(record) for record in records]
+    boxes = [row.pop("bbox") for row in rows]
+    geometries = iter(geojson_footprints([box for box in boxes if box is not None]))
+    features = [
+        {
+            "type": "Feature",
+            "geometry": None if box is None else next(geometries),
+            "properties": row,
+        }
+        for row, box in zip(rows, boxes, strict=True)
+    ]
+    return {"type": "FeatureCollection", **members, "features": features}
+
+
+def geoparquet(rows: pa.Table | Sequence[Mapping[str, Any]]) -> bytes:
+    """Return rows as a GeoParquet file.
+
+    Parameters
+    ----------
+    rows
+        A table with the boxes of its rows in :data:`EDGES`, or records as
+        :func:`feature_collection` takes them; records without a box are left out.
+    """
+    sink = io.BytesIO()
+    table = rows if isinstance(rows, pa.Table) else _placed(rows)
+    crs = pyproj.CRS.from_epsg(4326).to_json_dict()
+    pq.write_table(_with_geometry(table, {"crs": crs}), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def write_geoparquet(
+    tables: Iterable[pa.Table], uri: str | Location, options: StorageOptions | None = None
+) -> int:
+    """Write tables of one schema, one row group each, as one GeoParquet file; return its rows.
+
+    The file appears when it is complete, and not at all when a table fails to come. The file names
+    no CRS, which means longitude and latitude on WGS84 (OGC:CRS84).
+
+    Parameters
+    ----------
+    tables
+        With the boxes of their rows, WGS84 degrees, in :data:`EDGES`; those become ``geometry``,
+        a polygon in WKB.
+    uri
+        The file.
+
+    Raises
+    ------
+    ConfigError
+        There is no table.
+    """
+    target, rows = Location.of(uri, options), 0
+    near = target.path.parent if target.is_local else None
+    if near is not None:
+        near.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=near) as folder:
+        path = Path(folder) / "part.parquet"
+        parts = map(_with_geometry, tables)
+        first = next(parts, None)
+        if first is None:
+            raise ConfigError(f"{target}: there is nothing to write, not even an empty table")
+        with closing(pq.ParquetWriter(path, first.schema, compression="zstd")) as writer:
+            part: pa.Table | None = first
+            while part is not None:
+                writer.write_table(part)
+                rows += len(part)
+                part = next(parts, None)
+        if near is not None:
+            path.replace(target.path)
+        else:
+            target.upload(path)
+    return rows
+
+
+def check_format(uri: str | Location) -> None:
+    """Check that hits can be written to a file of this name.
+
+    Raises
+    ------
+    ConfigError
+        The name does not end in .geojson, .json, .parquet or .csv.
+    """
+    if _suffix(uri) not in _WRITERS:
+        raise ConfigError(
+            f"hits cannot be written to {str(uri)!r}: end the name in .geojson, .parquet or .csv"
+        )
+
+
+def write_hits(table: pa.Table, uri: str | Location, options: StorageOptions | None = None) -> None:
+    """Write the hits of one query in the format that the name ends in; ranks count from 1.
+
+    Raises
+    ------
+    ConfigError
+        The name ends in something else; see :func:`check_format`.
+    """
+    check_format(uri)
+    Location.of(uri, options).write(_WRITERS[_suffix(uri)](_ranked(table)))
+
+
+def _suffix(uri: str | Location) -> str:
+    return PurePosixPath(str(uri)).suffix.lower()
+
+
+def _ranked(table: pa.Table) -> pa.Table:
+    """Return the hits of one query without its number, with ranks from 1."""
+    ranks = pa.array(np.arange(1, len(table) + 1))
+    position = table.schema.get_field_index("rank")
+    return table.set_column(position, "rank", ranks).drop_columns(["query"])
+
+
+def _flat(hits: pa.Table) -> pa.Table:
+    """Return hits with their labels in one text, in the last column."""
+    labels = [", ".join(names or []) for names in hits["labels"].to_pylist()]
+    return hits.drop_columns(["labels"]).append_column("labels", pa.array(labels, pa.string()))
+
+
+def _geojson(hits: pa.Table) -> bytes:
+    records = _flat(hits).to_pylist()
+    for record in records:
+        record["bbox"] = [record.pop(edge) for edge in EDGES]
+        record["datetime"] = f"{record['datetime']:%Y-%m-%dT%H:%M:%SZ}"
+    return json.dumps(feature_collection(records)).encode()
+
+
+def _csv(hits: pa.Table) -> bytes:
+    names = [name for name in _flat(hits).column_names if name != "rank"]
+    sink = io.BytesIO()
+    pa.csv.write_csv(_flat(hits).select(["rank", *names]), sink)
+    return sink.getvalue()
+
+
+_WRITERS = {".geojson": _geojson, ".json": _geojson, ".parquet": geoparquet, ".csv": _csv}
+
+
+def _placed(records: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return the records that have a box as a table with :data:`EDGES`."""
+    rows = [dict(record) for record in records if record["bbox"] is not None]
+    boxes = np.array([row.pop("bbox") for row in rows], dtype=np.float64).reshape(-1, 4)
+    table = pa.Table.from_pylist(rows)
+    for edge, values in zip(EDGES, boxes.T, strict=True):
+        table = table.append_column(edge, pa.array(np.ascontiguousarray(values)))
+    return table
+
+
+def _with_geometry(table: pa.Table, more: Mapping[str, Any] | None = None) -> pa.Table:
+    """Return a table with the footprints of its rows in place of their boxes.
+
+    ``more`` are further metadata of the column.
+    """
+    boxes = np.stack([table[edge].to_numpy() for edge in EDGES], axis=1)
+    shapes = pa.array(shapely.to_wkb(footprints(boxes)), pa.binary())
+    part = table.drop_columns(list(EDGES)).append_column("geometry", shapes)
+    columns = {"geometry": {**_GEOMETRY, **(more or {})}}
+    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": columns}
+    return part.replace_schema_metadata({"geo": json.dumps(geo)})

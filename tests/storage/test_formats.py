@@ -1,0 +1,122 @@
+"""A hit is the same in every format, whoever writes it, also at 180 degrees."""
+
+import csv
+import datetime as dt
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from storage.errors import ConfigError
+from storage.formats import (
+    EDGES,
+    feature_collection,
+    geoparquet,
+    hit_records,
+    write_geoparquet,
+    write_hits,
+)
+from storage.geometry import footprints
+from storage.index.sidecar import HIT_SCHEMA
+from workflows.service.negotiation import GEOJSON, negotiated
+from workflows.service.schema import HitBody, SearchAnswer
+
+BOXES = np.array([[10.0, 0.0, 11.0, 1.0], [179.5, -10.0, -179.5, -9.0]])
+
+
+@pytest.fixture
+def hits() -> pa.Table:
+    """Two hits as a search returns them, the second across 180 degrees."""
+    moments = [dt.datetime(2024, 5, 1, 10, 30, tzinfo=dt.UTC)] * 2
+    rows = {
+        "query": pa.array([0, 0], pa.int32()),
+        "rank": pa.array([0, 1], pa.int32()),
+        "score": pa.array([0.5, 0.25], pa.float32()),
+        "row": [7, 8],
+        "tile_key": ["g/1/2", "g/3/4"],
+        "scene": ["a", "b"],
+        **dict(zip(EDGES, BOXES.T, strict=True)),
+        "datetime": pa.array(moments, HIT_SCHEMA.field("datetime").type),
+        "cloud_fraction": pa.array([0.0, 0.1], pa.float32()),
+        "labels": [["water", "forest"], []],
+    }
+    return pa.table(rows)
+
+
+def test_the_columns_of_the_hits_here_are_those_of_a_search(hits: pa.Table) -> None:
+    assert set(HIT_SCHEMA.names) == set(hits.column_names) - {"query", "rank", "score"}
+
+
+def test_every_format_has_the_same_hits(hits: pa.Table, tmp_path: Path) -> None:
+    for suffix in ("geojson", "parquet", "csv"):
+        write_hits(hits, str(tmp_path / f"hits.{suffix}"))
+    records = hit_records(hits)
+    assert [record["rank"] for record in records] == [1, 2]
+    assert records[1]["bbox"] == BOXES[1].tolist()
+    features = json.loads((tmp_path / "hits.geojson").read_text())["features"]
+    assert features[0]["properties"] == {
+        "rank": 1,
+        "score": 0.5,
+        "row": 7,
+        "tile_key": "g/1/2",
+        "scene": "a",
+        "datetime": "2024-05-01T10:30:00Z",
+        "cloud_fraction": 0.0,
+        "labels": "water, forest",
+    }
+    frame = gpd.read_parquet(tmp_path / "hits.parquet")
+    assert frame.crs.to_epsg() == 4326
+    assert frame.geometry.tolist() == footprints(BOXES).tolist()
+    assert gpd.read_file(tmp_path / "hits.geojson").geometry.tolist() == frame.geometry.tolist()
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "hits.csv").read_text())))
+    assert next(iter(rows[0])) == "rank"
+    assert list(rows[0])[-1] == "labels"
+    for name in ("rank", "tile_key", "scene", "row"):
+        assert [str(value) for value in frame[name]] == [row[name] for row in rows]
+
+
+def test_a_hit_has_one_footprint_from_the_command_line_and_over_http(
+    hits: pa.Table, tmp_path: Path
+) -> None:
+    write_hits(hits, str(tmp_path / "hits.geojson"))
+    written = json.loads((tmp_path / "hits.geojson").read_text())["features"]
+    bodies = [HitBody(**served(record)) for record in hit_records(hits)]
+    answer = SearchAnswer(query="q", snapshot="S", version="v", coverage=1.0, hits=bodies)
+    response = json.loads(bytes(negotiated(answer, GEOJSON).body))
+    assert [f["geometry"] for f in response["features"]] == [f["geometry"] for f in written]
+    assert [f["properties"]["datetime"] for f in response["features"]] == [
+        f["properties"]["datetime"] for f in written
+    ]
+    assert response["snapshot"] == "S"
+
+
+def served(record: dict) -> dict:
+    return {name: record["tile_key" if name == "tile" else name] for name in HitBody.model_fields}
+
+
+def test_a_record_without_a_place_has_no_geometry() -> None:
+    records = [{"scene": "a", "bbox": None}, {"scene": "b", "bbox": [0, 0, 1, 1]}]
+    features = feature_collection(records, total=2)["features"]
+    assert [f["geometry"] and f["geometry"]["type"] for f in features] == [None, "Polygon"]
+    frame = gpd.read_parquet(io.BytesIO(geoparquet(records)))
+    assert frame["scene"].tolist() == ["b"]
+    assert len(gpd.read_parquet(io.BytesIO(geoparquet([])))) == 0
+
+
+def test_a_file_appears_when_it_is_complete_or_not_at_all(hits: pa.Table, tmp_path: Path) -> None:
+    def broken() -> Iterator[pa.Table]:
+        yield hits
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_geoparquet(broken(), str(tmp_path / "rows.parquet"))
+    with pytest.raises(ConfigError, match="nothing to write"):
+        write_geoparquet([], str(tmp_path / "rows.parquet"))
+    assert list(tmp_path.iterdir()) == []
+    assert write_geoparquet([hits, hits], str(tmp_path / "rows.parquet")) == 4
+    assert len(gpd.read_parquet(tmp_path / "rows.parquet")) == 4

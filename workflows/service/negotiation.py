@@ -1,0 +1,30 @@
+"""Content negotiation: answers as JSON, GeoJSON or GeoParquet, by the header ``Accept``."""
+
+import json
+from typing import Any
+
+from fastapi import Response
+
+from storage.formats import feature_collection, geoparquet
+from workflows.service.schema import ScenesAnswer, SearchAnswer
+
+GEOJSON = "application/geo+json"
+PARQUET = "application/vnd.apache.parquet"
+CONTENT: dict[str, Any] = {
+    GEOJSON: {"schema": {"type": "object"}},
+    PARQUET: {"schema": {"type": "string", "format": "binary"}},
+}
+"""The entries of GeoJSON and GeoParquet in the OpenAPI document."""
+
+
+def negotiated(answer: SearchAnswer | ScenesAnswer, accept: str | None) -> Response:
+    """Return an answer in the format that a client accepts; JSON unless it names another."""
+    accepted = accept or ""
+    items = answer.hits if isinstance(answer, SearchAnswer) else answer.scenes
+    if PARQUET in accepted:
+        return Response(geoparquet([item.model_dump() for item in items]), media_type=PARQUET)
+    if GEOJSON in accepted:
+        about = answer.model_dump(mode="json", exclude={"hits", "scenes"})
+        features = feature_collection((item.model_dump(mode="json") for item in items), **about)
+        return Response(json.dumps(features), media_type=GEOJSON)
+    return Response(answer.model_dump_json(), media_type="application/json")
