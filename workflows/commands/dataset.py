@@ -97,7 +97,7 @@ def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
     from workflows.labels import label_scenes
 
     section = run.recipe.dataset
-    scenes = read_scenes(run.catalog_spec(), section.bands, run.storage).scenes
+    scenes = read_scenes(run.catalog_spec(), section.bands).scenes
     grid = replace(run.recipe.grid, tile_px=run.recipe.grid.tile_px or run.need("dataset.tile_px"))
     labels = label_scenes(
         scenes,

@@ -36,13 +36,14 @@ def make(run: Run) -> None:
     computed over the scenes of the catalog.
     """
     from encoders.bundle import new_encoder, save_bundle
+    from storage.location import Location
 
     target = run.need("encoder.bundle", "--encoder")
     if run.recipe.encoder.pretrained is not None:
         run.need_path("encoder.pretrained", "--pretrained")
     section = run.recipe.encoder
     untrained = new_encoder(_spec(run), pretrained=section.pretrained, seed=section.seed)
-    fingerprint = save_bundle(untrained, target, run.storage)
+    fingerprint = save_bundle(untrained, Location.of(target, run.storage))
     run.show({"encoder": target, "fingerprint": fingerprint})
 
 
@@ -54,9 +55,10 @@ def info(run: Run) -> None:
     from dataclasses import asdict
 
     from encoders.bundle import load_encoder
+    from storage.location import Location
 
     uri = run.need_path("encoder.bundle", "--encoder")
-    loaded = load_encoder(uri, run.storage)
+    loaded = load_encoder(Location.of(uri, run.storage))
     facts = {"encoder": uri, "fingerprint": loaded.fingerprint, **asdict(loaded.spec)}
     run.show(facts, {name: _text(value) for name, value in facts.items()})
 
@@ -66,16 +68,17 @@ def _spec(run: Run) -> "EncoderSpec":
     from pipeline.analysis.statistics import band_statistics
     from storage.catalog.read import read_scenes
     from storage.dataset import read_info
+    from storage.location import Location
     from workflows.recipe.sections import spec_from
 
     section = run.recipe.encoder
     if section.band_mean is not None and section.band_std is not None:
         return spec_from(EncoderSpec, section)
     if run.recipe.dataset.uri is not None:
-        info = read_info(run.recipe.dataset.uri, run.storage)
+        info = read_info(Location.of(run.recipe.dataset.uri, run.storage))
         names = ("band_mean", "band_std", "bands", "tile_px", "classes")
         return spec_from(EncoderSpec, section, **{name: getattr(info, name) for name in names})
-    listing = read_scenes(run.catalog_spec(), section.bands, run.storage)
+    listing = read_scenes(run.catalog_spec(), section.bands)
     with run.progress() as progress:
         statistics = band_statistics(listing.scenes, progress=progress)
     return spec_from(EncoderSpec, section, band_mean=statistics.mean, band_std=statistics.std)

@@ -102,11 +102,12 @@ def _dataset_labels(run: Run) -> None:
     from encoders.bundle import load_encoder
     from pipeline.analysis.evaluation import evaluate_labels
     from storage.dataset import LabelledDataset
+    from storage.location import Location
 
     uri = run.need_path("dataset.uri", "--dataset")
     bundle = run.need_path("encoder.bundle", "--encoder")
-    dataset = LabelledDataset.open(uri, run.storage)
-    encoder = load_encoder(bundle, run.storage)
+    dataset = LabelledDataset.open(Location.of(uri, run.storage))
+    encoder = load_encoder(Location.of(bundle, run.storage))
     queries, database = dataset.indices(run.recipe.evaluate.split), dataset.indices("train")
     with run.progress() as progress:
         vectors = _embed(encoder, dataset, np.concatenate([queries, database]), progress)
@@ -145,9 +146,10 @@ def _embed(encoder: Any, dataset: Any, rows: Any, progress: Any) -> Any:
 
 def _open_archive(run: Run) -> "tuple[str, Archive]":
     from storage.archive.reader import Archive
+    from storage.location import Location
 
     uri = run.need_path("archive.uri", "--archive")
-    return uri, Archive.open(uri, run.recipe.archive.snapshot, run.storage)
+    return uri, Archive.open(Location.of(uri, run.storage), run.recipe.archive.snapshot)
 
 
 def _read_columns(archive: "Archive", names: list[str]) -> dict[str, Any]:

@@ -143,12 +143,13 @@ def _named(resolver: "QueryResolver", options: dict[str, Any], prefix: str) -> I
 def _encoder(run: Run, searcher: "Searcher") -> Any:
     from encoders.bundle import load_encoder
     from storage.archive.reader import Archive
+    from storage.location import Location
 
     if run.recipe.encoder.bundle is not None:
-        return load_encoder(run.need_path("encoder.bundle"), run.storage)
+        return load_encoder(Location(run.need_path("encoder.bundle"), run.storage))
     manifest = searcher.manifest
     archive = Archive.open(manifest.archive_uri, manifest.snapshot, run.storage)
-    return load_encoder(archive.spec.encoder_uri, run.storage)
+    return load_encoder(Location(archive.spec.encoder_uri, run.storage))
 
 
 def _vectors(path: str) -> Iterator["Query"]:
