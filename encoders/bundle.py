@@ -34,7 +34,7 @@ from encoders.spec import (
     spec_digest,
 )
 from storage.errors import ConfigError
-from storage.location import Location, StorageOptions
+from storage.location import Location
 
 _CHUNK_TILES = {"cpu": 16}
 """Tiles per forward pass. 16 tiles fit into the caches of a CPU: tiny-cnn is 1.8 times as fast as
@@ -172,32 +172,26 @@ class Encoder(nn.Module):
         return out
 
 
-def save_bundle(
-    encoder: Encoder, uri: str | Location, options: StorageOptions | None = None
-) -> str:
+def save_bundle(encoder: Encoder, uri: str | Location) -> str:
     """Write an encoder to a folder and return its fingerprint.
 
     The weights are written first: a reader between the two writes finds no bundle or raises an
     error, since the two files do not belong together.
     """
     description, weights = _serialise(encoder)
-    folder = Location.of(uri, options)
+    folder = Location.of(uri)
     (folder / WEIGHTS_FILE).write(weights)
     (folder / DESCRIPTION_FILE).write(description)
     return bundle_fingerprint(description, weights)
 
 
-def load_encoder(
-    uri: str | Location, options: StorageOptions | None = None, device: str | None = "cpu"
-) -> Encoder:
+def load_encoder(uri: str | Location, device: str | None = "cpu") -> Encoder:
     """Read and check an encoder; return it in evaluation mode.
 
     Parameters
     ----------
     uri
         Folder written by `save_bundle`.
-    options
-        Options of the object store.
     device
         Torch device for the weights; None for a GPU if one is available.
 
@@ -210,7 +204,7 @@ def load_encoder(
     EncoderMismatchError
         A file was changed after it was saved.
     """
-    files = read_bundle(uri, options)
+    files = read_bundle(uri)
     try:
         encoder = Encoder(files.spec)
         encoder.load_state_dict(safetensors.torch.load(files.weights))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from storage.errors import ConfigError, EncoderMismatchError
-from storage.location import Location, StorageOptions
+from storage.location import Location
 from storage.values import Count, Natural, NonNegative, Positive, check_limits
 
 FORMAT = "skysift-encoder/1"
@@ -146,7 +146,7 @@ class BundleFiles:
     weights: bytes = field(repr=False)
 
 
-def read_bundle(uri: str | Location, options: StorageOptions | None = None) -> BundleFiles:
+def read_bundle(uri: str | Location) -> BundleFiles:
     """Read both files of a bundle and check that they belong together.
 
     Raises
@@ -158,7 +158,7 @@ def read_bundle(uri: str | Location, options: StorageOptions | None = None) -> B
     EncoderMismatchError
         A file was changed after it was saved.
     """
-    folder = Location.of(uri, options)
+    folder = Location.of(uri)
     description, weights = (folder / DESCRIPTION_FILE).read(), (folder / WEIGHTS_FILE).read()
     return BundleFiles(
         spec=_parse(description, weights, folder),

@@ -25,7 +25,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from storage.errors import ConfigError, CorruptIndexError
-from storage.location import Location, StorageOptions, sha256_of_file
+from storage.location import Location, sha256_of_file
 
 FORMAT = "skysift-dataset/1"
 SPLITS = ("train", "val", "test")
@@ -50,7 +50,7 @@ class DatasetInfo:
         Number of rows N.
     band_mean, band_std
         Statistics of the valid pixels of the train rows (of all rows when there is none), over an
-        even sample of at most 4,096 of them.
+        even sample of at most 4,096 rows.
     origin
         What the dataset was made from, as its importer says it.
     sha256
@@ -86,7 +86,7 @@ class LabelledDataset:
     labels
         Multi-hot labels (N, K), uint8.
     rows
-        One row of provenance per image: ``source``, ``split`` and what else the importer knew.
+        One row of provenance per image: ``source``, ``split`` and further columns of the importer.
     split
         Split of each row, (N,) object: train, val or test.
     """
@@ -116,7 +116,6 @@ class LabelledDataset:
     def open(
         cls,
         uri: str | Location,
-        options: StorageOptions | None = None,
         *,
         cache: Path | None = None,
     ) -> "LabelledDataset":
@@ -127,13 +126,13 @@ class LabelledDataset:
         Raises
         ------
         NotFoundError
-            The dataset or one of its files is not there.
+            The dataset or one of its files does not exist.
         ConfigError
             ``dataset.json`` is malformed.
         CorruptIndexError
-            A file differs from what ``dataset.json`` says.
+            A file differs from ``dataset.json``.
         """
-        place = Location.of(uri, options)
+        place = Location.of(uri)
         info = read_info(place)
         folder = place.path if place.is_local else _cached(place, info, cache)
         return cls(folder, info)
@@ -149,18 +148,18 @@ class LabelledDataset:
 class DatasetWriter:
     """Writes a dataset batch by batch; nothing is visible at its URI before `finish`.
 
-    Use it as a context manager: leaving the block without `finish` discards what was written.
+    Use it as a context manager: leaving the block without `finish` discards the dataset.
 
     Parameters
     ----------
     uri
-        Folder to create; a dataset that is there is replaced.
+        Folder to create; an existing dataset is replaced.
     bands, classes
         Names in the order of the channels and of the label columns.
     resolution_m
         Ground size of a pixel, None when unknown.
     origin
-        Plain values that say what the dataset is made from.
+        Plain values that describe the source of the dataset.
     normalisation
         Mean and standard deviation of each band where they are known better than from the train
         rows, which are measured when None.
@@ -175,11 +174,10 @@ class DatasetWriter:
         resolution_m: float | None = None,
         origin: Mapping[str, Any] | None = None,
         normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
-        options: StorageOptions | None = None,
     ) -> None:
         if not classes or len(set(classes)) != len(classes):
             raise ConfigError(f"dataset {uri}: classes {tuple(classes)} must be unique, at least 1")
-        self._target = Location.of(uri, options)
+        self._target = Location.of(uri)
         self._bands, self._classes = tuple(bands), tuple(classes)
         self._more = {"resolution_m": resolution_m, "origin": json.loads(json.dumps(origin or {}))}
         self._normalisation = normalisation
@@ -231,7 +229,7 @@ class DatasetWriter:
         self._rows.append(table)
 
     def finish(self) -> DatasetInfo:
-        """Complete the files and move them to the URI; ConfigError when there is no row."""
+        """Complete the files and move them to the URI; ConfigError when no row was appended."""
         count = sum(len(part) for part in self._labels)
         if count == 0:
             raise ConfigError(
@@ -338,12 +336,12 @@ def _working_folder(place: Location) -> Path:
     if target.exists() and not (target / _INFO).exists() and any(target.iterdir()):
         raise ConfigError(f"{target} holds something that is not a dataset; choose another output")
     folder = target.parent / f".writing-{target.name}"
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed import left
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed import
     folder.mkdir(parents=True)
     return folder
 
 
-def read_info(uri: str | Location, options: StorageOptions | None = None) -> DatasetInfo:
+def read_info(uri: str | Location) -> DatasetInfo:
     """Read only the description of a dataset.
 
     Raises
@@ -353,7 +351,7 @@ def read_info(uri: str | Location, options: StorageOptions | None = None) -> Dat
     ConfigError
         ``dataset.json`` is malformed.
     """
-    document = Location.of(uri, options) / _INFO
+    document = Location.of(uri) / _INFO
     data = document.read()
     try:
         content = json.loads(data)

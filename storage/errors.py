@@ -6,15 +6,15 @@ The tree::
     ├── ConfigError (ValueError)      a recipe, option or argument is wrong
     ├── CatalogError                  a catalog or one of its items cannot be used
     │   └── EmptyCatalogError         it holds nothing, or nothing for the query
-    ├── SceneError                    one scene's pixels cannot be read as asked
+    ├── SceneError                    one scene's pixels cannot be read as required
     ├── GridError                     a grid, window or coordinate does not fit
     ├── EncoderMismatchError          vectors of two encoders would be mixed
     ├── ArchiveConflictError          another writer changed the archive first
     ├── NotFoundError (KeyError)      a named thing does not exist
-    ├── CorruptIndexError             a file is not what its manifest says
+    ├── CorruptIndexError             a file differs from its manifest
     └── SearchUnavailableError        part of the index cannot answer
 
-A message says what, where, got/expected and the next step, in one line.
+A message names the fault, its place, got/expected and the next step, in one line.
 """
 
 
@@ -35,11 +35,11 @@ class EmptyCatalogError(CatalogError):
 
 
 class SceneError(SkysiftError):
-    """The pixels of one scene cannot be read as asked; ingest quarantines the scene."""
+    """The pixels of one scene cannot be read as required; ingest quarantines the scene."""
 
 
 class GridError(SkysiftError):
-    """A grid, a window or a coordinate does not fit what it is used with."""
+    """A grid, a window or a coordinate does not fit the data it is used with."""
 
 
 class EncoderMismatchError(SkysiftError):
@@ -59,7 +59,7 @@ class NotFoundError(SkysiftError, KeyError):
 
 
 class CorruptIndexError(SkysiftError):
-    """A stored file differs from what its manifest promises."""
+    """A stored file differs from its manifest."""
 
 
 class SearchUnavailableError(SkysiftError):

@@ -24,10 +24,9 @@ import pyproj
 import shapely
 
 from storage.errors import ConfigError
-from storage.geometry import footprints, geojson_footprints
-from storage.location import Location, StorageOptions
+from storage.geometry import EDGES, footprints, geojson_footprints
+from storage.location import Location
 
-EDGES = ("west", "south", "east", "north")
 _GEOMETRY = {"encoding": "WKB", "geometry_types": ["Polygon", "MultiPolygon"]}
 
 
@@ -86,9 +85,7 @@ def geoparquet(rows: pa.Table | Sequence[Mapping[str, Any]]) -> bytes:
     return sink.getvalue()
 
 
-def write_geoparquet(
-    tables: Iterable[pa.Table], uri: str | Location, options: StorageOptions | None = None
-) -> int:
+def write_geoparquet(tables: Iterable[pa.Table], uri: str | Location) -> int:
     """Write tables of one schema, one row group each, as one GeoParquet file; return its rows.
 
     The file appears when it is complete, and not at all when a table fails to come. The file names
@@ -107,7 +104,7 @@ def write_geoparquet(
     ConfigError
         There is no table.
     """
-    target, rows = Location.of(uri, options), 0
+    target, rows = Location.of(uri), 0
     near = target.path.parent if target.is_local else None
     if near is not None:
         near.mkdir(parents=True, exist_ok=True)
@@ -144,7 +141,7 @@ def check_format(uri: str | Location) -> None:
         )
 
 
-def write_hits(table: pa.Table, uri: str | Location, options: StorageOptions | None = None) -> None:
+def write_hits(table: pa.Table, uri: str | Location) -> None:
     """Write the hits of one query in the format that the name ends in; ranks count from 1.
 
     Raises
@@ -153,7 +150,7 @@ def write_hits(table: pa.Table, uri: str | Location, options: StorageOptions | N
         The name ends in something else; see :func:`check_format`.
     """
     check_format(uri)
-    Location.of(uri, options).write(_WRITERS[_suffix(uri)](_ranked(table)))
+    Location.of(uri).write(_WRITERS[_suffix(uri)](_ranked(table)))
 
 
 def _suffix(uri: str | Location) -> str:
@@ -182,9 +179,9 @@ def _geojson(hits: pa.Table) -> bytes:
 
 
 def _csv(hits: pa.Table) -> bytes:
-    names = [name for name in _flat(hits).column_names if name != "rank"]
-    sink = io.BytesIO()
-    pa.csv.write_csv(_flat(hits).select(["rank", *names]), sink)
+    flat, sink = _flat(hits), io.BytesIO()
+    names = [name for name in flat.column_names if name != "rank"]
+    pa.csv.write_csv(flat.select(["rank", *names]), sink)
     return sink.getvalue()
 
 

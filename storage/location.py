@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -88,23 +88,30 @@ class StorageOptions:
     session_token: str | None = field(default=None, repr=False)
 
     def resolved(self, environ: Mapping[str, str] = os.environ) -> "StorageOptions":
-        """Fill what is None from ``AWS_*`` variables of ``environ``."""
+        """Fill fields that are None from ``AWS_*`` variables of ``environ``.
+
+        Anonymous access has no keys.
+        """
 
         def first(*names: str) -> str | None:
             return next((environ[name] for name in names if environ.get(name)), None)
 
         unsigned = environ.get("AWS_NO_SIGN_REQUEST", "").upper() in {"YES", "TRUE", "1"}
-        keys_given = self.access_key_id is not None
-        return replace(
+        filled = replace(
             self,
             endpoint_url=self.endpoint_url or first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
             region=self.region or first("AWS_REGION", "AWS_DEFAULT_REGION"),
             anonymous=self.anonymous or unsigned,
+        )
+        if filled.anonymous:
+            return replace(filled, access_key_id=None, secret_access_key=None, session_token=None)
+        # A token belongs to its keys: that of the environment does not go with keys given here.
+        token = first("AWS_SESSION_TOKEN") if self.access_key_id is None else None
+        return replace(
+            filled,
             access_key_id=self.access_key_id or first("AWS_ACCESS_KEY_ID"),
             secret_access_key=self.secret_access_key or first("AWS_SECRET_ACCESS_KEY"),
-            session_token=self.session_token
-            if keys_given
-            else self.session_token or first("AWS_SESSION_TOKEN"),
+            session_token=self.session_token or token,
         )
 
 
@@ -135,15 +142,9 @@ class Location:
     options: StorageOptions = field(default=StorageOptions(), repr=False)
 
     @classmethod
-    def of(
-        cls, place: "str | os.PathLike[str] | Location", options: StorageOptions | None = None
-    ) -> "Location":
-        """Return a location; a plain URI or path gets ``options``, a location keeps its own."""
-        if not isinstance(place, Location):
-            return cls(os.fspath(place), options or StorageOptions())
-        if options is not None and place.options == StorageOptions():
-            return replace(place, options=options)
-        return place
+    def of(cls, place: "str | os.PathLike[str] | Location") -> "Location":
+        """Return a location; a plain URI or path gets the default options."""
+        return place if isinstance(place, Location) else cls(os.fspath(place))
 
     def __str__(self) -> str:
         return self.uri
@@ -236,9 +237,9 @@ class Location:
         s3 = fsspec.filesystem(
             "s3",
             anon=options.anonymous,
-            key=None if options.anonymous else options.access_key_id,
-            secret=None if options.anonymous else options.secret_access_key,
-            token=None if options.anonymous else options.session_token,
+            key=options.access_key_id,
+            secret=options.secret_access_key,
+            token=options.session_token,
             endpoint_url=options.endpoint_url,
             client_kwargs={"region_name": options.region} if options.region else {},
             use_listings_cache=False,
@@ -260,7 +261,7 @@ class Location:
     def list(self) -> "list[Location]":
         """Return the files that a glob pattern names, or all files below a folder, sorted.
 
-        The result is empty when nothing is there.
+        The result is empty when no file matches.
         """
         fs, path = self.filesystem()
         with named_failures(self):
@@ -380,9 +381,9 @@ class Location:
             allow_http=bool(options.endpoint_url and options.endpoint_url.startswith("http://")),
             force_path_style=options.endpoint_url is not None,
             anonymous=options.anonymous or None,
-            access_key_id=None if options.anonymous else options.access_key_id,
-            secret_access_key=None if options.anonymous else options.secret_access_key,
-            session_token=None if options.anonymous else options.session_token,
+            access_key_id=options.access_key_id,
+            secret_access_key=options.secret_access_key,
+            session_token=options.session_token,
             from_env=None if options.anonymous or options.access_key_id else True,
         )
 
@@ -411,7 +412,6 @@ def gdal_environment(options: StorageOptions) -> dict[str, str]:
         environment["AWS_REGION"] = resolved.region
     if resolved.anonymous:
         environment["AWS_NO_SIGN_REQUEST"] = "YES"
-        return environment
     secrets = {
         "AWS_ACCESS_KEY_ID": resolved.access_key_id,
         "AWS_SECRET_ACCESS_KEY": resolved.secret_access_key,
@@ -454,95 +454,3 @@ class named_failures:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-# Functions of (uri, options), for callers that do not pass a Location yet.
-
-
-def is_local(uri: str | Location) -> bool:
-    """Tell whether a URI names the local filesystem."""
-    return Location.of(uri).is_local
-
-
-def is_web(uri: str | Location) -> bool:
-    """Tell whether a URI is a web address."""
-    return Location.of(uri).is_web
-
-
-def local_path(uri: str | Location) -> Path:
-    """Return :attr:`Location.path`."""
-    return Location.of(uri).path
-
-
-def join_uri(base: str | Location, *parts: str) -> str:
-    """Append path parts to a URI."""
-    return "/".join([str(base).rstrip("/"), *(part.strip("/") for part in parts)])
-
-
-def absolute_uri(uri: str | Location) -> str:
-    """Return :attr:`Location.absolute`."""
-    return Location.of(uri).absolute.uri
-
-
-def resolve_uri(base: str | Location, href: str) -> str:
-    """Return :meth:`Location.resolve`."""
-    return Location.of(base).resolve(href).uri
-
-
-def exists(uri: str | Location, options: StorageOptions | None = None) -> bool:
-    """Return :meth:`Location.exists`."""
-    return Location.of(uri, options).exists()
-
-
-def list_files(uri: str | Location, options: StorageOptions | None = None) -> list[str]:
-    """Return the URIs of :meth:`Location.list`."""
-    return [place.uri for place in Location.of(uri, options).list()]
-
-
-def read_bytes(uri: str | Location, options: StorageOptions | None = None) -> bytes:
-    """Return :meth:`Location.read`."""
-    return Location.of(uri, options).read()
-
-
-def write_bytes(uri: str | Location, data: bytes, options: StorageOptions | None = None) -> None:
-    """Call :meth:`Location.write`."""
-    Location.of(uri, options).write(data)
-
-
-def staged(
-    uri: str | Location, options: StorageOptions | None = None
-) -> AbstractContextManager[Path]:
-    """Return :meth:`Location.staged`."""
-    return Location.of(uri, options).staged()
-
-
-def size_bytes(uri: str | Location, options: StorageOptions | None = None) -> int:
-    """Return :meth:`Location.size_bytes`."""
-    return Location.of(uri, options).size_bytes()
-
-
-def modified_at(uri: str | Location, options: StorageOptions | None = None) -> datetime:
-    """Return :meth:`Location.modified_at`."""
-    return Location.of(uri, options).modified_at()
-
-
-def download(uri: str | Location, target: Path, options: StorageOptions | None = None) -> None:
-    """Call :meth:`Location.download`."""
-    Location.of(uri, options).download(target)
-
-
-def upload(source: Path, uri: str | Location, options: StorageOptions | None = None) -> None:
-    """Call :meth:`Location.upload`."""
-    Location.of(uri, options).upload(source)
-
-
-def delete(uri: str | Location, options: StorageOptions | None = None) -> None:
-    """Call :meth:`Location.delete`."""
-    Location.of(uri, options).delete()
-
-
-def filesystem(
-    uri: str | Location, options: StorageOptions | None = None
-) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return :meth:`Location.filesystem`."""
-    return Location.of(uri, options).filesystem()

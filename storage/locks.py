@@ -1,10 +1,10 @@
-"""Who may work on a place: one process at a time, and the second is told who the first is.
+"""Locks: one process works on an output, one watches an archive, one commits at a time.
 
-On a disk a claim is a lock of the operating system, which ends with its process however that ends.
-In an object store it is a small object, created on the condition that there is none and renewed
-while its owner lives; one that was not renewed for a minute is dead and the next process takes it
-over. That needs a store with conditional writes (S3 has them; another is used with a warning and
-without a claim) and clocks that agree to seconds.
+On a disk a lock is a lock of the operating system, which ends with its process however the process
+ends. In an object store a lock is a lease: a small object, created on the condition that there is
+none and renewed while its holder lives. A lease that was not renewed for a minute is dead, and the
+next process takes it over. Leases need a store with conditional writes (S3 has them; another store
+is used with a warning and without a lock) and clocks that agree to seconds.
 """
 
 import errno
@@ -23,18 +23,17 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from storage.errors import NotFoundError, SkysiftError
-from storage.location import Location, StorageOptions, named_failures
+from storage.location import Location, named_failures, split_uri
 
 logger = logging.getLogger(__name__)
 
 LEASE_S = 60.0
-_RENEWALS = 4  # in each lease, so that a slow store costs no claim
-_LOCK, _OWNER = ".owner.lock", ".owner.json"
+_RENEWALS = 4  # in each lease, so that a slow store costs no lease
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holder:
-    """The process that holds a claim."""
+    """The process that holds a lock."""
 
     host: str
     pid: int
@@ -43,17 +42,17 @@ class Holder:
 
     @classmethod
     def here(cls) -> "Holder":
-        """Return this process, with a token of its own for each claim."""
+        """Return this process, with a new token for each lock."""
         since = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(host=socket.gethostname(), pid=os.getpid(), since=since, token=uuid.uuid4().hex)
 
     @classmethod
     def read(cls, data: bytes) -> "Holder":
-        """Return the owner that a claim names."""
+        """Return the holder that a lock's file names."""
         return cls(**json.loads(data))
 
     def to_bytes(self) -> bytes:
-        """Return the owner as a claim says it."""
+        """Return the content of a lock's file."""
         return json.dumps(asdict(self)).encode()
 
     def is_gone(self) -> bool:
@@ -67,8 +66,7 @@ class Holder:
 @contextmanager
 def exclusive_lock(
     uri: str | Location,
-    what: str,
-    options: StorageOptions | None = None,
+    work: str,
     *,
     lease_s: float = LEASE_S,
 ) -> Iterator[Callable[[], None]]:
@@ -78,30 +76,62 @@ def exclusive_lock(
     ----------
     uri
         Folder, which need not exist.
-    what
-        What is done there, for the message to others: ``training``.
-    options
-        Object store.
+    work
+        Name of the work, for the message to other processes: ``training``.
     lease_s
-        Seconds after which a claim in an object store is dead when its owner does not renew it.
+        Seconds after which a lease in an object store is dead when its holder does not renew it.
 
     Yields
     ------
     callable
-        Raises SkysiftError once the claim is another's: this process was silent for longer than a
-        lease. To be called before something is written that must not be written twice.
+        Raises SkysiftError once another process has the lease: this process was silent for longer
+        than a lease. To be called before something is written that must not be written twice.
 
     Raises
     ------
     SkysiftError
-        Another process is at work there; it is named.
+        Another process holds the lock; the message names it.
     """
-    place = Location.of(uri, options)
+    place = Location.of(uri)
+    with _held(place, f"{place}/.owner", work, lease_s) as check:
+        yield check
+
+
+@contextmanager
+def watcher_lock(uri: str | Location, *, lease_s: float = LEASE_S) -> Iterator[Callable[[], None]]:
+    """Be the only watcher of an archive inside the block; see :func:`exclusive_lock`.
+
+    The lock lies beside the archive, whose folder holds nothing but its repository.
+    """
+    place = Location.of(uri)
+    folder = place.uri.rstrip("/")
+    is_bucket = not place.is_local and "/" not in split_uri(folder)[1]
+    beside = f"{folder}/.watch" if is_bucket else f"{folder}.watch"
+    with _held(place, beside, "`skysift watch`", lease_s) as check:
+        yield check
+
+
+@contextmanager
+def commit_lock(place: Location) -> Iterator[None]:
+    """Wait for other commits to a local archive; object stores order commits themselves."""
+    if not place.is_local:
+        yield
+        return
+    path = place.path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        yield
+
+
+@contextmanager
+def _held(place: Location, stem: str, work: str, lease_s: float) -> Iterator[Callable[[], None]]:
+    """Hold the lock whose files have a common stem."""
+    note = place.at(f"{stem}.json")
     if place.is_local:
-        with _locked(place.path, what):
+        with _locked(place, note, f"{place.at(stem).path.absolute()}.lock", work):
             yield lambda: None
         return
-    lease = _Lease(place / _OWNER, what, lease_s)
+    lease = _Lease(place, note, work, lease_s)
     try:
         lease.take()
     except _NoConditionsError:
@@ -115,29 +145,30 @@ def exclusive_lock(
 
 
 @contextmanager
-def _locked(folder: Path, what: str) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    note = folder / _OWNER
-    lock = FileLock(folder / _LOCK, timeout=0)
+def _locked(place: Location, note: Location, path: str, work: str) -> Iterator[None]:
+    """Hold a lock of the operating system; ``note`` names its holder meanwhile."""
+    note.path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
         try:
-            owner = str(Holder.read(note.read_bytes()))
-        except (OSError, ValueError, TypeError):
-            owner = "a process that has just begun"
-        raise _refusal(what, str(folder), owner) from error
+            holder = str(Holder.read(note.read()))
+        except (SkysiftError, ValueError, TypeError):
+            holder = "a process that has just begun"
+        raise _refusal(work, place, holder) from error
     try:
-        Location.of(note).write(Holder.here().to_bytes())
+        note.write(Holder.here().to_bytes())
         yield
     finally:
-        note.unlink(missing_ok=True)
+        note.delete()
         lock.release()
 
 
-def _refusal(what: str, uri: str, owner: str, more: str = "") -> SkysiftError:
+def _refusal(work: str, place: Location, holder: str, more: str = "") -> SkysiftError:
     return SkysiftError(
-        f"{what}: {owner} is at work on {uri}; wait for it, stop it, or choose another output{more}"
+        f"{work}: {holder} is at work on {place}; wait for it, stop it, or choose another "
+        f"output{more}"
     )
 
 
@@ -146,67 +177,67 @@ class _NoConditionsError(Exception):
 
 
 class _Lease:
-    """A claim in an object store, renewed by a thread."""
+    """A lock in an object store, renewed by a thread."""
 
-    def __init__(self, claim: Location, what: str, lease_s: float) -> None:
-        self._claim, self._what, self._lease_s = claim, what, lease_s
-        self._owner = Holder.here()
+    def __init__(self, place: Location, note: Location, work: str, lease_s: float) -> None:
+        self._place, self._note, self._work, self._lease_s = place, note, work, lease_s
+        self._holder = Holder.here()
         self._etag = ""
         self._lost_to = ""
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._renew, daemon=True, name="claim")
+        self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
 
     def take(self) -> None:
-        """Create the claim, or take over a dead one."""
+        """Create the lease, or take over a dead one."""
         etag = self._write(None)
         if etag is None:
-            etag = self._write(self._dead_claim())
+            etag = self._write(self._dead_lease())
         if etag is None:
-            raise _refusal(self._what, str(self._claim), "a process that has just begun")
+            raise _refusal(self._work, self._place, "a process that has just begun")
         self._etag = etag
         self._thread.start()
 
     def check(self) -> None:
-        """Raise when the claim was lost."""
+        """Raise when another process has the lease."""
         if self._lost_to:
             raise SkysiftError(
-                f"{self._what}: {self._lost_to} has taken over {self._claim}, because this process "
-                f"was silent for more than {self._lease_s:.0f} s; it goes on from the last "
-                "checkpoint"
+                f"{self._work}: {self._lost_to} has taken over {self._place}, because this process "
+                f"was silent for more than {self._lease_s:.0f} s; it stops here and loses "
+                "nothing that was saved"
             )
 
     def release(self) -> None:
-        """Stop renewing, and leave the place to others."""
+        """Stop renewing, and free the lease."""
         self._ended.set()
         self._thread.join()
         if self._lost_to:
             return
         try:
-            # An empty claim is a free one; written on the condition that it is still ours.
-            _write_if(self._claim, b"", self._etag)
+            # An empty object is a free lease; written on the condition that the lease is ours.
+            _write_if(self._note, b"", self._etag)
         except SkysiftError as error:
-            logger.warning("the claim on %s was not given back: %s", self._claim, error)
+            logger.warning("the lease on %s was not freed: %s", self._place, error)
 
     def _write(self, etag: str | None) -> str | None:
-        return _write_if(self._claim, self._owner.to_bytes(), etag)
+        return _write_if(self._note, self._holder.to_bytes(), etag)
 
-    def _dead_claim(self) -> str | None:
-        """Return the tag of a claim that may be taken over; SkysiftError when its owner lives."""
+    def _dead_lease(self) -> str | None:
+        """Return the tag of a lease that may be taken over; SkysiftError when its holder lives."""
         try:
-            modified, etag = _modified_at(self._claim)
-            data = self._claim.read()
+            modified, etag = _modified_at(self._note)
+            data = self._note.read()
         except NotFoundError:
             return None
         if not data:
             return etag
-        owner = Holder.read(data)
-        if owner.token == self._owner.token:
-            return etag  # it was created, only the answer was lost
+        holder = Holder.read(data)
+        if holder.token == self._holder.token:
+            return etag  # the lease was created, only the answer was lost
         left_s = self._lease_s - (datetime.now(UTC) - modified).total_seconds()
-        if left_s > 0 and not owner.is_gone():
+        if left_s > 0 and not holder.is_gone():
             more = f" (if that process is dead, the place is free in {left_s:.0f} s)"
-            raise _refusal(self._what, str(self._claim), str(owner), more)
-        logger.warning("%s: taking over %s from %s, which is dead", self._what, self._claim, owner)
+            raise _refusal(self._work, self._place, str(holder), more)
+        logger.warning("%s: taking over %s from %s, which is dead", self._work, self._place, holder)
         return etag
 
     def _renew(self) -> None:
@@ -214,32 +245,32 @@ class _Lease:
             try:
                 etag = self._write(self._etag)
                 if etag is None:
-                    self._meet(Holder.read(self._claim.read()))
+                    self._find(Holder.read(self._note.read()))
                 else:
                     self._etag = etag
             except (SkysiftError, ValueError) as error:
                 logger.warning(
-                    "%s: the claim on %s was not renewed: %s", self._what, self._claim, error
+                    "%s: the lease on %s was not renewed: %s", self._work, self._place, error
                 )
             if self._lost_to:
                 return
 
-    def _meet(self, owner: Holder) -> None:
-        """See whose claim it is: ours when only the answer to a renewal was lost."""
-        if owner.token == self._owner.token:
-            self._etag = _modified_at(self._claim)[1]
+    def _find(self, holder: Holder) -> None:
+        """Note the holder of the lease: this process when only an answer to it was lost."""
+        if holder.token == self._holder.token:
+            self._etag = _modified_at(self._note)[1]
         else:
-            self._lost_to = str(owner)
+            self._lost_to = str(holder)
 
 
-def _write_if(claim: Location, data: bytes, etag: str | None) -> str | None:
-    """Write a remote file if its content still has a tag (None: if there is no file).
+def _write_if(file: Location, data: bytes, etag: str | None) -> str | None:
+    """Write a remote file if its content still has a tag (None: if no file exists).
 
     Returns the new tag; None when the file is another, and nothing was written.
     """
-    fs, path = claim.filesystem()
+    fs, path = file.filesystem()
     condition = {"mode": "create"} if etag is None else {"IfMatch": etag}
-    with named_failures(claim):
+    with named_failures(file):
         try:
             return str(fs.pipe_file(path, data, **condition)["ETag"])
         except FileExistsError:
@@ -252,9 +283,9 @@ def _write_if(claim: Location, data: bytes, etag: str | None) -> str | None:
             raise
 
 
-def _modified_at(claim: Location) -> tuple[datetime, str]:
+def _modified_at(file: Location) -> tuple[datetime, str]:
     """Return when a remote file was written, by the store's clock, and the tag of its content."""
-    fs, path = claim.filesystem()
-    with named_failures(claim):
+    fs, path = file.filesystem()
+    with named_failures(file):
         found = fs.info(path)
     return found["LastModified"], str(found["ETag"])

@@ -1,4 +1,4 @@
-"""Work that is done in a thread while its reader is still busy with what came before."""
+"""A thread that prepares the next value while the reader works on the present value."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,10 +9,10 @@ B = TypeVar("B")
 
 
 def prefetch(work: Callable[[A], B], values: Iterable[A]) -> Iterator[B]:
-    """Yield what ``work`` makes of each value, in order; the next one is made meanwhile.
+    """Yield the result of ``work`` for each value, in order; the next result is made meanwhile.
 
-    At most two results are in memory: the one that was yielded and the one after it. What ``work``
-    raises is raised where its result would have come.
+    At most two results are in memory: the yielded result and the next one. An exception of ``work``
+    is raised in place of the result.
 
     Examples
     --------

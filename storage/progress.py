@@ -1,4 +1,4 @@
-"""How long work tells how far it is.
+"""Reports of progress and events of long work.
 
 Libraries report :class:`Progress` values to a sink; only the command line decides whether that
 becomes a bar, plain lines or nothing.
@@ -33,8 +33,8 @@ class Progress:
 ProgressSink = Callable[[Progress], None]
 
 
-def quiet(report: Progress) -> None:
-    """Discard a report: the default sink."""
+def ignore(report: object) -> None:
+    """Discard a report or an event: the default sink."""
 
 
 EventName = Literal["started", "scene", "committed", "finished", "failed"]
@@ -42,19 +42,19 @@ EventName = Literal["started", "scene", "committed", "finished", "failed"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """One thing that happened; what is None has no meaning for it and is left out of the log.
+    """One thing that happened; fields that are None are left out of the log.
 
     Parameters
     ----------
     event
         ``started``, ``scene`` (one was settled), ``committed``, ``finished`` or ``failed``.
     stage
-        What was at work: ``ingest`` or ``watch``.
+        ``ingest`` or ``watch``.
     archive
         URI of the archive.
     scene, state, reason
-        The scene's id, what became of it (``embedded``, ``empty``, ``quarantined``) and why;
-        ``reason`` is also what a run failed of.
+        The scene's id, its state (``embedded``, ``empty``, ``quarantined``) and the reason;
+        ``reason`` is also the cause of a failed run.
     rows, scenes
         Rows of the scene, of the commit or of the run; scenes that the run is to settle, of the
         commit, or that the run settled.
@@ -79,13 +79,9 @@ class Event:
 EventSink = Callable[[Event], None]
 
 
-def unheard(event: Event) -> None:
-    """Discard an event: the default sink."""
-
-
 @contextmanager
 def event_log(path: Path | None) -> Iterator[EventSink]:
-    """Append events to a file, each with its time (UTC); discard them when there is no file.
+    """Append events to a file, each with its time (UTC); discard them when ``path`` is None.
 
     An error that leaves the block is the last event.
 
@@ -95,7 +91,7 @@ def event_log(path: Path | None) -> Iterator[EventSink]:
         The file cannot be written.
     """
     if path is None:
-        yield unheard
+        yield ignore
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,9 +100,9 @@ def event_log(path: Path | None) -> Iterator[EventSink]:
         raise ConfigError(f"event log {path} cannot be written: {error.strerror}") from error
 
     def write(event: Event) -> None:
-        said = {name: value for name, value in asdict(event).items() if value is not None}
+        fields = {name: value for name, value in asdict(event).items() if value is not None}
         now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
-        stream.write(json.dumps({"time": now, **said}, ensure_ascii=False) + "\n")
+        stream.write(json.dumps({"time": now, **fields}, ensure_ascii=False) + "\n")
         stream.flush()
 
     with stream:

@@ -25,8 +25,8 @@ class BandSource:
 
     ``href`` carries the options that reach the file; a plain URI becomes a Location.
 
-    A value is ``number * scale + offset``. ``scale``, ``offset`` and ``nodata`` are what the
-    catalog says; None leaves it to the file (its own tags, nodata value, mask or alpha band).
+    A value is ``number * scale + offset``. ``scale``, ``offset`` and ``nodata`` are those of the
+    catalog; None leaves them to the file (its own tags, nodata value, mask or alpha band).
     A ``nodata`` of NaN says that no number means "missing", whatever the file claims.
     """
 
@@ -191,7 +191,7 @@ class SceneQuery:
 
     @property
     def area(self) -> BBox | None:
-        """The box that holds all that is wanted; None for everywhere."""
+        """The box around all places that match; None for everywhere."""
         if self.bbox is not None or self.polygon is None:
             return self.bbox
         return polygon_bounds(str(self.polygon))
@@ -213,7 +213,7 @@ class BandMapping:
     ----------
     asset
         Key of a STAC asset. For plain files: how the name of the band's file ends, for example
-        ``_20m.tif`` or ``/B02.tif``; what precedes it names the scene. None: the item's only data
+        ``_20m.tif`` or ``/B02.tif``; the part before it names the scene. None: the item's only data
         asset, or the file itself.
     index
         Number of the band in that file, from 1.
@@ -253,6 +253,15 @@ class MaskMapping:
     cloud_values: tuple[int, ...] = ()
     cloud_bits: tuple[int, ...] = ()
 
+    def source(self, href: Location) -> MaskSource:
+        """Return the mask in a file."""
+        return MaskSource(
+            href=href,
+            index=self.index,
+            cloud_values=self.cloud_values,
+            cloud_bits=self.cloud_bits,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogSpec:
@@ -287,7 +296,7 @@ class CatalogSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """A catalog entry before its bands are looked up: what a query needs, and how to go on."""
+    """A catalog entry before its bands are looked up."""
 
     id: str
     datetime: datetime

@@ -43,15 +43,21 @@ def stderr_console() -> "Console":
 
 
 def plain_value(value: Any) -> Any:
-    """Turn a result into what JSON can hold; not-a-number and infinities become null.
+    """Turn a result into JSON values; not-a-number and infinities become null, places their URI.
+
+    Fields that are left out of ``repr``, such as credentials, are left out.
 
     Examples
     --------
     >>> plain_value({"k": (1, float("nan")), "path": PurePath("a/b")})
     {'k': [1, None], 'path': 'a/b'}
     """
+    from storage.location import Location
+
+    if isinstance(value, Location):
+        return value.uri
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.repr}
     if isinstance(value, Mapping):
         return {str(key): plain_value(item) for key, item in value.items()}
     if hasattr(value, "tolist"):  # numpy arrays and scalars

@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from pathlib import Path
@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from storage.errors import SkysiftError
-from storage.location import StorageOptions, exists, is_local, local_path
+from storage.location import Location
 from storage.raster.geotiff import gdal_report
 
 Verdict = Literal["ok", "note", "broken"]
@@ -44,19 +44,6 @@ def machine_findings() -> list[Finding]:
     """Check this machine: Python, packages, GDAL, GPU, disk, memory."""
     checks = (_python, _packages, _faiss, _gdal, _gpu, _disk, _shared_memory)
     return [check() for check in checks]
-
-
-def store_findings(uris: Sequence[tuple[str, str]], options: StorageOptions) -> list[Finding]:
-    """Check the places that a recipe names.
-
-    Parameters
-    ----------
-    uris
-        Recipe key and URI of each place.
-    options
-        Options of the object store.
-    """
-    return [_place(key, uri, options) for key, uri in uris]
 
 
 def ray_finding(connect: Callable[[], object]) -> Finding:
@@ -164,18 +151,19 @@ def _shared_memory() -> Finding:
     return Finding("shared memory", "ok", f"{total / 1e9:.0f} GB")
 
 
-def _place(key: str, uri: str, options: StorageOptions) -> Finding:
+def place_finding(key: str, place: Location) -> Finding:
+    """Check that the place of a recipe key exists or can be made."""
     try:
-        found = exists(uri, options)
+        found = place.exists()
     except SkysiftError as error:
         advice = "check storage.endpoint_url, the credentials and the network"
         return Finding(key, "broken", str(error), advice)
     if found:
-        return Finding(key, "ok", f"{uri} exists")
-    if is_local(uri) and not _can_be_made(local_path(uri)):
+        return Finding(key, "ok", f"{place} exists")
+    if place.is_local and not _can_be_made(place.path):
         advice = "choose another place, or change its permissions"
-        return Finding(key, "broken", f"{uri} does not exist and cannot be written", advice)
-    return Finding(key, "note", f"{uri} can be reached; nothing is there yet")
+        return Finding(key, "broken", f"{place} does not exist and cannot be written", advice)
+    return Finding(key, "note", f"{place} can be reached; nothing is there yet")
 
 
 def _can_be_made(path: Path) -> bool:

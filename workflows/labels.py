@@ -8,7 +8,7 @@ from pipeline.analysis.landcover import TileLabels, join_labels, tile_labels
 from pipeline.tiles.grid import TileGrid, grid_for_scene
 from pipeline.tiles.spec import GridSpec
 from storage.location import Location
-from storage.progress import ProgressSink, quiet
+from storage.progress import ProgressSink, ignore
 from storage.raster.reader import SceneReader
 from storage.scene import Scene
 
@@ -20,7 +20,7 @@ def label_scenes(
     classes: Mapping[int, str],
     *,
     min_fraction: float = 0.05,
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> TileLabels:
     """Label every tile that the scenes cover, from a land-cover raster.
 

@@ -5,16 +5,11 @@ was killed at any moment goes on where it was, and a poll without news looks at 
 """
 
 import datetime as dt
-import hashlib
 import logging
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from pipeline.indexing.driver import build_index, update_index
 from pipeline.indexing.spec import IndexSpec
@@ -32,7 +27,8 @@ from storage.errors import (
 )
 from storage.index.manifest import read_manifest
 from storage.location import Location
-from storage.progress import EventSink, ProgressSink, quiet, unheard
+from storage.locks import watcher_lock
+from storage.progress import EventSink, ProgressSink, ignore
 from storage.scene import SceneQuery
 
 logger = logging.getLogger(__name__)
@@ -44,7 +40,7 @@ _FATAL = (ConfigError, EncoderMismatchError, GridError)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WatchJob:
-    """What to keep up to date: the ingest, and the index of its archive unless that is None.
+    """An ingest to keep up to date, and the index of its archive unless that is None.
 
     ``on_cluster`` says that another machine's memory is used, not this one's.
     """
@@ -97,46 +93,13 @@ class PollReport:
         }
 
 
-@contextmanager
-def sole_watcher(archive_uri: str | Location) -> Iterator[None]:
-    """Be the only watcher of an archive inside the block, until the process ends in any way.
-
-    Watchers of an archive on this machine's disk see each other wherever they run from; those of
-    an archive in an object store only on the same machine. (Two at once waste work, but embed
-    nothing twice.)
-
-    Raises
-    ------
-    SkysiftError
-        Another one is at work.
-    """
-    archive = Location.of(archive_uri)
-    if archive.is_local:
-        path = Path(f"{archive.path.absolute()}.watch.lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-    else:
-        name = hashlib.sha256(archive.uri.encode()).hexdigest()[:16]
-        path = Path(tempfile.gettempdir()) / f"skysift-watch-{name}.lock"
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise SkysiftError(
-            f"another `skysift watch` is at work on {archive_uri}; let it finish, or stop it"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 class Watcher:
     """Polls a source for one job.
 
     Parameters
     ----------
     job
-        What to keep up to date.
+        The ingest and the index.
     session
         Entered only when there is work for Ray.
     progress
@@ -150,8 +113,8 @@ class Watcher:
         job: WatchJob,
         *,
         session: RaySession = nullcontext,
-        progress: ProgressSink = quiet,
-        events: EventSink = unheard,
+        progress: ProgressSink = ignore,
+        events: EventSink = ignore,
     ) -> None:
         self._job, self._session = job, session
         self._progress, self._events = progress, events
@@ -219,10 +182,12 @@ class Watcher:
         Raises
         ------
         SkysiftError
-            Another watcher is at work, or the job is wrong in a way that no later poll heals.
+            Another watcher is at work, the archive's store cannot be reached at the start, or the
+            job is wrong in a way that no later poll heals.
         """
-        with sole_watcher(self._job.ingest.archive_uri):
+        with watcher_lock(self._job.ingest.archive_uri) as check_lock:
             while True:
+                check_lock()
                 started = time.monotonic()
                 try:
                     outcome: PollReport | SkysiftError = self.poll()

@@ -21,7 +21,7 @@ from pipeline.tiles.grid import pixels_for_scene
 from pipeline.tiles.spec import GridSpec
 from storage.errors import SceneError
 from storage.location import Location
-from storage.progress import Progress, ProgressSink, quiet
+from storage.progress import Progress, ProgressSink, ignore
 from storage.scene import Scene
 
 PERCENTILES = (2, 50, 98)
@@ -80,7 +80,7 @@ class BandStatistics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Moments:
-    """What a part of the pixels contributes; each array has a row or entry for each band."""
+    """Moments of a part of the pixels; each array has a row or entry for each band."""
 
     count: NDArray[np.int64]
     mean: NDArray[np.float64]
@@ -97,7 +97,7 @@ def band_statistics(
     block_px: int = 1024,
     scenes_per_graph: int = 16,
     scheduler: Scheduler = "threads",
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> BandStatistics:
     """Compute band statistics over the valid, cloud-free pixels of scenes.
 
@@ -147,7 +147,7 @@ def band_statistics(
 
 
 def _run(graphs: dict[str, Any], scheduler: Scheduler, skipped: dict[str, str]) -> list[_Moments]:
-    """Compute a batch together; if a scene in it is broken, one by one, noting the broken."""
+    """Compute a batch together; if a scene fails, scene by scene, noting those that fail."""
     try:
         return compute(list(graphs.values()), scheduler)
     except SceneError:

@@ -19,7 +19,7 @@ from pipeline.datasets.rows import Rows, write_rows
 from storage.dataset import DatasetInfo
 from storage.errors import ConfigError, NotFoundError
 from storage.location import Location
-from storage.progress import ProgressSink, quiet
+from storage.progress import ProgressSink, ignore
 
 BANDS = {
     "coastal": "B01",
@@ -69,7 +69,7 @@ def import_bigearthnet(
     *,
     bands: Sequence[str] = tuple(BANDS),
     tile_px: int | None = None,
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> DatasetInfo:
     """Import BigEarthNet v2 with the published split.
 

@@ -16,7 +16,7 @@ from pipeline.datasets.spec import SplitRule
 from storage.dataset import SPLITS, DatasetInfo
 from storage.errors import ConfigError, NotFoundError
 from storage.location import Location
-from storage.progress import ProgressSink, quiet
+from storage.progress import ProgressSink, ignore
 
 
 def import_folder(
@@ -28,7 +28,7 @@ def import_folder(
     bands: Sequence[str] = ("red", "green", "blue"),
     resolution_m: float | None = None,
     split: SplitRule | None = None,
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> DatasetInfo:
     """Import images listed in a CSV table.
 

@@ -41,7 +41,7 @@ from pipeline.datasets.spec import SplitRule
 from storage.dataset import DatasetInfo
 from storage.errors import ConfigError, NotFoundError, SceneError
 from storage.location import Location
-from storage.progress import ProgressSink, quiet
+from storage.progress import ProgressSink, ignore
 
 Labels = NDArray[np.uint8]
 _Samples = tuple[Mapping[str, str], Callable[[str], Labels], Mapping[str, Any]]
@@ -135,7 +135,7 @@ def import_published(
     min_share: float | None = None,
     tile_px: int | None = None,
     split: SplitRule | None = None,
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> DatasetInfo:
     """Import a published dataset.
 

@@ -19,7 +19,7 @@ from pipeline.tiles.spec import GridSpec, TileRules
 from storage.dataset import DatasetInfo, DatasetWriter
 from storage.errors import ConfigError
 from storage.location import Location
-from storage.progress import Progress, ProgressSink, quiet
+from storage.progress import Progress, ProgressSink, ignore
 from storage.scene import Scene
 
 _BATCH = 64
@@ -37,7 +37,7 @@ def import_scenes(
     split: SplitRule | None = None,
     block_tiles: int = 4,
     statistics: BandStatistics | None = None,
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> DatasetInfo:
     """Import the tiles of scenes, with labels by tile key.
 

@@ -39,7 +39,7 @@ from storage.index.manifest import (
     read_manifest,
 )
 from storage.location import Location
-from storage.progress import ProgressSink, quiet
+from storage.progress import ProgressSink, ignore
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def build_index(
     spec: IndexSpec | None = None,
     *,
     address: str | None = None,
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> IndexManifest:
     """Index an archive's newest snapshot; nothing is done when that version is current.
 
@@ -124,7 +124,7 @@ def update_index(
     index_uri: str | Location,
     *,
     address: str | None = None,
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> IndexManifest:
     """Bring an index to its archive's newest snapshot, without training again.
 
@@ -170,7 +170,7 @@ def compact_index(
     index_uri: str | Location,
     *,
     address: str | None = None,
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> IndexManifest:
     """Merge the small shards that updates left and drop deleted rows; nothing is trained.
 

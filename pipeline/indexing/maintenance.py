@@ -22,7 +22,7 @@ from storage.index.manifest import (
     set_current,
 )
 from storage.location import Location
-from storage.progress import Progress, ProgressSink, quiet
+from storage.progress import Progress, ProgressSink, ignore
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _written(index: Location, version: str) -> dt.datetime:
 
 
 def verify_index(
-    index_uri: str | Location, version: str | None = None, *, progress: ProgressSink = quiet
+    index_uri: str | Location, version: str | None = None, *, progress: ProgressSink = ignore
 ) -> VerifyReport:
     """Compare every file of a version (by default the current version) with its manifest.
 
@@ -141,7 +141,7 @@ def verify_index(
 
 
 def rollback_index(
-    index_uri: str | Location, to: str | None = None, *, progress: ProgressSink = quiet
+    index_uri: str | Location, to: str | None = None, *, progress: ProgressSink = ignore
 ) -> IndexManifest:
     """Make another version current, by default the previous version, once its files are verified.
 

@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from storage.errors import SkysiftError
-from storage.progress import Progress, ProgressSink, quiet
+from storage.progress import Progress, ProgressSink, ignore
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -21,14 +21,14 @@ def run_tasks(
     stage: str,
     unit: str = "items",
     cpus: float = 1,
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> list[Result]:
     """Call ``work`` on every job in Ray tasks and return the results in the order of the jobs.
 
     Raises
     ------
     SkysiftError
-        What a task raised on purpose, as if it had been raised here; the others are cancelled.
+        Raised by a task, passed on as the same error; the other tasks are cancelled.
     """
     width = math.ceil(2 * ray.cluster_resources().get("CPU", 1) / cpus)
     task: Any = ray.remote(_call).options(num_cpus=cpus)

@@ -14,7 +14,7 @@ from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.dates import parse_moment
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
-from storage.geometry import centres, wrapped
+from storage.geometry import EDGES, centres, wrapped
 from storage.index.filter import Filter
 from storage.location import Location
 from storage.raster.reader import read_image
@@ -168,7 +168,7 @@ class QueryResolver:
             ages = [abs(when - moment.timestamp()) for when in times]
         else:
             ages = [-when for when in times]
-        boxes = np.array([rows[edge] for edge in ("west", "south", "east", "north")]).T
+        boxes = np.array([rows[edge] for edge in EDGES]).T
         x, y = centres(boxes).T
         distances = np.abs(wrapped(x - lon)) + np.abs(y - lat)
         best = min(range(len(ages)), key=lambda i: (ages[i], distances[i], rows["tile_key"][i]))

@@ -29,7 +29,7 @@ from storage.dataset import read_info
 from storage.errors import ConfigError, SkysiftError
 from storage.location import Location
 from storage.locks import exclusive_lock
-from storage.progress import ProgressSink, quiet
+from storage.progress import ProgressSink, ignore
 
 _CHECKPOINTS = "checkpoints"
 _CHECKPOINTS_TO_KEEP = 2
@@ -43,7 +43,7 @@ def train(
     output_uri: str | Location,
     *,
     resume: bool = False,
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> TrainingResult:
     """Train an encoder.
 

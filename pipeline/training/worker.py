@@ -33,7 +33,7 @@ from pipeline.training.spec import TrainingJob, TrainingSpec
 from storage.dataset import LabelledDataset
 from storage.errors import ConfigError, NotFoundError
 from storage.location import Location
-from storage.progress import Progress, ProgressSink, quiet
+from storage.progress import Progress, ProgressSink, ignore
 
 FORMAT = "skysift-checkpoint/1"
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
@@ -78,10 +78,10 @@ class TrainingWorker:
         rank: int = 0,
         world_size: int = 1,
         device: str | torch.device = "cpu",
-        progress: ProgressSink = quiet,
+        progress: ProgressSink = ignore,
     ) -> None:
         self.job, self.spec, self.rank, self.world_size = job, job.spec, rank, world_size
-        self.progress = progress if rank == 0 else quiet
+        self.progress = progress if rank == 0 else ignore
         self.dataset = LabelledDataset.open(job.dataset)
         self.train_rows, self.val_rows = (self.dataset.indices(s) for s in ("train", "val"))
         if not len(self.train_rows):

@@ -1,4 +1,4 @@
-"""Is every scene accounted for, and are the rows sound: what an operator asks of an archive."""
+"""Checks of an archive: every scene accounted for, every row sound."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def audit(archive: Archive, catalog: Iterable[tuple[str, str]]) -> AuditReport:
         (scene id, fingerprint) of every scene that should be accounted for; an empty fingerprint
         (an item that the catalog reader rejected) is not compared.
     """
-    wanted = dict(catalog)
+    fingerprints = dict(catalog)
     entries = archive.ledger.entries
     states = [entry.state for entry in entries.values()]
     return AuditReport(
@@ -57,20 +57,20 @@ def audit(archive: Archive, catalog: Iterable[tuple[str, str]]) -> AuditReport:
             for entry in archive.scenes()
             if entry.state == "quarantined"
         },
-        missing=tuple(sorted(wanted.keys() - entries.keys())),
+        missing=tuple(sorted(fingerprints.keys() - entries.keys())),
         changed=tuple(
             sorted(
                 scene
-                for scene, fingerprint in wanted.items()
+                for scene, fingerprint in fingerprints.items()
                 if fingerprint and scene in entries and entries[scene].fingerprint != fingerprint
             )
         ),
-        unlisted=tuple(sorted(entries.keys() - wanted.keys())),
+        unlisted=tuple(sorted(entries.keys() - fingerprints.keys())),
     )
 
 
 def verify(archive: Archive) -> list[str]:
-    """Read every live row again and return what is wrong with it, one line a fault.
+    """Read every live row and return the faults, one line each.
 
     Checks row counts against the ledger, vector norms, coordinate and fraction ranges, and that
     no (tile, scene) occurs twice. Memory: one segment's rows.
@@ -102,7 +102,7 @@ def _row_faults(rows: Columns) -> list[str]:
         "valid fractions outside [0, 1]": _outside_unit(rows["valid_fraction"]),
         "cloud fractions outside [0, 1]": _outside_unit(rows["cloud_fraction"]),
     }
-    faults = [f"{int(bad.sum())} {what}" for what, bad in checks.items() if bad.any()]
+    faults = [f"{int(bad.sum())} {fault}" for fault, bad in checks.items() if bad.any()]
     if len(keys) != len(norms):
         faults.append(f"{len(norms) - len(keys)} rows repeat a tile of the same scene")
     return faults

@@ -7,16 +7,15 @@ import numpy as np
 import pyarrow as pa
 
 from storage.archive.reader import Archive, Columns
-from storage.formats import EDGES, write_geoparquet
-from storage.location import Location, StorageOptions
+from storage.formats import write_geoparquet
+from storage.geometry import EDGES
+from storage.location import Location
 
 _TIME = pa.timestamp("ms", tz="UTC")
 EXPORTED = ("scene", "tile_key", "datetime", "valid_fraction", "cloud_fraction", "bbox")
 
 
-def to_geoparquet(
-    archive: Archive, uri: str | Location, options: StorageOptions | None = None
-) -> int:
+def to_geoparquet(archive: Archive, uri: str | Location) -> int:
     """Write all live rows as one GeoParquet file, a row group a segment; return their number.
 
     Its columns are ``row``, scene, tile key, UTC datetime, fractions, ``labels`` (lists of class
@@ -31,7 +30,7 @@ def to_geoparquet(
     parts = (archive.read_segment(segment.ordinal, names) for segment in archive.segments)
     empty = archive.read([], (*names, "row"))
     tables = (_table(part, archive.spec.classes) for part in itertools.chain([empty], parts))
-    return write_geoparquet(tables, uri, options)
+    return write_geoparquet(tables, uri)
 
 
 def _table(columns: Columns, classes: tuple[str, ...]) -> pa.Table:

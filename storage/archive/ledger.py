@@ -1,4 +1,4 @@
-"""The ledger: what became of every scene, as a fold over append-only pages.
+"""The ledger: the state of every scene, as a fold over append-only pages.
 
 Each commit of the archive adds one page (a JSON document) with the segments that it brought and
 the scenes that it settled. The state of the archive is the fold of the pages in order: the last
@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 SceneState = Literal["embedded", "empty", "quarantined", "deleted"]
 CHECKPOINT_EVERY_PAGES = 64
-"""Every so many pages one repeats the whole state, so that opening reads a bounded number."""
+"""Interval of pages that repeat the whole state, which bounds the pages that opening reads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LedgerEntry:
-    """What became of one scene.
+    """State of one scene.
 
     ``rows`` counts its tiles in segment ``segment_ordinal`` (None unless embedded);
     ``fingerprint`` identifies the pixels that were seen, so a changed scene is noticed;

@@ -1,11 +1,13 @@
-"""Care of an archive over the years: deleting scenes, naming, going back, freeing space.
+"""Maintenance of an archive: deleting scenes, tags, going back, freeing space.
 
-Every change is a commit or a move of a reference; rows are never rewritten. What a deletion or a
-rollback hides stays readable at its snapshot until :func:`collect_garbage` expires that.
+Every change is a commit or a move of a reference; rows are never rewritten. Rows that a
+deletion or a rollback hides stay readable at their snapshot until :func:`collect_garbage` expires
+the snapshot.
 
 A deleted scene keeps its ledger entry, in state ``deleted`` and with the fingerprint of the pixels
 that were embedded. So an ingest of the same catalog leaves it out, and embeds it again only when
-its pixels changed, or when that was asked for (``again=True``, which forgets the fingerprint).
+its pixels changed, or when the deletion allows it (``again=True``, which forgets the
+fingerprint).
 """
 
 import datetime as dt
@@ -21,14 +23,14 @@ from storage.archive.ledger import LedgerEntry
 from storage.archive.reader import Archive
 from storage.archive.repository import (
     BRANCH,
-    commit_lock,
     open_repository,
     store_reason,
-    store_refusals,
+    translate_errors,
 )
 from storage.archive.writer import ArchiveWriter
 from storage.errors import ConfigError, NotFoundError
-from storage.location import Location, StorageOptions
+from storage.location import Location
+from storage.locks import commit_lock
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ MINIMUM_AGE = dt.timedelta(hours=1)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deletion:
-    """What :func:`delete_scenes` did: ``rows`` are no longer live at ``snapshot``."""
+    """Result of :func:`delete_scenes`: ``rows`` are no longer live at ``snapshot``."""
 
     snapshot: str
     scenes: tuple[str, ...]
@@ -55,7 +57,7 @@ class Rollback:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Garbage:
-    """What :func:`collect_garbage` freed, or would free: snapshots, and bytes in the store."""
+    """Snapshots and bytes that :func:`collect_garbage` freed, or would free."""
 
     expired: tuple[str, ...]
     freed_bytes: int
@@ -78,7 +80,6 @@ def delete_scenes(
     *,
     reason: str = "deleted",
     again: bool = False,
-    options: StorageOptions | None = None,
 ) -> Deletion:
     """Hide all rows of scenes, in one commit; older snapshots still show them.
 
@@ -92,9 +93,7 @@ def delete_scenes(
         Kept in the ledger.
     again
         Let the next ingest embed them again, also from the same pixels. True for a scene that is
-        deleted already makes it wanted again.
-    options
-        Where the object store is.
+        deleted already lets the next ingest embed the scene.
 
     Raises
     ------
@@ -103,32 +102,28 @@ def delete_scenes(
     ConfigError
         No scene is named.
     """
-    wanted = tuple(dict.fromkeys(scene_ids))
-    if not wanted:
+    ids = tuple(dict.fromkeys(scene_ids))
+    if not ids:
         raise ConfigError("no scene to delete is named; give at least one id")
-    archive = Archive.open(uri, options=options)
+    archive = Archive.open(uri)
     known = archive.ledger.entries
-    missing = [scene for scene in wanted if scene not in known]
+    missing = [scene for scene in ids if scene not in known]
     if missing:
         raise NotFoundError(
             f"archive {uri} has no scene {', '.join(missing[:5])}"
             f"{f' (and {len(missing) - 5} more)' if len(missing) > 5 else ''}; nothing was "
             "deleted: `skysift archive info --scenes` lists those it has"
         )
-    entries = [_deleted(known[scene], reason, again) for scene in wanted]
-    news = [entry for entry in entries if entry != known[entry.scene_id]]
+    entries = [_deleted(known[scene], reason, again) for scene in ids]
+    changed = [entry for entry in entries if entry != known[entry.scene_id]]
     snapshot = archive.snapshot
-    if news:
-        message = f"delete {len(news)} scenes"
-        snapshot = ArchiveWriter(archive).commit([], news, {}, message)
-    return Deletion(
-        snapshot=snapshot, scenes=wanted, rows=sum(known[scene].rows for scene in wanted)
-    )
+    if changed:
+        message = f"delete {len(changed)} scenes"
+        snapshot = ArchiveWriter(archive).commit([], changed, {}, message)
+    return Deletion(snapshot=snapshot, scenes=ids, rows=sum(known[scene].rows for scene in ids))
 
 
-def list_snapshots(
-    uri: str | Location, options: StorageOptions | None = None
-) -> list[SnapshotEntry]:
+def list_snapshots(uri: str | Location) -> list[SnapshotEntry]:
     """Return the history of the newest state, the newest first.
 
     Raises
@@ -136,7 +131,7 @@ def list_snapshots(
     NotFoundError
         There is no archive.
     """
-    archive = Archive.open(uri, options=options)
+    archive = Archive.open(uri)
     tags = list_tags(archive.location)
     return [
         SnapshotEntry(
@@ -149,22 +144,21 @@ def list_snapshots(
     ]
 
 
-def list_tags(uri: str | Location, options: StorageOptions | None = None) -> dict[str, str]:
+def list_tags(uri: str | Location) -> dict[str, str]:
     """Return the snapshot that each tag names, by tag."""
-    repository = open_repository(Location.of(uri, options))
+    repository = open_repository(Location.of(uri))
     return {tag: str(repository.lookup_tag(tag)) for tag in sorted(repository.list_tags())}
 
 
-def resolve_snapshot(uri: str | Location, name: str, options: StorageOptions | None = None) -> str:
+def resolve_snapshot(uri: str | Location, name: str) -> str:
     """Return the snapshot that a tag names; any other name is taken for a snapshot's id."""
-    return list_tags(uri, options).get(name, name)
+    return list_tags(uri).get(name, name)
 
 
 def create_tag(
     uri: str | Location,
     name: str,
     snapshot: str | None = None,
-    options: StorageOptions | None = None,
 ) -> str:
     """Name a snapshot, the newest by default; return its id. Tagged snapshots never expire.
 
@@ -179,13 +173,13 @@ def create_tag(
     """
     if not name or {*"/:"}.intersection(name) or not name.isprintable() or name != name.strip():
         raise ConfigError(f"{name!r} is no name for a tag; use letters, digits, '-' and '.'")
-    archive = Archive.open(uri, snapshot, options)
-    with store_refusals(archive.location, f"tag {name!r}"):
+    archive = Archive.open(uri, snapshot)
+    with translate_errors(archive.location, f"tag {name!r}"):
         open_repository(archive.location).create_tag(name, archive.snapshot)
     return archive.snapshot
 
 
-def delete_tag(uri: str | Location, name: str, options: StorageOptions | None = None) -> None:
+def delete_tag(uri: str | Location, name: str) -> None:
     """Remove a tag; its name cannot be used again.
 
     Raises
@@ -193,13 +187,13 @@ def delete_tag(uri: str | Location, name: str, options: StorageOptions | None = 
     NotFoundError
         There is no such archive or tag.
     """
-    place = Location.of(uri, options)
+    place = Location.of(uri)
     tags = list_tags(place)
     if name not in tags:
         raise NotFoundError(
             f"archive {uri} has no tag {name!r}; it has {', '.join(tags) or 'none'}"
         )
-    with store_refusals(place, f"deleting tag {name!r}"):
+    with translate_errors(place, f"deleting tag {name!r}"):
         open_repository(place).delete_tag(name)
 
 
@@ -208,7 +202,6 @@ def pin_snapshot(
     snapshot: str,
     index_uri: str | Location,
     version: str,
-    options: StorageOptions | None = None,
 ) -> None:
     """Keep a snapshot for as long as a version of an index reads it.
 
@@ -216,7 +209,7 @@ def pin_snapshot(
     nothing is pinned, and a warning says so.
     """
     base = f"{_pin_prefix(index_uri)}{version}"
-    place = Location.of(uri, options)
+    place = Location.of(uri)
     repository = open_repository(place)
     for number in itertools.count(1):
         name = base if number == 1 else f"{base}:{number}"
@@ -239,7 +232,6 @@ def unpin_snapshots(
     uri: str | Location,
     index_uri: str | Location,
     keep: Collection[str],
-    options: StorageOptions | None = None,
 ) -> None:
     """Take back the pins of all versions of an index but some.
 
@@ -250,9 +242,9 @@ def unpin_snapshots(
     ArchiveConflictError
         The store refuses.
     """
-    place, prefix = Location.of(uri, options), _pin_prefix(index_uri)
+    place, prefix = Location.of(uri), _pin_prefix(index_uri)
     repository = open_repository(place)
-    with store_refusals(place, f"taking back the pins of index {index_uri}"):
+    with translate_errors(place, f"taking back the pins of index {index_uri}"):
         for name in repository.list_tags():
             if name.startswith(prefix) and name.removeprefix(prefix).split(":")[0] not in keep:
                 repository.delete_tag(name)
@@ -264,13 +256,13 @@ def _pin_prefix(index_uri: str | Location) -> str:
     return f"index:{digest}:"
 
 
-def rollback(uri: str | Location, to: str, options: StorageOptions | None = None) -> Rollback:
+def rollback(uri: str | Location, to: str) -> Rollback:
     """Make an earlier state the newest one again.
 
-    What was committed after it leaves the history, yet stays readable by its snapshot (and can be
-    rolled back to) until garbage is collected; tag it to keep it. The next ingest embeds again
-    what the earlier state does not have. An index of a later snapshot must be built again: rows
-    that it holds for deleted may be live now.
+    Later commits leave the history, yet stay readable by their snapshots (which
+    can be rolled back to) until garbage is collected; tag a snapshot to keep it. The next ingest
+    embeds the scenes that the earlier state does not have. An index of a later snapshot must be
+    built again: rows that the index hides as deleted may be live now.
 
     Parameters
     ----------
@@ -278,8 +270,6 @@ def rollback(uri: str | Location, to: str, options: StorageOptions | None = None
         The archive. Let no ingest run.
     to
         A snapshot's id, or a tag.
-    options
-        Where the object store is.
 
     Raises
     ------
@@ -288,9 +278,9 @@ def rollback(uri: str | Location, to: str, options: StorageOptions | None = None
     ArchiveConflictError
         Another writer committed meanwhile.
     """
-    place = Location.of(uri, options)
+    place = Location.of(uri)
     target = Archive.open(place, resolve_snapshot(place, to)).snapshot
-    with commit_lock(place), store_refusals(place, f"going back to {target}"):
+    with commit_lock(place), translate_errors(place, f"going back to {target}"):
         repository = open_repository(place)
         previous = str(repository.lookup_branch(BRANCH))
         if previous != target:
@@ -304,9 +294,8 @@ def collect_garbage(
     *,
     dry_run: bool = False,
     now: dt.datetime | None = None,
-    options: StorageOptions | None = None,
 ) -> Garbage:
-    """Forget old snapshots and free what only they needed.
+    """Forget old snapshots and free the objects that only they need.
 
     The newest state, tagged snapshots and those that a version of an index pins always stay, as
     do all their rows; collecting the garbage of the index takes pins back.
@@ -319,12 +308,10 @@ def collect_garbage(
         Age from which snapshots, and objects that nothing refers to, go; at least
         :data:`MINIMUM_AGE`.
     dry_run
-        Change nothing; ``freed_bytes`` is then what is unreachable already, without what
-        expiring snapshots would free.
+        Change nothing; ``freed_bytes`` then counts the objects that are unreachable already, not
+        those of snapshots that would expire.
     now
         The time that ages are counted to.
-    options
-        Where the object store is.
 
     Raises
     ------
@@ -339,19 +326,19 @@ def collect_garbage(
             f"give at least {MINIMUM_AGE} (h:mm:ss)"
         )
     limit = (now or dt.datetime.now(dt.UTC)) - older_than
-    place = Location.of(uri, options)
-    with commit_lock(place), store_refusals(place, "collecting garbage"):
+    place = Location.of(uri)
+    with commit_lock(place), translate_errors(place, "collecting garbage"):
         repository = open_repository(place)
         newest, *older = repository.ancestry(branch=BRANCH)
-        kept = {newest.id, *list_tags(place).values()}
+        protected = {newest.id, *list_tags(place).values()}
         # The repository's own first snapshot has no parent and is always kept.
         expired = [
             item.id
             for item in older
-            if item.id not in kept and item.parent_id is not None and item.written_at < limit
+            if item.id not in protected and item.parent_id is not None and item.written_at < limit
         ]
         if not dry_run:
-            expired = sorted({*repository.expire_snapshots(limit)} - kept)
+            expired = sorted({*repository.expire_snapshots(limit)} - protected)
         summary = repository.garbage_collect(limit, dry_run=dry_run)
     return Garbage(
         expired=tuple(sorted(expired)), freed_bytes=int(summary.bytes_deleted), dry_run=dry_run

@@ -2,11 +2,11 @@
 
 Layout, below the repository's root group::
 
-    /                      attributes: what made the archive, and the `geoemb:` convention
+    /                      attributes: the archive's spec, and the `geoemb:` convention
     segments/<id>/         immutable rows: embedding (n, D) float16 L2-normalised, tile (n, 2),
                            window (n, 4), bbox (n, 4), datetime (n,), valid_fraction (n,),
                            cloud_fraction (n,), scene_index (n,), labels (n, K) when there are any
-    ledger/<page>          what each commit settled (storage.archive.ledger)
+    ledger/<page>          scenes that each commit recorded (storage.archive.ledger)
 
 A row is addressed by ``ordinal * 2**32 + position`` in its segment: an int64 that stays the same
 in every later snapshot. This module reads; :mod:`storage.archive.writer` writes, whole commits or
@@ -34,7 +34,6 @@ from storage.archive.ledger import (
 )
 from storage.archive.repository import (
     BRANCH,
-    commit_lock,
     has_root,
     make_repository,
     open_repository,
@@ -43,7 +42,9 @@ from storage.archive.repository import (
 )
 from storage.archive.spec import ArchiveSpec, root_attributes, spec_of
 from storage.errors import ArchiveConflictError, NotFoundError
-from storage.location import Location, StorageOptions
+from storage.geometry import EDGES
+from storage.location import Location
+from storage.locks import commit_lock
 
 if TYPE_CHECKING:
     import xarray
@@ -77,7 +78,7 @@ class Archive:
     snapshot
         Id of the snapshot.
     spec
-        What made the archive.
+        The fields that were fixed when the archive was made.
     ledger
         State of every scene at the snapshot.
     """
@@ -102,7 +103,6 @@ class Archive:
         cls,
         uri: str | Location,
         snapshot: str | None = None,
-        options: StorageOptions | None = None,
     ) -> "Archive":
         """Open an archive at a snapshot, the newest by default.
 
@@ -111,22 +111,20 @@ class Archive:
         NotFoundError
             There is no archive at the URI, or it has no such snapshot.
         """
-        return cls(Location.of(uri, options), snapshot)
+        return cls(Location.of(uri), snapshot)
 
     @classmethod
-    def create(
-        cls, uri: str | Location, spec: ArchiveSpec, options: StorageOptions | None = None
-    ) -> "Archive":
+    def create(cls, uri: str | Location, spec: ArchiveSpec) -> "Archive":
         """Create an empty archive.
 
         Raises
         ------
         ArchiveConflictError
-            An archive is there already.
+            The place holds an archive already.
         ConfigError
-            Other things are there.
+            The place holds other files.
         """
-        place = Location.of(uri, options)
+        place = Location.of(uri)
         with commit_lock(place), translate_errors(place):
             repository = make_repository(place)
             session = repository.writable_session(BRANCH)
@@ -146,9 +144,9 @@ class Archive:
         return cls(place, None, repository)
 
     @staticmethod
-    def exists(uri: str | Location, options: StorageOptions | None = None) -> bool:
+    def exists(uri: str | Location) -> bool:
         """Tell whether an archive is at the URI; one whose creation was cut off is not."""
-        place = Location.of(uri, options)
+        place = Location.of(uri)
         try:
             repository = open_repository(place)
         except NotFoundError:
@@ -181,7 +179,7 @@ class Archive:
         return self.ledger.segments
 
     def scenes(self) -> list[LedgerEntry]:
-        """Return what became of every scene, ordered by scene id."""
+        """Return the ledger's entry of every scene, ordered by scene id."""
         return sorted(self.ledger.entries.values(), key=lambda entry: entry.scene_id)
 
     @cached_property
@@ -226,8 +224,8 @@ class Archive:
         NotFoundError
             A row does not exist or is not live at this snapshot, or a column does not exist.
         """
-        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
-        distinct, inverse = np.unique(wanted, return_inverse=True)
+        ids = np.asarray(rows, dtype=np.int64).reshape(-1)
+        distinct, inverse = np.unique(ids, return_inverse=True)
         ordinals = distinct >> ROW_BITS
         parts: list[Columns] = []
         for ordinal in np.unique(ordinals).tolist():
@@ -282,7 +280,7 @@ class Archive:
             name: ("row", np.concatenate([part[name] for part in identity]))
             for name in ("row", "scene", "tile_key")
         }
-        coordinates["edge"] = ["west", "south", "east", "north"]
+        coordinates["edge"] = list(EDGES)
         if self.spec.classes:
             coordinates["class"] = list(self.spec.classes)
         return xarray.Dataset(variables, coords=coordinates, attrs=asdict(self.spec))

@@ -1,18 +1,16 @@
-"""The Icechunk repository below an archive: opening, making, locking, and its failures by name.
+"""The Icechunk repository below an archive: opening, making, and its failures by name.
 
-:mod:`storage.archive.reader` reads what is in it, :mod:`storage.archive.writer` writes,
-:mod:`storage.archive.maintenance` looks after it.
+:mod:`storage.archive.reader` reads the groups of a repository, :mod:`storage.archive.writer` writes
+them, :mod:`storage.archive.maintenance` manages snapshots.
 """
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import Any
 
 import icechunk
 import zarr
-from filelock import FileLock
 
 from storage.errors import ArchiveConflictError, ConfigError, NotFoundError, SkysiftError
 from storage.location import Location
@@ -30,7 +28,7 @@ def open_repository(place: Location) -> icechunk.Repository:
     Raises
     ------
     NotFoundError
-        Nothing is there.
+        The place holds no archive.
     SkysiftError
         The store refuses or cannot be reached.
     """
@@ -47,15 +45,15 @@ def open_repository(place: Location) -> icechunk.Repository:
 
 
 def make_repository(place: Location) -> icechunk.Repository:
-    """Open the repository of an archive, or make it; another process may do so at this moment.
+    """Open the repository of an archive, or make it; another process may make it meanwhile.
 
-    Icechunk makes none where anything is. What a process that was killed while making one left
-    there, its first snapshot, is removed once nobody finishes it.
+    Icechunk makes a repository in an empty place only. The first snapshot of a repository whose
+    making was killed is removed when no other process finishes it.
 
     Raises
     ------
     ConfigError
-        Other things are there.
+        The place holds other files.
     SkysiftError
         The store refuses or cannot be reached.
     """
@@ -66,12 +64,12 @@ def make_repository(place: Location) -> icechunk.Repository:
         with suppress(NotFoundError):  # the other process is not done
             return open_repository(place)
         time.sleep(pause_s)
-    left = place.list()
-    if other := [file for file in left if f"/snapshots/{_FIRST_SNAPSHOT}" not in file.uri]:
+    files = place.list()
+    if other := [file for file in files if f"/snapshots/{_FIRST_SNAPSHOT}" not in file.uri]:
         raise ConfigError(
             f"archive {place}: no archive is there, but {other[0]} is; give an empty place"
         )
-    for file in left:
+    for file in files:
         file.delete()
     with translate_errors(place):
         return icechunk.Repository.open_or_create(storage)
@@ -117,16 +115,16 @@ def writing_session(repository: icechunk.Repository) -> icechunk.Session:
 
 
 def writing_fork(repository: icechunk.Repository) -> Any:
-    """Do the same with a fork of such a session, which reads the snapshot for itself."""
+    """Return a fork of such a session; the fork reads the snapshot by itself."""
     fork = repository.writable_session(BRANCH).fork()
     fork.status()
     return fork
 
 
 def has_root(session: icechunk.Session) -> bool:
-    """Tell whether an archive was made in a repository; its making may have been cut off.
+    """Tell whether a repository holds an archive, whose making may have been cut off.
 
-    Zarr takes a snapshot that cannot be read for an empty one, so it is read first.
+    Zarr takes an unreadable snapshot for an empty one, so the snapshot is read first.
     """
     session.status()
     try:
@@ -137,67 +135,40 @@ def has_root(session: icechunk.Session) -> bool:
 
 
 @contextmanager
-def translate_errors(place: Location) -> Iterator[None]:
+def translate_errors(place: Location, change: str = "") -> Iterator[None]:
     """Name the archive when its store fails; conflicts between writers pass as they are.
+
+    Parameters
+    ----------
+    place
+        The archive.
+    change
+        Name of the change that the block makes; an error then means that the repository refuses
+        the change.
 
     Raises
     ------
     SkysiftError
         The store refuses, breaks off or cannot be reached.
+    ArchiveConflictError
+        The repository refuses the change.
     """
     try:
         yield
     except icechunk.IcechunkError as error:
+        if change:
+            reason = " ".join(str(error).split("`->")[-1].split())[:200]
+            raise ArchiveConflictError(
+                f"archive {place}: {change} was refused: {reason}; "
+                "`skysift archive snapshots` shows how it stands, then repeat"
+            ) from error
         raise SkysiftError(
             f"archive {place}: its store failed: {store_reason(error)}; check the endpoint, the "
             "bucket, the credentials and the disk, then repeat: what was committed is kept"
         ) from error
 
 
-@contextmanager
-def store_refusals(place: Location, what: str) -> Iterator[None]:
-    """Name the archive and the attempt when the repository refuses a change.
-
-    Raises
-    ------
-    ArchiveConflictError
-        It refused.
-    """
-    try:
-        yield
-    except icechunk.IcechunkError as error:
-        reason = " ".join(str(error).split("`->")[-1].split())[:200]
-        raise ArchiveConflictError(
-            f"archive {place}: {what} was refused: {reason}; "
-            "`skysift archive snapshots` shows how it stands, then repeat"
-        ) from error
-
-
 def store_reason(error: icechunk.IcechunkError) -> str:
-    """Return what Icechunk says went wrong, without the trace that it draws below it."""
-    said = " ".join(str(error).partition("context:")[0].replace("|", " ").split())
-    return said.removeprefix("x ")[:200]
-
-
-class commit_lock:
-    """Serialise commits to a local archive; object stores do it themselves."""
-
-    def __init__(self, place: Location) -> None:
-        self._lock: FileLock | None = None
-        if place.is_local:
-            path = place.path.absolute()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(f"{path}.lock")
-
-    def __enter__(self) -> None:
-        if self._lock:
-            self._lock.acquire()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._lock:
-            self._lock.release()
+    """Return the first line of an Icechunk error, without the trace below it."""
+    reason = " ".join(str(error).partition("context:")[0].replace("|", " ").split())
+    return reason.removeprefix("x ")[:200]

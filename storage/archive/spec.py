@@ -1,4 +1,4 @@
-"""What made an archive, and how its root group says so: the `geoemb:` Zarr convention included."""
+"""Fields fixed when an archive is made, as attributes of its root group (`geoemb:` included)."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _GEOEMB = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArchiveSpec:
-    """What made an archive; written once, at its creation.
+    """Encoder, grid and rules of an archive; written once, at its creation.
 
     ``grid`` and ``rules`` are the plain forms of the tile grid and tile rules that ingest uses;
     ``classes`` names the columns of ``labels`` (empty: no labels are stored).
@@ -52,7 +52,7 @@ def root_attributes(spec: ArchiveSpec) -> dict[str, Any]:
 
 
 def spec_of(attributes: Mapping[str, Any], uri: str) -> ArchiveSpec:
-    """Read back what :func:`root_attributes` wrote.
+    """Read the attributes that :func:`root_attributes` returns.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """An archive as a STAC item of the embeddings extension, so that catalogs can list it.
 
-The extension's schema (0.0.1, a proposal) builds on STAC 1.0.0, so that is what the item is.
+The extension's schema (0.0.1, a proposal) builds on STAC 1.0.0, and so does the item.
 """
 
 import json
@@ -12,13 +12,13 @@ import numpy.typing as npt
 from storage.archive.reader import Archive
 from storage.errors import NotFoundError
 from storage.geometry import BBox, enclosing, geojson_footprints
-from storage.location import Location, StorageOptions
+from storage.location import Location
 
 EXTENSION = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
 
 
 def archive_item(archive: Archive) -> dict[str, Any]:
-    """Return the item of an archive's snapshot: where, when, by which encoder, from which bands.
+    """Return the item of an archive's snapshot: place, time, encoder and bands.
 
     Raises
     ------
@@ -74,12 +74,10 @@ def archive_item(archive: Archive) -> dict[str, Any]:
     }
 
 
-def write_archive_item(
-    archive: Archive, uri: str | Location, options: StorageOptions | None = None
-) -> dict[str, Any]:
+def write_archive_item(archive: Archive, uri: str | Location) -> dict[str, Any]:
     """Write :func:`archive_item` as JSON and return it."""
     item = archive_item(archive)
-    Location.of(uri, options).write((json.dumps(item, indent=1) + "\n").encode())
+    Location.of(uri).write((json.dumps(item, indent=1) + "\n").encode())
     return item
 
 

@@ -3,7 +3,7 @@
 A segment is written whole into a fork of a session, in the job's own process or in a worker;
 :class:`ArchiveWriter` merges forks and commits them together with a ledger page. Every commit
 adds the page after the last one it saw, so two jobs that commit at once collide on that page: the
-slower one reads what the faster one settled and tries again with the rest.
+slower job reads the entries of the faster one and tries again with the rest.
 """
 
 import math
@@ -21,7 +21,6 @@ import zarr
 from storage.archive.ledger import Ledger, LedgerEntry, Segment, page_bytes, page_name
 from storage.archive.reader import STORED_COLUMNS, Archive, read_ledger
 from storage.archive.repository import (
-    commit_lock,
     translate_errors,
     writing_fork,
     writing_session,
@@ -29,6 +28,7 @@ from storage.archive.repository import (
 from storage.archive.spec import ArchiveSpec
 from storage.errors import ArchiveConflictError, SkysiftError
 from storage.location import Location
+from storage.locks import commit_lock
 
 CHUNK_ROWS = 8192
 UNIT_NORM_TOLERANCE = 1e-2
@@ -43,7 +43,7 @@ _RETRY_AFTER_S = 0.2
 class SegmentRows:
     """The rows of one segment, as arrays.
 
-    ``scenes`` and ``grids`` (one grid id a scene) are what ``scene_index`` (n,) int32 points into.
+    ``scene_index`` (n,) int32 points into ``scenes`` and ``grids`` (one grid id a scene).
     ``columns`` holds ``embedding`` (n, D) of unit norm, ``tile`` (n, 2) int32 column and row,
     ``window`` (n, 4) int32 row, column, height, width in pixels, ``bbox`` (n, 4) float64 WGS84
     degrees w s e n, ``datetime`` (n,) datetime64 UTC, ``valid_fraction`` and ``cloud_fraction``
@@ -61,7 +61,7 @@ class SegmentRows:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentReceipt:
-    """What a writer hands to the committer: the fork that holds a segment, and its size."""
+    """A written segment on its way to the committer: the fork that holds it, and its size."""
 
     id: str
     rows: int
@@ -170,7 +170,7 @@ def write_segment(fork: Any, rows: SegmentRows, spec: ArchiveSpec) -> SegmentRec
 def _array(
     group: zarr.Group, name: str, values: npt.NDArray[Any], rows: SegmentRows
 ) -> tuple[Any, npt.NDArray[Any]]:
-    """Return a new array for a column, and what to write into it."""
+    """Return a new array for a column, and the values to write."""
     data = np.ascontiguousarray(values)
     if len(data) != len(rows):
         raise SkysiftError(
@@ -232,10 +232,10 @@ def _checked_embedding(
     rounded = np.empty(embedding.shape, dtype=np.float16)
 
     def check(start: int) -> None:
-        at = slice(start, start + CHUNK_ROWS)
-        norms[at] = np.sqrt(np.einsum("nd,nd->n", embedding[at], embedding[at]))
+        rows = slice(start, start + CHUNK_ROWS)
+        norms[rows] = np.sqrt(np.einsum("nd,nd->n", embedding[rows], embedding[rows]))
         with np.errstate(over="ignore"):  # such vectors are refused below
-            rounded[at] = embedding[at]
+            rounded[rows] = embedding[rows]
 
     list(pool.map(check, range(0, len(embedding), CHUNK_ROWS)))
     if not np.all(np.abs(norms - 1) < UNIT_NORM_TOLERANCE):
@@ -250,21 +250,21 @@ def _checked_embedding(
 def _pending_entries(
     ledger: Ledger, entries: Sequence[LedgerEntry], receipts: Sequence[SegmentReceipt]
 ) -> tuple[list[LedgerEntry], list[SegmentReceipt]]:
-    """Return what a commit adds to the ledger; the forks keep no other segment.
+    """Return the entries and receipts that a commit adds; the forks keep no other segment.
 
-    A segment that is committed already was made by another job from the same pixels; what the
-    ledger says of its scenes by now is newer than what this writer says.
+    A segment that is committed already was made by another job from the same pixels; the ledger's
+    entries of its scenes are newer than those of this writer.
     """
     committed = {segment.id for segment in ledger.segments}
-    outrun = {scene for r in receipts if r.id in committed for scene in r.scenes}
-    news = [e for e in entries if e.scene_id not in outrun and not _is_recorded(ledger, e)]
-    wanted = {entry.scene_id for entry in news}
-    kept = [r for r in receipts if wanted.intersection(r.scenes)]
+    superseded = {scene for r in receipts if r.id in committed for scene in r.scenes}
+    pending = [e for e in entries if e.scene_id not in superseded and not _is_recorded(ledger, e)]
+    scenes = {entry.scene_id for entry in pending}
+    needed = [r for r in receipts if scenes.intersection(r.scenes)]
     for receipt in receipts:
-        if receipt not in kept:
-            # Merged as well, it would be there twice, or without the ledger knowing.
+        if receipt not in needed:
+            # Merged as well, its rows would occur twice, or without a ledger entry.
             del zarr.open_group(receipt.fork.store, mode="a", path="segments")[receipt.id]
-    return news, kept
+    return pending, needed
 
 
 def _is_recorded(ledger: Ledger, entry: LedgerEntry) -> bool:
@@ -272,7 +272,7 @@ def _is_recorded(ledger: Ledger, entry: LedgerEntry) -> bool:
     if known is None:
         return False
     if known.state == "deleted" and entry.fingerprint and entry.fingerprint == known.fingerprint:
-        return True  # since this job began: an ingest leaves out what is deleted
+        return True  # deleted since this job began: an ingest leaves deleted scenes out
     return (known.state, known.fingerprint, known.reason) == (
         entry.state,
         entry.fingerprint,

@@ -1,4 +1,4 @@
-"""Scenes from plain GeoTIFF files: names say what belongs together and when it was acquired."""
+"""Scenes from plain GeoTIFF files, grouped and dated by their names."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from storage.dates import as_utc
 from storage.errors import CatalogError, ConfigError, SceneError
 from storage.location import Location
 from storage.raster.geotiff import inspect
-from storage.scene import BandSource, Candidate, CatalogSpec, MaskSource, Rejected, Sources
+from storage.scene import BandSource, Candidate, CatalogSpec, Rejected, Sources
 
 GEOTIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -61,7 +61,7 @@ def _groups(files: Sequence[Location], spec: CatalogSpec) -> dict[str, dict[str 
 
 
 class _Files:
-    """The files of one scene; finds bands in them when asked."""
+    """The files of one scene; :meth:`resolve` finds bands in them."""
 
     def __init__(
         self, scene_id: str, files: Mapping[str | None, Location], spec: CatalogSpec
@@ -70,14 +70,8 @@ class _Files:
 
     def resolve(self, bands: Sequence[str]) -> Sources:
         found = tuple(self._band(name) for name in bands)
-        mask, source = self._spec.mask, None
-        if mask is not None:
-            source = MaskSource(
-                href=self._file(mask.asset, "the cloud mask"),
-                index=mask.index,
-                cloud_values=mask.cloud_values,
-                cloud_bits=mask.cloud_bits,
-            )
+        mask = self._spec.mask
+        source = mask.source(self._file(mask.asset, "the cloud mask")) if mask else None
         files = {band.href for band in found} | ({source.href} if source else set())
         revision = " ".join(file.revision() for file in sorted(files, key=str))
         return Sources(bands=found, mask=source, revision=revision)
@@ -96,12 +90,12 @@ class _Files:
             nodata=mapping.nodata,
         )
 
-    def _file(self, ending: str | None, what: str) -> Location:
+    def _file(self, ending: str | None, subject: str) -> Location:
         if ending in self._files:
             return self._files[ending]
         have = ", ".join(PurePosixPath(file.uri).name for file in self._files.values())
-        wanted = f"file ending in {ending!r}" if ending else "file without one of the endings"
-        raise CatalogError(f"scene {self._id} has no {wanted} for {what}; it has {have}")
+        missing = f"file ending in {ending!r}" if ending else "file without one of the endings"
+        raise CatalogError(f"scene {self._id} has no {missing} for {subject}; it has {have}")
 
     def _by_description(self, name: str) -> tuple[Location, int]:
         have: list[str] = []
@@ -109,7 +103,7 @@ class _Files:
             descriptions = inspect(href).descriptions
             if name in descriptions:
                 return href, descriptions.index(name) + 1
-            named = ", ".join(one or "unnamed" for one in descriptions)
+            named = ", ".join(text or "unnamed" for text in descriptions)
             have.append(f"{PurePosixPath(href.uri).name} has {len(descriptions)} ({named})")
         raise CatalogError(
             f"scene {self._id} has no band described as {name!r}: {'; '.join(have)}; "

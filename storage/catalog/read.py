@@ -1,4 +1,4 @@
-"""From a catalog to scenes: which acquisitions there are, and where their bands lie.
+"""Catalogs read into scenes: acquisitions, and the locations of their bands.
 
 :mod:`storage.catalog.stac` understands STAC documents, :mod:`storage.catalog.stac_api` asks STAC
 APIs, :mod:`storage.catalog.stac_geoparquet` reads tables of items, :mod:`storage.catalog.files`
@@ -19,7 +19,7 @@ from storage.catalog.stac_geoparquet import SUFFIXES as TABLE_SUFFIXES
 from storage.catalog.stac_geoparquet import table_candidates
 from storage.errors import CatalogError, ConfigError, EmptyCatalogError, SkysiftError
 from storage.geometry import intersects_polygon, touches, touches_polygon
-from storage.location import Location, StorageOptions
+from storage.location import Location
 from storage.scene import (
     Candidate,
     CatalogSpec,
@@ -36,9 +36,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def read_scenes(
-    spec: CatalogSpec, bands: Sequence[str], options: StorageOptions | None = None
-) -> SceneList:
+def read_scenes(spec: CatalogSpec, bands: Sequence[str]) -> SceneList:
     """Read a catalog and return the scenes that satisfy its query.
 
     Parameters
@@ -47,8 +45,6 @@ def read_scenes(
         The source and how to understand it.
     bands
         Names of the bands that every scene must have, in the encoder's order.
-    options
-        How to reach a source that is a plain URI.
 
     Returns
     -------
@@ -67,8 +63,8 @@ def read_scenes(
         The spec is wrong: no bands, a bad pattern, an unreadable scheme.
     """
     if not bands:
-        raise ConfigError("no bands are asked for; name at least one")
-    source = Location.of(spec.source, options)
+        raise ConfigError("no bands are named; name at least one")
+    source = Location.of(spec.source)
     found = list(_entries(source, spec))
     if not found and is_api(source):
         raise EmptyCatalogError(f"the STAC API at {source} finds nothing for the query; widen it")
@@ -77,14 +73,14 @@ def read_scenes(
             f"{source} holds no scenes; give a STAC document or API, a GeoTIFF, "
             "a folder of them, or a pattern such as folder/*.tif"
         )
-    kept, rejected = _select(found, spec.query)
-    if not kept and not rejected:
+    selected, rejected = _select(found, spec.query)
+    if not selected and not rejected:
         raise EmptyCatalogError(
             f"none of the {len(found)} entries of {source} satisfies the query; widen it"
         )
     scenes: list[Scene] = []
     waits = not (is_api(source) or source.is_local)  # an API's items are here whole
-    for outcome in _map(lambda one: _scene(one, bands), kept, local=not waits):
+    for outcome in _map(lambda entry: _scene(entry, bands), selected, local=not waits):
         if isinstance(outcome, Scene):
             scenes.append(outcome)
         else:
@@ -132,7 +128,7 @@ def _map(work: Callable[[T], R], values: Sequence[T], *, local: bool) -> Iterabl
 def _select(
     found: Sequence[Candidate | Rejected], query: SceneQuery
 ) -> tuple[list[Candidate], list[Rejected]]:
-    kept: list[Candidate] = []
+    selected: list[Candidate] = []
     rejected: list[Rejected] = []
     seen: set[str] = set()
     for entry in found:
@@ -141,14 +137,14 @@ def _select(
             continue
         try:
             _check_id(entry.id, seen)
-            wanted = _satisfies(entry, query)
+            matches = _satisfies(entry, query)
         except CatalogError as error:
             rejected.append(Rejected(scene_id=entry.id, reason=str(error)))
             continue
         seen.add(entry.id)
-        if wanted:
-            kept.append(entry)
-    return kept, rejected
+        if matches:
+            selected.append(entry)
+    return selected, rejected
 
 
 def _check_id(scene_id: str, seen: set[str]) -> None:

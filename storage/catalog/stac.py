@@ -24,7 +24,6 @@ from storage.scene import (
     BandSource,
     Candidate,
     CatalogSpec,
-    MaskSource,
     Rejected,
     Sources,
 )
@@ -93,7 +92,7 @@ def _walk(
 def _follow(
     base: Location, links: Sequence[Location], spec: CatalogSpec, seen: set[str]
 ) -> Iterator[Candidate | Rejected]:
-    """Walk documents that ``base`` names; one that cannot be read is rejected by its name."""
+    """Walk documents that ``base`` names; an unreadable document is rejected by its name."""
     fresh = [link for link in dict.fromkeys(links) if link.uri not in seen]
     seen.update(link.uri for link in fresh)
 
@@ -127,12 +126,12 @@ def _read_json(place: Location) -> dict[str, Any]:
 
 
 def item_candidate(place: Location, document: Any, spec: CatalogSpec) -> Candidate | Rejected:
-    """Return the candidate that an item makes, or why it cannot be one.
+    """Return an item as a candidate, or the reason against it.
 
     Parameters
     ----------
     place
-        Where the item is from; its relative links refer to that.
+        Location of the item, to which its relative links refer.
     document
         The item as JSON.
     spec
@@ -173,11 +172,11 @@ def _flat_bbox(bbox: Sequence[float] | None) -> BBox | None:
 
 
 class _Item:
-    """One item; finds bands among its assets when asked."""
+    """One item; :meth:`resolve` finds bands among its assets."""
 
     def __init__(self, place: Location, item: pystac.Item, spec: CatalogSpec) -> None:
         self._place, self._item, self._spec = place, item, spec
-        self._pixels = {key: one for key, one in item.assets.items() if _holds_pixels(one)}
+        self._pixels = {key: asset for key, asset in item.assets.items() if _holds_pixels(asset)}
 
     def resolve(self, bands: Sequence[str]) -> Sources:
         try:
@@ -190,19 +189,12 @@ class _Item:
 
     def _resolve(self, bands: Sequence[str]) -> Sources:
         found = tuple(self._band(name) for name in bands)
-        mask, source = self._spec.mask, None
-        if mask is not None:
-            key = self._asset(mask.asset, "the cloud mask")
-            source = MaskSource(
-                href=self._href(key),
-                index=mask.index,
-                cloud_values=mask.cloud_values,
-                cloud_bits=mask.cloud_bits,
-            )
-        item = self._item
+        mask, item = self._spec.mask, self._item
         return Sources(
             bands=found,
-            mask=source,
+            mask=mask.source(self._href(self._asset(mask.asset, "the cloud mask")))
+            if mask
+            else None,
             revision=self._revision(),
             end=item.common_metadata.end_datetime if item.datetime is None else None,
             sources=tuple(item.properties.get("skysift:sources", ())),
@@ -227,14 +219,14 @@ class _Item:
             nodata=stated.get("nodata") if mapping.nodata is None else mapping.nodata,
         )
 
-    def _asset(self, key: str | None, what: str) -> str:
+    def _asset(self, key: str | None, subject: str) -> str:
         if key is None and len(self._pixels) == 1:
             return next(iter(self._pixels))
         if key is not None and key in self._item.assets:
             return key
         missing = f"asset {key!r}" if key else "single GeoTIFF asset"
         raise CatalogError(
-            f"item {self._item.id} has no {missing} for {what}; it has {self._described()}"
+            f"item {self._item.id} has no {missing} for {subject}; it has {self._described()}"
         )
 
     def _find(self, name: str) -> tuple[str, int]:
@@ -246,7 +238,7 @@ class _Item:
             lambda key, asset: [1] if _file_says(asset.href, name) else [],
         )
         for rule in rules:
-            hits = [(key, i) for key, one in self._pixels.items() for i in rule(key, one)]
+            hits = [(key, i) for key, asset in self._pixels.items() for i in rule(key, asset)]
             if len(hits) == 1:
                 return hits[0]
             if hits:
@@ -261,14 +253,14 @@ class _Item:
         )
 
     def _described(self) -> str:
-        def one(key: str, asset: pystac.Asset) -> str:
+        def described(key: str, asset: pystac.Asset) -> str:
             names = [str(band.get("name", index)) for index, band in _named(asset)]
             return key if not names or names == [key] else f"{key} ({', '.join(names)})"
 
-        return ", ".join(one(*pair) for pair in self._pixels.items()) or "no GeoTIFF assets"
+        return ", ".join(described(*pair) for pair in self._pixels.items()) or "no GeoTIFF assets"
 
     def _offset(self, key: str, stated: Mapping[str, float], scale: float | None) -> float | None:
-        """Return the offset that goes with a scale; Sentinel-2's own counts exactly once."""
+        """Return the offset that goes with a scale; Sentinel-2's offset applies exactly once."""
         if _is_reflectance(key, self._item.assets[key]):
             if _offset_is_applied(self._item):
                 return 0.0
@@ -279,7 +271,7 @@ class _Item:
         return stated["offset"] / stated.get("scale", 1.0) * scale
 
     def _href(self, key: str) -> Location:
-        """Return where an asset lies, at the first of its places that can be read."""
+        """Return the first readable location of an asset."""
         asset = self._item.assets[key]
         alternates = asset.extra_fields.get("alternate", {})
         for href in (asset.href, *(other.get("href", "") for other in alternates.values())):
@@ -290,7 +282,7 @@ class _Item:
         raise CatalogError(
             f"item {self._item.id}: asset {key!r} is at {asset.href}, which cannot be read; "
             "Skysift reads s3:// and local files, only below catalog.allow when that is given, and "
-            "web addresses only when catalog.allow names what they begin with"
+            "web addresses only when catalog.allow names a beginning of theirs"
         )
 
     def _may_be_read(self, place: Location) -> bool:
@@ -341,7 +333,7 @@ def _file_says(href: str, name: str) -> bool:
 
 
 def _band_fields(asset: pystac.Asset, index: int) -> dict[str, float]:
-    """Return what an item says of a band's ``scale``, ``offset`` and ``nodata``."""
+    """Return ``scale``, ``offset`` and ``nodata`` of a band as an item states them."""
     extra = asset.extra_fields
     merged: dict[str, Any] = dict(extra)
     for key in ("raster:bands", "bands"):

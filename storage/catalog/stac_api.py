@@ -1,7 +1,7 @@
 """Items from a STAC API: a search over HTTP, page by page. The home of pystac-client.
 
-The API is asked for what the query says, rounded outwards; :mod:`storage.catalog.read` filters the
-answer again, because servers differ in how they understand boxes, open intervals and cloud cover.
+The request is the query, rounded outwards; :mod:`storage.catalog.read` filters the answer again,
+because servers differ in how they understand boxes, open intervals and cloud cover.
 """
 
 import datetime as dt
@@ -87,7 +87,7 @@ def api_candidates(
 
 
 def _open(source: str) -> pystac_client.Client:
-    """Open an API; a request that fails or is refused for the moment is repeated."""
+    """Open an API; requests that fail or meet a busy server are repeated."""
     retry = Retry(
         total=_RETRIES,
         backoff_factor=0.2,
@@ -95,12 +95,12 @@ def _open(source: str) -> pystac_client.Client:
         allowed_methods=None,  # a search changes nothing, by POST either
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PystacClientWarning)  # the search itself will tell
-        asked = StacApiIO(timeout=_TIMEOUT_S)
+        warnings.simplefilter("ignore", PystacClientWarning)  # the search itself raises
+        requests = StacApiIO(timeout=_TIMEOUT_S)
         adapter = CheckedAdapter([urlsplit(source).hostname or ""], retry)
         for scheme in ("http://", "https://"):
-            asked.session.mount(scheme, adapter)
-        return pystac_client.Client.open(source, stac_io=asked)
+            requests.session.mount(scheme, adapter)
+        return pystac_client.Client.open(source, stac_io=requests)
 
 
 def _pages(
@@ -121,7 +121,7 @@ def _pages(
         if ids == before:
             raise CatalogError(
                 f"the STAC API at {client.self_href} answers the same page of {len(ids)} items "
-                "again and again; ask for less at once, or report it to its operator"
+                "again and again; narrow the query, or report the fault to its operator"
             )
         before = ids
         yield features
@@ -142,7 +142,7 @@ def _fresh(
 
 
 def _own_address(item: Mapping[str, Any]) -> str | None:
-    """Return where an item says that it is, to which its relative links refer."""
+    """Return the address in an item's `self` link, to which its relative links refer."""
     for link in item.get("links") or []:
         if isinstance(link, dict) and link.get("rel") == "self" and is_api(str(link.get("href"))):
             return str(link["href"])
@@ -163,4 +163,4 @@ def _interval(since: dt.datetime | None, until: dt.datetime | None) -> str | Non
     end = as_utc(until) if until else None
     if end and end.microsecond:
         end = end.replace(microsecond=0) + dt.timedelta(seconds=1)
-    return "/".join(f"{one:%Y-%m-%dT%H:%M:%SZ}" if one else ".." for one in (start, end))
+    return "/".join(f"{moment:%Y-%m-%dT%H:%M:%SZ}" if moment else ".." for moment in (start, end))

@@ -1,6 +1,6 @@
 """Items from STAC-GeoParquet: one table row an item, its properties as columns.
 
-Only what a scene needs is taken back into an item: geometry stays in the table.
+Items get the columns that a scene needs; geometry stays in the table.
 
 References
 ----------
@@ -40,9 +40,9 @@ def table_candidates(source: Location, spec: CatalogSpec) -> Iterator[Candidate 
     Raises
     ------
     CatalogError
-        It is no Parquet, or its columns are not those of STAC items.
+        The table is not Parquet, or its columns are not those of STAC items.
     NotFoundError
-        It does not exist.
+        The table does not exist.
 
     Notes
     -----

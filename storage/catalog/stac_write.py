@@ -11,7 +11,7 @@ from typing import Any
 import pystac
 
 from storage.geometry import enclosing, geojson_footprints
-from storage.location import Location, StorageOptions
+from storage.location import Location
 from storage.raster.geotiff import RasterInfo
 
 PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
@@ -69,7 +69,7 @@ def composite_document(
     fingerprint: str,
     checksum: str,
 ) -> dict[str, Any]:
-    """Return the item of a composite: its period, its pixels and what it was made from.
+    """Return the item of a composite: its period, its pixels and its sources.
 
     Parameters
     ----------
@@ -102,28 +102,22 @@ def composite_document(
     return dict(item.to_dict(include_self_link=False, transform_hrefs=False))
 
 
-def write_item(
-    document: Mapping[str, Any], folder: str | Location, options: StorageOptions | None = None
-) -> None:
+def write_item(document: Mapping[str, Any], folder: str | Location) -> None:
     """Write an item as ``<id>.json`` into a folder."""
     text = json.dumps(document, indent=1).encode()
-    (Location.of(folder, options) / f"{document['id']}.json").write(text)
+    (Location.of(folder) / f"{document['id']}.json").write(text)
 
 
-def written_items(
-    folder: str | Location, options: StorageOptions | None = None
-) -> dict[str, dict[str, Any]]:
+def written_items(folder: str | Location) -> dict[str, dict[str, Any]]:
     """Return the items that were written into a folder, by their ids."""
-    documents = [file for file in Location.of(folder, options).list() if file.uri.endswith(".json")]
+    documents = [file for file in Location.of(folder).list() if file.uri.endswith(".json")]
     items = [json.loads(file.read()) for file in documents if not file.uri.endswith(COLLECTION)]
     return {item["id"]: item for item in items}
 
 
-def write_collection(
-    folder: str | Location, title: str, description: str, options: StorageOptions | None = None
-) -> None:
+def write_collection(folder: str | Location, title: str, description: str) -> None:
     """Write ``collection.json`` over the items of a folder, so that the folder is a catalog."""
-    place = Location.of(folder, options)
+    place = Location.of(folder)
     items = [pystac.Item.from_dict(item) for item in written_items(place).values()]
     box = list(enclosing([item.bbox for item in items if item.bbox]))
     times = [_period(item) for item in items]

@@ -1,8 +1,8 @@
-"""Where documents from outside may lead: which hosts may be asked, which files may be read.
+"""Limits for URLs and paths in documents from outside: allowed hosts and allowed folders.
 
-A recipe is trusted, what a STAC API or an item says is not. The host that a recipe names is asked;
-another one, to which an answer leads, only when it is a public address. Files are confined by
-:func:`is_within` where a recipe says to what.
+A recipe is trusted; STAC APIs and items are not. Requests go to the host that a recipe names, and
+to another host, to which an answer leads, only when its address is public. :func:`is_within`
+confines files to the folders that a recipe lists.
 """
 
 import os
@@ -21,14 +21,14 @@ from storage.location import Location, split_uri
 
 
 class CheckedAdapter(HTTPAdapter):
-    """Carries the requests of a session and checks each: next pages and redirects come by here too.
+    """HTTP adapter that checks the host of every request, next pages and redirects included.
 
     Parameters
     ----------
     trusted_hosts
         Hosts that may have any address.
     retries
-        What is repeated.
+        Rule for repeating a request.
     """
 
     def __init__(self, trusted_hosts: Collection[str], retries: Retry) -> None:
@@ -36,12 +36,12 @@ class CheckedAdapter(HTTPAdapter):
         self._trusted_hosts = frozenset(trusted_hosts)
 
     def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
-        """Send a request to a host that may be asked.
+        """Send a request to an allowed host.
 
         Raises
         ------
         CatalogError
-            It may not.
+            The host is not allowed.
         """
         check_host(str(request.url), self._trusted_hosts)
         return super().send(request, *args, **kwargs)
@@ -53,8 +53,8 @@ def check_host(url: str, trusted_hosts: Collection[str] = ()) -> None:
     Raises
     ------
     CatalogError
-        Its scheme is not http or https, its host has no address, or one that is private, loopback,
-        link-local or otherwise not public.
+        The scheme is not http or https, or the host has no address or an address that is private,
+        loopback, link-local or otherwise not public.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
@@ -63,10 +63,10 @@ def check_host(url: str, trusted_hosts: Collection[str] = ()) -> None:
     if host in trusted_hosts:
         return
     try:
-        found = socket.getaddrinfo(host, parts.port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, parts.port, type=socket.SOCK_STREAM)
     except (OSError, ValueError) as error:
         raise CatalogError(f"{url[:200]} is not followed: {host} has no address") from error
-    for *_, address in found:
+    for *_, address in addresses:
         if not ip_address(str(address[0]).partition("%")[0]).is_global:
             raise CatalogError(
                 f"{url[:200]} is not followed: {host} is {address[0]}, which is not a public "
@@ -75,7 +75,7 @@ def check_host(url: str, trusted_hosts: Collection[str] = ()) -> None:
 
 
 def is_within(uri: str, root: str) -> bool:
-    """Tell whether a URI is a folder or something in it.
+    """Tell whether a URI is a folder or lies within that folder.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Open and check one GeoTIFF, and say what its header says.
+"""Open and check one GeoTIFF, and read its header.
 
 Only the GTiff driver is ever used to read, so a catalog cannot make GDAL open a VRT, a network
 service or another format. :mod:`storage.raster.writer` writes them, :mod:`storage.raster.layer` and
@@ -26,7 +26,7 @@ from rasterio.windows import Window
 
 from storage.errors import ConfigError, GridError, SceneError
 from storage.geometry import BBox, around_points
-from storage.location import Location, StorageOptions, gdal_environment
+from storage.location import Location, gdal_environment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,15 +86,15 @@ def crs_name(crs: Any) -> str:
     return f"EPSG:{code}" if code else str(parsed.to_wkt())
 
 
-def inspect(href: str | Location, options: StorageOptions | None = None) -> RasterInfo:
+def inspect(href: str | Location) -> RasterInfo:
     """Read and check the header of a GeoTIFF.
 
     Raises
     ------
     SceneError
-        It is not a GeoTIFF, is truncated, has no pixels, no CRS or no usable transform.
+        The file is not a GeoTIFF, is truncated, has no pixels, no CRS or no usable transform.
     """
-    place = Location.of(href, options)
+    place = Location.of(href)
     with environment(place), opened(place) as dataset:
         return raster_info(dataset)
 
@@ -175,7 +175,7 @@ def decode_square(data: bytes, name: str, side_px: int) -> npt.NDArray[Any]:
     Raises
     ------
     SceneError
-        It is not such a file (``name`` is what it is called).
+        The data are not such a file; ``name`` stands in the message.
     """
     with _in_memory(data, name) as dataset:
         side = min(dataset.width, dataset.height)
@@ -234,8 +234,8 @@ def _check_length(dataset: Any, href: Location) -> None:
     rows, columns = dataset.block_shapes[-1]
     last = f"{(dataset.width - 1) // columns}_{(dataset.height - 1) // rows}"
     tags = (
-        dataset.get_tag_item(f"BLOCK_{what}_{last}", "TIFF", bidx=dataset.count)
-        for what in ("OFFSET", "SIZE")
+        dataset.get_tag_item(f"BLOCK_{field}_{last}", "TIFF", bidx=dataset.count)
+        for field in ("OFFSET", "SIZE")
     )
     end = sum(int(tag) for tag in tags if tag)
     size_bytes = href.path.stat().st_size

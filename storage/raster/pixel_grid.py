@@ -22,7 +22,7 @@ class Window:
     height: int
 
     def intersection(self, other: "Window") -> "Window | None":
-        """Return what two windows share, or None when they do not touch.
+        """Return the common part of two windows, or None when they do not touch.
 
         Examples
         --------

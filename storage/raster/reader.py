@@ -1,16 +1,16 @@
-"""Read the bands of a scene on a pixel grid, and pictures and class rasters as they are asked for.
+"""Read the bands of a scene on a pixel grid; read pictures and class rasters.
 
 A :class:`SceneReader` puts the bands of a scene, whatever files and resolutions they come in, on
-one :class:`PixelGrid`. Which windows to read is :mod:`pipeline.tiles.read`'s business, which files
-a scene has is :mod:`storage.catalog.read`'s, one file is :mod:`storage.raster.geotiff`'s.
+one :class:`PixelGrid`. Windows come from :mod:`pipeline.tiles.read`, scenes from
+:mod:`storage.catalog.read`; :mod:`storage.raster.geotiff` opens one file.
 
 Notes
 -----
 Files whose pixels are the grid's pixels (same CRS and size) are read as they are, bit for bit. If
 such a scene sits between the grid's pixels, it moves as a whole, all bands and the mask, by at most
-half a pixel: cheaper than resampling, without loss, and less than what sensors are off by. Bands of
-exactly twice the pixel size are interpolated by :mod:`storage.raster.upsample`, to the numbers that
-a warp gives; everything else goes through one WarpedVRT per file.
+half a pixel: cheaper than resampling, without loss, and less than the error of the sensors.
+Bands of exactly twice the pixel size are interpolated by :mod:`storage.raster.upsample`, to the
+numbers that a warp gives; everything else goes through one WarpedVRT per file.
 """
 
 import math
@@ -26,7 +26,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from storage.errors import SceneError
-from storage.location import Location, StorageOptions
+from storage.location import Location
 from storage.raster.geotiff import (
     alpha_index,
     cause,
@@ -56,8 +56,6 @@ class SceneReader:
         What to read.
     pixels
         The grid to read it on.
-    options
-        How to reach the files.
     resampling
         How rasterio interpolates bands whose pixels are not the grid's; the mask is always read by
         nearest neighbour.
@@ -76,14 +74,13 @@ class SceneReader:
         self,
         scene: Scene,
         pixels: PixelGrid,
-        options: StorageOptions | None = None,
         resampling: str = "bilinear",
         overviews: bool = False,
     ) -> None:
         self.scene = scene
         self.pixels = pixels
         self._overviews = overviews
-        self._environment = environment(_common_place(scene, options))
+        self._environment = environment(_common_place(scene))
         with ExitStack() as files, self._environment:
             self._files = files
             self._layers, self._mask = self._open(resampling)
@@ -109,7 +106,7 @@ class SceneReader:
         self._files.close()
 
     def read(self, window: Window) -> Block:
-        """Read one window of the grid; what lies outside the scene is invalid.
+        """Read one window of the grid; pixels outside the scene are invalid.
 
         Raises
         ------
@@ -118,6 +115,7 @@ class SceneReader:
         """
         shape = (window.height, window.width)
         values = np.empty((len(self.scene.bands), *shape), np.float32)
+        # Layers write where they cover the window; the fill is skipped when all cover it whole.
         if any(window.intersection(layer.window) != window for layer in self._layers):
             values.fill(np.nan)
         cloud = np.zeros(shape, np.bool_)
@@ -128,7 +126,7 @@ class SceneReader:
                 self._mask.read_into(numbers, window)
                 cloud = _is_cloud(numbers[0], self.scene.mask)
         valid = np.ones(shape, np.bool_)
-        if not any(whole):
+        if not any(whole):  # else one band holds data everywhere
             valid = np.logical_not(np.isnan(values).all(axis=0))
         return Block(values=values, valid=valid, cloud=cloud & valid)
 
@@ -142,6 +140,7 @@ class SceneReader:
         ]
         self._check_numbers(opened)
         corners = (pixel_offset(dataset, self.pixels) for dataset, _ in opened)
+        # All bands move by the shift of the first aligned file, so that they stay together.
         shift = next(
             ((round(c) - c, round(r) - r) for c, r in (x for x in corners if x is not None)),
             (0.0, 0.0),
@@ -200,7 +199,7 @@ class SceneReader:
                 names = ", ".join(name for name in dataset.descriptions if name) or "unnamed"
                 raise SceneError(
                     f"scene {self.scene.id}: {href} has {dataset.count} band(s) ({names}), "
-                    f"but band number {index} is asked for; correct the recipe's band mapping"
+                    f"but band number {index} was requested; correct the recipe's band mapping"
                 )
         return dataset
 
@@ -208,7 +207,6 @@ class SceneReader:
 def read_image(
     href: str | Location,
     indexes: Sequence[int] | None = None,
-    options: StorageOptions | None = None,
 ) -> Float32:
     """Read a whole picture as a query: PNG, JPEG or TIFF, georeferenced or not.
 
@@ -218,8 +216,6 @@ def read_image(
         The picture.
     indexes
         Bands to read, from 1; all (without alpha) when None.
-    options
-        How to reach it.
 
     Returns
     -------
@@ -230,7 +226,7 @@ def read_image(
     SceneError
         It is not such a picture, or lacks a band.
     """
-    place = Location.of(href, options)
+    place = Location.of(href)
     if place.uri.lower().endswith((".tif", ".tiff")):
         with environment(place), opened(place, georeferenced=False) as dataset:
             alpha = alpha_index(dataset)
@@ -266,7 +262,6 @@ def read_categorical(
     *,
     index: int = 1,
     fill: int = 0,
-    options: StorageOptions | None = None,
 ) -> npt.NDArray[Any]:
     """Read one window of a class raster on a grid, by nearest neighbour.
 
@@ -279,7 +274,7 @@ def read_categorical(
     SceneError
         The raster cannot be read.
     """
-    file = Location.of(href, options)
+    file = Location.of(href)
     with environment(file), ExitStack() as files:
         dataset = files.enter_context(opened(file))
         _check_indexes(href, [index], dataset.count)
@@ -292,12 +287,12 @@ def read_categorical(
         return classes.astype(dataset.dtypes[index - 1])
 
 
-def _common_place(scene: Scene, options: StorageOptions | None) -> Location:
+def _common_place(scene: Scene) -> Location:
     """Return a file of a scene whose options reach all files of the scene.
 
     GDAL has one configuration at a time, and a window is read from all files.
     """
-    places = [Location.of(href, options) for href in scene.hrefs]
+    places = [Location.of(href) for href in scene.hrefs]
     remote = [place for place in places if not place.is_local]
     if len({place.options for place in remote}) > 1:
         raise SceneError(
@@ -318,4 +313,4 @@ def _is_cloud(numbers: Float32, mask: MaskSource) -> npt.NDArray[np.bool_]:
 def _check_indexes(href: str | Location, indexes: Sequence[int], count: int) -> None:
     for index in indexes:
         if not 1 <= index <= count:
-            raise SceneError(f"{href} has {count} band(s), but band number {index} is asked for")
+            raise SceneError(f"{href} has {count} band(s), but band number {index} was requested")

@@ -13,7 +13,7 @@ from rasterio.shutil import copy as copy_raster
 from rasterio.transform import Affine
 from rasterio.windows import Window as FileWindow
 
-from storage.location import Location, StorageOptions, sha256_of_file
+from storage.location import Location, sha256_of_file
 
 _CACHE_BYTES = 32 * 1024 * 1024
 
@@ -35,15 +35,13 @@ class GeotiffWriter:
     crs, transform
         As in :class:`storage.raster.geotiff.RasterInfo`.
     nodata
-        The number that means "no data"; also what is never written.
+        The number that means "no data", also in pixels that are never written.
     descriptions
         Names of the bands.
     cog
         Cloud Optimized, with overviews by averaging (nearest for one uint8 band of classes).
     block_px
         Size of the internal tiles; blocks that cover whole ones are cheapest.
-    options
-        How to reach the target.
 
     Attributes
     ----------
@@ -63,9 +61,8 @@ class GeotiffWriter:
         descriptions: Sequence[str] = (),
         cog: bool = True,
         block_px: int = 256,
-        options: StorageOptions | None = None,
     ) -> None:
-        self._target = Location.of(uri, options)
+        self._target = Location.of(uri)
         self._cog, self._block_px = cog, block_px
         self._is_classes = shape[0] == 1 and dtype == "uint8"
         self._descriptions = tuple(descriptions)
@@ -144,7 +141,6 @@ def write_geotiff(
     descriptions: Sequence[str] = (),
     cog: bool = True,
     block_px: int = 256,
-    options: StorageOptions | None = None,
 ) -> None:
     """Write an array (bands, height, width) as a GeoTIFF; see :class:`GeotiffWriter`."""
     count, height, width = array.shape
@@ -158,6 +154,5 @@ def write_geotiff(
         descriptions=descriptions,
         cog=cog,
         block_px=block_px,
-        options=options,
     ) as target:
         target.write(array)

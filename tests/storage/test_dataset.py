@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from storage.dataset import DatasetWriter, LabelledDataset, read_info
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
+from storage.location import Location
 
 BANDS, CLASSES = ("red", "nir"), ("water", "forest", "road")
 
@@ -22,8 +23,8 @@ def _batch(count: int, seed: int = 0, dtype=np.float32):
     return images, labels, {"source": [f"{seed}-{i}" for i in range(count)], "split": splits}
 
 
-def _write(uri: str, *batches, options=None, **more):
-    with DatasetWriter(uri, bands=BANDS, classes=CLASSES, options=options, **more) as writer:
+def _write(uri: str | Location, *batches, **more):
+    with DatasetWriter(uri, bands=BANDS, classes=CLASSES, **more) as writer:
         for batch in batches:
             writer.append(*batch)
         return writer.finish()
@@ -110,25 +111,23 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path):
 
 
 def test_a_remote_dataset_is_copied_once(moto_s3, tmp_path: Path):
-    uri, cache = moto_s3.uri("sets", "a"), tmp_path / "cache"
-    _write(uri, _batch(4), options=moto_s3.options)
-    first = LabelledDataset.open(uri, moto_s3.options, cache=cache)
+    uri, cache = moto_s3.location("sets", "a"), tmp_path / "cache"
+    _write(uri, _batch(4))
+    first = LabelledDataset.open(uri, cache=cache)
     assert np.array_equal(first.images, _batch(4)[0])
     stamp = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
-    assert LabelledDataset.open(uri, moto_s3.options, cache=cache).info == first.info
+    assert LabelledDataset.open(uri, cache=cache).info == first.info
     assert stamp == {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
 
 
 def test_a_damaged_copy_is_refused(moto_s3, tmp_path: Path):
-    from storage.location import read_bytes, write_bytes
-
-    uri = moto_s3.uri("sets", "b")
-    _write(uri, _batch(4), options=moto_s3.options)
-    data = bytearray(read_bytes(f"{uri}/images.npy", moto_s3.options))
+    uri = moto_s3.location("sets", "b")
+    _write(uri, _batch(4))
+    data = bytearray((uri / "images.npy").read())
     data[-1] ^= 1
-    write_bytes(f"{uri}/images.npy", bytes(data), moto_s3.options)
+    (uri / "images.npy").write(bytes(data))
     with pytest.raises(CorruptIndexError, match=r"images\.npy hashes to"):
-        LabelledDataset.open(uri, moto_s3.options, cache=tmp_path / "cache")
+        LabelledDataset.open(uri, cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*/images.npy"))
 
 

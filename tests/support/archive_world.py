@@ -9,18 +9,13 @@ from storage.archive.ledger import LedgerEntry
 from storage.archive.reader import Archive
 from storage.archive.spec import ArchiveSpec
 from storage.archive.writer import ArchiveWriter, SegmentRows, write_segment
-from storage.location import Location, StorageOptions
+from storage.location import Location
 from tests.support.shard_world import CLASSES, GRID, Rows, make_rows
 
 FINGERPRINT = "ab" * 32
 
 
-def create_archive(
-    place: str | Location,
-    dimension: int,
-    options: StorageOptions | None = None,
-    fingerprint: str = FINGERPRINT,
-) -> None:
+def create_archive(place: str | Location, dimension: int, fingerprint: str = FINGERPRINT) -> None:
     """Create an empty archive."""
     spec = ArchiveSpec(
         encoder_fingerprint=fingerprint,
@@ -30,7 +25,7 @@ def create_archive(
         tile_px=64,
         classes=CLASSES,
     )
-    Archive.create(Location.of(place, options), spec)
+    Archive.create(place, spec)
 
 
 def add_scenes(
@@ -38,12 +33,10 @@ def add_scenes(
     scenes: Mapping[str, int],
     seed: int = 0,
     version: str = "v1",
-    options: StorageOptions | None = None,
     embedding: np.ndarray[Any, Any] | None = None,
     days: int = 0,
 ) -> str:
     """Commit a segment with the given number of rows of each scene, dated ``days`` days later."""
-    place = Location.of(place, options)
     archive = Archive.open(place)
     writer = ArchiveWriter(archive)
     count = sum(scenes.values())
@@ -73,8 +66,8 @@ def add_scenes(
     return writer.commit([receipt], entries, {GRID: {"tile_px": 64}}, "test")
 
 
-def live_rows(place: str | Location, options: StorageOptions | None = None) -> Rows:
+def live_rows(place: str | Location) -> Rows:
     """All live rows of the newest snapshot, as the brute-force truth reads them."""
-    archive = Archive.open(Location.of(place, options))
+    archive = Archive.open(place)
     parts = [archive.read_segment(segment.ordinal) for segment in archive.segments]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

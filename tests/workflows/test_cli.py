@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from storage.location import upload
 from storage.raster.writer import write_geotiff
 from tests.support.command_line import run
 from workflows.cli import VERBS, cli
@@ -304,7 +303,7 @@ def test_a_dataset_is_imported_trained_on_and_scored(world, tmp_path):
 def test_the_same_commands_work_on_an_object_store(world, moto_s3):
     for folder in ("scenes", "bundle"):
         for path in (world.folder / folder).iterdir():
-            upload(path, moto_s3.uri(folder, path.name), moto_s3.options)
+            moto_s3.location(folder, path.name).upload(path)
     store = {
         "storage.endpoint_url": moto_s3.options.endpoint_url,
         "storage.region": moto_s3.options.region,

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from storage.errors import CatalogError, ConfigError, NotFoundError, SceneError
+from storage.location import Location, StorageOptions
 from storage.progress import Progress
 from workflows.console import ProgressView, format_table, write_json
 from workflows.exit_codes import failure_line, run_to_exit_code
@@ -254,3 +255,12 @@ def test_a_signal_ends_with_one_line_and_runs_what_cleans_up(number, code, word,
     assert err.count("\n") == 1
     assert word in err
     assert (tmp_path / "closed").exists()
+
+
+def test_json_names_a_place_by_its_uri_and_never_its_credentials():
+    options = StorageOptions(access_key_id="key", secret_access_key="s3cret")
+    stream = io.StringIO()
+    write_json({"archive": Location("s3://bucket/archive", options), "options": options}, stream)
+    written = json.loads(stream.getvalue())
+    assert written["archive"] == "s3://bucket/archive"
+    assert set(written["options"]) == {"endpoint_url", "region", "anonymous"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import ConfigError
-from storage.location import StorageOptions
+from storage.location import Location, StorageOptions
 from workflows import doctor
 from workflows.cli import main
 
@@ -60,7 +60,7 @@ def test_an_object_store_that_is_not_there_is_broken(monkeypatch):
     options = StorageOptions(
         endpoint_url="http://127.0.0.1:9", access_key_id="a", secret_access_key="b", region="x"
     )
-    (finding,) = doctor.store_findings([("archive.uri", "s3://bucket/archive")], options)
+    finding = doctor.place_finding("archive.uri", Location("s3://bucket/archive", options))
     assert finding.verdict == "broken"
     assert "credentials" in finding.advice
 

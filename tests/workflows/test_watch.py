@@ -1,6 +1,7 @@
 """Watching a source: what is new arrives once, in archive and index, whatever stops the watch."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -19,11 +20,12 @@ from storage.archive.maintenance import create_tag, delete_scenes, rollback
 from storage.archive.reader import Archive
 from storage.errors import CatalogError, EncoderMismatchError, SkysiftError
 from storage.index.manifest import read_manifest
+from storage.locks import watcher_lock
 from storage.scene import CatalogSpec
 from tests.support.command_line import run
 from tests.support.counted_reads import counted_reads
 from tests.support.ingest_world import TILE_PX, make_bundle, rows_of, write_scene
-from workflows.watch import PollReport, Watcher, WatchJob, sole_watcher
+from workflows.watch import PollReport, Watcher, WatchJob
 
 
 @pytest.fixture
@@ -164,8 +166,8 @@ def test_the_watch_goes_on_after_a_failed_poll_and_ends_on_a_wrong_job(
     def wait(seconds: float) -> None:
         waited.append(seconds)
         with (
-            pytest.raises(SkysiftError, match="another `skysift watch`"),
-            sole_watcher(broken.ingest.archive_uri),
+            pytest.raises(SkysiftError, match=r"`skysift watch`: process .* is at work"),
+            watcher_lock(broken.ingest.archive_uri),
         ):
             raise AssertionError
         next(steps)()
@@ -179,7 +181,7 @@ def test_the_watch_goes_on_after_a_failed_poll_and_ends_on_a_wrong_job(
     assert isinstance(third, PollReport)
     assert not third.changed
     assert all(3000 < seconds <= 3600 for seconds in waited)
-    with sole_watcher(broken.ingest.archive_uri):
+    with watcher_lock(broken.ingest.archive_uri):
         pass
 
 
@@ -218,10 +220,10 @@ def test_the_command_polls_once_for_cron_and_tells(job: WatchJob):
     events = [json.loads(line) for line in log.read_text().splitlines()]
     assert [one["event"] for one in events] == ["started", "scene", "committed", "finished"]
     assert (events[1]["scene"], events[1]["state"]) == ("bad_20240702", "quarantined")
-    with sole_watcher(job.ingest.archive_uri):
+    with watcher_lock(job.ingest.archive_uri):
         busy = run(*_cli(job), "--once")
     assert busy.code == 1
-    assert "another `skysift watch` is at work" in busy.err
+    assert f"`skysift watch`: process {os.getpid()} on " in busy.err
 
 
 def test_a_source_that_holds_nothing_yet_is_no_failure_but_one_that_was_emptied_is(
@@ -257,7 +259,7 @@ def test_a_watch_that_was_killed_can_be_started_again(broken: WatchJob):
         process.kill()
     assert [len(report["arrivals"]) for report in reports] == [1, 0]
     (_scenes(broken) / "bad_20240601.tif").write_bytes(b"II*\0")
-    with sole_watcher(broken.ingest.archive_uri):
+    with watcher_lock(broken.ingest.archive_uri):
         report = Watcher(broken, session=_no_session).poll()
     assert [one.scene_id for one in report.arrivals] == ["bad_20240601"]
     assert report.scenes_known == 2

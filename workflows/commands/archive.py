@@ -74,7 +74,7 @@ def audit(ctx: click.Context, run: Run) -> None:
     from storage.catalog.read import read_scenes
 
     opened = open_archive(run)
-    listing = read_scenes(run.catalog_spec(), opened.spec.bands, run.storage)
+    listing = read_scenes(run.catalog_spec(), opened.spec.bands)
     wanted = [(scene.id, scene.fingerprint) for scene in listing.scenes]
     wanted += [(item.scene_id, "") for item in listing.rejected]
     found = compare(opened, wanted)
@@ -141,12 +141,12 @@ def export(run: Run, kind: str, out: str) -> None:
     if kind == "stac":
         from storage.archive.stac import write_archive_item
 
-        item = write_archive_item(opened, out, run.storage)
+        item = write_archive_item(opened, run.location(out))
         run.show({"file": out, "item": item["id"], "rows": len(opened)})
         return
     from storage.archive.export import to_geoparquet
 
-    run.show({"file": out, "rows": to_geoparquet(opened, out, options=run.storage)})
+    run.show({"file": out, "rows": to_geoparquet(opened, run.location(out))})
 
 
 @archive.command("snapshots", cls=Verb, example="skysift archive snapshots --archive work/archive")
@@ -156,7 +156,7 @@ def snapshots(run: Run) -> None:
     """List the commits of an archive, the newest first, and their tags."""
     from storage.archive.maintenance import list_snapshots
 
-    found = list_snapshots(archive_uri(run), run.storage)
+    found = list_snapshots(archive_uri(run))
     rows = [
         [one.id, f"{one.written_at:%Y-%m-%d %H:%M:%S}", ", ".join(one.tags), one.message]
         for one in found
@@ -184,9 +184,7 @@ def delete_scene(run: Run, scene_ids: tuple[str, ...], reason: str, again: bool)
     """
     from storage.archive.maintenance import delete_scenes
 
-    done = delete_scenes(
-        archive_uri(run), scene_ids, reason=reason, again=again, options=run.storage
-    )
+    done = delete_scenes(archive_uri(run), scene_ids, reason=reason, again=again)
     lines = {"scenes deleted": len(done.scenes), "rows hidden": done.rows}
     run.show(done, {**lines, "snapshot": done.snapshot})
 
@@ -209,11 +207,11 @@ def tag(run: Run, name: str, delete: bool) -> None:
 
     uri, wanted = archive_uri(run), run.recipe.archive.snapshot
     if delete:
-        delete_tag(uri, name, run.storage)
+        delete_tag(uri, name)
         run.show({"tag": name, "deleted": True})
         return
-    snapshot = wanted and resolve_snapshot(uri, wanted, run.storage)
-    run.show({"tag": name, "snapshot": create_tag(uri, name, snapshot, run.storage)})
+    snapshot = wanted and resolve_snapshot(uri, wanted)
+    run.show({"tag": name, "snapshot": create_tag(uri, name, snapshot)})
 
 
 @archive.command(
@@ -229,7 +227,7 @@ def rollback(run: Run, snapshot: str) -> None:
     """
     from storage.archive.maintenance import rollback as go_back
 
-    done = go_back(archive_uri(run), snapshot, run.storage)
+    done = go_back(archive_uri(run), snapshot)
     lines = {"newest snapshot": done.snapshot, "previous, to undo this": done.previous}
     run.show(done, {**lines, "next": "build the indexes of this archive again"})
 
@@ -260,7 +258,7 @@ def gc(run: Run, older_than: dt.timedelta, dry_run: bool) -> None:
     """
     from storage.archive.maintenance import collect_garbage
 
-    done = collect_garbage(archive_uri(run), older_than, dry_run=dry_run, options=run.storage)
+    done = collect_garbage(archive_uri(run), older_than, dry_run=dry_run)
     verb = "would go" if dry_run else "gone"
     lines = {f"snapshots {verb}": len(done.expired), f"bytes {verb}": f"{done.freed_bytes:,}"}
     run.show(done, lines)

@@ -7,14 +7,15 @@ from workflows.commands.options import recipe_option
 
 if TYPE_CHECKING:
     from storage.archive.reader import Archive
+    from storage.location import Location
 
 archive_option = recipe_option("--archive", "archive.uri")
 snapshot_option = recipe_option("--snapshot", "archive.snapshot", metavar="ID")
 
 
-def archive_uri(run: Run) -> str:
-    """Return the archive's URI."""
-    return str(run.need_path("archive.uri", "--archive"))
+def archive_uri(run: Run) -> "Location":
+    """Return the place of the archive."""
+    return run.need_path("archive.uri", "--archive")
 
 
 def open_archive(run: Run) -> "Archive":
@@ -23,4 +24,4 @@ def open_archive(run: Run) -> "Archive":
     from storage.archive.reader import Archive
 
     uri, name = archive_uri(run), run.recipe.archive.snapshot
-    return Archive.open(uri, name and resolve_snapshot(uri, name, run.storage), run.storage)
+    return Archive.open(uri, name and resolve_snapshot(uri, name))

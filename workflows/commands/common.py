@@ -25,7 +25,7 @@ from workflows.exit_codes import Interrupted, end_on_sigterm
 if TYPE_CHECKING:
     from pipeline.indexing.spec import IndexSpec
     from pipeline.ingest.spec import IngestSpec
-    from storage.location import StorageOptions
+    from storage.location import Location
     from storage.scene import CatalogSpec
     from workflows.recipe.load import LoadedRecipe
     from workflows.recipe.schema import Recipe
@@ -66,10 +66,11 @@ class Run:
         """The effective recipe."""
         return self.settings.recipe
 
-    @property
-    def storage(self) -> "StorageOptions":
-        """How to reach the object store."""
-        return self.recipe.storage
+    def location(self, uri: str) -> "Location":
+        """Return a place that the options of the recipe reach."""
+        from storage.location import Location
+
+        return Location(uri, self.recipe.storage)
 
     def need(self, key: str, option: str | None = None) -> Any:
         """Return a value of the recipe that this verb cannot do without.
@@ -89,13 +90,13 @@ class Run:
             )
         return value
 
-    def need_path(self, key: str, option: str | None = None) -> str:
-        """Return a URI that this verb reads.
+    def need_path(self, key: str, option: str | None = None) -> "Location":
+        """Return a place that this verb reads.
 
         Raises
         ------
         ConfigError
-            The URI is not given, or is a local path that does not exist.
+            The place is not given, or is a local path that does not exist.
         """
         from storage.errors import ConfigError
         from workflows.recipe.errors import missing_path
@@ -103,7 +104,7 @@ class Run:
         uri = str(self.need(key, option))
         if "://" not in uri and not (fixed := _before_pattern(uri)).exists():
             raise ConfigError(f"{self.settings.where(key)}: {key}: {missing_path(fixed)}")
-        return uri
+        return self.location(uri)
 
     def catalog_spec(self) -> "CatalogSpec":
         """Return the source of scenes.
@@ -113,27 +114,23 @@ class Run:
         ConfigError
             No source is given, or a local source does not exist.
         """
-        from storage.location import Location
         from storage.scene import CatalogSpec
         from workflows.recipe.sections import spec_from
 
-        source = Location(self.need_path("catalog.source", "--scenes"), self.storage)
+        source = self.need_path("catalog.source", "--scenes")
         return spec_from(CatalogSpec, self.recipe.catalog, source=source)
 
     def ingest_spec(self) -> "IngestSpec":
         """Return what an ingest embeds, with which encoder, into which archive."""
         from pipeline.ingest.spec import IngestSpec
-        from storage.location import Location
         from workflows.recipe.sections import spec_from
 
-        labels_uri = self.recipe.ingest.labels_uri
         return spec_from(
             IngestSpec,
             self.recipe.ingest,
             catalog=self.catalog_spec(),
-            encoder_uri=Location(self.need_path("encoder.bundle", "--encoder"), self.storage),
-            archive_uri=Location.of(self.need("archive.uri", "--archive"), self.storage),
-            labels_uri=Location.of(labels_uri, self.storage) if labels_uri else None,
+            encoder_uri=self.need_path("encoder.bundle", "--encoder"),
+            archive_uri=self.need("archive.uri", "--archive"),
             grid=self.recipe.grid,
             rules=self.recipe.tiles,
         )

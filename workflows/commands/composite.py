@@ -52,7 +52,6 @@ def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
     from pipeline.composite.driver import make_composites
     from pipeline.composite.plan import plan_composites
     from pipeline.composite.spec import CompositeSpec
-    from storage.location import Location
     from workflows.recipe.sections import spec_from
 
     encoder = run.recipe.encoder
@@ -60,7 +59,7 @@ def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
         CompositeSpec,
         run.recipe.composite,
         catalog=run.catalog_spec(),
-        output_uri=Location.of(run.need("composite.output_uri", "--out"), run.storage),
+        output_uri=run.need("composite.output_uri", "--out"),
         bands=run.recipe.composite.bands or encoder.bands,
         grid=run.recipe.grid,
     )

@@ -78,13 +78,12 @@ def import_(run: Run) -> None:
 
 def _import_images(run: Run, progress: "ProgressSink") -> "DatasetInfo":
     from pipeline.datasets.importers import importers
-    from storage.location import Location
 
     section = run.recipe.dataset
     settings = {name: getattr(section, name) for name in _SETTINGS[section.importer]}
     return importers[section.importer](
-        Location.of(run.need_path("dataset.source", "--source"), run.storage),
-        Location.of(run.need("dataset.uri", "--dataset"), run.storage),
+        run.need_path("dataset.source", "--source"),
+        run.need("dataset.uri", "--dataset"),
         **settings,
         progress=progress,
     )
@@ -93,16 +92,15 @@ def _import_images(run: Run, progress: "ProgressSink") -> "DatasetInfo":
 def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
     from pipeline.datasets.scenes import import_scenes
     from storage.catalog.read import read_scenes
-    from storage.location import Location
     from workflows.labels import label_scenes
 
     section = run.recipe.dataset
-    scenes = read_scenes(run.catalog_spec(), section.bands, run.storage).scenes
+    scenes = read_scenes(run.catalog_spec(), section.bands).scenes
     grid = replace(run.recipe.grid, tile_px=run.recipe.grid.tile_px or run.need("dataset.tile_px"))
     labels = label_scenes(
         scenes,
         grid,
-        Location.of(run.need_path("dataset.landcover.href", "--landcover"), run.storage),
+        run.need_path("dataset.landcover.href", "--landcover"),
         run.need("dataset.landcover.classes"),
         min_fraction=section.landcover.min_fraction,
         progress=progress,
@@ -111,7 +109,7 @@ def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
         scenes,
         grid,
         labels,
-        Location.of(run.need("dataset.uri", "--dataset"), run.storage),
+        run.need("dataset.uri", "--dataset"),
         bands=section.bands,
         rules=run.recipe.tiles,
         split=run.recipe.dataset.split,

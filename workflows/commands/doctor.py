@@ -1,11 +1,16 @@
 """`skysift doctor`: whether this machine can run Skysift."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from workflows.commands.common import Run, Verb, pass_run
 from workflows.exit_codes import EXIT_FAILED
+
+if TYPE_CHECKING:
+    from storage.location import Location
 
 _PLACES = ("catalog.source", "encoder.bundle", "archive.uri", "index.uri")
 
@@ -25,10 +30,9 @@ def doctor(run: Run, ctx: click.Context, /, no_ray: bool) -> None:
 
     Changes nothing. Exits with 1 when something is broken.
     """
-    from workflows.doctor import Finding, machine_findings, ray_finding, store_findings
+    from workflows.doctor import Finding, machine_findings, place_finding, ray_finding
 
-    findings = machine_findings()
-    findings += store_findings(_places(run), run.storage)
+    findings = [*machine_findings(), *(place_finding(*place) for place in _places(run))]
     if not no_ray:
         findings.append(ray_finding(lambda: _join(run)))
     broken = [finding for finding in findings if finding.verdict == "broken"]
@@ -47,15 +51,12 @@ def doctor(run: Run, ctx: click.Context, /, no_ray: bool) -> None:
         ctx.exit(EXIT_FAILED)
 
 
-def _places(run: Run) -> list[tuple[str, str]]:
-    """Return what the recipe names of files; the address of a STAC API is not one."""
-    found = []
+def _places(run: Run) -> Iterator[tuple[str, "Location"]]:
+    """Yield the files that the recipe names; the address of a STAC API is not a file."""
     for key in _PLACES:
-        section, _, name = key.partition(".")
-        uri = getattr(getattr(run.recipe, section), name)
-        if uri and not uri.startswith(("http://", "https://")) and "*" not in uri:
-            found.append((key, uri))
-    return found
+        place = run.settings.value(key)
+        if place is not None and not place.is_web and "*" not in place.uri:
+            yield key, place
 
 
 def _join(run: Run) -> None:

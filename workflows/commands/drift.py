@@ -5,7 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.commands.archive_options import archive_option, open_archive, snapshot_option
+from workflows.commands.archive_options import (
+    archive_option,
+    open_archive,
+    snapshot_option,
+)
 from workflows.commands.common import Run, Verb, pass_run
 from workflows.console import format_table
 
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True, help="Decides what is drawn.")
 @pass_run
 def drift(run: Run, /, **options: Any) -> None:
-    """Say whether the embeddings of some rows are distributed differently from the rest.
+    """Test whether the embeddings of some rows are distributed differently from the rest.
 
     "shift" is the distance of the two mean embeddings over all rows; "mmd" is the squared maximum
     mean discrepancy of two uniform samples, and "p" how often a random division gives as much.
@@ -46,7 +50,7 @@ def drift(run: Run, /, **options: Any) -> None:
     if sum(options[name] is not None for name in ("by", "split", "since_snapshot")) > 1:
         raise click.UsageError("give at most one of --by, --split and --since-snapshot")
     archive = open_archive(run)
-    groups, names = _groups(run, archive, options)
+    groups, names = _groups(archive, options)
     permutations = max(999, round(10 * len(names) / options["alpha"]))
     spec = DriftSpec(
         sample_rows=options["sample"],
@@ -56,14 +60,12 @@ def drift(run: Run, /, **options: Any) -> None:
     )
     with run.progress() as progress:
         found = measure_drift(archive, groups, names, spec, progress=progress)
-    rows = [
-        [one.name, one.rows, one.mean_shift, one.mmd, one.p_value, one.drifted] for one in found
-    ]
     columns = ["rows of", "rows", "shift", "mmd", "p", "drifted"]
+    rows = [[g.name, g.rows, g.mean_shift, g.mmd, g.p_value, g.drifted] for g in found]
     run.show({"snapshot": archive.snapshot, "groups": found}, format_table(columns, rows))
 
 
-def _groups(run: Run, archive: "Archive", options: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
+def _groups(archive: "Archive", options: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
     from pipeline.analysis.drift import groups_by_date, groups_by_period, groups_by_snapshot
     from storage.archive.maintenance import resolve_snapshot
     from storage.archive.reader import Archive
@@ -71,6 +73,6 @@ def _groups(run: Run, archive: "Archive", options: dict[str, Any]) -> tuple[Any,
     if options["split"] is not None:
         return groups_by_date(archive, options["split"].replace(tzinfo=dt.UTC))
     if options["since_snapshot"] is not None:
-        snapshot = resolve_snapshot(archive.uri, options["since_snapshot"], run.storage)
-        return groups_by_snapshot(archive, Archive.open(archive.uri, snapshot, run.storage))
+        snapshot = resolve_snapshot(archive.location, options["since_snapshot"])
+        return groups_by_snapshot(archive, Archive.open(archive.location, snapshot))
     return groups_by_period(archive, options["by"] or "month")

@@ -42,7 +42,7 @@ def make(run: Run) -> None:
         run.need_path("encoder.pretrained", "--pretrained")
     section = run.recipe.encoder
     untrained = new_encoder(_spec(run), pretrained=section.pretrained, seed=section.seed)
-    fingerprint = save_bundle(untrained, target, run.storage)
+    fingerprint = save_bundle(untrained, target)
     run.show({"encoder": target, "fingerprint": fingerprint})
 
 
@@ -56,7 +56,7 @@ def info(run: Run) -> None:
     from encoders.bundle import load_encoder
 
     uri = run.need_path("encoder.bundle", "--encoder")
-    loaded = load_encoder(uri, run.storage)
+    loaded = load_encoder(uri)
     facts = {"encoder": uri, "fingerprint": loaded.fingerprint, **asdict(loaded.spec)}
     run.show(facts, {name: _text(value) for name, value in facts.items()})
 
@@ -72,10 +72,10 @@ def _spec(run: Run) -> "EncoderSpec":
     if section.band_mean is not None and section.band_std is not None:
         return spec_from(EncoderSpec, section)
     if run.recipe.dataset.uri is not None:
-        info = read_info(run.recipe.dataset.uri, run.storage)
+        info = read_info(run.recipe.dataset.uri)
         names = ("band_mean", "band_std", "bands", "tile_px", "classes")
         return spec_from(EncoderSpec, section, **{name: getattr(info, name) for name in names})
-    listing = read_scenes(run.catalog_spec(), section.bands, run.storage)
+    listing = read_scenes(run.catalog_spec(), section.bands)
     with run.progress() as progress:
         statistics = band_statistics(listing.scenes, progress=progress)
     return spec_from(EncoderSpec, section, band_mean=statistics.mean, band_std=statistics.std)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from workflows.commands.archive_options import open_archive
 from workflows.commands.common import Run, Verb, pass_run
 from workflows.commands.options import recipe_option
 from workflows.console import format_table
@@ -46,7 +47,7 @@ def evaluate(run: Run, same_place: bool, archive_labels: bool) -> None:
 def _by_place(run: Run) -> None:
     from pipeline.analysis.evaluation import same_place_recall
 
-    uri, archive = _open_archive(run)
+    archive = open_archive(run)
     columns = _read_columns(archive, ["embedding", "tile_key", "scene"])
     depths = run.recipe.evaluate.same_place_k
     found = same_place_recall(
@@ -61,9 +62,9 @@ def _by_place(run: Run) -> None:
         [f"same place recall@{k}", found[f"recall@{k}"], found[f"random recall@{k}"]]
         for k in depths
     ]
-    note = f"{found['queries']:,.0f} queries, {found['scenes']:.0f} scenes, archive {uri}"
+    note = f"{found['queries']:,.0f} queries, {found['scenes']:.0f} scenes, archive {archive.uri}"
     run.show(
-        {"archive": uri, **found},
+        {"archive": archive.uri, **found},
         [*format_table(["metric", "found", "random"], rows), "", note],
     )
 
@@ -74,10 +75,10 @@ def _archive_labels(run: Run) -> None:
     from pipeline.analysis.evaluation import evaluate_labels
     from storage.errors import ConfigError
 
-    uri, archive = _open_archive(run)
+    archive = open_archive(run)
     if not archive.spec.classes:
         raise ConfigError(
-            f"archive {uri} holds no labels; use --same-place, or --dataset with labels"
+            f"archive {archive.uri} holds no labels; use --same-place, or --dataset with labels"
         )
     columns = _read_columns(archive, ["embedding", "labels"])
     vectors, labels = columns["embedding"].astype(np.float32), columns["labels"]
@@ -93,7 +94,7 @@ def _archive_labels(run: Run) -> None:
         k=run.recipe.evaluate.k,
         exclude_self=queries,
     )
-    _show(run, {"archive": uri, **found.to_dict()})
+    _show(run, {"archive": archive.uri, **found.to_dict()})
 
 
 def _dataset_labels(run: Run) -> None:
@@ -105,8 +106,8 @@ def _dataset_labels(run: Run) -> None:
 
     uri = run.need_path("dataset.uri", "--dataset")
     bundle = run.need_path("encoder.bundle", "--encoder")
-    dataset = LabelledDataset.open(uri, run.storage)
-    encoder = load_encoder(bundle, run.storage)
+    dataset = LabelledDataset.open(uri)
+    encoder = load_encoder(bundle)
     queries, database = dataset.indices(run.recipe.evaluate.split), dataset.indices("train")
     with run.progress() as progress:
         vectors = _embed(encoder, dataset, np.concatenate([queries, database]), progress)
@@ -141,13 +142,6 @@ def _embed(encoder: Any, dataset: Any, rows: Any, progress: Any) -> Any:
         done = min(start + 64, len(rows))
         progress(Progress(stage="embed", done=done, total=len(rows), unit="images"))
     return np.concatenate(parts)
-
-
-def _open_archive(run: Run) -> "tuple[str, Archive]":
-    from storage.archive.reader import Archive
-
-    uri = run.need_path("archive.uri", "--archive")
-    return uri, Archive.open(uri, run.recipe.archive.snapshot, run.storage)
 
 
 def _read_columns(archive: "Archive", names: list[str]) -> dict[str, Any]:

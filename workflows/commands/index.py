@@ -41,10 +41,9 @@ def index() -> None:
 def build(run: Run, dry_run: bool) -> None:
     """Index the newest snapshot of an archive; nothing is done when that is there."""
     from pipeline.indexing.driver import build_index, plan_build
-    from storage.location import Location
 
-    archive = Location(run.need_path("archive.uri", "--archive"), run.storage)
-    target = Location(run.need("index.uri", "--index"), run.storage)
+    archive = run.need_path("archive.uri", "--archive")
+    target = run.need("index.uri", "--index")
     spec = run.index_spec()
     if dry_run:
         plan = plan_build(archive, spec)

@@ -49,9 +49,7 @@ def stats(run: Run, version: str | None) -> None:
 
 def index_of(run: Run) -> "Location":
     """Return the location of the index that the options or the recipe name."""
-    from storage.location import Location
-
-    return Location(run.need_path("index.uri", "--index"), run.storage)
+    return run.need_path("index.uri", "--index")
 
 
 def actors_of(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storage.location import is_local
+from storage.location import Location
 from workflows.commands.common import Run, Verb, pass_run
 from workflows.commands.options import catalog_options, events_option, recipe_option
 from workflows.exit_codes import EXIT_QUARANTINED
@@ -97,7 +97,7 @@ def _fits_locally(run: Run, planning: "Future[tuple[IngestPlan, IngestCost]]") -
     from pipeline.runtime.cluster import joins_cluster
 
     source = run.need_path("catalog.source", "--scenes")
-    if not is_local(source) or joins_cluster(run.recipe.cluster.address):
+    if not Location.of(source).is_local or joins_cluster(run.recipe.cluster.address):
         return False
     _, cost = planning.result()
     return cost.tiles <= LOCAL_TILES

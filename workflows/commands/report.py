@@ -26,12 +26,12 @@ def report(run: Run, out: str, queries: int, seed: int) -> None:
     from workflows.report.html import write_report
     from workflows.report.rendering import TileRenderer
 
-    searcher = Searcher.local(Location(run.need_path("index.uri", "--index"), run.storage))
+    searcher = Searcher.local(run.need_path("index.uri", "--index"))
     manifest = searcher.manifest
     archive = Archive.open(searcher.index.at(manifest.archive_uri), manifest.snapshot)
     scenes = read_scenes(run.catalog_spec(), archive.spec.bands).scenes
     output = run.recipe.training.output
-    training = Location.of(output, run.storage) if output else None
+    training = Location.of(output) if output else None
     if training and not (training / "history.csv").exists():
         training = None
     data = archive_report(
@@ -45,5 +45,5 @@ def report(run: Run, out: str, queries: int, seed: int) -> None:
         ),
         training_uri=training,
     )
-    write_report(data, Location(out, run.storage))
+    write_report(data, run.location(out))
     run.show({"report": out, "rows": manifest.rows, "queries": len(data.answers)})

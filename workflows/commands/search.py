@@ -145,10 +145,10 @@ def _encoder(run: Run, searcher: "Searcher") -> Any:
     from storage.archive.reader import Archive
 
     if run.recipe.encoder.bundle is not None:
-        return load_encoder(run.need_path("encoder.bundle"), run.storage)
+        return load_encoder(run.need_path("encoder.bundle"))
     manifest = searcher.manifest
-    archive = Archive.open(manifest.archive_uri, manifest.snapshot, run.storage)
-    return load_encoder(archive.spec.encoder_uri, run.storage)
+    archive = Archive.open(run.location(manifest.archive_uri), manifest.snapshot)
+    return load_encoder(archive.location.at(archive.spec.encoder_uri))
 
 
 def _vectors(path: str) -> Iterator["Query"]:
@@ -240,9 +240,8 @@ def search(run: Run, /, **options: Any) -> None:
 @contextmanager
 def _searcher(run: Run) -> Iterator["Searcher"]:
     from pipeline.search.searcher import Searcher
-    from storage.location import Location
 
-    index = Location(run.need_path("index.uri", "--index"), run.storage)
+    index = run.need_path("index.uri", "--index")
     if run.recipe.cluster.address is None and not os.environ.get("RAY_ADDRESS"):
         yield Searcher.local(index)
         return
@@ -269,7 +268,7 @@ class _Request:
         hits = self._answer([query])
         table = hits.to_arrow()
         if self._options["out"]:
-            write_hits(table, self._options["out"], self._run.storage)
+            write_hits(table, self._run.location(self._options["out"]))
         records = hit_records(table)
         answer = {
             "query": query.label,
@@ -289,7 +288,7 @@ class _Request:
 
         out = self._options["out"]
         tables = search_many(queries, self._answer, self._k)
-        count = write_geoparquet(tables, out, self._run.storage)
+        count = write_geoparquet(tables, self._run.location(out))
         manifest = self._searcher.manifest
         answer = {
             "queries": len(queries),

@@ -36,7 +36,6 @@ def serve(run: Run) -> None:
     of the variable SKYSIFT_TOKEN (or of the recipe's service.token; several are separated by
     commas).
     """
-    from storage.location import Location
     from workflows.service.backend import BackendConfig
     from workflows.service.deploy import check_exposure, prepare_proxy, serve_index
 
@@ -45,7 +44,7 @@ def serve(run: Run) -> None:
     prepare_proxy()
     section = run.recipe.service
     config = BackendConfig(
-        index_uri=Location(run.need_path("index.uri", "--index"), run.storage),
+        index_uri=run.need_path("index.uri", "--index"),
         encoder_uri=run.recipe.encoder.bundle,
         catalog=run.catalog_spec() if run.recipe.catalog.source else None,
         replicas=run.recipe.search.replicas,

@@ -57,7 +57,6 @@ def sheet(
     come from the scenes of the catalog, stretched by the brightness of each scene.
     """
     from storage.catalog.read import read_scenes
-    from storage.location import Location
     from workflows.report.contact_sheet import contact_sheet
     from workflows.report.rendering import TileRenderer
 
@@ -69,7 +68,7 @@ def sheet(
     title = f"{len(chosen):,} of {source}  ·  {archive.uri}  ·  snapshot {archive.snapshot}"
     renderer = TileRenderer(archive, listing.scenes)
     page = contact_sheet(chosen, renderer, title=title, columns=columns, side_px=side)
-    Location(out, run.storage).write(page)
+    run.location(out).write(page)
     run.show({"file": out, "tiles": len(chosen)})
 
 
@@ -87,11 +86,10 @@ def _chosen(
 
     from pipeline.analysis.samples import uniform_rows
     from storage.errors import NotFoundError
-    from storage.location import Location
     from workflows.report.contact_sheet import rows_where, tiles_of_hits, tiles_of_rows
 
     if hits:
-        tiles_found = tiles_of_hits(Location(hits, run.storage))
+        tiles_found = tiles_of_hits(run.location(hits))
         if not tiles_found:
             raise NotFoundError(f"{hits} holds no hit; give the output of a search with hits")
         return tiles_found[:count], f"{len(tiles_found):,} hits"

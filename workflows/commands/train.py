@@ -30,7 +30,6 @@ def train(run: Run, resume: bool) -> None:
     """
     from pipeline.training.driver import train as run_training
     from pipeline.training.spec import TrainingSpec
-    from storage.location import Location
     from workflows.recipe.sections import spec_from
 
     dataset = run.need_path("dataset.uri", "--dataset")
@@ -39,9 +38,9 @@ def train(run: Run, resume: bool) -> None:
         run.need_path("training.pretrained", "--pretrained")
     with run.ray(), run.progress() as progress:
         result = run_training(
-            Location.of(dataset, run.storage),
+            dataset,
             spec_from(TrainingSpec, run.recipe.training),
-            Location.of(output, run.storage),
+            output,
             resume=resume,
             progress=progress,
         )

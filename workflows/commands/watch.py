@@ -52,15 +52,16 @@ def watch(
     exit code 3. A source that holds nothing yet, or nothing for the query, is no failure; one that
     held scenes and is empty now is.
     """
+    from storage.locks import watcher_lock
     from storage.progress import event_log
-    from workflows.watch import Watcher, sole_watcher
+    from workflows.watch import Watcher
 
     job = _job(run)
     with event_log(events) as log, run.progress() as progress:
         watcher = Watcher(job, session=run.ray, progress=progress, events=log)
         if not once:
             watcher.watch(interval.total_seconds(), report=lambda outcome: _write(run, outcome))
-        with sole_watcher(job.ingest.archive_uri):
+        with watcher_lock(job.ingest.archive_uri):
             report = watcher.poll()
     run.show(report, _lines(report))
     if report.quarantined:
@@ -69,13 +70,11 @@ def watch(
 
 def _job(run: Run) -> "WatchJob":
     from pipeline.runtime.cluster import joins_cluster
-    from storage.location import Location
     from workflows.watch import WatchJob
 
-    index_uri = run.recipe.index.uri
     return WatchJob(
         ingest=run.ingest_spec(),
-        index_uri=Location.of(index_uri, run.storage) if index_uri else None,
+        index_uri=run.recipe.index.uri,
         index=run.index_spec(),
         on_cluster=joins_cluster(run.recipe.cluster.address),
     )

@@ -38,7 +38,7 @@ from storage.catalog.read import read_scenes
 from storage.dataset import LabelledDataset
 from storage.errors import ConfigError, SkysiftError
 from storage.location import Location
-from storage.progress import ProgressSink, quiet
+from storage.progress import ProgressSink, ignore
 from storage.scene import CatalogSpec, MaskMapping, Scene
 from workflows.demo.evaluate import choose_queries, score, search_queries
 from workflows.demo.landscape import BANDS, CLASSES
@@ -99,7 +99,7 @@ def run_demo(
     seed: int = 7,
     spec: DemoSpec | None = None,
     cluster: Callable[[], AbstractContextManager[None]] | None = None,
-    progress: ProgressSink = quiet,
+    progress: ProgressSink = ignore,
 ) -> DemoResult:
     """Make a world, train on it, embed it, index it, search it, score it and draw the report.
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 
 from storage.location import Location
-from storage.progress import Progress, ProgressSink, quiet
+from storage.progress import Progress, ProgressSink, ignore
 from storage.raster.writer import write_geotiff
 from workflows.demo.landscape import (
     AUTUMN,
@@ -76,7 +76,7 @@ class _Acquisition(NamedTuple):
 
 
 def build_world(
-    folder: str | Path, spec: WorldSpec | None = None, progress: ProgressSink = quiet
+    folder: str | Path, spec: WorldSpec | None = None, progress: ProgressSink = ignore
 ) -> World:
     """Write the world below a local folder, complete it, or replace one of another seed or size."""
     spec, root = spec or WorldSpec(), Path(folder)

@@ -56,6 +56,8 @@ def _wrong_value(path: KeyPath, problems: Sequence[Any]) -> str:
         return f"{dotted((*path, *first['loc'][len(path) :]))} is missing; add it"
     if first["type"] == "value_error":
         return f"{dotted(path)}: {first['ctx']['error']}"
+    if first["type"] == "string_type":  # a Location is written as its URI
+        problems = [first]
     expected = list(dict.fromkeys(p["msg"].removeprefix("Input should be ") for p in problems))
     if str(path[-1]).endswith("_bytes"):
         expected.append("a size such as 16GB or 512MiB")

@@ -10,21 +10,23 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from storage.errors import ConfigError
+from storage.location import Location
 from workflows.recipe.errors import KeyPath, complaint, dotted, short, where_written
 from workflows.recipe.schema import Recipe
 from workflows.recipe.sections import keys_of
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+T = TypeVar("T")
 SECRET_MASK = "********"
 
 
@@ -80,6 +82,27 @@ class LoadedRecipe:
         for name in key.split("."):
             value = getattr(value, name)
         return value
+
+    def located(self, section: T, path: KeyPath = ()) -> T:
+        """Return a section whose URIs are Locations with the options of the recipe.
+
+        Raises
+        ------
+        ConfigError
+            A URI is written as a mapping.
+        """
+        kind: Any = type(section)
+        changed: dict[str, Any] = {}
+        for name, key in keys_of(kind).items():
+            value, below = getattr(section, name), (*path, name)
+            if isinstance(value, Location):
+                where = where_written(self.origins, below, self.source)
+                raise ConfigError(f"{where}: {dotted(below)}: expected a URI, got a mapping")
+            if isinstance(value, str) and Location in get_args(key.annotation):
+                changed[name] = Location(value, self.recipe.storage)
+            elif is_dataclass(value):
+                changed[name] = self.located(value, below)
+        return replace(section, **changed)  # type: ignore[type-var]
 
     def shown(self) -> dict[str, Any]:
         """Return the effective recipe as plain values, with secrets masked."""
@@ -159,7 +182,8 @@ def load_recipe(
         recipe = _recipe_type().validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise ConfigError(complaint(error, values, origins, source)) from error
-    return LoadedRecipe(recipe=recipe, source=source, origins=origins)
+    loaded = LoadedRecipe(recipe=recipe, source=source, origins=origins)
+    return replace(loaded, recipe=loaded.located(recipe))
 
 
 @cache
@@ -294,6 +318,8 @@ def _line_of(error: yaml.YAMLError) -> str:
 
 
 def _masked(value: Any) -> Any:
+    if isinstance(value, Location):
+        return value.uri
     if is_dataclass(value):
         section: Any = type(value)
         keys, given = keys_of(section), {name: getattr(value, name) for name in keys_of(section)}

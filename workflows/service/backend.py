@@ -223,8 +223,8 @@ class _Version:
 
     @cached_property
     def encoder(self) -> Encoder:
-        uri = self._config.encoder_uri or self.archive.spec.encoder_uri
-        return load_encoder(Location.of(uri, self._config.index.options))
+        stated = self.archive.location.at(self.archive.spec.encoder_uri)
+        return load_encoder(self._config.encoder_uri or stated)
 
     @cached_property
     def image_resolver(self) -> QueryResolver:

@@ -13,7 +13,7 @@ from pipeline.ingest.spec import IngestSpec
 from storage.archive.audit import audit, verify
 from storage.archive.reader import Archive
 from storage.catalog.read import read_scenes
-from storage.location import Location, upload
+from storage.location import Location
 from storage.raster.writer import write_geotiff
 from storage.scene import BandMapping, CatalogSpec
 from tests.support.fault_proxy import Fault, fault_proxy
@@ -160,7 +160,7 @@ def test_bands_of_different_number_types_are_fine_once_their_scale_is_stated(tmp
 def test_assets_that_are_gone_or_forbidden_are_set_aside(tmp_path: Path, moto_s3: MotoS3):
     for name in ("band", "secret"):
         path = write_band(tmp_path / f"{name}.tif")
-        upload(path, moto_s3.uri("scenes", path.name), moto_s3.options)
+        moto_s3.location("scenes", path.name).upload(path)
     band, secret = (moto_s3.uri("scenes", f"{name}.tif") for name in ("band", "secret"))
     items = [
         item("good", band, band, band),

@@ -17,7 +17,6 @@ from pipeline.tiles.read import count_tiles, read_tiles
 from pipeline.tiles.spec import GridSpec, TileRules
 from storage.archive.reader import Archive
 from storage.errors import SkysiftError
-from storage.location import upload
 from storage.scene import CatalogSpec
 from tests.support.ingest_world import TILE_PX, make_bundle, write_scene
 from tests.support.object_store import MotoS3
@@ -135,7 +134,7 @@ def test_memory_grows_with_cpus_and_batches(plan: IngestPlan):
 
 def test_files_on_s3_count_and_an_object_store_is_never_full(plan: IngestPlan, moto_s3: MotoS3):
     for path in Path(plan.spec.catalog.source).parent.glob("*.tif"):
-        upload(path, moto_s3.uri("scenes", path.name), moto_s3.options)
+        moto_s3.location("scenes", path.name).upload(path)
     spec = replace(
         plan.spec,
         catalog=CatalogSpec(source=moto_s3.location("scenes", "*.tif")),

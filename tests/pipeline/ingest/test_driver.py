@@ -29,7 +29,6 @@ from storage.archive.audit import verify
 from storage.archive.reader import Archive
 from storage.catalog.read import read_scenes
 from storage.errors import EncoderMismatchError, GridError, SkysiftError
-from storage.location import upload
 from storage.progress import Event
 from storage.scene import CatalogSpec
 from tests.support.counted_reads import counted_reads
@@ -249,9 +248,9 @@ def _expected(job: IngestSpec) -> list[tuple[str, str]]:
 @pytest.mark.usefixtures("ray_session")
 def test_everything_may_live_on_s3(job: IngestSpec, moto_s3: MotoS3):
     for path in Path(job.catalog.source).parent.glob("*.tif"):
-        upload(path, moto_s3.uri("scenes", path.name), moto_s3.options)
+        moto_s3.location("scenes", path.name).upload(path)
     for path in Path(job.encoder_uri).iterdir():
-        upload(path, moto_s3.uri("bundle", path.name), moto_s3.options)
+        moto_s3.location("bundle", path.name).upload(path)
     remote = replace(
         job,
         catalog=CatalogSpec(source=moto_s3.location("scenes", "*.tif")),

@@ -14,7 +14,7 @@ import pytest
 from storage.archive.audit import verify
 from storage.archive.reader import Archive
 from storage.errors import SkysiftError
-from storage.location import StorageOptions, upload
+from storage.location import Location, StorageOptions
 from tests.support.fault_proxy import Fault, FaultProxy, fault_proxy
 from tests.support.ingest_forks import Forks, Run, evenly, forks
 from tests.support.ingest_world import SIZE_PX, TILE_PX, make_bundle, write_scene
@@ -53,9 +53,9 @@ def truth(fork: Forks, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Tr
     return rows
 
 
-def rows_of(uri: str, options: StorageOptions | None = None) -> Truth:
+def rows_of(uri: str | Location) -> Truth:
     """Every live row by (scene, tile key), with its vector; fails when one is there twice."""
-    archive = Archive.open(uri, options=options)
+    archive = Archive.open(uri)
     assert verify(archive) == []
     found: Truth = {}
     for segment in archive.segments:
@@ -68,8 +68,8 @@ def rows_of(uri: str, options: StorageOptions | None = None) -> Truth:
     return found
 
 
-def states_of(uri: str, options: StorageOptions | None = None) -> dict[str, str]:
-    return {one.scene_id: one.state for one in Archive.open(uri, options=options).scenes()}
+def states_of(uri: str | Location) -> dict[str, str]:
+    return {one.scene_id: one.state for one in Archive.open(uri).scenes()}
 
 
 STATES = {
@@ -182,8 +182,8 @@ def test_two_ingests_at_once_into_an_object_store(
     mine = replace(run, archive=moto_s3.uri("archive"), options=asdict(options))
     ends = fork.run(mine, mine)
     assert [one.error for one in ends] == ["", ""]
-    assert rows_of(mine.archive, options) == truth
-    assert states_of(mine.archive, options) == STATES
+    assert rows_of(Location(mine.archive, options)) == truth
+    assert states_of(Location(mine.archive, options)) == STATES
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +206,8 @@ def healed(fork: Forks, proxy: FaultProxy, remote: Run, truth: Truth) -> None:
     proxy.plan()
     assert fork.run(replace(remote, retry=True))[0].error == ""
     options = StorageOptions(**(remote.options or {}))
-    assert rows_of(remote.archive, options) == truth
-    assert states_of(remote.archive, options) == STATES
+    assert rows_of(Location(remote.archive, options)) == truth
+    assert states_of(Location(remote.archive, options)) == STATES
 
 
 def every(step: int, first: int = 0) -> Callable[[int], bool]:
@@ -228,8 +228,8 @@ def test_a_store_that_refuses_dawdles_and_loses_replies_gets_the_rows(
     assert proxy.struck > 20
     options = StorageOptions(**(remote.options or {}))
     proxy.plan()
-    assert rows_of(remote.archive, options) == truth
-    assert states_of(remote.archive, options) == STATES
+    assert rows_of(Location(remote.archive, options)) == truth
+    assert states_of(Location(remote.archive, options)) == STATES
 
 
 def test_a_reply_that_breaks_off_ends_in_a_clear_error_and_the_next_run_heals(
@@ -289,7 +289,7 @@ def test_every_single_request_may_fail(
         if end.signal or end.error:
             healed(fork, proxy, mine, truth)
         else:
-            assert rows_of(mine.archive, StorageOptions(**(mine.options or {}))) == truth
+            assert rows_of(Location(mine.archive, StorageOptions(**(mine.options or {})))) == truth
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_scenes_behind_a_failing_store_are_embedded_right_or_set_aside(
     kinds: tuple[Any, ...],
 ):  # fmt: skip
     for path in Path(run.source).iterdir():
-        upload(path, moto_s3.uri("scenes", path.name), moto_s3.options)
+        moto_s3.location("scenes", path.name).upload(path)
     mine = replace(
         run,
         source=moto_s3.uri("scenes", "*.tif"),

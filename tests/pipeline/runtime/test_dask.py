@@ -13,7 +13,6 @@ from pipeline.composite.plan import plan_composites
 from pipeline.composite.spec import CompositeSpec
 from pipeline.tiles.grid import TileGrid
 from storage.catalog.read import read_scenes
-from storage.location import read_bytes
 from storage.raster.pixel_grid import Window
 from storage.raster.writer import write_geotiff
 from tests.support.stack_world import CRS, LEFT, TOP, Series
@@ -40,7 +39,7 @@ def test_composites(series: Series):
     make_composites(plan_composites(spec))
     report = make_composites(plan_composites(again), scheduler="ray")
     for name in report.made:
-        one, other = (read_bytes(f"{s.output_uri}/{name}.tif") for s in (spec, again))
+        one, other = (Path(f"{s.output_uri}/{name}.tif").read_bytes() for s in (spec, again))
         assert one == other
     assert report.failed == {}
 

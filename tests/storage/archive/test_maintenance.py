@@ -190,16 +190,16 @@ def test_young_objects_are_never_collected(uri: str):
 
 
 def test_care_of_an_archive_on_s3(moto_s3: MotoS3):
-    uri, options = moto_s3.uri("archive"), moto_s3.options
-    create_archive(uri, 8, options)
-    add_scenes(uri, {"a": 3, "b": 2}, options=options)
-    create_tag(uri, "all", options=options)
-    delete_scenes(uri, ["a"], options=options)
-    assert len(Archive.open(uri, options=options)) == 2
+    uri = moto_s3.location("archive")
+    create_archive(uri, 8)
+    add_scenes(uri, {"a": 3, "b": 2})
+    create_tag(uri, "all")
+    delete_scenes(uri, ["a"])
+    assert len(Archive.open(uri)) == 2
     later = dt.datetime.now(dt.UTC) + 2 * DAY
-    assert collect_garbage(uri, DAY, now=later, options=options).expired
-    rollback(uri, "all", options)
-    assert len(Archive.open(uri, options=options)) == 5
+    assert collect_garbage(uri, DAY, now=later).expired
+    rollback(uri, "all")
+    assert len(Archive.open(uri)) == 5
 
 
 def _quarantined(scene: str) -> LedgerEntry:

@@ -156,13 +156,13 @@ def test_the_root_follows_the_published_convention_for_embeddings(real_data: Pat
 
 
 def test_the_archive_lives_on_s3_just_the_same(moto_s3: MotoS3):
-    uri = moto_s3.uri("archive")
-    Archive.create(uri, SPEC, moto_s3.options)
-    writer = ArchiveWriter(uri, moto_s3.options)
+    uri = moto_s3.location("archive")
+    Archive.create(uri, SPEC)
+    writer = ArchiveWriter(uri)
     commit(writer, rows("s1", {"a": 3}))
-    assert len(Archive.open(uri, options=moto_s3.options)) == 3
+    assert len(Archive.open(uri)) == 3
     with pytest.raises(NotFoundError, match="no archive at"):
-        Archive.open(moto_s3.uri("other"), options=moto_s3.options)
+        Archive.open(moto_s3.location("other"))
 
 
 def test_what_another_job_settled_from_the_same_pixels_is_neither_merged_nor_revived(uri: str):

@@ -11,7 +11,7 @@ import pytest
 
 from storage.catalog.read import read_scenes
 from storage.errors import CatalogError, ConfigError, NotFoundError
-from storage.location import write_bytes
+from storage.location import Location
 from storage.raster.geotiff import inspect
 from storage.raster.pixel_grid import PixelGrid
 from storage.raster.reader import SceneReader
@@ -30,9 +30,13 @@ from storage.scene import (
 TRANSFORM = (10, 0, 362610, 0, -10, 1987090)
 
 
-def write(path: Path | str, count: int = 2, names: tuple[str, ...] = (), **more: Any) -> str:
+def write(
+    path: Path | str | Location, count: int = 2, names: tuple[str, ...] = (), **more: Any
+) -> str:
     array = np.full((count, 32, 32), 3, np.uint16)
-    write_geotiff(str(path), array, "EPSG:32648", TRANSFORM, descriptions=names, cog=False, **more)
+    write_geotiff(
+        Location.of(path), array, "EPSG:32648", TRANSFORM, descriptions=names, cog=False, **more
+    )
     return str(path)
 
 
@@ -247,26 +251,28 @@ def test_places_that_can_be_read_are_preferred(tmp_path: Path) -> None:
 def test_catalog_on_s3_is_read_but_names_no_local_file(moto_s3: Any, tmp_path: Path) -> None:
     local = write(tmp_path / "secret.tif")
     items = [item("fine", {"red": asset("../tifs/red.tif")}), item("sly", {"red": asset(local)})]
-    source = moto_s3.uri("stac", "items.json")
-    write_bytes(source, json.dumps(collection(*items)).encode(), moto_s3.options)
-    write(moto_s3.uri("tifs", "red.tif"), options=moto_s3.options)
-    found = read_scenes(CatalogSpec(source=source), ["red"], moto_s3.options)
+    source = moto_s3.location("stac", "items.json")
+    source.write(json.dumps(collection(*items)).encode())
+    write(moto_s3.location("tifs", "red.tif"))
+    found = read_scenes(CatalogSpec(source=source), ["red"])
     assert [scene.id for scene in found.scenes] == ["fine"]
     assert found.scenes[0].bands[0].href.uri == moto_s3.uri("tifs", "red.tif")
     assert "which cannot be read" in reasons(found)["sly"]
     grid = PixelGrid(crs="EPSG:32648", resolution=10.0)
-    with SceneReader(found.scenes[0], grid) as reader:  # the scene carries the options
+    with SceneReader(found.scenes[0], grid) as reader:
         assert reader.read(reader.extent).values.max() == 3
 
-    pattern = CatalogSpec(source=moto_s3.uri("tifs", "*.tif"), bands={"red": BandMapping()},
+    pattern = CatalogSpec(source=moto_s3.location("tifs", "*.tif"), bands={"red": BandMapping()},
                           datetime_pattern="(?P<date>2020)|red")  # fmt: skip
-    assert "no date" in read_scenes(pattern, ["red"], moto_s3.options).rejected[0].reason
-    write(moto_s3.uri("tifs", "b_20200101.tif"), options=moto_s3.options)
-    spec = CatalogSpec(source=moto_s3.uri("tifs", "b*.tif"), bands={"red": BandMapping(index=2)})
-    scene = only(read_scenes(spec, ["red"], moto_s3.options))
+    assert "no date" in read_scenes(pattern, ["red"]).rejected[0].reason
+    write(moto_s3.location("tifs", "b_20200101.tif"))
+    spec = CatalogSpec(
+        source=moto_s3.location("tifs", "b*.tif"), bands={"red": BandMapping(index=2)}
+    )
+    scene = only(read_scenes(spec, ["red"]))
     assert scene.bands[0].href.uri == moto_s3.uri("tifs", "b_20200101.tif")
-    write(moto_s3.uri("tifs", "b_20200101.tif"), count=3, options=moto_s3.options)
-    assert only(read_scenes(spec, ["red"], moto_s3.options)).fingerprint != scene.fingerprint
+    write(moto_s3.location("tifs", "b_20200101.tif"), count=3)
+    assert only(read_scenes(spec, ["red"])).fingerprint != scene.fingerprint
 
 
 # --- STAC: catalogs and what is wrong in them -------------------------------------------------

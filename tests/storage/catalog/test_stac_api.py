@@ -15,7 +15,7 @@ from shapely.geometry import box
 from storage.catalog.read import read_scenes
 from storage.catalog.stac_api import api_candidates
 from storage.errors import CatalogError, NotFoundError
-from storage.location import Location, upload
+from storage.location import Location
 from storage.scene import BandMapping, CatalogSpec, SceneQuery
 from tests.support.object_store import MotoS3
 from tests.support.stac_api_server import StacApi, make_item, stac_api
@@ -208,11 +208,10 @@ def test_a_table_of_items_gives_the_scenes_of_the_items(tmp_path: Path, covering
 def test_a_table_on_s3_with_a_mapped_band(tmp_path: Path, moto_s3: MotoS3):
     table = tmp_path / "items.parquet"
     _table(_items(), covering=True).to_parquet(table)
-    upload(table, moto_s3.uri("items.parquet"), moto_s3.options)
-    spec = CatalogSpec(
-        source=moto_s3.uri("items.parquet"), bands={"nir": BandMapping(asset="data", index=2)}
-    )
-    scenes = read_scenes(spec, ["nir"], moto_s3.options).scenes
+    source = moto_s3.location("items.parquet")
+    source.upload(table)
+    spec = CatalogSpec(source=source, bands={"nir": BandMapping(asset="data", index=2)})
+    scenes = read_scenes(spec, ["nir"]).scenes
     assert [scene.bands[0].index for scene in scenes] == [2] * ITEMS
 
 

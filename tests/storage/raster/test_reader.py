@@ -471,10 +471,9 @@ def test_scene_on_s3_is_read_with_the_recipes_keys(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     array = numbers(2)
-    href = moto_s3.uri("scenes", "a.tif")
+    place = moto_s3.location("scenes", "a.tif")
     transform = (10, 0, ORIGIN[0], 0, -10, ORIGIN[1])
-    write_geotiff(href, array, CRS, transform, options=moto_s3.options)
-    place = Location(href, moto_s3.options)
+    write_geotiff(place, array, CRS, transform)
     block = read(scene(*bands(place, [1, 2])))
     np.testing.assert_array_equal(block.values, array)
     with pytest.raises(SceneError, match=r"absent\.tif cannot be opened"):

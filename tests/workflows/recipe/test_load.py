@@ -7,6 +7,7 @@ import pytest
 from pipeline.indexing.spec import IndexSpec
 from pipeline.ingest.spec import IngestSpec
 from storage.errors import ConfigError
+from storage.location import Location
 from storage.scene import SceneQuery
 from workflows.commands.common import Run
 from workflows.recipe.load import (
@@ -52,7 +53,7 @@ def _load(path: str, *sets: str, **environ: str) -> LoadedRecipe:
 
 def test_variables_are_expanded_and_keep_the_type_they_look_like(recipe_file):
     loaded = _load(recipe_file(RECIPE), SECRET="s3cret", TILE_PX="96")
-    assert loaded.recipe.catalog.source == "scenes/*.tif"
+    assert str(loaded.recipe.catalog.source) == "scenes/*.tif"
     assert loaded.recipe.grid.tile_px == 96
     assert loaded.recipe.catalog.query.since == dt.datetime(2015, 1, 1, tzinfo=dt.UTC)
     quoted = recipe_file("name: '${N}'")
@@ -152,7 +153,7 @@ def test_set_overrides_the_file_with_yaml_values(recipe_file):
     )
     assert loaded.recipe.grid.tile_px == 32
     assert loaded.recipe.catalog.query.bbox == (1, 2, 3, 4)
-    assert loaded.recipe.catalog.source == "scenes/*.tif"
+    assert str(loaded.recipe.catalog.source) == "scenes/*.tif"
     assert loaded.where("grid.tile_px") == "--set grid.tile_px"
 
 
@@ -187,6 +188,28 @@ def test_a_missing_path_is_named_with_its_line_and_the_nearest_one(recipe_file, 
         _run(path).need_path("encoder.bundle")
     assert "line 3: encoder.bundle" in str(caught.value)
     assert f"did you mean '{tmp_path / 'scenes'}'" in str(caught.value)
+
+
+def test_uris_are_locations_that_the_options_of_the_recipe_reach(recipe_file):
+    text = "archive:\n  uri: s3://bucket/archive\ningest:\n  labels_uri: s3://bucket/labels.csv\n"
+    text += "storage:\n  region: eu-central-1\n  secret_access_key: s3cret\n"
+    loaded = _load(recipe_file(text))
+    options = loaded.recipe.storage
+    assert options.region == "eu-central-1"
+    assert loaded.recipe.archive.uri == Location("s3://bucket/archive", options)
+    assert loaded.recipe.ingest.labels_uri == Location("s3://bucket/labels.csv", options)
+    assert loaded.shown()["archive"]["uri"] == "s3://bucket/archive"
+    assert "s3cret" not in f"{loaded.shown()}"
+    run = _run(recipe_file(text))
+    assert run.need_path("archive.uri").options == options
+    assert run.location("s3://bucket/hits.csv").options == options
+
+
+@pytest.mark.parametrize("value", ["5", "{uri: s3://bucket/archive}"])
+def test_a_place_is_written_as_its_uri(recipe_file, value):
+    with pytest.raises(ConfigError, match=r"line 1: archive\.uri: expected .*") as caught:
+        _load(recipe_file(f"archive: {{uri: {value}}}\n"))
+    assert "object" not in str(caught.value)
 
 
 def test_an_unknown_recipe_names_the_nearest_packaged_one():
