@@ -40,7 +40,7 @@ _FATAL = (ConfigError, EncoderMismatchError, GridError)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WatchJob:
-    """What to keep up to date: the ingest, and the index of its archive unless that is None.
+    """An ingest to keep up to date, and the index of its archive unless that is None.
 
     ``on_cluster`` says that another machine's memory is used, not this one's.
     """
@@ -99,7 +99,7 @@ class Watcher:
     Parameters
     ----------
     job
-        What to keep up to date.
+        The ingest and the index.
     session
         Entered only when there is work for Ray.
     progress

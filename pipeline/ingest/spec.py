@@ -70,16 +70,16 @@ class PlannedEncoder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IngestPlan:
-    """What a run would do: printable, made before anything is written.
+    """The work of a run: printable, made before anything is written.
 
     Attributes
     ----------
     archive, grid
-        What the archive records of its making, and the grid with the tile size filled in.
+        Attributes of the archive, and the grid with the tile size filled in.
     encoder, labels
         The bundle without its weights and the table of tile labels, as planning read them.
     existing
-        The archive at the snapshot that the plan was compared with; None when there is none yet.
+        The archive at the snapshot that the plan was compared with; None before it is made.
     todo, rejected
         Scenes to embed, and catalog entries to quarantine.
     reprocessed
@@ -116,7 +116,7 @@ class IngestPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IngestReport:
-    """What a run did; ``quarantined`` maps scene ids to reasons."""
+    """Result of a run; ``quarantined`` maps scene ids to reasons."""
 
     snapshot: str
     embedded: int
