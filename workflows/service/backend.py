@@ -18,7 +18,8 @@ from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.dates import parse_moment
 from storage.errors import NotFoundError, SkysiftError
-from storage.formats import EDGES, hit_records
+from storage.formats import hit_records
+from storage.geometry import EDGES
 from storage.index.filter import Filter
 from storage.index.manifest import current_version
 from storage.location import Location
