@@ -1,4 +1,4 @@
-"""Dask over scenes: a scene as a lazy array, and the choice of what runs the graphs.
+"""Dask over scenes: a scene as a lazy array, and the scheduler that runs the graphs.
 
 Graphs run on this process's threads unless the caller asks for the Ray cluster, whose workers
 then run the same tasks through ``ray.util.dask``.
