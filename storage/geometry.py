@@ -17,6 +17,7 @@ from shapely.validation import explain_validity
 
 from storage.errors import ConfigError
 
+EDGES = ("west", "south", "east", "north")
 BBox = tuple[float, float, float, float]
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -161,8 +162,8 @@ def around_points(longitudes: Floats, latitudes: Floats) -> Floats:
     longitudes = wrapped(longitudes)
     west, east = longitudes.min(axis=1), longitudes.max(axis=1)
     across = east - west > 180
-    turned = np.where(longitudes < 0, longitudes + 360, longitudes)
-    low, high = turned.min(axis=1), turned.max(axis=1)
+    eastward = np.where(longitudes < 0, longitudes + 360, longitudes)
+    low, high = eastward.min(axis=1), eastward.max(axis=1)
     whole = across & (high - low > 180)
     west = np.where(whole, -180, np.where(across, low, west))
     # A box that ends at the antimeridian ends at 180; -180 would make the box cross.
@@ -214,9 +215,9 @@ def touches(boxes: Floats, bbox: BBox) -> Mask:
     if crossing.any():
         east, furthest = np.where(crossing, east + 360, east), 540
     mask = np.zeros(len(boxes), dtype=np.bool_)
-    for turn in (-360, 0, 360):
-        if low + turn <= furthest and high + turn >= -180:  # most boxes need one turn only
-            mask |= (west <= high + turn) & (east >= low + turn)
+    for shift in (-360, 0, 360):
+        if low + shift <= furthest and high + shift >= -180:  # most boxes need one pass only
+            mask |= (west <= high + shift) & (east >= low + shift)
     mask &= (south <= top) & (north >= bottom)
     return mask
 

@@ -253,6 +253,15 @@ class MaskMapping:
     cloud_values: tuple[int, ...] = ()
     cloud_bits: tuple[int, ...] = ()
 
+    def source(self, href: Location) -> MaskSource:
+        """Return the mask in a file."""
+        return MaskSource(
+            href=href,
+            index=self.index,
+            cloud_values=self.cloud_values,
+            cloud_bits=self.cloud_bits,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogSpec:

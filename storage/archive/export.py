@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from storage.archive.reader import Archive, Columns
-from storage.formats import EDGES, write_geoparquet
+from storage.formats import write_geoparquet
+from storage.geometry import EDGES
 from storage.location import Location
 
 _TIME = pa.timestamp("ms", tz="UTC")

@@ -42,6 +42,7 @@ from storage.archive.repository import (
 )
 from storage.archive.spec import ArchiveSpec, root_attributes, spec_of
 from storage.errors import ArchiveConflictError, NotFoundError
+from storage.geometry import EDGES
 from storage.location import Location
 from storage.locks import commit_lock
 
@@ -279,7 +280,7 @@ class Archive:
             name: ("row", np.concatenate([part[name] for part in identity]))
             for name in ("row", "scene", "tile_key")
         }
-        coordinates["edge"] = ["west", "south", "east", "north"]
+        coordinates["edge"] = list(EDGES)
         if self.spec.classes:
             coordinates["class"] = list(self.spec.classes)
         return xarray.Dataset(variables, coords=coordinates, attrs=asdict(self.spec))

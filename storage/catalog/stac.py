@@ -24,7 +24,6 @@ from storage.scene import (
     BandSource,
     Candidate,
     CatalogSpec,
-    MaskSource,
     Rejected,
     Sources,
 )
@@ -190,19 +189,12 @@ class _Item:
 
     def _resolve(self, bands: Sequence[str]) -> Sources:
         found = tuple(self._band(name) for name in bands)
-        mask, source = self._spec.mask, None
-        if mask is not None:
-            key = self._asset(mask.asset, "the cloud mask")
-            source = MaskSource(
-                href=self._href(key),
-                index=mask.index,
-                cloud_values=mask.cloud_values,
-                cloud_bits=mask.cloud_bits,
-            )
-        item = self._item
+        mask, item = self._spec.mask, self._item
         return Sources(
             bands=found,
-            mask=source,
+            mask=mask.source(self._href(self._asset(mask.asset, "the cloud mask")))
+            if mask
+            else None,
             revision=self._revision(),
             end=item.common_metadata.end_datetime if item.datetime is None else None,
             sources=tuple(item.properties.get("skysift:sources", ())),

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.errors import ConfigError, CorruptIndexError
-from storage.geometry import BBox, Floats, Mask, enclosing, intersects_polygon, touches
+from storage.geometry import EDGES, BBox, Floats, Mask, enclosing, intersects_polygon, touches
 from storage.index.filter import Filter
 
 Int64 = npt.NDArray[np.int64]
@@ -30,7 +30,7 @@ HIT_SCHEMA = pa.schema(
         ("row", pa.int64()),
         ("tile_key", pa.string()),
         ("scene", pa.string()),
-        *((edge, pa.float64()) for edge in ("west", "south", "east", "north")),
+        *((edge, pa.float64()) for edge in EDGES),
         ("datetime", pa.timestamp("ms", tz="UTC")),
         ("cloud_fraction", pa.float32()),
         ("labels", pa.list_(pa.string())),

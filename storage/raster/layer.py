@@ -24,7 +24,7 @@ from storage.scene import BandSource
 _ALIGNED_PX = 0.05  # pixels that lie this close over a whole file are the same pixels
 _ROUNDING_PX = 1e-3
 _EXACT_PX = 1e-6  # pixels that lie this close give the numbers of a warp
-_KEPT_ROWS_BYTES = 256 * 1024 * 1024
+_BUFFER_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,11 +56,12 @@ class RowReader:
         self._indexes = tuple(indexes)
         rows = max(dataset.block_shapes[index - 1][0] for index in indexes)
         pixel_bytes = sum(np.dtype(dataset.dtypes[index - 1]).itemsize for index in indexes)
-        fits = rows * dataset.width * pixel_bytes <= _KEPT_ROWS_BYTES
+        # A row of blocks that exceeds the buffer is read in exactly the rows of each window.
+        fits = rows * dataset.width * pixel_bytes <= _BUFFER_BYTES
         self._block_rows = rows if fits else 1
         self._columns = slice(0, 0)
         self._first = self._stop = 0
-        self._kept: list[Any] = []
+        self._buffer: list[Any] = []
 
     def read(self, rows: slice, columns: slice) -> tuple[Any, Any]:
         """Return numbers (bands, h, w) and, if the file has masks, those; not to be written to.
@@ -70,18 +71,21 @@ class RowReader:
         SceneError
             The file is damaged or can no longer be reached.
         """
+        # Only windows that move down in the same columns can reuse decoded rows.
         if columns != self._columns or not self._first <= rows.start <= self._stop:
-            self._columns, self._first, self._stop, self._kept = columns, rows.start, rows.start, []
+            self._columns, self._buffer = columns, []
+            self._first = self._stop = rows.start
         if rows.stop > self._stop:
+            # Up to the end of a row of blocks: GDAL decodes whole blocks anyway.
             until = -(-rows.stop // self._block_rows) * self._block_rows
             until = min(until, self._dataset.height)
             fresh = self._decode(slice(self._stop, until))
-            old = [array[:, rows.start - self._first :] for array in self._kept]
+            old = [array[:, rows.start - self._first :] for array in self._buffer]
             if old and old[0].shape[1]:
                 fresh = [np.concatenate(pair, axis=1) for pair in zip(old, fresh, strict=True)]
-            self._first, self._stop, self._kept = rows.start, until, fresh
+            self._first, self._stop, self._buffer = rows.start, until, fresh
         part = slice(rows.start - self._first, rows.stop - self._first)
-        raw, *masks = (array[:, part] for array in self._kept)
+        raw, *masks = (array[:, part] for array in self._buffer)
         return raw, masks[0] if masks else None
 
     def _decode(self, rows: slice) -> list[Any]:
@@ -125,6 +129,7 @@ class AlignedRaster:
         whole = shared == window
         for band, position in enumerate(self.positions):
             target, numbers = values[position, rows, columns], raw[band]
+            # Numbers beyond float32 become infinite, without a warning.
             with np.errstate(over="ignore", invalid="ignore"):
                 np.copyto(target, numbers, casting="unsafe")
             missing = masks[band] == 0 if masks is not None else self._missing(numbers)
@@ -177,6 +182,7 @@ def layer_of(
     place
         The grid.
     """
+    # The cheapest way first: as it is, doubled by arithmetic, warped.
     corner = pixel_offset(dataset, place.pixels)
     if corner is not None:
         column, row = corner[0] + place.shift[0], corner[1] + place.shift[1]
@@ -216,6 +222,7 @@ def _doubled_layer(
     pixels = place.pixels
     corner = pixel_offset(dataset, replace(pixels, resolution=2 * pixels.resolution))
     masked = bands[0].nodata is None and _has_mask(dataset)
+    # Sums of sixteenths of 16-bit integers are exact in float32; other types would round.
     exact = np.dtype(dataset.dtypes[0]).kind in "iu" and np.dtype(dataset.dtypes[0]).itemsize <= 2
     wide = min(dataset.width, dataset.height) > 1  # a warp does not interpolate a line of pixels
     known = place.resampling in ("bilinear", "nearest")
@@ -266,9 +273,10 @@ def _warped_layer(
             resampling=Resampling[place.resampling],
             dtype="float32",
             nodata=math.nan,
+            # A mask or alpha band of the file overrules its nodata value, as in a plain read.
             src_nodata=None if _has_mask(dataset) and bands[0].nodata is None else nodata,
             src_alpha=alpha,
-            UNIFIED_SRC_NODATA="NO",
+            UNIFIED_SRC_NODATA="NO",  # bands lack data one by one, not together
         )
     )
     return AlignedRaster(

@@ -115,6 +115,7 @@ class SceneReader:
         """
         shape = (window.height, window.width)
         values = np.empty((len(self.scene.bands), *shape), np.float32)
+        # Layers write where they cover the window; the fill is skipped when all cover it whole.
         if any(window.intersection(layer.window) != window for layer in self._layers):
             values.fill(np.nan)
         cloud = np.zeros(shape, np.bool_)
@@ -125,7 +126,7 @@ class SceneReader:
                 self._mask.read_into(numbers, window)
                 cloud = _is_cloud(numbers[0], self.scene.mask)
         valid = np.ones(shape, np.bool_)
-        if not any(whole):
+        if not any(whole):  # else one band holds data everywhere
             valid = np.logical_not(np.isnan(values).all(axis=0))
         return Block(values=values, valid=valid, cloud=cloud & valid)
 
@@ -139,6 +140,7 @@ class SceneReader:
         ]
         self._check_numbers(opened)
         corners = (pixel_offset(dataset, self.pixels) for dataset, _ in opened)
+        # All bands move by the shift of the first aligned file, so that they stay together.
         shift = next(
             ((round(c) - c, round(r) - r) for c, r in (x for x in corners if x is not None)),
             (0.0, 0.0),

@@ -48,13 +48,14 @@ class Upsample2x:
         values = raw.astype(np.float32)
         if missing is None or not missing.any():
             return _doubled(_doubled(values, 1, "edge"), 2, "edge")
+        # As GDAL does: missing neighbours count neither in the sum nor in its weight.
         values[missing] = 0
         known = (~missing).astype(np.float32)
         sums, weights = (
             _doubled(_doubled(array, 1, "constant"), 2, "constant") for array in (values, known)
         )
         with np.errstate(invalid="ignore"):
-            result: Float32 = sums / weights  # 0 / 0 is NaN: nothing known around
+            result: Float32 = sums / weights  # 0 / 0 is NaN: no neighbour has data
         return result
 
 
@@ -74,6 +75,7 @@ def _doubled(array: Float32, axis: int, beyond: Any) -> Float32:
     """Interpolate along an axis: three quarters of a pixel and one of its neighbour."""
     padding = [(int(axis == other),) * 2 for other in range(array.ndim)]
     padded = np.moveaxis(np.pad(array, padding, mode=beyond), axis, 0)
+    # 3/4 of the nearer pixel is the pixel less a quarter: one product serves both outputs.
     quarters = padded * np.float32(0.25)
     rest = padded[1:-1] - quarters[1:-1]
     shape = list(array.shape)

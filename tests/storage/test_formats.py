@@ -14,14 +14,13 @@ import pytest
 
 from storage.errors import ConfigError
 from storage.formats import (
-    EDGES,
     feature_collection,
     geoparquet,
     hit_records,
     write_geoparquet,
     write_hits,
 )
-from storage.geometry import footprints
+from storage.geometry import EDGES, footprints
 from storage.index.sidecar import HIT_SCHEMA
 from workflows.service.negotiation import GEOJSON, negotiated
 from workflows.service.schema import HitBody, SearchAnswer
