@@ -43,7 +43,7 @@ def drift(run: Run, /, **options: Any) -> None:
 
     "shift" is the distance of the two mean embeddings over all rows; "mmd" is the squared maximum
     mean discrepancy of two uniform samples, and "p" how often a random division gives as much.
-    Rows of other ground differ too: compare what covers the same area.
+    Rows of other ground differ too: compare rows of the same area.
     """
     from pipeline.analysis.drift import DriftSpec, measure_drift
 

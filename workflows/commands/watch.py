@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 def watch(
     ctx: click.Context, run: Run, interval: dt.timedelta, events: Path | None, once: bool
 ) -> None:
-    """Embed what is new in a source, update the index, and do so again and again.
+    """Embed the new scenes of a source, update the index, and do so again and again.
 
     Stopped in any way, the same command goes on where it was. One instance at a time works on an
     archive; a second one fails at once. Without --once, a source that is out of reach is reported
