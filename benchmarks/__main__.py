@@ -43,8 +43,8 @@ def run(names: Sequence[str], *, full: bool) -> list[str]:
 
 def figures(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
     """Return what each benchmark last wrote: its machine and its rows."""
-    kept = {name: folder / f"{name}.json" for name in NAMES}
-    return {name: json.loads(path.read_text()) for name, path in kept.items() if path.exists()}
+    paths = {name: folder / f"{name}.json" for name in NAMES}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:
@@ -102,10 +102,10 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--full", action="store_true", help="the long forms")
     parser.add_argument("--page", action="store_true", help="only make the page")
-    asked = parser.parse_args()
-    if unknown := set(asked.names) - set(NAMES):
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(NAMES):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
-    failed = [] if asked.page else run(asked.names or NAMES, full=asked.full)
+    failed = [] if arguments.page else run(arguments.names or NAMES, full=arguments.full)
     PAGE.write_text(page(figures()))
     print(f"{PAGE.relative_to(FOLDER.parent)} written", *(f"; {name} FAILED" for name in failed))
     return bool(failed)

@@ -34,15 +34,15 @@ CRS, LEFT, TOP = "EPSG:32633", 500_000.0, 5_000_000.0
 def make_series(folder: Path, side_px: int) -> None:
     """Write a month of cloudy scenes: four bands of 10 m uint16, and their mask."""
     rng = np.random.default_rng(0)
-    at = (10.0, 0.0, LEFT, 0.0, -10.0, TOP)
+    transform = (10.0, 0.0, LEFT, 0.0, -10.0, TOP)
     ground = rng.integers(500, 4000, (4, side_px, side_px)).astype(np.uint16)
     for day in range(DAYS):
         moment = datetime(2024, 6, 1, tzinfo=UTC) + timedelta(days=day)
         name = folder / f"scene_{moment:%Y%m%d}"
         cloud = np.kron(rng.random((side_px // 64, side_px // 64)) < 0.4, np.ones((64, 64), bool))
         numbers = np.where(cloud, 9000, ground + rng.integers(0, 300, 1).astype(np.uint16))
-        write_geotiff(f"{name}.tif", numbers.astype(np.uint16), CRS, at, nodata=0, cog=False)
-        write_geotiff(f"{name}_mask.tif", cloud.astype(np.uint8)[None], CRS, at, cog=False)
+        write_geotiff(f"{name}.tif", numbers.astype(np.uint16), CRS, transform, nodata=0, cog=False)
+        write_geotiff(f"{name}_mask.tif", cloud.astype(np.uint8)[None], CRS, transform, cog=False)
 
 
 def spec(folder: Path, days: int) -> CompositeSpec:
@@ -84,11 +84,12 @@ def whole_stack(folder: Path, days: int) -> None:
             values = dataset.read().astype(np.float32)
             values[:, mask.read(1) == 1] = np.nan
             layers.append(values)
-            at = dataset.transform
+            transform = dataset.transform
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a pixel may never be clear
         median = np.nanmedian(np.stack(layers), axis=0)
-    write_geotiff(str(folder / "whole" / "median.tif"), median, CRS, tuple(at)[:6], nodata=np.nan)
+    path = str(folder / "whole" / "median.tif")
+    write_geotiff(path, median, CRS, tuple(transform)[:6], nodata=np.nan)
 
 
 def measured(work: str, folder: Path, days: int) -> tuple[float, float]:
@@ -112,17 +113,17 @@ def memory_rows(small: Path, large: Path, sides_px: tuple[int, int]) -> list[Row
     (_, few), (took, many) = (measured("ours", large, days) for days in (4, DAYS))
     _, narrow = measured("ours", small, DAYS)
     stack_s, stack = measured("whole", large, DAYS)
-    at = f"{sides_px[1]} px a side, {len(BANDS)} bands"
+    size = f"{sides_px[1]} px a side, {len(BANDS)} bands"
     flat = {"unit": "MB", "goal": 1.1, "direction": "at most"}
     bound = f"blocks of {BLOCK_BYTES // 1024**2} MB of the stack a thread"
     return [
-        Row(what=f"peak memory, {DAYS} acquisitions ({at})", ours=many, peer=few,
+        Row(what=f"peak memory, {DAYS} acquisitions ({size})", ours=many, peer=few,
             against="4 acquisitions", ratio=many / few, note=bound, **flat),
         Row(what=f"peak memory, {sides_px[1]} px a side ({DAYS} acquisitions)", ours=many,
             peer=narrow, against=f"{sides_px[0]} px a side", ratio=many / narrow, **flat),
-        Row(what=f"peak memory, {DAYS} acquisitions ({at})", ours=many, unit="MB", peer=stack,
+        Row(what=f"peak memory, {DAYS} acquisitions ({size})", ours=many, unit="MB", peer=stack,
             against="the whole stack in memory", ratio=many / stack),
-        Row(what=f"time, {DAYS} acquisitions ({at})", ours=took, unit="s", peer=stack_s,
+        Row(what=f"time, {DAYS} acquisitions ({size})", ours=took, unit="s", peer=stack_s,
             against="the whole stack with np.nanmedian", ratio=took / stack_s,
             note="plan, read, median and COG with overviews, Python's start not counted"),
     ]  # fmt: skip
@@ -145,11 +146,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--one", nargs=3)
-    asked = parser.parse_args()
-    if asked.one:
-        one(asked.one[0], Path(asked.one[1]), int(asked.one[2]))
+    arguments = parser.parse_args()
+    if arguments.one:
+        one(arguments.one[0], Path(arguments.one[1]), int(arguments.one[2]))
         return
-    sides_px = (2048, 4096) if asked.full else (1024, 2048)
+    sides_px = (2048, 4096) if arguments.full else (1024, 2048)
     with tempfile.TemporaryDirectory(prefix="skysift-") as folder:
         places = [Path(folder) / str(side_px) for side_px in sides_px]
         for place, side_px in zip(places, sides_px, strict=True):

@@ -252,24 +252,24 @@ def main(arguments: list[str] | None = None) -> None:
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "skysift-bench"
     )
     parser.add_argument("--only", choices=("faiss", "growth", "drift", "budget"))
-    asked = parser.parse_args(arguments)
-    rows = asked.rows or (1_000_000 if asked.full else 200_000)
-    most = asked.rows or (10_000_000 if asked.full else 200_000)
-    index, found = asked.folder / "index", []
+    chosen = parser.parse_args(arguments)
+    rows = chosen.rows or (1_000_000 if chosen.full else 200_000)
+    most = chosen.rows or (10_000_000 if chosen.full else 200_000)
+    index, found = chosen.folder / "index", []
     parts: dict[str, Callable[[], Any]] = {
-        "faiss": lambda: [against_faiss(make_archive(asked.folder, rows), index, 2)],
-        "growth": lambda: growth(make_archive(asked.folder, rows), index),
-        "drift": lambda: drift(asked.folder, 30_000),
+        "faiss": lambda: [against_faiss(make_archive(chosen.folder, rows), index, 2)],
+        "growth": lambda: growth(make_archive(chosen.folder, rows), index),
+        "drift": lambda: drift(chosen.folder, 30_000),
         "budget": lambda: within_budget(
-            make_archive(asked.folder, most), index, BUDGET_BYTES * most // 10_000_000
+            make_archive(chosen.folder, most), index, BUDGET_BYTES * most // 10_000_000
         ),
     }
     with ray_session():
         for name, part in parts.items():
-            if asked.only in (None, name):
+            if chosen.only in (None, name):
                 found += part()
     shutil.rmtree(index, ignore_errors=True)
-    publish("index", found, partial=asked.only is not None)
+    publish("index", found, partial=chosen.only is not None)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class Bench:
 
     def spread(self, run: Run) -> Spread:
         """Return mean and standard deviation of a run's test scores over the seeds."""
-        found = [self._measure(one, "test") for one in seeds(run, self.budget.seeds)]
+        found = [self._measure(seeded, "test") for seeded in seeds(run, self.budget.seeds)]
         return {
             name: (float(np.mean(values)), float(np.std(values, ddof=len(found) > 1)))
             for name in COLUMNS
@@ -100,7 +100,7 @@ class Bench:
             for name, settings in (ABLATION if "ablation" in parts else {}).items()
         }
         tested = [*plan.values(), *dials.values(), *parted.values()]
-        self._ahead("test", [one for run in tested for one in seeds(run, self.budget.seeds)])
+        self._ahead("test", [seeded for run in tested for seeded in seeds(run, self.budget.seeds)])
         result: dict[str, Any] = {
             "random": {k: (v, 0.0) for k, v in score_random(self.world, "test").items()},
             "frozen features": {
@@ -142,8 +142,8 @@ class Bench:
             with ProcessPoolExecutor(
                 self.jobs, context, initializer=torch.set_num_threads, initargs=(1,)
             ) as pool:
-                one = partial(measure, split=split, scratch=self.scratch)
-                for _ in pool.map(one, repeat(self.world), distinct):
+                measured = partial(measure, split=split, scratch=self.scratch)
+                for _ in pool.map(measured, repeat(self.world), distinct):
                     pass
 
     def _measure(self, run: Run, split: str) -> dict[str, float]:

@@ -101,11 +101,11 @@ def draw_frontier(result: Mapping[str, Any], path: Path) -> None:
 
 def _point(axes: Axes, scores: Mapping[str, Sequence[float]], name: str, side: int) -> None:
     """Draw a point with its name to the right (1) or to the left (-1)."""
-    at = scores[COVERAGE][0], scores[EXACTNESS][0]
-    axes.plot(*at, "o", color="#7f8c99", ms=5)
+    point = scores[COVERAGE][0], scores[EXACTNESS][0]
+    axes.plot(*point, "o", color="#7f8c99", ms=5)
     align = "left" if side > 0 else "right"
     axes.annotate(
-        name, at, (6 * side, -3), textcoords="offset points", color="#444", size=8, ha=align
+        name, point, (6 * side, -3), textcoords="offset points", color="#444", size=8, ha=align
     )
 
 

@@ -56,12 +56,12 @@ class World:
 
     def truth(self, where: Filter) -> Found:
         """Return the rows of the K nearest of the first queries, by brute force."""
-        kept = np.flatnonzero(self.keep(where))
-        vectors = self.columns["embedding"][kept].astype(np.float32)
+        positions = np.flatnonzero(self.keep(where))
+        vectors = self.columns["embedding"][positions].astype(np.float32)
         best = np.zeros((_JUDGED, 0), np.int64)
         scores = np.zeros((_JUDGED, 0), np.float32)
-        for start in range(0, len(kept), 65_536):
-            part = kept[start : start + 65_536]
+        for start in range(0, len(positions), 65_536):
+            part = positions[start : start + 65_536]
             fresh = self.queries[:_JUDGED] @ vectors[start : start + 65_536].T
             scores = np.concatenate([scores, fresh], axis=1)
             best = np.concatenate([best, np.broadcast_to(part, fresh.shape)], axis=1)
@@ -180,11 +180,11 @@ class Lance:
 
     def search(self, queries: Queries, where: str | None) -> Found:
         """Return the rows of the hits of each query, in one call for all of them."""
-        asked = self._table.search(list(queries) if len(queries) > 1 else queries[0])
-        asked = asked.nprobes(self.nprobes).refine_factor(self.refine).limit(K)
+        query = self._table.search(list(queries) if len(queries) > 1 else queries[0])
+        query = query.nprobes(self.nprobes).refine_factor(self.refine).limit(K)
         if where:
-            asked = asked.where(where, prefilter=True)
-        table = asked.select(["row"]).to_arrow()
+            query = query.where(where, prefilter=True)
+        table = query.select(["row"]).to_arrow()
         owner = table["query_index"].to_numpy() if len(queries) > 1 else np.zeros(len(table), int)
         row = table["row"].to_numpy()
         return [row[owner == number].tolist() for number in range(len(queries))]

@@ -147,9 +147,9 @@ def _throughput(url: str, searcher: Searcher, clients: int) -> list[Row]:
     for _ in range(TURNS):
         over.append(_load(url, clients, SECONDS / TURNS))
         inside.append(_in_process(searcher, clients, SECONDS / TURNS))
-    rates = statistics.median(one["per_s"] for one in over), statistics.median(inside)
-    failed = sum(one["failed"] for one in over)
-    p99 = statistics.median(one["p99_ms"] for one in over)
+    rates = statistics.median(run["per_s"] for run in over), statistics.median(inside)
+    failed = sum(run["failed"] for run in over)
+    p99 = statistics.median(run["p99_ms"] for run in over)
     what = f"{clients} client{'s' if clients > 1 else ''}"
     return [
         Row(

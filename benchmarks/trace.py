@@ -194,7 +194,7 @@ def _training_step(folder: Path) -> Trace:
     )
     loss = build_loss("macl", LabelStatistics.from_labels(labels), dimension=8)
     data = TrainingRows(inputs=dataset.images, rows=rows, labels=labels)
-    loop_spec = LoopSpec(epochs=2, batch_size=16, augment={})
+    loop_spec = LoopSpec(epochs=2, batch_size=16)
     steps = TrainingLoop(Encoder(spec), loss, data, loop_spec).run_epoch()
     next(steps)
     with recorded() as trace:

@@ -14,16 +14,6 @@ from torch import nn
 from storage.errors import ConfigError
 
 
-class ProjectionHead(nn.Sequential):
-    """Linear, ReLU, linear: the default head for contrastive training.
-
-    Without batch norm, since the vector of a sample must not depend on the other rows of a worker.
-    """
-
-    def __init__(self, features: int, dimension: int, hidden: int) -> None:
-        super().__init__(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, dimension))
-
-
 def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.Module:
     """Build a head from its plain description.
 
@@ -32,7 +22,7 @@ def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.
     features, dimension
         F and D.
     options
-        ``{"kind": "mlp", "hidden": 512}`` (`ProjectionHead`), ``{"kind": "linear"}`` (a single
+        ``{"kind": "mlp", "hidden": 512}`` (linear, ReLU, linear), ``{"kind": "linear"}`` (a single
         linear layer, as returned by `principal_head`) or ``{"kind": "identity"}`` (the features).
 
     Raises
@@ -47,7 +37,9 @@ def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.
     """
     kind = options.get("kind", "mlp")
     if kind == "mlp":
-        return ProjectionHead(features, dimension, int(options.get("hidden", 512)))
+        # Without batch norm: a sample's vector must not depend on the other rows of a worker.
+        hidden = int(options.get("hidden", 512))
+        return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, dimension))
     if kind == "linear":
         return nn.Linear(features, dimension)
     if kind == "identity":

@@ -37,18 +37,9 @@ class Gains:
 class Relevance:
     """Labels of queries and database, grouped into V distinct label sets.
 
-    Attributes
-    ----------
-    y_QC
-        Labels of the queries.
-    set_VC, set_N, count_V
-        The distinct label sets, the set of each item, and the number of items with each set.
-    exclude_Q
-        Position of the query's own row in the database, or -1.
-    rare_counts_C
-        Counts that define the rare labels.
-    k
-        Depth of the metrics named ``@k``.
+    ``set_N`` is the label set of each item and ``count_V`` the number of items with each set;
+    ``exclude_Q`` is the database position of each query itself, or -1; ``rare_counts_C`` defines
+    the rare labels and ``k`` the depth of the metrics named ``@k``.
     """
 
     y_QC: Floats

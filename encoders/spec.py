@@ -117,7 +117,7 @@ class LoopSpec:
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     freeze_backbone: bool = False
-    augment: Mapping[str, Any] | None = None
+    augment: Mapping[str, Any] | None = field(default_factory=dict)
     queue_rows: Natural = 0
     chunk_rows: Natural = 0
 

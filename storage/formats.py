@@ -179,9 +179,9 @@ def _geojson(hits: pa.Table) -> bytes:
 
 
 def _csv(hits: pa.Table) -> bytes:
-    names = [name for name in _flat(hits).column_names if name != "rank"]
-    sink = io.BytesIO()
-    pa.csv.write_csv(_flat(hits).select(["rank", *names]), sink)
+    flat, sink = _flat(hits), io.BytesIO()
+    names = [name for name in flat.column_names if name != "rank"]
+    pa.csv.write_csv(flat.select(["rank", *names]), sink)
     return sink.getvalue()
 
 

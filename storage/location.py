@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 
 import fsspec
@@ -88,23 +88,30 @@ class StorageOptions:
     session_token: str | None = field(default=None, repr=False)
 
     def resolved(self, environ: Mapping[str, str] = os.environ) -> "StorageOptions":
-        """Fill fields that are None from ``AWS_*`` variables of ``environ``."""
+        """Fill fields that are None from ``AWS_*`` variables of ``environ``.
+
+        Anonymous access has no keys.
+        """
 
         def first(*names: str) -> str | None:
             return next((environ[name] for name in names if environ.get(name)), None)
 
         unsigned = environ.get("AWS_NO_SIGN_REQUEST", "").upper() in {"YES", "TRUE", "1"}
-        keys_given = self.access_key_id is not None
-        return replace(
+        filled = replace(
             self,
             endpoint_url=self.endpoint_url or first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
             region=self.region or first("AWS_REGION", "AWS_DEFAULT_REGION"),
             anonymous=self.anonymous or unsigned,
+        )
+        if filled.anonymous:
+            return replace(filled, access_key_id=None, secret_access_key=None, session_token=None)
+        # A token belongs to its keys: that of the environment does not go with keys given here.
+        token = first("AWS_SESSION_TOKEN") if self.access_key_id is None else None
+        return replace(
+            filled,
             access_key_id=self.access_key_id or first("AWS_ACCESS_KEY_ID"),
             secret_access_key=self.secret_access_key or first("AWS_SECRET_ACCESS_KEY"),
-            session_token=self.session_token
-            if keys_given
-            else self.session_token or first("AWS_SESSION_TOKEN"),
+            session_token=self.session_token or token,
         )
 
 
@@ -230,9 +237,9 @@ class Location:
         s3 = fsspec.filesystem(
             "s3",
             anon=options.anonymous,
-            key=None if options.anonymous else options.access_key_id,
-            secret=None if options.anonymous else options.secret_access_key,
-            token=None if options.anonymous else options.session_token,
+            key=options.access_key_id,
+            secret=options.secret_access_key,
+            token=options.session_token,
             endpoint_url=options.endpoint_url,
             client_kwargs={"region_name": options.region} if options.region else {},
             use_listings_cache=False,
@@ -374,9 +381,9 @@ class Location:
             allow_http=bool(options.endpoint_url and options.endpoint_url.startswith("http://")),
             force_path_style=options.endpoint_url is not None,
             anonymous=options.anonymous or None,
-            access_key_id=None if options.anonymous else options.access_key_id,
-            secret_access_key=None if options.anonymous else options.secret_access_key,
-            session_token=None if options.anonymous else options.session_token,
+            access_key_id=options.access_key_id,
+            secret_access_key=options.secret_access_key,
+            session_token=options.session_token,
             from_env=None if options.anonymous or options.access_key_id else True,
         )
 
@@ -405,7 +412,6 @@ def gdal_environment(options: StorageOptions) -> dict[str, str]:
         environment["AWS_REGION"] = resolved.region
     if resolved.anonymous:
         environment["AWS_NO_SIGN_REQUEST"] = "YES"
-        return environment
     secrets = {
         "AWS_ACCESS_KEY_ID": resolved.access_key_id,
         "AWS_SECRET_ACCESS_KEY": resolved.secret_access_key,
@@ -420,30 +426,25 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-class named_failures:
-    """Turn a storage library's failure into one of ours that names the URI."""
-
-    def __init__(self, place: Location) -> None:
-        self._place = place
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise NotFoundError(
-                f"{self._place} does not exist; check the path, the bucket and the key"
-            ) from error
-        if isinstance(error, (PermissionError, NoCredentialsError)):
-            raise SkysiftError(
-                f"{self._place} may not be accessed ({_first_line(error)}); "
-                "check the credentials (or say `anonymous`) and the policy"
-            ) from error
-        if isinstance(error, (OSError, BotoCoreError, ClientError)):
-            raise SkysiftError(
-                f"{self._place} could not be accessed: {_first_line(error)}; "
-                "check the endpoint, the network and the disk"
-            ) from error
+@contextmanager
+def named_failures(place: Location) -> Iterator[None]:
+    """Turn a storage library's failure into an error of Skysift that names the place."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"{place} does not exist; check the path, the bucket and the key"
+        ) from error
+    except (PermissionError, NoCredentialsError) as error:
+        raise SkysiftError(
+            f"{place} may not be accessed ({_first_line(error)}); "
+            "check the credentials (or say `anonymous`) and the policy"
+        ) from error
+    except (OSError, BotoCoreError, ClientError) as error:
+        raise SkysiftError(
+            f"{place} could not be accessed: {_first_line(error)}; "
+            "check the endpoint, the network and the disk"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -92,8 +92,8 @@ def test_a_setting_behind_on_one_column_dominates_nobody():
 
 def test_a_finished_run_is_taken_from_the_scratch_folder(world, tmp_path):
     first = measure(world, BASE, "val", tmp_path)
-    (kept,) = (tmp_path / "runs").iterdir()
-    kept.write_text(kept.read_text().replace(f'"seconds": {first["seconds"]}', '"seconds": 77'))
+    (record,) = (tmp_path / "runs").iterdir()
+    record.write_text(record.read_text().replace(f'"seconds": {first["seconds"]}', '"seconds": 77'))
     assert measure(world, BASE, "val", tmp_path) == first | {"seconds": 77}
     assert measure(world, with_settings(BASE, "bce", {}), "val", tmp_path)["seconds"] != 77
 

@@ -79,14 +79,14 @@ def test_the_rooms_in_the_architecture_are_the_folders_and_modules_there():
             named.add(package + name)
         else:
             package = name
-    there = set()
+    existing = set()
     for package in ("storage", "encoders", "pipeline", "workflows"):
         for entry in (REPOSITORY / package).iterdir():
             if entry.is_dir() and entry.name != "__pycache__":
-                there.add(f"{package}/{entry.name}/")
+                existing.add(f"{package}/{entry.name}/")
             elif entry.suffix == ".py" and entry.name != "__init__.py":
-                there.add(f"{package}/{entry.name}")
-    assert named == there
+                existing.add(f"{package}/{entry.name}")
+    assert named == existing
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -14,7 +14,7 @@ DASHBOARD = REPOSITORY / "deploy" / "grafana" / "skysift.json"
 
 def test_every_metric_of_the_dashboard_exists():
     panels = json.loads(DASHBOARD.read_text())["panels"]
-    asked = " ".join(target["expr"] for panel in panels for target in panel["targets"])
+    expressions = " ".join(target["expr"] for panel in panels for target in panel["targets"])
     metrics = Metrics()
     metrics.answered("GET", "/", 200, 0.1)
     metrics.entered(1)
@@ -23,7 +23,7 @@ def test_every_metric_of_the_dashboard_exists():
     ours = metrics.text().decode()
     folder = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
     theirs = " ".join(path.read_text() for path in folder.glob("*.py"))
-    names = set(re.findall(r"\b(?:skysift|process|ray)_[a-z_]+(?=[\[{)])", asked))
+    names = set(re.findall(r"\b(?:skysift|process|ray)_[a-z_]+(?=[\[{)])", expressions))
     assert len(names) > 15
     for name in names:
         assert name in (theirs if name.startswith("ray_") else ours), name

@@ -76,9 +76,9 @@ def test_the_roles_are_those_of_the_cluster_file(name):
     assert {"head", *groups} == set(aws)
     for role, group in groups.items():
         (container,) = group["template"]["spec"]["containers"]
-        asked = container["resources"]["requests"]
-        assert int(asked["cpu"]) == aws[role]["resources"]["CPU"]
-        assert int(asked.get("nvidia.com/gpu", 0)) == aws[role]["resources"].get("GPU", 0)
+        requests = container["resources"]["requests"]
+        assert int(requests["cpu"]) == aws[role]["resources"]["CPU"]
+        assert int(requests.get("nvidia.com/gpu", 0)) == aws[role]["resources"].get("GPU", 0)
         assert group["maxReplicas"] == aws[role]["max_workers"]
 
 

@@ -259,14 +259,9 @@ class PairLoss(Loss):
             for start in range(0, len(z_BD), rows)
         ]
         return [
-            Ratio(sum_of([p.numerator for p in term]), sum_of([p.denominator for p in term]))
+            Ratio(*(torch.stack(scalars).sum() for scalars in zip(*term, strict=True)))
             for term in zip(*parts, strict=True)
         ]
-
-
-def sum_of(scalars: Sequence[Tensor]) -> Tensor:
-    """Add scalar tensors."""
-    return torch.stack(list(scalars)).sum()
 
 
 def require(holds: bool, option: str, expected: str, got: object) -> None:

@@ -1,9 +1,9 @@
 """Drift: whether some rows of an archive are distributed differently from all the others.
 
-New sensors, processing baselines and seasons move embeddings. Here the rows of each month, of
-each side of a date, or of what was added since a snapshot are compared with the rest, by the
-distance of their means (over every row, one pass with Dask) and by the maximum mean discrepancy
-of uniform samples, whose chance a permutation test gives.
+New sensors, processing baselines and seasons move embeddings. The rows of each month, of each side
+of a date, or of those added since a snapshot are compared with all other rows, by the distance of
+their means (over every row, one pass with Dask) and by the maximum mean discrepancy of uniform
+samples, with the p-value of a permutation test.
 """
 
 import datetime as dt
@@ -52,14 +52,14 @@ class DriftSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupDrift:
-    """How one group of rows differs from the rest.
+    """Difference between a group of rows and the rest.
 
     Attributes
     ----------
     name
         Of the group.
     rows
-        How many it has.
+        Number of rows in the group.
     mean_shift
         Distance between the mean embedding of the group and that of the rest, over all rows; 0
         to 2.
@@ -121,16 +121,16 @@ def measure_drift(
     rng = np.random.default_rng(spec.seed)
     found = []
     for group in compared:
-        mine, rest = np.flatnonzero(groups == group), np.flatnonzero(groups != group)
-        mean, others = sums[group] / len(mine), (sums.sum(0) - sums[group]) / len(rest)
+        rows, rest = np.flatnonzero(groups == group), np.flatnonzero(groups != group)
+        mean, others = sums[group] / len(rows), (sums.sum(0) - sums[group]) / len(rest)
         mmd = p_value = None
         if group in tested:
-            x, y = (_sample(archive, part, spec, rng, scheduler) for part in (mine, rest))
+            x, y = (_sample(archive, part, spec, rng, scheduler) for part in (rows, rest))
             mmd, p_value = two_sample_test(x, y, spec.permutations, rng)
         found.append(
             GroupDrift(
                 name=names[group],
-                rows=len(mine),
+                rows=len(rows),
                 mean_shift=float(np.linalg.norm(mean - others)),
                 mmd=mmd,
                 p_value=p_value,
@@ -229,8 +229,8 @@ def _sums(
     for start in range(0, len(blocks), _TASKS_PER_GRAPH):
         stop = min(start + _TASKS_PER_GRAPH, len(blocks))
         tasks = [
-            delayed(_group_sums)(blocks[at], groups[edges[at] : edges[at + 1]], count)
-            for at in range(start, stop)
+            delayed(_group_sums)(blocks[index], groups[edges[index] : edges[index + 1]], count)
+            for index in range(start, stop)
         ]
         total += np.sum(compute(tasks, scheduler), axis=0)
         progress(Progress(stage="means", done=stop, total=len(blocks), unit="chunks"))

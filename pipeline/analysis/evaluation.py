@@ -1,7 +1,7 @@
-"""How well retrieval works: by labels where there are any, by place where there are series.
+"""Scores of retrieval: by shared labels, or by place where scenes repeat.
 
 Works on arrays that the caller has read (from an archive, a dataset or an encoder). Every score
-comes with what a random ranking gets, because with few labels or few scenes chance scores high.
+comes with the score of a random ranking, because with few labels or few scenes chance scores high.
 
 Shapes: Q queries, N database rows, D dimension, C labels.
 """
@@ -99,7 +99,7 @@ def same_place_recall(
     most_queries: int | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Tell how often a tile finds its own place in the other scenes: a truth without labels.
+    """Measure how often a tile finds its own place in other scenes: a ground truth without labels.
 
     Every tile whose place another scene shows too is a query; the tiles of all other scenes are
     the database. A query succeeds at k when one of its first k hits has its tile key.

@@ -7,6 +7,7 @@ grid, one Dask task for each block of neighbouring tiles.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from io import BytesIO
 
 import numpy as np
@@ -39,7 +40,7 @@ class TileLabels:
     fractions
         Share of the tile's mapped pixels that each class covers; float32 (n, classes).
     mapped
-        Share of the tile's pixels that the raster says anything about; float32 (n,).
+        Share of the tile's pixels where the raster has data; float32 (n,).
     classes
         Class names, in the order of the columns.
     min_fraction
@@ -209,19 +210,11 @@ def _count_classes(
         int64 (n, classes + 1); the last column counts the mapped pixels.
     """
     windows = [grid.window(int(column), int(row)) for column, row in tiles]
-    left = min(w.column for w in windows)
-    top = min(w.row for w in windows)
-    around = Window(
-        column=left,
-        row=top,
-        width=max(w.column + w.width for w in windows) - left,
-        height=max(w.row + w.height for w in windows) - top,
-    )
+    around = reduce(Window.union, windows)
     image = read_categorical(landcover, grid.pixels, around, fill=fill)
     counts = np.zeros((len(tiles), len(values) + 1), np.int64)
-    for i, w in enumerate(windows):
-        row, column = w.row - top, w.column - left
-        tile = image[row : row + w.height, column : column + w.width]
+    for i, window in enumerate(windows):
+        tile = image[window.slices_in(around)]
         counts[i, :-1] = [(tile == value).sum() for value in values]
         counts[i, -1] = (tile != fill).sum()
     return counts

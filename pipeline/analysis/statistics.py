@@ -80,7 +80,7 @@ class BandStatistics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Moments:
-    """What a part of the pixels contributes; each array has a row or entry for each band."""
+    """Moments of a part of the pixels; each array has a row or entry for each band."""
 
     count: NDArray[np.int64]
     mean: NDArray[np.float64]
@@ -147,7 +147,7 @@ def band_statistics(
 
 
 def _run(graphs: dict[str, Any], scheduler: Scheduler, skipped: dict[str, str]) -> list[_Moments]:
-    """Compute a batch together; if a scene in it is broken, one by one, noting the broken."""
+    """Compute a batch together; if a scene fails, scene by scene, noting those that fail."""
     try:
         return compute(list(graphs.values()), scheduler)
     except SceneError:

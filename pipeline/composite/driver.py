@@ -2,8 +2,9 @@
 
 A composite is a Cloud Optimized GeoTIFF and a STAC item beside it, which names its period and
 its sources. So it is a scene like any other: `ingest` tiles and embeds it, `watch` notices new
-ones, a report draws it. :mod:`pipeline.composite.plan` says what is to be made,
-:mod:`pipeline.composite.stack` stacks the acquisitions; here Dask reduces the stack block by block.
+ones, a report draws it. :mod:`pipeline.composite.plan` finds the composites to make,
+:mod:`pipeline.composite.stack` stacks the acquisitions; this module reduces the stack with Dask,
+block by block.
 """
 
 import dask.array as da
@@ -37,7 +38,7 @@ def make_composites(
     Parameters
     ----------
     scheduler
-        What runs the Dask graphs; see :func:`pipeline.runtime.dask.compute`.
+        Runs the Dask graphs; see :func:`pipeline.runtime.dask.compute`.
 
     Notes
     -----
@@ -105,7 +106,7 @@ def _make(composite: Composite, plan: CompositePlan, scheduler: Scheduler) -> No
 
 
 def median_of_days(stack: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the median over the first axis, of what is not NaN.
+    """Return the median over the first axis, NaN left out.
 
     Equal to :func:`numpy.nanmedian` bit for bit, in a fraction of its time and memory: NaN sort
     last, so the middle of the others follows from their number.

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial, reduce
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.analysis.periods import PERIODS, PeriodKind, period_of
 from pipeline.composite.spec import CompositeSpec
@@ -19,6 +19,8 @@ from storage.catalog.stac_write import FINGERPRINT, written_items
 from storage.errors import ConfigError, SceneError
 from storage.raster.pixel_grid import PixelGrid, Window
 from storage.scene import Scene
+
+T = TypeVar("T")
 
 _TILE_PX = 256
 _BLOCK_STEP_PX = 64
@@ -40,7 +42,7 @@ class Composite:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompositePlan:
-    """What a run would make; ``unchanged`` are there already, made from the same sources."""
+    """Composites to make; ``unchanged`` ones exist already, made from the same sources."""
 
     spec: CompositeSpec
     pixels: PixelGrid
@@ -53,16 +55,16 @@ class CompositePlan:
         return {
             "output": str(self.spec.output_uri),
             "grid": {"crs": self.pixels.crs, "resolution": self.pixels.resolution},
-            "composites": {one.id: len(one.placed) for one in self.todo},
+            "composites": {composite.id: len(composite.placed) for composite in self.todo},
             "unchanged": len(self.unchanged),
-            "pixels": sum(one.extent.width * one.extent.height for one in self.todo),
+            "pixels": sum(item.extent.width * item.extent.height for item in self.todo),
             "scenes_left_out": dict(self.left_out),
         }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompositeReport:
-    """What a run made; ``failed`` maps composites, ``left_out`` scenes, to reasons."""
+    """Result of a run; ``failed`` maps composites, ``left_out`` scenes, to reasons."""
 
     output: str
     made: tuple[str, ...]
@@ -72,7 +74,7 @@ class CompositeReport:
 
 
 def plan_composites(spec: CompositeSpec) -> CompositePlan:
-    """Find the composites that a catalog makes and that are not there yet.
+    """Find the composites that a catalog makes and that do not exist yet.
 
     Raises
     ------
@@ -86,73 +88,64 @@ def plan_composites(spec: CompositeSpec) -> CompositePlan:
     if spec.period not in PERIODS:
         raise ConfigError(f"a composite's period is {spec.period!r}: use {', '.join(PERIODS)}")
     listing = read_scenes(spec.catalog, spec.bands)
-    left_out = {one.scene_id: one.reason for one in listing.rejected}
+    left_out = {entry.scene_id: entry.reason for entry in listing.rejected}
     pixels, readable = _common_grid(listing.scenes, spec.grid, left_out)
     box = spec.catalog.query.bbox
     clip = window_of_bbox(pixels, box) if box else None
-    found = [
-        _composite(spec, pixels, clip, members)
-        for members in _by_period(_place_all(readable, pixels, left_out), spec.period)
-    ]
-    composites = [one for one in found if one is not None]
+    placed = [item for _, item in _read(readable, partial(place, pixels=pixels), left_out)]
+    found = [_composite(spec, pixels, clip, group) for group in _by_period(placed, spec.period)]
+    composites = [composite for composite in found if composite is not None]
     written = written_items(spec.output_uri)
     made = {key: item["properties"].get(FINGERPRINT) for key, item in written.items()}
-    todo = tuple(one for one in composites if made.get(one.id) != one.fingerprint)
+    todo = tuple(item for item in composites if made.get(item.id) != item.fingerprint)
     return CompositePlan(
         spec=spec,
         pixels=pixels,
         todo=todo,
-        unchanged=tuple(one.id for one in composites if one not in todo),
+        unchanged=tuple(item.id for item in composites if item not in todo),
         left_out=left_out,
     )
 
 
+def _read(
+    scenes: Sequence[Scene], read: Callable[[Scene], T], left_out: dict[str, str]
+) -> list[tuple[Scene, T]]:
+    """Read the headers of scenes; note in ``left_out`` the scenes that cannot be read."""
+    readable: list[tuple[Scene, T]] = []
+    for scene, outcome in read_each(scenes, read, SceneError):
+        if isinstance(outcome, SceneError):
+            left_out[scene.id] = str(outcome)
+        else:
+            readable.append((scene, outcome))
+    return readable
+
+
 def _common_grid(
-    scenes: Sequence[Scene],
-    spec: GridSpec,
-    left_out: dict[str, str],
+    scenes: Sequence[Scene], spec: GridSpec, left_out: dict[str, str]
 ) -> tuple[PixelGrid, list[Scene]]:
-    """Return the one grid of all scenes that can be read, and these scenes."""
+    """Return the common grid of all scenes that can be read, and these scenes."""
     grids: dict[PixelGrid, list[Scene]] = {}
-    for scene in scenes:
-        try:
-            grids.setdefault(pixels_for_scene(scene, spec), []).append(scene)
-        except SceneError as error:
-            left_out[scene.id] = str(error)
+    for scene, grid in _read(scenes, partial(pixels_for_scene, spec=spec), left_out):
+        grids.setdefault(grid, []).append(scene)
     if not grids:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
         raise SceneError(f"none of {len(left_out)} scenes can be read ({reasons}); check the files")
     if len(grids) > 1:
-        (one, first), (other, second) = list(grids.items())[:2]
+        (grid, first), (other, second) = list(grids.items())[:2]
         raise ConfigError(
-            f"scenes {first[0].id} ({one.crs}, {one.resolution:g}) and {second[0].id} "
+            f"scenes {first[0].id} ({grid.crs}, {grid.resolution:g}) and {second[0].id} "
             f"({other.crs}, {other.resolution:g}) are on different grids; state the composites' "
             "--crs and --resolution"
         )
     return next(iter(grids.items()))
 
 
-def _place_all(
-    scenes: Sequence[Scene], pixels: PixelGrid, left_out: dict[str, str]
-) -> list[Placed]:
-    placed = []
-    for scene, outcome in read_each(scenes, partial(place, pixels=pixels), SceneError):
-        if isinstance(outcome, Placed):
-            placed.append(outcome)
-        else:
-            left_out[scene.id] = str(outcome)
-    return placed
-
-
 def _by_period(placed: Iterable[Placed], kind: PeriodKind) -> list[tuple[Placed, ...]]:
     """Group scenes by period, in the order of time."""
     groups: dict[datetime, list[Placed]] = {}
-    for one in placed:
-        groups.setdefault(period_of(one.scene.datetime, kind)[1], []).append(one)
-    return [
-        tuple(sorted(groups[start], key=lambda one: (one.scene.datetime, one.scene.id)))
-        for start in sorted(groups)
-    ]
+    for source in sorted(placed, key=lambda source: (source.scene.datetime, source.scene.id)):
+        groups.setdefault(period_of(source.scene.datetime, kind)[1], []).append(source)
+    return [tuple(group) for group in groups.values()]
 
 
 def _composite(
@@ -160,30 +153,30 @@ def _composite(
 ) -> Composite | None:
     """Return the composite of the scenes of one period; None where the area has none of them."""
     if clip is not None:
-        placed = tuple(one for one in placed if one.extent.intersection(clip))
+        placed = tuple(source for source in placed if source.extent.intersection(clip))
     if not placed:
         return None
-    extent = reduce(Window.union, (one.extent for one in placed))
+    extent = reduce(Window.union, (source.extent for source in placed))
     extent = extent if clip is None else extent.intersection(clip) or extent
     label, start, end = period_of(placed[0].scene.datetime, spec.period)
     area = _digest([asdict(pixels), asdict(clip) if clip else None, spec.bands])
-    days = len({one.day for one in placed})
-    made_of = [area, asdict(extent), [(one.scene.id, one.scene.fingerprint) for one in placed]]
+    days = len({source.day for source in placed})
+    sources = [(source.scene.id, source.scene.fingerprint) for source in placed]
     return Composite(
         id=f"{spec.name}-{label}-{area[:6]}",
         start=start,
         end=end,
         extent=extent,
         placed=placed,
-        fingerprint=_digest(made_of),
+        fingerprint=_digest([area, asdict(extent), sources]),
         block_px=block_side(days * len(spec.bands), spec.block_bytes),
     )
 
 
 def block_side(layers: int, block_bytes: int) -> int:
-    """Return the side of the largest square block of so many float32 layers within a size.
+    """Return the side of the largest square block of float32 layers that fits a size.
 
-    A multiple of 256 pixels, the usual tile of a GeoTIFF, where there is room for that.
+    The side is a multiple of 256 pixels, the usual tile of a GeoTIFF, if that fits.
 
     Examples
     --------

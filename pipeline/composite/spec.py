@@ -1,4 +1,4 @@
-"""What a composite is made of, as plain values."""
+"""The settings of composites, as plain values."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from storage.values import Count, check_limits
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompositeSpec:
-    """What to make composites of, and where.
+    """Which composites to make, and where.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class CompositeSpec:
         CRS, resolution and anchor of the composites; ``native`` takes them from the scenes, which
         must agree.
     name
-        How the ids begin; name apart what goes into one archive.
+        Beginning of the ids; give series that go into one archive different names.
     block_bytes
         Largest piece of the stack that one task holds.
     """

@@ -74,7 +74,7 @@ def scene_stack(
     pixels
         The grid; scenes of other pixels are warped to it.
     window
-        What to stack.
+        The window to stack.
     block_px
         Largest side of a block; a block holds all days and bands.
 
@@ -131,7 +131,7 @@ class _SceneDriver:
         return RasterGroupMetadata({_PIXELS: meta}, extra_coords=(FixedCoord("band", self._bands),))
 
     def driver_data(self, item: Any, band_key: Any) -> Scene:
-        """Return what :meth:`open` needs of an item."""
+        """Return the scene of an item, for :meth:`open`."""
         scene: Scene = item.extra_fields[_SCENE]
         return scene
 

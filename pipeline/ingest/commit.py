@@ -3,7 +3,9 @@
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy.typing as npt
 
 from pipeline.ingest.kernels import SceneRows
 from pipeline.ingest.spec import IngestPlan, IngestReport
-from storage.archive.ledger import LedgerEntry, SceneState
+from storage.archive.ledger import LedgerEntry
 from storage.archive.reader import Archive
 from storage.archive.writer import (
     UNIT_NORM_TOLERANCE,
@@ -51,22 +53,45 @@ class Committer:
         self._grids: dict[str, dict[str, Any]] = {}
         self._last_commit = time.monotonic()
         self._snapshot = archive.snapshot
-        self.counts = {"embedded": 0, "empty": 0, "rows": 0}
+        self.counts: Counter[str] = Counter()
         self.quarantined: dict[str, str] = {}
 
     def reject(self, rejected: Sequence[Rejected]) -> None:
         """Quarantine the entries that the catalog refused."""
         for item in rejected:
-            self._quarantine(item.scene_id, "", None, item.reason)
+            self._record(
+                LedgerEntry(
+                    scene_id=item.scene_id,
+                    state="quarantined",
+                    fingerprint="",
+                    reason=item.reason,
+                )
+            )
 
     def add(self, rows: SceneRows) -> None:
         """Take a finished scene; write and commit when it is time."""
-        scene = self._plan.todo[rows.index]
-        reason = rows.note.get("reason") or _vector_fault(rows)
-        if reason:
-            self._quarantine(scene.id, scene.fingerprint, scene.datetime, reason)
-        else:
-            self._accept(scene, rows)
+        scene, note = self._plan.todo[rows.index], rows.note
+        entry = LedgerEntry(
+            scene_id=scene.id,
+            state="quarantined",
+            fingerprint=scene.fingerprint,
+            datetime=scene.datetime,
+            reason=note.get("reason") or _vector_fault(rows),
+        )
+        if not entry.reason:
+            self._grids[note["grid_id"]] = note["grid"]
+            entry = replace(
+                entry,
+                state="embedded" if len(rows) else "empty",
+                reason="" if len(rows) else _why_empty(rows),
+                rows=len(rows),
+                grid_id=note["grid_id"],
+                end=scene.end,
+                sources=scene.sources,
+            )
+        if entry.rows:
+            self._waiting.append(rows)
+        self._record(entry)
         if sum(map(len, self._waiting)) >= self._plan.spec.segment_rows:
             self._write()
         if time.monotonic() - self._last_commit >= self._plan.spec.commit_interval_s:
@@ -76,11 +101,9 @@ class Committer:
         """Write and commit everything that is finished."""
         self._write()
         if self._entries:
+            message = f"ingest {len(self._entries)} scenes"
             self._snapshot = self._writer.commit(
-                self._receipts,
-                self._entries,
-                self._grids,
-                f"ingest {len(self._entries)} scenes",
+                self._receipts, self._entries, self._grids, message
             )
             self._events(
                 Event(
@@ -106,20 +129,12 @@ class Committer:
             seconds=seconds,
         )
 
-    def _quarantine(self, scene_id: str, fingerprint: str, when: Any, reason: str) -> None:
-        self.quarantined[scene_id] = reason
-        self._note(
-            LedgerEntry(
-                scene_id=scene_id,
-                state="quarantined",
-                fingerprint=fingerprint,
-                datetime=when,
-                reason=reason,
-            )
-        )
-
-    def _note(self, entry: LedgerEntry) -> None:
+    def _record(self, entry: LedgerEntry) -> None:
         self._entries.append(entry)
+        self.counts[entry.state] += 1
+        self.counts["rows"] += entry.rows
+        if entry.state == "quarantined":
+            self.quarantined[entry.scene_id] = entry.reason
         self._events(
             Event(
                 event="scene",
@@ -127,27 +142,6 @@ class Committer:
                 state=entry.state,
                 rows=entry.rows,
                 reason=entry.reason or None,
-            )
-        )
-
-    def _accept(self, scene: Scene, rows: SceneRows) -> None:
-        state: SceneState = "embedded" if len(rows) else "empty"
-        self.counts[state] += 1
-        self.counts["rows"] += len(rows)
-        self._grids[rows.note["grid_id"]] = rows.note["grid"]
-        if len(rows):
-            self._waiting.append(rows)
-        self._note(
-            LedgerEntry(
-                scene_id=scene.id,
-                state=state,
-                fingerprint=scene.fingerprint,
-                datetime=scene.datetime,
-                reason="" if len(rows) else _why_empty(rows),
-                rows=len(rows),
-                grid_id=rows.note["grid_id"],
-                end=scene.end,
-                sources=scene.sources,
             )
         )
 
@@ -183,7 +177,7 @@ class _LabelLookup:
     def __init__(self, table: "TileLabels") -> None:
         self._rows = {key: row for row, key in enumerate(table.tile_keys)}
         # The last row, index -1, is that of all tiles that the table does not hold.
-        self._labels = np.vstack([table.labels, np.zeros_like(table.labels[:1])])
+        self._labels = np.vstack([table.labels, np.zeros((1, len(table.classes)), np.uint8)])
 
     def of(
         self, grids: Sequence[str], scene_index: npt.NDArray[Any], tiles: npt.NDArray[Any]

@@ -1,7 +1,7 @@
-"""What an ingest would cost, before it costs anything: tiles, bytes to read, disk, memory.
+"""The cost of an ingest before it runs: tiles, bytes to read, disk, memory.
 
 Headers are opened, pixels are not. The numbers are upper bounds where a bound exists (tiles before
-any is skipped, files read whole) and stated models where it does not (memory).
+any is skipped, files read whole) and stated models elsewhere (memory).
 """
 
 import math
@@ -25,7 +25,7 @@ from storage.progress import Progress, ProgressSink, ignore
 from storage.scene import Scene
 
 SAMPLE_SCENES = 64
-"""How many scenes a check before a run looks at; a dry run looks at all."""
+"""Number of scenes that a check before a run opens; a dry run opens all."""
 _RAY_BYTES = 700_000_000
 _PROCESS_BYTES = 450_000_000
 _GDAL_CACHE_BYTES = 128_000_000
@@ -37,14 +37,14 @@ _ROW_BYTES_BESIDE_THE_VECTOR = 76
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IngestCost:
-    """What a plan would cost.
+    """The cost of a plan.
 
     Parameters
     ----------
     archive_uri
         The archive that would grow.
     scenes, measured_scenes
-        Scenes to embed, and how many of them were looked at; the rest count as their mean.
+        Scenes to embed, and how many of them were opened; the others count as their mean.
     tiles
         At most: tiles without data or under clouds are skipped.
     read_bytes
@@ -59,8 +59,7 @@ class IngestCost:
         that wait for a commit.
         Ray's object store and a large encoder come on top.
     machine_bytes
-        Memory of this machine, or what its container may use of it; None when a cluster does the
-        work.
+        Memory of this machine, or the limit of its container; None when a cluster does the work.
     unreadable
         Scenes that would be quarantined, and why.
     """
@@ -121,15 +120,6 @@ class IngestCost:
         }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _SceneCost:
-    """One scene: its tiles, its files by size, and the tiles in its longest row."""
-
-    tiles: int
-    sizes_bytes: Mapping[str, int]
-    tiles_across: int
-
-
 def estimate_cost(
     plan: IngestPlan,
     *,
@@ -138,12 +128,12 @@ def estimate_cost(
     on_cluster: bool = False,
     progress: ProgressSink = ignore,
 ) -> IngestCost:
-    """Open the headers of a plan's scenes and add up what embedding them costs.
+    """Open the headers of a plan's scenes and add up the cost of embedding them.
 
     Parameters
     ----------
     plan
-        What :func:`pipeline.ingest.driver.plan_ingest` returned.
+        Result of :func:`pipeline.ingest.driver.plan_ingest`.
     sample_scenes
         Number of scenes to open, evenly spread over the plan; their mean stands for the others.
         None opens all.
@@ -154,54 +144,49 @@ def estimate_cost(
     progress
         Receives scenes opened.
     """
-    chosen = _spread(plan.todo, sample_scenes)
-    costs: list[_SceneCost] = []
+    chosen: Sequence[Scene] = plan.todo
+    if sample_scenes is not None and len(chosen) > sample_scenes:
+        chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, sample_scenes).astype(int)]
+    counts: list[int] = []
+    sizes: dict[str, int] = {}
     unreadable: dict[str, str] = {}
     # Whatever a scene raises here, ingest will quarantine the scene for the same reason.
     outcomes = read_each(chosen, partial(_scene_cost, plan), SkysiftError)
     for number, (scene, outcome) in enumerate(outcomes, 1):
-        if isinstance(outcome, _SceneCost):
-            costs.append(outcome)
-        else:
+        if isinstance(outcome, SkysiftError):
             unreadable[scene.id] = " ".join(str(outcome).split())
+        else:
+            counts.append(outcome[0])
+            sizes |= outcome[1]
         progress(Progress(stage="estimate", done=number, total=len(chosen), unit="scenes"))
     scale = len(plan.todo) / max(len(chosen), 1)
-    tiles = math.ceil(sum(cost.tiles for cost in costs) * scale)
-    files = {href: size for cost in costs for href, size in cost.sizes_bytes.items()}
-    scenes = math.ceil(len(costs) * scale)
+    tiles = math.ceil(sum(counts) * scale)
     return IngestCost(
         archive_uri=str(plan.spec.archive_uri),
         scenes=len(plan.todo),
         measured_scenes=len(chosen),
         tiles=tiles,
-        read_bytes=math.ceil(sum(files.values()) * scale),
-        archive_bytes=_archive_bytes(plan, tiles, scenes),
+        read_bytes=math.ceil(sum(sizes.values()) * scale),
+        archive_bytes=_archive_bytes(plan, tiles, math.ceil(len(counts) * scale)),
         free_bytes=_free_bytes(Location.of(plan.spec.archive_uri)),
-        memory_bytes=_memory_bytes(plan, costs, cpus or os.cpu_count() or 1) if costs else 0,
+        memory_bytes=_memory_bytes(plan, max(counts), cpus or os.cpu_count() or 1) if counts else 0,
         machine_bytes=None if on_cluster else machine_bytes(),
         unreadable=unreadable,
     )
 
 
 def machine_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the memory of this machine, or what its container may use of it."""
+    """Return the memory of this machine, or the limit of its container."""
     sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     limits = (groups / "memory.max", groups / "memory" / "memory.limit_in_bytes")
     texts = (limit.read_text().strip() for limit in limits if limit.is_file())
     return min([*sizes, *(int(text) for text in texts if text.isdecimal())])
 
 
-def _spread(scenes: Sequence[Scene], count: int | None) -> list[Scene]:
-    if count is None or len(scenes) <= count:
-        return list(scenes)
-    return [scenes[index] for index in np.linspace(0, len(scenes) - 1, count).astype(int)]
-
-
-def _scene_cost(plan: IngestPlan, scene: Scene) -> _SceneCost:
+def _scene_cost(plan: IngestPlan, scene: Scene) -> tuple[int, dict[str, int]]:
+    """Return the tiles of a scene, and the sizes of its files by URI."""
     tiles = count_tiles(scene, grid_for_scene(scene, plan.grid), plan.spec.rules)
-    sizes = {href.uri: href.size_bytes() for href in scene.hrefs}
-    # A row of a square scene; strips are cut at a limit anyway.
-    return _SceneCost(tiles=tiles, sizes_bytes=sizes, tiles_across=math.ceil(math.sqrt(tiles)))
+    return tiles, {href.uri: href.size_bytes() for href in scene.hrefs}
 
 
 def _row_bytes(plan: IngestPlan) -> int:
@@ -221,13 +206,16 @@ def _archive_bytes(plan: IngestPlan, tiles: int, scenes: int) -> int:
     )
 
 
-def _memory_bytes(plan: IngestPlan, costs: Sequence[_SceneCost], cpus: int) -> int:
-    """Return the model that :class:`IngestCost` states, one process a CPU."""
+def _memory_bytes(plan: IngestPlan, most_tiles: int, cpus: int) -> int:
+    """Return the model that :class:`IngestCost` states, one process a CPU.
+
+    ``most_tiles`` are those of the largest scene; its strip is a row of a square of tiles.
+    """
     tile_bytes = len(plan.archive.bands) * plan.archive.tile_px**2 * 4
-    strip_bytes = min(max(cost.tiles_across for cost in costs) * tile_bytes, _STRIP_LIMIT_BYTES)
+    strip_bytes = min(math.ceil(math.sqrt(most_tiles)) * tile_bytes, _STRIP_LIMIT_BYTES)
     scene = 3 * strip_bytes + 2 * plan.spec.batch_tiles * tile_bytes
     worker = _PROCESS_BYTES + _GDAL_CACHE_BYTES + scenes_at_once(plan) * scene
-    waiting = plan.spec.segment_rows + max(cost.tiles for cost in costs)
+    waiting = plan.spec.segment_rows + most_tiles
     driver = _PROCESS_BYTES + 2 * waiting * (plan.archive.dimension * 4 + _row_bytes(plan))
     return _RAY_BYTES + cpus * worker + driver
 

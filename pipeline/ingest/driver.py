@@ -57,16 +57,16 @@ def read_encoder(uri: str | Location, known: PlannedEncoder | None = None) -> Pl
     Raises
     ------
     NotFoundError
-        The folder or one of its two files is not there.
+        The folder or one of its two files does not exist.
     ConfigError
         The description is malformed.
     EncoderMismatchError
         A file was changed after it was saved.
     """
     # Size with modification time, or an object store's entity tag, costs two requests and no
-    # transfer of weights. A replacement that these miss embeds nothing all the same: whoever loads
-    # the weights compares their fingerprint with the plan's (EmbedTiles). The versions are read
-    # before the files, so a replacement in between is seen at the next comparison.
+    # transfer of weights. A replacement that these miss cannot embed anything: EmbedTiles compares
+    # the fingerprint of the weights it loads with the plan's. The revisions are read before the
+    # files, so a replacement in between is noticed at the next comparison.
     folder = Location.of(uri)
     version = " ".join((folder / name).revision() for name in (DESCRIPTION_FILE, WEIGHTS_FILE))
     if known is not None and known.version == version:
@@ -81,9 +81,9 @@ def plan_ingest(spec: IngestSpec, *, encoder: PlannedEncoder | None = None) -> I
     Parameters
     ----------
     spec
-        What to embed.
+        The scenes, the encoder and the archive.
     encoder
-        What :func:`read_encoder` returned for the spec's bundle; read now when None.
+        Result of :func:`read_encoder` for the spec's bundle; read now when None.
 
     Raises
     ------
@@ -133,14 +133,14 @@ def ingest(
     """Carry out a plan: read, embed, write and commit every scene to do.
 
     Scenes that cannot be read are quarantined with their reason; the others go on. Stopped in any
-    way, the run loses what was not committed yet, and the same call finishes the rest.
+    way, the run loses uncommitted work only, and the same call finishes the rest.
 
     Parameters
     ----------
     plan
-        What :func:`plan_ingest` returned.
+        Result of :func:`plan_ingest`.
     address
-        Ray cluster to join; a private one is started when None and none is known.
+        Ray cluster to join; None joins the cluster of RAY_ADDRESS or starts a private one.
     local
         Read and embed in this process, without Ray; for runs that would end before Ray begins.
     progress
@@ -235,7 +235,7 @@ def _collect(
         committer.commit()
         raise SkysiftError(
             f"{len(plan.todo) - scenes} of {len(plan.todo)} scenes did not come back from the "
-            "workers; what did is committed: run the same command again for the rest"
+            "workers; the others are committed: run the same command again for the rest"
         )
 
 

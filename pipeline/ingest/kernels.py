@@ -1,4 +1,4 @@
-"""The kernels of ingest, which know no Ray: scenes to pixels, pixels to vectors, rows to scenes."""
+"""The kernels of ingest, without Ray: scenes to pixels, pixels to vectors, rows to scenes."""
 
 import json
 import logging
@@ -25,16 +25,16 @@ _ROWS_TO_SEND = 256
 
 
 def scenes_at_once(plan: IngestPlan) -> int:
-    """Return how many scenes one process that embeds should read side by side.
+    """Return the number of scenes that a process should read side by side.
 
-    Those of an object store take long to answer; others only wait for each other's threads.
+    An object store takes long to answer, which threads hide; local reads compete for the CPU.
     """
     local = all(band.href.is_local for band in plan.todo[0].bands)
     return _LOCAL_SCENES_AT_ONCE if local else _REMOTE_SCENES_AT_ONCE
 
 
 def require_planned_encoder(plan: IngestPlan, fingerprint: str) -> None:
-    """Refuse an encoder that is not the one that the plan, and so the archive, names.
+    """Refuse an encoder other than that of the plan, which the archive names.
 
     Raises
     ------
@@ -64,7 +64,15 @@ class ReadScenes:
         self._grid = plan.grid
         self._rules = plan.spec.rules
         self._batch_tiles = plan.spec.batch_tiles
-        self._pixel_shape = (len(plan.archive.bands), plan.archive.tile_px, plan.archive.tile_px)
+        shape = (1, len(plan.archive.bands), plan.archive.tile_px, plan.archive.tile_px)
+        self._no_tile = TileBatch(
+            pixels=np.zeros(shape, np.float32),
+            tiles=np.zeros((1, 2), np.int32),
+            window=np.zeros((1, 4), np.int32),
+            bbox=np.zeros((1, 4), np.float64),
+            valid_fraction=np.zeros(1, np.float32),
+            cloud_fraction=np.zeros(1, np.float32),
+        )
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
         """Read the scenes that a batch names."""
@@ -79,27 +87,14 @@ class ReadScenes:
                     batch_size=self._batch_tiles,
                     counts=counts,
                 ):
-                    yield _tile_rows(index, part)
+                    yield _rows(index, part)
                 named = grid.naming(self._rules.edge)
                 note = {"grid_id": named.id, "grid": named.to_dict(), "counts": asdict(counts)}
             except Exception as error:  # one bad scene never stops a job
                 logger.warning("scene %s: %s", scene.id, error)
                 note = {"reason": " ".join(str(error).split()) or type(error).__name__}
-            yield self._closing_row(index, counts.kept, note)
-
-    def _closing_row(self, index: int, tiles: int, note: dict[str, Any]) -> Batch:
-        return {
-            "scene": np.array([index], np.int32),
-            "status": np.array([1], np.int8),
-            "tiles": np.array([tiles], np.int32),
-            "note": np.array([json.dumps(note)], dtype=object),
-            "pixels": np.zeros((1, *self._pixel_shape), np.float32),
-            "tile": np.zeros((1, 2), np.int32),
-            "window": np.zeros((1, 4), np.int32),
-            "bbox": np.zeros((1, 4), np.float64),
-            "valid_fraction": np.zeros(1, np.float32),
-            "cloud_fraction": np.zeros(1, np.float32),
-        }
+            text = json.dumps(note)
+            yield _rows(index, self._no_tile, status=1, tiles=counts.kept, note=text)
 
 
 class EmbedTiles:
@@ -148,7 +143,7 @@ class EmbedScenes:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneRows:
-    """All rows of one scene, or the reason why it has none."""
+    """All rows of a scene, or the reason why the scene has none."""
 
     index: int
     note: Mapping[str, Any]
@@ -159,7 +154,7 @@ class SceneRows:
 
 
 class SceneCollector:
-    """Put the rows of each scene together; batches may come in any order and cut."""
+    """Join the rows of each scene; batches may arrive in any order and be cut anywhere."""
 
     def __init__(self) -> None:
         self._parts: dict[int, list[Batch]] = {}
@@ -195,13 +190,13 @@ def _joined(parts: Sequence[Batch]) -> Batch:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _tile_rows(index: int, part: TileBatch) -> Batch:
-    count = len(part.tiles)
+def _rows(index: int, part: TileBatch, *, status: int = 0, tiles: int = 0, note: str = "") -> Batch:
+    count = len(part)
     return {
         "scene": np.full(count, index, np.int32),
-        "status": np.zeros(count, np.int8),
-        "tiles": np.zeros(count, np.int32),
-        "note": np.full(count, "", dtype=object),
+        "status": np.full(count, status, np.int8),
+        "tiles": np.full(count, tiles, np.int32),
+        "note": np.full(count, note, dtype=object),
         "pixels": part.pixels,
         "tile": part.tiles,
         "window": part.window,

@@ -37,25 +37,25 @@ def embedded_batches(plan: IngestPlan) -> Iterable[Batch]:
     """Run the stages on Ray Data; yield batches without pixels."""
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), max(int(resources.get("CPU", 1)), 1)
-    # Workers need neither; an archive that arrives at a worker is opened again there.
+    # Workers need neither, and unpickling an archive opens it again.
     plan = replace(plan, existing=None, labels=None)
     with _streaming_context(PIXEL_BLOCK_BYTES if gpus else VECTOR_BLOCK_BYTES):
         rows = _on_gpus(plan, cpus, gpus) if gpus else _on_cpus(plan, cpus)
         try:
             yield from rows.iter_batches(batch_size=None, prefetch_batches=1)
         except RayError:
-            # An error in the constructor of an actor arrives as text only, so the encoder, the
-            # one thing that a constructor loads, is checked again here.
+            # Ray passes on the error of an actor's constructor as text only. Constructors load
+            # the encoder, so the encoder is checked again in this process.
             encoder = read_bundle(plan.spec.encoder_uri)
             require_planned_encoder(plan, encoder.fingerprint)
             raise
 
 
 def scenes_a_task(scenes: int, at_once: int) -> int:
-    """Return how many scenes one task reads when ``at_once`` tasks run at a time.
+    """Return the number of scenes per task when ``at_once`` tasks run at a time.
 
-    A small scene costs less than a task does. A task that is lost is done again, and the last ones
-    should end together, so many tasks follow each other in each place all the same.
+    A task costs more than a small scene, so a task reads several. A lost task is repeated and the
+    last tasks should end together, so each worker still runs many tasks one after the other.
 
     Examples
     --------

@@ -9,7 +9,7 @@ from pipeline.tiles.spec import GridSpec, TileRules
 from storage.archive.spec import ArchiveSpec
 from storage.location import Location
 from storage.scene import CatalogSpec, Rejected, Scene
-from storage.values import Count, Positive, check_limits
+from storage.values import Count, NonNegative, check_limits
 
 if TYPE_CHECKING:
     from pipeline.analysis.landcover import TileLabels
@@ -37,7 +37,7 @@ class IngestSpec:
     segment_rows
         A segment is written when this many rows of finished scenes are waiting.
     commit_interval_s
-        Seconds between commits; a killed run loses at most this much work.
+        Seconds between commits, 0 for every scene; a killed run loses at most this much work.
     """
 
     catalog: CatalogSpec
@@ -49,7 +49,7 @@ class IngestSpec:
     retry_quarantined: bool = False
     batch_tiles: Count = 16
     segment_rows: Count = 8192
-    commit_interval_s: Positive = 120.0
+    commit_interval_s: NonNegative = 120.0
 
     def __post_init__(self) -> None:
         check_limits(self, "ingest")
@@ -70,16 +70,16 @@ class PlannedEncoder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IngestPlan:
-    """What a run would do: printable, made before anything is written.
+    """The work of a run: printable, made before anything is written.
 
     Attributes
     ----------
     archive, grid
-        What the archive records of its making, and the grid with the tile size filled in.
+        Attributes of the archive, and the grid with the tile size filled in.
     encoder, labels
         The bundle without its weights and the table of tile labels, as planning read them.
     existing
-        The archive at the snapshot that the plan was compared with; None when there is none yet.
+        The archive at the snapshot that the plan was compared with; None before it is made.
     todo, rejected
         Scenes to embed, and catalog entries to quarantine.
     reprocessed
@@ -116,7 +116,7 @@ class IngestPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IngestReport:
-    """What a run did; ``quarantined`` maps scene ids to reasons."""
+    """Result of a run; ``quarantined`` maps scene ids to reasons."""
 
     snapshot: str
     embedded: int

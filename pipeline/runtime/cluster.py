@@ -1,25 +1,25 @@
-"""One way to be connected to Ray: join the cluster that is there, or start a private one.
+"""Connect to Ray: join an existing cluster, or start a private instance.
 
 A private instance uses token authentication (Ray's own default for local ones since 2.59; setting
 ``RAY_AUTH_MODE`` after Ray is imported would break it), writes below a short folder (Ray's sockets
-have a 107-byte limit) and is shut down by whoever started it.
+have a 107-byte limit) and is shut down by the process that started it.
 """
 
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import ray
 
 logger = logging.getLogger(__name__)
 
 
 def joins_cluster(address: str | None) -> bool:
     """Tell whether :func:`ray_session` would join a cluster, not start a private instance."""
-    return bool(address or os.environ.get("RAY_ADDRESS") or ray.is_initialized())
+    ray = sys.modules.get("ray")  # a process that never imported Ray is not connected to Ray
+    return bool(address or os.environ.get("RAY_ADDRESS") or (ray and ray.is_initialized()))
 
 
 @contextmanager
@@ -37,12 +37,14 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     cpus
         CPUs of a private instance; all of this machine's when None.
     """
+    import ray  # slow, and a small ingest does without
+
     if ray.is_initialized():
         yield
         return
     # Ray Train v2 and Ray Data print through the driver; the command line shows its own progress.
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    # Nothing is reported to anybody; it would also start one more process.
+    # No usage report is sent; the report would also start one more process.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS")
     if address:

@@ -28,7 +28,7 @@ def run_tasks(
     Raises
     ------
     SkysiftError
-        What a task raised on purpose, as if it had been raised here; the others are cancelled.
+        Raised by a task, passed on as the same error; the other tasks are cancelled.
     """
     width = math.ceil(2 * ray.cluster_resources().get("CPU", 1) / cpus)
     task: Any = ray.remote(_call).options(num_cpus=cpus)

@@ -77,7 +77,7 @@ class SearchActor(SearchNode):
             node_id=ray.get_runtime_context().get_node_id(),
             process_id=os.getpid(),
             threads=self._threads,
-            rows={name: len(shard) for name, shard in self._shards().shards.items()},
+            rows={name: shard.rows for name, shard in self._shards().shards.items()},
             meter=self.meter.read(),
         )
 

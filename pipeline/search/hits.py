@@ -59,14 +59,6 @@ class Hits:
             table = table.add_column(place, name, pa.array(values))
         return table
 
-    def without(self, own: Sequence[Sequence[int]], k: int) -> "Hits":
-        """Return the first k hits of each query that are not among its ``own`` archive rows."""
-        keep = np.ones(self.rows.shape, dtype=np.bool_)
-        for number, own_rows in enumerate(own):
-            if own_rows:
-                keep[number] = ~np.isin(self.rows[number], own_rows)
-        return self.where(keep, k)
-
     def where(self, keep: Mask, most: int) -> "Hits":
         """Return the first ``most`` hits of each query that a mask (Q, k) keeps."""
         present = self.rows >= 0

@@ -80,7 +80,8 @@ class UnixSocketServer:
                     plan, queries = _request(client.recv_bytes())
                     with self._slots:
                         result = self._node.search(plan, queries)
-                    client.send_bytes(_answer_bytes(result))
+                    arrays: Columns = {"": result.rows, " ": result.scores, **result.columns}
+                    client.send_bytes(_packed({}, arrays))
         except FAILURES:
             pass  # the client closed the connection, or did not authenticate
         except (SkysiftError, ValueError, TypeError) as error:
@@ -113,7 +114,7 @@ class SocketClient:
             connection = None
         try:
             connection = connection or self._connected()
-            connection.send_bytes(_request_bytes(plan, queries))
+            connection.send_bytes(_packed(asdict(plan), {"queries": queries}))
         except FAILURES:
             return None
         return connection
@@ -128,9 +129,10 @@ class SocketClient:
         """
         try:
             if connection.poll(timeout_s):
-                result = _answer(connection.recv_bytes())
+                columns = _unpacked(connection.recv_bytes())[1]
                 self._idle.append(connection)
-                return result
+                rows, scores = columns.pop(""), columns.pop(" ")
+                return SearchResult(rows=rows, scores=scores, columns=columns)
         except FAILURES:
             return None
         connection.close()
@@ -141,24 +143,11 @@ class SocketClient:
         return Client(address, "AF_UNIX", authkey=secret)
 
 
-def _request_bytes(plan: SearchPlan, queries: Float32) -> bytes:
-    return _packed(asdict(plan), {"queries": queries})
-
-
 def _request(data: bytes) -> tuple[SearchPlan, Float32]:
     values, arrays = _unpacked(data)
     plan = SearchPlan(**values)
     where = Filter(**values["where"])
     return replace(plan, where=where, shards=tuple(plan.shards), passes=()), arrays["queries"]
-
-
-def _answer_bytes(result: SearchResult) -> bytes:
-    return _packed({}, {"": result.rows, " ": result.scores, **result.columns})
-
-
-def _answer(data: bytes) -> SearchResult:
-    _, columns = _unpacked(data)
-    return SearchResult(rows=columns.pop(""), scores=columns.pop(" "), columns=columns)
 
 
 def _packed(plain: Mapping[str, Any], arrays: Columns) -> bytes:

@@ -4,7 +4,7 @@ import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,29 +19,13 @@ from storage.index.filter import Filter
 from storage.location import Location
 from storage.raster.reader import read_image
 
+if TYPE_CHECKING:
+    from encoders.bundle import Encoder
+
 Float32 = npt.NDArray[np.float32]
 
 _CANDIDATES = 10_000
 _LABELS = 3
-
-
-class QueryEncoder(Protocol):
-    """The part of :class:`encoders.bundle.Encoder` that queries use."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the encoder."""
-
-    @property
-    def bands(self) -> tuple[str, ...]:
-        """Band names, in the order of the channels."""
-
-    @property
-    def tile_px(self) -> int:
-        """Size of a tile in pixels."""
-
-    def __call__(self, x_BCHW: npt.NDArray[Any], /) -> Float32:
-        """Embed raw pixel values (B, C, H, W) as unit vectors (B, D)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +67,7 @@ class QueryResolver:
     def __init__(
         self,
         searcher: Searcher,
-        encoder: QueryEncoder | None = None,
+        encoder: "Encoder | None" = None,
     ) -> None:
         expected = searcher.manifest.encoder_fingerprint
         if encoder is not None and encoder.fingerprint != expected:

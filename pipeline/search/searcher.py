@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.search.fleet import ActorPool, PartialResult, require_ray
 from pipeline.search.hits import Hits, merge, together
@@ -22,7 +23,7 @@ from storage.index.manifest import IndexManifest, read_manifest
 from storage.index.plan import SearchPlan, plan_search
 from storage.index.ranking import Float32, Float64, Int64, canonical_queries
 from storage.index.search import ShardSet
-from storage.index.sidecar import hit_table, join_rows, row_keys
+from storage.index.sidecar import hit_table, join_rows
 from storage.location import Location
 
 if TYPE_CHECKING:
@@ -255,16 +256,19 @@ class Searcher:
         >>> searcher.answer(query, k=5).to_arrow()                                # doctest: +SKIP
         """
         several = queries if isinstance(queries, Sequence) else [queries]
-        own = [() if keep_own else query.rows for query in several]
+        own = {} if keep_own else {n: rows for n, q in enumerate(several) if (rows := q.rows)}
         most = k if min_score is None else limit
-        deep = min(most + max(map(len, own), default=0), self.manifest.rows)
+        deep = min(most + max(map(len, own.values()), default=0), self.manifest.rows)
         vectors = np.stack([query.vector for query in several])
         settings: dict[str, Any] = {"nprobe": nprobe, "require_complete": require_complete}
         if min_score is None:
             hits = self.search(vectors, deep, where, **settings)
         else:
             hits = self.search_above(vectors, min_score, where, limit=deep, **settings)
-        return hits.without(own, most)
+        keep = np.ones(hits.rows.shape, dtype=np.bool_)
+        for number, rows in own.items():
+            keep[number] = ~np.isin(hits.rows[number], rows)
+        return hits.where(keep, most)
 
     def explain(
         self,
@@ -310,11 +314,12 @@ class Searcher:
         plan = plan_search(self.manifest, max(min(limit, self.manifest.rows), 1), where)
         gathered = self._gather("find", plan, vectors)
         columns = join_rows(gathered.answers, len(self.manifest.classes))
-        keys = row_keys(columns)
-        first = np.array(sorted(range(len(keys)), key=keys.__getitem__)[:limit], dtype=np.int64)
-        columns = {name: values[first] for name, values in columns.items()}
+        table = hit_table(columns, self.manifest.classes)
+        keys = [("tile_key", "ascending"), ("scene", "ascending")]
+        first = pc.sort_indices(table, sort_keys=keys)[:limit]
         empty = np.empty((0, self.manifest.parameters.dimension), np.float32)
-        return hit_table(columns, self.manifest.classes), columns.get("vector", empty)
+        stored = columns.get("vector", empty)[first.to_numpy()] if vectors else empty
+        return table.take(first), stored
 
     def stop(self) -> None:
         """End the search actors of this version, for all clients; a local searcher has none."""

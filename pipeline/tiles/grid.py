@@ -120,8 +120,8 @@ class TileGrid:
         extent
             Usually :attr:`storage.raster.reader.SceneReader.extent`.
         edge
-            ``pad``: every tile that shares a pixel with it; ``drop``: those wholly within;
-            ``shift``: those, and for what they leave of it tiles moved inwards to its edge.
+            ``pad``: every tile that shares a pixel with the window; ``drop``: tiles wholly within
+            the window; ``shift``: these, and tiles moved inwards to the edge for the remainder.
 
         Returns
         -------
@@ -141,7 +141,7 @@ class TileGrid:
         within = np.arange(first, last + 1, dtype=np.int32)
         if edge != "shift":
             return within
-        # Of a scene smaller than a tile the one tile begins at its edge and reaches beyond it.
+        # The single tile of a scene smaller than a tile begins at the scene's edge.
         ends = np.array([start, max(stop - size, start)], np.int32)
         return np.unique(np.concatenate([ends, within * np.int32(stride)]))
 
@@ -190,10 +190,7 @@ class TileGrid:
             A tile lies outside the area of the CRS.
         """
         left, bottom, right, top = self.crs_bounds(tiles).T[:, :, None]
-        along = np.linspace(0.0, 1.0, _EDGE_POINTS)
-        low, high = np.zeros_like(along), np.ones_like(along)
-        xs = left + (right - left) * np.concatenate([along, high, along, low])
-        ys = bottom + (top - bottom) * np.concatenate([low, along, high, along])
+        xs, ys = _perimeter(left, bottom, right, top, _EDGE_POINTS)
         lons, lats = _project(
             _to_wgs84(self.crs), xs, ys, f"a tile of grid {self.id} lies outside its CRS"
         )
@@ -266,16 +263,22 @@ def window_of_bbox(pixels: PixelGrid, bbox: BBox) -> Window:
         The grid's CRS has no such place.
     """
     west, south, east, north = unwrapped([bbox])[0].tolist()
-    along = np.linspace(0.0, 1.0, 21)
-    low, high = np.zeros_like(along), np.ones_like(along)
-    lons = west + (east - west) * np.concatenate([along, high, along, low])
-    lats = south + (north - south) * np.concatenate([low, along, high, along])
+    lons, lats = _perimeter(west, south, east, north, 21)
     xs, ys = _project(_to_crs(pixels.crs), lons, lats, f"box {bbox} is not in {pixels.crs}")
     columns = (xs - pixels.anchor[0]) / pixels.resolution
     rows = (pixels.anchor[1] - ys) / pixels.resolution
     left, top = (math.floor(v.min() + _ROUNDING_PX) for v in (columns, rows))
     right, bottom = (math.ceil(v.max() - _ROUNDING_PX) for v in (columns, rows))
     return Window(column=left, row=top, width=max(1, right - left), height=max(1, bottom - top))
+
+
+def _perimeter(left: Any, bottom: Any, right: Any, top: Any, points: int) -> tuple[Any, Any]:
+    """Return points along the four edges of boxes."""
+    along = np.linspace(0.0, 1.0, points)
+    low, high = np.zeros_like(along), np.ones_like(along)
+    xs = left + (right - left) * np.concatenate([along, high, along, low])
+    ys = bottom + (top - bottom) * np.concatenate([low, along, high, along])
+    return xs, ys
 
 
 def _rounded(value: float) -> float:
@@ -285,7 +288,7 @@ def _rounded(value: float) -> float:
 
 @lru_cache(64)
 def _pole(crs: str, lat: float) -> tuple[float, float] | None:
-    """Return where a pole is in a CRS, None where it is not one point of the plane."""
+    """Return the place of a pole in a CRS; None where the pole is not a single point."""
     if CRS.from_user_input(crs).is_geographic:
         return None
     x, y = _to_crs(crs).transform([0.0, 90.0, 180.0], [lat] * 3)

@@ -1,7 +1,7 @@
 """The tiles of a scene and their pixels, streamed. Pure kernels: no Ray.
 
-:class:`~pipeline.tiles.grid.TileGrid` says where tiles lie; :func:`read_tiles` reads those of a
-scene that are worth an embedding, one strip of them at a time.
+:class:`~pipeline.tiles.grid.TileGrid` defines where tiles lie; :func:`read_tiles` reads the tiles
+of a scene that satisfy the rules, one strip (a row of tiles across the scene) at a time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +59,7 @@ def count_tiles(scene: Scene, grid: TileGrid, rules: TileRules) -> int:
 
 @dataclass(kw_only=True, slots=True)
 class TileCounts:
-    """What became of a scene's tiles; :func:`read_tiles` adds to it while it goes."""
+    """Counts of a scene's tiles by outcome; :func:`read_tiles` adds to them as it reads."""
 
     kept: int = 0
     skipped_nodata: int = 0
@@ -118,13 +118,13 @@ def read_tiles(
     Parameters
     ----------
     scene, grid, rules
-        What to read, where, and what to keep.
+        The scene, the tiles to cut it into, and the rules for keeping them.
     batch_size
         Tiles to a batch at most; all but the last hold more than half as many.
     resampling
         For bands whose pixels are not the grid's.
     counts
-        Told how many tiles were kept and skipped.
+        Receives the numbers of tiles kept and skipped.
 
     Yields
     ------
@@ -150,6 +150,8 @@ def read_tiles(
         named = grid.naming(rules.edge)
         every, pitch = grid.tiles_over(reader.extent, rules.edge), grid.stride_px // named.stride_px
         for tiles in _strips(every, pitch, grid, len(scene.bands)):
+            # One read per strip: neighbours share TIFF blocks, which would be decoded again for
+            # each tile. The strip spans its first to its last tile, gaps included.
             left, right = named.window(*tiles[0].tolist()), named.window(*tiles[-1].tolist())
             block = reader.read(left.union(right))
             valid, cloud = _fractions(block, len(tiles), grid)
@@ -160,8 +162,11 @@ def read_tiles(
             counts.skipped_cloud += int((has_data & ~keep).sum())
             if not keep.any():
                 continue
+            # A view: pixels are copied only below, for tiles that are kept and short strips.
             pixels = _tiles_of(block.values, grid)
             strip = _described(pixels, tiles, named, reader.extent, valid, cloud)
+            # Equal parts waste less than full batches and a small rest; short parts of several
+            # strips share a batch.
             for part in _parts(strip.only(keep), batch_size):
                 if sum(map(len, waiting)) + len(part) > batch_size:
                     yield _joined(waiting)
@@ -200,7 +205,7 @@ def _parts(strip: TileBatch, batch_size: int) -> Iterator[TileBatch]:
 
 
 def _joined(parts: list[TileBatch]) -> TileBatch:
-    """Put parts together; one alone is passed on without a copy."""
+    """Join parts; a single part is returned without a copy."""
     if len(parts) == 1:
         return parts[0]
     return TileBatch(
@@ -212,14 +217,16 @@ def _joined(parts: list[TileBatch]) -> TileBatch:
 
 
 def _strips(tiles: Int32, pitch: int, grid: TileGrid, bands: int) -> Iterator[Int32]:
-    """Split tiles into rows of evenly spaced ones; what breaks the memory bound into pieces.
+    """Split tiles into strips: rows of evenly spaced tiles within the memory bound.
 
-    ``pitch`` is the distance of two tiles in the columns that count them. Strips of the same
-    columns follow each other downwards, which is how the files are read best.
+    ``pitch`` is the distance of two neighbouring tiles, in the columns that count tiles. Strips of
+    the same columns follow each other downwards, in the order of the files' blocks.
     """
     column_bytes = bands * grid.tile_px * grid.stride_px * np.dtype(np.float32).itemsize
     longest = max(1, _STRIP_BYTES // column_bytes)
     columns = np.unique(tiles[:, 0])
+    # The tiles form a full rectangle. Tiles shifted inwards to an edge break the even spacing, and
+    # a view with one stride (_tiles_of) needs even spacing, so they make strips of their own.
     for even in np.split(np.arange(len(columns)), np.flatnonzero(np.diff(columns) != pitch) + 1):
         for start in range(0, len(even), longest):
             yield from tiles.reshape(-1, len(columns), 2)[:, even[start : start + longest]]
@@ -227,6 +234,7 @@ def _strips(tiles: Int32, pitch: int, grid: TileGrid, bands: int) -> Iterator[In
 
 def _fractions(block: Block, count: int, grid: TileGrid) -> tuple[Float64, Float64]:
     """Return valid and cloud fraction of each tile of a strip, from running sums of its columns."""
+    # Overlapping tiles count each pixel once per strip, not once per tile.
     starts = np.arange(count) * grid.stride_px
 
     def per_tile(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:

@@ -11,7 +11,7 @@ Edge = Literal["pad", "shift", "drop"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GridSpec:
-    """The grid a user asks for; ``native`` takes the CRS or the resolution of the scene.
+    """The grid of a run; ``native`` takes the CRS or the resolution of the scene.
 
     Parameters
     ----------
@@ -41,9 +41,9 @@ class TileRules:
     Parameters
     ----------
     edge
-        ``pad`` keeps the tiles that reach beyond the scene, the rest of them invalid; ``drop``
-        keeps only those wholly within it; ``shift`` keeps those and adds, for what they leave,
-        tiles that are moved inwards to the scene's edge and overlap their neighbours.
+        ``pad`` keeps tiles that reach beyond the scene, with invalid pixels outside it; ``drop``
+        keeps only tiles wholly within the scene; ``shift`` adds to these, for the remaining strips
+        along the edges, tiles moved inwards to the edge, which overlap their neighbours.
     min_valid_fraction
         Least share of a tile's pixels that hold data; a tile without any is never kept.
     max_cloud_fraction

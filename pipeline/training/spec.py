@@ -51,9 +51,6 @@ class TrainingSpec(LoopSpec):
         Name of the loss for `encoders.losses.build_loss`.
     loss_options
         Options of that loss.
-    augment
-        Options of `encoders.augment.Augmentation`; None for no augmentation. Not used with a frozen
-        backbone.
     monitor
         Retrieval metric on the validation split that selects the best epoch.
     eval_every
@@ -86,7 +83,6 @@ class TrainingSpec(LoopSpec):
     embedding: Literal["projection", "features"] = "projection"
     loss: str = "macl"
     loss_options: Mapping[str, Any] = field(default_factory=dict)
-    augment: Mapping[str, Any] | None = field(default_factory=dict)
     monitor: str = "nDCG@50"
     eval_every: Count = 1
     eval_rows: Count = 2000

@@ -9,7 +9,7 @@ from storage.dates import as_utc
 from storage.errors import CatalogError, ConfigError, SceneError
 from storage.location import Location
 from storage.raster.geotiff import inspect
-from storage.scene import BandSource, Candidate, CatalogSpec, MaskSource, Rejected, Sources
+from storage.scene import BandSource, Candidate, CatalogSpec, Rejected, Sources
 
 GEOTIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -70,14 +70,8 @@ class _Files:
 
     def resolve(self, bands: Sequence[str]) -> Sources:
         found = tuple(self._band(name) for name in bands)
-        mask, source = self._spec.mask, None
-        if mask is not None:
-            source = MaskSource(
-                href=self._file(mask.asset, "the cloud mask"),
-                index=mask.index,
-                cloud_values=mask.cloud_values,
-                cloud_bits=mask.cloud_bits,
-            )
+        mask = self._spec.mask
+        source = mask.source(self._file(mask.asset, "the cloud mask")) if mask else None
         files = {band.href for band in found} | ({source.href} if source else set())
         revision = " ".join(file.revision() for file in sorted(files, key=str))
         return Sources(bands=found, mask=source, revision=revision)

@@ -2,7 +2,7 @@
 
 Documents are read as they are, old versions too. Numbers become values once: the item's scale and
 offset count; where it is silent, Sentinel-2 products of processing baseline 04.00 and later lose
-their offset of 1000, unless the item says that this has been done.
+their offset of 1000, unless the item states that its numbers lack the offset already.
 """
 
 import json
@@ -24,7 +24,6 @@ from storage.scene import (
     BandSource,
     Candidate,
     CatalogSpec,
-    MaskSource,
     Rejected,
     Sources,
 )
@@ -35,7 +34,7 @@ _AWS = re.compile(r"https://(?P<bucket>[^/]+)\.s3[.-](?:[a-z0-9-]+\.)?amazonaws\
 _S2_BAND = re.compile(r"B\d{1,2}A?")
 _S2_PRODUCT = re.compile(r"S2[A-Z]_MSI\w+?_N(\d{2})(\d{2})_")
 _S2_OFFSET = -1000.0
-# What pystac raises on documents of a wrong shape.
+# The exceptions of pystac for documents of a wrong shape.
 _STAC_ERRORS = (pystac.STACError, pystac.STACTypeError)
 MALFORMED = (*_STAC_ERRORS, ValueError, KeyError, TypeError, AttributeError)
 
@@ -48,7 +47,7 @@ def item_candidates(
     Parameters
     ----------
     source
-        Where the documents were listed.
+        Location that listed the documents.
     documents
         Items, item collections, catalogs or collections.
     spec
@@ -190,19 +189,12 @@ class _Item:
 
     def _resolve(self, bands: Sequence[str]) -> Sources:
         found = tuple(self._band(name) for name in bands)
-        mask, source = self._spec.mask, None
-        if mask is not None:
-            key = self._asset(mask.asset, "the cloud mask")
-            source = MaskSource(
-                href=self._href(key),
-                index=mask.index,
-                cloud_values=mask.cloud_values,
-                cloud_bits=mask.cloud_bits,
-            )
-        item = self._item
+        mask, item = self._spec.mask, self._item
         return Sources(
             bands=found,
-            mask=source,
+            mask=mask.source(self._href(self._asset(mask.asset, "the cloud mask")))
+            if mask
+            else None,
             revision=self._revision(),
             end=item.common_metadata.end_datetime if item.datetime is None else None,
             sources=tuple(item.properties.get("skysift:sources", ())),

@@ -7,7 +7,7 @@ candidates to take. :mod:`storage.index.search` executes the plan.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -117,19 +117,18 @@ class SearchPlan:
     passes: tuple[PassPlan, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join(self._lines())
-
-    def _lines(self) -> Iterator[str]:
-        yield f"{self.k:,} hits of each query"
-        yield (
-            f"{len(self.shards):,} of {self.all_shards:,} shards can hold a match, "
-            f"{self.rows:,} of {self.all_rows:,} rows"
-        )
         widened = self.nprobe > self.nprobe_requested
         suffix = f", widened to {self.nprobe:,} for the shards left out" if widened else ""
-        yield f"nprobe {self.nprobe_requested:,}{suffix}"
-        for number, work in enumerate(self.passes):
-            yield f"{f'node {number}: ' if len(self.passes) > 1 else ''}{work}"
+        node = "node {}: {}" if len(self.passes) > 1 else "{1}"
+        return "\n".join(
+            [
+                f"{self.k:,} hits of each query",
+                f"{len(self.shards):,} of {self.all_shards:,} shards can hold a match, "
+                f"{self.rows:,} of {self.all_rows:,} rows",
+                f"nprobe {self.nprobe_requested:,}{suffix}",
+                *(node.format(number, work) for number, work in enumerate(self.passes)),
+            ]
+        )
 
 
 def plan_search(
@@ -205,11 +204,11 @@ def plan_pass(
         return PassPlan(k=k, selected=0)
     nlist = selections[0][0].nlist
     reranks = any(group.reranks for group, _ in selections)
-    rows = sum(len(group.shards[number]) for group, s in selections for number in s.shards)
+    rows = sum(group.shards[number].rows for group, s in selections for number in s.shards)
     candidates = max(k * plan.rerank if reranks else 0, k + _SPARE)
     values = max(candidates * len(selections), min(nprobe, nlist))
     at_once = max(_CANDIDATES_AT_ONCE // values, 1)
-    lists, held = nlist, sum(len(group) for group, _ in selections)
+    lists, held = nlist, sum(group.rows for group, _ in selections)
     if selected < held * _NEARLY_ALL_ROWS:
         among = lists_with_rows(selections)
         if np.count_nonzero(among) < nlist * _NEARLY_ALL_LISTS:
@@ -218,7 +217,7 @@ def plan_pass(
     width = min(lists, math.ceil(max(nprobe * rows, 2 * k * nlist) / selected))
     # Lossy codes approximate however many lists are probed: only a scan of exact vectors is exact.
     scan = nprobe >= nlist and reranks
-    if selected < sum(len(group) for group, _ in selections):
+    if selected < sum(group.rows for group, _ in selections):
         dimension = selections[0][0].dimension
         probing = (_TEST_ROW_NS * held + _SCORE_VALUE_NS * dimension * selected) * width / lists
         scanning = _DECODE_VALUE_NS / min(queries, at_once) + _MULTIPLY_NS

@@ -241,9 +241,7 @@ class ShardIndex:
         return np.asarray(self.whole.chain.at(0).apply(vectors))
 
     def canonical(self, stored: Float32) -> Floats:
-        """Return stored vectors (m, D) rotated back and canonical, bit for bit in any batch."""
-        if not self.lossy:
-            return stored
+        """Return lossy vectors (m, D) rotated back and canonical, bit for bit in any batch."""
         if self.rotation is None:
             return canonical(stored)
         # Sums of products of multiples of 2**-24 are exact, so batches cannot change a bit.

@@ -133,9 +133,6 @@ class ShardSet:
         shards = [files.load(entry, mapped=manifest.mapped) for entry in entries]
         return cls(shards, on_scan, threads, names)
 
-    def __len__(self) -> int:
-        return sum(map(len, self.shards.values()))
-
     def search(self, plan: SearchPlan, queries: Float32) -> SearchResult:
         """Return the ``plan.k`` best rows of each canonical query (Q, D).
 

@@ -91,9 +91,7 @@ class Shard:
                 f"{name}: its files hold {sorted(counts)} rows; run `skysift index verify`"
             )
         self.deleted = np.empty(0, np.int64) if deleted is None else deleted
-
-    def __len__(self) -> int:
-        return len(self.sidecar)
+        self.rows = len(sidecar)
 
 
 class RowMask:
@@ -147,6 +145,8 @@ class ShardGroup:
 
     Attributes
     ----------
+    rows
+        Number of rows, deleted rows included.
     reranks
         Whether FAISS's order is approximate and exact vectors correct it.
     margin
@@ -163,8 +163,9 @@ class ShardGroup:
         self.shards = tuple(shards)
         self._numbers = {shard.name: number for number, shard in enumerate(shards)}
         self.sidecar = Sidecar.joined([shard.sidecar for shard in shards])
-        self._starts = np.cumsum([0, *map(len, shards)])
-        self._live = np.ones(len(self), dtype=np.bool_)
+        self.rows = len(self.sidecar)
+        self._starts = np.cumsum([0, *(shard.rows for shard in shards)])
+        self._live = np.ones(self.rows, dtype=np.bool_)
         for shard, start in zip(shards, self._starts, strict=False):
             self._live[start + shard.deleted] = False
         self._list_rows: Int64 = np.stack([shard.list_rows for shard in shards])
@@ -172,9 +173,9 @@ class ShardGroup:
         self._loaded = joined([shard.data for shard in shards], self._list_rows)
         self.index = self._loaded.lists
         self._centres = self.index.quantizer
-        if int(self.index.ntotal) != len(self):
+        if int(self.index.ntotal) != self.rows:
             raise CorruptIndexError(
-                f"{shards[0].name}: {self.index.ntotal} rows in its index, expected {len(self)}; "
+                f"{shards[0].name}: {self.index.ntotal} rows in its index, expected {self.rows}; "
                 "run `skysift index verify`"
             )
         self.nlist = int(self.index.nlist)
@@ -190,9 +191,6 @@ class ShardGroup:
         self._selections: OrderedDict[tuple[Filter, frozenset[str]], RowMask] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self.sidecar)
-
     def numbers_of(self, positions: Int64) -> Int64:
         """Return the number of the shard that holds each row."""
         return np.searchsorted(self._starts, positions, side="right") - 1
@@ -205,7 +203,8 @@ class ShardGroup:
     def decode(self, positions: Int64) -> Floats:
         """Return the canonical vectors (m, D) of rows: the archive's, or their approximations."""
         if not self._exact:
-            return self._loaded.canonical(self._decoder[positions])
+            stored = self._decoder[positions]
+            return self._loaded.canonical(stored) if self.lossy else stored
         vectors = np.empty((len(positions), self.dimension), dtype=np.float32)
         number = self.numbers_of(positions)
         for i in np.unique(number).tolist():
@@ -230,7 +229,7 @@ class ShardGroup:
         numbers = sorted(self._numbers[name] for name in names if name in self._numbers)
         mask = self._live
         if where or len(numbers) < len(self.shards):
-            mask = np.zeros(len(self), dtype=np.bool_)
+            mask = np.zeros(self.rows, dtype=np.bool_)
             for number in numbers:  # columns of other shards are not read
                 rows = slice(self._starts[number], self._starts[number + 1])
                 mask[rows] = self._live[rows] & self.shards[number].sidecar.matching(where)

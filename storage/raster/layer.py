@@ -29,7 +29,7 @@ _BUFFER_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetGrid:
-    """Where files land: file position + ``shift`` (columns, rows) = grid position, in pixels."""
+    """Grid of a read: file position + ``shift`` (columns, rows) = grid position, in pixels."""
 
     pixels: PixelGrid
     shift: tuple[float, float]
@@ -73,12 +73,8 @@ class RowReader:
         """
         # Only windows that move down in the same columns can reuse decoded rows.
         if columns != self._columns or not self._first <= rows.start <= self._stop:
-            self._columns, self._first, self._stop, self._buffer = (
-                columns,
-                rows.start,
-                rows.start,
-                [],
-            )
+            self._columns, self._buffer = columns, []
+            self._first = self._stop = rows.start
         if rows.stop > self._stop:
             # Up to the end of a row of blocks: GDAL decodes whole blocks anyway.
             until = -(-rows.stop // self._block_rows) * self._block_rows
@@ -176,13 +172,13 @@ def layer_of(
     Parameters
     ----------
     files
-        Closes what is opened here.
+        Stack that closes the VRT.
     dataset
         The open file.
     bands
         Bands of this file, all with the same ``nodata``.
     positions
-        Where they go among the bands of the scene.
+        Their positions among the bands of the scene.
     place
         The grid.
     """

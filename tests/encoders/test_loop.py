@@ -70,13 +70,13 @@ def _gradient(loop: TrainingLoop) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in loop.encoder.parameters()])
 
 
-SPEC = LoopSpec(epochs=2, batch_size=12, learning_rate=1e-3, gradient_clip=1e9)
+SPEC = LoopSpec(augment=None, epochs=2, batch_size=12, learning_rate=1e-3, gradient_clip=1e9)
 
 
 def _one_of_two(rank: int, folder: str, chunk_rows: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    spec = LoopSpec(epochs=2, batch_size=12, gradient_clip=1e9, chunk_rows=chunk_rows)
+    spec = LoopSpec(augment=None, epochs=2, batch_size=12, gradient_clip=1e9, chunk_rows=chunk_rows)
     loop = _loop(spec, double=True, rank=rank, world_size=2)
     steps = iter(loop.run_epoch())
     next(steps)
@@ -123,7 +123,7 @@ def test_a_global_batch_norm_alone_is_the_plain_one():
 
 
 def test_chunks_give_the_gradient_of_the_whole_batch():
-    spec = LoopSpec(epochs=1, batch_size=12, gradient_clip=1e9)
+    spec = LoopSpec(augment=None, epochs=1, batch_size=12, gradient_clip=1e9)
     whole = _loop(spec, double=True, frozen_batch_norm=True)
     parts = _loop(replace(spec, chunk_rows=5), double=True, frozen_batch_norm=True)
     for loop in (whole, parts):
@@ -166,7 +166,9 @@ def test_training_lowers_the_loss_and_a_frozen_backbone_keeps_its_weights():
     data = TrainingRows(inputs=features.astype(np.float32), rows=np.arange(ROWS), labels=labels)
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     loss = build_loss("supcon-any", LabelStatistics.from_labels(labels))
-    spec = LoopSpec(epochs=20, batch_size=24, learning_rate=0.01, freeze_backbone=True)
+    spec = LoopSpec(
+        augment=None, epochs=20, batch_size=24, learning_rate=0.01, freeze_backbone=True
+    )
     loop = TrainingLoop(encoder, loss, data, spec)
     list(loop.run_epoch())
     first = loop.epoch_loss
@@ -180,7 +182,9 @@ def test_training_lowers_the_loss_and_a_frozen_backbone_keeps_its_weights():
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
-    loop = _loop(LoopSpec(epochs=4, batch_size=12, learning_rate=1.0, warmup_epochs=1))
+    loop = _loop(
+        LoopSpec(augment=None, epochs=4, batch_size=12, learning_rate=1.0, warmup_epochs=1)
+    )
     rates = []
     for step in range(loop.total_steps + 1):
         loop.step = step
@@ -209,7 +213,7 @@ def test_the_loss_knows_how_much_of_the_training_is_done():
 
 
 def test_mixed_precision_trains_in_float32_vectors():
-    loop = _loop(LoopSpec(epochs=1, batch_size=12, precision="bf16"))
+    loop = _loop(LoopSpec(augment=None, epochs=1, batch_size=12, precision="bf16"))
     list(loop.run_epoch())
     assert np.isfinite(loop.epoch_loss)
     assert loop.embed(np.arange(4)).dtype == np.float32

@@ -147,8 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             connection.request(self.command, self.path, body, headers)
             response = connection.getresponse()
-            kept = {k: v for k, v in response.getheaders() if k.lower() != "connection"}
-            return response.status, kept, response.read()
+            answer = {k: v for k, v in response.getheaders() if k.lower() != "connection"}
+            return response.status, answer, response.read()
         finally:
             connection.close()
 

@@ -61,10 +61,10 @@ def search_job(folder: Path, name: str) -> dict[str, object]:
     truth = Searcher.local(index).search(vectors[:4], 5)
     searcher = Searcher.connect(index, replicas=2)
     wrong = 0
-    for asked in range(QUERIES):
+    for query in range(QUERIES):
         hits = searcher.search(vectors[:4], 5)
         wrong += hits.coverage < 1 or not np.array_equal(hits.rows, truth.rows)
-        say(Progress(stage="search", done=asked + 1, total=QUERIES))
+        say(Progress(stage="search", done=query + 1, total=QUERIES))
     searcher.stop()
     return {"wrong": wrong}
 

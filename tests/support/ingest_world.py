@@ -7,7 +7,7 @@ import numpy as np
 from encoders.bundle import new_encoder, save_bundle
 from encoders.spec import EncoderSpec
 from storage.archive.reader import Archive
-from storage.location import Location, StorageOptions
+from storage.location import Location
 from storage.raster.writer import write_geotiff
 
 TILE_PX = 32
@@ -47,9 +47,9 @@ def make_bundle(folder: Path, seed: int = 0) -> str:
     return str(folder)
 
 
-def rows_of(place: str | Location, options: StorageOptions | None = None) -> set[tuple[str, str]]:
+def rows_of(place: str | Location) -> set[tuple[str, str]]:
     """The (scene, tile key) of every row; none of them twice."""
-    archive = Archive.open(Location.of(place, options))
+    archive = Archive.open(place)
     pairs = []
     for segment in archive.segments:
         rows = archive.read_segment(segment.ordinal, ["scene", "tile_key"])

@@ -37,9 +37,9 @@ def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
     """Make the median of the clear pixels of each month, season or year.
 
     Each composite is a Cloud Optimized GeoTIFF with a STAC item that names its period and its
-    sources; `skysift ingest` takes the folder as a catalog. Clouds are marked by the
-    recipe's `catalog.mask`. With --bbox, composites end at the box. The same command makes only
-    composites that are new or have other sources. Exit code 3 when something could not be read.
+    sources; `skysift ingest` takes the folder as a catalog. The recipe's `catalog.mask` defines
+    clouds. With --bbox, composites end at the box. The same command makes only composites that
+    are new or have other sources. Exit code 3 when something could not be read.
     """
     from pipeline.composite.driver import make_composites
     from pipeline.composite.plan import plan_composites

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True, help="Seed of the draw.")
 @pass_run
 def drift(run: Run, /, **options: Any) -> None:
-    """Say whether the embeddings of some rows are distributed differently from the rest.
+    """Test whether the embeddings of some rows are distributed differently from the rest.
 
     "shift" is the distance of the two mean embeddings over all rows; "mmd" is the squared maximum
     mean discrepancy of two uniform samples, and "p" how often a random division gives as much.
@@ -60,8 +60,8 @@ def drift(run: Run, /, **options: Any) -> None:
     )
     with run.progress() as progress:
         found = measure_drift(archive, groups, names, spec, progress=progress)
-    rows = [[g.name, g.rows, g.mean_shift, g.mmd, g.p_value, g.drifted] for g in found]
     columns = ["rows of", "rows", "shift", "mmd", "p", "drifted"]
+    rows = [[g.name, g.rows, g.mean_shift, g.mmd, g.p_value, g.drifted] for g in found]
     run.show({"snapshot": archive.snapshot, "groups": found}, format_table(columns, rows))
 
 

@@ -71,7 +71,7 @@ def update(run: Run) -> None:
 @INDEX
 @pass_run
 def compact(run: Run) -> None:
-    """Merge the small shards that updates left and drop dead rows; answers stay the same."""
+    """Merge the small shards that updates left and drop deleted rows; answers stay the same."""
     from pipeline.indexing.driver import compact_index
 
     target = run.need_path("index.uri")

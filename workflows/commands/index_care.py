@@ -52,7 +52,7 @@ def info(run: Run, version: str | None) -> None:
     facts = {
         "version": manifest.version,
         "rows": manifest.rows,
-        "dead rows": sum(shard.dead_rows for shard in manifest.shards),
+        "deleted rows": sum(shard.dead_rows for shard in manifest.shards),
         "memory": size(manifest.measured_bytes),
         "memory allowed": size(budget) if (budget := manifest.spec["memory_bytes"]) else "any",
         "bytes per row": round(manifest.measured_bytes / manifest.rows, 1),
@@ -72,7 +72,7 @@ def info(run: Run, version: str | None) -> None:
         "",
         *format_table(("lists probed", "recall@10"), sorted(probed)),
         "",
-        *format_table(("shard", "rows", "dead", "memory", "since", "until"), shards),
+        *format_table(("shard", "rows", "deleted", "memory", "since", "until"), shards),
     ]
     run.show({"index": location.uri, **manifest.to_dict()}, lines)
 
@@ -138,10 +138,10 @@ def rollback(run: Run, to: str | None) -> None:
 @click.option("--dry-run", is_flag=True, help="Print what would be deleted, and stop.")
 @pass_run
 def gc(run: Run, keep: int, older_than: dt.timedelta, dry_run: bool) -> None:
-    """Delete unused versions and the files of unfinished builds.
+    """Delete unneeded versions and the files of unfinished builds.
 
-    The current version stays, and so does each version whose search actors run in the cluster. A
-    search elsewhere needs the files of its version until it ends: --older-than grants that time.
+    The current version stays, and so does each version whose search actors run in the cluster.
+    Other searches keep the version that they opened in memory: --older-than is their time limit.
     """
     from pipeline.indexing.maintenance import collect_garbage
     from storage.index.manifest import list_versions

@@ -41,7 +41,7 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
     """Tile and embed scenes into an archive, exactly once.
 
     Scenes that the archive has are skipped, so the same command continues a stopped run and adds
-    new scenes. A scene that cannot be read is quarantined with its reason (exit code 3).
+    new scenes. A scene that cannot be read is set aside with its reason (exit code 3).
     """
     from storage.progress import event_log
 

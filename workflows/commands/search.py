@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
     from pipeline.search.hits import Hits
     from pipeline.search.query import Query, QueryResolver
     from pipeline.search.searcher import Searcher
+    from storage.index.manifest import IndexManifest
 
 
 F = TypeVar("F", bound=Callable[..., Any])
 _WIDE = 100
+_TRUNCATED = "{:,} queries have more hits than {:,}: raise --limit, or --min-score"
 KINDS = ("image", "lonlat", "tile", "vector")
 LIKE = ("scene", "label", "bbox", "polygon", "since", "until")
 
@@ -146,11 +149,12 @@ def _encoder(run: Run, searcher: "Searcher") -> Any:
     from encoders.bundle import load_encoder
     from storage.archive.reader import Archive
 
+    at = searcher.index.at
     if run.recipe.encoder.bundle is not None:
         return load_encoder(run.need_path("encoder.bundle"))
     manifest = searcher.manifest
-    archive = Archive.open(run.location(manifest.archive_uri), manifest.snapshot)
-    return load_encoder(archive.location.at(archive.spec.encoder_uri))
+    archive = Archive.open(at(manifest.archive_uri), manifest.snapshot)
+    return load_encoder(at(archive.spec.encoder_uri))
 
 
 def _vectors(path: str) -> Iterator["Query"]:
@@ -203,7 +207,7 @@ def _vectors(path: str) -> Iterator["Query"]:
     metavar="N",
     help="With --min-score: no more of each query (10,000).",
 )
-@click.option("--each", is_flag=True, help="Make a query of each example; needs --out.")
+@click.option("--each", is_flag=True, help="Search with each example by itself; needs --out.")
 @click.option("--include-self", is_flag=True, help="Keep the examples among the hits.")
 @click.option("--explain", is_flag=True, help="Show how it would be searched, and stop.")
 @recipe_option("--encoder", "encoder.bundle", "Bundle for --image; the archive's.")
@@ -213,20 +217,31 @@ def search(run: Run, /, **options: Any) -> None:
     """Find the tiles most like examples: images, places, tiles, scenes, labels or vectors.
 
     Several examples make one query, their mean; --not- examples are subtracted with half the
-    weight. With --each every example is a query of its own and all hits go to one GeoParquet file.
-    Searches in this process; on the cluster's search actors when the recipe names a cluster or
-    RAY_ADDRESS is set.
+    weight. With --each every example is a query of its own, and all hits go to one GeoParquet
+    file. Searches in this process; on the cluster's search actors when the recipe names a cluster
+    or RAY_ADDRESS is set.
     """
+    from pipeline.search.query import combine
+
     _check(options)
+    by_score = options["min_score"] is not None
+    k: int = options["limit"] if by_score else run.recipe.search.k
     with _searcher(run) as searcher:
         positive, negative = examples(run, searcher, options)
-        request = _Request(run, searcher, options)
+        answer = partial(
+            searcher.answer,
+            k=k,
+            where=run.recipe.search.filter,
+            min_score=options["min_score"],
+            limit=options["limit"],
+            keep_own=options["include_self"],
+        )
         if options["explain"]:
-            request.explain(len(positive) if options["each"] else 1)
+            _explain(run, searcher, k, len(positive) if options["each"] else 1, by_score)
         elif options["each"]:
-            request.each(positive)
+            _write_each(run, searcher.manifest, answer, positive, k, options["out"])
         else:
-            request.combined(positive, negative)
+            _show_hits(run, answer, combine(positive, negative), k, options["out"])
 
 
 @contextmanager
@@ -241,87 +256,71 @@ def _searcher(run: Run) -> Iterator["Searcher"]:
         yield Searcher.connect(index, replicas=run.recipe.search.replicas)
 
 
-class _Request:
-    """A search as the options describe it; shows or writes the hits, or the plan."""
+def _show_hits(
+    run: Run, answer: "Callable[[Query], Hits]", query: "Query", k: int, out: str | None
+) -> None:
+    """Show the hits of a query; write them when a file is named."""
+    from storage.formats import hit_records, write_hits
 
-    def __init__(self, run: Run, searcher: "Searcher", options: dict[str, Any]) -> None:
-        self._run, self._searcher, self._options = run, searcher, options
-        self._where = run.recipe.search.filter
-        by_score = options["min_score"] is not None
-        self._k: int = options["limit"] if by_score else run.recipe.search.k
-        self._truncated = 0
+    hits = answer(query)
+    table = hits.to_arrow()
+    if out:
+        write_hits(table, run.location(out))
+    records = hit_records(table)
+    result = {
+        "query": query.label,
+        "snapshot": hits.snapshot,
+        "version": hits.version,
+        "coverage": hits.coverage,
+        "truncated": bool(hits.truncated),
+        "hits": records,
+    }
+    lines = [f"like {query.label}", *_lines(records)] if records else ["no hits"]
+    run.show(result, [*lines, _TRUNCATED.format(1, k)] if hits.truncated else lines)
 
-    def combined(self, positive: "list[Query]", negative: "list[Query]") -> None:
-        """Show the hits of the query that the examples make together."""
-        from pipeline.search.query import combine
-        from storage.formats import hit_records, write_hits
 
-        query = combine(positive, negative)
-        hits = self._answer([query])
-        table = hits.to_arrow()
-        if self._options["out"]:
-            write_hits(table, self._run.location(self._options["out"]))
-        records = hit_records(table)
-        answer = {
-            "query": query.label,
-            "snapshot": hits.snapshot,
-            "version": hits.version,
-            "coverage": hits.coverage,
-            "truncated": bool(self._truncated),
-            "hits": records,
-        }
-        lines = [f"like {query.label}", *_lines(records)] if records else ["no hits"]
-        self._run.show(answer, [*lines, *(self._warnings() if self._truncated else [])])
+def _write_each(
+    run: Run,
+    manifest: "IndexManifest",
+    answer: "Callable[[Sequence[Query]], Hits]",
+    queries: "Sequence[Query]",
+    k: int,
+    out: str,
+) -> None:
+    """Write the hits of every query to one file, block by block."""
+    from pipeline.search.batch import search_many
+    from storage.formats import write_geoparquet
 
-    def each(self, queries: "list[Query]") -> None:
-        """Write the hits of every query, block by block."""
-        from pipeline.search.batch import search_many
-        from storage.formats import write_geoparquet
+    truncated = 0
 
-        out = self._options["out"]
-        tables = search_many(queries, self._answer, self._k)
-        count = write_geoparquet(tables, self._run.location(out))
-        manifest = self._searcher.manifest
-        answer = {
-            "queries": len(queries),
-            "hits": count,
-            "out": out,
-            "snapshot": manifest.snapshot,
-            "version": manifest.version,
-            "truncated": self._truncated,
-        }
-        lines = [f"{count:,} hits of {len(queries):,} queries written to {out}"]
-        self._run.show(answer, [*lines, *(self._warnings() if self._truncated else [])])
-
-    def explain(self, queries: int) -> None:
-        """Show the plan of the search."""
-        from dataclasses import asdict
-
-        from pipeline.search.searcher import FIRST_DEPTH
-
-        k = self._k if self._options["min_score"] is None else FIRST_DEPTH
-        k = min(k, self._searcher.manifest.rows)
-        plan = self._searcher.explain(k, self._where, queries=queries)
-        self._run.show(asdict(plan), str(plan).splitlines())
-
-    def _answer(self, queries: "Sequence[Query]") -> "Hits":
-        options = self._options
-        hits = self._searcher.answer(
-            queries,
-            self._k,
-            self._where,
-            min_score=options["min_score"],
-            limit=options["limit"],
-            keep_own=options["include_self"],
-        )
-        self._truncated += len(hits.truncated)
+    def counted(block: "Sequence[Query]") -> "Hits":
+        nonlocal truncated
+        hits = answer(block)
+        truncated += len(hits.truncated)
         return hits
 
-    def _warnings(self) -> list[str]:
-        return [
-            f"{self._truncated:,} queries have more hits than {self._k:,}: raise --limit, or "
-            "--min-score"
-        ]
+    count = write_geoparquet(search_many(queries, counted, k), run.location(out))
+    result = {
+        "queries": len(queries),
+        "hits": count,
+        "out": out,
+        "snapshot": manifest.snapshot,
+        "version": manifest.version,
+        "truncated": truncated,
+    }
+    lines = [f"{count:,} hits of {len(queries):,} queries written to {out}"]
+    run.show(result, [*lines, _TRUNCATED.format(truncated, k)] if truncated else lines)
+
+
+def _explain(run: Run, searcher: "Searcher", k: int, queries: int, by_score: bool) -> None:
+    """Show the plan of the search."""
+    from dataclasses import asdict
+
+    from pipeline.search.searcher import FIRST_DEPTH
+
+    depth = min(FIRST_DEPTH if by_score else k, searcher.manifest.rows)
+    plan = searcher.explain(depth, run.recipe.search.filter, queries=queries)
+    run.show(asdict(plan), str(plan).splitlines())
 
 
 def _lines(records: list[dict[str, Any]]) -> list[str]:

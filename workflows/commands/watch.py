@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 def watch(
     ctx: click.Context, run: Run, interval: dt.timedelta, events: Path | None, once: bool
 ) -> None:
-    """Embed new scenes of a source and update the index, again and again.
+    """Embed the new scenes of a source, update the index, and do so again and again.
 
     After any stop, the same command continues. One instance at a time works on an archive; a
     second instance fails at once. Without --once, an unreachable source is reported and polled

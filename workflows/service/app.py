@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 from anyio import CapacityLimiter, to_thread
@@ -29,15 +29,16 @@ from workflows.service.schema import (
     ReadyAnswer,
     ScenesAnswer,
     ScenesQuery,
-    SceneState,
     SearchAnswer,
     SearchBody,
     ThumbnailQuery,
     TileAnswer,
 )
 from workflows.service.telemetry import Metrics, RequestMetrics
-from workflows.service.thumbnails import Thumbnail
 from workflows.service.uploads import read_query
+
+if TYPE_CHECKING:
+    from workflows.service.backend import IndexBackend
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 WEB = Path(__file__).parent / "web"
@@ -76,36 +77,8 @@ class MapConfig:
     cors_origins: tuple[str, ...] = ()
 
 
-class Backend(Protocol):
-    """The interface that the routes call."""
-
-    def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
-        """Answer a query; ``image`` is the file of an image query."""
-
-    def tile(self, key: str) -> TileAnswer:
-        """Return the acquisitions of a tile."""
-
-    def thumbnail(self, key: str, scene: str | None, side_px: int, known: str) -> Thumbnail:
-        """Return a thumbnail of a tile; ``known`` are the tags that the client has."""
-
-    def scenes(self, offset: int, limit: int, state: SceneState | None) -> ScenesAnswer:
-        """Return a page of the ledger of the archive."""
-
-    def about(self) -> IndexAnswer:
-        """Describe the index."""
-
-    def ready(self) -> ReadyAnswer:
-        """Return the version of the index that is served.
-
-        Raises
-        ------
-        SkysiftError
-            No version is loaded.
-        """
-
-
 def create_app(
-    backend: Backend,
+    backend: "IndexBackend",
     *,
     digests: Sequence[str] = (),
     limits: Limits | None = None,
@@ -161,7 +134,7 @@ def create_app(
     return app
 
 
-def _add_probes(app: FastAPI, backend: Backend, metrics: Metrics, guard: list[Any]) -> None:
+def _add_probes(app: FastAPI, backend: "IndexBackend", metrics: Metrics, guard: list[Any]) -> None:
     @app.get("/v1/health")
     def health() -> HealthAnswer:
         """Whether the process runs; needs no token."""
@@ -183,7 +156,7 @@ def _add_probes(app: FastAPI, backend: Backend, metrics: Metrics, guard: list[An
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_search(app: FastAPI, backend: Backend, limits: Limits, guard: list[Any]) -> None:
+def _add_search(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: list[Any]) -> None:
     decoding = CapacityLimiter(limits.decoding)
 
     @app.post(
@@ -210,7 +183,7 @@ def _add_search(app: FastAPI, backend: Backend, limits: Limits, guard: list[Any]
 
 
 def _add_archive(
-    app: FastAPI, backend: Backend, limits: Limits, map_config: MapConfig, guard: list[Any]
+    app: FastAPI, backend: "IndexBackend", limits: Limits, map_config: MapConfig, guard: list[Any]
 ) -> None:
     @app.get("/v1/index", responses=documented(404, 503), dependencies=guard)
     def index() -> IndexAnswer:
@@ -239,7 +212,7 @@ def _add_archive(
 
 
 def _add_tiles(
-    app: FastAPI, backend: Backend, limits: Limits, metrics: Metrics, guard: list[Any]
+    app: FastAPI, backend: "IndexBackend", limits: Limits, metrics: Metrics, guard: list[Any]
 ) -> None:
     drawing = CapacityLimiter(limits.drawing)
     png = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}

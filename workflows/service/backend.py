@@ -4,7 +4,6 @@ A new version of the index is loaded beside the current one and takes over betwe
 each request is answered by one version from beginning to end.
 """
 
-import datetime as dt
 import logging
 import threading
 import time
@@ -17,8 +16,10 @@ from encoders.bundle import Encoder, load_encoder
 from pipeline.search.query import Query, QueryResolver, combine
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
+from storage.dates import parse_moment
 from storage.errors import NotFoundError, SkysiftError
 from storage.formats import hit_records
+from storage.geometry import EDGES
 from storage.index.filter import Filter
 from storage.index.manifest import current_version
 from storage.location import Location
@@ -149,8 +150,8 @@ class IndexBackend:
             rows=manifest.rows,
             dimension=manifest.parameters.dimension,
             bbox=list(manifest.bbox),
-            since=_utc(min(shard.since for shard in manifest.shards)),
-            until=_utc(max(shard.until for shard in manifest.shards)),
+            since=parse_moment(min(shard.since for shard in manifest.shards), "index"),
+            until=parse_moment(max(shard.until for shard in manifest.shards), "index"),
             classes=list(manifest.classes),
             pictures=self._thumbnails.catalog is not None,
             max_k=manifest.rows,
@@ -245,7 +246,7 @@ def _tile(version: _Version, key: str) -> TileAnswer:
         snapshot=version.searcher.manifest.snapshot,
         version=version.name,
         tile=key,
-        bbox=[newest[edge] for edge in ("west", "south", "east", "north")],
+        bbox=[newest[edge] for edge in EDGES],
         acquisitions=[
             AcquisitionBody(**{name: row[name] for name in AcquisitionBody.model_fields})
             for row in records
@@ -253,17 +254,6 @@ def _tile(version: _Version, key: str) -> TileAnswer:
     )
 
 
-def _utc(text: str) -> dt.datetime:
-    return dt.datetime.fromisoformat(text).replace(tzinfo=dt.UTC)
-
-
 def _filter(body: FilterBody) -> Filter:
-    return Filter(
-        bbox=body.bbox,
-        polygon=body.polygon,
-        since=body.since,
-        until=body.until,
-        max_cloud_fraction=body.max_cloud_fraction,
-        scenes=tuple(body.scenes),
-        labels=tuple(body.labels),
-    )
+    conditions = body.model_dump(exclude={"scenes", "labels"})
+    return Filter(**conditions, scenes=tuple(body.scenes), labels=tuple(body.labels))

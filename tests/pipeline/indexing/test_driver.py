@@ -7,11 +7,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.analysis.samples import sample_positions
+from pipeline.analysis.samples import uniform_rows
 from pipeline.indexing.driver import build_index, plan_build, update_index
 from pipeline.indexing.maintenance import collect_garbage, verify_index
 from pipeline.indexing.plan import cut_into_shards, plan_index
@@ -136,6 +138,8 @@ KILLED = """
 import os, signal, sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 import ray
 from pipeline.indexing import steps as index_steps, driver as indexing
 from storage.index.quantizer import ShardIndexBuilder
@@ -372,12 +376,16 @@ def test_every_row_lands_in_one_shard_and_neighbours_stay_together():
 
 def test_the_sample_is_uniform_over_segments():
     counts = [1000, 10, 0, 5000]
+    archive: Any = SimpleNamespace(
+        segments=[SimpleNamespace(ordinal=ordinal) for ordinal in range(4)],
+        live_rows=lambda ordinal: (ordinal << 32) + np.arange(counts[ordinal]),
+    )
     drawn = np.zeros(4)
     for seed in range(40):
-        places = sample_positions(counts, 600, seed)
-        assert sum(map(len, places)) == 600
-        for at, count in zip(places, counts, strict=True):
-            assert len(np.unique(at)) == len(at)
-            assert not len(at) or at.max() < count
-        drawn += [len(at) for at in places]
+        rows = uniform_rows(archive, 600, seed)
+        assert len(np.unique(rows)) == 600
+        for ordinal, count in enumerate(counts):
+            positions = rows[rows >> 32 == ordinal] - (ordinal << 32)
+            assert not len(positions) or positions.max() < count
+        drawn += np.bincount(rows >> 32, minlength=4)
     np.testing.assert_allclose(drawn / drawn.sum(), np.array(counts) / sum(counts), atol=0.01)

@@ -182,8 +182,8 @@ def test_two_ingests_at_once_into_an_object_store(
     mine = replace(run, archive=moto_s3.uri("archive"), options=asdict(options))
     ends = fork.run(mine, mine)
     assert [one.error for one in ends] == ["", ""]
-    assert rows_of(mine.archive, options) == truth
-    assert states_of(mine.archive, options) == STATES
+    assert rows_of(Location(mine.archive, options)) == truth
+    assert states_of(Location(mine.archive, options)) == STATES
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +206,8 @@ def healed(fork: Forks, proxy: FaultProxy, remote: Run, truth: Truth) -> None:
     proxy.plan()
     assert fork.run(replace(remote, retry=True))[0].error == ""
     options = StorageOptions(**(remote.options or {}))
-    assert rows_of(remote.archive, options) == truth
-    assert states_of(remote.archive, options) == STATES
+    assert rows_of(Location(remote.archive, options)) == truth
+    assert states_of(Location(remote.archive, options)) == STATES
 
 
 def every(step: int, first: int = 0) -> Callable[[int], bool]:
@@ -228,8 +228,8 @@ def test_a_store_that_refuses_dawdles_and_loses_replies_gets_the_rows(
     assert proxy.struck > 20
     options = StorageOptions(**(remote.options or {}))
     proxy.plan()
-    assert rows_of(remote.archive, options) == truth
-    assert states_of(remote.archive, options) == STATES
+    assert rows_of(Location(remote.archive, options)) == truth
+    assert states_of(Location(remote.archive, options)) == STATES
 
 
 def test_a_reply_that_breaks_off_ends_in_a_clear_error_and_the_next_run_heals(

@@ -133,18 +133,22 @@ def test_killing_an_actor_in_the_middle_of_queries_loses_none(
         np.testing.assert_array_equal(hits.rows, truth.rows)
 
 
-def test_a_killed_actor_comes_back_and_is_asked_again(searcher: Searcher):
-    fleet = searcher._backend
-    assert isinstance(fleet, ActorPool)
-    before = fleet.process_ids()
-    os.kill(before[0], signal.SIGKILL)
+def search_until_all_are_up(searcher: Searcher) -> ActorPool:
+    pool = searcher._backend
+    assert isinstance(pool, ActorPool)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         searcher.search(queries(1), 3)
-        if not fleet._down:
+        if not pool._down:
             break
         time.sleep(0.2)
-    after = fleet.process_ids()
+    return pool
+
+
+def test_a_killed_actor_comes_back_and_is_asked_again(searcher: Searcher):
+    before = search_until_all_are_up(searcher).process_ids()  # another test may have killed one
+    os.kill(before[0], signal.SIGKILL)
+    after = search_until_all_are_up(searcher).process_ids()
     assert after[0] != before[0]
     assert after[1] == before[1]
 

@@ -7,14 +7,12 @@ import pytest
 from encoders.spec import LoopSpec
 from pipeline.training.spec import TrainingJob, TrainingSpec
 from storage.errors import ConfigError
-from storage.location import Location
+from storage.location import Location, StorageOptions
 
 
 def test_the_settings_of_the_loop_are_inherited():
-    own = set(TrainingSpec.__annotations__)
     inherited = {part.name for part in fields(LoopSpec)}
-    assert own & inherited == {"augment"}  # pixels are augmented unless a run says otherwise
-    assert TrainingSpec().augment == {}
+    assert not inherited & set(TrainingSpec.__annotations__)
 
 
 def test_a_run_of_before_is_the_same_run():
@@ -28,3 +26,11 @@ def test_wrong_settings_of_the_loop_are_refused_before_a_worker_starts():
     for change in ({"learning_rate": 0.0}, {"gradient_clip": -1.0}, {"precision": "fp8"}):
         with pytest.raises(ConfigError, match=next(iter(change))):
             TrainingSpec(**change)
+
+
+def test_a_job_carries_the_options_of_its_places_and_shows_no_secret():
+    options = StorageOptions(access_key_id="key", secret_access_key="secret")
+    output = Location("s3://bucket/run", options)
+    job = TrainingJob(dataset=Location("a"), dataset_digest="b", spec=TrainingSpec(), output=output)
+    assert job.bundle == Location("s3://bucket/run/bundle", options)
+    assert "secret" not in repr(job)

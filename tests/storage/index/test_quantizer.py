@@ -1,4 +1,4 @@
-"""What shards are trained to be: how vectors are turned and stored, merged and mapped."""
+"""What shards are trained to be: how vectors are rotated and stored, merged and mapped."""
 
 from pathlib import Path
 
@@ -70,27 +70,27 @@ def test_merged_shards_propose_what_one_shard_proposes(kind: Kind, tmp_path: Pat
     np.testing.assert_allclose(scores[1], scores[0], rtol=1e-5, atol=1e-5)
 
 
-def test_turning_spreads_the_variance_and_keeps_scores():
+def test_a_rotation_spreads_the_variance_and_keeps_scores():
     rng = np.random.default_rng(0)
     residuals = (rng.normal(size=(4000, 12)) * np.geomspace(3, 0.01, 12)).astype(np.float32)
-    turn = opq_rotation(residuals, 4)
-    np.testing.assert_allclose(turn @ turn.T, np.eye(12), atol=1e-5)
-    share = np.cov((residuals @ turn.T).T).diagonal().reshape(4, 3).prod(axis=1)
+    rotation = opq_rotation(residuals, 4)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(12), atol=1e-5)
+    share = np.cov((residuals @ rotation.T).T).diagonal().reshape(4, 3).prod(axis=1)
     axes = np.cov(residuals.T).diagonal().reshape(4, 3).prod(axis=1)
     assert share.max() / share.min() < 100 < axes.max() / axes.min()
 
 
-def test_a_turned_product_quantizer_stores_vectors_closer_than_a_plain_one():
+def test_a_rotated_product_quantizer_stores_vectors_closer_than_a_plain_one():
     rng = np.random.default_rng(1)
     square = np.linalg.qr(rng.normal(size=(DIMENSION, DIMENSION)))[0]
     spread = rng.normal(size=(6000, DIMENSION)) * np.geomspace(1, 0.05, DIMENSION) @ square
     sample = (spread / np.linalg.norm(spread, axis=1, keepdims=True)).astype(np.float32)
-    plain, turned = (
+    plain, rotated = (
         quantization_error(train(sample[:4000], parameters(kind, pq_bytes=4)), sample[4000:])
         for kind in ("ivf_pq", "ivf_opq")
     )
-    assert turned.distortion < 0.9 * plain.distortion
-    assert turned.distance == pytest.approx(plain.distance, abs=1e-4)
+    assert rotated.distortion < 0.9 * plain.distortion
+    assert rotated.distance == pytest.approx(plain.distance, abs=1e-4)
 
 
 def test_k_means_leaves_no_list_empty_when_rows_differ():

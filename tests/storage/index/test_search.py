@@ -232,7 +232,7 @@ def test_files_of_different_shards_do_not_load_together():
     one, other = make_shards(rows, parameters("flat"), (150,))
     trained = train(rows["embedding"].astype(np.float32), parameters("flat"))
     data = fill(trained, np.arange(150), rows["embedding"][:150], 150)
-    assert len(Shard("shard", data, one.sidecar)) == 150
+    assert Shard("shard", data, one.sidecar).rows == 150
     with pytest.raises(CorruptIndexError, match=r"\[150, 250\] rows"):
         Shard("shard", data, other.sidecar)
 

@@ -129,7 +129,7 @@ def test_geojson_is_given_when_asked_for_and_cut_at_the_antimeridian(client):
     assert feature["properties"]["score"] == 0.5
 
 
-def test_parquet_is_given_when_asked_for(client):
+def test_parquet_is_negotiated(client):
     headers = {"Accept": "application/vnd.apache.parquet"}
     for answer in (
         client.post("/v1/search", json={"vector": [1.0]}, headers=headers),
@@ -168,7 +168,7 @@ def test_an_image_arrives_as_base64_or_in_a_form(client, backend):
         (b"k=1", "application/x-www-form-urlencoded", 415, "multipart/form-data"),
     ],
 )
-def test_a_form_that_is_none_is_named(client, content, kind, status, word):
+def test_an_invalid_form_is_named(client, content, kind, status, word):
     answer = client.post("/v1/search", content=content, headers={"Content-Type": kind})
     assert answer.status_code == status, answer.text
     assert word in answer.json()["message"]
@@ -265,7 +265,7 @@ def test_a_fault_of_the_service_tells_nothing_of_itself(backend, kind):
     assert "secret" not in answer.text
 
 
-def test_a_token_is_asked_for_by_all_but_the_probes_and_the_page(backend, caplog):
+def test_all_but_the_probes_and_the_page_need_a_token(backend, caplog):
     caplog.set_level("INFO")
     client = _client(backend, digests=token_digests(f"{OTHER}, {TOKEN}"))
     for path in ("/v1/health", "/v1/ready", "/", "/web/main.js", "/openapi.json"):
@@ -296,13 +296,13 @@ def test_a_short_token_is_refused(tokens):
         token_digests(tokens)
 
 
-def test_a_client_that_asks_too_often_waits_and_others_do_not(backend):
+def test_a_client_above_its_rate_waits_and_others_do_not(backend):
     now = [0.0]
-    gate = Authenticator((), 2.0, 3, lambda: now[0])
-    assert [gate._take(("a", -1)) for _ in range(4)] == [0, 0, 0, 0.5]
-    assert gate._take(("b", -1)) == 0
+    authenticator = Authenticator((), 2.0, 3, lambda: now[0])
+    assert [authenticator._take(("a", -1)) for _ in range(4)] == [0, 0, 0, 0.5]
+    assert authenticator._take(("b", -1)) == 0
     now[0] = 0.5
-    assert [gate._take(("a", -1)) for _ in range(2)] == [0, 0.5]
+    assert [authenticator._take(("a", -1)) for _ in range(2)] == [0, 0.5]
     client = _client(backend, limits=Limits(rate_per_s=0.001, burst=2))
     answers = [client.get("/v1/scenes") for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
@@ -310,7 +310,7 @@ def test_a_client_that_asks_too_often_waits_and_others_do_not(backend):
     assert client.get("/v1/health").status_code == 200
 
 
-def test_wrong_tokens_count_so_that_nobody_tries_many(backend):
+def test_wrong_tokens_count_against_the_rate(backend):
     limits = Limits(rate_per_s=0.001, burst=3)
     client = _client(backend, digests=token_digests(TOKEN), limits=limits)
     guesses = [
@@ -322,7 +322,7 @@ def test_wrong_tokens_count_so_that_nobody_tries_many(backend):
     assert client.get("/v1/scenes", headers=good).status_code == 200
 
 
-def test_other_pages_may_ask_only_when_they_are_named(backend):
+def test_only_named_origins_may_send_requests(backend):
     ask = {"Origin": "https://maps.example", "Access-Control-Request-Method": "POST"}
     assert (
         "access-control-allow-origin"
@@ -355,7 +355,7 @@ def test_a_picture_is_not_sent_twice(client):
 
 
 @pytest.mark.parametrize("path", ["../../etc/passwd", "g/1/x", "G%2f..%2f/1/2", "g;rm/1/2"])
-def test_what_is_no_tile_key_never_reaches_the_archive(client, path):
+def test_an_invalid_tile_key_never_reaches_the_archive(client, path):
     assert client.get(f"/v1/tiles/{path}").status_code in (404, 422)
     assert client.get(f"/v1/tiles/{path}/thumbnail.png").status_code in (404, 422)
 
@@ -371,7 +371,7 @@ def test_requests_are_counted_by_route(client):
     assert re.search(r'request_seconds_count\{.*route="/v1/search"\} 2.0', text)
 
 
-def test_a_long_body_is_refused_whether_its_length_is_told_or_not(backend):
+def test_a_long_body_is_refused_whether_its_length_is_declared_or_not(backend):
     client = _client(backend, limits=Limits(max_body_bytes=1000))
     body = json.dumps({"vector": [1.0] * 1000}).encode()
     declared = client.post("/v1/search", content=body)

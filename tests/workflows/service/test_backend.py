@@ -62,7 +62,7 @@ def _search(client: TestClient, **body) -> list[dict]:
     return answer.json()["hits"]
 
 
-def test_every_way_to_ask_finds_and_what_asks_is_no_hit(client):
+def test_every_kind_of_query_finds_and_leaves_its_own_rows_out(client):
     form = {"query": json.dumps({"k": 1})}
     answer = client.post("/v1/search", files={"image": _png()}, data=form)
     (hit,) = answer.json()["hits"]
@@ -138,7 +138,7 @@ def test_a_picture_is_that_of_its_place(client):
     assert np.corrcoef(np.argsort(np.argsort(reds)), np.argsort(np.argsort(seen)))[0, 1] > 0.95
 
 
-def test_what_is_not_there_is_not_drawn(client, served, tmp_path):
+def test_missing_tiles_and_scenes_are_not_drawn(client, served, tmp_path):
     (hit,) = _search(client, vector=[1.0] * 16, k=1)
     grid = hit["tile"].split("/")[0]
     for path in (f"{grid}/1/1", "nogrid/1/1"):
