@@ -2,7 +2,7 @@
 
     python docs/build_reference.py
 
-A test compares the pages with what this makes, so they cannot fall behind.
+A test compares the pages with the output of this script.
 """
 
 import ast
@@ -169,7 +169,11 @@ def _limits(part: Mapping[str, Any]) -> str:
 
 def python_page() -> str:
     """Return signatures and docstrings of the public names."""
-    parts = ["# Python\n", MADE, "What notebooks and jobs import; everything else may change.\n"]
+    parts = [
+        "# Python\n",
+        MADE,
+        "Notebooks and jobs import these names; everything else may change.\n",
+    ]
     for path, members in SURFACE.items():
         named = _resolve(path)
         parts += [f"## {path}\n", *_entry(named, path.rsplit(".", 1)[-1])]

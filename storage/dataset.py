@@ -1,9 +1,9 @@
 """A labelled dataset at rest: equal tiles and their labels, laid out for random batches.
 
 A folder holds ``images.npy`` (N, C, H, W), ``labels.npy`` (N, K), ``rows.parquet`` (where each
-row came from and its split) and, written last, ``dataset.json`` (bands, classes, statistics,
+image came from, and its split) and, written last, ``dataset.json`` (bands, classes, statistics,
 hashes). Images are memory-mapped, so a random batch costs its own bytes. A remote dataset is
-copied once per machine. Where images come from is `pipeline.datasets.importers`.
+copied once per machine. `pipeline.datasets.importers` makes datasets.
 
 Shape legend: N rows, C bands, H and W pixels, K classes.
 """
@@ -36,7 +36,7 @@ _FILES = ("images.npy", "labels.npy", "rows.parquet")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetInfo:
-    """What ``dataset.json`` says.
+    """Content of ``dataset.json``.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class DatasetInfo:
         Statistics of the valid pixels of the train rows (of all rows when there is none), over an
         even sample of at most 4,096 rows.
     origin
-        What the dataset was made from, as its importer says it.
+        Source of the dataset, as its importer describes it.
     sha256
         Hash of each data file.
     """
@@ -80,7 +80,7 @@ class LabelledDataset:
     Attributes
     ----------
     info
-        What ``dataset.json`` says; ``bands``, ``classes``, ``tile_px``, ``resolution_m`` are its.
+        Content of ``dataset.json``, as are ``bands``, ``classes``, ``tile_px``, ``resolution_m``.
     images
         Memory map (N, C, H, W), read-only; NaN is an invalid pixel of a float image.
     labels

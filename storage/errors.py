@@ -31,7 +31,7 @@ class CatalogError(SkysiftError):
 
 
 class EmptyCatalogError(CatalogError):
-    """A catalog can be read and holds nothing, or nothing that the query asks for."""
+    """A catalog can be read and holds nothing, or nothing that matches the query."""
 
 
 class SceneError(SkysiftError):

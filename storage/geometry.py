@@ -2,7 +2,7 @@
 
 A box is (west, south, east, north). Longitudes lie between -180 and 180; a box whose west is
 greater than its east crosses the antimeridian. GeoJSON of such a box is cut at 180 degrees, as
-RFC 7946 asks.
+RFC 7946 requires.
 """
 
 import json

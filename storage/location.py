@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 
 import fsspec
@@ -426,30 +426,25 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-class named_failures:
-    """Turn a storage library's failure into one of ours that names the URI."""
-
-    def __init__(self, place: Location) -> None:
-        self._place = place
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise NotFoundError(
-                f"{self._place} does not exist; check the path, the bucket and the key"
-            ) from error
-        if isinstance(error, (PermissionError, NoCredentialsError)):
-            raise SkysiftError(
-                f"{self._place} may not be accessed ({_first_line(error)}); "
-                "check the credentials (or say `anonymous`) and the policy"
-            ) from error
-        if isinstance(error, (OSError, BotoCoreError, ClientError)):
-            raise SkysiftError(
-                f"{self._place} could not be accessed: {_first_line(error)}; "
-                "check the endpoint, the network and the disk"
-            ) from error
+@contextmanager
+def named_failures(place: Location) -> Iterator[None]:
+    """Turn a storage library's failure into an error of Skysift that names the place."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"{place} does not exist; check the path, the bucket and the key"
+        ) from error
+    except (PermissionError, NoCredentialsError) as error:
+        raise SkysiftError(
+            f"{place} may not be accessed ({_first_line(error)}); "
+            "check the credentials (or say `anonymous`) and the policy"
+        ) from error
+    except (OSError, BotoCoreError, ClientError) as error:
+        raise SkysiftError(
+            f"{place} could not be accessed: {_first_line(error)}; "
+            "check the endpoint, the network and the disk"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

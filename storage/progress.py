@@ -19,7 +19,7 @@ from storage.errors import ConfigError
 class Progress:
     """One report: ``done`` of ``total`` units (``total`` is None while unknown) of a stage.
 
-    ``speed`` replaces units per second where another measure says more.
+    ``speed`` replaces units per second where another measure fits better.
     """
 
     stage: str
@@ -47,7 +47,7 @@ class Event:
     Parameters
     ----------
     event
-        ``started``, ``scene`` (one was settled), ``committed``, ``finished`` or ``failed``.
+        ``started``, ``scene`` (its state was recorded), ``committed``, ``finished`` or ``failed``.
     stage
         ``ingest`` or ``watch``.
     archive
@@ -56,10 +56,10 @@ class Event:
         The scene's id, its state (``embedded``, ``empty``, ``quarantined``) and the reason;
         ``reason`` is also the cause of a failed run.
     rows, scenes
-        Rows of the scene, of the commit or of the run; scenes that the run is to settle, of the
-        commit, or that the run settled.
+        Rows of the scene, of the commit or of the run; scenes of the plan, of the commit
+        or of the run.
     snapshot
-        Of the archive, after the commit.
+        Snapshot of the archive after the commit.
     seconds
         That the run took.
     """

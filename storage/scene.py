@@ -1,4 +1,4 @@
-"""What a scene is: where its bands and its cloud mask lie, and how their numbers become values.
+"""Scenes: the files of bands and cloud mask, and the way from their numbers to values.
 
 Plain frozen values without I/O, so that a plan can be printed, hashed and sent to a worker.
 :mod:`storage.catalog.read` makes them, :mod:`storage.raster.reader` reads them.
@@ -27,7 +27,7 @@ class BandSource:
 
     A value is ``number * scale + offset``. ``scale``, ``offset`` and ``nodata`` are those of the
     catalog; None leaves them to the file (its own tags, nodata value, mask or alpha band).
-    A ``nodata`` of NaN says that no number means "missing", whatever the file claims.
+    A ``nodata`` of NaN means that every number is valid, whatever the file states.
     """
 
     name: str
@@ -71,17 +71,17 @@ class Scene:
     bands
         At least one.
     cloud_cover_percent
-        What the catalog says, 0 to 100.
+        Cloud cover as the catalog states it, 0 to 100.
     bbox
         West, south, east, north in WGS84 degrees; west > east across the antimeridian.
     revision
-        What tells two versions of the same scene apart (time of update, checksum, size).
+        Text that differs between versions of a scene (time of update, checksum, size).
     end
         Last moment of a composite, whose ``datetime`` is its first; None for one acquisition.
     sources
         Ids of the scenes that a composite was made from.
     document
-        Where its STAC document lies; empty for plain files.
+        URI of its STAC document; empty for plain files.
     """
 
     id: str
@@ -140,7 +140,7 @@ class Rejected:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneList:
-    """What a catalog gave: scenes in its order, and the entries that are wrong."""
+    """Content of a catalog: scenes in its order, and the entries that cannot be used."""
 
     scenes: tuple[Scene, ...]
     rejected: tuple[Rejected, ...] = ()
@@ -175,19 +175,17 @@ class SceneQuery:
     collections: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        def settle(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
-
+        set_field = object.__setattr__  # the way to set a field of a frozen value
         subject = "catalog query"
         if self.bbox is not None:
-            settle("bbox", check_bbox(self.bbox, subject))
+            set_field(self, "bbox", check_bbox(self.bbox, subject))
         if self.polygon is not None:
-            settle("polygon", polygon_wkt(self.polygon, subject))
+            set_field(self, "polygon", polygon_wkt(self.polygon, subject))
         since, until = parse_range(self.since, self.until, subject)
-        settle("since", since)
-        settle("until", until)
+        set_field(self, "since", since)
+        set_field(self, "until", until)
         check_limits(self, subject)
-        settle("collections", check_names(self.collections, f"{subject}: collections"))
+        set_field(self, "collections", check_names(self.collections, f"{subject}: collections"))
 
     @property
     def area(self) -> BBox | None:
@@ -207,7 +205,7 @@ class SceneQuery:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BandMapping:
-    """Where a band is found.
+    """Place of a band in a catalog's entries.
 
     Parameters
     ----------
@@ -234,7 +232,7 @@ class BandMapping:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskMapping:
-    """Where the cloud mask is found, and which of its values mean cloud.
+    """Place of the cloud mask in a catalog's entries, and its values that mean cloud.
 
     Attributes
     ----------
@@ -270,7 +268,8 @@ class CatalogSpec:
     Parameters
     ----------
     source
-        A STAC item, item collection, catalog or collection (JSON), a GeoTIFF, a folder, or a glob.
+        STAC item, item collection, catalog, collection or API, STAC GeoParquet, GeoTIFF, folder or
+        glob.
     bands
         Mapping of the encoder's band names. A name that is not in it is looked up: in STAC by band
         name, asset key, common name or file name; in plain files by band description.
@@ -309,7 +308,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sources:
-    """What :attr:`Candidate.resolve` finds of a scene; see :class:`Scene`."""
+    """Fields of a scene that :attr:`Candidate.resolve` finds; see :class:`Scene`."""
 
     bands: tuple[BandSource, ...]
     mask: MaskSource | None

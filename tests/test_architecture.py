@@ -181,6 +181,12 @@ def test_rooms_that_are_apart_do_not_import_each_other(folder: str):
             assert not imported.startswith(APART[folder]), f"{name_of(path)} imports {imported}"
 
 
+def test_a_uri_and_its_options_travel_as_one_location():
+    """The recipe reads the options; every other function gets them inside a Location."""
+    named = {name_of(path) for path in modules() if "StorageOptions" in path.read_text()}
+    assert named == {"storage/location.py", "workflows/recipe/schema.py"}
+
+
 def _defined(body: list[ast.stmt]) -> Iterator[str]:
     """The names that a module's own statements define, imports left out."""
     for node in body:

@@ -77,8 +77,13 @@ def test_few_docstrings_say_what():
     assert len(vague) < MOST_WHAT * len(found), f"{len(vague)} of {len(found)}:\n{listed}"
 
 
-@UNTIL_REWRITTEN
-@pytest.mark.parametrize("idiom", IDIOMS)
+REMAINING = ("nobody", "whoever")
+
+
+@pytest.mark.parametrize(
+    "idiom",
+    [pytest.param(idiom, marks=UNTIL_REWRITTEN if idiom in REMAINING else ()) for idiom in IDIOMS],
+)
 def test_no_text_of_the_code_uses_an_idiom(idiom: str):
     pattern = re.compile(r"\b" + idiom.replace(" ", r"\s+") + r"\b", re.IGNORECASE)
     found = [

@@ -1,6 +1,6 @@
 """The command line: `skysift VERB`. Wiring only; the verbs are in :mod:`workflows.commands`.
 
-Nothing heavy is imported before a verb runs, so that help comes at once.
+Nothing heavy is imported before a verb runs, so that help is instant.
 """
 
 import sys
@@ -13,17 +13,17 @@ from workflows.exit_codes import run_to_exit_code
 
 # Verb -> (module, attribute, its line in the list of verbs).
 VERBS = {
-    "demo": ("demo", "demo", "Run all of it on a world that it makes up."),
+    "demo": ("demo", "demo", "Run all of it on a synthetic world."),
     "dataset": ("dataset", "dataset", "Make labelled datasets."),
     "train": ("train", "train", "Train an encoder on a labelled dataset."),
     "encoder": ("encoder", "encoder", "Make an encoder without training, or look at one."),
     "composite": ("composite", "composite", "Make cloud-free composites of a series of scenes."),
     "ingest": ("ingest", "ingest", "Tile and embed scenes into an archive."),
-    "watch": ("watch", "watch", "Embed what is new in a source, again and again."),
-    "index": ("index", "index", "Build, grow and look after search indexes."),
+    "watch": ("watch", "watch", "Embed new scenes of a source, again and again."),
+    "index": ("index", "index", "Build, grow and maintain search indexes."),
     "search": ("search", "search", "Find the tiles most like an image, a place or a tile."),
     "evaluate": ("evaluate", "evaluate", "Score how well similar tiles are found."),
-    "archive": ("archive", "archive", "Look at, check, export and care for archives."),
+    "archive": ("archive", "archive", "Look at, check, export and maintain archives."),
     "report": ("report", "report", "Draw an archive and its searches as one HTML page."),
     "serve": ("serve", "serve", "Serve a map and searches over HTTP."),
     "submit": ("jobs", "submit", "Run a command as a job of a Ray cluster."),
@@ -34,7 +34,7 @@ VERBS = {
 
 
 class _Verbs(click.Group):
-    """Verbs that are imported when they are asked for."""
+    """Verbs that are imported when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)

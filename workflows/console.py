@@ -1,7 +1,7 @@
-"""What the command line shows: data on stdout; logs and progress on stderr.
+"""Output of the command line: data on stdout; logs and progress on stderr.
 
-Libraries report :class:`storage.progress.Progress` and log; this module alone decides what a
-person sees. Rich is imported only once there is something to draw, so that ``--help`` is quick.
+Libraries report :class:`storage.progress.Progress` and log; this module alone decides how a person
+sees them. Rich is imported only once there is something to draw, so that ``--help`` is quick.
 """
 
 import dataclasses
@@ -184,7 +184,7 @@ def configure_logging(*, verbose: bool = False, debug: bool = False) -> None:
         logging.getLogger(name).setLevel(own)
     logging.captureWarnings(capture=True)
     if not debug:
-        # Ray's C++ parts write to the driver's stderr what its Python parts handle anyway.
+        # Ray's C++ parts also write errors to stderr that its Python parts handle.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
@@ -200,19 +200,19 @@ def silence_ray() -> None:
 
 @contextmanager
 def suppress_stderr() -> Iterator[None]:
-    """Let nothing written to the stderr of the process through, native code's writes included.
+    """Discard all writes to the stderr of the process, those of native code included.
 
     For the moment in which Ray starts: it announces its log level before it obeys it.
     """
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
 
 
 # ---------------------------------------------------------------- progress on stderr
@@ -226,7 +226,7 @@ class Clock(Protocol):
 
 
 class _Stage:
-    """What is known of one stage: when it began, how far it was then and is now."""
+    """State of one stage: its beginning, and its first and latest report."""
 
     def __init__(self, report: Progress, now: float) -> None:
         self.began_s, self.first_done, self.latest = now, report.done, report
@@ -239,7 +239,7 @@ class _Stage:
         return self.latest.total is not None and self.latest.done >= self.latest.total
 
     def detail(self, now: float) -> str:
-        """Say how many of how many, how fast, and how long still."""
+        """Describe count, rate and remaining time."""
         report, elapsed = self.latest, now - self.began_s
         of_total = f"/{report.total:,}" if report.total is not None else ""
         parts = [f"{report.done:,}{of_total} {report.unit}"]
@@ -275,7 +275,7 @@ class ProgressView:
     """A progress sink that draws bars on a terminal, and plain lines elsewhere.
 
     Nothing is shown of a stage that is done within :data:`QUIET_S` seconds. Reports may come from
-    any thread. Use it as a context manager: a thread draws what was last reported, so that a
+    any thread. Use it as a context manager: a thread draws the latest reports, so that a
     stage that reports rarely still shows its age.
     """
 
@@ -322,7 +322,7 @@ class ProgressView:
                 stage.latest = report
 
     def tick(self) -> None:
-        """Draw what was reported last."""
+        """Draw the latest reports."""
         now = self._clock()
         with self._lock:
             for name, stage in self._stages.items():

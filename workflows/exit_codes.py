@@ -1,4 +1,4 @@
-"""How a command ends: one line for whatever went wrong, and an exit code that tells.
+"""The end of a command: one line for an error, and an exit code.
 
 Libraries raise; nothing between them and this module turns an error into text.
 """
@@ -25,7 +25,7 @@ class Interrupted(BaseException):
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived; blocks on the way out close what they hold, as after Ctrl-C."""
+    """SIGTERM arrived; context managers clean up on the way out, as after Ctrl-C."""
 
 
 def run_to_exit_code(command: Callable[[], object], *, debug: bool = False) -> int:
@@ -34,7 +34,7 @@ def run_to_exit_code(command: Callable[[], object], *, debug: bool = False) -> i
     Parameters
     ----------
     command
-        What to run; the integer that it returns, if any, is the exit code.
+        The command; the integer that it returns, if any, is the exit code.
     debug
         Write the traceback as well.
     """
@@ -85,10 +85,10 @@ def _say(line: str) -> None:
 
 
 def failure_line(error: BaseException) -> tuple[str, int]:
-    """Say in one line what went wrong, and with which exit code the command ends.
+    """Describe an error in one line; return the line and the exit code of the command.
 
     The error that says most wins, wherever it is in the chain of causes: a full disk, then a
-    house error, then what the operating system said.
+    house error, then an error of the operating system.
     """
     chain = list(_causes(error))
     for cause in chain:
@@ -135,7 +135,7 @@ def one_line(text: str) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what caused it, through Ray's wrappers, the outermost first."""
+    """Yield an error and its causes, through Ray's wrappers, the outermost first."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:

@@ -1,7 +1,7 @@
 """Run any Skysift command as a job of a Ray cluster, through Ray's Jobs API.
 
-What travels is this installation's code and the recipe, never a credential: the cluster's nodes
-bring their own (instance roles, ``AWS_*`` variables). The cluster's dashboard must ask for a token
+A job carries the code of this installation and the recipe, never a credential: the cluster's nodes
+have their own (instance roles, ``AWS_*`` variables). The cluster's dashboard must ask for a token
 unless it is on this machine or the caller says otherwise, for whoever reaches an open one runs
 code on the cluster.
 """
@@ -30,6 +30,8 @@ from urllib.parse import urlsplit
 import yaml
 
 from storage.errors import ConfigError, NotFoundError, SkysiftError
+from workflows.recipe.schema import Recipe
+from workflows.recipe.sections import keys_of, section_in
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -38,12 +40,12 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("storage", "encoders", "pipeline", "workflows")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-SECRET_KEYS = (
-    ("storage", "access_key_id"),
-    ("storage", "secret_access_key"),
-    ("storage", "session_token"),
-    ("service", "token"),
-)
+SECRET_KEYS = [
+    (name, key)
+    for name, section in keys_of(Recipe).items()
+    for key, known in keys_of(section_in(section.annotation) or Recipe).items()
+    if known.is_secret
+]
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY", re.IGNORECASE)
 _PURE_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 _RECONNECT_S = (1.0, 2.0, 5.0, 10.0)
@@ -54,7 +56,7 @@ _SILENCE_S = 30.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """A job to run: the arguments of ``skysift``, what it asks of Ray, and its variables."""
+    """A job to run: the arguments of ``skysift``, its variables, and the CPUs of its driver."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -77,7 +79,7 @@ def connect(address: str, *, allow_unauthenticated: bool = False) -> "JobSubmiss
     Raises
     ------
     ConfigError
-        The dashboard is on another machine and asks nobody for a token.
+        The dashboard is on another machine and requires no token.
     SkysiftError
         It cannot be reached, or refuses the token.
     """
@@ -223,7 +225,7 @@ def list_jobs(client: "JobSubmissionClient") -> list[dict[str, Any]]:
 
 
 def job_log(client: "JobSubmissionClient", job_id: str) -> str:
-    """Return what a job has written so far.
+    """Return the log of a job so far.
 
     Raises
     ------
@@ -235,7 +237,7 @@ def job_log(client: "JobSubmissionClient", job_id: str) -> str:
 
 
 def stop_job(client: "JobSubmissionClient", job_id: str) -> None:
-    """Ask a job to stop; what it committed is kept.
+    """Ask a job to stop; its commits are kept.
 
     Raises
     ------
@@ -267,13 +269,13 @@ def asks_for_token(address: str) -> bool:
     Raises
     ------
     ConfigError
-        The address is no http(s) URL.
+        The address is not an http(s) URL.
     SkysiftError
         It cannot be reached.
     """
     parts = urlsplit(address)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ConfigError(f"{address!r} is no dashboard address; expected http(s)://host:port")
+        raise ConfigError(f"{address!r} is not a dashboard address; expected http(s)://host:port")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname, parts.port, timeout=10)
     with _named(address):
@@ -312,7 +314,7 @@ async def _follow(
 
 
 async def _tail(client: "JobSubmissionClient", job_id: str, log: "_Log") -> None:
-    """Write what the job's log gains until the connection ends or is silent for a while.
+    """Write the new part of the job's log until the connection ends or is silent for a while.
 
     A connection that was cut without a word never ends by itself, hence the limit.
     """
@@ -359,7 +361,7 @@ def _refuse_literal_secrets(path: Path, advice: str) -> None:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: no valid YAML; try `skysift recipe show -r {path}`") from error
+        raise ConfigError(f"{path}: not valid YAML; try `skysift recipe show -r {path}`") from error
     for section, key in SECRET_KEYS:
         part = data.get(section) if isinstance(data, dict) else None
         value = part.get(key) if isinstance(part, dict) else None
@@ -372,7 +374,7 @@ def _refuse_literal_secrets(path: Path, advice: str) -> None:
 
 @contextmanager
 def _named(place: str, job_id: str | None = None) -> Iterator[None]:
-    """Turn what Ray and the network raise into one line."""
+    """Turn errors of Ray and of the network into one line."""
     try:
         yield
     except (RuntimeError, OSError, http.client.HTTPException) as error:

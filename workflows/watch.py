@@ -1,7 +1,7 @@
-"""Keep an archive and its index up to date with a source: poll, embed what is new, update.
+"""Keep an archive and its index up to date with a source: poll, embed new scenes, update.
 
 The ledger of the archive and the manifest of the index hold all that was done. So a watcher that
-was killed at any moment goes on where it was, and a poll without news looks at the source once.
+was killed at any moment goes on where it was, and a poll without news reads the source once.
 """
 
 import datetime as dt
@@ -122,7 +122,7 @@ class Watcher:
         self._encoder: PlannedEncoder | None = None
 
     def poll(self) -> PollReport:
-        """Look at the source once, embed what is new or changed, and bring the index up to date.
+        """Read the source once, embed new and changed scenes, and bring the index up to date.
 
         An index that is behind its archive, as after a kill between the two, is brought up to date
         as well.

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial, reduce
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.analysis.periods import PERIODS, PeriodKind, period_of
 from pipeline.composite.spec import CompositeSpec
@@ -19,6 +19,8 @@ from storage.catalog.stac_write import FINGERPRINT, written_items
 from storage.errors import ConfigError, SceneError
 from storage.raster.pixel_grid import PixelGrid, Window
 from storage.scene import Scene
+
+T = TypeVar("T")
 
 _TILE_PX = 256
 _BLOCK_STEP_PX = 64
@@ -90,10 +92,8 @@ def plan_composites(spec: CompositeSpec) -> CompositePlan:
     pixels, readable = _common_grid(listing.scenes, spec.grid, left_out)
     box = spec.catalog.query.bbox
     clip = window_of_bbox(pixels, box) if box else None
-    found = [
-        _composite(spec, pixels, clip, members)
-        for members in _by_period(_place_all(readable, pixels, left_out), spec.period)
-    ]
+    placed = [item for _, item in _read(readable, partial(place, pixels=pixels), left_out)]
+    found = [_composite(spec, pixels, clip, group) for group in _by_period(placed, spec.period)]
     composites = [composite for composite in found if composite is not None]
     written = written_items(spec.output_uri)
     made = {key: item["properties"].get(FINGERPRINT) for key, item in written.items()}
@@ -107,18 +107,26 @@ def plan_composites(spec: CompositeSpec) -> CompositePlan:
     )
 
 
+def _read(
+    scenes: Sequence[Scene], read: Callable[[Scene], T], left_out: dict[str, str]
+) -> list[tuple[Scene, T]]:
+    """Read the headers of scenes; note in ``left_out`` the scenes that cannot be read."""
+    readable: list[tuple[Scene, T]] = []
+    for scene, outcome in read_each(scenes, read, SceneError):
+        if isinstance(outcome, SceneError):
+            left_out[scene.id] = str(outcome)
+        else:
+            readable.append((scene, outcome))
+    return readable
+
+
 def _common_grid(
-    scenes: Sequence[Scene],
-    spec: GridSpec,
-    left_out: dict[str, str],
+    scenes: Sequence[Scene], spec: GridSpec, left_out: dict[str, str]
 ) -> tuple[PixelGrid, list[Scene]]:
     """Return the common grid of all scenes that can be read, and these scenes."""
     grids: dict[PixelGrid, list[Scene]] = {}
-    for scene, outcome in read_each(scenes, partial(pixels_for_scene, spec=spec), SceneError):
-        if isinstance(outcome, PixelGrid):
-            grids.setdefault(outcome, []).append(scene)
-        else:
-            left_out[scene.id] = str(outcome)
+    for scene, grid in _read(scenes, partial(pixels_for_scene, spec=spec), left_out):
+        grids.setdefault(grid, []).append(scene)
     if not grids:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
         raise SceneError(f"none of {len(left_out)} scenes can be read ({reasons}); check the files")
@@ -130,18 +138,6 @@ def _common_grid(
             "--crs and --resolution"
         )
     return next(iter(grids.items()))
-
-
-def _place_all(
-    scenes: Sequence[Scene], pixels: PixelGrid, left_out: dict[str, str]
-) -> list[Placed]:
-    placed = []
-    for scene, outcome in read_each(scenes, partial(place, pixels=pixels), SceneError):
-        if isinstance(outcome, Placed):
-            placed.append(outcome)
-        else:
-            left_out[scene.id] = str(outcome)
-    return placed
 
 
 def _by_period(placed: Iterable[Placed], kind: PeriodKind) -> list[tuple[Placed, ...]]:

@@ -133,7 +133,7 @@ def ingest(
     """Carry out a plan: read, embed, write and commit every scene to do.
 
     Scenes that cannot be read are quarantined with their reason; the others go on. Stopped in any
-    way, the run loses what was not committed yet, and the same call finishes the rest.
+    way, the run loses uncommitted work only, and the same call finishes the rest.
 
     Parameters
     ----------

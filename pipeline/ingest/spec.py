@@ -9,7 +9,7 @@ from pipeline.tiles.spec import GridSpec, TileRules
 from storage.archive.spec import ArchiveSpec
 from storage.location import Location
 from storage.scene import CatalogSpec, Rejected, Scene
-from storage.values import Count, Positive, check_limits
+from storage.values import Count, NonNegative, check_limits
 
 if TYPE_CHECKING:
     from pipeline.analysis.landcover import TileLabels
@@ -37,7 +37,7 @@ class IngestSpec:
     segment_rows
         A segment is written when this many rows of finished scenes are waiting.
     commit_interval_s
-        Seconds between commits; a killed run loses at most this much work.
+        Seconds between commits, 0 for every scene; a killed run loses at most this much work.
     """
 
     catalog: CatalogSpec
@@ -49,7 +49,7 @@ class IngestSpec:
     retry_quarantined: bool = False
     batch_tiles: Count = 16
     segment_rows: Count = 8192
-    commit_interval_s: Positive = 120.0
+    commit_interval_s: NonNegative = 120.0
 
     def __post_init__(self) -> None:
         check_limits(self, "ingest")

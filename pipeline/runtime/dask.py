@@ -1,4 +1,4 @@
-"""Dask over scenes: a scene as a lazy array, and the choice of what runs the graphs.
+"""Dask over scenes: a scene as a lazy array, and the scheduler that runs the graphs.
 
 Graphs run on this process's threads unless the caller asks for the Ray cluster, whose workers
 then run the same tasks through ``ray.util.dask``.
@@ -63,12 +63,7 @@ def blocks_of(extent: Window, block_px: int) -> Iterator[Window]:
 
 
 def scene_array(
-    scene: Scene,
-    pixels: PixelGrid,
-    *,
-    block_px: int = 1024,
-    keep_cloud: bool = False,
-    overviews: bool = False,
+    scene: Scene, pixels: PixelGrid, *, block_px: int = 1024, overviews: bool = False
 ) -> da.Array:
     """Return a scene as a lazy array whose blocks are read when they are computed.
 
@@ -76,15 +71,14 @@ def scene_array(
     ----------
     pixels
         Grid to read on; another grid than the scene's own means warping.
-    keep_cloud
-        False makes cloudy pixels NaN too.
     overviews
-        As :class:`storage.raster.reader.SceneReader` has it.
+        As for :class:`storage.raster.reader.SceneReader`.
 
     Returns
     -------
     dask.array.Array
-        float32 (bands, height, width) over the scene's extent on ``pixels``; NaN where invalid.
+        float32 (bands, height, width) over the scene's extent on ``pixels``; NaN where invalid or
+        cloudy.
 
     Raises
     ------
@@ -97,7 +91,7 @@ def scene_array(
     columns_n = -(-extent.width // block_px)
     lazy = [
         da.from_delayed(
-            read(scene, pixels, window, keep_cloud, overviews),
+            read(scene, pixels, window, overviews),
             shape=(len(scene.bands), window.height, window.width),
             dtype=np.float32,
         )
@@ -108,14 +102,8 @@ def scene_array(
 
 
 def _read_block(
-    scene: Scene,
-    pixels: PixelGrid,
-    window: Window,
-    keep_cloud: bool,
-    overviews: bool,
+    scene: Scene, pixels: PixelGrid, window: Window, overviews: bool
 ) -> NDArray[np.float32]:
     with SceneReader(scene, pixels, overviews=overviews) as reader:
         block = reader.read(window)
-    if keep_cloud:
-        return block.values
     return np.where(block.cloud, np.float32(np.nan), block.values)

@@ -1,7 +1,7 @@
 """The ledger: the state of every scene, as a fold over append-only pages.
 
 Each commit of the archive adds one page (a JSON document) with the segments that it brought and
-the scenes that it settled. The state of the archive is the fold of the pages in order: the last
+the scenes that it recorded. The state of the archive is the fold of the pages in order: the last
 word on a scene wins. A row of a segment is *live* exactly when the ledger names that segment for
 the row's scene, so a reprocessed scene hides its old rows by the same commit that brings the new
 ones, and no tombstone is stored anywhere else.

@@ -297,7 +297,7 @@ def collect_garbage(
 ) -> Garbage:
     """Forget old snapshots and free the objects that only they need.
 
-    The newest state, tagged snapshots and those that a version of an index pins always stay, as
+    The newest state, tagged snapshots and snapshots that a version of an index pins always stay, as
     do all their rows; collecting the garbage of the index takes pins back.
 
     Parameters

@@ -74,7 +74,7 @@ class Archive:
     Attributes
     ----------
     location
-        Where the archive is.
+        Location of the archive.
     snapshot
         Id of the snapshot.
     spec

@@ -73,7 +73,7 @@ class ArchiveWriter:
     """The one committer of a job.
 
     Segments are written into the fork that :attr:`fork` hands out (in this process or a worker);
-    :meth:`commit` merges their receipts and records the scenes that they settle.
+    :meth:`commit` merges their receipts and records the states of their scenes.
 
     Parameters
     ----------
@@ -97,12 +97,13 @@ class ArchiveWriter:
         grids: Mapping[str, dict[str, Any]],
         message: str,
     ) -> str:
-        """Commit segments and the scenes that they settle; return the new snapshot's id.
+        """Commit segments and entries of scenes; return the new snapshot's id.
 
         An entry whose scene is in one of the segments gets that segment's ordinal here. When
         another writer commits first, the same segments are merged onto its commit and tried
-        again, without the scenes that it settled with the same pixels. An object store that fails
-        is tried again as well: a commit that took effect unseen is recognised by its entries.
+        again, without the scenes that the other writer recorded from the same pixels. A commit to
+        an object store that fails is tried again as well: a commit that took effect unseen is
+        recognised by its entries.
 
         Raises
         ------

@@ -1,6 +1,6 @@
 """Catalogs read into scenes: acquisitions, and the locations of their bands.
 
-:mod:`storage.catalog.stac` understands STAC documents, :mod:`storage.catalog.stac_api` asks STAC
+:mod:`storage.catalog.stac` reads STAC documents, :mod:`storage.catalog.stac_api` searches STAC
 APIs, :mod:`storage.catalog.stac_geoparquet` reads tables of items, :mod:`storage.catalog.files`
 plain files; here their entries are filtered, checked and made into :class:`~storage.scene.Scene`.
 An entry that is wrong is rejected with its reason and never stops the rest.
@@ -177,7 +177,7 @@ def _lies_in(entry: Candidate, query: SceneQuery) -> bool:
     if query.area is None:
         return True
     if entry.bbox is None:
-        raise CatalogError(f"scene {entry.id} has no bbox, but the query asks for an area")
+        raise CatalogError(f"scene {entry.id} has no bbox, but the query has an area")
     if query.bbox is not None and not touches(np.array([entry.bbox]), query.bbox)[0]:
         return False
     if query.polygon is None:

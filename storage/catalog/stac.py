@@ -2,7 +2,7 @@
 
 Documents are read as they are, old versions too. Numbers become values once: the item's scale and
 offset count; where it is silent, Sentinel-2 products of processing baseline 04.00 and later lose
-their offset of 1000, unless the item says that this has been done.
+their offset of 1000, unless the item states that its numbers lack the offset already.
 """
 
 import json
@@ -34,7 +34,7 @@ _AWS = re.compile(r"https://(?P<bucket>[^/]+)\.s3[.-](?:[a-z0-9-]+\.)?amazonaws\
 _S2_BAND = re.compile(r"B\d{1,2}A?")
 _S2_PRODUCT = re.compile(r"S2[A-Z]_MSI\w+?_N(\d{2})(\d{2})_")
 _S2_OFFSET = -1000.0
-# What pystac raises on documents of a wrong shape.
+# The exceptions of pystac for documents of a wrong shape.
 _STAC_ERRORS = (pystac.STACError, pystac.STACTypeError)
 MALFORMED = (*_STAC_ERRORS, ValueError, KeyError, TypeError, AttributeError)
 
@@ -47,7 +47,7 @@ def item_candidates(
     Parameters
     ----------
     source
-        Where the documents were listed.
+        Location that listed the documents.
     documents
         Items, item collections, catalogs or collections.
     spec

@@ -30,14 +30,14 @@ def placed_item(
     transform: Sequence[float],
     shape: tuple[int, int],
 ) -> pystac.Item:
-    """Return an item with one asset, ``pixels``, that says where its pixels lie.
+    """Return an item with one asset, ``pixels``, and the placement of its pixels.
 
     Parameters
     ----------
     period
         First and last moment; equal for one acquisition.
     href
-        Of the asset.
+        Link to the asset.
     crs, transform
         As in :class:`~storage.raster.geotiff.RasterInfo`.
     shape

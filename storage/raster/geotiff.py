@@ -31,7 +31,7 @@ from storage.location import Location, gdal_environment
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RasterInfo:
-    """What the header of a GeoTIFF says.
+    """Header of a GeoTIFF.
 
     ``crs`` is ``EPSG:n`` where there is a code, else WKT; ``transform`` is (a, b, c, d, e, f):
     x = a * column + b * row + c, y = d * column + e * row + f; ``descriptions`` are the names of

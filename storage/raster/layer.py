@@ -29,7 +29,7 @@ _BUFFER_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetGrid:
-    """Where files land: file position + ``shift`` (columns, rows) = grid position, in pixels."""
+    """Grid of a read: file position + ``shift`` (columns, rows) = grid position, in pixels."""
 
     pixels: PixelGrid
     shift: tuple[float, float]
@@ -172,13 +172,13 @@ def layer_of(
     Parameters
     ----------
     files
-        Closes what is opened here.
+        Stack that closes the VRT.
     dataset
         The open file.
     bands
         Bands of this file, all with the same ``nodata``.
     positions
-        Where they go among the bands of the scene.
+        Their positions among the bands of the scene.
     place
         The grid.
     """

@@ -53,7 +53,7 @@ class SceneReader:
     Parameters
     ----------
     scene
-        What to read.
+        The scene to read.
     pixels
         The grid to read it on.
     resampling

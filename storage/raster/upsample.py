@@ -21,7 +21,7 @@ class Upsample2x:
     source
         Reads numbers (bands, h, w) of at most 16 bits by rows and columns of the file.
     height, width
-        Of the file, in its pixels.
+        Size of the file, in its pixels.
     nodata
         The number that means "no data", in the file's dtype.
     smooth

@@ -27,7 +27,7 @@ class GeotiffWriter:
     Parameters
     ----------
     uri
-        Where.
+        The file.
     shape
         Bands, height, width.
     dtype
@@ -46,7 +46,7 @@ class GeotiffWriter:
     Attributes
     ----------
     sha256
-        Of the finished file, in hexadecimal digits; empty before.
+        Digest of the finished file, in hexadecimal digits; empty before.
     """
 
     def __init__(

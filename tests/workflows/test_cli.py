@@ -153,12 +153,20 @@ def test_of_many_rejected_scenes_a_person_is_told_the_first(world, tmp_path):
     scene = next(world.folder.rglob("*.tif"))
     for number in range(12):
         (tmp_path / f"undated-{number:02d}.tif").symlink_to(scene)
-    asked = ("ingest", "-r", world.recipe, "--scenes", tmp_path, "--archive", tmp_path / "archive")
-    told = run(*asked, "--dry-run").out
-    assert re.search(r"^scenes rejected +12$", told, re.MULTILINE), told
-    assert told.count("has no date in its name") == 10
-    assert "and 2 more; --json names all" in told
-    assert len(run(*asked, "--dry-run", "--json").data["scenes_rejected"]) == 12
+    command = (
+        "ingest",
+        "-r",
+        world.recipe,
+        "--scenes",
+        tmp_path,
+        "--archive",
+        tmp_path / "archive",
+    )
+    shown = run(*command, "--dry-run").out
+    assert re.search(r"^scenes rejected +12$", shown, re.MULTILINE), shown
+    assert shown.count("has no date in its name") == 10
+    assert "and 2 more; --json names all" in shown
+    assert len(run(*command, "--dry-run", "--json").data["scenes_rejected"]) == 12
 
 
 def test_an_archive_is_not_made_among_other_files(world, tmp_path):
@@ -192,14 +200,14 @@ def test_ingest_again_does_nothing_and_a_lost_scene_fails_the_audit(world):
 
 def test_an_index_is_verified_updated_and_a_flipped_byte_found(world, tmp_path):
     shutil.copytree(world.folder / "index", tmp_path / "index")
-    at = ["--index", tmp_path / "index"]
-    assert run("index", "verify", *at).code == 0
-    assert run("index", "update", *at, "--json").data["shards"]
+    index = ["--index", tmp_path / "index"]
+    assert run("index", "verify", *index).code == 0
+    assert run("index", "update", *index, "--json").data["shards"]
     shard = next((tmp_path / "index").rglob("shard-*.faiss"))
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
-    broken = run("index", "verify", *at)
+    broken = run("index", "verify", *index)
     assert broken.code == 1
     assert shard.name in broken.out
 

@@ -18,8 +18,8 @@ def test_this_machine_is_looked_at_and_json_tells(capsys, monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(["doctor", "--no-ray", "--json"])
-    told = json.loads(capsys.readouterr().out)
-    verdicts = {one["what"]: one["verdict"] for one in told["findings"]}
+    report = json.loads(capsys.readouterr().out)
+    verdicts = {found["what"]: found["verdict"] for found in report["findings"]}
     assert verdicts["GDAL"] == "ok"
     assert {"Python", "packages", "FAISS", "GPU", "disk", "shared memory"} <= set(verdicts)
     assert ended.value.code == (1 if "broken" in verdicts.values() else 0)

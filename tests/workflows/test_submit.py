@@ -123,7 +123,7 @@ def test_an_open_dashboard_elsewhere_is_refused(dashboard, monkeypatch):
 
 
 def test_an_address_that_is_none_or_answers_not_is_named():
-    with pytest.raises(ConfigError, match="no dashboard address"):
+    with pytest.raises(ConfigError, match="not a dashboard address"):
         asks_for_token("ray://head:10001")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""`skysift archive`: look at, check, export and care for archives."""
+"""`skysift archive`: look at, check, export and maintain archives."""
 
 import datetime as dt
 from typing import Any
@@ -7,7 +7,6 @@ import click
 
 from workflows.commands.archive_options import (
     archive_option,
-    archive_uri,
     open_archive,
     snapshot_option,
 )
@@ -21,16 +20,16 @@ from workflows.exit_codes import EXIT_FAILED
 
 @click.group()
 def archive() -> None:
-    """Look at, check, export and care for archives."""
+    """Look at, check, export and maintain archives."""
 
 
 @archive.command("info", cls=Verb, example="skysift archive info --archive work/archive")
 @archive_option
 @snapshot_option
-@click.option("--scenes", is_flag=True, help="List what became of every scene.")
+@click.option("--scenes", is_flag=True, help="List the state of every scene.")
 @pass_run
 def info(run: Run, scenes: bool) -> None:
-    """Say what is in an archive and what made it."""
+    """Show the content of an archive and its origin."""
     from collections import Counter
 
     opened = open_archive(run)
@@ -75,12 +74,12 @@ def audit(ctx: click.Context, run: Run) -> None:
 
     opened = open_archive(run)
     listing = read_scenes(run.catalog_spec(), opened.spec.bands)
-    wanted = [(scene.id, scene.fingerprint) for scene in listing.scenes]
-    wanted += [(item.scene_id, "") for item in listing.rejected]
-    found = compare(opened, wanted)
+    listed = [(scene.id, scene.fingerprint) for scene in listing.scenes]
+    listed += [(item.scene_id, "") for item in listing.rejected]
+    found = compare(opened, listed)
     lines = format_pairs(
         {
-            "scenes of the catalog": len(wanted),
+            "scenes of the catalog": len(listed),
             "embedded": found.embedded,
             "empty": found.empty,
             "quarantined": len(found.quarantined),
@@ -156,10 +155,9 @@ def snapshots(run: Run) -> None:
     """List the commits of an archive, the newest first, and their tags."""
     from storage.archive.maintenance import list_snapshots
 
-    found = list_snapshots(archive_uri(run))
+    found = list_snapshots(run.need_path("archive.uri"))
     rows = [
-        [one.id, f"{one.written_at:%Y-%m-%d %H:%M:%S}", ", ".join(one.tags), one.message]
-        for one in found
+        [s.id, f"{s.written_at:%Y-%m-%d %H:%M:%S}", ", ".join(s.tags), s.message] for s in found
     ]
     run.show(found, format_table(["snapshot", "written (UTC)", "tags", "what"], rows))
 
@@ -184,7 +182,7 @@ def delete_scene(run: Run, scene_ids: tuple[str, ...], reason: str, again: bool)
     """
     from storage.archive.maintenance import delete_scenes
 
-    done = delete_scenes(archive_uri(run), scene_ids, reason=reason, again=again)
+    done = delete_scenes(run.need_path("archive.uri"), scene_ids, reason=reason, again=again)
     lines = {"scenes deleted": len(done.scenes), "rows hidden": done.rows}
     run.show(done, {**lines, "snapshot": done.snapshot})
 
@@ -205,7 +203,7 @@ def tag(run: Run, name: str, delete: bool) -> None:
     """Name a snapshot, the newest by default; tagged snapshots are never collected."""
     from storage.archive.maintenance import create_tag, delete_tag, resolve_snapshot
 
-    uri, wanted = archive_uri(run), run.recipe.archive.snapshot
+    uri, wanted = run.need_path("archive.uri"), run.recipe.archive.snapshot
     if delete:
         delete_tag(uri, name)
         run.show({"tag": name, "deleted": True})
@@ -227,7 +225,7 @@ def rollback(run: Run, snapshot: str) -> None:
     """
     from storage.archive.maintenance import rollback as go_back
 
-    done = go_back(archive_uri(run), snapshot)
+    done = go_back(run.need_path("archive.uri"), snapshot)
     lines = {"newest snapshot": done.snapshot, "previous, to undo this": done.previous}
     run.show(done, {**lines, "next": "build the indexes of this archive again"})
 
@@ -248,17 +246,17 @@ def rollback(run: Run, snapshot: str) -> None:
     metavar="SPAN",
     help="Age from which snapshots without a tag go; at least 1h.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would go, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print what would be deleted, and stop.")
 @pass_run
 def gc(run: Run, older_than: dt.timedelta, dry_run: bool) -> None:
-    """Forget old snapshots and free what only they needed.
+    """Delete old snapshots and free the space that only they used.
 
     The newest state and tagged snapshots stay. Update indexes first: a search of one that pins
     a forgotten snapshot cannot read its vectors.
     """
     from storage.archive.maintenance import collect_garbage
 
-    done = collect_garbage(archive_uri(run), older_than, dry_run=dry_run)
+    done = collect_garbage(run.need_path("archive.uri"), older_than, dry_run=dry_run)
     verb = "would go" if dry_run else "gone"
     lines = {f"snapshots {verb}": len(done.expired), f"bytes {verb}": f"{done.freed_bytes:,}"}
     run.show(done, lines)

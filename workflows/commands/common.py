@@ -1,4 +1,4 @@
-"""What every verb shares: a recipe with its overrides, ``--json``, progress, Ray, exit codes.
+"""The common part of all verbs: a recipe with its overrides, ``--json``, progress, Ray, exit codes.
 
 A verb's function gets a :class:`Run`.
 """
@@ -36,14 +36,14 @@ _COMMON = ("recipe", "set_", "json_", "verbose", "debug")
 
 
 class Run:
-    """One run of a verb: its settings, and the ways to show what it does."""
+    """One run of a verb: its settings, and the ways to show progress and results."""
 
     def __init__(
         self,
         *,
         recipe: str | None,
         sets: Sequence[str],
-        overrides: Sequence[tuple[str, Any, str]],
+        overrides: Mapping[str, tuple[str, Any]],
         as_json: bool,
         debug: bool = False,
     ) -> None:
@@ -57,7 +57,8 @@ class Run:
 
         options = [
             Override(path=tuple(key.split(".")), value=value, origin=option)
-            for key, value, option in self._overrides
+            for key, (option, value) in self._overrides.items()
+            if value is not None
         ]
         return load_recipe(self._recipe, [*map(Override.parse, self._sets), *options])
 
@@ -72,7 +73,7 @@ class Run:
 
         return Location(uri, self.recipe.storage)
 
-    def need(self, key: str, option: str | None = None) -> Any:
+    def need(self, key: str) -> Any:
         """Return a value of the recipe that this verb cannot do without.
 
         Raises
@@ -84,13 +85,14 @@ class Run:
 
         value, source = self.settings.value(key), self.settings.source
         if value is None:
+            option, _ = self._overrides.get(key, ("", None))
             raise ConfigError(
                 f"{key} is not given{f' in {source}' if source else ''}: "
                 f"use {f'{option}, ' if option else ''}--set {key}=..., or a recipe that has it"
             )
         return value
 
-    def need_path(self, key: str, option: str | None = None) -> "Location":
+    def need_path(self, key: str) -> "Location":
         """Return a place that this verb reads.
 
         Raises
@@ -101,7 +103,7 @@ class Run:
         from storage.errors import ConfigError
         from workflows.recipe.errors import missing_path
 
-        uri = str(self.need(key, option))
+        uri = str(self.need(key))
         if "://" not in uri and not (fixed := _before_pattern(uri)).exists():
             raise ConfigError(f"{self.settings.where(key)}: {key}: {missing_path(fixed)}")
         return self.location(uri)
@@ -117,11 +119,11 @@ class Run:
         from storage.scene import CatalogSpec
         from workflows.recipe.sections import spec_from
 
-        source = self.need_path("catalog.source", "--scenes")
+        source = self.need_path("catalog.source")
         return spec_from(CatalogSpec, self.recipe.catalog, source=source)
 
     def ingest_spec(self) -> "IngestSpec":
-        """Return what an ingest embeds, with which encoder, into which archive."""
+        """Return the scenes, encoder, archive and settings of an ingest."""
         from pipeline.ingest.spec import IngestSpec
         from workflows.recipe.sections import spec_from
 
@@ -129,8 +131,8 @@ class Run:
             IngestSpec,
             self.recipe.ingest,
             catalog=self.catalog_spec(),
-            encoder_uri=self.need_path("encoder.bundle", "--encoder"),
-            archive_uri=self.need("archive.uri", "--archive"),
+            encoder_uri=self.need_path("encoder.bundle"),
+            archive_uri=self.need("archive.uri"),
             grid=self.recipe.grid,
             rules=self.recipe.tiles,
         )
@@ -161,12 +163,12 @@ class Run:
             yield
 
     def silence_ray(self) -> None:
-        """Keep Ray's own notes off stderr, unless all are asked for."""
+        """Keep Ray's own notes off stderr, unless ``--debug`` is given."""
         if not self._debug:
             silence_ray()
 
     def show(self, data: Any, lines: Sequence[str] | Mapping[str, Any] | None = None) -> None:
-        """Write the result to stdout: as JSON when asked for, as lines for people otherwise."""
+        """Write the result to stdout: as JSON with ``--json``, else as lines for people."""
         if self.as_json:
             write_json(data)
             return
@@ -201,7 +203,7 @@ class Verb(click.Command):
             ctx.params.pop(name) for name in ("recipe", "set_", "json_", "verbose", "debug")
         )
         configure_logging(verbose=verbose, debug=debug)
-        overrides = ctx.meta.get(OVERRIDES, [])
+        overrides = ctx.meta.get(OVERRIDES, {})
         ctx.obj = Run(recipe=recipe, sets=sets, overrides=overrides, as_json=as_json, debug=debug)
         try:
             return super().invoke(ctx)
@@ -244,7 +246,7 @@ def _common_options() -> list[click.Option]:
             help="Override a recipe key, for example grid.tile_px=96 (a YAML value).",
         ),
         click.Option(["--json", "json_"], is_flag=True, help="Write the result as JSON on stdout."),
-        click.Option(["--verbose", "-v"], is_flag=True, help="Log what is done, on stderr."),
+        click.Option(["--verbose", "-v"], is_flag=True, help="Log progress notes on stderr."),
         click.Option(["--debug"], is_flag=True, help="Log everything; show tracebacks."),
     ]
 

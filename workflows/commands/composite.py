@@ -7,20 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import catalog_options, recipe_option
+from workflows.commands.options import CommaList, catalog_options, recipe_option
 from workflows.exit_codes import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
     from pipeline.composite.plan import CompositePlan, CompositeReport
     from pipeline.runtime.dask import Scheduler
-
-
-class _Names(click.ParamType[tuple[str, ...]]):
-    name = "NAME,NAME,..."
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
-        """Read names with commas between them."""
-        return tuple(part.strip() for part in str(value).split(",") if part.strip())
 
 
 @click.command(
@@ -32,22 +24,22 @@ class _Names(click.ParamType[tuple[str, ...]]):
     skysift ingest --scenes work/seasons --encoder work/bundle --archive work/archive""",
 )
 @catalog_options
-@recipe_option("--bands", "composite.bands", type=_Names(), multiple=False, metavar=_Names.name)
+@recipe_option("--bands", "composite.bands", type=CommaList(str), multiple=False, metavar="A,B,...")
 @recipe_option("--period", "composite.period")
 @recipe_option("--crs", "grid.crs")
 @recipe_option("--resolution", "grid.resolution")
 @recipe_option("--name", "composite.name")
 @recipe_option("--out", "composite.output_uri")
-@click.option("--dry-run", is_flag=True, help="Say what would be made of what, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, and stop.")
 @pass_run
 @click.pass_context
 def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
     """Make the median of the clear pixels of each month, season or year.
 
     Each composite is a Cloud Optimized GeoTIFF with a STAC item that names its period and its
-    sources; `skysift ingest` takes the folder as a catalog. Clouds are what the recipe's
-    `catalog.mask` says. With --bbox, composites end at the box. The same command makes only what
-    is new or has other sources. Exit code 3 when something could not be read.
+    sources; `skysift ingest` takes the folder as a catalog. The recipe's `catalog.mask` defines
+    clouds. With --bbox, composites end at the box. The same command makes only composites that
+    are new or have other sources. Exit code 3 when something could not be read.
     """
     from pipeline.composite.driver import make_composites
     from pipeline.composite.plan import plan_composites
@@ -59,7 +51,7 @@ def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
         CompositeSpec,
         run.recipe.composite,
         catalog=run.catalog_spec(),
-        output_uri=run.need("composite.output_uri", "--out"),
+        output_uri=run.need("composite.output_uri"),
         bands=run.recipe.composite.bands or encoder.bands,
         grid=run.recipe.grid,
     )

@@ -82,8 +82,8 @@ def _import_images(run: Run, progress: "ProgressSink") -> "DatasetInfo":
     section = run.recipe.dataset
     settings = {name: getattr(section, name) for name in _SETTINGS[section.importer]}
     return importers[section.importer](
-        run.need_path("dataset.source", "--source"),
-        run.need("dataset.uri", "--dataset"),
+        run.need_path("dataset.source"),
+        run.need("dataset.uri"),
         **settings,
         progress=progress,
     )
@@ -100,7 +100,7 @@ def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
     labels = label_scenes(
         scenes,
         grid,
-        run.need_path("dataset.landcover.href", "--landcover"),
+        run.need_path("dataset.landcover.href"),
         run.need("dataset.landcover.classes"),
         min_fraction=section.landcover.min_fraction,
         progress=progress,
@@ -109,7 +109,7 @@ def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
         scenes,
         grid,
         labels,
-        run.need("dataset.uri", "--dataset"),
+        run.need("dataset.uri"),
         bands=section.bands,
         rules=run.recipe.tiles,
         split=run.recipe.dataset.split,

@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 @click.option("--by", type=click.Choice(["month", "season", "year"]),
               help="Each period against all others; month by default.")  # fmt: skip
 @click.option("--split", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE",
-              help="What was acquired from this day on against what was before.")  # fmt: skip
+              help="Acquisitions from this day on against those before.")  # fmt: skip
 @click.option("--since-snapshot", metavar="ID", help="Rows added since this snapshot or tag.")
 @click.option("--sample", type=click.IntRange(20, 20_000), default=1000, show_default=True,
               help="Rows drawn of each side for the test.")  # fmt: skip
 @click.option("--alpha", type=click.FloatRange(0, 1, True, True), default=0.01, show_default=True,
               help="Chance of calling anything drifted when nothing is.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, help="Decides what is drawn.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the draw.")
 @pass_run
 def drift(run: Run, /, **options: Any) -> None:
     """Test whether the embeddings of some rows are distributed differently from the rest.
 
     "shift" is the distance of the two mean embeddings over all rows; "mmd" is the squared maximum
     mean discrepancy of two uniform samples, and "p" how often a random division gives as much.
-    Rows of other ground differ too: compare what covers the same area.
+    Rows of other ground differ too: compare rows of the same area.
     """
     from pipeline.analysis.drift import DriftSpec, measure_drift
 

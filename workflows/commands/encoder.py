@@ -37,9 +37,9 @@ def make(run: Run) -> None:
     """
     from encoders.bundle import new_encoder, save_bundle
 
-    target = run.need("encoder.bundle", "--encoder")
+    target = run.need("encoder.bundle")
     if run.recipe.encoder.pretrained is not None:
-        run.need_path("encoder.pretrained", "--pretrained")
+        run.need_path("encoder.pretrained")
     section = run.recipe.encoder
     untrained = new_encoder(_spec(run), pretrained=section.pretrained, seed=section.seed)
     fingerprint = save_bundle(untrained, target)
@@ -55,7 +55,7 @@ def info(run: Run) -> None:
 
     from encoders.bundle import load_encoder
 
-    uri = run.need_path("encoder.bundle", "--encoder")
+    uri = run.need_path("encoder.bundle")
     loaded = load_encoder(uri)
     facts = {"encoder": uri, "fingerprint": loaded.fingerprint, **asdict(loaded.spec)}
     run.show(facts, {name: _text(value) for name, value in facts.items()})

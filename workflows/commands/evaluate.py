@@ -104,8 +104,8 @@ def _dataset_labels(run: Run) -> None:
     from pipeline.analysis.evaluation import evaluate_labels
     from storage.dataset import LabelledDataset
 
-    uri = run.need_path("dataset.uri", "--dataset")
-    bundle = run.need_path("encoder.bundle", "--encoder")
+    uri = run.need_path("dataset.uri")
+    bundle = run.need_path("encoder.bundle")
     dataset = LabelledDataset.open(uri)
     encoder = load_encoder(bundle)
     queries, database = dataset.indices(run.recipe.evaluate.split), dataset.indices("train")

@@ -6,7 +6,7 @@ import click
 
 from workflows.commands.common import Run, Verb, pass_run
 from workflows.commands.index_care import INDEX, gc, info, list_, rollback, size, verify
-from workflows.commands.index_stats import index_of, stats
+from workflows.commands.index_stats import stats
 from workflows.commands.options import recipe_option
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def index() -> None:
-    """Build, grow and look after search indexes."""
+    """Build, grow and maintain search indexes."""
 
 
 @index.command(
@@ -36,14 +36,14 @@ def index() -> None:
 @recipe_option("--builder-memory", "index.builder_memory_bytes")
 @recipe_option("--mapped/--read", "index.mapped")
 @recipe_option("--recall", "index.recall")
-@click.option("--dry-run", is_flag=True, help="Print what would be built, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, and stop.")
 @pass_run
 def build(run: Run, dry_run: bool) -> None:
     """Index the newest snapshot of an archive; nothing is done when that is there."""
     from pipeline.indexing.driver import build_index, plan_build
 
-    archive = run.need_path("archive.uri", "--archive")
-    target = run.need("index.uri", "--index")
+    archive = run.need_path("archive.uri")
+    target = run.need("index.uri")
     spec = run.index_spec()
     if dry_run:
         plan = plan_build(archive, spec)
@@ -61,7 +61,7 @@ def update(run: Run) -> None:
     """Add an archive's new rows to its index and hide those that are gone."""
     from pipeline.indexing.driver import update_index
 
-    target = index_of(run)
+    target = run.need_path("index.uri")
     with run.ray(), run.progress() as progress:
         manifest = update_index(target, progress=progress)
     _show(run, target, manifest)
@@ -74,7 +74,7 @@ def compact(run: Run) -> None:
     """Merge the small shards that updates left and drop deleted rows; answers stay the same."""
     from pipeline.indexing.driver import compact_index
 
-    target = index_of(run)
+    target = run.need_path("index.uri")
     with run.ray(), run.progress() as progress:
         manifest = compact_index(target, progress=progress)
     _show(run, target, manifest)

@@ -5,7 +5,7 @@ import datetime as dt
 import click
 
 from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.index_stats import actors_of, index_of
+from workflows.commands.index_stats import actors_of
 from workflows.commands.options import Duration, recipe_option
 from workflows.console import format_pairs, format_table
 from workflows.exit_codes import EXIT_FAILED
@@ -20,7 +20,7 @@ def list_(run: Run) -> None:
     """List the versions of an index, oldest first; * is the current one."""
     from pipeline.indexing.maintenance import index_versions
 
-    versions = index_versions(index_of(run))
+    versions = index_versions(run.need_path("index.uri"))
     head = ("", "version", "written (UTC)", "kind", "rows", "shards", "size", "recall@10", "drift")
     rows = [
         (
@@ -47,7 +47,7 @@ def info(run: Run, version: str | None) -> None:
     """Show the state of an index: memory, recall by lists probed, drift, and each shard."""
     from storage.index.manifest import read_manifest
 
-    location = index_of(run)
+    location = run.need_path("index.uri")
     manifest = read_manifest(location, version)
     facts = {
         "version": manifest.version,
@@ -87,7 +87,7 @@ def verify(ctx: click.Context, run: Run, version: str | None) -> None:
     from pipeline.indexing.maintenance import verify_index
 
     with run.progress() as progress:
-        report = verify_index(index_of(run), version, progress=progress)
+        report = verify_index(run.need_path("index.uri"), version, progress=progress)
     sound = f"version {report.version}: {report.files} files, {size(report.size_bytes)}: sound"
     run.show(report, report.problems or [sound])
     if not report.ok:
@@ -106,7 +106,7 @@ def rollback(run: Run, to: str | None) -> None:
     from pipeline.indexing.maintenance import rollback_index
 
     with run.progress() as progress:
-        manifest = rollback_index(index_of(run), to, progress=progress)
+        manifest = rollback_index(run.need_path("index.uri"), to, progress=progress)
     facts = {"current version": manifest.version, "rows": manifest.rows}
     run.show(facts | {"snapshot": manifest.snapshot})
 
@@ -135,7 +135,7 @@ def rollback(run: Run, to: str | None) -> None:
     metavar="SPAN",
     help="How long ago a version must have been replaced: as long as a search may run.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would go, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print what would be deleted, and stop.")
 @pass_run
 def gc(run: Run, keep: int, older_than: dt.timedelta, dry_run: bool) -> None:
     """Delete unneeded versions and the files of unfinished builds.
@@ -146,7 +146,7 @@ def gc(run: Run, keep: int, older_than: dt.timedelta, dry_run: bool) -> None:
     from pipeline.indexing.maintenance import collect_garbage
     from storage.index.manifest import list_versions
 
-    location = index_of(run).absolute
+    location = run.need_path("index.uri").absolute
     running = actors_of(run, location, list_versions(location))
     done = collect_garbage(
         location,

@@ -31,7 +31,7 @@ def stats(run: Run, version: str | None) -> None:
     """
     from storage.index.manifest import read_manifest
 
-    location = index_of(run).absolute
+    location = run.need_path("index.uri").absolute
     manifest = read_manifest(location, version)
     nodes = actors_of(run, location, [manifest.version])[manifest.version]
     answer: dict[str, Any] = {
@@ -45,11 +45,6 @@ def stats(run: Run, version: str | None) -> None:
         answer,
         [head, *_tables(nodes)] if nodes else [head, "no search actor runs for it in this cluster"],
     )
-
-
-def index_of(run: Run) -> "Location":
-    """Return the location of the index that the options or the recipe name."""
-    return run.need_path("index.uri", "--index")
 
 
 def actors_of(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storage.location import Location
 from workflows.commands.common import Run, Verb, pass_run
 from workflows.commands.options import catalog_options, events_option, recipe_option
 from workflows.exit_codes import EXIT_QUARANTINED
@@ -35,20 +34,20 @@ _REASONS_SHOWN = 10
 @recipe_option("--labels", "ingest.labels_uri")
 @recipe_option("--retry-quarantined", "ingest.retry_quarantined")
 @events_option
-@click.option("--dry-run", is_flag=True, help="Print what would be done and cost, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and its costs, and stop.")
 @pass_run
 @click.pass_context
 def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> None:
     """Tile and embed scenes into an archive, exactly once.
 
-    Scenes that the archive has are skipped, so the same command continues what was stopped and
-    adds what is new. A scene that cannot be read is set aside with its reason (exit code 3).
+    Scenes that the archive has are skipped, so the same command continues a stopped run and adds
+    new scenes. A scene that cannot be read is set aside with its reason (exit code 3).
     """
     from storage.progress import event_log
 
-    for key, option in (("catalog.source", "--scenes"), ("encoder.bundle", "--encoder")):
-        run.need_path(key, option)
-    archive_uri = str(run.need("archive.uri", "--archive"))
+    for key in ("catalog.source", "encoder.bundle"):
+        run.need_path(key)
+    archive_uri = str(run.need("archive.uri"))
     if dry_run:
         plan, cost = _planned(run, sample=False)
         run.show({**plan.summary(), **cost.summary()}, _plan_lines(plan, cost))
@@ -96,8 +95,8 @@ def _fits_locally(run: Run, planning: "Future[tuple[IngestPlan, IngestCost]]") -
     from pipeline.ingest.driver import LOCAL_TILES
     from pipeline.runtime.cluster import joins_cluster
 
-    source = run.need_path("catalog.source", "--scenes")
-    if not Location.of(source).is_local or joins_cluster(run.recipe.cluster.address):
+    source = run.need_path("catalog.source")
+    if not source.is_local or joins_cluster(run.recipe.cluster.address):
         return False
     _, cost = planning.result()
     return cost.tiles <= LOCAL_TILES

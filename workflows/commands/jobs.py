@@ -91,7 +91,7 @@ def list_(run: Run, allow_unauthenticated: bool) -> None:
 @click.argument("job_id")
 @pass_run
 def logs(run: Run, job_id: str, allow_unauthenticated: bool) -> None:
-    """Print what a job has written so far."""
+    """Print the log of a job so far."""
     from workflows.submit import job_log
 
     client = _client(run, allow_unauthenticated)
@@ -105,7 +105,7 @@ def logs(run: Run, job_id: str, allow_unauthenticated: bool) -> None:
 @click.argument("job_id")
 @pass_run
 def stop(run: Run, job_id: str, allow_unauthenticated: bool) -> None:
-    """Ask a job to stop; what it committed is kept."""
+    """Ask a job to stop; its commits are kept."""
     from workflows.submit import job_result, stop_job
 
     client = _client(run, allow_unauthenticated)

@@ -40,9 +40,8 @@ def recipe_option(
     """
 
     def override(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
-        if value is not None and value != ():
-            plain = list(value) if isinstance(value, tuple) else value
-            ctx.meta.setdefault(OVERRIDES, []).append((key, plain, flag.partition("/")[0]))
+        given = (list(value) or None) if isinstance(value, tuple) else value
+        ctx.meta.setdefault(OVERRIDES, {})[key] = (flag.split()[-1].partition("/")[0], given)
 
     known = key_at(key)
     meaning = re.split(r"[.;:] |\.$", known.meaning.replace("``", ""))[0]
@@ -116,6 +115,23 @@ events_option = click.option(
     metavar="FILE",
     help="Append events to a file, one JSON object a line.",
 )
+
+
+class CommaList(click.ParamType[tuple[Any, ...]]):
+    """Values with commas between them."""
+
+    name = "list"
+
+    def __init__(self, kind: Callable[[str], object]) -> None:
+        self._kind = kind
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
+        """Read the text of an option."""
+        try:
+            return tuple(self._kind(part.strip()) for part in str(value).split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 3,2,1", param, ctx)
+
 
 _UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 

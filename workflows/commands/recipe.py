@@ -7,7 +7,7 @@ from workflows.commands.common import Run, Verb, pass_run
 
 @click.group()
 def recipe() -> None:
-    """Look at recipes: the YAML files that say what a run reads and makes."""
+    """Look at recipes: the YAML files with the settings of a run."""
 
 
 @recipe.command("show", cls=Verb, example="skysift recipe show -r naip-series --set index.shards=4")

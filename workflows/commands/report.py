@@ -26,7 +26,7 @@ def report(run: Run, out: str, queries: int, seed: int) -> None:
     from workflows.report.html import write_report
     from workflows.report.rendering import TileRenderer
 
-    searcher = Searcher.local(run.need_path("index.uri", "--index"))
+    searcher = Searcher.local(run.need_path("index.uri"))
     manifest = searcher.manifest
     archive = Archive.open(searcher.index.at(manifest.archive_uri), manifest.snapshot)
     scenes = read_scenes(run.catalog_spec(), archive.spec.bands).scenes

@@ -1,4 +1,4 @@
-"""`skysift search`: the tiles most like something."""
+"""`skysift search`: the tiles most like given examples."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import recipe_option
+from workflows.commands.options import CommaList, recipe_option
 from workflows.console import format_table
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+_WIDE = 100
+_TRUNCATED = "{:,} queries have more hits than {:,}: raise --limit, or --min-score"
 KINDS = ("image", "lonlat", "tile", "vector")
 LIKE = ("scene", "label", "bbox", "polygon", "since", "until")
 
@@ -52,7 +54,10 @@ def example_options(function: F) -> F:
     options: list[Callable[[F], F]] = [
         many("--image", metavar="FILE", help="Like this PNG, JPEG or GeoTIFF."),
         click.option(
-            "--bands", metavar="N,N,...", help="With --image: its bands, in the encoder's order."
+            "--bands",
+            type=CommaList(int),
+            metavar="N,N,...",
+            help="With --image: its bands, in the encoder's order.",
         ),
         many("--lonlat", "--at", type=LonLat(), help="Like the tile at this place."),
         click.option(
@@ -98,7 +103,7 @@ def _check(options: dict[str, Any]) -> None:
         if options[name] is not None and not options[owner] and not options[f"not_{owner}"]:
             raise click.UsageError(f"--{name} goes with --{owner}")
     if options["each"] and any(options[f"not_{kind}"] for kind in KINDS):
-        raise click.UsageError("--each asks one by one; leave the --not- options out")
+        raise click.UsageError("--each makes a query of each example; leave the --not- options out")
     out = options["out"]
     if out:
         check_format(out)
@@ -130,10 +135,8 @@ def _like(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(resolver: "QueryResolver", options: dict[str, Any], prefix: str) -> Iterator["Query"]:
-    bands = options["bands"]
-    indexes = [_band(part) for part in bands.split(",")] if bands else None
     for href in options[f"{prefix}image"]:
-        yield resolver.image(href, indexes)
+        yield resolver.image(href, options["bands"])
     for lon, lat in options[f"{prefix}lonlat"]:
         yield resolver.point(lon, lat, options["date"])
     for key in options[f"{prefix}tile"]:
@@ -174,17 +177,6 @@ def _vectors(path: str) -> Iterator["Query"]:
         raise ConfigError(f"{path} holds an array of {vectors.ndim} dimensions; give one or two")
     for number, vector in enumerate(vectors):
         yield Query(vector=vector, label=path if len(vectors) == 1 else f"{path} {number}")
-
-
-def _band(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise click.UsageError(f"--bands: {text!r} is no band number") from None
-
-
-_WIDE = 100
-_TRUNCATED = "{:,} queries have more hits than {:,}: raise --limit, or --min-score"
 
 
 @click.command(
@@ -256,7 +248,7 @@ def search(run: Run, /, **options: Any) -> None:
 def _searcher(run: Run) -> Iterator["Searcher"]:
     from pipeline.search.searcher import Searcher
 
-    index = run.need_path("index.uri", "--index")
+    index = run.need_path("index.uri")
     if run.recipe.cluster.address is None and not os.environ.get("RAY_ADDRESS"):
         yield Searcher.local(index)
         return

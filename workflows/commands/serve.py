@@ -44,7 +44,7 @@ def serve(run: Run) -> None:
     prepare_proxy()
     section = run.recipe.service
     config = BackendConfig(
-        index_uri=run.need_path("index.uri", "--index"),
+        index_uri=run.need_path("index.uri"),
         encoder_uri=run.recipe.encoder.bundle,
         catalog=run.catalog_spec() if run.recipe.catalog.source else None,
         replicas=run.recipe.search.replicas,

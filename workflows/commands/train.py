@@ -32,10 +32,10 @@ def train(run: Run, resume: bool) -> None:
     from pipeline.training.spec import TrainingSpec
     from workflows.recipe.sections import spec_from
 
-    dataset = run.need_path("dataset.uri", "--dataset")
-    output = run.need("training.output", "--output")
+    dataset = run.need_path("dataset.uri")
+    output = run.need("training.output")
     if (run.recipe.training.pretrained or "").startswith((".", "/")):
-        run.need_path("training.pretrained", "--pretrained")
+        run.need_path("training.pretrained")
     with run.ray(), run.progress() as progress:
         result = run_training(
             dataset,

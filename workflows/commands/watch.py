@@ -44,13 +44,13 @@ if TYPE_CHECKING:
 def watch(
     ctx: click.Context, run: Run, interval: dt.timedelta, events: Path | None, once: bool
 ) -> None:
-    """Embed what is new in a source, update the index, and do so again and again.
+    """Embed the new scenes of a source, update the index, and do so again and again.
 
-    Stopped in any way, the same command goes on where it was. One instance at a time works on an
-    archive; a second one fails at once. Without --once, a source that is out of reach is reported
-    and polled again, and --json writes one line a poll. With it, scenes that were set aside give
-    exit code 3. A source that holds nothing yet, or nothing for the query, is no failure; one that
-    held scenes and is empty now is.
+    After any stop, the same command continues. One instance at a time works on an archive; a
+    second instance fails at once. Without --once, an unreachable source is reported and polled
+    again, and --json writes one line a poll. With --once, quarantined scenes give exit code 3. A
+    source without scenes, or without scenes for the query, is not a failure; a source that held
+    scenes and is empty now is a failure.
     """
     from storage.locks import watcher_lock
     from storage.progress import event_log

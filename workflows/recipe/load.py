@@ -1,4 +1,4 @@
-"""Recipes: one YAML file that says what a run reads, makes and where it puts it.
+"""Recipes: one YAML file with the settings of a run, its inputs and its outputs.
 
 The YAML is validated strictly, as JSON, against the dataclasses of :mod:`workflows.recipe.schema`.
 Every error names the file, the line, the key and the next step. Relative paths are relative to the
@@ -111,7 +111,7 @@ class LoadedRecipe:
 
 
 def packaged_recipes() -> dict[str, str]:
-    """Return the names of the recipes that come with Skysift, and what each is for."""
+    """Return name and description of the recipes that come with Skysift."""
     folder = resources.files("workflows") / "recipes"
     found = {}
     for entry in sorted(folder.iterdir(), key=lambda item: item.name):

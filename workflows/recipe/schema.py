@@ -83,7 +83,7 @@ class LandcoverSection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetSection:
-    """A labelled dataset: where it is, and what it is imported from.
+    """A labelled dataset: its folder, and the source of its import.
 
     Attributes
     ----------
@@ -129,7 +129,7 @@ class DatasetSection:
 
 @section_of(TrainingSpec)
 class TrainingSection(Section):
-    """A training run: where it is kept, and how it trains.
+    """A training run: its folder and its settings.
 
     Attributes
     ----------
@@ -142,7 +142,7 @@ class TrainingSection(Section):
 
 @section_of(EncoderSpec, without=("classes", "loss", "training"))
 class EncoderSection(Section):
-    """The encoder: its bundle, and what `skysift encoder make` makes it from.
+    """The encoder: its bundle, and the settings of `skysift encoder make`.
 
     Attributes
     ----------
@@ -187,7 +187,7 @@ class IngestSection(Section):
 
 @section_of(IndexSpec)
 class IndexSection(Section):
-    """A search index: where it is, and how it is built.
+    """A search index: its folder and its settings.
 
     Attributes
     ----------
@@ -298,7 +298,7 @@ class ServiceSection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """Everything that a run reads, makes, and where it puts it."""
+    """All settings of a run: its inputs, its outputs and their places."""
 
     __pydantic_config__ = {"extra": "forbid"}
 

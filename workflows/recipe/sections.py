@@ -1,4 +1,4 @@
-"""How sections of a recipe are made of specifications, and what each of their keys means.
+"""Sections of a recipe, made of specifications, and the meaning of their keys.
 
 A specification is a frozen dataclass of the packages below. Most sections are one. Where a recipe
 fills some fields elsewhere, leaves required fields open or has further keys, :func:`section_of`

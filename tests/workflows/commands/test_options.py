@@ -1,5 +1,8 @@
 """Options that override recipe keys: type, default and help follow from the key."""
 
+import subprocess
+import sys
+
 import click
 import pytest
 
@@ -54,3 +57,19 @@ def test_help_is_the_meaning_of_the_key_with_its_default():
     assert _option("--index", "index.uri").help == "Folder of the index's versions."
     assert _option("--label", "search.filter.labels", "Only these.").help == "Only these."
     assert key_at("search.k").default == 10
+
+
+def test_the_help_of_every_verb_and_a_recipe_bring_no_heavy_library():
+    code = (
+        "import sys\n"
+        "from importlib import import_module\n"
+        "from workflows.cli import VERBS\n"
+        "from workflows.recipe.load import load_recipe\n"
+        "load_recipe('naip-series', environ={})\n"
+        "for module, _, _ in VERBS.values():\n"
+        "    import_module(f'workflows.commands.{module}')\n"
+        "heavy = {'torch', 'ray', 'faiss', 'dask', 'rasterio', 'pandas', 'pyarrow', 'zarr'}\n"
+        "print(*(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -173,12 +173,13 @@ def test_a_wrong_set_is_named(text, expected):
 
 
 def _run(recipe: str | None = None) -> Run:
-    return Run(recipe=recipe, sets=(), overrides=(), as_json=False)
+    overrides = {"archive.uri": ("--archive", None)}
+    return Run(recipe=recipe, sets=(), overrides=overrides, as_json=False)
 
 
 def test_a_missing_value_says_how_to_give_it():
     with pytest.raises(ConfigError, match=r"archive\.uri is not given: use --archive, --set"):
-        _run().need("archive.uri", "--archive")
+        _run().need("archive.uri")
 
 
 def test_a_missing_path_is_named_with_its_line_and_the_nearest_one(recipe_file, tmp_path):
