@@ -258,6 +258,11 @@ class Searcher:
         several = queries if isinstance(queries, Sequence) else [queries]
         own = {} if keep_own else {n: rows for n, q in enumerate(several) if (rows := q.rows)}
         most = k if min_score is None else limit
+        if not several or most < 1:
+            raise ConfigError(
+                f"search: {len(several)} queries with at most {most} hits each; give at least one "
+                "query and one hit"
+            )
         deep = min(most + max(map(len, own.values()), default=0), self.manifest.rows)
         vectors = np.stack([query.vector for query in several])
         settings: dict[str, Any] = {"nprobe": nprobe, "require_complete": require_complete}

@@ -100,9 +100,10 @@ class LoadedRecipe:
                 raise ConfigError(f"{where}: {dotted(below)}: expected a URI, got a mapping")
             if isinstance(value, str) and Location in get_args(key.annotation):
                 changed[name] = Location(value, self.recipe.storage)
-            elif is_dataclass(value):
-                changed[name] = self.located(value, below)
-        return replace(section, **changed)  # type: ignore[type-var]
+            elif is_dataclass(value) and (inner := self.located(value, below)) is not value:
+                changed[name] = inner
+        # A section without URIs stays as it is: a copy would repeat the checks of its values.
+        return replace(section, **changed) if changed else section  # type: ignore[type-var]
 
     def shown(self) -> dict[str, Any]:
         """Return the effective recipe as plain values, with secrets masked."""

@@ -122,8 +122,8 @@ class DatasetSection:
     tile_px: Count | None = None
     bands: tuple[str, ...] = _RGB
     resolution_m: Positive | None = None
-    split: SplitRule = field(default_factory=SplitRule)
-    landcover: LandcoverSection = field(default_factory=LandcoverSection)
+    split: SplitRule = SplitRule()
+    landcover: LandcoverSection = LandcoverSection()
     block_tiles: Count = 4
 
 
@@ -214,7 +214,7 @@ class SearchSection:
 
     k: Count = 10
     replicas: Count = 1
-    filter: Filter = field(default_factory=Filter)
+    filter: Filter = Filter()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -304,21 +304,21 @@ class Recipe:
 
     name: str | None = None
     description: str | None = None
-    storage: StorageOptions = field(default_factory=StorageOptions)
-    cluster: ClusterSection = field(default_factory=ClusterSection)
-    catalog: CatalogSection = field(default_factory=CatalogSection)
-    grid: GridSpec = field(default_factory=GridSpec)
-    tiles: TileRules = field(default_factory=TileRules)
-    composite: CompositeSection = field(default_factory=CompositeSection)
-    dataset: DatasetSection = field(default_factory=DatasetSection)
-    training: TrainingSection = field(default_factory=TrainingSection)
-    encoder: EncoderSection = field(default_factory=EncoderSection)
-    archive: ArchiveSection = field(default_factory=ArchiveSection)
-    ingest: IngestSection = field(default_factory=IngestSection)
-    index: IndexSection = field(default_factory=IndexSection)
-    search: SearchSection = field(default_factory=SearchSection)
-    evaluate: EvaluateSection = field(default_factory=EvaluateSection)
-    service: ServiceSection = field(default_factory=ServiceSection)
+    storage: StorageOptions = StorageOptions()
+    cluster: ClusterSection = ClusterSection()
+    catalog: CatalogSection = CatalogSection()
+    grid: GridSpec = GridSpec()
+    tiles: TileRules = TileRules()
+    composite: CompositeSection = CompositeSection()
+    dataset: DatasetSection = DatasetSection()
+    training: TrainingSection = TrainingSection()
+    encoder: EncoderSection = EncoderSection()
+    archive: ArchiveSection = ArchiveSection()
+    ingest: IngestSection = IngestSection()
+    index: IndexSection = IndexSection()
+    search: SearchSection = SearchSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    service: ServiceSection = ServiceSection()
 
 
 def key_at(dotted: str) -> Key:

@@ -321,6 +321,15 @@ def test_an_answer_by_score_has_every_row_that_reaches_it_but_its_own(
     assert (cut.rows[0].tolist(), cut.truncated) == (others[:8], (0,))
 
 
+def test_an_answer_needs_a_query_and_a_hit(world: tuple[str, str, Rows]):
+    client, rows = Searcher.local(world[1]), world[2]
+    with pytest.raises(ConfigError, match="0 queries"):
+        client.answer([])
+    for settings in ({"k": 0}, {"min_score": 0.5, "limit": 0}):
+        with pytest.raises(ConfigError, match="at most 0 hits each"):
+            client.answer(example(rows, 3), **settings)
+
+
 def test_a_local_searcher_reads_current_and_the_manifest_once(
     world: tuple[str, str, Rows], monkeypatch: pytest.MonkeyPatch
 ):
