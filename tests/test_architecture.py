@@ -75,7 +75,7 @@ HOMES = {
         *within("pipeline/runtime", "cluster dask tasks"),
         *within("pipeline/search", "actor fleet"),
         *within("pipeline/training", "driver network resources"),
-        *within("workflows/commands", "index_stats jobs"),
+        "workflows/commands/jobs.py",
         "workflows/service/deploy.py",
         "workflows/submit.py",
     ),

@@ -1,6 +1,7 @@
 """`skysift archive`: look at, check, export and maintain archives."""
 
 import datetime as dt
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -89,7 +90,7 @@ def audit(ctx: click.Context, run: Run) -> None:
             "accounted for": "all" if found.complete else "NOT ALL: run `skysift ingest` again",
         }
     )
-    run.show({"complete": found.complete, **_fields(found)}, lines)
+    run.show({"complete": found.complete, **asdict(found)}, lines)
     if not found.complete:
         ctx.exit(EXIT_FAILED)
 
@@ -260,12 +261,6 @@ def gc(run: Run, older_than: dt.timedelta, dry_run: bool) -> None:
     verb = "would go" if dry_run else "gone"
     lines = {f"snapshots {verb}": len(done.expired), f"bytes {verb}": f"{done.freed_bytes:,}"}
     run.show(done, lines)
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    from dataclasses import fields
-
-    return {part.name: getattr(value, part.name) for part in fields(value)}
 
 
 archive.add_command(sheet)

@@ -1,7 +1,6 @@
 """`skysift doctor`: whether this machine can run Skysift."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -44,7 +43,7 @@ def doctor(run: Run, ctx: click.Context, /, no_ray: bool) -> None:
 
     summary = f"{len(broken)} broken" if broken else "nothing is broken"
     run.show(
-        {"broken": len(broken), "findings": [asdict(finding) for finding in findings]},
+        {"broken": len(broken), "findings": findings},
         [*map(line, findings), summary],
     )
     if broken:

@@ -1,6 +1,5 @@
 """`skysift index stats`: the figures of the running search actors of an index."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -51,11 +50,10 @@ def actors_of(
     run: Run, location: "Location", versions: Sequence[str]
 ) -> dict[str, dict[str, "NodeState | str"]]:
     """Return the running search actors of versions of an index; none without a cluster."""
-    import ray
-
+    from pipeline.runtime.cluster import joins_cluster
     from pipeline.search.fleet import running_nodes
 
-    if not (run.recipe.cluster.address or os.environ.get("RAY_ADDRESS") or ray.is_initialized()):
+    if not joins_cluster(run.recipe.cluster.address):
         return {version: {} for version in versions}
     with run.ray():
         return {version: running_nodes(location, version) for version in versions}
@@ -79,6 +77,4 @@ def _tables(nodes: dict[str, "NodeState | str"]) -> list[str]:
         for shard, rows in node.rows.items():
             work = meter.shards.get(shard, ShardWork())
             shards.append([shard, name, rows, work.queries, work.probes, work.rows_scanned])
-    if not nodes:
-        return []
     return [*format_table(_ACTOR, actors), *format_table(_SHARD, sorted(shards)), *silent]

@@ -103,7 +103,7 @@ def _check(options: dict[str, Any]) -> None:
         if options[name] is not None and not options[owner] and not options[f"not_{owner}"]:
             raise click.UsageError(f"--{name} goes with --{owner}")
     if options["each"] and any(options[f"not_{kind}"] for kind in KINDS):
-        raise click.UsageError("--each makes a query of each example; leave the --not- options out")
+        raise click.UsageError("--each searches one by one; leave the --not- options out")
     out = options["out"]
     if out:
         check_format(out)

@@ -9,9 +9,10 @@ from typing import Any, get_origin
 from pydantic import ValidationError
 
 from workflows.recipe.schema import Recipe
-from workflows.recipe.sections import keys_of, section_in
+from workflows.recipe.sections import Key, keys_of, section_in
 
 KeyPath = tuple[str | int, ...]
+SECRET_MASK = "********"
 _UNKNOWN = "unexpected_keyword_argument"
 
 
@@ -38,13 +39,13 @@ def complaint(
 
 
 def _unknown_key(path: KeyPath) -> str:
-    key, names = str(path[-1]), _names_at(path[:-1])
+    key, names = str(path[-1]), list(_keys_at(path[:-1]))
     near = difflib.get_close_matches(key, names, 1, 0.6)
     if near:
         hint = f"did you mean {near[0]}?"
     else:
         owners = [
-            dotted((section, key)) for section in keys_of(Recipe) if key in _names_at((section,))
+            dotted((section, key)) for section in keys_of(Recipe) if key in _keys_at((section,))
         ]
         hint = f"did you mean {owners[0]}?" if owners else f"known here: {', '.join(names)}"
     return f"{dotted(path)} is not a key of a recipe; {hint}"
@@ -59,9 +60,13 @@ def _wrong_value(path: KeyPath, problems: Sequence[Any]) -> str:
     if first["type"] == "string_type":  # a Location is written as its URI
         problems = [first]
     expected = list(dict.fromkeys(p["msg"].removeprefix("Input should be ") for p in problems))
-    if str(path[-1]).endswith("_bytes"):
+    key, value = str(path[-1]), first["input"]
+    if key.endswith("_bytes") and isinstance(value, str):
         expected.append("a size such as 16GB or 512MiB")
-    return f"{dotted(path)}: expected {' or '.join(expected)}, got {short(first['input'])}"
+    words = " or ".join(expected).replace("an object", "a mapping")
+    known = _keys_at(path[:-1]).get(key)
+    shown = SECRET_MASK if known and known.is_secret else short(value)
+    return f"{dotted(path)}: expected {words}, got {shown}"
 
 
 def _key_named_in(message: str, section: Any) -> KeyPath:
@@ -83,7 +88,7 @@ def _written_part(loc: Sequence[str | int], data: Any) -> KeyPath:
     return tuple(path)
 
 
-def _names_at(path: KeyPath) -> list[str]:
+def _keys_at(path: KeyPath) -> Mapping[str, Key]:
     """Return the keys that the section at a path knows."""
     annotation: Any = Recipe
     for name in path:
@@ -94,7 +99,7 @@ def _names_at(path: KeyPath) -> list[str]:
             key = keys_of(section).get(str(name)) if section else None
             annotation = key.annotation if key else None
     section = section_in(annotation)
-    return list(keys_of(section)) if section else []
+    return keys_of(section) if section else {}
 
 
 def missing_path(path: Path) -> str:

@@ -21,13 +21,29 @@ from pydantic import TypeAdapter, ValidationError
 
 from storage.errors import ConfigError
 from storage.location import Location
-from workflows.recipe.errors import KeyPath, complaint, dotted, short, where_written
+from workflows.recipe.errors import (
+    SECRET_MASK,
+    KeyPath,
+    complaint,
+    dotted,
+    short,
+    where_written,
+)
 from workflows.recipe.schema import Recipe
 from workflows.recipe.sections import keys_of
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 T = TypeVar("T")
-SECRET_MASK = "********"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose dates stay text: the specifications read dates, and name a wrong one."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +72,7 @@ class Override:
         if not separator or not name:
             raise ConfigError(f"--set {text!r} is not of the form section.key=value")
         try:
-            parsed = yaml.safe_load(value)
+            parsed = _Loader(value).get_single_data()
         except yaml.YAMLError as error:
             raise ConfigError(
                 f"--set {text!r}: its value is not valid YAML: {_problem(error)}"
@@ -200,11 +216,7 @@ def _json_values(value: Any, key: str = "") -> Any:
         return [_json_values(item) for item in value]
     if key.endswith("_bytes") and isinstance(value, str):
         return parse_bytes(value)
-    return value if value is None or isinstance(value, (str, int, float)) else _text(value)
-
-
-def _text(value: Any) -> str:
-    return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
 def parse_bytes(text: str) -> int | str:
@@ -232,7 +244,7 @@ def parse_recipe(
         The text is not valid YAML or not a mapping, has a key twice, or uses a variable that is
         not set.
     """
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     origins: dict[KeyPath, str] = {}
     try:
         root = loader.get_single_node()

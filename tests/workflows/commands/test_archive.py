@@ -43,7 +43,7 @@ def test_garbage_is_said_before_it_goes(at: list[str]):
     planned = run("archive", "gc", *at, "--older-than", "1h", "--dry-run", "--json").data
     assert planned == {"expired": [], "freed_bytes": 0, "dry_run": True}
     assert "snapshots gone  0" in run("archive", "gc", *at).out
-    for span, text in {"10m": "running ingest", "soon": "no span of time"}.items():
+    for span, text in {"10m": "running ingest", "soon": "not a span of time"}.items():
         refused = run("archive", "gc", *at, "--older-than", span)
         assert refused.code == 2
         assert text in refused.err

@@ -10,8 +10,8 @@ from storage.errors import ConfigError
 from storage.location import Location
 from storage.scene import SceneQuery
 from workflows.commands.common import Run
+from workflows.recipe.errors import SECRET_MASK
 from workflows.recipe.load import (
-    SECRET_MASK,
     LoadedRecipe,
     Override,
     load_recipe,
@@ -65,6 +65,9 @@ def test_secrets_are_masked_wherever_a_recipe_is_shown(recipe_file):
     assert loaded.recipe.storage.secret_access_key == "s3cret"
     assert loaded.shown()["storage"]["secret_access_key"] == SECRET_MASK
     assert "s3cret" not in f"{loaded!r} {loaded.shown()}"
+    with pytest.raises(ConfigError, match="service.token: expected a valid string") as caught:
+        _load(recipe_file("service:\n  token: 12345\n"))
+    assert "12345" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,7 @@ def test_secrets_are_masked_wherever_a_recipe_is_shown(recipe_file):
             "catalog:\n  bands:\n    red:\n      indx: 1\n",
             ["line 4: catalog.bands.red.indx", "did you mean index?"],
         ),
-        ("grid: 5\n", ["line 1: grid: expected", "got 5"]),
+        ("grid: 5\n", ["line 1: grid: expected a mapping, got 5"]),
         ("name: a\nname: b\n", ["line 2: name is given twice, first in line 1"]),
         ("name: [a\n", ["line 2: not valid YAML"]),
         ("- a\n", ["expected sections"]),
@@ -125,6 +128,11 @@ def test_secrets_are_masked_wherever_a_recipe_is_shown(recipe_file):
             "encoder:\n  band_mean: [1, 2]\n  band_std: [1, 2, 3]\n",
             ["line 1: encoder: encoder: 3 bands, 2 means and 3 standard deviations"],
         ),
+        (
+            "catalog:\n  query:\n    since: 2024-13-01\n",
+            ["line 3: catalog.query.since", "2024-13-01"],
+        ),
+        ("catalog:\n  bands: {red: 5}\n", ["line 2: catalog.bands.red: expected a mapping, got 5"]),
         (
             "index:\n  memory_bytes: 16 parsecs\n",
             ["line 2: index.memory_bytes", "a size such as 16GB or 512MiB, got '16 parsecs'"],
