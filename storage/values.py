@@ -1,8 +1,8 @@
 """Kinds of numbers in specifications, and the check that keeps them within their limits.
 
 A specification states a limit once, in the annotation of a field. :func:`check_limits` refuses a
-value outside it, whoever makes the specification; recipes, the command line and the reference
-pages read the same annotations.
+value outside its limit in every specification; recipes, the command line and the reference pages
+read the same annotations.
 """
 
 import operator

@@ -1,9 +1,9 @@
 """Run any Skysift command as a job of a Ray cluster, through Ray's Jobs API.
 
 A job carries the code of this installation and the recipe, never a credential: the cluster's nodes
-have their own (instance roles, ``AWS_*`` variables). The cluster's dashboard must ask for a token
-unless it is on this machine or the caller says otherwise, for whoever reaches an open one runs
-code on the cluster.
+have their own (instance roles, ``AWS_*`` variables). The cluster's dashboard must require a token
+unless it is on this machine or the caller allows an open dashboard, because an open dashboard lets
+every client run code on the cluster.
 """
 
 import asyncio

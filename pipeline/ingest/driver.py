@@ -107,7 +107,7 @@ def plan_ingest(spec: IngestSpec, *, encoder: PlannedEncoder | None = None) -> I
     if existing is not None:
         _check_same(existing, archive)
         entries = existing.ledger.entries
-    todo = tuple(scene for scene in listing.scenes if _is_open(scene, entries, spec))
+    todo = tuple(scene for scene in listing.scenes if _is_pending(scene, entries, spec))
     return IngestPlan(
         spec=spec,
         archive=archive,
@@ -116,7 +116,9 @@ def plan_ingest(spec: IngestSpec, *, encoder: PlannedEncoder | None = None) -> I
         labels=labels,
         existing=existing,
         todo=todo,
-        rejected=tuple(item for item in _distinctly_named(listing) if _is_news(item, entries)),
+        rejected=tuple(
+            item for item in _distinctly_named(listing) if not _is_recorded(item, entries)
+        ),
         reprocessed=tuple(scene.id for scene in todo if scene.id in entries),
         done=len(listing.scenes) - len(todo),
     )
@@ -328,12 +330,12 @@ def _distinctly_named(listing: SceneList) -> list[Rejected]:
     ]
 
 
-def _is_news(item: Rejected, entries: Mapping[str, LedgerEntry]) -> bool:
+def _is_recorded(item: Rejected, entries: Mapping[str, LedgerEntry]) -> bool:
     entry = entries.get(item.scene_id)
-    return entry is None or (entry.state, entry.reason) != ("quarantined", item.reason)
+    return entry is not None and (entry.state, entry.reason) == ("quarantined", item.reason)
 
 
-def _is_open(scene: Scene, entries: Mapping[str, LedgerEntry], spec: IngestSpec) -> bool:
+def _is_pending(scene: Scene, entries: Mapping[str, LedgerEntry], spec: IngestSpec) -> bool:
     entry = entries.get(scene.id)
     if entry is None or entry.fingerprint != scene.fingerprint:
         return True

@@ -171,11 +171,9 @@ class SceneCollector:
             rows = part["status"] == 0
             self._parts.setdefault(index, []).append({n: v[rows] for n, v in part.items()})
         for index in touched:
-            if index in self._closing and self._rows(index) >= self._closing[index][0]:
+            arrived = sum(len(part["tile"]) for part in self._parts[index])
+            if index in self._closing and arrived >= self._closing[index][0]:
                 yield self._take(index)
-
-    def _rows(self, index: int) -> int:
-        return sum(len(part["tile"]) for part in self._parts[index])
 
     def _take(self, index: int) -> SceneRows:
         _tiles, note = self._closing.pop(index)

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from encoders.spec import EncoderSpec
 from pipeline.ingest.commit import Committer
-from pipeline.ingest.driver import _is_open
+from pipeline.ingest.driver import _is_pending
 from pipeline.ingest.kernels import SceneRows
 from pipeline.ingest.spec import IngestPlan, IngestSpec, PlannedEncoder
 from pipeline.tiles.grid import TileGrid
@@ -152,7 +152,7 @@ class ArchiveStates(RuleBasedStateMachine):
         )
         entries = Archive.open(self.uri).ledger.entries
         scenes = [scene_of(*one) for one in self.catalog.items()]
-        todo = tuple(scene for scene in scenes if _is_open(scene, entries, spec))
+        todo = tuple(scene for scene in scenes if _is_pending(scene, entries, spec))
         return IngestPlan(
             spec=spec, archive=self.spec, grid=GridSpec(tile_px=32), encoder=ENCODER, todo=todo,
             rejected=(), reprocessed=(), done=0,

@@ -65,7 +65,7 @@ def test_secrets_are_masked_wherever_a_recipe_is_shown(recipe_file):
     assert loaded.recipe.storage.secret_access_key == "s3cret"
     assert loaded.shown()["storage"]["secret_access_key"] == SECRET_MASK
     assert "s3cret" not in f"{loaded!r} {loaded.shown()}"
-    with pytest.raises(ConfigError, match=r"service\.token: expected a valid string") as caught:
+    with pytest.raises(ConfigError, match=r"service.token: expected a valid string") as caught:
         _load(recipe_file("service:\n  token: 12345\n"))
     assert "12345" not in str(caught.value)
 
