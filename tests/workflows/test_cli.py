@@ -496,3 +496,15 @@ def test_serve_answers_over_http_and_stops_on_ctrl_c(world, variables):
     assert process.returncode == 0
     assert out == ""  # after the address, not even Ray's own notes
     assert re.fullmatch(r"\s*stopped\s*", err), err
+
+
+def test_prints_of_libraries_do_not_reach_stdout(monkeypatch):
+    def noisy() -> dict[str, str]:
+        sys.stdout.write("(raylet) WARNING: 8 worker processes have been started\n")
+        return {"demo": "a world"}
+
+    monkeypatch.setattr("workflows.recipe.load.packaged_recipes", noisy)
+    listed = run("recipe", "list", "--json")
+    assert "demo" in listed.out
+    assert listed.data
+    assert "(raylet)" in listed.err

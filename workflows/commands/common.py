@@ -3,8 +3,9 @@
 A verb's function gets a :class:`Run`.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,10 @@ _COMMON = ("recipe", "set_", "json_", "verbose", "debug")
 
 
 class Run:
-    """One run of a verb: its settings, and the ways to show progress and results."""
+    """One run of a verb: its settings, and the ways to show progress and results.
+
+    ``stdout`` is for results only.
+    """
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class Run:
     ) -> None:
         self._recipe, self._sets, self._overrides = recipe, sets, overrides
         self.as_json, self._debug = as_json, debug
+        self.stdout = sys.stdout
 
     @cached_property
     def settings(self) -> "LoadedRecipe":
@@ -170,10 +175,10 @@ class Run:
     def show(self, data: Any, lines: Sequence[str] | Mapping[str, Any] | None = None) -> None:
         """Write the result to stdout: as JSON with ``--json``, else as lines for people."""
         if self.as_json:
-            write_json(data)
+            write_json(data, self.stdout)
             return
         shown = data if lines is None else lines
-        write_lines(format_pairs(shown) if isinstance(shown, Mapping) else shown)
+        write_lines(format_pairs(shown) if isinstance(shown, Mapping) else shown, self.stdout)
 
 
 def _before_pattern(path: str) -> Path:
@@ -205,8 +210,10 @@ class Verb(click.Command):
         configure_logging(verbose=verbose, debug=debug)
         overrides = ctx.meta.get(OVERRIDES, {})
         ctx.obj = Run(recipe=recipe, sets=sets, overrides=overrides, as_json=as_json, debug=debug)
+        # Libraries print on stdout too, as Ray does warnings of its processes: to stderr with that.
         try:
-            return super().invoke(ctx)
+            with redirect_stdout(sys.stderr):
+                return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise Interrupted from error
 

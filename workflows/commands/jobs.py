@@ -55,7 +55,7 @@ def submit(
         run.show({"job": job_id}, [job_id])
         return
     click.echo(f"job {job_id}; `skysift jobs stop {job_id}` stops it", err=True)
-    log = sys.stderr if run.as_json else sys.stdout
+    log = sys.stderr if run.as_json else run.stdout
     try:
         result = follow(client, job_id, lambda text: _write(log, text))
     except KeyboardInterrupt:

@@ -1,7 +1,6 @@
 """`skysift serve`: the map and searches over HTTP."""
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -54,7 +53,7 @@ def serve(run: Run) -> None:
 
     def ready(address: str) -> None:
         run.show({"address": address}, [f"serving {config.index_uri} at {address}; Ctrl-C stops"])
-        sys.stdout.flush()
+        run.stdout.flush()
 
     with run.ray():
         try:

@@ -87,9 +87,9 @@ def _write(run: Run, outcome: "PollReport | SkysiftError") -> None:
     if run.as_json:
         failed = {"error": one_line(str(outcome))}
         document = outcome if isinstance(outcome, PollReport) else failed
-        click.echo(json.dumps(plain_value(document)))
+        click.echo(json.dumps(plain_value(document)), file=run.stdout)
     elif isinstance(outcome, PollReport) and outcome.changed:
-        click.echo("\n".join([*_lines(outcome), ""]))
+        click.echo("\n".join([*_lines(outcome), ""]), file=run.stdout)
 
 
 def _lines(report: "PollReport") -> list[str]:
