@@ -15,23 +15,17 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trace]:
     return trace_all(tmp_path_factory.mktemp("trace"))
 
 
-UNTIL_SHORTENED = pytest.mark.xfail(
-    strict=False, raises=AssertionError, reason="issue 16: the ways are being shortened"
-)
+# Files and functions that each way may touch, as many as it does today. The limits in
+# benchmarks.trace are lower for the first two; lower these with each way that gets shorter. A few
+# functions of the progress display run or not by the speed of the machine.
+CEILINGS = {"search": (28, 146), "ingest": (39, 285), "step": (9, 39)}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("search", marks=UNTIL_SHORTENED),
-        pytest.param("ingest", marks=UNTIL_SHORTENED),
-        "step",
-    ],
-)
-def test_a_way_touches_no_more_of_the_project_than_its_limit(traces: dict[str, Trace], name: str):
-    way, trace = WAYS[name], traces[name]
-    assert len(trace.files) <= way.files, report(traces)
-    assert len(trace.functions) <= way.functions, report(traces)
+@pytest.mark.parametrize("name", WAYS)
+def test_a_way_does_not_get_longer(traces: dict[str, Trace], name: str):
+    files, functions = CEILINGS[name]
+    assert len(traces[name].files) <= files, report(traces)
+    assert len(traces[name].functions) <= functions, report(traces)
 
 
 SECTIONS = {"ingest": "Scene to row", "search": "Query to hit", "step": "Batch to gradient"}

@@ -210,7 +210,7 @@ class Verb(click.Command):
         configure_logging(verbose=verbose, debug=debug)
         overrides = ctx.meta.get(OVERRIDES, {})
         ctx.obj = Run(recipe=recipe, sets=sets, overrides=overrides, as_json=as_json, debug=debug)
-        # Libraries print on stdout too, as Ray does warnings of its processes: to stderr with that.
+        # Libraries print on stdout too (Ray its warnings); stdout is for results only.
         try:
             with redirect_stdout(sys.stderr):
                 return super().invoke(ctx)
