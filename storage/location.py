@@ -167,6 +167,10 @@ class Location:
         """Return another place that the same options reach."""
         return replace(self, uri=uri)
 
+    def with_sidecars(self) -> "Location":
+        """Return the same place, read together with the files beside it."""
+        return replace(self, options=replace(self.options, sidecars=True))
+
     def resolve(self, href: str) -> "Location":
         """Return ``href``, relative to the folder of this document when it is relative.
 

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +138,9 @@ def environment(place: Location, sidecars: bool = False) -> rasterio.Env:
     Credentials are resolved once, when the context is made; it may be entered again and again.
     Files beside a GeoTIFF count when it is local, when its options say so, or with ``sidecars``.
     """
-    options = replace(place.options, sidecars=True) if sidecars or place.is_local else place.options
-    settings: dict[str, Any] = dict(gdal_environment(options))
+    remote = place.uri.startswith(("s3://", "http://", "https://"))
+    place = place.with_sidecars() if sidecars or not remote else place
+    settings: dict[str, Any] = dict(gdal_environment(place.options))
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
     keys = {name: settings.pop(name) for name in names if name in settings}
     # rasterio hands this one to GDAL as a number of bytes, not as the option's megabytes.
