@@ -39,6 +39,7 @@ from storage.raster.geotiff import (
 from storage.raster.layer import (
     AlignedRaster,
     TargetGrid,
+    by_nodata,
     gaps_of,
     layer_of,
     pixel_offset,
@@ -181,17 +182,14 @@ class SceneReader:
         self, dataset: Any, positions: Sequence[int], place: TargetGrid
     ) -> list[AlignedRaster]:
         """Put the bands of one file on the grid, together where they have the same nodata."""
-        bands = self.scene.bands
-        mapped = [bands[position].index for position in positions]
-        groups: dict[tuple[str, str], list[int]] = {}
-        for position, index in zip(positions, mapped, strict=True):
-            key = (str(bands[position].nodata), str(dataset.nodatavals[index - 1]))
-            groups.setdefault(key, []).append(position)
+        bands = [self.scene.bands[position] for position in positions]
+        mapped = [band.index for band in bands]
         layers = []
-        for group in groups.values():
-            sources = [bands[position] for position in group]
+        for group in by_nodata(dataset, bands):
+            sources = [bands[i] for i in group]
             gaps = gaps_of(dataset, sources, mapped)
-            layers.append(layer_of(self._files, dataset, sources, group, place, gaps))
+            places = [positions[i] for i in group]
+            layers.append(layer_of(self._files, dataset, sources, places, place, gaps))
         return layers
 
     def _check_numbers(self, opened: Sequence[tuple[Any, list[int]]]) -> None:
@@ -314,11 +312,12 @@ def _whole(dataset: Any, href: Location, indexes: Sequence[int] | None) -> Float
     _check_indexes(href, chosen, dataset.count)
     bands = [BandSource(name=str(i), href=href, index=i) for i in chosen]
     window = Window(column=0, row=0, width=dataset.width, height=dataset.height)
-    gaps = gaps_of(dataset, bands, chosen)
     flipped = dataset.crs is not None and dataset.transform.e > 0
-    layer = plain_layer(dataset, bands, range(len(bands)), window, gaps, flipped)
     values = np.full((len(bands), dataset.height, dataset.width), np.nan, np.float32)
-    layer.read_into(values, window)
+    for group in by_nodata(dataset, bands):
+        sources = [bands[i] for i in group]
+        gaps = gaps_of(dataset, sources, chosen)
+        plain_layer(dataset, sources, group, window, gaps, flipped).read_into(values, window)
     return values
 
 
