@@ -7,20 +7,21 @@ Clasen et al., reBEN: Refined BigEarthNet Dataset for Remote Sensing Image Analy
 
 import hashlib
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.datasets.images import Files, decode_image, open_files
+from pipeline.datasets.images import ImageReader, open_files
 from pipeline.datasets.rows import Rows, write_rows
 from storage.dataset import DatasetInfo
 from storage.errors import ConfigError, NotFoundError
 from storage.location import Location
 from storage.progress import ProgressSink, ignore
 
+T = TypeVar("T")
 BANDS = {
     "coastal": "B01",
     "blue": "B02",
@@ -104,7 +105,7 @@ def import_bigearthnet(
             raise ConfigError(f"bigearthnet: no band {band!r}; choose of {', '.join(BANDS)}")
     side_px = tile_px or _SIDE_PX
     with open_files(source) as files:
-        table = _read(files, _TABLE, source)
+        table = _needed(files.read, _TABLE, source)
         frame, labels = _read_table(table)
         names = frame["patch_id"].tolist()
         tiles = [name.rsplit("_", 2)[0] for name in names]
@@ -124,19 +125,20 @@ def import_bigearthnet(
             },
         )
 
+        reader = ImageReader(files, 1, side_px)
+
         def read(row: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-            layers = []
-            for band in chosen:
-                path = f"{_PATCHES}/{tiles[row]}/{names[row]}/{names[row]}_{band}.tif"
-                layers.append(decode_image(_read(files, path, source), path, side_px, 1))
+            folder = f"{_PATCHES}/{tiles[row]}/{names[row]}"
+            paths = [f"{folder}/{names[row]}_{band}.tif" for band in chosen]
+            layers = [_needed(reader.read, path, source) for path in paths]
             return np.concatenate(layers), labels[row]
 
         return write_rows(uri, rows, read, progress)
 
 
-def _read(files: Files, path: str, source: str | Location) -> bytes:
+def _needed(read: Callable[[str], T], path: str, source: str | Location) -> T:
     try:
-        return files.read(path)
+        return read(path)
     except NotFoundError as error:
         raise NotFoundError(
             f"bigearthnet: {path} is missing in {source}; it needs {_TABLE} and "
