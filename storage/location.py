@@ -22,6 +22,7 @@ import fsspec
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from storage.errors import ConfigError, NotFoundError, SkysiftError
+from storage.signatures import without_signatures
 
 if TYPE_CHECKING:
     import icechunk
@@ -119,8 +120,8 @@ class StorageOptions:
 class Location:
     """A place in a file system or an object store, with the options that reach it.
 
-    Immutable, hashable and picklable. ``str(location)`` is the URI and never a secret. Pixels of
-    scenes may also be at web addresses.
+    Immutable, hashable and picklable. ``str(location)`` is the URI without signature or password;
+    ``location.uri`` is what readers open. Pixels of scenes may also be at web addresses.
 
     Parameters
     ----------
@@ -147,7 +148,10 @@ class Location:
         return place if isinstance(place, Location) else cls(os.fspath(place))
 
     def __str__(self) -> str:
-        return self.uri
+        return without_signatures(self.uri)
+
+    def __repr__(self) -> str:
+        return f"Location(uri={str(self)!r})"
 
     def __truediv__(self, part: str) -> "Location":
         """Append path parts.
