@@ -21,7 +21,6 @@ from workflows.console import (
     silence_ray,
     suppress_stderr,
     write_json,
-    write_lines,
 )
 from workflows.exit_codes import Interrupted, end_on_sigterm
 
@@ -175,7 +174,8 @@ class Run:
             write_json(data, self.stdout)
             return
         shown = data if lines is None else lines
-        write_lines(format_pairs(shown) if isinstance(shown, Mapping) else shown, self.stdout)
+        text = format_pairs(shown) if isinstance(shown, Mapping) else shown
+        self.stdout.writelines(f"{line}\n" for line in text)
 
 
 def _before_pattern(path: str) -> Path:
