@@ -30,8 +30,8 @@ _KINDS = {
     b"\xff\xd8\xff": "JPEG",
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF"),
 }
-_MOST_SCANS = 64
-"""Scans of a JPEG: encoders write about ten; each costs the decoder a pass over the picture."""
+_SCAN, _MOST_SCANS = b"\xff\xda", 100
+"""The marker of a scan of a JPEG. Cameras write up to 20; the decoder needs a pass for each."""
 _MOST_BLOCK_BYTES = 256 * 1024 * 1024
 """Size of one decoded block of a TIFF: a file of some kilobytes may state any size."""
 _PNG_GREY = 0
@@ -263,11 +263,10 @@ def _opened(
     data: bytes, kind: str, place: Location, most_px: int | None = None
 ) -> Iterator[Image.Image]:
     """Open a PNG or JPEG whose header and checksums are right."""
-    scans = data.count(b"\xff\xda") if kind == "JPEG" else 0
+    scans = data.count(_SCAN) if kind == "JPEG" else 0
     if scans > _MOST_SCANS:
-        raise SceneError(
-            f"{place} is not a readable picture: it is a JPEG of {scans} scans, at most "
-            f"{_MOST_SCANS} are decoded; save it again"
+        raise ConfigError(
+            f"{place} has {scans:,} scans, at most {_MOST_SCANS} are taken; save it again"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata, which are not used
@@ -333,6 +332,7 @@ def _check_size(place: Location, width: int, height: int, count: int, most_px: i
 
 
 def _check_block(place: Location, dataset: Any) -> None:
+    """Refuse a TIFF of which a block is larger than any picture: GDAL decodes whole blocks."""
     rows, columns = dataset.block_shapes[0]
     pixel_bytes = sum(np.dtype(name).itemsize for name in dataset.dtypes)
     if rows * columns * pixel_bytes > _MOST_BLOCK_BYTES:

@@ -22,6 +22,7 @@ from rasterio.warp import reproject
 from storage.errors import ConfigError, SceneError
 from storage.location import Location, StorageOptions
 from storage.raster.geotiff import inspect, resolution_in
+from storage.raster.picture import read_picture
 from storage.raster.pixel_grid import PixelGrid, Window
 from storage.raster.reader import SceneReader, read_categorical
 from storage.raster.writer import write_geotiff
@@ -631,3 +632,34 @@ def test_pixels_of_twice_the_size_are_those_of_a_warp_bit_for_bit(
             )
             part = truth[:, 9 + row : 26 + row, 9 + column : 14 + column + width]
             np.testing.assert_array_equal(reader.read(window).values, part)
+
+
+# --- whole files ------------------------------------------------------------------------------
+
+
+def test_a_whole_file_has_the_values_of_its_scene(tmp_path: Path) -> None:
+    hidden = numbers(1)[0] < 50
+    href = tiff(
+        tmp_path / "a.tif", numbers(2), mask=~hidden, scales=(0.5, 2.0), offsets=(-3.0, 0.0)
+    )
+    expected = read(scene(*bands(href, [2, 1]))).values
+    assert np.isnan(expected).any()
+    np.testing.assert_array_equal(read_picture(href, [2, 1]).values, expected)
+    np.testing.assert_array_equal(read_picture(href).values, expected[::-1])
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex_int16"])
+def test_complex_numbers_are_named(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "a.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", width=4, height=4, count=1, dtype=dtype, crs=CRS,
+        transform=Affine(10, 0, ORIGIN[0], 0, -10, ORIGIN[1]),
+    ) as dataset:  # fmt: skip
+        dataset.write(np.ones((1, 4, 4), np.complex64))
+    for attempt in (
+        lambda: inspect(str(path)),
+        lambda: SceneReader(scene(*bands(str(path), [1])), GRID),
+        lambda: read_picture(str(path)),
+    ):
+        with pytest.raises(SceneError, match=r"a\.tif holds complex numbers; convert it to ampl"):
+            attempt()
