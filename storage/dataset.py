@@ -180,6 +180,8 @@ class DatasetWriter:
     ) -> None:
         if not classes or len(set(classes)) != len(classes):
             raise ConfigError(f"dataset {uri}: classes {tuple(classes)} must be unique, at least 1")
+        if len(set(bands)) != len(bands):
+            raise ConfigError(f"dataset {uri}: bands {tuple(bands)} must differ; name each once")
         self._target = Location.of(uri)
         self._bands, self._classes = tuple(bands), tuple(classes)
         self._more = {"resolution_m": resolution_m, "origin": json.loads(json.dumps(origin or {}))}

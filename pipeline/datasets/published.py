@@ -42,6 +42,7 @@ from storage.dataset import DatasetInfo
 from storage.errors import ConfigError, NotFoundError, SceneError
 from storage.location import Location
 from storage.progress import ProgressSink, ignore
+from storage.quarantine import Quarantine
 
 Labels = NDArray[np.uint8]
 _Samples = tuple[Mapping[str, str], Callable[[str], Labels], Mapping[str, Any]]
@@ -328,14 +329,11 @@ def _read_text(layout: Layout, data: bytes, where: str) -> tuple[list[str], NDAr
 
 def _read_matlab(layout: Layout, data: bytes, where: str) -> tuple[list[str], NDArray[Any]]:
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
-    try:
+    with Quarantine(where) as fault:
         labels = np.asarray(loadmat(io.BytesIO(data), variable_names=["labels"])["labels"])
-    except (MatReadError, ValueError, TypeError, LookupError) as error:
-        raise ConfigError(
-            f"{where} holds no readable `labels` ({error}); download it again"
-        ) from error
+    if fault:
+        raise ConfigError(f"{where} holds no readable `labels` ({fault.reason}); download it again")
     names = [f"{scene}{number:02d}" for scene in SCENES for number in range(100)]
     if labels.shape != (len(layout.classes), len(names)):
         raise ConfigError(
