@@ -10,6 +10,7 @@ Shape legend: N rows, C bands, H and W pixels, K classes.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -26,6 +27,8 @@ from numpy.typing import NDArray
 
 from storage.errors import ConfigError, CorruptIndexError
 from storage.location import Location, sha256_of_file
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "skysift-dataset/1"
 SPLITS = ("train", "val", "test")
@@ -177,6 +180,8 @@ class DatasetWriter:
     ) -> None:
         if not classes or len(set(classes)) != len(classes):
             raise ConfigError(f"dataset {uri}: classes {tuple(classes)} must be unique, at least 1")
+        if len(set(bands)) != len(bands):
+            raise ConfigError(f"dataset {uri}: bands {tuple(bands)} must differ; name each once")
         self._target = Location.of(uri)
         self._bands, self._classes = tuple(bands), tuple(classes)
         self._more = {"resolution_m": resolution_m, "origin": json.loads(json.dumps(origin or {}))}
@@ -185,8 +190,14 @@ class DatasetWriter:
         self._images: BinaryIO = (self._folder / "images.npy").open("wb")
         self._labels: list[NDArray[np.uint8]] = []
         self._rows: list[pd.DataFrame] = []
+        self._twins = _Twins()
         self._shape: tuple[int, ...] = ()
         self._dtype: np.dtype[Any] | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """The dtype of the images so far; None before the first batch."""
+        return self._dtype
 
     def __enter__(self) -> Self:
         return self
@@ -208,7 +219,8 @@ class DatasetWriter:
         Parameters
         ----------
         images
-            (n, C, H, W), one dtype for the whole dataset; NaN is an invalid pixel.
+            (n, C, H, W), one dtype for the whole dataset; NaN is an invalid pixel. The first
+            float32 batch turns a dataset of integers of 8 or 16 bits into float32.
         labels
             (n, K) of 0 and 1.
         rows
@@ -220,11 +232,14 @@ class DatasetWriter:
             A shape, dtype, label or split does not fit.
         """
         table = pd.DataFrame(dict(rows))
+        if images.dtype == np.float32 and self._dtype is not None:
+            self._widen()
         self._check(images, labels, table)
         if self._dtype is None:
             self._dtype, self._shape = images.dtype, images.shape[1:]
             self._write_header(0)
         self._images.write(np.ascontiguousarray(images).tobytes())
+        self._twins.add(images, table)
         self._labels.append(np.asarray(labels, dtype=np.uint8))
         self._rows.append(table)
 
@@ -253,6 +268,7 @@ class DatasetWriter:
             **self._more,
         )
         self._publish(info)
+        self._twins.warn(self._target)
         return info
 
     def _check(self, images: NDArray[Any], labels: NDArray[Any], rows: pd.DataFrame) -> None:
@@ -275,6 +291,24 @@ class DatasetWriter:
                 f"dataset {self._target}: rows need {n} values of `source` and of `split` "
                 f"({', '.join(SPLITS)})"
             )
+
+    def _widen(self) -> None:
+        """Rewrite images of small integers as float32, which holds them exactly."""
+        if self._dtype is None or self._dtype.kind not in "iu" or self._dtype.itemsize > 2:
+            return
+        path = self._folder / "images.npy"
+        self._images.seek(0)
+        self._write_header(sum(len(part) for part in self._labels))
+        self._images.close()
+        narrow = path.rename(self._folder / "narrow.npy")
+        self._images, self._dtype = path.open("wb"), np.dtype(np.float32)
+        self._write_header(0)
+        self._twins, stored = _Twins(), iter(np.load(narrow, mmap_mode="r"))
+        for rows in self._rows:
+            images = np.stack([next(stored) for _ in range(len(rows))]).astype(np.float32)
+            self._images.write(images.tobytes())
+            self._twins.add(images, rows)
+        narrow.unlink()
 
     def _write_header(self, count: int) -> None:
         # NumPy pads the header so that the first axis may grow in place.
@@ -303,6 +337,32 @@ class DatasetWriter:
         (self._folder / _INFO).write_bytes(text)
         shutil.rmtree(target, ignore_errors=True)
         self._folder.rename(target)
+
+
+class _Twins:
+    """Finds images of two splits that have the same pixels."""
+
+    def __init__(self) -> None:
+        self._first: dict[bytes, tuple[str, str]] = {}
+        self._count, self._example = 0, ""
+
+    def add(self, images: NDArray[Any], rows: pd.DataFrame) -> None:
+        """Compare images with all images so far."""
+        for image, source, split in zip(images, rows["source"], rows["split"], strict=True):
+            digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+            name, other = self._first.setdefault(digest, (source, split))
+            if other != split:
+                self._count += 1
+                self._example = self._example or f"{source} ({split}) and {name} ({other})"
+
+    def warn(self, place: Location) -> None:
+        """Warn if there are such images."""
+        if self._count:
+            logger.warning(
+                "dataset %s: %d images have the pixels of an image of another split, for example "
+                "%s; scores on them are too good: give equal images one group, or remove them",
+                *(place, self._count, self._example),
+            )
 
 
 def _band_statistics(

@@ -7,18 +7,20 @@ splits in :mod:`pipeline.datasets.spec`.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.dataset import DatasetInfo, DatasetWriter, read_info
-from storage.errors import ConfigError, NotFoundError
+from storage.errors import ConfigError, NotFoundError, SceneError
 from storage.location import Location
 from storage.progress import Progress, ProgressSink
 
 _BATCH = 64
+_READER = 2
+"""Number of the way in which pixels are read; datasets of an earlier way are imported again."""
 
 ReadRow = Callable[[int], tuple[NDArray[Any], NDArray[np.uint8]]]
 
@@ -60,6 +62,7 @@ def write_rows(
     read
         Returns the pixels (C, H, W) and the labels (K,) of a row number.
     """
+    rows = replace(rows, origin={**rows.origin, "reader": _READER})
     if (done := finished(uri, rows.origin)) is not None:
         return done
     count = len(rows.sources)
@@ -75,9 +78,23 @@ def write_rows(
             pixels, labels = zip(*(read(row) for row in chosen), strict=True)
             columns = {"source": rows.sources, "group": rows.groups, "split": rows.splits}
             part = {name: list(values[start : chosen.stop]) for name, values in columns.items()}
-            writer.append(np.stack(pixels), np.stack(labels), part)
+            _check_valid(pixels, part["source"])
+            writer.append(_stacked(pixels, writer.dtype), np.stack(labels), part)
             progress(Progress(stage="import", done=chosen.stop, total=count, unit="images"))
         return writer.finish()
+
+
+def _check_valid(pixels: Sequence[NDArray[Any]], sources: Sequence[str]) -> None:
+    for image, source in zip(pixels, sources, strict=True):
+        if image.dtype.kind == "f" and np.isnan(image).all():
+            raise SceneError(f"image {source} has no valid pixel; leave it out of the table")
+
+
+def _stacked(pixels: Sequence[NDArray[Any]], stored: np.dtype[Any] | None) -> NDArray[Any]:
+    """Return images of one type: that of all of them and of the dataset, else float32."""
+    dtypes = {image.dtype for image in pixels} | ({stored} if stored else set())
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    return np.stack(pixels).astype(dtype, copy=False)
 
 
 def finished(uri: str | Location, origin: Mapping[str, Any]) -> DatasetInfo | None:

@@ -1,8 +1,4 @@
-"""Uploaded images: reading them from a request, and the checks before a decoder sees them.
-
-The first bytes of a file decide its kind and its header its size in pixels; only PNG, JPEG and
-GeoTIFF are decoded, each by its own decoder alone.
-"""
+"""Uploaded images, read from a request; `storage.raster.picture` checks and decodes them."""
 
 import base64
 import binascii
@@ -15,20 +11,15 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from storage.errors import ConfigError, SceneError, SkysiftError
-from storage.location import Location
-from storage.raster.geotiff import environment, opened
-from storage.raster.reader import read_image
+from storage.errors import ConfigError
+from storage.raster.picture import read_picture
 from workflows.service.schema import SearchBody
 
-_MAGIC = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"II*\x00": ".tif", b"MM\x00*": ".tif"}
 _MAX_PARTS, _MAX_FIELD_BYTES = 8, 8 * 1024 * 1024
-_DECODERS = {".png": ("PNG",), ".jpg": ("JPEG",)}
 
 
 async def read_query(request: Request) -> tuple[SearchBody, bytes | None]:
@@ -83,31 +74,13 @@ def decode(image: bytes, most_px: int) -> npt.NDArray[np.float32]:
     SceneError
         The file cannot be decoded.
     """
-    suffix = image_suffix(image)
-    handle, path = tempfile.mkstemp(suffix=suffix, prefix="skysift-upload-")
+    handle, path = tempfile.mkstemp(prefix="skysift-upload-")
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(image)
-        _check_size(path, most_px)
-        return read_image(path)
-    except SkysiftError as error:
-        raise type(error)(str(error).replace(path, "the image")) from error
+        return read_picture(path, most_px=most_px, name="the image").values
     finally:
         Path(path).unlink()
-
-
-def image_suffix(image: bytes) -> str:
-    """Return the suffix of an uploaded file by its first bytes, never by its name.
-
-    Raises
-    ------
-    ConfigError
-        The file is not of a kind that is decoded.
-    """
-    for magic, suffix in _MAGIC.items():
-        if image.startswith(magic):
-            return suffix
-    raise ConfigError(f"the image ({len(image):,} bytes) is no PNG, JPEG or GeoTIFF file")
 
 
 def _parsed(text: bytes) -> SearchBody:
@@ -136,23 +109,3 @@ def _decoded(image_base64: str | None) -> bytes | None:
         return base64.b64decode(image_base64, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ConfigError(f"`image_base64` is not valid base64: {error}") from error
-
-
-def _check_size(path: str, most_px: int) -> None:
-    """Refuse an image that would decode to far more bytes than its file has."""
-    suffix = Path(path).suffix
-    if suffix == ".tif":
-        file = Location(path)
-        with environment(file), opened(file, georeferenced=False) as dataset:
-            width, height, bands = dataset.width, dataset.height, dataset.count
-    else:
-        try:
-            with Image.open(path, formats=_DECODERS[suffix]) as picture:
-                (width, height), bands = picture.size, len(picture.getbands())
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-            raise SceneError(f"{path} cannot be decoded ({type(error).__name__})") from error
-    if width * height > most_px or width * height * bands > 4 * most_px:
-        raise ConfigError(
-            f"the image has {width} x {height} pixels in {bands} bands, at most {most_px:,} "
-            "are taken (in 4 bands); crop it to the part to search for"
-        )
