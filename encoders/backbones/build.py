@@ -31,6 +31,9 @@ _WRONG_OPTIONS = (
     ValueError,
 )
 
+BACKBONES = ("tiny-cnn", *ARCHITECTURES, "timm")
+"""The names that :func:`build_backbone` knows."""
+
 
 class _Block(nn.Module):
     """Two 3x3 convolutions with batch norm and a shortcut; halves the size when ``stride`` is 2."""
@@ -97,17 +100,6 @@ class TinyCnn(Backbone):
         return torch.cat([y.mean((2, 3)), y.amax((2, 3))], dim=1)
 
 
-def backbone_names() -> tuple[str, ...]:
-    """Return the names that `build_backbone` knows.
-
-    Examples
-    --------
-    >>> "tiny-cnn" in backbone_names()
-    True
-    """
-    return ("tiny-cnn", *ARCHITECTURES, "timm")
-
-
 def build_backbone(
     name: str, bands: Sequence[str], pretrained: str | None = None, **options: Any
 ) -> Backbone:
@@ -116,7 +108,7 @@ def build_backbone(
     Parameters
     ----------
     name
-        One of `backbone_names`.
+        One of `BACKBONES`.
     bands
         Band names in channel order.
     pretrained
@@ -153,6 +145,4 @@ def build_backbone(
         raise ConfigError(
             f"backbone {name}: a wrong option ({reason}); see its docstring"
         ) from None
-    raise ConfigError(
-        f"no backbone is called {name!r}; choose one of {', '.join(backbone_names())}"
-    )
+    raise ConfigError(f"no backbone is called {name!r}; choose one of {', '.join(BACKBONES)}")

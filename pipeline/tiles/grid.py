@@ -175,25 +175,6 @@ class TileGrid:
         ends = np.array([start, max(start + length - self.tile_px, start)], np.int32)
         return np.unique(np.concatenate([ends, within * np.int32(self.stride_px)]))
 
-    def tile_at(self, lon: float, lat: float) -> tuple[int, int]:
-        """Return column and row of the tile that holds a point; of several, the most central.
-
-        Parameters
-        ----------
-        lon, lat
-            WGS84 degrees.
-
-        Raises
-        ------
-        GridError
-            The CRS has no such place.
-        """
-        x, y = _project(_to_crs(self.crs), lon, lat, f"{lon}, {lat} is not in {self.crs}")
-        lead = (self.tile_px - self.stride_px) / 2
-        column = ((x - self.anchor[0]) / self.resolution - lead) // self.stride_px
-        row = ((self.anchor[1] - y) / self.resolution - lead) // self.stride_px
-        return int(column), int(row)
-
     def crs_bounds(self, tiles: Int32) -> Float64:
         """Return left, bottom, right, top of tiles (n, 2) in CRS units, float64 (n, 4)."""
         starts = np.asarray(tiles, np.float64).reshape(-1, 2) * self.stride_px

@@ -184,7 +184,7 @@ def decode_square(data: bytes, name: str, side_px: int) -> npt.NDArray[Any]:
     SceneError
         The data are not such a file; ``name`` stands in the message.
     """
-    with _in_memory(data, name) as dataset:
+    with opened_in_memory(data, name) as dataset:
         side = min(dataset.width, dataset.height)
         left, top = (dataset.width - side) // 2, (dataset.height - side) // 2
         pixels = dataset.read(
@@ -200,16 +200,18 @@ def decode_square(data: bytes, name: str, side_px: int) -> npt.NDArray[Any]:
 
 def shorter_side(data: bytes, name: str) -> int:
     """Return the shorter side of a GeoTIFF in memory, in pixels."""
-    with _in_memory(data, name) as dataset:
+    with opened_in_memory(data, name) as dataset:
         return int(min(dataset.width, dataset.height))
 
 
 @contextmanager
-def _in_memory(data: bytes, name: str) -> Iterator[Any]:
+def opened_in_memory(data: bytes, name: str) -> Iterator[Any]:
+    """Open the bytes of a GeoTIFF, georeferenced or not; ``name`` stands in messages."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with MemoryFile(data) as file, file.open(driver="GTiff") as dataset:
+                _check_numbers(dataset, name)
                 yield dataset
     except RasterioError as error:
         raise SceneError(f"image {name} is not a readable TIFF ({cause(error)}); replace it") from (
@@ -220,8 +222,7 @@ def _in_memory(data: bytes, name: str) -> Iterator[Any]:
 def _check(dataset: Any, href: Location, georeferenced: bool) -> None:
     if href.is_local:
         _check_length(dataset, href)
-    if any(np.dtype(name).kind == "c" for name in dataset.dtypes):
-        raise SceneError(f"{href} holds complex numbers; convert it to amplitude first")
+    _check_numbers(dataset, str(href))
     if not georeferenced:
         return
     if dataset.gcps[0] and dataset.crs is None:
@@ -237,6 +238,12 @@ def _check(dataset: Any, href: Location, georeferenced: bool) -> None:
     fault = placement_fault(dataset.crs, t, dataset.width, dataset.height)
     if fault:
         raise SceneError(f"{href} {fault}, for example with gdal_edit")
+
+
+def _check_numbers(dataset: Any, name: str) -> None:
+    # GDAL has complex types of integers too, which numpy does not know.
+    if any(dtype.startswith("complex") for dtype in dataset.dtypes):
+        raise SceneError(f"{name} holds complex numbers; convert it to amplitude first")
 
 
 def _check_length(dataset: Any, href: Location) -> None:
