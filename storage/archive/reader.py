@@ -224,6 +224,12 @@ class Archive:
         """
         return self._read_positions(ordinal, self._live(ordinal), columns)
 
+    def read_all(self, columns: Sequence[str]) -> Columns:
+        """Read columns and ``row`` of all live rows into memory, in row order."""
+        parts = [self.read_segment(segment.ordinal, columns) for segment in self.segments]
+        parts = parts or [self._empty([*columns, "row"])]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
     def read(self, rows: npt.ArrayLike, columns: Sequence[str] | None = None) -> Columns:
         """Read rows by id, in the order given (repeats allowed).
 
@@ -291,12 +297,9 @@ class Archive:
             name: (dims, self.to_dask(name)) for name, dims in names.items()
         }
         variables["datetime"] = (("row",), variables["datetime"][1].astype("datetime64[ms]"))
-        identity = [
-            self.read_segment(segment.ordinal, ["scene", "tile_key"]) for segment in self.segments
-        ] or [self._empty(["scene", "tile_key", "row"])]
+        identity = self.read_all(["scene", "tile_key"])
         coordinates: dict[str, Any] = {
-            name: ("row", np.concatenate([part[name] for part in identity]))
-            for name in ("row", "scene", "tile_key")
+            name: ("row", identity[name]) for name in ("row", "scene", "tile_key")
         }
         coordinates["edge"] = list(EDGES)
         if self.spec.classes:
