@@ -5,6 +5,7 @@ Nothing heavy is imported before a verb runs, so that help is instant.
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 
 import click
@@ -68,9 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     own = given[: given.index("--")] if "--" in given else given
 
-    def command() -> object:
-        return cli.main(args=given, prog_name="skysift", standalone_mode=False)
-
+    command = partial(cli.main, args=given, prog_name="skysift", standalone_mode=False)
     sys.exit(run_to_exit_code(command, debug="--debug" in own))
 
 
