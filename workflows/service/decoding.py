@@ -231,7 +231,7 @@ def _serve(descriptor: int, most_px: int) -> None:
 
 
 def _limit_memory(more_bytes: int) -> None:
-    """Allow this process so many bytes of address space beyond those it has now."""
+    """Limit the address space of this process to what it has now and a number of bytes."""
     status = Path("/proc/self/statm")
     if status.exists():  # Linux; other systems do not enforce the limit
         now = int(status.read_text().split()[0]) * resource.getpagesize()
