@@ -6,6 +6,7 @@ Nothing heavy is imported before a verb runs, so that help is instant.
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 import click
 
@@ -66,6 +67,10 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(
+        sys.stdout, TextIOWrapper
+    ):  # a name that the terminal's encoding lacks is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     own = given[: given.index("--")] if "--" in given else given
 
     def command() -> object:

@@ -21,7 +21,7 @@ from workflows.console import (
     write_json,
     write_lines,
 )
-from workflows.exit_codes import Interrupted, end_on_sigterm
+from workflows.exit_codes import Interrupted
 
 if TYPE_CHECKING:
     from pipeline.indexing.spec import IndexSpec
@@ -155,7 +155,7 @@ class Run:
 
     @contextmanager
     def ray(self, needed: bool = True) -> Iterator[None]:
-        """Be connected to Ray inside the block, and end it orderly on SIGTERM."""
+        """Be connected to Ray inside the block."""
         from pipeline.runtime.cluster import ray_session
 
         section = self.recipe.cluster
@@ -164,7 +164,6 @@ class Run:
             if needed:
                 with nullcontext() if self._debug else suppress_stderr():
                     stack.enter_context(ray_session(section.address, section.cpus))
-            end_on_sigterm()
             yield
 
     def silence_ray(self) -> None:
