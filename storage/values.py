@@ -53,7 +53,7 @@ def check_limits(spec: object, subject: str) -> None:
 
 
 def printable(text: str) -> str:
-    r"""Return text with its control characters, bidirectional marks and unpaired surrogates escaped.
+    r"""Return text with control characters, bidirectional marks and unpaired surrogates escaped.
 
     Ids and reasons come from catalogs of others. Printed as they are they could move the cursor,
     feign lines or not be written at all. Text that is printable stays as it is.
