@@ -6,7 +6,7 @@ saves encoders and describes the format of the two files; :mod:`encoders.loop` t
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -175,7 +175,10 @@ def _parse(description: bytes, weights: bytes, folder: Location) -> EncoderSpec:
             raise ConfigError(f"{where} is not of format {FORMAT}; save the bundle again")
         raw = content["spec"]
         stated_spec, stated_weights = content["spec_sha256"], content["weights_sha256"]
-        spec = EncoderSpec(**{name: _frozen(value) for name, value in raw.items()})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()
+        }
+        spec = EncoderSpec(**values)
     except ConfigError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -195,10 +198,6 @@ def _parse(description: bytes, weights: bytes, folder: Location) -> EncoderSpec:
             "restore the bundle"
         )
     return spec
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def spec_digest(spec: Any) -> str:

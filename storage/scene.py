@@ -294,7 +294,7 @@ class CatalogSpec:
     mask: MaskMapping | None = None
     datetime_pattern: str | None = None
     allow: tuple[str, ...] = ()
-    query: SceneQuery = field(default_factory=SceneQuery)
+    query: SceneQuery = SceneQuery()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

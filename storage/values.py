@@ -47,8 +47,10 @@ def check_limits(spec: object, subject: str) -> None:
     kind: Any = type(spec)
     for name, limits in _limited_fields(kind).items():
         value = getattr(spec, name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not all(_is_within(number, limits) for number in numbers):
+        values = value if isinstance(value, tuple) else (value,)
+        # None, or a word such as `native`, has no limits.
+        numbers = [item for item in values if isinstance(item, (int, float))]
+        if not all(_LIMITS[type(x)][1](n, _number(x)) for n in numbers for x in limits):
             raise ConfigError(f"{subject}: {name} is {value}; give {_words(limits)}")
 
 
@@ -100,12 +102,6 @@ def limits_in(annotation: Any) -> list[Any]:
     if isinstance(annotation, tuple(_LIMITS)):
         return [annotation]
     return [limit for part in get_args(annotation) for limit in limits_in(part)]
-
-
-def _is_within(value: Any, limits: list[Any]) -> bool:
-    if not isinstance(value, (int, float)):
-        return True  # None, or a word such as `native`
-    return all(_LIMITS[type(limit)][1](value, _number(limit)) for limit in limits)
 
 
 def _words(limits: list[Any]) -> str:

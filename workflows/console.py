@@ -79,12 +79,6 @@ def write_json(value: Any, stream: TextIO | None = None) -> None:
     out.write("\n")
 
 
-def write_lines(lines: Sequence[str], stream: TextIO | None = None) -> None:
-    """Write lines of text to stdout, each made printable."""
-    out = stream or sys.stdout
-    out.writelines(f"{printable(line)}\n" for line in lines)
-
-
 def format_pairs(pairs: Mapping[str, Any]) -> list[str]:
     """Align names and values in two columns.
 

@@ -20,6 +20,9 @@ from encoders.backbones.timm import build_timm
 from encoders.backbones.transformers import ARCHITECTURES, build_transformers
 from storage.errors import ConfigError
 
+BACKBONES = ("tiny-cnn", *ARCHITECTURES, "timm")
+"""The names that :func:`build_backbone` knows."""
+
 
 class _Block(nn.Module):
     """Two 3x3 convolutions with batch norm and a shortcut; halves the size when ``stride`` is 2."""
@@ -86,17 +89,6 @@ class TinyCnn(Backbone):
         return torch.cat([y.mean((2, 3)), y.amax((2, 3))], dim=1)
 
 
-def backbone_names() -> tuple[str, ...]:
-    """Return the names that `build_backbone` knows.
-
-    Examples
-    --------
-    >>> "tiny-cnn" in backbone_names()
-    True
-    """
-    return ("tiny-cnn", *ARCHITECTURES, "timm")
-
-
 def build_backbone(
     name: str, bands: Sequence[str], pretrained: str | None = None, **options: Any
 ) -> Backbone:
@@ -105,7 +97,7 @@ def build_backbone(
     Parameters
     ----------
     name
-        One of `backbone_names`.
+        One of `BACKBONES`.
     bands
         Band names in channel order.
     pretrained
@@ -137,6 +129,4 @@ def build_backbone(
             return build_transformers(name, tuple(bands), pretrained, **options)
     except TypeError as error:
         raise ConfigError(f"backbone {name}: a wrong option ({error}); see its docstring") from None
-    raise ConfigError(
-        f"no backbone is called {name!r}; choose one of {', '.join(backbone_names())}"
-    )
+    raise ConfigError(f"no backbone is called {name!r}; choose one of {', '.join(BACKBONES)}")

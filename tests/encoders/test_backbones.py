@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from encoders.backbones.build import backbone_names, build_backbone
+from encoders.backbones.build import BACKBONES, build_backbone
 from encoders.backbones.stem import inflate_stem
 from storage.errors import ConfigError, NotFoundError
 
@@ -50,7 +50,7 @@ RGB = ["red", "green", "blue"]
 
 
 def test_every_backbone_has_a_small_form_here():
-    assert {*SMALL, "timm"} == set(backbone_names())
+    assert {*SMALL, "timm"} == set(BACKBONES)
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))

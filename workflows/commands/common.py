@@ -6,12 +6,15 @@ A verb's function gets a :class:`Run`.
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from storage.values import printable
 from workflows.console import (
     ProgressView,
     configure_logging,
@@ -19,7 +22,6 @@ from workflows.console import (
     silence_ray,
     suppress_stderr,
     write_json,
-    write_lines,
 )
 from workflows.exit_codes import Interrupted
 
@@ -36,24 +38,19 @@ OVERRIDES = "skysift.overrides"
 _COMMON = ("recipe", "set_", "json_", "verbose", "debug")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One run of a verb: its settings, and the ways to show progress and results.
 
     ``stdout`` is for results only.
     """
 
-    def __init__(
-        self,
-        *,
-        recipe: str | None,
-        sets: Sequence[str],
-        overrides: Mapping[str, tuple[str, Any]],
-        as_json: bool,
-        debug: bool = False,
-    ) -> None:
-        self._recipe, self._sets, self._overrides = recipe, sets, overrides
-        self.as_json, self._debug = as_json, debug
-        self.stdout = sys.stdout
+    name: str | None
+    sets: Sequence[str]
+    overrides: Mapping[str, tuple[str, Any]]
+    as_json: bool
+    debug: bool = False
+    stdout: TextIO = field(default_factory=lambda: sys.stdout)
 
     @cached_property
     def settings(self) -> "LoadedRecipe":
@@ -62,10 +59,10 @@ class Run:
 
         options = [
             Override(path=tuple(key.split(".")), value=value, origin=option)
-            for key, (option, value) in self._overrides.items()
+            for key, (option, value) in self.overrides.items()
             if value is not None
         ]
-        return load_recipe(self._recipe, [*map(Override.parse, self._sets), *options])
+        return load_recipe(self.name, [*map(Override.parse, self.sets), *options])
 
     @property
     def recipe(self) -> "Recipe":
@@ -88,9 +85,9 @@ class Run:
         """
         from storage.errors import ConfigError
 
-        value, source = self.settings.value(key), self.settings.source
+        value, source = attrgetter(key)(self.recipe), self.settings.source
         if value is None:
-            option, _ = self._overrides.get(key, ("", None))
+            option, _ = self.overrides.get(key, ("", None))
             raise ConfigError(
                 f"{key} is not given{f' in {source}' if source else ''}: "
                 f"use {f'{option}, ' if option else ''}--set {key}=..., or a recipe that has it"
@@ -162,13 +159,13 @@ class Run:
         with ExitStack() as stack:
             self.silence_ray()
             if needed:
-                with nullcontext() if self._debug else suppress_stderr():
+                with nullcontext() if self.debug else suppress_stderr():
                     stack.enter_context(ray_session(section.address, section.cpus))
             yield
 
     def silence_ray(self) -> None:
         """Keep Ray's own notes off stderr, unless ``--debug`` is given."""
-        if not self._debug:
+        if not self.debug:
             silence_ray()
 
     def show(self, data: Any, lines: Sequence[str] | Mapping[str, Any] | None = None) -> None:
@@ -177,7 +174,8 @@ class Run:
             write_json(data, self.stdout)
             return
         shown = data if lines is None else lines
-        write_lines(format_pairs(shown) if isinstance(shown, Mapping) else shown, self.stdout)
+        text = format_pairs(shown) if isinstance(shown, Mapping) else shown
+        self.stdout.writelines(f"{printable(line)}\n" for line in text)
 
 
 def _before_pattern(path: str) -> Path:
@@ -208,7 +206,7 @@ class Verb(click.Command):
         )
         configure_logging(verbose=verbose, debug=debug)
         overrides = ctx.meta.get(OVERRIDES, {})
-        ctx.obj = Run(recipe=recipe, sets=sets, overrides=overrides, as_json=as_json, debug=debug)
+        ctx.obj = Run(name=recipe, sets=sets, overrides=overrides, as_json=as_json, debug=debug)
         # Libraries print on stdout too (Ray its warnings); stdout is for results only.
         try:
             with redirect_stdout(sys.stderr):

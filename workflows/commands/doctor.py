@@ -1,6 +1,7 @@
 """`skysift doctor`: whether this machine can run Skysift."""
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import click
@@ -53,7 +54,7 @@ def doctor(run: Run, ctx: click.Context, /, no_ray: bool) -> None:
 def _places(run: Run) -> Iterator[tuple[str, "Location"]]:
     """Yield the files that the recipe names; the address of a STAC API is not a file."""
     for key in _PLACES:
-        place = run.settings.value(key)
+        place = attrgetter(key)(run.recipe)
         if place is not None and not place.is_web and "*" not in place.uri:
             yield key, place
 

@@ -9,7 +9,7 @@ import click
 
 from workflows.commands.common import Run, Verb, pass_run
 from workflows.commands.options import Duration, catalog_options, events_option, recipe_option
-from workflows.console import format_pairs, plain_value, write_lines
+from workflows.console import format_pairs, plain_value
 from workflows.exit_codes import EXIT_QUARANTINED, one_line
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _write(run: Run, outcome: "PollReport | SkysiftError") -> None:
         document = outcome if isinstance(outcome, PollReport) else failed
         click.echo(json.dumps(plain_value(document)), file=run.stdout)
     elif isinstance(outcome, PollReport) and outcome.changed:
-        write_lines([*_lines(outcome), ""], run.stdout)
+        run.show(None, [*_lines(outcome), ""])
 
 
 def _lines(report: "PollReport") -> list[str]:

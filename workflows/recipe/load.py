@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -92,13 +92,6 @@ class LoadedRecipe:
         """Name the place of a value: a file and line, an option, or the key alone."""
         return where_written(self.origins, tuple(key.split(".")), self.source)
 
-    def value(self, key: str) -> Any:
-        """Return the value of a dotted key."""
-        value: Any = self.recipe
-        for name in key.split("."):
-            value = getattr(value, name)
-        return value
-
     def located(self, section: T, path: KeyPath = ()) -> T:
         """Return a section whose URIs are Locations with the options of the recipe.
 
@@ -109,12 +102,12 @@ class LoadedRecipe:
         """
         kind: Any = type(section)
         changed: dict[str, Any] = {}
-        for name, key in keys_of(kind).items():
+        for name, hint in get_type_hints(kind).items():
             value, below = getattr(section, name), (*path, name)
             if isinstance(value, Location):
                 where = where_written(self.origins, below, self.source)
                 raise ConfigError(f"{where}: {dotted(below)}: expected a URI, got a mapping")
-            if isinstance(value, str) and Location in get_args(key.annotation):
+            if isinstance(value, str) and Location in get_args(hint):
                 changed[name] = Location(value, self.recipe.storage)
             elif is_dataclass(value) and (inner := self.located(value, below)) is not value:
                 changed[name] = inner
