@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from storage.values import printable
 from workflows.console import (
     ProgressView,
     configure_logging,
@@ -22,7 +23,7 @@ from workflows.console import (
     suppress_stderr,
     write_json,
 )
-from workflows.exit_codes import Interrupted, end_on_sigterm
+from workflows.exit_codes import Interrupted
 
 if TYPE_CHECKING:
     from pipeline.indexing.spec import IndexSpec
@@ -151,7 +152,7 @@ class Run:
 
     @contextmanager
     def ray(self, needed: bool = True) -> Iterator[None]:
-        """Be connected to Ray inside the block, and end it orderly on SIGTERM."""
+        """Be connected to Ray inside the block."""
         from pipeline.runtime.cluster import ray_session
 
         section = self.recipe.cluster
@@ -160,7 +161,6 @@ class Run:
             if needed:
                 with nullcontext() if self.debug else suppress_stderr():
                     stack.enter_context(ray_session(section.address, section.cpus))
-            end_on_sigterm()
             yield
 
     def silence_ray(self) -> None:
@@ -175,7 +175,7 @@ class Run:
             return
         shown = data if lines is None else lines
         text = format_pairs(shown) if isinstance(shown, Mapping) else shown
-        self.stdout.writelines(f"{line}\n" for line in text)
+        self.stdout.writelines(f"{printable(line)}\n" for line in text)
 
 
 def _before_pattern(path: str) -> Path:

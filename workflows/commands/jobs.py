@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from storage.values import printable
 from workflows.commands.common import Run, Verb, pass_run
 from workflows.commands.options import recipe_option
 
@@ -130,4 +131,5 @@ def _variable(text: str) -> tuple[str, str]:
 
 
 def _write(stream: object, text: str) -> None:
-    click.echo(text, file=stream, nl=False)  # type: ignore[arg-type]
+    lines = "\n".join(map(printable, text.split("\n")))
+    click.echo(lines, file=stream, nl=False)  # type: ignore[arg-type]
