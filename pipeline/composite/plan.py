@@ -17,6 +17,7 @@ from pipeline.tiles.spec import GridSpec
 from storage.catalog.read import read_scenes
 from storage.catalog.stac_write import FINGERPRINT, written_items
 from storage.errors import ConfigError, SceneError
+from storage.quarantine import Quarantine
 from storage.raster.pixel_grid import PixelGrid, Window
 from storage.scene import Scene
 
@@ -112,9 +113,9 @@ def _read(
 ) -> list[tuple[Scene, T]]:
     """Read the headers of scenes; note in ``left_out`` the scenes that cannot be read."""
     readable: list[tuple[Scene, T]] = []
-    for scene, outcome in read_each(scenes, read, SceneError):
-        if isinstance(outcome, SceneError):
-            left_out[scene.id] = str(outcome)
+    for scene, outcome in read_each(scenes, read):
+        if isinstance(outcome, Quarantine):
+            left_out[scene.id] = outcome.reason
         else:
             readable.append((scene, outcome))
     return readable

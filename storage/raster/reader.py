@@ -32,6 +32,7 @@ from storage.raster.geotiff import (
     cause,
     environment,
     opened,
+    opened_in_memory,
     raster_info,
     resolution_in,
 )
@@ -228,16 +229,7 @@ def read_image(
     """
     place = Location.of(href)
     if place.uri.lower().endswith((".tif", ".tiff")):
-        with environment(place), opened(place, georeferenced=False) as dataset:
-            alpha = alpha_index(dataset)
-            chosen = indexes or [i for i in dataset.indexes if i != alpha]
-            _check_indexes(href, chosen, dataset.count)
-            bands = [BandSource(name=str(i), href=place, index=i) for i in chosen]
-            whole = Window(column=0, row=0, width=dataset.width, height=dataset.height)
-            layer = plain_layer(dataset, bands, range(len(bands)), whole, flipped=False)
-            values = np.full((len(bands), dataset.height, dataset.width), np.nan, np.float32)
-            layer.read_into(values, whole)
-            return values
+        return read_geotiff(place, indexes)
     try:
         with Image.open(BytesIO(place.read())) as image:
             palette = image.mode == "P" or "transparency" in image.info
@@ -253,6 +245,53 @@ def read_image(
         return values
     _check_indexes(href, indexes, len(values))
     return values[[index - 1 for index in indexes]]
+
+
+def read_geotiff(
+    source: str | Location | bytes,
+    indexes: Sequence[int] | None = None,
+    name: str = "image.tif",
+) -> Float32:
+    """Read a whole GeoTIFF, georeferenced or not, to the values that a scene of it has.
+
+    Scale and offset tags, nodata, masks and alpha of the file count as they do in a scene.
+
+    Parameters
+    ----------
+    source
+        The file, or its bytes.
+    indexes
+        Bands to read, from 1; all (without alpha) when None.
+    name
+        Name of the bytes in messages.
+
+    Returns
+    -------
+    float32 (bands, height, width), NaN where there is no data.
+
+    Raises
+    ------
+    SceneError
+        It is not such a file, is damaged, or lacks a band.
+    """
+    if isinstance(source, bytes):
+        with opened_in_memory(source, name) as dataset:
+            return _whole(dataset, Location(name), indexes)
+    place = Location.of(source)
+    with environment(place), opened(place, georeferenced=False) as dataset:
+        return _whole(dataset, place, indexes)
+
+
+def _whole(dataset: Any, href: Location, indexes: Sequence[int] | None) -> Float32:
+    alpha = alpha_index(dataset)
+    chosen = indexes or [i for i in dataset.indexes if i != alpha]
+    _check_indexes(href, chosen, dataset.count)
+    bands = [BandSource(name=str(i), href=href, index=i) for i in chosen]
+    window = Window(column=0, row=0, width=dataset.width, height=dataset.height)
+    layer = plain_layer(dataset, bands, range(len(bands)), window, flipped=False)
+    values = np.full((len(bands), dataset.height, dataset.width), np.nan, np.float32)
+    layer.read_into(values, window)
+    return values
 
 
 def read_categorical(

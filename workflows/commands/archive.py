@@ -96,18 +96,49 @@ def audit(ctx: click.Context, run: Run) -> None:
 @archive.command("verify", cls=Verb, example="skysift archive verify --archive work/archive")
 @archive_option
 @snapshot_option
+@click.option(
+    "--mend",
+    is_flag=True,
+    help="Hide the scenes of damaged segments in the newest snapshot, so that the next ingest "
+    "embeds these scenes again, and add digests to segments without.",
+)
 @pass_run
 @click.pass_context
-def verify(ctx: click.Context, run: Run) -> None:
-    """Read every row again and check it (exit code 1 when something is wrong)."""
+def verify(ctx: click.Context, run: Run, mend: bool) -> None:
+    """Compare every row with its digest and check it (exit code 1 when something is wrong)."""
+    from storage.archive.audit import unsealed_segments
     from storage.archive.audit import verify as check
 
+    if mend:
+        _mend(run)
+        return
     opened = open_archive(run)
     faults = check(opened)
-    sound = f"{len(opened):,} rows in {len(opened.segments):,} segments: sound"
-    run.show({"rows": len(opened), "faults": faults}, faults or [sound])
+    unsealed = [segment.id for segment in unsealed_segments(opened)]
+    lines = faults or [f"{len(opened):,} rows in {len(opened.segments):,} segments: sound"]
+    if unsealed:
+        lines = [
+            *lines,
+            f"segments without digests: {', '.join(unsealed)}; an older Skysift wrote them, and "
+            "their content cannot be proven: `skysift archive verify --mend` adds digests",
+        ]
+    data = {"rows": len(opened), "faults": faults, "segments_without_digests": unsealed}
+    run.show(data, lines)
     if faults:
         ctx.exit(EXIT_FAILED)
+
+
+def _mend(run: Run) -> None:
+    from storage.archive.maintenance import mend
+
+    done = mend(run.need_path("archive.uri"))
+    lines = {
+        "scenes to embed again": ", ".join(done.scenes) or "none",
+        "segments that got digests": done.sealed,
+        "snapshot": done.snapshot,
+    }
+    after = "run `skysift ingest`, then `skysift index update`" if done.scenes else None
+    run.show(done, {**lines, "next": after})
 
 
 @archive.command(

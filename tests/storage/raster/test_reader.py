@@ -24,7 +24,7 @@ from storage.errors import ConfigError, SceneError
 from storage.location import Location, StorageOptions
 from storage.raster.geotiff import inspect, resolution_in
 from storage.raster.pixel_grid import PixelGrid, Window
-from storage.raster.reader import SceneReader, read_categorical, read_image
+from storage.raster.reader import SceneReader, read_categorical, read_geotiff, read_image
 from storage.raster.writer import write_geotiff
 from storage.scene import BandSource, MaskSource, Scene
 
@@ -661,3 +661,36 @@ def test_pixels_of_twice_the_size_are_those_of_a_warp_bit_for_bit(
             )
             part = truth[:, 9 + row : 26 + row, 9 + column : 14 + column + width]
             np.testing.assert_array_equal(reader.read(window).values, part)
+
+
+# --- whole files ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_memory", [False, True], ids=["file", "bytes"])
+def test_a_whole_file_has_the_values_of_its_scene(tmp_path: Path, in_memory: bool) -> None:
+    hidden = numbers(1)[0] < 50
+    href = tiff(
+        tmp_path / "a.tif", numbers(2), mask=~hidden, scales=(0.5, 2.0), offsets=(-3.0, 0.0)
+    )
+    expected = read(scene(*bands(href, [2, 1]))).values
+    assert np.isnan(expected).any()
+    source = Path(href).read_bytes() if in_memory else href
+    np.testing.assert_array_equal(read_geotiff(source, [2, 1]), expected)
+    np.testing.assert_array_equal(read_geotiff(source), expected[::-1])
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex_int16"])
+def test_complex_numbers_are_named(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "a.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", width=4, height=4, count=1, dtype=dtype, crs=CRS,
+        transform=Affine(10, 0, ORIGIN[0], 0, -10, ORIGIN[1]),
+    ) as dataset:  # fmt: skip
+        dataset.write(np.ones((1, 4, 4), np.complex64))
+    for attempt in (
+        lambda: inspect(str(path)),
+        lambda: SceneReader(scene(*bands(str(path), [1])), GRID),
+        lambda: read_geotiff(path.read_bytes(), name="a.tif"),
+    ):
+        with pytest.raises(SceneError, match=r"a\.tif holds complex numbers; convert it to ampl"):
+            attempt()
