@@ -6,6 +6,7 @@ splits in :mod:`pipeline.datasets.spec`.
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.dataset import DatasetInfo, DatasetWriter, read_info
-from storage.errors import ConfigError, NotFoundError, SceneError
+from storage.dataset import DatasetInfo, DatasetWriter, check_files, read_info
+from storage.errors import ConfigError, CorruptIndexError, NotFoundError, SceneError
 from storage.location import Location
 from storage.progress import Progress, ProgressSink
+
+logger = logging.getLogger(__name__)
 
 _BATCH = 64
 _READER = 2
@@ -98,9 +101,15 @@ def _stacked(pixels: Sequence[NDArray[Any]], stored: np.dtype[Any] | None) -> ND
 
 
 def finished(uri: str | Location, origin: Mapping[str, Any]) -> DatasetInfo | None:
-    """Return the dataset at a URI if it has exactly this origin, else None."""
+    """Return the dataset at a URI if it has exactly this origin and no file is damaged."""
     try:
         info = read_info(uri)
+        if dict(info.origin) != json.loads(json.dumps(origin)):
+            return None
+        check_files(Location.of(uri), info)
+    except CorruptIndexError as error:
+        logger.warning("importing again: %s", error)
+        return None
     except (NotFoundError, ConfigError):
         return None
-    return info if dict(info.origin) == json.loads(json.dumps(origin)) else None
+    return info

@@ -4,16 +4,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run
+from storage.location import Location
+from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.commands.index_care import INDEX, gc, info, list_, rollback, size, verify
 from workflows.commands.index_stats import stats
-from workflows.commands.options import recipe_option
 
 if TYPE_CHECKING:
     from pipeline.indexing.plan import IndexPlan
     from pipeline.indexing.spec import IndexSpec
     from storage.index.manifest import IndexManifest
-    from storage.location import Location
 
 
 @click.group()
@@ -102,7 +101,7 @@ def _prediction(plan: "IndexPlan", spec: "IndexSpec") -> dict[str, Any]:
     }
 
 
-def _show(run: Run, target: "Location", manifest: "IndexManifest") -> None:
+def _show(run: Run, target: Location, manifest: "IndexManifest") -> None:
     facts: dict[str, Any] = {
         "index": target.uri,
         "version": manifest.version,

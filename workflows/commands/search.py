@@ -5,14 +5,17 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import CommaList, recipe_option
+from storage.errors import ConfigError
+from storage.geometry import centres
+from storage.index.filter import Filter
+from workflows.commands.common import CommaList, Run, Verb, pass_run, recipe_option
 from workflows.console import format_table
 
 if TYPE_CHECKING:
@@ -123,8 +126,6 @@ def examples(
     positive = list(_named(resolver, options, ""))
     like = _like(options)
     if like:
-        from storage.index.filter import Filter
-
         names = {"scene": "scenes", "label": "labels"}
         positive += resolver.tiles(Filter(**{names.get(n, n): v for n, v in like.items()}))
     return positive, list(_named(resolver, options, "not_"))
@@ -161,7 +162,6 @@ def _vectors(path: str) -> Iterator["Query"]:
     import numpy as np
 
     from pipeline.search.query import Query
-    from storage.errors import ConfigError
 
     try:
         if path.endswith(".npy"):
@@ -314,8 +314,6 @@ def _write_each(
 
 def _explain(run: Run, searcher: "Searcher", k: int, queries: int, by_score: bool) -> None:
     """Show the plan of the search."""
-    from dataclasses import asdict
-
     from pipeline.search.searcher import FIRST_DEPTH
 
     depth = min(FIRST_DEPTH if by_score else k, searcher.manifest.rows)
@@ -325,8 +323,6 @@ def _explain(run: Run, searcher: "Searcher", k: int, queries: int, by_score: boo
 
 def _lines(records: list[dict[str, Any]]) -> list[str]:
     """Lay hits out as a table; a grid that all hits share is named once, above it."""
-    from storage.geometry import centres
-
     width = max(80, shutil.get_terminal_size((80, 24)).columns)
     grids = {record["tile_key"].rsplit("/", 2)[0] for record in records}
     cut = len(next(iter(grids))) + 1 if len(grids) == 1 else 0
