@@ -175,6 +175,9 @@ def fit_picture(values: Float32, tile_px: int) -> Float32:
     tile = np.empty((len(values), tile_px, tile_px), dtype=np.float32)
     for number, band in enumerate(square):
         valid = np.isfinite(band)
+        if valid.all():
+            tile[number] = resized(band)
+            continue
         weight = resized(valid.astype(np.float32))
         total = resized(np.where(valid, band, 0).astype(np.float32))
         tile[number] = np.divide(
