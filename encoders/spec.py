@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from storage.errors import ConfigError, EncoderMismatchError
 from storage.location import Location
-from storage.values import Count, Natural, NonNegative, Positive, check_limits
+from storage.values import Count, Natural, NonNegative, Positive, check_limits, check_types
 
 FORMAT = "skysift-encoder/1"
 DESCRIPTION_FILE, WEIGHTS_FILE = "encoder.json", "model.safetensors"
@@ -180,6 +180,7 @@ def _parse(description: bytes, weights: bytes, folder: Location) -> EncoderSpec:
             name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()
         }
         spec = EncoderSpec(**values)
+        check_types(spec)
     except ConfigError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -20,6 +20,7 @@ from pipeline.training.spec import (
     values_digest,
 )
 from storage.errors import ConfigError, NotFoundError, SkysiftError
+from storage.values import check_types
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +107,10 @@ def _read_record(job: TrainingJob) -> dict[str, Any] | None:
         stated = record.pop("sha256", None)
         if stated not in (None, values_digest(record)):
             raise ValueError("its digest differs")
-        result = record["result"]
-        if not isinstance(record["spec"], dict) or (result and not TrainingResult(**result)):
-            raise ValueError("it is not a training run's record")
+        if not isinstance(record["spec"], dict):
+            raise TypeError("its settings are no mapping")
+        if record["result"]:
+            check_types(TrainingResult(**record["result"]))
         return {name: record[name] for name in ("digest", "dataset", "spec", "result")}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
