@@ -40,7 +40,7 @@ PACKAGES = ("storage", "encoders", "pipeline", "workflows")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _SECRET_NAME = re.compile(
     r".*(secret|token(?!iz)|passw|passphrase|credential|access_?key|api_?key|private_?key"
-    r"|signature|authorization|userpwd).*|(.*_)?(key|pass|pwd|sas|jwt|dsn|bearer|cookie)",
+    r"|signature|authorization|userpwd).*|(.*_)?(key|pass|sas|jwt|dsn|bearer|cookie)|.+_pwd",
     re.IGNORECASE,
 )
 _SECRET_TEXT = re.compile(
