@@ -8,6 +8,7 @@ References
 GeoParquet 1.1.0, https://geoparquet.org/releases/v1.1.0. GeoJSON, RFC 7946.
 """
 
+import csv
 import io
 import json
 import tempfile
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pyproj
@@ -28,6 +30,9 @@ from storage.geometry import EDGES, footprints, geojson_footprints
 from storage.location import Location
 
 _GEOMETRY = {"encoding": "WKB", "geometry_types": ["Polygon", "MultiPolygon"]}
+# Spreadsheets evaluate a cell that begins like this. An apostrophe before makes the cell text; one
+# that is there already gets another, so that readers take off exactly one.
+_FORMULA = r"^[=+\-@\t\r'\x{FF1D}\x{FF0B}\x{FF0D}\x{FF20}]"
 
 
 def hit_records(table: pa.Table) -> list[dict[str, Any]]:
@@ -180,9 +185,21 @@ def _geojson(hits: pa.Table) -> bytes:
 
 def _csv(hits: pa.Table) -> bytes:
     flat, sink = _flat(hits), io.BytesIO()
+    for position, column in enumerate(flat.schema):
+        if pa.types.is_string(column.type):
+            cells = pa.compute.replace_substring_regex(flat[column.name], _FORMULA, r"'\0")
+            flat = flat.set_column(position, column.name, cells)
     names = [name for name in flat.column_names if name != "rank"]
     pa.csv.write_csv(flat.select(["rank", *names]), sink)
     return sink.getvalue()
+
+
+def read_csv_hits(data: bytes) -> list[dict[str, Any]]:
+    """Return the rows of a CSV file that :func:`write_hits` wrote, as text."""
+    rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(data.decode())))
+    for row in rows:
+        row.update({n: cell.removeprefix("'") for n, cell in row.items() if isinstance(cell, str)})
+    return rows
 
 
 _WRITERS = {".geojson": _geojson, ".json": _geojson, ".parquet": geoparquet, ".csv": _csv}

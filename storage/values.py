@@ -1,4 +1,4 @@
-"""Kinds of numbers in specifications, and the check that keeps them within their limits.
+"""Kinds of numbers in specifications, the check of their limits, and text that can be printed.
 
 A specification states a limit once, in the annotation of a field. :func:`check_limits` refuses a
 value outside its limit in every specification; recipes, the command line and the reference pages
@@ -52,6 +52,24 @@ def check_limits(spec: object, subject: str) -> None:
         numbers = [item for item in values if isinstance(item, (int, float))]
         if not all(_LIMITS[type(x)][1](n, _number(x)) for n in numbers for x in limits):
             raise ConfigError(f"{subject}: {name} is {value}; give {_words(limits)}")
+
+
+def printable(text: str) -> str:
+    r"""Return text with control characters, bidirectional marks and unpaired surrogates escaped.
+
+    Ids and reasons come from catalogs of others. Printed as they are they could move the cursor,
+    feign lines or not be written at all. Text that is printable stays as it is.
+
+    Examples
+    --------
+    >>> print(printable("Zürich\x1b[2J\ud800"))
+    Zürich\x1b[2J\ud800
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
+    )
 
 
 def check_names(names: Iterable[str], subject: str) -> tuple[str, ...]:

@@ -89,7 +89,7 @@ HOMES = {
         *within("encoders/backbones", "build stem timm transformers"),
         *within("encoders/losses", "__init__ bce cbml core grn icl ifnd jspcl macl msc supcon"),
         "encoders/losses/triplet.py",
-        *within("pipeline/training", "driver log worker"),
+        *within("pipeline/training", "driver log network worker"),
     ),
     "zarr": within("storage/archive", "reader repository writer"),
 }

@@ -83,6 +83,11 @@ class TrainingWorker:
         self.job, self.spec, self.rank, self.world_size = job, job.spec, rank, world_size
         self.progress = progress if rank == 0 else ignore
         self.dataset = LabelledDataset.open(job.dataset)
+        if (found := self.dataset.info.digest) != job.dataset_digest:
+            raise ConfigError(
+                f"dataset {job.dataset} was replaced after this run was planned: its digest is "
+                f"{found[:16]}, the run's is {job.dataset_digest[:16]}; start the command again"
+            )
         self.train_rows, self.val_rows = (self.dataset.indices(s) for s in ("train", "val"))
         if not len(self.train_rows):
             raise ConfigError(f"dataset {job.dataset} has no train rows; import it with some")

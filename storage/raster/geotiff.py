@@ -7,24 +7,21 @@ service or another format. :mod:`storage.raster.writer` writes them, :mod:`stora
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import ColorInterp
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
-from rasterio.io import MemoryFile
 from rasterio.session import Session
 from rasterio.transform import Affine
 from rasterio.warp import transform as reproject_points
-from rasterio.windows import Window
 
 from storage.errors import ConfigError, GridError, SceneError
 from storage.geometry import BBox, around_points
@@ -173,52 +170,6 @@ def opened(
         yield dataset
 
 
-def decode_square(data: bytes, name: str, side_px: int) -> npt.NDArray[Any]:
-    """Return the central square of a GeoTIFF in memory, all bands, as (bands, side_px, side_px).
-
-    Another size is resampled (bilinear, filtered when shrinking). Pixel values keep their type;
-    where the file names a value for "no data" they become float32, with NaN there.
-
-    Raises
-    ------
-    SceneError
-        The data are not such a file; ``name`` stands in the message.
-    """
-    with opened_in_memory(data, name) as dataset:
-        side = min(dataset.width, dataset.height)
-        left, top = (dataset.width - side) // 2, (dataset.height - side) // 2
-        pixels = dataset.read(
-            window=Window(left, top, side, side),
-            out_shape=(dataset.count, side_px, side_px),
-            resampling=Resampling.bilinear if side != side_px else Resampling.nearest,
-            masked=dataset.nodata is not None,
-        )
-    if not isinstance(pixels, np.ma.MaskedArray):
-        return np.asarray(pixels)
-    return np.where(np.ma.getmaskarray(pixels), np.float32(np.nan), pixels.data.astype(np.float32))
-
-
-def shorter_side(data: bytes, name: str) -> int:
-    """Return the shorter side of a GeoTIFF in memory, in pixels."""
-    with opened_in_memory(data, name) as dataset:
-        return int(min(dataset.width, dataset.height))
-
-
-@contextmanager
-def opened_in_memory(data: bytes, name: str) -> Iterator[Any]:
-    """Open the bytes of a GeoTIFF, georeferenced or not; ``name`` stands in messages."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with MemoryFile(data) as file, file.open(driver="GTiff") as dataset:
-                _check_numbers(dataset, name)
-                yield dataset
-    except RasterioError as error:
-        raise SceneError(f"image {name} is not a readable TIFF ({cause(error)}); replace it") from (
-            error
-        )
-
-
 def _check(dataset: Any, href: Location, georeferenced: bool) -> None:
     if href.is_local:
         _check_length(dataset, href)
@@ -297,6 +248,19 @@ def alpha_index(dataset: Any) -> int:
     interpretations = list(dataset.colorinterp)
     alpha = ColorInterp.alpha
     return interpretations.index(alpha) + 1 if alpha in interpretations else 0
+
+
+def check_indexes(href: str | Location, indexes: Sequence[int], count: int) -> None:
+    """Refuse band numbers that a file of ``count`` bands does not have.
+
+    Raises
+    ------
+    SceneError
+        A number is not between 1 and ``count``.
+    """
+    for index in indexes:
+        if not 1 <= index <= count:
+            raise SceneError(f"{href} has {count} band(s), but band number {index} was requested")
 
 
 def perimeter(transform: Affine, width: int, height: int) -> tuple[Any, Any]:

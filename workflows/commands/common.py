@@ -35,7 +35,7 @@ from pipeline.runtime.cluster import ray_session
 from storage.errors import ConfigError
 from storage.location import Location
 from storage.scene import CatalogSpec
-from storage.values import limits_in
+from storage.values import limits_in, printable
 from workflows.console import (
     ProgressView,
     configure_logging,
@@ -44,7 +44,7 @@ from workflows.console import (
     suppress_stderr,
     write_json,
 )
-from workflows.exit_codes import Interrupted, end_on_sigterm
+from workflows.exit_codes import Interrupted
 from workflows.recipe.schema import Recipe, key_at
 from workflows.recipe.sections import spec_from
 
@@ -156,14 +156,13 @@ class Run:
 
     @contextmanager
     def ray(self, needed: bool = True) -> Iterator[None]:
-        """Be connected to Ray inside the block, and end it orderly on SIGTERM."""
+        """Be connected to Ray inside the block."""
         section = self.recipe.cluster
         with ExitStack() as stack:
             self.silence_ray()
             if needed:
                 with nullcontext() if self.debug else suppress_stderr():
                     stack.enter_context(ray_session(section.address, section.cpus))
-            end_on_sigterm()
             yield
 
     def silence_ray(self) -> None:
@@ -178,7 +177,7 @@ class Run:
             return
         shown = data if lines is None else lines
         text = format_pairs(shown) if isinstance(shown, Mapping) else shown
-        self.stdout.writelines(f"{line}\n" for line in text)
+        self.stdout.writelines(f"{printable(line)}\n" for line in text)
 
 
 def _before_pattern(path: str) -> Path:

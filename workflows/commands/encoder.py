@@ -34,13 +34,14 @@ def make(run: Run) -> None:
     The statistics of the bands are those of the recipe, else of a labelled dataset, else they are
     computed over the scenes of the catalog.
     """
-    from encoders.bundle import new_encoder, save_bundle
+    from encoders.bundle import new_encoder, require_distinct_vectors, save_bundle
 
     target = run.need("encoder.bundle")
     if run.recipe.encoder.pretrained is not None:
         run.need_path("encoder.pretrained")
     section = run.recipe.encoder
     untrained = new_encoder(_spec(run), pretrained=section.pretrained, seed=section.seed)
+    require_distinct_vectors(untrained)
     fingerprint = save_bundle(untrained, target)
     run.show({"encoder": target, "fingerprint": fingerprint})
 

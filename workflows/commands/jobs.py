@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from storage.values import printable
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.console import format_table
 
@@ -129,4 +130,5 @@ def _variable(text: str) -> tuple[str, str]:
 
 
 def _write(stream: object, text: str) -> None:
-    click.echo(text, file=stream, nl=False)  # type: ignore[arg-type]
+    lines = "\n".join(map(printable, text.split("\n")))
+    click.echo(lines, file=stream, nl=False)  # type: ignore[arg-type]

@@ -96,7 +96,7 @@ def _write(run: Run, outcome: "PollReport | SkysiftError") -> None:
         document = outcome if isinstance(outcome, PollReport) else failed
         click.echo(json.dumps(plain_value(document)), file=run.stdout)
     elif isinstance(outcome, PollReport) and outcome.changed:
-        click.echo("\n".join([*_lines(outcome), ""]), file=run.stdout)
+        run.show(None, [*_lines(outcome), ""])
 
 
 def _lines(report: "PollReport") -> list[str]:

@@ -1,10 +1,9 @@
 """A contact sheet: many tiles as one PNG, each with its date, key, scene and score."""
 
-import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -15,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from storage.archive.reader import Archive
 from storage.errors import ConfigError, NotFoundError
+from storage.formats import read_csv_hits
 from storage.location import Location
 from workflows.report.rendering import TileRenderer, sized
 
@@ -174,7 +174,7 @@ def _records(file: Location) -> Iterable[Mapping[str, Any]]:
         columns = ["scene", "tile_key", "datetime", "score"]
         return list(pq.read_table(BytesIO(data), columns=columns).to_pylist())
     if kind == ".csv":
-        return list(csv.DictReader(StringIO(data.decode())))
+        return read_csv_hits(data)
     document = json.loads(data)
     if document.get("type") == "FeatureCollection":
         return [feature["properties"] for feature in document["features"]]
