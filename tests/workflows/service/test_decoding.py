@@ -76,7 +76,8 @@ def test_a_jpeg_of_many_scans_is_refused_or_ends_its_decoder(decoder, monkeypatc
     with pytest.raises(ConfigError, match=r"scans, at most 100 are taken"):
         decoder(_many_scans(1000, 64))
     # a header that tells nothing: the process ends itself, and the next picture gets another one
-    script = "from workflows.service import decoding as d; d._LIMIT_S, d._MOST_SCANS = .5, 10**9"
+    script = "from workflows.service import decoding as d; from storage.raster import picture"
+    script += "; d._LIMIT_S, picture._MOST_SCANS = .5, 10**9"
     script += "; import sys; d._serve(int(sys.argv[1]), int(sys.argv[2]))"
     started = subprocess.Popen
     monkeypatch.setattr(
