@@ -103,7 +103,8 @@ def read_picture(
     SceneError
         The file is not such a picture, is damaged, or lacks a band.
     ConfigError
-        The picture is larger than ``most_px``.
+        The picture is larger than ``most_px``, or its header states more work than any picture
+        needs: scans of a JPEG, tiles of a TIFF.
     NotFoundError
         The file does not exist.
     """
@@ -343,7 +344,7 @@ def _check_block(place: Location, dataset: Any) -> None:
     rows, columns = dataset.block_shapes[0]
     pixel_bytes = sum(np.dtype(name).itemsize for name in dataset.dtypes)
     if rows * columns * pixel_bytes > _MOST_BLOCK_BYTES:
-        raise SceneError(
-            f"{place} is not a readable picture: one of its blocks has {columns} x {rows} pixels; "
-            "write it with blocks of 512 x 512 pixels"
+        raise ConfigError(
+            f"{place} has tiles of {rows * columns:,} pixels, which take more than "
+            f"{_MOST_BLOCK_BYTES:,} bytes each; write it with tiles of 512 x 512 pixels"
         )
