@@ -337,6 +337,6 @@ def _is_recorded(item: Rejected, entries: Mapping[str, LedgerEntry]) -> bool:
 
 def _is_pending(scene: Scene, entries: Mapping[str, LedgerEntry], spec: IngestSpec) -> bool:
     entry = entries.get(scene.id)
-    if entry is None or entry.fingerprint != scene.fingerprint:
+    if entry is None or entry.fingerprint != scene.known_as(entry.fingerprint):
         return True
     return entry.state == "quarantined" and spec.retry_quarantined
