@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from storage.errors import SkysiftError
+from storage.signatures import without_signatures
 from storage.values import printable
 
 logger = logging.getLogger(__name__)
@@ -80,4 +81,4 @@ def reason_of(error: Exception) -> str:
             f"{kind}: {text or 'no message'}; check the file or document, and report this error "
             "if nothing is wrong with it"
         )
-    return printable(text)
+    return printable(without_signatures(text))

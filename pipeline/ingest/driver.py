@@ -17,7 +17,7 @@ import numpy as np
 
 from encoders.spec import DESCRIPTION_FILE, WEIGHTS_FILE, read_bundle
 from pipeline.ingest.commit import Committer
-from pipeline.ingest.kernels import Batch, EmbedScenes, SceneCollector
+from pipeline.ingest.kernels import Batch, EmbedScenes, SceneCollector, local_revision
 from pipeline.ingest.spec import IngestPlan, IngestReport, IngestSpec, PlannedEncoder
 from pipeline.runtime.cluster import ray_session
 from pipeline.tiles.spec import GridSpec
@@ -339,4 +339,14 @@ def _is_pending(scene: Scene, entries: Mapping[str, LedgerEntry], spec: IngestSp
     entry = entries.get(scene.id)
     if entry is None or entry.fingerprint != scene.known_as(entry.fingerprint):
         return True
-    return entry.state == "quarantined" and spec.retry_quarantined
+    if entry.state == "quarantined" and spec.retry_quarantined:
+        return True
+    return entry.state != "deleted" and bool(entry.files) and _is_replaced(scene, entry.files)
+
+
+def _is_replaced(scene: Scene, files: str) -> bool:
+    """Tell whether local files of a scene changed behind its STAC item; lost files did not."""
+    try:
+        return local_revision(scene) != files
+    except NotFoundError:
+        return False
