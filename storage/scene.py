@@ -16,7 +16,7 @@ from storage.dates import Moment, as_utc, parse_range
 from storage.errors import CatalogError
 from storage.geometry import BBox, check_bbox, polygon_bounds, polygon_wkt
 from storage.location import Location
-from storage.values import Count, Percent, check_limits, check_names
+from storage.values import Count, Percent, check_limits, check_names, printable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,10 +132,14 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rejected:
-    """A catalog entry that cannot become a scene, and why, in one line."""
+    """A catalog entry that cannot become a scene, and why, in one line; both made printable."""
 
     scene_id: str
     reason: str
+
+    def __post_init__(self) -> None:
+        for name in ("scene_id", "reason"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,10 +1,9 @@
 """Uploaded pictures are decoded in processes of their own, within bounds of memory and time.
 
-The first bytes of a file decide its kind and its header its size in pixels; only PNG, JPEG and
-GeoTIFF are decoded, each by its own decoder alone. What the header does not tell (a JPEG of many
-scans, a damaged stream) costs at most one process, which ends itself when it is late. Messages
-between the processes are bytes and JSON, because what a decoder of foreign files sends is not
-trusted: no pickle is loaded.
+:mod:`storage.raster.picture` decides by the header whether a file is decoded. What the header does
+not tell (a damaged stream, a file that decodes slowly) costs at most one process, which ends itself
+when it is late. Messages between the processes are bytes and JSON, because what a decoder of
+foreign files sends is not trusted: no pickle is loaded.
 """
 
 import json
@@ -24,21 +23,14 @@ from queue import Empty, SimpleQueue
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from storage.errors import ConfigError, SceneError, SkysiftError
-from storage.location import Location
-from storage.raster.geotiff import environment, opened
-from storage.raster.reader import read_image
+from storage.raster.picture import read_picture
 
 logger = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
 
-_MAGIC = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"II*\x00": ".tif", b"MM\x00*": ".tif"}
-_DECODERS = {".png": ("PNG",), ".jpg": ("JPEG",)}
-_SCAN, _MOST_SCANS = b"\xff\xda", 100
-"""The marker of a scan of a JPEG: its coded data never has these bytes; cameras write up to 20."""
 _LIMIT_S = 8.0
 _BASE_BYTES, _BYTES_PER_PX = 512 << 20, 64
 _VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "GDAL_DATA", "PROJ_DATA", "PROJ_LIB")
@@ -73,7 +65,6 @@ class Decoder:
         SceneError
             The file cannot be decoded, or not within the bounds.
         """
-        image_suffix(image)
         process = self._take()
         try:
             pixels = process.decode(image)
@@ -147,69 +138,14 @@ def _end(
 
 
 def decode(image: bytes, most_px: int) -> Float32:
-    """Decode a file in this process, after a look at its header.
-
-    Raises
-    ------
-    ConfigError
-        The file is not of a kind that is decoded, or has too many pixels or scans.
-    SceneError
-        The file cannot be decoded.
-    """
-    handle, path = tempfile.mkstemp(suffix=image_suffix(image))
+    """Decode a file in this process; what the decoder raises is in `read_picture`."""
+    handle, path = tempfile.mkstemp()
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(image)
-        _check_header(image, path, most_px)
-        return read_image(path)
-    except SkysiftError as error:
-        raise type(error)(str(error).replace(path, "the image")) from error
-    except MemoryError as error:
-        raise SceneError("the image needs too much memory to decode; crop it") from error
-    except Exception as error:  # a crafted file may raise anything in a decoder
-        raise SceneError(
-            f"the image cannot be decoded ({type(error).__name__}: {error})"
-        ) from error
+        return read_picture(path, most_px=most_px, name="the image").values
     finally:
         Path(path).unlink()
-
-
-def image_suffix(image: bytes) -> str:
-    """Return the suffix of an uploaded file by its first bytes, never by its name.
-
-    Raises
-    ------
-    ConfigError
-        The file is not of a kind that is decoded.
-    """
-    for magic, suffix in _MAGIC.items():
-        if image.startswith(magic):
-            return suffix
-    raise ConfigError(f"the image ({len(image):,} bytes) is no PNG, JPEG or GeoTIFF file")
-
-
-def _check_header(image: bytes, path: str, most_px: int) -> None:
-    """Refuse an image that would decode to far more bytes than its file has."""
-    suffix = Path(path).suffix
-    if suffix == ".tif":
-        file = Location(path)
-        with environment(file), opened(file, georeferenced=False) as dataset:
-            width, height, bands = dataset.width, dataset.height, dataset.count
-            tile_px = max(rows * columns for rows, columns in dataset.block_shapes)
-    else:
-        try:
-            with Image.open(path, formats=_DECODERS[suffix]) as picture:
-                (width, height), bands = picture.size, len(picture.getbands())
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-            raise SceneError(f"{path} cannot be decoded ({type(error).__name__})") from error
-        tile_px = width * height
-    if max(tile_px, width * height) > most_px or width * height * bands > 4 * most_px:
-        raise ConfigError(
-            f"the image has {width} x {height} pixels in {bands} bands and tiles of {tile_px:,}, "
-            f"at most {most_px:,} are taken (in 4 bands); crop it to the part to search for"
-        )
-    if suffix == ".jpg" and (scans := image.count(_SCAN)) > _MOST_SCANS:
-        raise ConfigError(f"the image has {scans:,} scans, at most {_MOST_SCANS} are taken")
 
 
 def _serve(descriptor: int, most_px: int) -> None:
