@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from storage.errors import ConfigError, CorruptIndexError
 from storage.location import Location, sha256_of_file
+from storage.locks import exclusive_lock
 
 FORMAT = "skysift-dataset/1"
 SPLITS = ("train", "val", "test")
@@ -148,7 +150,8 @@ class LabelledDataset:
 class DatasetWriter:
     """Writes a dataset batch by batch; nothing is visible at its URI before `finish`.
 
-    Use it as a context manager: leaving the block without `finish` discards the dataset.
+    Use it as a context manager: leaving the block without `finish` discards the dataset, and
+    another process that enters with the same URI meanwhile is refused.
 
     Parameters
     ----------
@@ -181,14 +184,19 @@ class DatasetWriter:
         self._bands, self._classes = tuple(bands), tuple(classes)
         self._more = {"resolution_m": resolution_m, "origin": json.loads(json.dumps(origin or {}))}
         self._normalisation = normalisation
-        self._folder = _working_folder(self._target)
-        self._images: BinaryIO = (self._folder / "images.npy").open("wb")
         self._labels: list[NDArray[np.uint8]] = []
         self._rows: list[pd.DataFrame] = []
         self._shape: tuple[int, ...] = ()
         self._dtype: np.dtype[Any] | None = None
 
     def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            lock = exclusive_lock(self._target, "dataset import", beside="import")
+            self._check_lock = stack.enter_context(lock)
+            self._folder = _working_folder(self._target)
+            stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            self._images: BinaryIO = stack.enter_context((self._folder / "images.npy").open("wb"))
+            self._open = stack.pop_all()
         return self
 
     def __exit__(
@@ -197,8 +205,7 @@ class DatasetWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._images.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._open.close()
 
     def append(
         self, images: NDArray[Any], labels: NDArray[Any], rows: Mapping[str, Sequence[Any]]
@@ -293,6 +300,7 @@ class DatasetWriter:
         return _band_statistics((images[row] for row in chosen[evenly]), self._target)
 
     def _publish(self, info: DatasetInfo) -> None:
+        self._check_lock()
         text = (json.dumps({"format": FORMAT, **asdict(info)}, indent=2) + "\n").encode()
         if not self._target.is_local:
             for name in _FILES:
