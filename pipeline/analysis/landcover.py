@@ -140,6 +140,7 @@ def tile_labels(
             f"land cover needs at least one class and 0 < min_fraction <= 1, got {len(classes)} "
             f"classes and {min_fraction}; correct the mapping"
         )
+    landcover = Location.of(landcover).absolute  # workers of a cluster have another directory
     nodata = inspect(landcover).nodata
     unused = next(value for value in range(255, -1, -1) if value not in classes)
     fill = unused if nodata is None else int(nodata)

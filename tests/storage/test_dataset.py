@@ -1,6 +1,7 @@
 """Labelled datasets at rest: what was written is read, remotely too, and damage is named."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.dataset import DatasetWriter, LabelledDataset, read_info
-from storage.errors import ConfigError, CorruptIndexError, NotFoundError
+from storage.errors import ConfigError, CorruptIndexError, NotFoundError, SkysiftError
 from storage.location import Location
 
 BANDS, CLASSES = ("red", "nir"), ("water", "forest", "road")
@@ -100,6 +101,18 @@ def test_an_unfinished_dataset_is_not_there_and_a_new_one_replaces_the_old(tmp_p
     _write(uri, _batch(3))
     _write(uri, _batch(5))
     assert len(LabelledDataset.open(uri)) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_second_writer_is_refused_and_disturbs_nothing(tmp_path: Path):
+    uri = str(tmp_path / "set")
+    with DatasetWriter(uri, bands=BANDS, classes=CLASSES) as first:
+        first.append(*_batch(2))
+        with pytest.raises(SkysiftError, match=f"dataset import: process {os.getpid()} on"):
+            _write(uri, _batch(3))
+        first.append(*_batch(2))
+        first.finish()
+    assert len(LabelledDataset.open(uri)) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
