@@ -14,12 +14,22 @@ Moment = dt.datetime | dt.date | str
 def as_utc(moment: dt.datetime) -> dt.datetime:
     """Return a moment in UTC; without a time zone it means UTC.
 
+    Raises
+    ------
+    ConfigError
+        The moment lies outside the years 1 to 9999 in UTC.
+
     Examples
     --------
     >>> as_utc(dt.datetime(2024, 5, 1, 12)).isoformat()
     '2024-05-01T12:00:00+00:00'
     """
-    return moment.astimezone(dt.UTC) if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+    try:
+        return moment.astimezone(dt.UTC) if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+    except OverflowError as error:
+        raise ConfigError(
+            f"{moment.isoformat()} lies outside the years 1 to 9999 in UTC; give another time"
+        ) from error
 
 
 def parse_moment(value: Moment, subject: str, *, end_of_day: bool = False) -> dt.datetime:

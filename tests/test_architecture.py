@@ -20,7 +20,7 @@ def within(folder: str, names: str) -> tuple[str, ...]:
 
 COMMANDS = (
     "archive common composite dataset demo doctor drift encoder evaluate index "
-    "index_care index_stats ingest jobs options recipe report search serve sheet train watch"
+    "index_care index_stats ingest jobs recipe report search serve sheet train watch"
 )
 HOMES = {
     "botocore": ("storage/location.py",),

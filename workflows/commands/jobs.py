@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from storage.values import printable
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import recipe_option
+from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.console import format_table
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -78,7 +78,6 @@ def jobs() -> None:
 @pass_run
 def list_(run: Run, allow_unauthenticated: bool) -> None:
     """List the jobs, the newest first."""
-    from workflows.console import format_table
     from workflows.submit import list_jobs
 
     found = list_jobs(_client(run, allow_unauthenticated))
