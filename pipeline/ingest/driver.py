@@ -96,6 +96,8 @@ def plan_ingest(spec: IngestSpec, *, encoder: PlannedEncoder | None = None) -> I
     ConfigError
         The rules and the labels do not go together.
     """
+    # Workers of a cluster and later searches have other working directories.
+    spec = replace(spec, encoder_uri=Location.of(spec.encoder_uri).absolute)
     encoder = encoder or read_encoder(spec.encoder_uri)
     grid = spec.grid or GridSpec(resolution=encoder.spec.resolution_m or "native")
     grid = replace(grid, tile_px=grid.tile_px or encoder.spec.tile_px)

@@ -63,6 +63,12 @@ class BackendConfig:
     max_image_px: int = 16 * 1024 * 1024
     thumbnail_cache_bytes: int = 64 * 1024 * 1024
 
+    def __post_init__(self) -> None:
+        # Replicas have other working directories than the command.
+        object.__setattr__(self, "index_uri", self.index)
+        if self.encoder_uri is not None:
+            object.__setattr__(self, "encoder_uri", Location.of(self.encoder_uri).absolute)
+
     @property
     def index(self) -> Location:
         """The location of the index."""
@@ -224,8 +230,7 @@ class _Version:
 
     @cached_property
     def encoder(self) -> Encoder:
-        stated = self.archive.location.at(self.archive.spec.encoder_uri)
-        return load_encoder(self._config.encoder_uri or stated)
+        return load_encoder(self._config.encoder_uri or self.archive.encoder)
 
     @cached_property
     def image_resolver(self) -> QueryResolver:
