@@ -138,14 +138,10 @@ def _named(resolver: "QueryResolver", options: dict[str, Any], prefix: str) -> I
 
 def _encoder(run: Run, searcher: "Searcher") -> Any:
     from encoders.bundle import load_encoder
-    from storage.archive.reader import Archive
 
-    at = searcher.index.at
     if run.recipe.encoder.bundle is not None:
         return load_encoder(run.need_path("encoder.bundle"))
-    manifest = searcher.manifest
-    archive = Archive.open(at(manifest.archive_uri), manifest.snapshot)
-    return load_encoder(at(archive.spec.encoder_uri))
+    return load_encoder(searcher.index.at(searcher.archive.spec.encoder_uri))
 
 
 def _vectors(path: str) -> Iterator["Query"]:
