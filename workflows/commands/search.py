@@ -138,13 +138,11 @@ def _named(resolver: "QueryResolver", options: dict[str, Any], prefix: str) -> I
 
 def _encoder(run: Run, searcher: "Searcher") -> Any:
     from encoders.bundle import load_encoder
-    from storage.archive.reader import Archive
     from storage.errors import NotFoundError
 
     if run.recipe.encoder.bundle is not None:
         return load_encoder(run.need_path("encoder.bundle"))
-    manifest = searcher.manifest
-    archive = Archive.open(searcher.index.at(manifest.archive_uri), manifest.snapshot)
+    archive = searcher.archive
     try:
         return load_encoder(archive.encoder)
     except NotFoundError as error:
