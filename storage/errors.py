@@ -14,12 +14,18 @@ The tree::
     ├── CorruptIndexError             a file differs from its manifest
     └── SearchUnavailableError        part of the index cannot answer
 
-A message names the fault, its place, got/expected and the next step, in one line.
+A message names the fault, its place, got/expected and the next step, in one line, and no signature
+of an address: ledgers, logs and answers keep it.
 """
+
+from storage.signatures import without_signatures
 
 
 class SkysiftError(Exception):
     """Base of every deliberate error; the command line prints it as one line, exit code 1."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(without_signatures(a) if isinstance(a, str) else a for a in args))
 
 
 class ConfigError(SkysiftError, ValueError):

@@ -7,10 +7,11 @@ built where they are used (fsspec keeps one per process and options, and starts 
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,15 +20,19 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 
 import fsspec
+import fsspec.utils
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from storage.errors import ConfigError, NotFoundError, SkysiftError
+from storage.signatures import without_signatures
 
 if TYPE_CHECKING:
     import icechunk
 
 
 SCHEMES = ("s3", "file")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+REQUEST_PAYER = "AWS_REQUEST_PAYER"
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -55,7 +60,7 @@ def split_uri(uri: str) -> tuple[str, str]:
             f"cannot use {uri!r}: its scheme is {parts.scheme!r}; "
             f"give a plain path or one of {', '.join(s + '://' for s in SCHEMES)}"
         )
-    return "s3", uri.removeprefix("s3://")
+    return "s3", uri.partition("://")[2]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,8 +128,8 @@ class StorageOptions:
 class Location:
     """A place in a file system or an object store, with the options that reach it.
 
-    Immutable, hashable and picklable. ``str(location)`` is the URI and never a secret. Pixels of
-    scenes may also be at web addresses.
+    Immutable, hashable and picklable. ``str(location)`` is the URI without signature or password;
+    ``location.uri`` is what readers open. Pixels of scenes may also be at web addresses.
 
     Parameters
     ----------
@@ -151,7 +156,10 @@ class Location:
         return place if isinstance(place, Location) else cls(os.fspath(place))
 
     def __str__(self) -> str:
-        return self.uri
+        return without_signatures(self.uri)
+
+    def __repr__(self) -> str:
+        return f"Location(uri={str(self)!r})"
 
     def __truediv__(self, part: str) -> "Location":
         """Append path parts.
@@ -181,7 +189,9 @@ class Location:
         """
         if self.is_web:
             return self.at(urljoin(self.uri, href))
-        if "://" in href or href.startswith("/"):
+        if address := _ADDRESS.match(href):
+            return self.at(address[0].lower() + href[address.end() :])
+        if href.startswith("/"):
             return self.at(href)
         scheme, path = split_uri(self.uri)
         joined = os.path.normpath(PurePosixPath(path).parent / href)
@@ -200,7 +210,7 @@ class Location:
     @property
     def is_web(self) -> bool:
         """Whether this is a web address; only pixels of scenes are read from web addresses."""
-        return self.uri.startswith(("https://", "http://"))
+        return self.uri[:8].lower().startswith(("https://", "http://"))
 
     @property
     def path(self) -> Path:
@@ -250,6 +260,7 @@ class Location:
             token=options.session_token,
             endpoint_url=options.endpoint_url,
             client_kwargs={"region_name": options.region} if options.region else {},
+            requester_pays=os.environ.get(REQUEST_PAYER) == "requester",  # as GDAL has it
             use_listings_cache=False,
         )
         return s3, path
@@ -266,17 +277,32 @@ class Location:
         with named_failures(self):
             return bool(fs.exists(path))
 
+    @property
+    def is_pattern(self) -> bool:
+        """Whether this is a glob pattern; a name that exists is none, whatever is in the name."""
+        fs, path = self.filesystem()
+        with named_failures(self):
+            return bool(_split_pattern(fs, path)[1])
+
     def list(self) -> "list[Location]":
         """Return the files that a glob pattern names, or all files below a folder, sorted.
 
-        The result is empty when no file matches.
+        The result is empty when no file matches. A folder that exists may have ``*``, ``?`` and
+        ``[`` in its name.
+
+        Raises
+        ------
+        ConfigError
+            The pattern is wrong.
         """
         fs, path = self.filesystem()
         with named_failures(self):
-            if any(mark in path for mark in "*?["):
-                names = [name for name in fs.glob(path) if not fs.isdir(name)]
-            else:
-                names = fs.find(path)
+            folder, pattern = _split_pattern(fs, path)
+            depth = None if "**" in pattern or not pattern else pattern.count("/") + 1
+            names = fs.find(folder, maxdepth=depth)
+        if pattern:
+            matches = _matcher(pattern)
+            names = [name for name in names if matches(name[len(folder.rstrip("/")) + 1 :])]
         prefix = "" if self.is_local else "s3://"
         return [self.at(f"{prefix}{name}") for name in sorted(names)]
 
@@ -369,7 +395,10 @@ class Location:
         """Delete a file, or a folder with its content; do nothing when there is none."""
         fs, path = self.filesystem()
         with named_failures(self):
-            if fs.exists(path):
+            if _has_marks(path) and not self.is_local:
+                for name in fs.find(path):  # s3fs would delete all that a name matches as a pattern
+                    fs.rm_file(name)
+            elif fs.exists(path):
                 fs.rm(path, recursive=True)
 
     def icechunk(self) -> "icechunk.Storage":
@@ -429,6 +458,28 @@ def gdal_environment(options: StorageOptions) -> dict[str, str]:
     return environment | {name: value for name, value in secrets.items() if value}
 
 
+def _split_pattern(fs: fsspec.AbstractFileSystem, path: str) -> tuple[str, str]:
+    """Return the beginning of a path that exists as written, and the glob pattern below."""
+    parts = path.split("/")
+    if _has_marks(parts[0]):
+        raise ConfigError(f"the pattern {path!r} names no bucket; begin with s3://bucket/")
+    end = len(parts)
+    while _has_marks(literal := "/".join(parts[:end])) and not fs.exists(literal):
+        end -= 1
+    return literal or "/", "/".join(parts[end:])
+
+
+def _has_marks(path: str) -> bool:
+    return any(mark in path for mark in "*?[")
+
+
+def _matcher(pattern: str) -> Callable[[str], object]:
+    try:
+        return re.compile(fsspec.utils.glob_translate(pattern)).match
+    except (ValueError, re.error) as error:
+        raise ConfigError(f"{pattern!r} is no pattern: {error}; correct it") from error
+
+
 def sha256_of_file(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a local file, read in pieces."""
     with path.open("rb") as stream:
@@ -446,8 +497,8 @@ def named_failures(place: Location) -> Iterator[None]:
         ) from error
     except (PermissionError, NoCredentialsError) as error:
         raise SkysiftError(
-            f"{place} may not be accessed ({_first_line(error)}); "
-            "check the credentials (or say `anonymous`) and the policy"
+            f"{place} may not be accessed ({_first_line(error)}); check the credentials (or say "
+            f"`anonymous`) and the policy; where the requester pays, set {REQUEST_PAYER}=requester"
         ) from error
     except (OSError, BotoCoreError, ClientError) as error:
         raise SkysiftError(

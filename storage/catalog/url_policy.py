@@ -6,11 +6,12 @@ confines files to the folders that a recipe lists.
 """
 
 import os
+import re
 import socket
 from collections.abc import Collection
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from requests import PreparedRequest, Response
 from requests.adapters import HTTPAdapter
@@ -75,7 +76,10 @@ def check_host(url: str, trusted_hosts: Collection[str] = ()) -> None:
 
 
 def is_within(uri: str, root: str) -> bool:
-    """Tell whether a URI is a folder or lies within that folder.
+    """Tell whether a URI is a folder or lies within that folder, however a reader takes the URI.
+
+    A path with a segment that some reader could take for ``..`` (encoded, doubly encoded, with a
+    backslash, with parameters) lies nowhere. Local paths are compared with their links resolved.
 
     Examples
     --------
@@ -83,12 +87,51 @@ def is_within(uri: str, root: str) -> bool:
     True
     >>> is_within("s3://bucket/abc.tif", "s3://bucket/a"), is_within("/data/../etc/x", "/data")
     (False, False)
+    >>> is_within("https://H.org:443/a/b.tif", "https://h.org/a")
+    True
     """
-    if Location(uri).is_web or Location(root).is_web:
-        return uri.startswith(f"{root.rstrip('/')}/") and "/../" not in uri
-    scheme, path = split_uri(uri)
-    root_scheme, folder = split_uri(root)
-    if scheme == "file":
-        path, folder = os.path.realpath(path), os.path.realpath(folder)
-    folder = folder.rstrip("/")
-    return scheme == root_scheme and (path == folder or path.startswith(f"{folder}/"))
+    try:
+        place, folder = _address(uri), _address(root)
+    except ValueError:  # not an address, not one that is read, or one that can be taken differently
+        return False
+    return place[0] == folder[0] and place[1][: len(folder[1])] == folder[1]
+
+
+def _address(uri: str) -> tuple[tuple[object, ...], list[str]]:
+    """Return what is asked (scheme, host, port) and the segments of the path there.
+
+    Raises
+    ------
+    ValueError
+        Two readers could take the address differently.
+    """
+    if not Location(uri).is_web:
+        scheme, path = split_uri(uri)
+        if scheme == "file":
+            return (scheme,), _segments(os.path.realpath(path))
+        _require_plain(path)
+        return (scheme,), _segments(path)
+    parts = urlsplit(uri)
+    if not parts.hostname or parts.netloc.count("@") > 1 or re.search(r"[\\\x00-\x1f]", uri):
+        raise ValueError(f"{uri!r} can be taken differently")
+    _require_plain(parts.path)
+    port = {"http": 80, "https": 443}[parts.scheme] if parts.port is None else parts.port
+    host = parts.hostname.removesuffix(".")
+    return (parts.scheme, host, port), [unquote(part) for part in _segments(parts.path)]
+
+
+def _segments(path: str) -> list[str]:
+    return path.rstrip("/").split("/")
+
+
+def _require_plain(path: str) -> None:
+    """Refuse a path that leaves its folder, or may do so, as it is or decoded, once or again."""
+    for _ in range(4):
+        decoded = unquote(path)
+        names = {part.partition(";")[0] for part in re.split(r"[/\\]", path)}
+        if names & {".", ".."} or decoded.count("/") > path.count("/"):
+            break
+        if decoded == path:
+            return
+        path = decoded
+    raise ValueError(f"{path!r} can be taken differently")

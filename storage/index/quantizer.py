@@ -1,4 +1,4 @@
-"""Train the quantizers that all shards of an index share; fill and merge shards. A home of faiss.
+"""Train the quantizers that all shards share; fill, merge and decode shards. A home of faiss.
 
 Every kind is an inverted file with inner products, so the same code serves all kinds:
 
@@ -24,6 +24,7 @@ J. Gao, C. Long, RaBitQ, SIGMOD 2024; T. Ge et al., Optimized Product Quantizati
 (the parametric solution).
 """
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -315,6 +316,57 @@ def proposals(trained: Bytes, rows: Float32, queries: Float32, depth: int) -> In
     index.whole.add(np.ascontiguousarray(rows))
     index.lists.nprobe = index.lists.nlist
     return np.asarray(index.whole.search(np.ascontiguousarray(queries), depth)[1])
+
+
+class CodeDecoder:
+    """The vectors of a filled inverted file by position; safe to read from several threads.
+
+    FAISS's `reconstruct_batch` prepares a decoder for every row, which takes longer than the exact
+    scores. Scalar codes are therefore gathered into one array and decoded in one call.
+
+    Parameters
+    ----------
+    lists
+        The inverted file; nothing may be added to it from now on.
+
+    Raises
+    ------
+    CorruptIndexError
+        A row between the first and the last is missing.
+    """
+
+    def __init__(self, lists: Any) -> None:
+        self._lists = lists  # owns the memory that is read
+        self._offsets: Int64 | None = None
+        if not isinstance(lists, faiss.IndexIVFScalarQuantizer) or not lists.ntotal:
+            lists.make_direct_map()
+            return
+        stored: Any = lists.invlists
+        width = int(lists.code_size)
+        addresses = np.zeros(lists.ntotal, dtype=np.int64)
+        for number in range(lists.nlist):
+            if size := stored.list_size(number):
+                ids = faiss.rev_swig_ptr(stored.get_ids(number), size)
+                addresses[ids] = int(stored.get_codes(number)) + width * np.arange(size)
+        first = int(addresses.min())
+        if not first:
+            raise CorruptIndexError("a shard lacks rows; run `skysift index verify`")
+        span = int(addresses.max()) - first + width
+        memory: Any = (ctypes.c_char * span).from_address(first)
+        self._decoder = lists.sq
+        # A view over the memory from the first to the last code, with one overlapping element for
+        # every byte at which a code may start: codes are gathered by one index operation.
+        self._codes = np.ndarray((span - width + 1,), f"V{width}", memory, strides=(1,))
+        self._offsets = np.subtract(addresses, first, out=addresses)
+
+    def __getitem__(self, positions: Int64) -> Float32:
+        """Return the vectors (m, D) as FAISS decodes them."""
+        if self._offsets is None:
+            vectors: Float32 = self._lists.reconstruct_batch(positions)
+            return vectors
+        codes = self._codes[self._offsets[positions]].view(np.uint8)
+        decoded: Float32 = self._decoder.decode(codes.reshape(-1, self._codes.itemsize))
+        return decoded
 
 
 class ShardIndexBuilder:

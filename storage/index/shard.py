@@ -19,10 +19,9 @@ import numpy.typing as npt
 
 from storage.errors import CorruptIndexError
 from storage.geometry import Mask
-from storage.index.decode import CodeDecoder
 from storage.index.filter import Filter
 from storage.index.gpu import MOST_RESULTS, gpu_copy
-from storage.index.quantizer import Bytes, joined, loaded
+from storage.index.quantizer import Bytes, CodeDecoder, joined, loaded
 from storage.index.ranking import (
     QUANTUM,
     Float32,

@@ -424,10 +424,18 @@ def _numbers(dataset: Any, bands: Sequence[BandSource]) -> dict[str, Any]:
             dataset.scales[band.index - 1] if band.scale is None else band.scale for band in bands
         ),
         "offsets": tuple(
-            dataset.offsets[band.index - 1] if band.offset is None else band.offset
+            dataset.offsets[band.index - 1]
+            if band.offset is None or (band.offset_of_counts and not _holds_counts(dataset, band))
+            else band.offset
             for band in bands
         ),
     }
+
+
+def _holds_counts(dataset: Any, band: BandSource) -> bool:
+    """Tell whether a band holds counts: integers that are more than bytes."""
+    dtype = np.dtype(dataset.dtypes[band.index - 1])
+    return dtype.kind in "iu" and dtype.itemsize > 1
 
 
 def _typed(nodata: float | None, dtype: np.dtype[Any]) -> Any:

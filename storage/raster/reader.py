@@ -1,8 +1,9 @@
-"""Read the bands of a scene on a pixel grid; read pictures and class rasters.
+"""Read the bands of a scene on a pixel grid; read class rasters.
 
 A :class:`SceneReader` puts the bands of a scene, whatever files and resolutions they come in, on
 one :class:`PixelGrid`. Windows come from :mod:`pipeline.tiles.read`, scenes from
-:mod:`storage.catalog.read`; :mod:`storage.raster.geotiff` opens one file.
+:mod:`storage.catalog.read`; :mod:`storage.raster.geotiff` opens one file,
+:mod:`storage.raster.picture` reads pictures.
 
 Notes
 -----
@@ -17,22 +18,18 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from io import BytesIO
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from storage.errors import SceneError
 from storage.location import Location
 from storage.raster.geotiff import (
-    alpha_index,
-    cause,
+    check_indexes,
     environment,
     opened,
-    opened_in_memory,
     raster_info,
     resolution_in,
 )
@@ -43,9 +40,8 @@ from storage.raster.layer import (
     gaps_of,
     layer_of,
     pixel_offset,
-    plain_layer,
 )
-from storage.raster.pixel_grid import Block, Bool, Float32, PixelGrid, Window
+from storage.raster.pixel_grid import Block, Bool, PixelGrid, Window
 from storage.scene import BandSource, MaskSource, Scene
 
 _ALIGNED_PX = 0.05  # pixels that lie this close over a whole file are the same pixels
@@ -229,98 +225,6 @@ class SceneReader:
         return dataset
 
 
-def read_image(
-    href: str | Location,
-    indexes: Sequence[int] | None = None,
-) -> Float32:
-    """Read a whole picture as a query: PNG, JPEG or TIFF, georeferenced or not.
-
-    Parameters
-    ----------
-    href
-        The picture.
-    indexes
-        Bands to read, from 1; all (without alpha) when None.
-
-    Returns
-    -------
-    float32 (bands, height, width), NaN where there is no data or the picture is transparent.
-
-    Raises
-    ------
-    SceneError
-        It is not such a picture, or lacks a band.
-    """
-    place = Location.of(href)
-    if place.uri.lower().endswith((".tif", ".tiff")):
-        return read_geotiff(place, indexes)
-    try:
-        with Image.open(BytesIO(place.read())) as image:
-            palette = image.mode == "P" or "transparency" in image.info
-            picture = image.convert("RGBA") if palette else image
-            names = picture.getbands()
-            array = np.atleast_3d(np.asarray(picture, np.float32)).transpose(2, 0, 1)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        raise SceneError(f"{href} is not a readable picture: {cause(error)}") from error
-    values = array[[i for i, name in enumerate(names) if name != "A"]]
-    if "A" in names:
-        values[:, array[names.index("A")] == 0] = np.nan
-    if indexes is None:
-        return values
-    _check_indexes(href, indexes, len(values))
-    return values[[index - 1 for index in indexes]]
-
-
-def read_geotiff(
-    source: str | Location | bytes,
-    indexes: Sequence[int] | None = None,
-    name: str = "image.tif",
-) -> Float32:
-    """Read a whole GeoTIFF, georeferenced or not, to the values that a scene of it has.
-
-    Scale and offset tags, nodata, masks and alpha of the file count as they do in a scene.
-
-    Parameters
-    ----------
-    source
-        The file, or its bytes.
-    indexes
-        Bands to read, from 1; all (without alpha) when None.
-    name
-        Name of the bytes in messages.
-
-    Returns
-    -------
-    float32 (bands, height, width), NaN where there is no data.
-
-    Raises
-    ------
-    SceneError
-        It is not such a file, is damaged, or lacks a band.
-    """
-    if isinstance(source, bytes):
-        with opened_in_memory(source, name) as dataset:
-            return _whole(dataset, Location(name), indexes)
-    place = Location.of(source)
-    with environment(place), opened(place, georeferenced=False) as dataset:
-        return _whole(dataset, place, indexes)
-
-
-def _whole(dataset: Any, href: Location, indexes: Sequence[int] | None) -> Float32:
-    alpha = alpha_index(dataset)
-    chosen = indexes or [i for i in dataset.indexes if i != alpha]
-    _check_indexes(href, chosen, dataset.count)
-    bands = [BandSource(name=str(i), href=href, index=i) for i in chosen]
-    window = Window(column=0, row=0, width=dataset.width, height=dataset.height)
-    flipped = dataset.crs is not None and dataset.transform.e > 0
-    values = np.full((len(bands), dataset.height, dataset.width), np.nan, np.float32)
-    for group in by_nodata(dataset, bands):
-        sources = [bands[i] for i in group]
-        gaps = gaps_of(dataset, sources, chosen)
-        plain_layer(dataset, sources, group, window, gaps, flipped).read_into(values, window)
-    return values
-
-
 def read_categorical(
     href: str | Location, pixels: PixelGrid, window: Window, *, index: int = 1
 ) -> tuple[npt.NDArray[Any], Bool]:
@@ -341,7 +245,7 @@ def read_categorical(
     file = Location.of(href)
     with environment(file), ExitStack() as files:
         dataset = files.enter_context(opened(file))
-        _check_indexes(href, [index], dataset.count)
+        check_indexes(href, [index], dataset.count)
         band = BandSource(name="class", href=file, index=index, scale=1.0, offset=0.0)
         place = TargetGrid(pixels=pixels, shift=(0.0, 0.0), resampling="nearest")
         gaps = gaps_of(dataset, [band], [index])
@@ -384,9 +288,3 @@ def _is_cloud(numbers: npt.NDArray[Any], known: Bool, mask: MaskSource) -> Bool:
         bits = sum(1 << bit for bit in mask.cloud_bits)
         cloud |= whole.astype(np.uint64) & np.uint64(bits) != 0
     return cloud & known
-
-
-def _check_indexes(href: str | Location, indexes: Sequence[int], count: int) -> None:
-    for index in indexes:
-        if not 1 <= index <= count:
-            raise SceneError(f"{href} has {count} band(s), but band number {index} was requested")

@@ -97,3 +97,52 @@ def test_what_is_reached_from_a_location_has_its_options():
     }
     assert Location.of(place) is place
     assert Location.of("relative").absolute.path == Path.cwd() / "relative"
+
+
+NAMES = ("proj [2020]", "what?", "a*b", "[!x]", "[")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("on_s3", [False, True])
+def test_a_folder_may_have_the_marks_of_patterns_in_its_name(
+    moto_s3: MotoS3, tmp_path: Path, name: str, on_s3: bool
+):
+    root = moto_s3.location("marks") if on_s3 else Location(str(tmp_path))
+    for file in ("sub/a.tif", "sub/b.txt", "sub/deep/c.tif"):
+        (root / name / file).write(b"x")
+    (root / "axb" / "sub" / "a.tif").write(b"x")
+
+    def found(pattern: str) -> list[str]:
+        files = root.at(f"{root}/{pattern}").list()
+        return [file.uri.removeprefix(f"{root}/{name}/") for file in files]
+
+    assert found(name) == ["sub/a.tif", "sub/b.txt", "sub/deep/c.tif"]
+    assert found(f"{name}/sub/*.tif") == ["sub/a.tif"]
+    assert found(f"{name}/**/*.tif") == ["sub/a.tif", "sub/deep/c.tif"]
+    assert found(f"{name}/*/[b-z].*") == ["sub/b.txt"]
+    assert found(f"{name}/sub/a.tif") == ["sub/a.tif"]
+    assert not root.at(f"{root}/{name}").is_pattern
+    assert root.at(f"{root}/{name}/*.tif").is_pattern
+    (root / name).delete()
+    assert found(name) in ([], [f"{root}/axb/sub/a.tif"])
+    assert (root / "axb" / "sub" / "a.tif").exists(), "a name is not deleted as a pattern"
+
+
+@pytest.mark.parametrize("pattern", ["a**b.tif", "s3://*/a.tif"])
+def test_a_wrong_pattern_is_refused(tmp_path: Path, pattern: str):
+    place = pattern if "://" in pattern else str(tmp_path / pattern)
+    with pytest.raises(ConfigError, match=r"pattern.*; "):
+        Location(place).list()
+
+
+def test_the_requester_pays_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch):
+    assert not Location("s3://bucket/a").filesystem()[0].requester_pays
+    monkeypatch.setenv("AWS_REQUEST_PAYER", "requester")
+    assert Location("s3://bucket/a").filesystem()[0].requester_pays
+
+
+def test_schemes_are_read_in_any_case():
+    item = Location("/data/item.json")
+    assert item.resolve("S3://Bucket/Key.tif").gdal_path == "/vsis3/Bucket/Key.tif"
+    assert item.resolve("HTTPS://h/A.tif") == Location("https://h/A.tif")
+    assert Location("S3://Bucket/Key.tif").gdal_path == "/vsis3/Bucket/Key.tif"

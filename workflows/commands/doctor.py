@@ -1,15 +1,13 @@
 """`skysift doctor`: whether this machine can run Skysift."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from operator import attrgetter
 
 import click
 
+from storage.location import Location
 from workflows.commands.common import Run, Verb, pass_run
 from workflows.exit_codes import EXIT_FAILED
-
-if TYPE_CHECKING:
-    from storage.location import Location
 
 _PLACES = ("catalog.source", "encoder.bundle", "archive.uri", "index.uri")
 
@@ -50,10 +48,10 @@ def doctor(run: Run, ctx: click.Context, /, no_ray: bool) -> None:
         ctx.exit(EXIT_FAILED)
 
 
-def _places(run: Run) -> Iterator[tuple[str, "Location"]]:
+def _places(run: Run) -> Iterator[tuple[str, Location]]:
     """Yield the files that the recipe names; the address of a STAC API is not a file."""
     for key in _PLACES:
-        place = run.settings.value(key)
+        place = attrgetter(key)(run.recipe)
         if place is not None and not place.is_web and "*" not in place.uri:
             yield key, place
 

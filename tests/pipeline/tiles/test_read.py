@@ -12,7 +12,7 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.enums import Resampling
-from rasterio.warp import reproject, transform, transform_bounds
+from rasterio.warp import reproject, transform_bounds
 
 from pipeline.tiles.grid import TileGrid, grid_for_scene
 from pipeline.tiles.read import TileCounts, count_tiles, read_tiles
@@ -22,6 +22,7 @@ from storage.raster.layer import RowReader
 from storage.raster.pixel_grid import Window
 from storage.raster.writer import write_geotiff
 from storage.scene import BandSource, MaskSource, Scene
+from tests.support.tiles import tile_at
 
 UTM = "EPSG:32648"
 EVERYTHING = TileRules(min_valid_fraction=0.0)
@@ -305,26 +306,6 @@ def test_grid_survives_its_dict_and_ids_differ_when_grids_do(
     assert len({grid.id, *(other.id for other in others)}) == 4
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    lon=st.floats(102, 108),
-    lat=st.floats(1, 80),
-    stride=st.integers(8, 16),
-)
-def test_tile_at_finds_the_most_central_tile(lon: float, lat: float, stride: int) -> None:
-    grid = TileGrid(crs=UTM, resolution=10, tile_px=16, stride_px=stride)
-    column, row = grid.tile_at(lon, lat)
-    west, south, east, north = grid.bbox_wgs84(np.int32([[column, row]]))[0]
-    slack = 1e-6
-    assert west - slack <= lon <= east + slack
-    assert south - slack <= lat <= north + slack
-    x, y = transform("EPSG:4326", UTM, [lon], [lat])
-    around = np.int32([[column + i, row + j] for j in (-1, 0, 1) for i in (-1, 0, 1)])
-    left, bottom, right, top = grid.crs_bounds(around).T
-    distance = np.maximum(abs((left + right) / 2 - x[0]), abs((bottom + top) / 2 - y[0]))
-    assert distance[4] <= distance.min() + 1e-3
-
-
 def test_footprints_hold_what_rasterio_says() -> None:
     grid = TileGrid(crs=UTM, resolution=10, tile_px=512)
     tiles = grid.tiles_over(Window(column=36261, row=-198709, width=3000, height=3000))
@@ -335,14 +316,14 @@ def test_footprints_hold_what_rasterio_says() -> None:
 
 def test_footprints_across_the_antimeridian_and_over_a_pole() -> None:
     fiji = TileGrid(crs="EPSG:32701", resolution=100, tile_px=256)
-    box = fiji.bbox_wgs84(np.int32([fiji.tile_at(180.0, -17.0)]))[0]
+    box = fiji.bbox_wgs84(np.int32([tile_at(fiji, 180.0, -17.0)]))[0]
     assert box[0] > 179
     assert box[2] < -179
     degrees = TileGrid(crs="EPSG:4326", resolution=0.1, tile_px=10)
     boxes = degrees.bbox_wgs84(np.int32([[179, 0], [180, 0]]))
     np.testing.assert_allclose(boxes[:, [0, 2]], [[179, 180], [-180, -179]])
     polar = TileGrid(crs="EPSG:3031", resolution=100, tile_px=256, anchor=(-5000, 5000))
-    box = polar.bbox_wgs84(np.int32([polar.tile_at(0.0, -89.99)]))[0]
+    box = polar.bbox_wgs84(np.int32([tile_at(polar, 0.0, -89.99)]))[0]
     assert box[[0, 1, 2]].tolist() == [-180, -90, 180]
     assert -90 < box[3] < -89
 
@@ -457,3 +438,44 @@ def test_real_truncated_file_is_named(real_data: Path, tmp_path: Path) -> None:
     scene = make_scene(str(broken), 4)
     with pytest.raises(SceneError, match=r"broken\.tif is truncated"):
         grid_for_scene(scene, GridSpec(tile_px=64))
+
+
+@pytest.mark.parametrize("edge", ["pad", "drop", "shift"])
+def test_a_window_of_more_tiles_than_a_scene_may_have_is_refused_before_they_are_made(edge: Any):
+    grid = TileGrid(crs=UTM, resolution=1e-3, tile_px=64)
+    for size in (10**6, 10**12, 10**40):
+        with pytest.raises(GridError, match=r"tiles, but a scene may have 4,194,304"):
+            grid.tiles_over(Window(column=0, row=0, width=size, height=size), edge)
+
+
+@pytest.mark.parametrize("edge", ["pad", "drop", "shift"])
+@pytest.mark.parametrize("side", [1, -1])
+def test_far_from_the_anchor_tiles_are_numbered_right_or_refused(edge: Any, side: int):
+    """Python's own integers are the oracle; 31 bits end at 2,147,483,647."""
+    grid = TileGrid(crs=UTM, resolution=10.0, tile_px=32)
+    for start in (2**20, 2**30, 2**31 - 96, 2**31, 2**33, 2**35 * 10, 2**62, 2**70):
+        extent = Window(column=side * start, row=-side * start, width=96, height=64)
+        if start * (1 if edge == "shift" else 1 / 32) > 2**31 - 200:
+            with pytest.raises(GridError, match=r"set grid\.anchor near the scenes"):
+                grid.tiles_over(extent, edge)
+            continue
+        tiles = grid.tiles_over(extent, edge)
+        named = grid.naming(edge)
+        corners = [(c * named.stride_px, r * named.stride_px) for c, r in tiles.tolist()]
+        expected = [
+            (column, row)
+            for row in range(-side * start, -side * start + 64, 32)
+            for column in range(side * start, side * start + 96, 32)
+        ]
+        assert corners == expected
+
+
+def test_the_window_of_a_tile_far_from_the_anchor_is_its_place_in_the_scene(tmp_path: Path):
+    pixel, column, row = 0.003, 2_000_000_000 // 32, 1_000_000_000 // 32
+    corner = (column * 32 * pixel, -row * 32 * pixel)
+    array = np.arange(1, 64 * 96 + 1, dtype=np.uint16).reshape(1, 64, 96)
+    scene = make_scene(write(tmp_path / "drone.tif", array, corner, pixel))
+    grid = TileGrid(crs=UTM, resolution=pixel / 4, tile_px=32)  # beyond int32 in grid pixels
+    found = collect(scene, grid)
+    assert found["window"].min(axis=0)[:2].tolist() == [0, 0]
+    assert found["window"].max(axis=0)[:2].tolist() == [4 * 64 - 32, 4 * 96 - 32]

@@ -106,3 +106,91 @@ def test_a_link_does_not_leave_a_folder(tmp_path: Path):
     (tmp_path / "in" / "link").symlink_to(tmp_path / "out")
     assert is_within(str(tmp_path / "in" / "a.tif"), str(tmp_path / "in"))
     assert not is_within(str(tmp_path / "in" / "link" / "a.tif"), str(tmp_path / "in"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/pub/../secret/x.tif",
+        "/pub/../../other/x.tif",
+        "/pub/a/../../secret/x.tif",
+        "/pub/./../secret/x.tif",
+        "/pub/..",
+        "/pub/%2e%2e/secret/x.tif",
+        "/pub/.%2E/secret/x.tif",
+        "/pub/%2e./secret/x.tif",
+        "/pub/%2e%2e",
+        "/pub/%252e%252e/secret/x.tif",
+        "/pub/%25252e%25252e/secret/x.tif",
+        "/pub/%2525252525252e%2e/secret/x.tif",
+        "/pub/..%2fsecret/x.tif",
+        "/pub%2f..%2fsecret/x.tif",
+        "/pub/%2e%2e%2fsecret/x.tif",
+        "/pub/..%252fsecret/x.tif",
+        "/pub/..\\secret\\x.tif",
+        "/pub\\..\\secret/x.tif",
+        "/pub/..%5csecret/x.tif",
+        "/pub/..;/secret/x.tif",
+        "/pub/..;a=1/secret/x.tif",
+        "/public/x.tif",
+        "/PUB/x.tif",
+        "//pub/x.tif",
+        "/secret/x.tif",
+        "/x.tif?/pub/",
+        "/x.tif#/pub/",
+        "",
+    ],
+)
+@pytest.mark.parametrize("start", ["https://h.org", "s3://bucket"])
+def test_no_spelling_leaves_an_allowed_folder(start: str, path: str):
+    assert not is_within(start + path, f"{start}/pub")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://h.org@evil.org/pub/x.tif",
+        "https://h.org:443@evil.org/pub/x.tif",
+        "https://evil.org@h.org@evil.org/pub/x.tif",
+        "https://h.org\\@evil.org/pub/x.tif",
+        "https://evil.org\\@h.org/pub/x.tif",
+        "https://evil.org#@h.org/pub/x.tif",
+        "https://h.org.evil.org/pub/x.tif",
+        "https://h.org:444/pub/x.tif",
+        "https://h.org:443x/pub/x.tif",
+        "http://h.org/pub/x.tif",
+        "https://h.org /pub/x.tif",
+        "https://h.o\trg/pub/x.tif",
+        "https://[h.org/pub/x.tif",
+        "https:///pub/x.tif",
+        "https:h.org/pub/x.tif",
+        "//h.org/pub/x.tif",
+        "ftp://h.org/pub/x.tif",
+        "s3://h.org/pub/x.tif",
+        "/vsicurl/https://h.org/pub/x.tif",
+    ],
+)
+def test_another_host_port_or_scheme_is_elsewhere(uri: str):
+    assert not is_within(uri, "https://h.org/pub")
+
+
+@pytest.mark.parametrize(
+    ("uri", "root"),
+    [
+        ("https://h.org/pub/x.tif", "https://h.org/pub/"),
+        ("https://h.org/pub", "https://h.org/pub"),
+        ("https://H.ORG./pub/x.tif", "https://h.org/pub"),
+        ("https://h.org:443/pub/x.tif", "https://h.org:/pub"),
+        ("http://h.org/pub/x.tif", "http://h.org:80"),
+        ("HTTPS://h.org/pub/x.tif", "https://h.org"),
+        ("https://me:pass@h.org/pub/x.tif", "https://h.org/pub"),
+        ("https://h.org/my%20pub/50%25..tif", "https://h.org/my pub"),
+        ("https://h.org/pub/x.tif?sig=a/../b&c=%2e%2e%2f", "https://h.org/pub"),
+        ("s3://bucket/pub/a b+c%20...tif", "s3://bucket/pub"),
+        ("s3://bucket/pub/x.tif", "s3://bucket"),
+        ("file:///data/a%20b/x.tif", "/data/a b"),
+        ("/data/x.tif", "/"),
+    ],
+)
+def test_the_same_folder_is_within_however_it_is_spelled(uri: str, root: str):
+    assert is_within(uri, root)

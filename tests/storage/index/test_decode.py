@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from storage.errors import CorruptIndexError
-from storage.index.decode import CodeDecoder
 from storage.index.kinds import Kind
 from storage.index.quantizer import (
+    CodeDecoder,
     ShardIndex,
     ShardIndexBuilder,
     ShardParameters,

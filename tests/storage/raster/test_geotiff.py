@@ -15,8 +15,9 @@ from rasterio.rpc import RPC
 from storage.catalog.read import read_scenes
 from storage.errors import SceneError
 from storage.raster.geotiff import inspect
+from storage.raster.picture import read_picture
 from storage.raster.pixel_grid import PixelGrid
-from storage.raster.reader import SceneReader, read_geotiff
+from storage.raster.reader import SceneReader
 from storage.scene import BandMapping, CatalogSpec
 from tests.support.rasters import CRS, ORIGIN, bands, numbers, read, scene, tiff
 
@@ -63,7 +64,7 @@ def test_bands_have_the_nodata_scale_and_offset_of_the_file_beside(
     with rasterio.open(href) as dataset:
         assert dataset.nodatavals == (5, 6, 9)
     np.testing.assert_array_equal(values, truth.repeat(factor, 1).repeat(factor, 2))
-    np.testing.assert_array_equal(read_geotiff(href), truth)
+    np.testing.assert_array_equal(read_picture(href).values, truth)
 
 
 @pytest.mark.parametrize("suffix", [".tfw", ".tifw", ".wld", ".TFW"])
@@ -91,7 +92,7 @@ def test_statistics_and_descriptions_beside_change_no_number(tmp_path: Path) -> 
 def test_nothing_is_written_beside_a_file_that_is_read(tmp_path: Path) -> None:
     href = tiff(tmp_path / "a.tif", numbers(1), nodata=5)
     read(scene(*bands(href, [1])))
-    read_geotiff(href)
+    read_picture(href)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.tif"]
 
 

@@ -10,8 +10,9 @@ import rasterio
 from rasterio.enums import ColorInterp
 
 from storage.errors import SceneError
+from storage.raster.picture import read_picture
 from storage.raster.pixel_grid import PixelGrid, Window
-from storage.raster.reader import SceneReader, read_categorical, read_geotiff
+from storage.raster.reader import SceneReader, read_categorical
 from storage.scene import BandSource, MaskSource
 from tests.support.rasters import (
     CRS,
@@ -92,7 +93,7 @@ def test_alpha_of_any_type_hides_only_what_is_fully_transparent(
     href = tiff(tmp_path / "a.tif", alpha(array, opaque), colorinterp=interpretation)
     truth = np.where(GAP, np.nan, base.astype(np.float64))
     check(grid, truth, *bands(href, range(1, count + 1)))
-    whole = read_geotiff(href)
+    whole = read_picture(href).values
     assert whole.shape == (count, 40, 48), "alpha is no band"
     np.testing.assert_array_equal(np.isnan(whole[0]), GAP)
 
@@ -163,7 +164,7 @@ def test_a_mask_of_each_band_counts_as_it_is_and_is_refused_in_a_warp(tmp_path: 
     (tmp_path / "m.tif").rename(tmp_path / "a.tif.msk")
     values = read(scene(*bands(href, [1, 2]))).values
     np.testing.assert_array_equal(np.isnan(values), [GAP, STATED])
-    np.testing.assert_array_equal(np.isnan(read_geotiff(href)), [GAP, STATED])
+    np.testing.assert_array_equal(np.isnan(read_picture(href).values), [GAP, STATED])
     with pytest.raises(SceneError, match=r"a\.tif has a mask for each of its bands"):
         SceneReader(scene(*bands(href, [1, 2])), GRIDS["warped"])
 

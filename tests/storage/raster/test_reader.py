@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.enums import Resampling
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import reproject
@@ -21,8 +20,9 @@ from rasterio.warp import reproject
 from storage.errors import ConfigError, SceneError
 from storage.location import Location, StorageOptions
 from storage.raster.geotiff import inspect, resolution_in
+from storage.raster.picture import read_picture
 from storage.raster.pixel_grid import PixelGrid, Window
-from storage.raster.reader import SceneReader, read_categorical, read_geotiff, read_image
+from storage.raster.reader import SceneReader, read_categorical
 from storage.raster.writer import write_geotiff
 from storage.scene import MaskSource, Scene
 from tests.support.rasters import CRS, GRID, HOME, ORIGIN, bands, numbers, read, scene, tiff
@@ -458,35 +458,6 @@ def test_files_that_need_different_credentials_are_refused(tmp_path: Path) -> No
         SceneReader(made, GRID)
 
 
-def test_pictures_are_read_for_queries(tmp_path: Path) -> None:
-    rgba = np.random.default_rng(1).integers(0, 255, (9, 7, 4)).astype(np.uint8)
-    rgba[..., 3] = 255
-    rgba[0, 0, 3] = 0
-    Image.fromarray(rgba).save(tmp_path / "a.png")
-    Image.fromarray(rgba[..., 0]).save(tmp_path / "gray.png")
-    values = read_image(str(tmp_path / "a.png"))
-    assert values.dtype == np.float32
-    assert values.shape == (3, 9, 7)
-    assert np.isnan(values[:, 0, 0]).all()
-    np.testing.assert_array_equal(values[:, 1:], rgba[1:, :, :3].transpose(2, 0, 1))
-    np.testing.assert_array_equal(read_image(str(tmp_path / "a.png"), [3])[0, 1:], rgba[1:, :, 2])
-    np.testing.assert_array_equal(read_image(str(tmp_path / "gray.png"))[0], rgba[..., 0])
-    with pytest.raises(SceneError, match=r"3 band\(s\), but band number 4"):
-        read_image(str(tmp_path / "a.png"), [4])
-    (tmp_path / "bad.jpg").write_text("no")
-    with pytest.raises(SceneError, match=r"bad\.jpg is not a readable picture"):
-        read_image(str(tmp_path / "bad.jpg"))
-
-
-def test_chip_without_georeference_is_a_picture(tmp_path: Path) -> None:
-    array = numbers(3)
-    with pytest.warns(NotGeoreferencedWarning):
-        href = tiff(tmp_path / "a.tif", array, crs=None, transform=None, nodata=9)
-    np.testing.assert_array_equal(
-        read_image(href, [2, 3]), np.where(array[1:] == 9, np.nan, array[1:])
-    )
-
-
 def test_class_raster_is_read_by_nearest(tmp_path: Path) -> None:
     classes = numbers(1, dtype="uint8")
     href = tiff(tmp_path / "a.tif", classes)
@@ -619,17 +590,15 @@ def test_pixels_of_twice_the_size_are_those_of_a_warp_bit_for_bit(
 # --- whole files ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("in_memory", [False, True], ids=["file", "bytes"])
-def test_a_whole_file_has_the_values_of_its_scene(tmp_path: Path, in_memory: bool) -> None:
+def test_a_whole_file_has_the_values_of_its_scene(tmp_path: Path) -> None:
     hidden = numbers(1)[0] < 50
     href = tiff(
         tmp_path / "a.tif", numbers(2), mask=~hidden, scales=(0.5, 2.0), offsets=(-3.0, 0.0)
     )
     expected = read(scene(*bands(href, [2, 1]))).values
     assert np.isnan(expected).any()
-    source = Path(href).read_bytes() if in_memory else href
-    np.testing.assert_array_equal(read_geotiff(source, [2, 1]), expected)
-    np.testing.assert_array_equal(read_geotiff(source), expected[::-1])
+    np.testing.assert_array_equal(read_picture(href, [2, 1]).values, expected)
+    np.testing.assert_array_equal(read_picture(href).values, expected[::-1])
 
 
 @pytest.mark.parametrize("dtype", ["complex64", "complex_int16"])
@@ -643,7 +612,7 @@ def test_complex_numbers_are_named(tmp_path: Path, dtype: str) -> None:
     for attempt in (
         lambda: inspect(str(path)),
         lambda: SceneReader(scene(*bands(str(path), [1])), GRID),
-        lambda: read_geotiff(path.read_bytes(), name="a.tif"),
+        lambda: read_picture(str(path)),
     ):
         with pytest.raises(SceneError, match=r"a\.tif holds complex numbers; convert it to ampl"):
             attempt()

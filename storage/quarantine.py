@@ -1,0 +1,84 @@
+"""The quarantine boundary: a bad scene or catalog item is set aside, and the others go on.
+
+Files and documents come from everywhere, and libraries raise whatever they like about them. So this
+is the one place of the project that catches every exception. A stage that works on many scenes or
+items puts the work on each of them inside a :class:`Quarantine`.
+"""
+
+import logging
+import traceback
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from storage.errors import SkysiftError
+from storage.signatures import without_signatures
+from storage.values import printable
+
+logger = logging.getLogger(__name__)
+
+_MOST_CHARACTERS = 1000
+
+
+@dataclass(slots=True)
+class Quarantine:
+    """Catches every exception of a block; false afterwards when there was none.
+
+    Only work on the scene or item itself belongs into the block: errors of an output, such as a
+    full disk, concern all scenes.
+
+    Parameters
+    ----------
+    subject
+        The scene or item, for the log.
+    reason
+        The exception as one line; empty when there was none.
+    trace
+        Traceback of an error that no code of Skysift raised on purpose, where the log of this
+        process does not show the traceback.
+
+    Examples
+    --------
+    >>> with Quarantine("scene a") as fault:
+    ...     int("x")
+    >>> fault.reason.partition(";")[0]
+    "ValueError: invalid literal for int() with base 10: 'x'"
+    """
+
+    subject: str
+    reason: str = ""
+    trace: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.reason)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self.reason = reason_of(error)
+        if not isinstance(error, SkysiftError):
+            if logger.isEnabledFor(logging.DEBUG):
+                logger.debug("%s: %s", self.subject, self.reason, exc_info=error)
+            else:
+                self.trace = "".join(traceback.format_exception(error))
+        return True
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error as one printable line, which names the type of an unforeseen error."""
+    inner = getattr(error, "cause", None)  # of Ray's copy, whose own text is a traceback
+    error = inner if isinstance(inner, Exception) else error
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} ..."
+    if not isinstance(error, SkysiftError):
+        kind = type(error).__name__.lstrip("_")
+        text = (
+            f"{kind}: {text or 'no message'}; check the file or document, and report this error "
+            "if nothing is wrong with it"
+        )
+    return printable(without_signatures(text))
