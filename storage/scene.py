@@ -29,7 +29,8 @@ class BandSource:
 
     A value is ``number * scale + offset``. ``scale``, ``offset`` and ``nodata`` are those of the
     catalog; None leaves them to the file (its own tags, nodata value, mask or alpha band).
-    A ``nodata`` of NaN means that every number is valid, whatever the file states.
+    A ``nodata`` of NaN means that no number marks a gap, whatever the file states. A mask and an
+    alpha band of the file count beside any ``nodata``.
     An ``offset_of_counts`` is that of Sentinel-2, which no document states: files of bytes or reals
     do not have that offset.
     """

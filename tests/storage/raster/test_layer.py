@@ -122,9 +122,14 @@ def test_alpha_counts_beside_nodata(tmp_path: Path) -> None:
         check(grid, np.where(GAP | STATED, np.nan, BASE), *bands(href, [1]))
 
 
-def test_nodata_of_nan_leaves_the_mask(tmp_path: Path) -> None:
-    href = tiff(tmp_path / "a.tif", BASE[None], mask=~GAP)
-    for grid in GRIDS.values():
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_nodata_of_nan_leaves_mask_and_alpha(tmp_path: Path, grid: PixelGrid) -> None:
+    masked = tiff(tmp_path / "a.tif", BASE[None], mask=~GAP)
+    interpretation = [ColorInterp.gray, ColorInterp.alpha]
+    transparent = tiff(
+        tmp_path / "b.tif", alpha(BASE[None], 9), nodata=BASE[0, 0], colorinterp=interpretation
+    )
+    for href in (masked, transparent):
         check(grid, np.where(GAP, np.nan, BASE), *bands(href, [1], nodata=math.nan))
 
 
