@@ -52,6 +52,11 @@ class Encoder(nn.Module):
         Description of the encoder.
     backbone, head
         Networks that match ``spec``; built from ``spec`` with random weights when None.
+
+    Attributes
+    ----------
+    bands, tile_px, dimension
+        Those of ``spec``.
     """
 
     mean_C11: Tensor
@@ -62,6 +67,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.bands, self.tile_px, self.dimension = spec.bands, spec.tile_px, spec.dimension
         self.backbone = backbone or build_backbone(
             spec.backbone, spec.bands, **spec.backbone_options
         )
@@ -70,21 +76,6 @@ class Encoder(nn.Module):
             column = torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
             self.register_buffer(name, column, persistent=False)
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    @property
-    def bands(self) -> tuple[str, ...]:
-        """Band names in channel order."""
-        return self.spec.bands
-
-    @property
-    def tile_px(self) -> int:
-        """Height and width of a tile in pixels."""
-        return self.spec.tile_px
-
-    @property
-    def dimension(self) -> int:
-        """Length of a vector, D."""
-        return self.spec.dimension
 
     @property
     def device(self) -> torch.device:

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.location import Location, sha256_of_file
+from storage.values import check_types
 
 logger = logging.getLogger(__name__)
 
@@ -449,7 +450,7 @@ def read_info(uri: str | Location) -> DatasetInfo:
         del content["format"]
         names = ("bands", "classes", "band_mean", "band_std")
         info = DatasetInfo(**{**content, **{name: tuple(content[name]) for name in names}})
-        _check_types(info)
+        check_types(info)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{document} is malformed ({type(error).__name__}: {error}); import the dataset again"
@@ -464,18 +465,6 @@ def read_info(uri: str | Location) -> DatasetInfo:
 def _seal(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 (hexadecimal) of the values of ``dataset.json``."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _check_types(info: DatasetInfo) -> None:
-    """Raise TypeError where a value of ``dataset.json`` has another type than a dataset needs."""
-    numbers: list[Any] = [*info.band_mean, *info.band_std, info.tile_px, info.count]
-    numbers += [] if info.resolution_m is None else [info.resolution_m]
-    texts: list[Any] = [*info.bands, *info.classes, *info.sha256, *info.sha256.values()]
-    wrong = [value for value in numbers if type(value) not in (int, float)]
-    wrong += [value for value in texts if not isinstance(value, str)]
-    wrong += [] if isinstance(info.origin, dict) else [info.origin]
-    if wrong:
-        raise TypeError(f"{wrong[0]!r} has the wrong type")
 
 
 def check_files(place: Location, info: DatasetInfo) -> None:

@@ -9,6 +9,7 @@ GeoParquet 1.1.0, https://geoparquet.org/releases/v1.1.0. GeoJSON, RFC 7946.
 """
 
 import csv
+import hashlib
 import io
 import json
 import tempfile
@@ -86,7 +87,8 @@ def geoparquet(rows: pa.Table | Sequence[Mapping[str, Any]]) -> bytes:
     sink = io.BytesIO()
     table = rows if isinstance(rows, pa.Table) else _placed(rows)
     crs = pyproj.CRS.from_epsg(4326).to_json_dict()
-    pq.write_table(_with_geometry(table, {"crs": crs}), sink, compression="zstd")
+    placed = _with_geometry(table, {"crs": crs})
+    pq.write_table(placed, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
@@ -119,7 +121,8 @@ def write_geoparquet(tables: Iterable[pa.Table], uri: str | Location) -> int:
         first = next(parts, None)
         if first is None:
             raise ConfigError(f"{target}: there is nothing to write, not even an empty table")
-        with closing(pq.ParquetWriter(path, first.schema, compression="zstd")) as writer:
+        options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+        with closing(pq.ParquetWriter(path, first.schema, **options)) as writer:
             part: pa.Table | None = first
             while part is not None:
                 writer.write_table(part)
@@ -180,7 +183,25 @@ def _geojson(hits: pa.Table) -> bytes:
     for record in records:
         record["bbox"] = [record.pop(edge) for edge in EDGES]
         record["datetime"] = f"{record['datetime']:%Y-%m-%dT%H:%M:%SZ}"
-    return json.dumps(feature_collection(records)).encode()
+    document = feature_collection(records)
+    return json.dumps({**document, "sha256": _features_digest(document)}).encode()
+
+
+def check_features(document: Mapping[str, Any]) -> None:
+    """Compare the features of a collection with the digest that the collection states, if any.
+
+    Raises
+    ------
+    ValueError
+        The features differ from those that were written.
+    """
+    if document.get("sha256") not in (None, _features_digest(document)):
+        raise ValueError("the digest of its features differs")
+
+
+def _features_digest(document: Mapping[str, Any]) -> str:
+    text = json.dumps(document["features"], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _csv(hits: pa.Table) -> bytes:

@@ -60,7 +60,7 @@ def make_composites(
             failed[composite.id] = str(error)
         else:
             made.append(composite.id)
-    if made:
+    if made or plan.unchanged:
         progress(_state(len(plan.todo), plan))
         title = f"Cloud-free composites: the median of each {plan.spec.period}"
         write_collection(plan.spec.output_uri, plan.spec.name, title)
@@ -103,6 +103,7 @@ def _make(composite: Composite, plan: CompositePlan, scheduler: Scheduler) -> No
         {source.scene.id: source.scene.document for source in composite.placed},
         composite.fingerprint,
         target.sha256,
+        file.size_bytes(),
     )
     write_item(document, spec.output_uri)
 

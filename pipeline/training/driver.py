@@ -286,5 +286,5 @@ def _named(error: Exception, job: TrainingJob) -> SkysiftError:
     line = (str(last).strip().splitlines() or [type(last).__name__])[-1]
     return SkysiftError(
         f"training {job.output} failed ({line}); its checkpoints are kept: start the same "
-        "command again to go on"
+        f"command again to go on; where that fails alike, delete the folder `{_CHECKPOINTS}` first"
     )

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from storage.values import printable
+from storage.values import check_types, printable
 
 SceneState = Literal["embedded", "empty", "quarantined", "deleted"]
 CHECKPOINT_EVERY_PAGES = 64
@@ -150,11 +150,12 @@ def fold_page(ledger: Ledger, data: bytes) -> Ledger:
     if page["checkpoint"]:
         ledger = Ledger(pages=ledger.pages)
     ledger = replace(ledger, spec_digest=page.get("spec_digest", ""))
-    return ledger.after(
-        [Segment(**{**item, "scenes": tuple(item["scenes"])}) for item in page["segments"]],
-        [_entry(item) for item in page["entries"]],
-        page["grids"],
-    )
+    segments = [Segment(**{**item, "scenes": tuple(item["scenes"])}) for item in page["segments"]]
+    entries = [_entry(item) for item in page["entries"]]
+    if not sealed:
+        for part in (*segments, *entries):
+            check_types(part)
+    return ledger.after(segments, entries, page["grids"])
 
 
 def column_digest(values: npt.NDArray[Any]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from storage.location import Location, gdal_environment
 _CLAIM_BYTES, _CLAIM_RATIO = 2**30, 100_000
 _EARTH_RADIUS_M = 6_371_008.8
 _PIXEL_M = (1e-3, 1e6)  # of a drone's picture, of a map of the world
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,11 +135,14 @@ class _Credentials(Session):  # type: ignore[misc]
         return dict(self.credentials)
 
 
-def environment(place: Location) -> rasterio.Env:
+def environment(place: Location, sidecars: bool = False) -> rasterio.Env:
     """Return the context in which GDAL reaches a file; enter it around every access.
 
     Credentials are resolved once, when the context is made; it may be entered again and again.
+    Files beside a GeoTIFF count when it is local, when its options say so, or with ``sidecars``.
     """
+    remote = place.uri.startswith(("s3://", "http://", "https://"))
+    place = place.with_sidecars() if sidecars or not remote else place
     settings: dict[str, Any] = dict(gdal_environment(place.options))
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
     keys = {name: settings.pop(name) for name in names if name in settings}
@@ -154,8 +159,10 @@ def opened(
     if href.uri.removeprefix("file://").startswith("/vsi"):
         raise SceneError(f"{href} is a GDAL virtual path; give a file or an s3:// URI")
     path = href.gdal_path
-    if href.is_local and not href.path.is_file():
-        raise SceneError(f"{href} does not exist; check the path")
+    if href.is_local:
+        if not href.path.is_file():
+            raise SceneError(f"{href} does not exist; check the path")
+        _check_sidecars(href.path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -176,19 +183,46 @@ def _check(dataset: Any, href: Location, georeferenced: bool) -> None:
     _check_numbers(dataset, str(href))
     if not georeferenced:
         return
-    if dataset.gcps[0] and dataset.crs is None:
-        raise SceneError(
-            f"{href} is georeferenced by ground control points only, not by a transform; "
-            "warp it first, for example with gdalwarp"
-        )
     if dataset.crs is None:
-        raise SceneError(f"{href} has no CRS; assign the right one, for example with gdal_edit")
+        raise SceneError(f"{href} {_without_crs(dataset, href)}")
     t = dataset.transform
     if t.is_identity or t.a * t.e - t.b * t.d == 0 or not all(map(math.isfinite, t)):
         raise SceneError(f"{href} has a CRS but no usable transform; georeference it first")
     fault = placement_fault(dataset.crs, t, dataset.width, dataset.height)
     if fault:
         raise SceneError(f"{href} {fault}, for example with gdal_edit")
+
+
+def _without_crs(dataset: Any, href: Location) -> str:
+    """Say what a GeoTIFF without CRS has instead, and the next step."""
+    if dataset.gcps[0]:
+        return (
+            "is georeferenced by ground control points only, not by a transform; "
+            "warp it first, for example with gdalwarp"
+        )
+    if dataset.rpcs is not None:
+        return (
+            "is placed by rational polynomial coefficients (RPC) only, not by a transform; "
+            "orthorectify it first, for example with gdalwarp -rpc"
+        )
+    if not dataset.transform.is_identity:
+        return "has a transform but no CRS; assign the right one, for example with gdal_edit"
+    beside = "" if href.is_local else "; a world file or .aux.xml beside it needs storage.sidecars"
+    return f"has no CRS; assign the right one, for example with gdal_edit{beside}"
+
+
+def _check_sidecars(path: Path) -> None:
+    """Refuse files beside a GeoTIFF that GDAL would open with another driver than GTiff."""
+    for suffix in (".msk", ".MSK", ".ovr", ".OVR"):
+        beside = path.with_name(path.name + suffix)
+        if beside.is_file():
+            with beside.open("rb") as stream:
+                if not stream.read(4).startswith(_TIFF_MAGIC):
+                    raise SceneError(f"{beside} is not a TIFF, so {path} is not read; remove it")
+            _check_sidecars(beside)
+    metadata = path.with_name(f"{path.name}.aux.xml")
+    if metadata.is_file() and b"OVERVIEW_FILE" in metadata.read_bytes():
+        raise SceneError(f"{metadata} names a file of overviews; remove that entry")
 
 
 def _check_numbers(dataset: Any, name: str) -> None:

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from storage.errors import ConfigError, SceneError, SkysiftError
 from storage.location import Location
 from storage.raster.geotiff import alpha_index, cause, check_indexes, environment, opened
-from storage.raster.layer import plain_layer
+from storage.raster.layer import gaps_of, plain_layer
 from storage.raster.pixel_grid import Float32, Window
 from storage.scene import BandSource
 
@@ -223,7 +223,8 @@ def _read_tiff(
         whole = Window(column=0, row=0, width=dataset.width, height=dataset.height)
         # A picture without a place has rows from the top; a scene from the bottom is turned over.
         flipped = not dataset.transform.is_identity and dataset.transform.e > 0
-        layer = plain_layer(dataset, sources, range(len(sources)), whole, flipped)
+        gaps = gaps_of(dataset, sources, chosen)
+        layer = plain_layer(dataset, sources, range(len(sources)), whole, gaps, flipped)
         values = np.full((len(sources), dataset.height, dataset.width), np.nan, np.float32)
         layer.read_into(values, whole)
         scaled = any(scale != 1 for scale in layer.scales) or any(layer.offsets)

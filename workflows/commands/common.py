@@ -331,22 +331,27 @@ def _alternatives(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
-def catalog_options(function: F) -> F:
-    """Add the options that say which scenes are meant."""
-    query = "catalog.query"
-    options: list[Callable[[F], F]] = [
-        recipe_option("--scenes", "catalog.source"),
-        recipe_option("--since", f"{query}.since"),
-        recipe_option("--until", f"{query}.until"),
-        recipe_option("--bbox", f"{query}.bbox", "Box that a scene must touch, in WGS84 degrees."),
-        recipe_option("--polygon", f"{query}.polygon", "WKT or GeoJSON that a scene must touch."),
-        recipe_option("--max-cloud", f"{query}.max_cloud_cover_percent"),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+def option_group(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return a decorator that adds options in their order."""
+
+    def add(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
 
 
+# Which scenes are meant.
+_QUERY = "catalog.query"
+catalog_options = option_group(
+    recipe_option("--scenes", "catalog.source"),
+    recipe_option("--since", f"{_QUERY}.since"),
+    recipe_option("--until", f"{_QUERY}.until"),
+    recipe_option("--bbox", f"{_QUERY}.bbox", "Box that a scene must touch, in WGS84 degrees."),
+    recipe_option("--polygon", f"{_QUERY}.polygon", "WKT or GeoJSON that a scene must touch."),
+    recipe_option("--max-cloud", f"{_QUERY}.max_cloud_cover_percent"),
+)
 events_option = click.option(
     "--events",
     type=click.Path(dir_okay=False, path_type=Path),

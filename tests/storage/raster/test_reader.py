@@ -515,9 +515,10 @@ def test_class_raster_is_read_by_nearest(tmp_path: Path) -> None:
     href = tiff(tmp_path / "a.tif", classes)
     window = Window(column=2 * HOME.column - 4, row=2 * HOME.row, width=100, height=80)
     grid = PixelGrid(crs=CRS, resolution=5.0)
-    read_classes = read_categorical(href, grid, window, fill=255)
+    read_classes, known = read_categorical(href, grid, window)
     assert read_classes.dtype == np.uint8
-    assert (read_classes[:, :4] == 255).all()
+    assert not known[:, :4].any()
+    assert known[:, 4:].all()
     np.testing.assert_array_equal(read_classes[:, 4:], np.kron(classes[0], np.ones((2, 2), int)))
 
 

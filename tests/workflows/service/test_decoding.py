@@ -68,7 +68,7 @@ def test_a_tiff_of_one_huge_tile_is_refused_by_its_header(decoder, tmp_path):
     place = {"crs": "EPSG:32632", "transform": from_origin(0, 640, 10, 10)}
     shape = {"width": 64, "height": 64, "count": 1, "dtype": "uint8"}
     rasterio.open(file, "w", driver="GTiff", **side, **place, **shape).close()
-    with pytest.raises(ConfigError, match="tiles of 1,073,741,824"):
+    with pytest.raises(ConfigError, match="tiles of 1,073,741,824 pixels"):
         decoder(file.read_bytes())
 
 
@@ -76,8 +76,8 @@ def test_a_jpeg_of_many_scans_is_refused_or_ends_its_decoder(decoder, monkeypatc
     with pytest.raises(ConfigError, match=r"scans, at most 100 are taken"):
         decoder(_many_scans(1000, 64))
     # a header that tells nothing: the process ends itself, and the next picture gets another one
-    script = "from workflows.service import decoding as d; from storage.raster import picture"
-    script += "; d._LIMIT_S, picture._MOST_SCANS = .5, 10**9"
+    script = "from storage.raster import picture as p; p._MOST_SCANS = 10**9"
+    script += "; from workflows.service import decoding as d; d._LIMIT_S = .5"
     script += "; import sys; d._serve(int(sys.argv[1]), int(sys.argv[2]))"
     started = subprocess.Popen
     monkeypatch.setattr(
