@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from pipeline.datasets.images import Files, ImageReader, image_side, open_files, revision
 from pipeline.datasets.rows import Rows, write_rows
 from pipeline.datasets.spec import SplitRule
-from pipeline.datasets.tables import Table, alike, first_twice, read_table
+from pipeline.datasets.tables import Table, first_twice, read_table
 from storage.dataset import SPLITS, DatasetInfo
 from storage.errors import ConfigError, NotFoundError
 from storage.location import Location
 from storage.progress import ProgressSink, ignore
+from storage.values import alike
 
 logger = logging.getLogger(__name__)
 
