@@ -12,7 +12,7 @@ from pyproj import CRS
 
 from pipeline.analysis.landcover import TileLabels
 from pipeline.analysis.statistics import BandStatistics
-from pipeline.datasets.rows import finished
+from pipeline.datasets.rows import READER, finished
 from pipeline.datasets.spec import SplitRule
 from pipeline.tiles.grid import TileGrid, grid_for_scene
 from pipeline.tiles.read import TileBatch, read_tiles
@@ -90,6 +90,7 @@ def import_scenes(
         )
     origin = {
         "importer": "scenes",
+        "reader": READER,
         "scenes": {scene.id: scene.fingerprint for scene in scenes},
         "grids": sorted(names),
         "bands": list(bands),
