@@ -40,6 +40,7 @@ _CHUNK_TILES = {"cpu": 16}
 """Tiles per forward pass. 16 tiles fit into the caches of a CPU: tiny-cnn is 1.8 times as fast as
 with 128 tiles of 224 pixels a side. Other devices need more tiles to be busy."""
 _CHUNK_TILES_ELSEWHERE = 256
+_UNIT_TOLERANCE = 1e-5
 
 
 class Encoder(nn.Module):
@@ -51,6 +52,11 @@ class Encoder(nn.Module):
         Description of the encoder.
     backbone, head
         Networks that match ``spec``; built from ``spec`` with random weights when None.
+
+    Attributes
+    ----------
+    bands, tile_px, dimension
+        Those of ``spec``.
     """
 
     mean_C11: Tensor
@@ -61,6 +67,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.bands, self.tile_px, self.dimension = spec.bands, spec.tile_px, spec.dimension
         self.backbone = backbone or build_backbone(
             spec.backbone, spec.bands, **spec.backbone_options
         )
@@ -69,21 +76,6 @@ class Encoder(nn.Module):
             column = torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
             self.register_buffer(name, column, persistent=False)
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    @property
-    def bands(self) -> tuple[str, ...]:
-        """Band names in channel order."""
-        return self.spec.bands
-
-    @property
-    def tile_px(self) -> int:
-        """Height and width of a tile in pixels."""
-        return self.spec.tile_px
-
-    @property
-    def dimension(self) -> int:
-        """Length of a vector, D."""
-        return self.spec.dimension
 
     @property
     def device(self) -> torch.device:
@@ -239,6 +231,12 @@ def new_encoder(
         For example `encoders.projection.principal_head`; built from ``spec`` when None.
     seed
         Seed of the random weights.
+
+    Raises
+    ------
+    ConfigError
+        The network cannot take tiles of that size, or as
+        :func:`encoders.backbones.build.build_backbone` says.
     """
     options = dict(spec.backbone_options)
     if pretrained is not None:
@@ -252,7 +250,55 @@ def new_encoder(
             backbone_options=backbone.options,
             dimension=backbone.dimension if identity else spec.dimension,
         )
-        return Encoder(spec, backbone, head).eval()
+        encoder = Encoder(spec, backbone, head).eval()
+    try:
+        encoder(_probes(encoder))
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"encoder: {spec.backbone} cannot take tiles of {spec.tile_px} px ({reason}); "
+            "give a larger tile_px"
+        ) from error
+    return encoder
+
+
+def require_distinct_vectors(encoder: Encoder) -> None:
+    """Refuse an encoder that gives different tiles the same vector, or no unit vector.
+
+    Random weights without training may do so: batch norm has no statistics yet, and every layer
+    shrinks what passes, down to nothing.
+
+    Raises
+    ------
+    ConfigError
+        The vectors say nothing about the tiles.
+    """
+    z_ND = encoder(_probes(encoder))
+    cosines_NN = z_ND @ z_ND.T
+    if not np.abs(np.diag(cosines_NN) - 1).max() <= _UNIT_TOLERANCE:  # NaN too
+        fault = f"vectors of norm {np.sqrt(np.diag(cosines_NN)).min():.2g} instead of 1"
+    elif cosines_NN.min() > 1 - _UNIT_TOLERANCE:
+        fault = "the same vector for different tiles"
+    else:
+        return
+    raise ConfigError(
+        f"encoder: {encoder.spec.backbone} with these weights gives {fault}; give pretrained "
+        "weights (encoder.pretrained), or another backbone such as tiny-cnn, or train"
+    )
+
+
+def _probes(encoder: Encoder) -> NDArray[np.float32]:
+    """Return noise, coarse noise, a gradient and an even tile, in the range of the bands."""
+    side, bands = encoder.tile_px, len(encoder.bands)
+    rng = np.random.default_rng(0)
+    fine = rng.standard_normal((bands, side, side))
+    coarse = np.resize(rng.standard_normal((bands, 4, 4)), (bands, side, side))
+    slope = np.broadcast_to(np.linspace(-2, 2, side), (bands, side, side))
+    tiles = np.stack([fine, coarse, slope, np.zeros_like(fine)])
+    mean, std = (
+        np.array(v)[:, None, None] for v in (encoder.spec.band_mean, encoder.spec.band_std)
+    )
+    return np.asarray(tiles * std + mean, np.float32)
 
 
 def _serialise(encoder: Encoder) -> tuple[bytes, bytes]:

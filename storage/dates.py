@@ -17,7 +17,7 @@ def as_utc(moment: dt.datetime) -> dt.datetime:
     Raises
     ------
     ConfigError
-        In UTC it lies before the year 1 or after the year 9999.
+        The moment lies outside the years 1 to 9999 in UTC.
 
     Examples
     --------
@@ -30,7 +30,7 @@ def as_utc(moment: dt.datetime) -> dt.datetime:
         return moment.astimezone(dt.UTC)
     except OverflowError as error:
         raise ConfigError(
-            f"{moment.isoformat()} is in UTC outside the years 1 to 9999; give another time"
+            f"{moment.isoformat()} lies outside the years 1 to 9999 in UTC; give another time"
         ) from error
 
 

@@ -7,6 +7,7 @@ RFC 7946 requires.
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ EDGES = ("west", "south", "east", "north")
 BBox = tuple[float, float, float, float]
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What shapely raises for a document that is no geometry."""
 
 
 def check_bbox(bbox: Sequence[float], subject: str) -> BBox:
@@ -296,10 +299,11 @@ def polygon_wkt(polygon: str | Mapping[str, Any], subject: str = "filter") -> st
         else:
             geojson = json.loads(polygon) if isinstance(polygon, str) else polygon
             shape = shapely.geometry.shape(geojson.get("geometry", geojson))
-    except (shapely.errors.ShapelyError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (shapely.errors.ShapelyError, *_MALFORMED) as error:
         reason = str(error).partition("\n")[0]
+        shown = repr(polygon[:60]) if isinstance(polygon, str) else reprlib.repr(polygon)
         raise ConfigError(
-            f"{subject}: polygon {str(polygon)[:60]!r} is neither WKT nor GeoJSON ({reason})"
+            f"{subject}: polygon {shown} is neither WKT nor GeoJSON ({reason})"
         ) from error
     if shape.geom_type not in ("Polygon", "MultiPolygon") or shape.is_empty:
         raise ConfigError(

@@ -123,6 +123,38 @@ def commit_lock(place: Location) -> Iterator[None]:
         yield
 
 
+def exchange(folder: Location, name: str, before: bytes, after: bytes) -> bool:
+    """Replace a small file of a folder if its content is still ``before``; tell whether it was.
+
+    An empty ``before`` stands for no file.
+    """
+    file = folder / name
+    if not file.is_local:
+        try:
+            return _exchange_remote(file, before, after)
+        except _NoConditionsError:
+            logger.warning("%s lacks conditional writes: keep two writers apart yourself", folder)
+            file.write(after)
+            return True
+    with commit_lock(folder):
+        if _content(file) != before:
+            return False
+        file.write(after)
+        return True
+
+
+def _content(file: Location) -> bytes:
+    try:
+        return file.read()
+    except NotFoundError:
+        return b""
+
+
+def _exchange_remote(file: Location, before: bytes, after: bytes) -> bool:
+    etag = _modified_at(file)[1] if file.exists() else None
+    return _content(file) == before and _write_if(file, after, etag) is not None
+
+
 @contextmanager
 def _held(place: Location, stem: str, work: str, lease_s: float) -> Iterator[Callable[[], None]]:
     """Hold the lock whose files have a common stem."""

@@ -18,7 +18,7 @@ from storage.errors import CatalogError
 from storage.geometry import BBox, check_bbox, polygon_bounds, polygon_wkt
 from storage.location import Location
 from storage.signatures import without_signatures
-from storage.values import Count, Percent, check_limits, check_names
+from storage.values import Count, Percent, check_limits, check_names, printable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,16 +155,15 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rejected:
-    """A catalog entry that cannot become a scene, and why, in one line."""
+    """A catalog entry that cannot become a scene, and why, in one line; both made printable."""
 
     scene_id: str
     reason: str
 
     def __post_init__(self) -> None:
-        # Lone surrogates, which JSON can hold and UTF-8 cannot, stay legible.
-        name = self.scene_id.encode("utf-8", "backslashreplace").decode()
-        object.__setattr__(self, "scene_id", without_signatures(name))
-        object.__setattr__(self, "reason", without_signatures(self.reason))
+        for name in ("scene_id", "reason"):
+            text = printable(without_signatures(getattr(self, name)))
+            object.__setattr__(self, name, text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,21 @@ from torch import Tensor, nn
 from encoders.backbones.stem import Backbone
 from encoders.backbones.timm import build_timm
 from encoders.backbones.transformers import ARCHITECTURES, build_transformers
-from storage.errors import ConfigError
+from storage.errors import ConfigError, SkysiftError
+
+# What torch and transformers raise for options, or a config.json, that make no network.
+_WRONG_OPTIONS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+BACKBONES = ("tiny-cnn", *ARCHITECTURES, "timm")
+"""The names that :func:`build_backbone` knows."""
 
 
 class _Block(nn.Module):
@@ -86,17 +100,6 @@ class TinyCnn(Backbone):
         return torch.cat([y.mean((2, 3)), y.amax((2, 3))], dim=1)
 
 
-def backbone_names() -> tuple[str, ...]:
-    """Return the names that `build_backbone` knows.
-
-    Examples
-    --------
-    >>> "tiny-cnn" in backbone_names()
-    True
-    """
-    return ("tiny-cnn", *ARCHITECTURES, "timm")
-
-
 def build_backbone(
     name: str, bands: Sequence[str], pretrained: str | None = None, **options: Any
 ) -> Backbone:
@@ -105,7 +108,7 @@ def build_backbone(
     Parameters
     ----------
     name
-        One of `backbone_names`.
+        One of `BACKBONES`.
     bands
         Band names in channel order.
     pretrained
@@ -135,8 +138,11 @@ def build_backbone(
             return build_timm(tuple(bands), pretrained, **options)
         if name in ARCHITECTURES:
             return build_transformers(name, tuple(bands), pretrained, **options)
-    except TypeError as error:
-        raise ConfigError(f"backbone {name}: a wrong option ({error}); see its docstring") from None
-    raise ConfigError(
-        f"no backbone is called {name!r}; choose one of {', '.join(backbone_names())}"
-    )
+    except SkysiftError:
+        raise
+    except _WRONG_OPTIONS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"backbone {name}: a wrong option ({reason}); see its docstring"
+        ) from None
+    raise ConfigError(f"no backbone is called {name!r}; choose one of {', '.join(BACKBONES)}")

@@ -3,12 +3,14 @@
 Shape legend: B batch, C bands, H and W pixels, F features, O and I output and input channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from storage.errors import ConfigError
 
 RGB = ("red", "green", "blue")
 
@@ -73,6 +75,33 @@ def fit_stem(model: nn.Module, bands: Sequence[str]) -> None:
         if stem.bias is not None and wider.bias is not None:
             wider.bias.copy_(stem.bias)
     setattr(model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], wider)
+
+
+def require_weights(source: str, network: str, missing: Collection[str], total: int) -> None:
+    """Refuse pretrained weights that leave tensors of a network at random.
+
+    Parameters
+    ----------
+    source, network
+        The weights and the network, for the message.
+    missing
+        Names of the tensors that the weights lack or hold in another shape.
+    total
+        Number of tensors of the network.
+
+    Raises
+    ------
+    ConfigError
+        A tensor is missing.
+    """
+    # Counters of batch norm, which the first releases of torch did not save, decide nothing.
+    names = sorted(name for name in missing if not name.endswith("num_batches_tracked"))
+    if names:
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise ConfigError(
+            f"pretrained weights {source} lack {len(names)} of the {total} tensors of {network} "
+            f"({shown}), which would stay random; give the weights of this architecture"
+        )
 
 
 def resized(x_BCHW: Tensor, size_px: int | None) -> Tensor:

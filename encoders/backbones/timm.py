@@ -14,7 +14,13 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from encoders.backbones.stem import Backbone, count_features, fit_stem, resized
+from encoders.backbones.stem import (
+    Backbone,
+    count_features,
+    fit_stem,
+    require_weights,
+    resized,
+)
 from storage.errors import ConfigError, NotFoundError
 
 
@@ -87,8 +93,14 @@ def _pretrained(timm: Any, model: str, source: str) -> Any:
             )
         network = timm.create_model(model, num_classes=0)
         weights = safetensors.torch.load_file(folder / "model.safetensors")
-        known = network.state_dict().keys()  # a classifier in the file is left out
-        network.load_state_dict({name: weights[name] for name in weights if name in known})
+        known = network.state_dict()  # a classifier in the file is left out
+        fitting = {
+            name: value
+            for name, value in weights.items()
+            if name in known and value.shape == known[name].shape
+        }
+        require_weights(source, f"timm {model}", known.keys() - fitting.keys(), len(known))
+        network.load_state_dict(fitting, strict=False)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise NotFoundError(
             f"pretrained weights {source} of timm {model} cannot be read "

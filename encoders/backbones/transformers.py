@@ -9,9 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
-from encoders.backbones.stem import Backbone, count_features, fit_stem, resized
+from encoders.backbones.stem import (
+    Backbone,
+    count_features,
+    fit_stem,
+    require_weights,
+    resized,
+)
 from storage.errors import ConfigError, NotFoundError
 
 # name: (configuration class, model class) in `transformers`
@@ -73,21 +80,34 @@ def build_transformers(
     input_px: int | None = None,
 ) -> TransformersBackbone:
     """Build an architecture of ``transformers``; see `encoders.backbones.build.build_backbone`."""
-    import transformers  # slow to import, and tiny-cnn does not need it
+    from huggingface_hub.errors import StrictDataclassError  # slow, and tiny-cnn does not need it
+
+    try:
+        model = _model(name, bands, pretrained, config)
+    except StrictDataclassError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"backbone {name}: its configuration is wrong ({reason})") from error
+    if input_px is None and name in _SEQUENCES:
+        input_px = int(model.config.image_size)
+    return TransformersBackbone(name, model, input_px)
+
+
+def _model(
+    name: str, bands: tuple[str, ...], pretrained: str | None, config: Mapping[str, Any] | None
+) -> Any:
+    """Return a model of ``transformers`` with a stem for the bands."""
+    import transformers
 
     config_class, model_class = (getattr(transformers, part) for part in ARCHITECTURES[name])
     extra = {"add_pooling_layer": False} if name == "vit" else {}
     if pretrained is None:
         settings = {**(config or {}), "num_channels": len(bands)}
-        model = model_class(config_class(**settings), **extra)
-    else:
-        if config:
-            raise ConfigError(f"backbone {name}: give `config` or `pretrained`, not both")
-        model = _load_pretrained(name, model_class, pretrained, extra)
-        _fit(name, model, bands)
-    if input_px is None and name in _SEQUENCES:
-        input_px = int(model.config.image_size)
-    return TransformersBackbone(name, model, input_px)
+        return model_class(config_class(**settings), **extra)
+    if config:
+        raise ConfigError(f"backbone {name}: give `config` or `pretrained`, not both")
+    model = _load_pretrained(name, model_class, pretrained, extra)
+    _fit(name, model, bands)
+    return model
 
 
 def _load_pretrained(name: str, model_class: Any, source: str, extra: dict[str, Any]) -> Any:
@@ -101,23 +121,34 @@ def _load_pretrained(name: str, model_class: Any, source: str, extra: dict[str, 
             raise NotFoundError(
                 f"{source} holds no config.json; give a folder of a transformers model, or a hub id"
             )
-    bars: Any = logging  # transformers draws progress bars on stderr unless disabled
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
+    output: Any = logging  # transformers writes progress bars and a report to stderr
+    shown, verbosity = output.is_progress_bar_enabled(), output.get_verbosity()
+    output.disable_progress_bar()
+    output.set_verbosity_error()
     try:
         stored = PretrainedConfig.get_config_dict(source)[0].get("model_type")
         if stored != model_class.config_class.model_type:
             raise ConfigError(f"{source} is a {stored!r} model, not {name!r}; change one of them")
-        return model_class.from_pretrained(source, use_safetensors=True, **extra)
-    except OSError as error:
+        model, loaded = model_class.from_pretrained(
+            source,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+            **extra,
+        )
+    except (OSError, SafetensorError) as error:
         raise NotFoundError(
             f"pretrained weights {source} of {name} cannot be read "
             f"({str(error).partition(chr(10))[0]}); give a folder with config.json and "
             "model.safetensors"
         ) from error
     finally:
+        output.set_verbosity(verbosity)
         if shown:
-            bars.enable_progress_bar()
+            output.enable_progress_bar()
+    missing = {*loaded["missing_keys"], *(name for name, *_ in loaded["mismatched_keys"])}
+    require_weights(source, name, missing, len(model.state_dict()))
+    return model
 
 
 def _fit(name: str, model: Any, bands: tuple[str, ...]) -> None:

@@ -1,8 +1,7 @@
 """Label statistics of a training set: counts of each label and of each pair of labels."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -78,21 +77,6 @@ class LabelStatistics:
             pair_counts=tuple(map(tuple, pairs_CC.tolist())),
             mean_rarity=float(rarity.mean()) if labelled.any() else 0.0,
             mean_jaccard=_mean_jaccard(y_NC),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the counts as plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild from the values of :meth:`to_dict`, also after a JSON round trip."""
-        return cls(
-            rows=int(values["rows"]),
-            class_counts=tuple(map(int, values["class_counts"])),
-            pair_counts=tuple(tuple(map(int, row)) for row in values["pair_counts"]),
-            mean_rarity=float(values["mean_rarity"]),
-            mean_jaccard=float(values["mean_jaccard"]),
         )
 
 

@@ -7,7 +7,7 @@ Shapes: Q queries, N database rows, D dimension, C labels.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,10 +37,6 @@ class LabelEvaluation:
     metrics: Mapping[str, float]
     random: Mapping[str, float]
     label_ap: Mapping[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
 
 
 def evaluate_labels(

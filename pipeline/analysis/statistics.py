@@ -22,6 +22,7 @@ from pipeline.tiles.spec import GridSpec
 from storage.errors import SceneError
 from storage.location import Location
 from storage.progress import Progress, ProgressSink, ignore
+from storage.quarantine import Quarantine
 from storage.scene import Scene
 
 PERCENTILES = (2, 50, 98)
@@ -127,7 +128,7 @@ def band_statistics(
         batch = scenes[start : start + scenes_per_graph]
         graphs: dict[str, Any] = {}
         for scene in batch:
-            try:
+            with Quarantine(f"scene {scene.id}") as fault:
                 pixels = pixels_for_scene(scene, grid)
                 array = scene_array(
                     scene,
@@ -135,10 +136,9 @@ def band_statistics(
                     block_px=block_px,
                     overviews=resolution is not None,
                 )
-            except SceneError as error:
-                skipped[scene.id] = str(error)
-            else:
                 graphs[scene.id] = _scene_moments(array)
+            if fault:
+                skipped[scene.id] = fault.reason
         found.extend(_run(graphs, scheduler, skipped))
         progress(
             Progress(stage="statistics", done=start + len(batch), total=len(scenes), unit="scenes")
@@ -148,16 +148,15 @@ def band_statistics(
 
 def _run(graphs: dict[str, Any], scheduler: Scheduler, skipped: dict[str, str]) -> list[_Moments]:
     """Compute a batch together; if a scene fails, scene by scene, noting those that fail."""
-    try:
+    with Quarantine("statistics"):
         return compute(list(graphs.values()), scheduler)
-    except SceneError:
-        results: list[_Moments] = []
-        for scene_id, graph in graphs.items():
-            try:
-                results.extend(compute([graph], scheduler))
-            except SceneError as error:
-                skipped[scene_id] = str(error)
-        return results
+    results: list[_Moments] = []
+    for scene_id, graph in graphs.items():
+        with Quarantine(f"scene {scene_id}") as fault:
+            results.extend(compute([graph], scheduler))
+        if fault:
+            skipped[scene_id] = fault.reason
+    return results
 
 
 def _scene_moments(array: da.Array) -> Any:

@@ -7,18 +7,22 @@ ones, a report draws it. :mod:`pipeline.composite.plan` finds the composites to 
 block by block.
 """
 
+from collections.abc import Sequence
+
 import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.composite.plan import Composite, CompositePlan, CompositeReport
-from pipeline.composite.stack import scene_stack
+from pipeline.composite.stack import Placed, scene_stack
 from pipeline.runtime.dask import Scheduler, blocks_of, compute
 from storage.catalog.stac_write import composite_document, write_collection, write_item
 from storage.errors import SceneError
 from storage.location import Location
 from storage.progress import Progress, ProgressSink, ignore
+from storage.quarantine import Quarantine
 from storage.raster.geotiff import inspect
+from storage.raster.pixel_grid import Window
 from storage.raster.writer import GeotiffWriter
 
 _PIECE_BLOCKS = 4
@@ -56,7 +60,7 @@ def make_composites(
             failed[composite.id] = str(error)
         else:
             made.append(composite.id)
-    if made:
+    if made or plan.unchanged:
         progress(_state(len(plan.todo), plan))
         title = f"Cloud-free composites: the median of each {plan.spec.period}"
         write_collection(plan.spec.output_uri, plan.spec.name, title)
@@ -90,9 +94,7 @@ def _make(composite: Composite, plan: CompositePlan, scheduler: Scheduler) -> No
         for piece in blocks_of(extent, _PIECE_BLOCKS * composite.block_px):
             placed = [scene for scene in composite.placed if scene.extent.intersection(piece)]
             if placed:
-                stack = scene_stack(placed, plan.pixels, piece, block_px=composite.block_px)
-                median = da.map_blocks(median_of_days, stack, dtype=np.float32, drop_axis=0)
-                [values] = compute([median], scheduler)
+                values = _median(composite, placed, plan, piece, scheduler)
                 target.write(values, piece.row - extent.row, piece.column - extent.column)
     document = composite_document(
         composite.id,
@@ -101,8 +103,25 @@ def _make(composite: Composite, plan: CompositePlan, scheduler: Scheduler) -> No
         {source.scene.id: source.scene.document for source in composite.placed},
         composite.fingerprint,
         target.sha256,
+        file.size_bytes(),
     )
     write_item(document, spec.output_uri)
+
+
+def _median(
+    composite: Composite,
+    placed: Sequence[Placed],
+    plan: CompositePlan,
+    piece: Window,
+    scheduler: Scheduler,
+) -> NDArray[np.float32]:
+    """Return the median of some scenes over a piece of a composite."""
+    with Quarantine(f"composite {composite.id}") as fault:
+        stack = scene_stack(placed, plan.pixels, piece, block_px=composite.block_px)
+        median = da.map_blocks(median_of_days, stack, dtype=np.float32, drop_axis=0)
+        [values] = compute([median], scheduler)
+        return np.asarray(values)
+    raise SceneError(fault.reason)
 
 
 def median_of_days(stack: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from storage.scene import Rejected, Scene
 
 if TYPE_CHECKING:
     from pipeline.analysis.landcover import TileLabels
+
+logger = logging.getLogger(__name__)
 
 
 class Committer:
@@ -71,6 +74,8 @@ class Committer:
     def add(self, rows: SceneRows) -> None:
         """Take a finished scene; write and commit when it is time."""
         scene, note = self._plan.todo[rows.index], rows.note
+        if note.get("trace"):
+            logger.debug("scene %s: %s\n%s", scene.id, note["reason"], note["trace"])
         entry = LedgerEntry(
             scene_id=scene.id,
             state="quarantined",

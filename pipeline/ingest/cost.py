@@ -22,6 +22,7 @@ from pipeline.tiles.read import count_tiles, read_each
 from storage.errors import SkysiftError
 from storage.location import Location
 from storage.progress import Progress, ProgressSink, ignore
+from storage.quarantine import Quarantine
 from storage.scene import Scene
 
 SAMPLE_SCENES = 64
@@ -151,10 +152,9 @@ def estimate_cost(
     sizes: dict[str, int] = {}
     unreadable: dict[str, str] = {}
     # Whatever a scene raises here, ingest will quarantine the scene for the same reason.
-    outcomes = read_each(chosen, partial(_scene_cost, plan), SkysiftError)
-    for number, (scene, outcome) in enumerate(outcomes, 1):
-        if isinstance(outcome, SkysiftError):
-            unreadable[scene.id] = " ".join(str(outcome).split())
+    for number, (scene, outcome) in enumerate(read_each(chosen, partial(_scene_cost, plan)), 1):
+        if isinstance(outcome, Quarantine):
+            unreadable[scene.id] = outcome.reason
         else:
             counts.append(outcome[0])
             sizes |= outcome[1]

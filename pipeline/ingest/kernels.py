@@ -14,6 +14,7 @@ from pipeline.ingest.spec import IngestPlan
 from pipeline.tiles.grid import grid_for_scene
 from pipeline.tiles.read import TileBatch, TileCounts, read_tiles
 from storage.errors import EncoderMismatchError
+from storage.quarantine import Quarantine
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def require_planned_encoder(plan: IngestPlan, fingerprint: str) -> None:
 
 
 class ReadScenes:
-    """Turn scenes into batches of tile pixels; the quarantine boundary.
+    """Turn scenes into batches of tile pixels; a scene that cannot be read is quarantined.
 
     Called with ``{"scene": (n,) indexes}``, it yields batches of rows. A tile row has ``status``
     0 and its pixels (C, h, w) float32, NaN where invalid. After its tiles, each scene yields one
@@ -77,8 +78,9 @@ class ReadScenes:
     def __call__(self, batch: Batch) -> Iterator[Batch]:
         """Read the scenes that a batch names."""
         for index in batch["scene"].tolist():
-            scene, counts = self._scenes[index], TileCounts()
-            try:
+            scene, counts, sent = self._scenes[index], TileCounts(), 0
+            note: dict[str, Any] = {}
+            with Quarantine(f"scene {scene.id}") as fault:
                 grid = grid_for_scene(scene, self._grid)
                 for part in read_tiles(
                     scene,
@@ -87,14 +89,18 @@ class ReadScenes:
                     batch_size=self._batch_tiles,
                     counts=counts,
                 ):
-                    yield _rows(index, part)
+                    rows = _rows(index, part)
+                    sent += len(part)
+                    yield rows
                 named = grid.naming(self._rules.edge)
                 note = {"grid_id": named.id, "grid": named.to_dict(), "counts": asdict(counts)}
-            except Exception as error:  # one bad scene never stops a job
-                logger.warning("scene %s: %s", scene.id, error)
-                note = {"reason": " ".join(str(error).split()) or type(error).__name__}
+            if fault:
+                logger.warning("scene %s: %s", scene.id, fault.reason)
+                note = {"reason": fault.reason, "trace": fault.trace}
+            # The rows that were sent, not the tiles that were counted: a scene that fails in its
+            # middle has counted tiles that are never sent.
             text = json.dumps(note)
-            yield _rows(index, self._no_tile, status=1, tiles=counts.kept, note=text)
+            yield _rows(index, self._no_tile, status=1, tiles=sent, note=text)
 
 
 class EmbedTiles:

@@ -25,6 +25,9 @@ from storage.scene import Scene
 Int32 = npt.NDArray[np.int32]
 Float64 = npt.NDArray[np.float64]
 
+MOST_TILES = 2**22
+"""Most tiles of a scene; their rows wait in memory until the scene is whole."""
+_FARTHEST = 2**31 - 1  # columns and rows are stored as int32
 _EDGE_POINTS = 3
 _ROUNDING_PX = 1e-3
 
@@ -126,43 +129,51 @@ class TileGrid:
         Returns
         -------
         int32 (n, 2): column and row on :meth:`naming`'s grid, row by row.
+
+        Raises
+        ------
+        GridError
+            The window has more than ``MOST_TILES`` tiles, or they lie too far from the anchor.
         """
+        self._check_size(extent, edge)
         columns = self._along(extent.column, extent.width, edge)
         rows = self._along(extent.row, extent.height, edge)
         grid = np.meshgrid(columns, rows)
         return np.stack([grid[0].ravel(), grid[1].ravel()], axis=1)
 
-    def _along(self, start: int, length: int, edge: Edge) -> Int32:
+    def _check_size(self, extent: Window, edge: Edge) -> None:
+        """Refuse windows of wrong headers before arrays are made of their tiles."""
+        columns = self._span(extent.column, extent.width, edge)
+        rows = self._span(extent.row, extent.height, edge)
+        count = math.prod(max(stop - first, 0) for first, stop in (columns, rows))
+        if count > MOST_TILES:
+            raise GridError(
+                f"grid {self.id} cuts {extent.width:,} x {extent.height:,} px into {count:,} "
+                f"tiles, but a scene may have {MOST_TILES:,}; give a coarser grid.resolution, or "
+                "cut the scene into several files"
+            )
+        unit_px = self.stride_px if edge == "shift" else 1
+        farthest = max(map(abs, (*columns, *rows))) * unit_px
+        if farthest > _FARTHEST - extent.width - extent.height:
+            raise GridError(
+                f"the scene lies {farthest:,} columns or rows of grid {self.id} from the grid's "
+                f"anchor, and {_FARTHEST:,} can be counted; set grid.anchor near the scenes"
+            )
+
+    def _span(self, start: int, length: int, edge: Edge) -> tuple[int, int]:
+        """Return the first tile along a side of a window, and the one after the last."""
         size, stride, stop = self.tile_px, self.stride_px, start + length
         if edge == "pad":
-            first, last = (start - size) // stride + 1, (stop - 1) // stride
-        else:
-            first, last = -(-start // stride), (stop - size) // stride
-        within = np.arange(first, last + 1, dtype=np.int32)
+            return (start - size) // stride + 1, (stop - 1) // stride + 1
+        return -(-start // stride), (stop - size) // stride + 1
+
+    def _along(self, start: int, length: int, edge: Edge) -> Int32:
+        within = np.arange(*self._span(start, length, edge), dtype=np.int32)
         if edge != "shift":
             return within
         # The single tile of a scene smaller than a tile begins at the scene's edge.
-        ends = np.array([start, max(stop - size, start)], np.int32)
-        return np.unique(np.concatenate([ends, within * np.int32(stride)]))
-
-    def tile_at(self, lon: float, lat: float) -> tuple[int, int]:
-        """Return column and row of the tile that holds a point; of several, the most central.
-
-        Parameters
-        ----------
-        lon, lat
-            WGS84 degrees.
-
-        Raises
-        ------
-        GridError
-            The CRS has no such place.
-        """
-        x, y = _project(_to_crs(self.crs), lon, lat, f"{lon}, {lat} is not in {self.crs}")
-        lead = (self.tile_px - self.stride_px) / 2
-        column = ((x - self.anchor[0]) / self.resolution - lead) // self.stride_px
-        row = ((self.anchor[1] - y) / self.resolution - lead) // self.stride_px
-        return int(column), int(row)
+        ends = np.array([start, max(start + length - self.tile_px, start)], np.int32)
+        return np.unique(np.concatenate([ends, within * np.int32(self.stride_px)]))
 
     def crs_bounds(self, tiles: Int32) -> Float64:
         """Return left, bottom, right, top of tiles (n, 2) in CRS units, float64 (n, 4)."""

@@ -15,31 +15,30 @@ import numpy.typing as npt
 
 from pipeline.tiles.grid import Float64, Int32, TileGrid
 from pipeline.tiles.spec import TileRules
-from storage.errors import ConfigError, SkysiftError
+from storage.errors import ConfigError
+from storage.quarantine import Quarantine
 from storage.raster.pixel_grid import Block, Bool, Float32, Window
 from storage.raster.reader import SceneReader
 from storage.scene import Scene
 
 T = TypeVar("T")
-E = TypeVar("E", bound=SkysiftError)
 
 _STRIP_BYTES = 256 * 1024 * 1024
 _READERS = 16
 
 
 def read_each(
-    scenes: Sequence[Scene], read: Callable[[Scene], T], refusal: type[E]
-) -> Iterator[tuple[Scene, T | E]]:
+    scenes: Sequence[Scene], read: Callable[[Scene], T]
+) -> Iterator[tuple[Scene, T | Quarantine]]:
     """Read something of many scenes, such as headers, in threads; yield in the order of scenes.
 
-    A scene that cannot be read yields its error in place of a result.
+    A scene that cannot be read yields its fault in place of a result.
     """
 
-    def attempt(scene: Scene) -> tuple[Scene, T | E]:
-        try:
+    def attempt(scene: Scene) -> tuple[Scene, T | Quarantine]:
+        with Quarantine(f"scene {scene.id}") as fault:
             return scene, read(scene)
-        except refusal as error:
-            return scene, error
+        return scene, fault
 
     with ThreadPoolExecutor(_READERS) as pool:
         yield from pool.map(attempt, scenes)
@@ -186,7 +185,8 @@ def _described(
     pixels: Float32, tiles: Int32, named: TileGrid, extent: Window, valid: Float64, cloud: Float64
 ) -> TileBatch:
     size = np.full(len(tiles), named.tile_px)
-    corner = tiles[:, ::-1] * named.stride_px - (extent.row, extent.column)
+    # Far from the anchor, pixels are counted beyond int32, where tiles are not.
+    corner = tiles[:, ::-1].astype(np.int64) * named.stride_px - (extent.row, extent.column)
     return TileBatch(
         pixels=pixels,
         tiles=tiles.astype(np.int32),

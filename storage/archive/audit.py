@@ -1,12 +1,14 @@
 """Checks of an archive: every scene accounted for, every row sound."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from storage.archive.ledger import LedgerEntry, Segment
 from storage.archive.reader import Archive, Columns
+from storage.errors import CorruptIndexError
 from storage.geometry import are_boxes
 
 NORM_TOLERANCE = 5e-3
@@ -69,28 +71,61 @@ def audit(archive: Archive, catalog: Iterable[tuple[str, str]]) -> AuditReport:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """A fault of stored rows, and the scenes that have to be embedded again."""
+
+    text: str
+    scenes: tuple[str, ...]
+
+
 def verify(archive: Archive) -> list[str]:
     """Read every live row and return the faults, one line each.
 
-    Checks row counts against the ledger, vector norms, coordinate and fraction ranges, and that
-    no (tile, scene) occurs twice. Memory: one segment's rows.
+    Compares each column with its digest in the ledger, and checks row counts against the ledger,
+    vector norms, coordinate and fraction ranges, and that no (tile, scene) occurs twice. Memory:
+    one segment's rows.
     """
-    faults: list[str] = []
-    found: dict[str, int] = {}
-    for segment in archive.segments:
+    return [fault.text for fault in row_faults(archive)]
+
+
+def row_faults(archive: Archive) -> list[Fault]:
+    """Return the faults of all live rows; see :func:`verify`."""
+    live = [sorted(archive.ledger.live_scenes(segment)) for segment in archive.segments]
+    pairs = zip(archive.segments, live, strict=True)
+    faults = [fault for pair in pairs for fault in _segment_faults(archive, *pair)]
+    placed = {scene for scenes in live for scene in scenes}
+    lost = [entry for entry in archive.scenes() if entry.rows and entry.scene_id not in placed]
+    return faults + [_miscounted(entry, 0) for entry in lost]
+
+
+def unsealed_segments(archive: Archive) -> list[Segment]:
+    """Return the segments with live rows that an older Skysift wrote without digests."""
+    return [
+        segment
+        for segment in archive.segments
+        if not segment.digests and archive.ledger.live_scenes(segment)
+    ]
+
+
+def _segment_faults(archive: Archive, segment: Segment, scenes: list[str]) -> Iterator[Fault]:
+    where, everywhere = f"segment {segment.id}", tuple(scenes)
+    try:
         rows = archive.read_segment(segment.ordinal)
-        where = f"segment {segment.id}"
-        faults += [f"{where}: {fault}" for fault in _row_faults(rows)]
-        scenes, counts = np.unique(rows["scene"].astype(str), return_counts=True)
-        for scene, count in zip(scenes.tolist(), counts.tolist(), strict=True):
-            found[scene] = found.get(scene, 0) + count
-    for entry in archive.scenes():
+    except CorruptIndexError as error:
+        yield Fault(text=f"{where}: {error}", scenes=everywhere)
+        return
+    yield from (Fault(text=f"{where}: {text}", scenes=everywhere) for text in _row_faults(rows))
+    names, counts = np.unique(rows["scene"].astype(str), return_counts=True)
+    found = dict(zip(names.tolist(), counts.tolist(), strict=True))
+    for entry in (archive.ledger.entries[scene] for scene in scenes):
         if found.get(entry.scene_id, 0) != entry.rows:
-            faults.append(
-                f"scene {entry.scene_id}: {found.get(entry.scene_id, 0)} rows found, "
-                f"{entry.rows} in the ledger"
-            )
-    return faults
+            yield _miscounted(entry, found.get(entry.scene_id, 0))
+
+
+def _miscounted(entry: LedgerEntry, found: int) -> Fault:
+    text = f"scene {entry.scene_id}: {found} rows found, {entry.rows} in the ledger"
+    return Fault(text=text, scenes=(entry.scene_id,))
 
 
 def _row_faults(rows: Columns) -> list[str]:

@@ -8,6 +8,8 @@ A deleted scene keeps its ledger entry, in state ``deleted`` and with the finger
 that were embedded. So an ingest of the same catalog leaves it out, and embeds it again only when
 its pixels changed, or when the deletion allows it (``again=True``, which forgets the
 fingerprint).
+
+:func:`mend` does the same to the scenes of damaged segments.
 """
 
 import datetime as dt
@@ -19,12 +21,17 @@ from dataclasses import dataclass
 
 import icechunk
 
+from storage.archive.audit import row_faults, unsealed_segments
 from storage.archive.ledger import LedgerEntry
 from storage.archive.reader import Archive
 from storage.archive.repository import (
     BRANCH,
+    name_newest,
+    newest_snapshot,
     open_repository,
+    remove_tag,
     store_reason,
+    tag_names,
     translate_errors,
 )
 from storage.archive.writer import ArchiveWriter
@@ -45,6 +52,15 @@ class Deletion:
     snapshot: str
     scenes: tuple[str, ...]
     rows: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mending:
+    """Result of :func:`mend`: scenes to embed again, and segments that have got digests."""
+
+    snapshot: str
+    scenes: tuple[str, ...]
+    sealed: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,6 +139,34 @@ def delete_scenes(
     return Deletion(snapshot=snapshot, scenes=ids, rows=sum(known[scene].rows for scene in ids))
 
 
+def mend(uri: str | Location) -> Mending:
+    """Hide the scenes of damaged segments, so that the next ingest embeds these scenes again.
+
+    Segments that an older Skysift wrote without digests get digests of their present content.
+
+    Raises
+    ------
+    NotFoundError
+        There is no archive.
+    CorruptIndexError
+        The newest snapshot itself is damaged; :func:`rollback` is the remedy.
+    """
+    archive = Archive.open(uri)
+    entries = archive.ledger.entries
+    scenes = sorted({scene for fault in row_faults(archive) for scene in fault.scenes})
+    digests = {
+        segment.ordinal: archive.digests(segment)
+        for segment in unsealed_segments(archive)
+        if not archive.ledger.live_scenes(segment).intersection(scenes)
+    }
+    snapshot = archive.snapshot
+    if scenes or digests:
+        changed = [_deleted(entries[scene], "its rows were damaged", True) for scene in scenes]
+        message = f"mend: {len(scenes)} scenes to embed again, {len(digests)} segments sealed"
+        snapshot = ArchiveWriter(archive).commit([], changed, {}, message, digests)
+    return Mending(snapshot=snapshot, scenes=tuple(scenes), sealed=len(digests))
+
+
 def list_snapshots(uri: str | Location) -> list[SnapshotEntry]:
     """Return the history of the newest state, the newest first.
 
@@ -146,8 +190,14 @@ def list_snapshots(uri: str | Location) -> list[SnapshotEntry]:
 
 def list_tags(uri: str | Location) -> dict[str, str]:
     """Return the snapshot that each tag names, by tag."""
-    repository = open_repository(Location.of(uri))
-    return {tag: str(repository.lookup_tag(tag)) for tag in sorted(repository.list_tags())}
+    place, tags = Location.of(uri), dict[str, str]()
+    repository = open_repository(place)
+    for tag in tag_names(place):
+        remedy = f"`skysift archive tag {tag} --delete` removes the tag"
+        with translate_errors(place, reading=f"tag {tag}", remedy=remedy):
+            tags[tag] = str(repository.lookup_tag(tag))
+            repository.lookup_snapshot(tags[tag])
+    return tags
 
 
 def resolve_snapshot(uri: str | Location, name: str) -> str:
@@ -188,13 +238,12 @@ def delete_tag(uri: str | Location, name: str) -> None:
         There is no such archive or tag.
     """
     place = Location.of(uri)
-    tags = list_tags(place)
+    repository, tags = open_repository(place), tag_names(place)
     if name not in tags:
         raise NotFoundError(
             f"archive {uri} has no tag {name!r}; it has {', '.join(tags) or 'none'}"
         )
-    with translate_errors(place, f"deleting tag {name!r}"):
-        open_repository(place).delete_tag(name)
+    remove_tag(repository, place, name)
 
 
 def pin_snapshot(
@@ -245,9 +294,9 @@ def unpin_snapshots(
     place, prefix = Location.of(uri), _pin_prefix(index_uri)
     repository = open_repository(place)
     with translate_errors(place, f"taking back the pins of index {index_uri}"):
-        for name in repository.list_tags():
+        for name in tag_names(place):
             if name.startswith(prefix) and name.removeprefix(prefix).split(":")[0] not in keep:
-                repository.delete_tag(name)
+                remove_tag(repository, place, name)
 
 
 def _pin_prefix(index_uri: str | Location) -> str:
@@ -279,12 +328,13 @@ def rollback(uri: str | Location, to: str) -> Rollback:
         Another writer committed meanwhile.
     """
     place = Location.of(uri)
-    target = Archive.open(place, resolve_snapshot(place, to)).snapshot
-    with commit_lock(place), translate_errors(place, f"going back to {target}"):
-        repository = open_repository(place)
-        previous = str(repository.lookup_branch(BRANCH))
-        if previous != target:
-            repository.reset_branch(BRANCH, target, from_snapshot_id=previous)
+    with commit_lock(place):
+        previous = newest_snapshot(place) or name_newest(place, to)
+        target = Archive.open(place, resolve_snapshot(place, to)).snapshot
+        with translate_errors(place, f"going back to {target}"):
+            if previous not in ("", target):
+                repository = open_repository(place)
+                repository.reset_branch(BRANCH, target, from_snapshot_id=previous)
     return Rollback(snapshot=target, previous=previous)
 
 

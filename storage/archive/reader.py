@@ -8,6 +8,9 @@ Layout, below the repository's root group::
                            cloud_fraction (n,), scene_index (n,), labels (n, K) when there are any
     ledger/<page>          scenes that each commit recorded (storage.archive.ledger)
 
+The first read of a column of a segment compares the column with the digest in the ledger, so that
+damaged content is an error and never an answer.
+
 A row is addressed by ``ordinal * 2**32 + position`` in its segment: an int64 that stays the same
 in every later snapshot. This module reads; :mod:`storage.archive.writer` writes, whole commits or
 nothing; :mod:`storage.archive.repository` opens. These are the only homes of zarr and icechunk.
@@ -15,6 +18,7 @@ nothing; :mod:`storage.archive.repository` opens. These are the only homes of za
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -28,19 +32,21 @@ from storage.archive.ledger import (
     Ledger,
     LedgerEntry,
     Segment,
+    column_digest,
     first_page_to_read,
     fold_page,
     page_name,
 )
 from storage.archive.repository import (
     BRANCH,
+    UNREADABLE,
     has_root,
     make_repository,
     open_repository,
     read_session,
     translate_errors,
 )
-from storage.archive.spec import ArchiveSpec, root_attributes, spec_of
+from storage.archive.spec import ArchiveSpec, root_attributes, spec_digest, spec_of
 from storage.errors import ArchiveConflictError, NotFoundError
 from storage.geometry import EDGES
 from storage.location import Location
@@ -53,6 +59,7 @@ Columns = dict[str, npt.NDArray[Any]]
 
 ROW_BITS = 32
 _PAGES_AT_MOST = 10**8
+_MEND = "`skysift archive verify --mend` lets the next `skysift ingest` embed its scenes again"
 STORED_COLUMNS = (
     "embedding",
     "scene_index",
@@ -93,10 +100,13 @@ class Archive:
         self.repository = open_repository(location) if repository is None else repository
         session = read_session(self.repository, location, snapshot)
         self.snapshot: str = session.snapshot_id
-        with translate_errors(location):
+        with translate_errors(location, reading=f"snapshot {self.snapshot}"):
             self._root = zarr.open_group(session.store, mode="r")
-            self.spec = spec_of(self._root.attrs, self.uri)
             self.ledger = read_ledger(self._root)
+            if self.ledger.spec_digest not in ("", spec_digest(self._root.attrs)):
+                raise ValueError("its attributes differ from the digest in the ledger")
+            self.spec = spec_of(self._root.attrs, self.uri)
+        self._sound: set[tuple[int, str]] = set()
 
     @classmethod
     def open(
@@ -182,6 +192,11 @@ class Archive:
         """Return the ledger's entry of every scene, ordered by scene id."""
         return sorted(self.ledger.entries.values(), key=lambda entry: entry.scene_id)
 
+    def digests(self, segment: Segment) -> dict[str, str]:
+        """Return the digest of each stored column of a segment, computed from its content."""
+        names = [name for name in self._column_names() if name not in DERIVED_COLUMNS]
+        return {name: column_digest(self.stored(segment, name, slice(None))) for name in names}
+
     @cached_property
     def _live_positions(self) -> dict[int, npt.NDArray[np.int64]]:
         return {}
@@ -208,6 +223,12 @@ class Archive:
             The store refuses, breaks off or cannot be reached.
         """
         return self._read_positions(ordinal, self._live(ordinal), columns)
+
+    def read_all(self, columns: Sequence[str]) -> Columns:
+        """Read columns and ``row`` of all live rows into memory, in row order."""
+        parts = [self.read_segment(segment.ordinal, columns) for segment in self.segments]
+        parts = parts or [self._empty([*columns, "row"])]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def read(self, rows: npt.ArrayLike, columns: Sequence[str] | None = None) -> Columns:
         """Read rows by id, in the order given (repeats allowed).
@@ -248,9 +269,12 @@ class Archive:
 
         parts = []
         for segment in self.segments:
-            stored = self._array(segment, column)
-            lazy = da.from_array(stored, chunks=stored.chunks, name=f"{segment.id}-{column}")
             live = self._live(segment.ordinal)
+            if not len(live):
+                continue
+            with self._named_damage(segment, column):
+                checked = _Checked(self, segment, self._array(segment, column), column)
+            lazy = da.from_array(checked, chunks=checked.chunks, name=f"{segment.id}-{column}")
             parts.append(lazy if len(live) == segment.rows else lazy[live])
         if not parts:
             return da.from_array(self._empty([column])[column])
@@ -273,12 +297,9 @@ class Archive:
             name: (dims, self.to_dask(name)) for name, dims in names.items()
         }
         variables["datetime"] = (("row",), variables["datetime"][1].astype("datetime64[ms]"))
-        identity = [
-            self.read_segment(segment.ordinal, ["scene", "tile_key"]) for segment in self.segments
-        ] or [self._empty(["scene", "tile_key", "row"])]
+        identity = self.read_all(["scene", "tile_key"])
         coordinates: dict[str, Any] = {
-            name: ("row", np.concatenate([part[name] for part in identity]))
-            for name in ("row", "scene", "tile_key")
+            name: ("row", identity[name]) for name in ("row", "scene", "tile_key")
         }
         coordinates["edge"] = list(EDGES)
         if self.spec.classes:
@@ -299,15 +320,46 @@ class Archive:
         return self.segments[ordinal]
 
     def _array(self, segment: Segment, name: str) -> "zarr.Array[Any]":
-        try:
-            array = self._root[f"segments/{segment.id}/{name}"]
-        except KeyError:
+        array = self._root[f"segments/{segment.id}/{name}"]
+        assert isinstance(array, zarr.Array)
+        return array
+
+    def stored(self, segment: Segment, name: str, chosen: Any) -> npt.NDArray[Any]:
+        """Return rows of a stored column of a segment, dead rows included.
+
+        The first read of the column reads the whole column and compares it with its digest.
+
+        Parameters
+        ----------
+        chosen
+            A slice, slices, or positions (n,) in ascending order.
+
+        Raises
+        ------
+        CorruptIndexError
+            The column is damaged.
+        """
+        if name not in self._column_names():
             raise NotFoundError(
                 f"archive {self.uri} has no column {name!r}; it has "
                 f"{', '.join(self._column_names())}"
-            ) from None
-        assert isinstance(array, zarr.Array)
-        return array
+            )
+        key = segment.ordinal, name
+        with self._named_damage(segment, name):
+            array = self._array(segment, name)
+            if key in self._sound:
+                return np.asarray(array.oindex[chosen])
+            values = np.asarray(array[:])
+            digest = segment.digests.get(name)
+            if digest and column_digest(values) != digest:
+                raise ValueError("its digest differs from that in the ledger")
+        self._sound.add(key)
+        return np.asarray(values[chosen])
+
+    def _named_damage(self, segment: Segment, name: str) -> AbstractContextManager[None]:
+        """Name the column of a segment that cannot be read, and the remedy."""
+        part = f"column {name} of segment {segment.id}"
+        return translate_errors(self.location, reading=part, remedy=_MEND)
 
     def _column_names(self) -> tuple[str, ...]:
         labels = ("labels",) if self.spec.classes else ()
@@ -319,10 +371,11 @@ class Archive:
             live = self.ledger.live_scenes(segment)
             if len(live) == len(segment.scenes):
                 positions = np.arange(segment.rows, dtype=np.int64)
+            elif not live:
+                positions = np.empty(0, dtype=np.int64)
             else:
                 alive = np.array([scene in live for scene in segment.scenes], dtype=bool)
-                with translate_errors(self.location):
-                    index = np.asarray(self._array(segment, "scene_index")[:])
+                index = self.stored(segment, "scene_index", slice(None))
                 positions = np.flatnonzero(alive[index]).astype(np.int64)
             self._live_positions[ordinal] = positions
         return self._live_positions[ordinal]
@@ -331,19 +384,19 @@ class Archive:
         self, ordinal: int, positions: npt.NDArray[np.int64], columns: Sequence[str] | None
     ) -> Columns:
         segment = self._segment(ordinal)
-        names = self._column_names() if columns is None else (*columns, "row")
-        whole = len(positions) == segment.rows
+        names = dict.fromkeys(self._column_names() if columns is None else (*columns, "row"))
+        if not len(positions):
+            return self._empty(list(names))
+        chosen = slice(None) if len(positions) == segment.rows else positions
 
         def stored(name: str) -> npt.NDArray[Any]:
-            array = self._array(segment, name)
-            return np.asarray(array[:] if whole else array.oindex[positions])
+            return self.stored(segment, name, chosen)
 
         def derived(name: str) -> npt.NDArray[Any]:
-            attributes = self._root[f"segments/{segment.id}"].attrs
             index = stored("scene_index")
             if name == "scene":
-                return np.asarray(np.array(attributes["scenes"], dtype=object)[index])
-            grids = np.array(attributes["grids"], dtype=object)[index]
+                return np.asarray(np.array(segment.scenes, dtype=object)[index])
+            grids = np.array(self._grids(segment), dtype=object)[index]
             pairs = zip(grids, stored("tile").tolist(), strict=True)
             keys = [f"{grid}/{column}/{row}" for grid, (column, row) in pairs]
             return np.array(keys, dtype=object)
@@ -355,8 +408,13 @@ class Archive:
                 return stored(name).astype("datetime64[ms]")
             return derived(name) if name in DERIVED_COLUMNS else stored(name)
 
-        with translate_errors(self.location):
-            return {name: column(name) for name in dict.fromkeys(names)}
+        return {name: column(name) for name in names}
+
+    def _grids(self, segment: Segment) -> list[str]:
+        """Return the grid of each scene of a segment; only those of live scenes count."""
+        entries = self.ledger.entries
+        live = self.ledger.live_scenes(segment)
+        return [(entries[scene].grid_id or "") if scene in live else "" for scene in segment.scenes]
 
     def _empty(self, columns: Sequence[str] | None) -> Columns:
         widths = {
@@ -376,6 +434,20 @@ class Archive:
         return {name: np.empty((0, *shape), dtype) for name, (shape, dtype) in shapes.items()}  # type: ignore[call-overload]
 
 
+class _Checked:
+    """A stored column as Dask reads it, block by block, compared with its digest once."""
+
+    def __init__(
+        self, archive: Archive, segment: Segment, array: "zarr.Array[Any]", name: str
+    ) -> None:
+        self._archive, self._segment, self._name = archive, segment, name
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+        self.chunks = array.chunks
+
+    def __getitem__(self, chosen: tuple[slice, ...]) -> npt.NDArray[Any]:
+        return self._archive.stored(self._segment, self._name, chosen)
+
+
 def read_ledger(root: zarr.Group) -> Ledger:
     """Fold the ledger pages of an open archive."""
     pages = root["ledger"]
@@ -386,5 +458,8 @@ def read_ledger(root: zarr.Group) -> Ledger:
     for number in range(ledger.pages, count):
         page = pages[page_name(number)]
         assert isinstance(page, zarr.Array)
-        ledger = fold_page(ledger, np.asarray(page[:]).tobytes())
+        try:
+            ledger = fold_page(ledger, np.asarray(page[:]).tobytes())
+        except UNREADABLE as error:
+            raise ValueError(f"ledger page {number}: {error}") from error
     return ledger

@@ -4,6 +4,8 @@
 them, :mod:`storage.archive.maintenance` manages snapshots.
 """
 
+import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,12 +14,27 @@ from typing import Any
 import icechunk
 import zarr
 
-from storage.errors import ArchiveConflictError, ConfigError, NotFoundError, SkysiftError
+from storage.errors import (
+    ArchiveConflictError,
+    ConfigError,
+    CorruptIndexError,
+    NotFoundError,
+    SkysiftError,
+)
 from storage.location import Location
 
 BRANCH = "main"
 _FIRST_SNAPSHOT = "1CECHNKREP0F1RSTCMT0"
 """The id of the first snapshot of every repository."""
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError)
+"""What Zarr, its codecs and JSON raise for damaged content."""
+_BRANCH_FILE = f"refs/branch.{BRANCH}/ref.json"
+_DAMAGE = re.compile(
+    r"I/O error|annot read|Invalid Icechunk|invalid magic|(not |be )found|ref json|equested range"
+)
+"""Reasons of Icechunk that a file is damaged or gone; the others are of the store."""
+_DELETED = "ref.json.deleted"
+_SNAPSHOTS_NAMED = 5
 _MAKING_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 icechunk.set_logs_filter("error")  # the local-storage warning: commits hold a file lock below
 
@@ -41,6 +58,10 @@ def open_repository(place: Location) -> icechunk.Repository:
         except icechunk.IcechunkError as error:
             if "doesn't exist" not in str(error):
                 raise
+            if _snapshots(place):
+                raise CorruptIndexError(
+                    f"archive {place}: {_BRANCH_FILE} is gone; {_way_back(place)}"
+                ) from error
             raise missing from error
 
 
@@ -91,17 +112,23 @@ def read_session(
         f"archive {place} has no snapshot {snapshot or 'yet'!r}; "
         "`skysift archive snapshots` prints those it has"
     )
-    with translate_errors(place):
+    with translate_errors(
+        place, reading=f"snapshot {snapshot}" if snapshot else "the newest snapshot"
+    ):
         try:
             session = (
                 repository.readonly_session(snapshot_id=snapshot)
                 if snapshot
                 else repository.readonly_session(BRANCH)
             )
+            session.status()
+            stored = repository.lookup_snapshot(session.snapshot_id).id
         except icechunk.IcechunkError as error:
-            if "snapshot" not in store_reason(error):
+            if not snapshot or "snapshot" not in store_reason(error):
                 raise
             raise missing from error
+        if stored != session.snapshot_id:
+            raise ValueError(f"its file holds snapshot {stored}")
         if not has_root(session):
             raise missing
     return session
@@ -134,8 +161,77 @@ def has_root(session: icechunk.Session) -> bool:
     return True
 
 
+def newest_snapshot(place: Location) -> str:
+    """Return the snapshot that the archive names as its newest; empty when there is no such one.
+
+    Icechunk opens no repository whose branch is damaged, so the branch's file is read here.
+    """
+    try:
+        name = str(json.loads((place / _BRANCH_FILE).read())["snapshot"])
+    except (NotFoundError, *UNREADABLE):
+        return ""
+    return name if (place / "snapshots" / name).exists() else ""
+
+
+def name_newest(place: Location, snapshot: str) -> str:
+    """Write the file of a damaged branch again; return the empty name of the former snapshot.
+
+    Raises
+    ------
+    NotFoundError
+        There is no archive, or it has no such snapshot.
+    """
+    known = _snapshots(place)
+    if snapshot not in known:
+        raise NotFoundError(
+            f"archive {place} has no snapshot {snapshot!r}; it has {', '.join(known) or 'none'}"
+        )
+    (place / _BRANCH_FILE).write(json.dumps({"snapshot": snapshot}).encode())
+    return ""
+
+
+def tag_names(place: Location) -> list[str]:
+    """Return the names of all tags; Icechunk's own list leaves out damaged tags."""
+    found = (file.uri.rpartition("/refs/tag.") for file in (place / "refs").list())
+    files = [name for _, mark, name in found if mark]
+    names = {name.removesuffix("/ref.json") for name in files if name.endswith("/ref.json")}
+    return sorted(name for name in names if f"{name}/{_DELETED}" not in files)
+
+
+def remove_tag(repository: icechunk.Repository, place: Location, name: str) -> None:
+    """Delete a tag, also a damaged one, with the mark that Icechunk leaves for a deleted tag."""
+    try:
+        with translate_errors(place):
+            repository.delete_tag(name)
+    except CorruptIndexError:
+        (place / "refs" / f"tag.{name}" / _DELETED).write(b"")
+
+
+def _snapshots(place: Location) -> list[str]:
+    """Return the ids of the snapshots that have a file, the newest file first."""
+    files = sorted((place / "snapshots").list(), key=Location.modified_at, reverse=True)
+    names = [file.uri.rpartition("/")[2] for file in files]
+    return [name for name in names if name != _FIRST_SNAPSHOT]
+
+
+def _way_back(place: Location) -> str:
+    """Return the remedy for an archive whose newest state cannot be read."""
+    try:
+        newest = newest_snapshot(place)
+        older = [name for name in _snapshots(place) if name != newest][:_SNAPSHOTS_NAMED]
+    except SkysiftError:
+        older = []
+    return (
+        "restore the archive from a copy, or go back with `skysift archive rollback` to the first "
+        f"of these snapshots that can be read: {', '.join(older) or 'none'}; the next "
+        "`skysift ingest` embeds the later scenes again"
+    )
+
+
 @contextmanager
-def translate_errors(place: Location, change: str = "") -> Iterator[None]:
+def translate_errors(
+    place: Location, change: str = "", *, reading: str = "", remedy: str = ""
+) -> Iterator[None]:
     """Name the archive when its store fails; conflicts between writers pass as they are.
 
     Parameters
@@ -145,17 +241,33 @@ def translate_errors(place: Location, change: str = "") -> Iterator[None]:
     change
         Name of the change that the block makes; an error then means that the repository refuses
         the change.
+    reading
+        Name of the part that the block reads; an error of Zarr, its codecs or JSON then means that
+        the part is damaged.
+    remedy
+        The next step when that part is damaged; by default going back to an earlier snapshot.
 
     Raises
     ------
     SkysiftError
         The store refuses, breaks off or cannot be reached.
+    CorruptIndexError
+        A file is damaged or gone.
     ArchiveConflictError
         The repository refuses the change.
     """
+    kinds = (icechunk.IcechunkError, *(UNREADABLE if reading else ()))
     try:
         yield
-    except icechunk.IcechunkError as error:
+    except SkysiftError:
+        raise
+    except kinds as error:
+        reason = store_reason(error) or type(error).__name__
+        if isinstance(error, UNREADABLE) or (not change and _DAMAGE.search(reason)):
+            raise CorruptIndexError(
+                f"archive {place}: {reading or 'a file'} is damaged ({reason}); "
+                f"{remedy or _way_back(place)}"
+            ) from error
         if change:
             reason = " ".join(str(error).split("`->")[-1].split())[:200]
             raise ArchiveConflictError(
@@ -163,12 +275,12 @@ def translate_errors(place: Location, change: str = "") -> Iterator[None]:
                 "`skysift archive snapshots` shows how it stands, then repeat"
             ) from error
         raise SkysiftError(
-            f"archive {place}: its store failed: {store_reason(error)}; check the endpoint, the "
+            f"archive {place}: its store failed: {reason}; check the endpoint, the "
             "bucket, the credentials and the disk, then repeat: what was committed is kept"
         ) from error
 
 
-def store_reason(error: icechunk.IcechunkError) -> str:
-    """Return the first line of an Icechunk error, without the trace below it."""
+def store_reason(error: Exception) -> str:
+    """Return the first line of an error, without the trace that Icechunk writes below it."""
     reason = " ".join(str(error).partition("context:")[0].replace("|", " ").split())
     return reason.removeprefix("x ")[:200]

@@ -1,11 +1,13 @@
 """Fields fixed when an archive is made, as attributes of its root group (`geoemb:` included)."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from storage.errors import SkysiftError
+from storage.values import check_types
 
 _FORMAT = 1
 _GEOEMB = {
@@ -51,6 +53,11 @@ def root_attributes(spec: ArchiveSpec) -> dict[str, Any]:
     }
 
 
+def spec_digest(attributes: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hexadecimal) of the attributes that :func:`root_attributes` returns."""
+    return hashlib.sha256(json.dumps(dict(attributes), sort_keys=True).encode()).hexdigest()
+
+
 def spec_of(attributes: Mapping[str, Any], uri: str) -> ArchiveSpec:
     """Read the attributes that :func:`root_attributes` returns.
 
@@ -69,4 +76,6 @@ def spec_of(attributes: Mapping[str, Any], uri: str) -> ArchiveSpec:
     values = {key: value for key, value in stored.items() if key != "format"}
     for name in ("bands", "classes"):
         values[name] = tuple(values[name])
-    return ArchiveSpec(**values)
+    spec = ArchiveSpec(**values)
+    check_types(spec)
+    return spec

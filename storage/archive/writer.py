@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import icechunk
@@ -18,14 +19,21 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from storage.archive.ledger import Ledger, LedgerEntry, Segment, page_bytes, page_name
+from storage.archive.ledger import (
+    Ledger,
+    LedgerEntry,
+    Segment,
+    column_digest,
+    page_bytes,
+    page_name,
+)
 from storage.archive.reader import STORED_COLUMNS, Archive, read_ledger
 from storage.archive.repository import (
     translate_errors,
     writing_fork,
     writing_session,
 )
-from storage.archive.spec import ArchiveSpec
+from storage.archive.spec import ArchiveSpec, spec_digest
 from storage.errors import ArchiveConflictError, SkysiftError
 from storage.location import Location
 from storage.locks import commit_lock
@@ -61,11 +69,12 @@ class SegmentRows:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentReceipt:
-    """A written segment on its way to the committer: the fork that holds it, and its size."""
+    """A written segment on its way to the committer: the fork that holds it, size and digests."""
 
     id: str
     rows: int
     scenes: tuple[str, ...]
+    digests: Mapping[str, str]
     fork: Any
 
 
@@ -96,8 +105,12 @@ class ArchiveWriter:
         entries: Sequence[LedgerEntry],
         grids: Mapping[str, dict[str, Any]],
         message: str,
+        digests: Mapping[int, Mapping[str, str]] = MappingProxyType({}),
     ) -> str:
         """Commit segments and entries of scenes; return the new snapshot's id.
+
+        ``digests`` are those of the columns of committed segments, by ordinal, for an archive that
+        was written without.
 
         An entry whose scene is in one of the segments gets that segment's ordinal here. When
         another writer commits first, the same segments are merged onto its commit and tried
@@ -118,10 +131,11 @@ class ArchiveWriter:
                     session = writing_session(self._repository)
                     ledger = self._ledger_of(session)
                     entries, receipts = _pending_entries(ledger, entries, receipts)
-                    if not entries:
+                    if not entries and not digests:
                         return str(session.snapshot_id)
                     session.merge(*{id(r.fork): r.fork for r in receipts}.values())
                     after = _advance(ledger, receipts, entries, grids)
+                    after = _sealed(after, session, digests)
                     _write_page(session, ledger, after)
                     snapshot = str(session.commit(message))
                     self._known = (snapshot, after)
@@ -164,8 +178,10 @@ def write_segment(fork: Any, rows: SegmentRows, spec: ArchiveSpec) -> SegmentRec
         group.attrs.update({"scenes": list(rows.scenes), "grids": list(rows.grids)})
         names = (*STORED_COLUMNS, "labels") if spec.classes else STORED_COLUMNS
         arrays = [_array(group, name, columns[name], rows) for name in names]
-        list(pool.map(_write, arrays))
-    return SegmentReceipt(id=segment_id, rows=len(rows), scenes=rows.scenes, fork=fork)
+        digests = dict(zip(names, pool.map(_write, arrays), strict=True))
+    return SegmentReceipt(
+        id=segment_id, rows=len(rows), scenes=rows.scenes, digests=digests, fork=fork
+    )
 
 
 def _array(
@@ -190,9 +206,11 @@ def _array(
     return array, data
 
 
-def _write(pair: tuple[Any, npt.NDArray[Any]]) -> None:
+def _write(pair: tuple[Any, npt.NDArray[Any]]) -> str:
+    """Write an array and return the digest of its values."""
     array, data = pair
     array[...] = data
+    return column_digest(data)
 
 
 def _unused_id(fork: Any, segment_id: str) -> str:
@@ -288,7 +306,13 @@ def _advance(
     grids: Mapping[str, dict[str, Any]],
 ) -> Ledger:
     fresh = [
-        Segment(ordinal=ordinal, id=receipt.id, rows=receipt.rows, scenes=receipt.scenes)
+        Segment(
+            ordinal=ordinal,
+            id=receipt.id,
+            rows=receipt.rows,
+            scenes=receipt.scenes,
+            digests=receipt.digests,
+        )
         for ordinal, receipt in enumerate(receipts, start=len(ledger.segments))
     ]
     home = {scene: segment.ordinal for segment in fresh for scene in segment.scenes}
@@ -297,6 +321,21 @@ def _advance(
         for entry in entries
     ]
     return ledger.after(fresh, placed, grids)
+
+
+def _sealed(
+    ledger: Ledger, session: icechunk.Session, digests: Mapping[int, Mapping[str, str]]
+) -> Ledger:
+    """Return a ledger that states the digest of the archive's spec, and those of segments."""
+    attributes = zarr.open_group(session.store, mode="r").attrs
+    ledger = replace(ledger, spec_digest=ledger.spec_digest or spec_digest(attributes))
+    if not digests:
+        return ledger
+    segments = tuple(
+        replace(segment, digests=segment.digests or digests.get(segment.ordinal, {}))
+        for segment in ledger.segments
+    )
+    return replace(ledger, segments=segments)
 
 
 def _write_page(session: icechunk.Session, before: Ledger, after: Ledger) -> None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from storage.catalog.files import GEOTIFF_SUFFIXES, file_candidates
+from storage.catalog.files import GEOTIFF_SUFFIXES, SIDECAR_SUFFIXES, file_candidates
 from storage.catalog.stac import item_candidates
 from storage.catalog.stac_api import api_candidates, is_api
 from storage.catalog.stac_geoparquet import SUFFIXES as TABLE_SUFFIXES
@@ -117,7 +117,10 @@ def _entries(source: Location, spec: CatalogSpec) -> Iterator[Candidate | Reject
     documents = [file for file in files if file.uri.lower().endswith(_JSON_SUFFIXES)]
     rasters = [file for file in files if file.uri.lower().endswith(GEOTIFF_SUFFIXES)]
     if rasters:
-        yield from file_candidates(rasters, spec)
+        beside = any(file.uri.lower().endswith(SIDECAR_SUFFIXES) for file in files)
+        yield from file_candidates(
+            [file.with_sidecars() for file in rasters] if beside else rasters, spec
+        )
     elif documents:
         yield from item_candidates(source, documents, spec)
 

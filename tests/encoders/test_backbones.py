@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from encoders.backbones.build import backbone_names, build_backbone
+from encoders.backbones.build import BACKBONES, build_backbone
 from encoders.backbones.stem import inflate_stem
 from storage.errors import ConfigError, NotFoundError
 
@@ -50,7 +50,7 @@ RGB = ["red", "green", "blue"]
 
 
 def test_every_backbone_has_a_small_form_here():
-    assert {*SMALL, "timm"} == set(backbone_names())
+    assert {*SMALL, "timm"} == set(BACKBONES)
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
@@ -150,6 +150,71 @@ def test_every_pretrained_stem_takes_any_bands_by_the_stated_rule(name, tmp_path
         torch.testing.assert_close(grey(flat.expand(-1, 5, -1, -1)), expected)
     again = build_backbone(name, ["a", "b", "c", "d", "e"], **grey.options)
     again.load_state_dict(grey.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "lacking"),
+    [
+        ("none fits", "lack 260 of the 312 tensors of mobilenet_v2 (conv_1x1.convolution.weight, "),
+        ("one is missing", "lack 1 of the 312 tensors of mobilenet_v2 (layer.3.expand_1x1"),
+        ("one has another shape", "lack 1 of the 312 tensors of mobilenet_v2 (layer.3.expand_1x1"),
+        ("half of them", "lack 156 of the 312 tensors of mobilenet_v2 ("),
+    ],
+)
+def test_weights_of_which_not_all_fit_are_refused_by_name(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], change: str, lacking: str
+):
+    build_backbone("mobilenet_v2", RGB, **SMALL["mobilenet_v2"]).model.save_pretrained(tmp_path)
+    capfd.readouterr()
+    file, name = tmp_path / "model.safetensors", "layer.3.expand_1x1.convolution.weight"
+    weights = safetensors.torch.load_file(file)
+    changed = {
+        "none fits": {f"renamed.{key}": value for key, value in weights.items()},
+        "one is missing": {key: value for key, value in weights.items() if key != name},
+        "one has another shape": weights | {name: weights[name][:1].contiguous()},
+        "half of them": dict(list(weights.items())[: len(weights) // 2]),
+    }
+    safetensors.torch.save_file(changed[change], file, metadata={"format": "pt"})
+    with pytest.raises(ConfigError) as refusal:
+        build_backbone("mobilenet_v2", RGB, pretrained=str(tmp_path))
+    assert lacking in str(refusal.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_weights_of_a_classifier_and_without_counters_of_batch_norm_fit(tmp_path: Path):
+    model = build_backbone("mobilenet_v2", RGB, **SMALL["mobilenet_v2"]).model
+    model.save_pretrained(tmp_path)
+    weights = {
+        f"mobilenet_v2.{key}": value
+        for key, value in model.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    weights["classifier.weight"] = torch.zeros(2, 2)
+    file = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(weights, file, metadata={"format": "pt"})
+    loaded = build_backbone("mobilenet_v2", RGB, pretrained=str(tmp_path)).model.state_dict()
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(loaded[key], value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.safetensors", b"", "cannot be read"),
+        ("model.safetensors", b"\0" * 999, "cannot be read"),
+        ("config.json", b"{", "not a valid JSON"),
+        ("config.json", b"[]", "a wrong option"),
+        ("config.json", b'{"model_type": "mobilenet_v2", "depth_multiplier": "x"}', "depth_mult"),
+        ("config.json", b'{"model_type": "mobilenet_v2", "depth_multiplier": -1}', "depth_mult"),
+    ],
+)
+def test_damaged_pretrained_files_are_named(
+    tmp_path: Path, file: str, content: bytes, message: str
+):
+    build_backbone("mobilenet_v2", RGB, **SMALL["mobilenet_v2"]).model.save_pretrained(tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises((ConfigError, NotFoundError), match=message):
+        build_backbone("mobilenet_v2", RGB, pretrained=str(tmp_path))
 
 
 def test_a_hub_id_without_a_network_is_named():

@@ -3,12 +3,19 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from encoders.bundle import Encoder, load_encoder, new_encoder, save_bundle
+from encoders.bundle import (
+    Encoder,
+    load_encoder,
+    new_encoder,
+    require_distinct_vectors,
+    save_bundle,
+)
 from encoders.projection import principal_head
 from encoders.spec import EncoderSpec
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
@@ -182,3 +189,30 @@ def test_a_principal_head_is_the_projection_on_principal_components():
 def test_a_wrong_description_is_named(change):
     with pytest.raises(ConfigError):
         new_encoder(replace(SPEC, **change))
+
+
+def test_tiles_too_small_for_the_network_are_refused_when_it_is_made():
+    with pytest.raises(ConfigError, match=r"tiny-cnn cannot take tiles of 8 px .*larger tile_px"):
+        new_encoder(replace(SPEC, tile_px=8))
+
+
+@pytest.mark.parametrize(
+    ("head", "fault"),
+    [
+        ({"kind": "identity"}, "vectors of norm .* instead of 1"),
+        ({"kind": "mlp", "hidden": 64}, "the same vector for different tiles"),
+    ],
+)
+def test_random_weights_that_let_nothing_through_are_refused(head: dict[str, Any], fault: str):
+    require_distinct_vectors(new_encoder(SPEC))
+    dead = replace(SPEC, backbone="mobilenet_v2", backbone_options={}, head=head, tile_px=64)
+    with pytest.raises(ConfigError, match=f"{fault}.*encoder.pretrained"):
+        require_distinct_vectors(new_encoder(dead))
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    encoder = new_encoder(SPEC)
+    with torch.no_grad():
+        next(encoder.backbone.parameters()).fill_(float("nan"))
+    with pytest.raises(ConfigError, match="vectors of norm nan instead of 1"):
+        require_distinct_vectors(encoder)

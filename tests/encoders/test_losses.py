@@ -1,6 +1,5 @@
 """Every loss against its formula written out in loops, and the behaviour all of them share."""
 
-import json
 import math
 
 import numpy as np
@@ -468,7 +467,6 @@ def test_statistics_count_labels_and_pairs():
     # rarities .25, .5: rows .375, .25, .375; Jaccard of the six pairs: 1/2, 0, 1, 0, 1/2, 0.
     assert statistics.mean_rarity == pytest.approx((0.375 + 0.25 + 0.375) / 3)
     assert statistics.mean_jaccard == pytest.approx(2 / 6)
-    assert LabelStatistics.from_dict(json.loads(json.dumps(statistics.to_dict()))) == statistics
 
 
 def test_statistics_of_many_rows_sample_the_mean_overlap():

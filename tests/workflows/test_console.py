@@ -229,7 +229,12 @@ def test_usage_errors_and_chosen_exit_codes_pass(capsys):
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "TERM")]
+    ("number", "code", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "stopped by SIGTERM"),
+        (signal.SIGHUP, 129, "stopped by SIGHUP"),
+    ],
 )
 def test_a_signal_ends_with_one_line_and_runs_what_cleans_up(number, code, word, tmp_path):
     program = (

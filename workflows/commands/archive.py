@@ -1,6 +1,7 @@
 """`skysift archive`: look at, check, export and maintain archives."""
 
 import datetime as dt
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -11,9 +12,8 @@ from workflows.commands.archive_options import (
     open_archive,
     snapshot_option,
 )
-from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.common import Duration, Run, Verb, catalog_options, pass_run
 from workflows.commands.drift import drift
-from workflows.commands.options import Duration, catalog_options
 from workflows.commands.sheet import sheet
 from workflows.console import format_pairs, format_table
 from workflows.exit_codes import EXIT_FAILED
@@ -31,8 +31,6 @@ def archive() -> None:
 @pass_run
 def info(run: Run, scenes: bool) -> None:
     """Show the content of an archive and its origin."""
-    from collections import Counter
-
     opened = open_archive(run)
     entries = opened.scenes()
     states = Counter(entry.state for entry in entries)
@@ -99,18 +97,49 @@ def audit(ctx: click.Context, run: Run) -> None:
 @archive.command("verify", cls=Verb, example="skysift archive verify --archive work/archive")
 @archive_option
 @snapshot_option
+@click.option(
+    "--mend",
+    is_flag=True,
+    help="Hide the scenes of damaged segments in the newest snapshot, so that the next ingest "
+    "embeds these scenes again, and add digests to segments without.",
+)
 @pass_run
 @click.pass_context
-def verify(ctx: click.Context, run: Run) -> None:
-    """Read every row again and check it (exit code 1 when something is wrong)."""
+def verify(ctx: click.Context, run: Run, mend: bool) -> None:
+    """Compare every row with its digest and check it (exit code 1 when something is wrong)."""
+    from storage.archive.audit import unsealed_segments
     from storage.archive.audit import verify as check
 
+    if mend:
+        _mend(run)
+        return
     opened = open_archive(run)
     faults = check(opened)
-    sound = f"{len(opened):,} rows in {len(opened.segments):,} segments: sound"
-    run.show({"rows": len(opened), "faults": faults}, faults or [sound])
+    unsealed = [segment.id for segment in unsealed_segments(opened)]
+    lines = faults or [f"{len(opened):,} rows in {len(opened.segments):,} segments: sound"]
+    if unsealed:
+        lines = [
+            *lines,
+            f"segments without digests: {', '.join(unsealed)}; an older Skysift wrote them, and "
+            "their content cannot be proven: `skysift archive verify --mend` adds digests",
+        ]
+    data = {"rows": len(opened), "faults": faults, "segments_without_digests": unsealed}
+    run.show(data, lines)
     if faults:
         ctx.exit(EXIT_FAILED)
+
+
+def _mend(run: Run) -> None:
+    from storage.archive.maintenance import mend
+
+    done = mend(run.need_path("archive.uri"))
+    lines = {
+        "scenes to embed again": ", ".join(done.scenes) or "none",
+        "segments that got digests": done.sealed,
+        "snapshot": done.snapshot,
+    }
+    after = "run `skysift ingest`, then `skysift index update`" if done.scenes else None
+    run.show(done, {**lines, "next": after})
 
 
 @archive.command(

@@ -1,17 +1,16 @@
 """`skysift evaluate`: retrieval scores of a dataset or an archive."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 import click
 
+from storage.errors import ConfigError, EncoderMismatchError
+from storage.progress import Progress
 from workflows.commands.archive_options import open_archive
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import recipe_option
+from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.console import format_table
-
-if TYPE_CHECKING:
-    from storage.archive.reader import Archive
 
 
 @click.command(
@@ -48,7 +47,7 @@ def _by_place(run: Run) -> None:
     from pipeline.analysis.evaluation import same_place_recall
 
     archive = open_archive(run)
-    columns = _read_columns(archive, ["embedding", "tile_key", "scene"])
+    columns = archive.read_all(["embedding", "tile_key", "scene"])
     depths = run.recipe.evaluate.same_place_k
     found = same_place_recall(
         columns["embedding"],
@@ -73,14 +72,13 @@ def _archive_labels(run: Run) -> None:
     import numpy as np
 
     from pipeline.analysis.evaluation import evaluate_labels
-    from storage.errors import ConfigError
 
     archive = open_archive(run)
     if not archive.spec.classes:
         raise ConfigError(
             f"archive {archive.uri} holds no labels; use --same-place, or --dataset with labels"
         )
-    columns = _read_columns(archive, ["embedding", "labels"])
+    columns = archive.read_all(["embedding", "labels"])
     vectors, labels = columns["embedding"].astype(np.float32), columns["labels"]
     rng = np.random.default_rng(run.recipe.evaluate.seed)
     count = min(run.recipe.evaluate.most_queries, len(vectors))
@@ -94,7 +92,7 @@ def _archive_labels(run: Run) -> None:
         k=run.recipe.evaluate.k,
         exclude_self=queries,
     )
-    _show(run, {"archive": archive.uri, **found.to_dict()})
+    _show(run, {"archive": archive.uri, **asdict(found)})
 
 
 def _dataset_labels(run: Run) -> None:
@@ -121,14 +119,11 @@ def _dataset_labels(run: Run) -> None:
         rare_counts=dataset.labels[database].sum(axis=0),
     )
     facts = {"dataset": uri, "encoder": bundle, "fingerprint": encoder.fingerprint}
-    _show(run, {**facts, **found.to_dict()})
+    _show(run, {**facts, **asdict(found)})
 
 
 def _embed(encoder: Any, dataset: Any, rows: Any, progress: Any) -> Any:
     import numpy as np
-
-    from storage.errors import EncoderMismatchError
-    from storage.progress import Progress
 
     if dataset.bands != encoder.bands:
         raise EncoderMismatchError(
@@ -142,14 +137,6 @@ def _embed(encoder: Any, dataset: Any, rows: Any, progress: Any) -> Any:
         done = min(start + 64, len(rows))
         progress(Progress(stage="embed", done=done, total=len(rows), unit="images"))
     return np.concatenate(parts)
-
-
-def _read_columns(archive: "Archive", names: list[str]) -> dict[str, Any]:
-    import numpy as np
-
-    parts = [archive.read_segment(segment.ordinal, names) for segment in archive.segments]
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in names if parts}
-    return columns or archive.read([], names)
 
 
 def _show(run: Run, found: Mapping[str, Any]) -> None:

@@ -7,16 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import catalog_options, events_option, recipe_option
+from pipeline.ingest.spec import IngestPlan, IngestSpec
+from pipeline.runtime.cluster import joins_cluster
+from storage.location import Location
+from storage.progress import event_log
+from workflows.commands.common import (
+    Run,
+    Verb,
+    catalog_options,
+    events_option,
+    pass_run,
+    recipe_option,
+)
 from workflows.exit_codes import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pipeline.ingest.cost import IngestCost
-    from pipeline.ingest.spec import IngestPlan, IngestReport
-    from storage.progress import EventSink
 
 _REASONS_SHOWN = 10
 
@@ -43,23 +51,26 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
     Scenes that the archive has are skipped, so the same command continues a stopped run and adds
     new scenes. A scene that cannot be read is set aside with its reason (exit code 3).
     """
-    from storage.progress import event_log
+    from pipeline.ingest.cost import SAMPLE_SCENES
+    from pipeline.ingest.driver import ingest as carry_out
 
-    for key in ("catalog.source", "encoder.bundle"):
-        run.need_path(key)
-    archive_uri = str(run.need("archive.uri"))
+    spec = run.ingest_spec()
     if dry_run:
-        plan, cost = _planned(run, sample=False)
+        plan, cost = _planned(run, spec)
         run.show({**plan.summary(), **cost.summary()}, _plan_lines(plan, cost))
         cost.require_room()
         return
     with event_log(events) as log, ThreadPoolExecutor(1) as pool:
-        planning = pool.submit(_planned, run, sample=True)
-        local = _fits_locally(run, planning)
+        planning = pool.submit(_planned, run, spec, SAMPLE_SCENES)
+        local = _fits_locally(run, spec, planning)
         with run.ray(needed=not local):  # starts while the thread plans
-            report = _carry_out(run, *planning.result(), log, local=local)
+            plan, cost = planning.result()
+            cost.require_room()
+            run.silence_ray()  # again: the plan imported more of it
+            with run.progress() as progress:
+                report = carry_out(plan, local=local, progress=progress, events=log)
     lines = {
-        "archive": archive_uri,
+        "archive": str(spec.archive_uri),
         "snapshot": report.snapshot,
         "scenes embedded": report.embedded,
         "scenes empty": report.empty,
@@ -68,21 +79,22 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
         "tiles": report.rows,
         "seconds": round(report.seconds, 1),
     }
-    run.show({"archive": archive_uri, "report": report}, lines)
+    run.show({"archive": spec.archive_uri, "report": report}, lines)
     if report.quarantined:
         ctx.exit(EXIT_QUARANTINED)
 
 
-def _planned(run: Run, *, sample: bool) -> "tuple[IngestPlan, IngestCost]":
-    from pipeline.ingest.cost import SAMPLE_SCENES, estimate_cost
+def _planned(
+    run: Run, spec: IngestSpec, sample_scenes: int | None = None
+) -> "tuple[IngestPlan, IngestCost]":
+    from pipeline.ingest.cost import estimate_cost
     from pipeline.ingest.driver import plan_ingest
-    from pipeline.runtime.cluster import joins_cluster
 
-    plan = plan_ingest(run.ingest_spec())
+    plan = plan_ingest(spec)
     with run.progress() as progress:
         cost = estimate_cost(
             plan,
-            sample_scenes=SAMPLE_SCENES if sample else None,
+            sample_scenes=sample_scenes,
             cpus=run.recipe.cluster.cpus,
             on_cluster=joins_cluster(run.recipe.cluster.address),
             progress=progress,
@@ -90,30 +102,20 @@ def _planned(run: Run, *, sample: bool) -> "tuple[IngestPlan, IngestCost]":
     return plan, cost
 
 
-def _fits_locally(run: Run, planning: "Future[tuple[IngestPlan, IngestCost]]") -> bool:
+def _fits_locally(
+    run: Run, spec: IngestSpec, planning: "Future[tuple[IngestPlan, IngestCost]]"
+) -> bool:
     """Tell whether a run is so small that it does without Ray; waits for local plans only."""
     from pipeline.ingest.driver import LOCAL_TILES
-    from pipeline.runtime.cluster import joins_cluster
 
-    source = run.need_path("catalog.source")
+    source = Location.of(spec.catalog.source)
     if not source.is_local or joins_cluster(run.recipe.cluster.address):
         return False
     _, cost = planning.result()
     return cost.tiles <= LOCAL_TILES
 
 
-def _carry_out(
-    run: Run, plan: "IngestPlan", cost: "IngestCost", log: "EventSink", *, local: bool
-) -> "IngestReport":
-    from pipeline.ingest.driver import ingest
-
-    cost.require_room()
-    run.silence_ray()  # again: the plan imported more of it
-    with run.progress() as progress:
-        return ingest(plan, local=local, progress=progress, events=log)
-
-
-def _plan_lines(plan: "IngestPlan", cost: "IngestCost") -> dict[str, Any]:
+def _plan_lines(plan: IngestPlan, cost: "IngestCost") -> dict[str, Any]:
     """Return plan and costs for people: sizes in GB, and why scenes are left out."""
     machine = cost.machine_bytes
     of_machine = "" if machine is None else f" of {machine / 1e9:,.1f} GB"

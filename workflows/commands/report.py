@@ -2,8 +2,8 @@
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import catalog_options, recipe_option
+from storage.location import Location
+from workflows.commands.common import Run, Verb, catalog_options, pass_run, recipe_option
 
 
 @click.command("report", cls=Verb, example="skysift report -r naip-series --out report.html")
@@ -21,7 +21,6 @@ def report(run: Run, out: str, queries: int, seed: int) -> None:
     from pipeline.search.searcher import Searcher
     from storage.archive.reader import Archive
     from storage.catalog.read import read_scenes
-    from storage.location import Location
     from workflows.report.archive import ReportSpec, archive_report
     from workflows.report.html import write_report
     from workflows.report.rendering import TileRenderer

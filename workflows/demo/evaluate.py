@@ -65,8 +65,7 @@ def choose_queries(
     Returns row ids of the archive, at most ``most``, none twice; whole tiles without cloud.
     """
     names = ["scene", "tile_key", "cloud_fraction", "valid_fraction"]
-    parts = [archive.read_segment(segment.ordinal, names) for segment in archive.segments]
-    tiles = pd.concat([pd.DataFrame(part) for part in parts])
+    tiles = pd.DataFrame(archive.read_all(names))
     tiles = tiles[
         tiles["scene"].str.endswith(QUERY_DAY)
         & tiles["tile_key"].isin(dataset.rows["tile_key"].iloc[dataset.indices("test")])

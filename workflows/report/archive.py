@@ -123,11 +123,7 @@ def _commands(index_uri: str, answers: Sequence[Answer]) -> tuple[Command, ...]:
 
 def _place_scores(archive: Archive) -> tuple[Score, ...]:
     """Score the archive by place; empty when no place is in two scenes."""
-    names = ["embedding", "tile_key", "scene"]
-    parts = [archive.read_segment(segment.ordinal, names) for segment in archive.segments]
-    if not parts:
-        return ()
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    columns = archive.read_all(["embedding", "tile_key", "scene"])
     recall = same_place_recall(
         columns["embedding"], columns["tile_key"], columns["scene"], most_queries=_PLACE_QUERIES
     )

@@ -88,10 +88,9 @@ def archive_footprints(
         None when the archive is empty.
     """
     names = ["tile_key", "scene", "bbox"] + (["labels"] if archive.spec.classes else [])
-    parts = [archive.read_segment(segment.ordinal, names) for segment in archive.segments]
-    if not sum(len(part["row"]) for part in parts):
+    columns = archive.read_all(names)
+    if not len(columns["row"]):
         return None
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
     _, first = np.unique(columns["tile_key"].astype(str), return_index=True)
     every = first[:: max(1, -(-len(first) // MAP_TILES))]
     rarest = np.full(len(every), -1)

@@ -24,6 +24,7 @@ from storage.index.filter import Filter
 from storage.index.manifest import current_version
 from storage.location import Location
 from storage.scene import CatalogSpec
+from workflows.service.decoding import Decoder
 from workflows.service.footprints import SceneBoxes
 from workflows.service.schema import (
     AcquisitionBody,
@@ -40,7 +41,6 @@ from workflows.service.schema import (
     TileAnswer,
 )
 from workflows.service.thumbnails import Thumbnail, Thumbnails
-from workflows.service.uploads import decode
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ class IndexBackend:
         self._lock = threading.Lock()
         self._polled_s = float("-inf")
         self._version: _Version | None = None
+        self._decode = Decoder(config.max_image_px)
         self._thumbnails = Thumbnails(config.catalog, config.thumbnail_cache_bytes)
 
     def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
@@ -206,8 +207,7 @@ class IndexBackend:
             return version.resolver.tiles(Filter(bbox=body.box), _MOST_IN_BOX)
         if image is None:
             return []
-        pixels = decode(image, self._config.max_image_px)
-        return [version.image_resolver.pixels(pixels, label="the image")]
+        return [version.image_resolver.pixels(self._decode(image), label="the image")]
 
 
 class _Version:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_labels_are_scored_beside_a_random_ranking():
     assert list(result.label_ap) == ["field", "water", "road"]
     assert result.label_ap["water"] == scores.label_ap[1]
     assert (result.queries, result.items) == (scores.queries, 200)
-    assert json.loads(json.dumps(result.to_dict())) == result.to_dict()
+    assert json.loads(json.dumps(asdict(result))) == asdict(result)
 
 
 def test_class_names_must_fit_the_labels():

@@ -6,6 +6,7 @@ from pipeline.tiles.grid import TileGrid
 from storage.errors import ConfigError, SceneError
 from storage.raster.pixel_grid import Window
 from storage.raster.writer import write_geotiff
+from tests.support.tiles import tile_at
 
 CLASSES = {1: "forest", 2: "water", 7: "mine"}
 GRID = TileGrid(crs="EPSG:32633", resolution=10.0, tile_px=16)
@@ -60,9 +61,9 @@ def test_a_raster_in_another_crs_gives_the_same_ground(raster, tmp_path):
     uri = str(tmp_path / "degrees.tif")
     west, north = 15.0, 45.0
     write_geotiff(uri, values[None], "EPSG:4326", (0.0005, 0, west, 0, -0.0005, north), nodata=255)
-    left = GRID.tile_at(west + 0.02, north - 0.05)
-    right = GRID.tile_at(west + 0.08, north - 0.05)
-    middle = GRID.tile_at(west + 0.05, north - 0.05)
+    left = tile_at(GRID, west + 0.02, north - 0.05)
+    right = tile_at(GRID, west + 0.08, north - 0.05)
+    middle = tile_at(GRID, west + 0.05, north - 0.05)
     tiles = np.array([left, right, middle], np.int32)
     found = tile_labels(uri, GRID, tiles, CLASSES)
     np.testing.assert_array_equal(found.fractions[:2, :2], [[1, 0], [0, 1]])

@@ -12,7 +12,7 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.enums import Resampling
-from rasterio.warp import reproject, transform, transform_bounds
+from rasterio.warp import reproject, transform_bounds
 
 from pipeline.tiles.grid import TileGrid, grid_for_scene
 from pipeline.tiles.read import TileCounts, count_tiles, read_tiles
@@ -22,6 +22,7 @@ from storage.raster.layer import RowReader
 from storage.raster.pixel_grid import Window
 from storage.raster.writer import write_geotiff
 from storage.scene import BandSource, MaskSource, Scene
+from tests.support.tiles import tile_at
 
 UTM = "EPSG:32648"
 EVERYTHING = TileRules(min_valid_fraction=0.0)
@@ -305,26 +306,6 @@ def test_grid_survives_its_dict_and_ids_differ_when_grids_do(
     assert len({grid.id, *(other.id for other in others)}) == 4
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    lon=st.floats(102, 108),
-    lat=st.floats(1, 80),
-    stride=st.integers(8, 16),
-)
-def test_tile_at_finds_the_most_central_tile(lon: float, lat: float, stride: int) -> None:
-    grid = TileGrid(crs=UTM, resolution=10, tile_px=16, stride_px=stride)
-    column, row = grid.tile_at(lon, lat)
-    west, south, east, north = grid.bbox_wgs84(np.int32([[column, row]]))[0]
-    slack = 1e-6
-    assert west - slack <= lon <= east + slack
-    assert south - slack <= lat <= north + slack
-    x, y = transform("EPSG:4326", UTM, [lon], [lat])
-    around = np.int32([[column + i, row + j] for j in (-1, 0, 1) for i in (-1, 0, 1)])
-    left, bottom, right, top = grid.crs_bounds(around).T
-    distance = np.maximum(abs((left + right) / 2 - x[0]), abs((bottom + top) / 2 - y[0]))
-    assert distance[4] <= distance.min() + 1e-3
-
-
 def test_footprints_hold_what_rasterio_says() -> None:
     grid = TileGrid(crs=UTM, resolution=10, tile_px=512)
     tiles = grid.tiles_over(Window(column=36261, row=-198709, width=3000, height=3000))
@@ -335,14 +316,14 @@ def test_footprints_hold_what_rasterio_says() -> None:
 
 def test_footprints_across_the_antimeridian_and_over_a_pole() -> None:
     fiji = TileGrid(crs="EPSG:32701", resolution=100, tile_px=256)
-    box = fiji.bbox_wgs84(np.int32([fiji.tile_at(180.0, -17.0)]))[0]
+    box = fiji.bbox_wgs84(np.int32([tile_at(fiji, 180.0, -17.0)]))[0]
     assert box[0] > 179
     assert box[2] < -179
     degrees = TileGrid(crs="EPSG:4326", resolution=0.1, tile_px=10)
     boxes = degrees.bbox_wgs84(np.int32([[179, 0], [180, 0]]))
     np.testing.assert_allclose(boxes[:, [0, 2]], [[179, 180], [-180, -179]])
     polar = TileGrid(crs="EPSG:3031", resolution=100, tile_px=256, anchor=(-5000, 5000))
-    box = polar.bbox_wgs84(np.int32([polar.tile_at(0.0, -89.99)]))[0]
+    box = polar.bbox_wgs84(np.int32([tile_at(polar, 0.0, -89.99)]))[0]
     assert box[[0, 1, 2]].tolist() == [-180, -90, 180]
     assert -90 < box[3] < -89
 
