@@ -79,5 +79,5 @@ def reason_of(error: Exception) -> str:
             f"{kind}: {text or 'no message'}; check the file or document, and report this error "
             "if nothing is wrong with it"
         )
-    # Text from files may hold escape sequences, or lone surrogates, which UTF-8 cannot encode.
+    # Text from files may hold escape sequences, or unpaired surrogates, which UTF-8 cannot encode.
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

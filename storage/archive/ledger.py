@@ -32,9 +32,9 @@ class LedgerEntry:
     ``rows`` counts its tiles in segment ``segment_ordinal`` (None unless embedded);
     ``fingerprint`` identifies the pixels that were seen, so a changed scene is noticed, and
     ``files`` the local files that held them, empty when there were none or an early release wrote
-    the entry; ``grid_id`` names the tile grid that was used. ``end`` and ``sources`` are the last moment of a
-    composite and the ids of the scenes it was made from. A deleted scene keeps its entry, so that
-    an ingest does not bring it back unasked.
+    the entry; ``grid_id`` names the tile grid that was used. ``end`` and ``sources`` are the last
+    moment of a composite and the ids of the scenes it was made from. A deleted scene keeps its
+    entry, so that an ingest does not bring it back unasked.
     """
 
     scene_id: str
