@@ -9,6 +9,7 @@ Shape legend: B batch, N tiles, C bands, H and W pixels, F features, D embedding
 
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, overload
@@ -35,6 +36,7 @@ from encoders.spec import (
 )
 from storage.errors import ConfigError
 from storage.location import Location
+from storage.locks import exclusive_lock
 
 _CHUNK_TILES = {"cpu": 16}
 """Tiles per forward pass. 16 tiles fit into the caches of a CPU: tiny-cnn is 1.8 times as fast as
@@ -52,6 +54,11 @@ class Encoder(nn.Module):
         Description of the encoder.
     backbone, head
         Networks that match ``spec``; built from ``spec`` with random weights when None.
+
+    Attributes
+    ----------
+    bands, tile_px, dimension
+        Those of ``spec``.
     """
 
     mean_C11: Tensor
@@ -62,6 +69,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.bands, self.tile_px, self.dimension = spec.bands, spec.tile_px, spec.dimension
         self.backbone = backbone or build_backbone(
             spec.backbone, spec.bands, **spec.backbone_options
         )
@@ -70,21 +78,6 @@ class Encoder(nn.Module):
             column = torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
             self.register_buffer(name, column, persistent=False)
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    @property
-    def bands(self) -> tuple[str, ...]:
-        """Band names in channel order."""
-        return self.spec.bands
-
-    @property
-    def tile_px(self) -> int:
-        """Height and width of a tile in pixels."""
-        return self.spec.tile_px
-
-    @property
-    def dimension(self) -> int:
-        """Length of a vector, D."""
-        return self.spec.dimension
 
     @property
     def device(self) -> torch.device:
@@ -181,8 +174,12 @@ def save_bundle(encoder: Encoder, uri: str | Location) -> str:
     """
     description, weights = _serialise(encoder)
     folder = Location.of(uri)
-    (folder / WEIGHTS_FILE).write(weights)
-    (folder / DESCRIPTION_FILE).write(description)
+    # Without the lock the files of two encoders that are saved at once could be mixed. In an object
+    # store nothing prevents that, and the mixed bundle is refused when it is loaded.
+    alone = exclusive_lock(folder, "encoder", beside="save") if folder.is_local else nullcontext()
+    with alone:
+        (folder / WEIGHTS_FILE).write(weights)
+        (folder / DESCRIPTION_FILE).write(description)
     return bundle_fingerprint(description, weights)
 
 

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from storage.errors import ConfigError, EncoderMismatchError
 from storage.location import Location
-from storage.values import Count, Natural, NonNegative, Positive, check_limits
+from storage.values import Count, Natural, NonNegative, Positive, check_limits, check_types
 
 FORMAT = "skysift-encoder/1"
 DESCRIPTION_FILE, WEIGHTS_FILE = "encoder.json", "model.safetensors"
+_REMEDY = "restore the bundle, or repeat the `skysift train` or `skysift encoder make` of it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,30 +173,30 @@ def _parse(description: bytes, weights: bytes, folder: Location) -> EncoderSpec:
     try:
         content = json.loads(description)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ConfigError(f"{where} is not of format {FORMAT}; save the bundle again")
+            raise ConfigError(f"{where} is not of format {FORMAT}; {_REMEDY}")
         raw = content["spec"]
         stated_spec, stated_weights = content["spec_sha256"], content["weights_sha256"]
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()
         }
         spec = EncoderSpec(**values)
+        check_types(spec)
     except ConfigError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{where} is malformed ({type(error).__name__}: {error}); save the bundle again"
+            f"{where} is malformed ({type(error).__name__}: {error}); {_REMEDY}"
         ) from error
     if spec_digest(raw) != stated_spec:
         raise EncoderMismatchError(
             f"{where} was changed after it was saved: its description hashes to "
-            f"{spec_digest(raw)[:16]}, it states {str(stated_spec)[:16]}; restore the bundle"
+            f"{spec_digest(raw)[:16]}, it states {str(stated_spec)[:16]}; {_REMEDY}"
         )
     found = hashlib.sha256(weights).hexdigest()
     if found != stated_weights:
         raise EncoderMismatchError(
             f"{folder / WEIGHTS_FILE} was changed after it was saved: it hashes to "
-            f"{found[:16]}, {DESCRIPTION_FILE} states {str(stated_weights)[:16]}; "
-            "restore the bundle"
+            f"{found[:16]}, {DESCRIPTION_FILE} states {str(stated_weights)[:16]}; {_REMEDY}"
         )
     return spec
 

@@ -2,18 +2,25 @@
 
 A folder holds ``images.npy`` (N, C, H, W), ``labels.npy`` (N, K), ``rows.parquet`` (where each
 image came from, and its split) and, written last, ``dataset.json`` (bands, classes, statistics,
-hashes). Images are memory-mapped, so a random batch costs its own bytes. A remote dataset is
-copied once per machine. `pipeline.datasets.importers` makes datasets.
+hashes, and its own hash). Opening a dataset compares every file with its hash. Images are
+memory-mapped, so a random batch costs its own bytes. A remote dataset is copied once per machine.
+`pipeline.datasets.importers` makes datasets.
 
 Shape legend: N rows, C bands, H and W pixels, K classes.
 """
 
+import errno
+import glob
 import hashlib
 import json
+import logging
 import os
 import shutil
+import socket
 import tempfile
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,14 +31,18 @@ import pandas as pd
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from storage.errors import ConfigError, CorruptIndexError
+from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.location import Location, sha256_of_file
+from storage.values import check_types
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "skysift-dataset/1"
 SPLITS = ("train", "val", "test")
 _INFO = "dataset.json"
 _STATISTICS_ROWS = 4096
 _FILES = ("images.npy", "labels.npy", "rows.parquet")
+_REMEDY = "import it again with `skysift dataset import`"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +112,7 @@ class LabelledDataset:
             self.rows = pd.read_parquet(folder / "rows.parquet")
         except (OSError, ValueError) as error:
             raise CorruptIndexError(
-                f"dataset {folder}: a file is missing or damaged ({error}); import it again"
+                f"dataset {folder}: a file is missing or damaged ({error}); {_REMEDY}"
             ) from error
         self.split = self.rows["split"].to_numpy(dtype=object)
         expected = (info.count, len(info.bands), info.tile_px, info.tile_px)
@@ -109,7 +120,7 @@ class LabelledDataset:
         if found != (expected, (info.count, len(info.classes)), info.count):
             raise CorruptIndexError(
                 f"dataset {folder}: images, labels and rows have shapes {found}, {_INFO} says "
-                f"images {expected} and {len(info.classes)} classes; import it again"
+                f"images {expected} and {len(info.classes)} classes; {_REMEDY}"
             )
 
     @classmethod
@@ -134,8 +145,10 @@ class LabelledDataset:
         """
         place = Location.of(uri)
         info = read_info(place)
-        folder = place.path if place.is_local else _cached(place, info, cache)
-        return cls(folder, info)
+        if not place.is_local:
+            return cls(_cached(place, info, cache), info)
+        check_files(place, info)
+        return cls(place.path, info)
 
     def __len__(self) -> int:
         return self.info.count
@@ -177,6 +190,8 @@ class DatasetWriter:
     ) -> None:
         if not classes or len(set(classes)) != len(classes):
             raise ConfigError(f"dataset {uri}: classes {tuple(classes)} must be unique, at least 1")
+        if len(set(bands)) != len(bands):
+            raise ConfigError(f"dataset {uri}: bands {tuple(bands)} must differ; name each once")
         self._target = Location.of(uri)
         self._bands, self._classes = tuple(bands), tuple(classes)
         self._more = {"resolution_m": resolution_m, "origin": json.loads(json.dumps(origin or {}))}
@@ -185,8 +200,14 @@ class DatasetWriter:
         self._images: BinaryIO = (self._folder / "images.npy").open("wb")
         self._labels: list[NDArray[np.uint8]] = []
         self._rows: list[pd.DataFrame] = []
+        self._twins = _Twins()
         self._shape: tuple[int, ...] = ()
         self._dtype: np.dtype[Any] | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """The dtype of the images so far; None before the first batch."""
+        return self._dtype
 
     def __enter__(self) -> Self:
         return self
@@ -208,7 +229,8 @@ class DatasetWriter:
         Parameters
         ----------
         images
-            (n, C, H, W), one dtype for the whole dataset; NaN is an invalid pixel.
+            (n, C, H, W), one dtype for the whole dataset; NaN is an invalid pixel. The first
+            float32 batch turns a dataset of integers of 8 or 16 bits into float32.
         labels
             (n, K) of 0 and 1.
         rows
@@ -220,11 +242,14 @@ class DatasetWriter:
             A shape, dtype, label or split does not fit.
         """
         table = pd.DataFrame(dict(rows))
+        if images.dtype == np.float32 and self._dtype is not None:
+            self._widen()
         self._check(images, labels, table)
         if self._dtype is None:
             self._dtype, self._shape = images.dtype, images.shape[1:]
             self._write_header(0)
         self._images.write(np.ascontiguousarray(images).tobytes())
+        self._twins.add(images, table)
         self._labels.append(np.asarray(labels, dtype=np.uint8))
         self._rows.append(table)
 
@@ -253,6 +278,7 @@ class DatasetWriter:
             **self._more,
         )
         self._publish(info)
+        self._twins.warn(self._target)
         return info
 
     def _check(self, images: NDArray[Any], labels: NDArray[Any], rows: pd.DataFrame) -> None:
@@ -276,6 +302,24 @@ class DatasetWriter:
                 f"({', '.join(SPLITS)})"
             )
 
+    def _widen(self) -> None:
+        """Rewrite images of small integers as float32, which holds them exactly."""
+        if self._dtype is None or self._dtype.kind not in "iu" or self._dtype.itemsize > 2:
+            return
+        path = self._folder / "images.npy"
+        self._images.seek(0)
+        self._write_header(sum(len(part) for part in self._labels))
+        self._images.close()
+        narrow = path.rename(self._folder / "narrow.npy")
+        self._images, self._dtype = path.open("wb"), np.dtype(np.float32)
+        self._write_header(0)
+        self._twins, stored = _Twins(), iter(np.load(narrow, mmap_mode="r"))
+        for rows in self._rows:
+            images = np.stack([next(stored) for _ in range(len(rows))]).astype(np.float32)
+            self._images.write(images.tobytes())
+            self._twins.add(images, rows)
+        narrow.unlink()
+
     def _write_header(self, count: int) -> None:
         # NumPy pads the header so that the first axis may grow in place.
         form = np.lib.format.dtype_to_descr(np.dtype(self._dtype))
@@ -293,7 +337,9 @@ class DatasetWriter:
         return _band_statistics((images[row] for row in chosen[evenly]), self._target)
 
     def _publish(self, info: DatasetInfo) -> None:
-        text = (json.dumps({"format": FORMAT, **asdict(info)}, indent=2) + "\n").encode()
+        content = {"format": FORMAT, **asdict(info)}
+        content["seal"] = _seal(content)
+        text = (json.dumps(content, indent=2) + "\n").encode()
         if not self._target.is_local:
             for name in _FILES:
                 (self._target / name).upload(self._folder / name)
@@ -301,8 +347,43 @@ class DatasetWriter:
             return
         target = self._target.path
         (self._folder / _INFO).write_bytes(text)
-        shutil.rmtree(target, ignore_errors=True)
-        self._folder.rename(target)
+        replaced = self._folder.with_name(f"{self._folder.name}.replaced")
+        while True:
+            try:
+                self._folder.rename(target)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            with suppress(FileNotFoundError):  # another import has just moved the old dataset
+                target.rename(replaced)
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+class _Twins:
+    """Finds images of two splits that have the same pixels."""
+
+    def __init__(self) -> None:
+        self._first: dict[bytes, tuple[str, str]] = {}
+        self._count, self._example = 0, ""
+
+    def add(self, images: NDArray[Any], rows: pd.DataFrame) -> None:
+        """Compare images with all images so far."""
+        for image, source, split in zip(images, rows["source"], rows["split"], strict=True):
+            digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+            name, other = self._first.setdefault(digest, (source, split))
+            if other != split:
+                self._count += 1
+                self._example = self._example or f"{source} ({split}) and {name} ({other})"
+
+    def warn(self, place: Location) -> None:
+        """Warn if there are such images."""
+        if self._count:
+            logger.warning(
+                "dataset %s: %d images have the pixels of an image of another split, for example "
+                "%s; scores on them are too good: give equal images one group, or remove them",
+                *(place, self._count, self._example),
+            )
 
 
 def _band_statistics(
@@ -329,14 +410,21 @@ def _band_statistics(
 
 
 def _working_folder(place: Location) -> Path:
-    """Return an empty folder to write in, on the target's disk when that is local."""
+    """Return an empty folder to write in, on the target's disk when that is local.
+
+    Its name holds the process, so that two imports of one target do not share a folder, and the
+    next import removes the folder of a killed import.
+    """
     if not place.is_local:
         return Path(tempfile.mkdtemp(prefix="skysift-dataset-"))
     target = place.path.absolute()
-    if target.exists() and not (target / _INFO).exists() and any(target.iterdir()):
+    if target.exists() and not {path.name for path in target.iterdir()} <= {*_FILES, _INFO}:
         raise ConfigError(f"{target} holds something that is not a dataset; choose another output")
-    folder = target.parent / f".writing-{target.name}"
-    shutil.rmtree(folder, ignore_errors=True)  # left by a killed import
+    stem = f".writing-{target.name}.{socket.gethostname()}."
+    for left in target.parent.glob(f"{glob.escape(stem)}*"):
+        if not Path("/proc", left.name.removeprefix(stem).partition(".")[0]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = target.parent / f"{stem}{os.getpid()}.{uuid.uuid4().hex[:8]}"
     folder.mkdir(parents=True)
     return folder
 
@@ -355,9 +443,14 @@ def read_info(uri: str | Location) -> DatasetInfo:
     data = document.read()
     try:
         content = json.loads(data)
-        stated = content.pop("format")
+        seal = content.pop("seal", None)
+        stated = content["format"]
+        if stated == FORMAT and seal not in (None, _seal(content)):
+            raise ValueError("its hash differs")
+        del content["format"]
         names = ("bands", "classes", "band_mean", "band_std")
         info = DatasetInfo(**{**content, **{name: tuple(content[name]) for name in names}})
+        check_types(info)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{document} is malformed ({type(error).__name__}: {error}); import the dataset again"
@@ -369,25 +462,65 @@ def read_info(uri: str | Location) -> DatasetInfo:
     return info
 
 
+def _seal(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hexadecimal) of the values of ``dataset.json``."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_files(place: Location, info: DatasetInfo) -> None:
+    """Compare the data files of a dataset with their hashes.
+
+    Raises
+    ------
+    CorruptIndexError
+        A file is missing or differs.
+    """
+    with tempfile.TemporaryDirectory(prefix="skysift-dataset-") as scratch:
+        for name in _FILES:
+            file = place / name
+            path = file.path if file.is_local else Path(scratch) / name
+            try:
+                if not file.is_local:
+                    file.download(path)
+                found = sha256_of_file(path)
+            except (NotFoundError, FileNotFoundError) as error:
+                raise CorruptIndexError(f"dataset file {file} is missing; {_REMEDY}") from error
+            if found != info.sha256.get(name):
+                raise CorruptIndexError(
+                    f"dataset file {file} hashes to {found[:16]}, {_INFO} says "
+                    f"{str(info.sha256.get(name))[:16]}; {_REMEDY}"
+                )
+
+
 def _cached(place: Location, info: DatasetInfo, cache: Path | None) -> Path:
     """Copy a remote dataset to this machine, unless that content is here already."""
     default = Path(os.environ.get("SKYSIFT_CACHE", tempfile.gettempdir()))
     root = cache or default / f"skysift-datasets-{os.getuid()}"
     folder = root / info.digest[:32]
+    if _is_sound(folder, info):
+        return folder
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(root / f"{folder.name}.lock"):
-        if folder.exists():
-            return folder
+        if _is_sound(folder, info):
+            return folder  # another process has just copied it
         part = Path(tempfile.mkdtemp(prefix=".copying-", dir=root))
         try:
             for name in _FILES:
                 (place / name).download(part / name)
-                if (found := sha256_of_file(part / name)) != info.sha256.get(name):
-                    raise CorruptIndexError(
-                        f"{place / name} hashes to {found[:16]}, {_INFO} says "
-                        f"{str(info.sha256.get(name))[:16]}; import the dataset again"
-                    )
+            try:
+                check_files(Location(str(part)), info)
+            except CorruptIndexError as error:
+                raise CorruptIndexError(f"dataset {place}: {error}") from error
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged copy
             part.rename(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def _is_sound(folder: Path, info: DatasetInfo) -> bool:
+    try:
+        check_files(Location(str(folder)), info)
+    except CorruptIndexError:
+        return False
+    return True

@@ -8,6 +8,8 @@ References
 GeoParquet 1.1.0, https://geoparquet.org/releases/v1.1.0. GeoJSON, RFC 7946.
 """
 
+import csv
+import hashlib
 import io
 import json
 import tempfile
@@ -18,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pyproj
@@ -28,6 +31,9 @@ from storage.geometry import EDGES, footprints, geojson_footprints
 from storage.location import Location
 
 _GEOMETRY = {"encoding": "WKB", "geometry_types": ["Polygon", "MultiPolygon"]}
+# Spreadsheets evaluate a cell that begins like this. An apostrophe before makes the cell text; one
+# that is there already gets another, so that readers take off exactly one.
+_FORMULA = r"^[=+\-@\t\r'\x{FF1D}\x{FF0B}\x{FF0D}\x{FF20}]"
 
 
 def hit_records(table: pa.Table) -> list[dict[str, Any]]:
@@ -81,7 +87,8 @@ def geoparquet(rows: pa.Table | Sequence[Mapping[str, Any]]) -> bytes:
     sink = io.BytesIO()
     table = rows if isinstance(rows, pa.Table) else _placed(rows)
     crs = pyproj.CRS.from_epsg(4326).to_json_dict()
-    pq.write_table(_with_geometry(table, {"crs": crs}), sink, compression="zstd")
+    placed = _with_geometry(table, {"crs": crs})
+    pq.write_table(placed, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
@@ -114,7 +121,8 @@ def write_geoparquet(tables: Iterable[pa.Table], uri: str | Location) -> int:
         first = next(parts, None)
         if first is None:
             raise ConfigError(f"{target}: there is nothing to write, not even an empty table")
-        with closing(pq.ParquetWriter(path, first.schema, compression="zstd")) as writer:
+        options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+        with closing(pq.ParquetWriter(path, first.schema, **options)) as writer:
             part: pa.Table | None = first
             while part is not None:
                 writer.write_table(part)
@@ -175,14 +183,44 @@ def _geojson(hits: pa.Table) -> bytes:
     for record in records:
         record["bbox"] = [record.pop(edge) for edge in EDGES]
         record["datetime"] = f"{record['datetime']:%Y-%m-%dT%H:%M:%SZ}"
-    return json.dumps(feature_collection(records)).encode()
+    document = feature_collection(records)
+    return json.dumps({**document, "sha256": _features_digest(document)}).encode()
+
+
+def check_features(document: Mapping[str, Any]) -> None:
+    """Compare the features of a collection with the digest that the collection states, if any.
+
+    Raises
+    ------
+    ValueError
+        The features differ from those that were written.
+    """
+    if document.get("sha256") not in (None, _features_digest(document)):
+        raise ValueError("the digest of its features differs")
+
+
+def _features_digest(document: Mapping[str, Any]) -> str:
+    text = json.dumps(document["features"], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _csv(hits: pa.Table) -> bytes:
     flat, sink = _flat(hits), io.BytesIO()
+    for position, column in enumerate(flat.schema):
+        if pa.types.is_string(column.type):
+            cells = pa.compute.replace_substring_regex(flat[column.name], _FORMULA, r"'\0")
+            flat = flat.set_column(position, column.name, cells)
     names = [name for name in flat.column_names if name != "rank"]
     pa.csv.write_csv(flat.select(["rank", *names]), sink)
     return sink.getvalue()
+
+
+def read_csv_hits(data: bytes) -> list[dict[str, Any]]:
+    """Return the rows of a CSV file that :func:`write_hits` wrote, as text."""
+    rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(data.decode())))
+    for row in rows:
+        row.update({n: cell.removeprefix("'") for n, cell in row.items() if isinstance(cell, str)})
+    return rows
 
 
 _WRITERS = {".geojson": _geojson, ".json": _geojson, ".parquet": geoparquet, ".csv": _csv}

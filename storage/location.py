@@ -83,6 +83,9 @@ class StorageOptions:
         Secret of the access key, given together with it.
     session_token
         Token of temporary credentials, given together with the access key.
+    sidecars
+        Read the files beside a remote GeoTIFF, as beside a local one always: masks (``.msk``),
+        ``.aux.xml``, world files, ``.ovr``. Costs about ten requests a file.
     """
 
     endpoint_url: str | None = None
@@ -91,6 +94,7 @@ class StorageOptions:
     access_key_id: str | None = field(default=None, repr=False)
     secret_access_key: str | None = field(default=None, repr=False)
     session_token: str | None = field(default=None, repr=False)
+    sidecars: bool = False
 
     def resolved(self, environ: Mapping[str, str] = os.environ) -> "StorageOptions":
         """Fill fields that are None from ``AWS_*`` variables of ``environ``.
@@ -170,6 +174,10 @@ class Location:
     def at(self, uri: str) -> "Location":
         """Return another place that the same options reach."""
         return replace(self, uri=uri)
+
+    def with_sidecars(self) -> "Location":
+        """Return the same place, read together with the files beside it."""
+        return replace(self, options=replace(self.options, sidecars=True))
 
     def resolve(self, href: str) -> "Location":
         """Return ``href``, relative to the folder of this document when it is relative.
@@ -421,7 +429,8 @@ def gdal_environment(options: StorageOptions) -> dict[str, str]:
     """Return GDAL's configuration for reading scenes in a worker, object store included."""
     resolved = options.resolved()
     environment = {
-        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+        # TRUE looks for every sidecar by its name, which is cheaper than to list large folders.
+        "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE" if resolved.sidecars else "EMPTY_DIR",
         "GDAL_NUM_THREADS": "1",
         "GDAL_CACHEMAX": "128",
         "GDAL_HTTP_MAX_RETRY": "4",

@@ -95,7 +95,7 @@ def event_log(path: Path | None) -> Iterator[EventSink]:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a", encoding="utf-8")
+        stream = path.open("a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ConfigError(f"event log {path} cannot be written: {error.strerror}") from error
 

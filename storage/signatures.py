@@ -2,7 +2,7 @@
 
 A signed address carries a secret that soon ends: the signature of Azure (``sig=``), of S3
 (``X-Amz-Signature=``), of Google, a token, or a password before the host. A signature decides no
-pixels and is nobody's business: whatever identifies a scene, and every text that is shown or
+pixels and is a secret: whatever identifies a scene, and every text that is shown or
 written, goes through :func:`without_signatures`.
 """
 

@@ -1,14 +1,16 @@
-"""Kinds of numbers in specifications, and the check that keeps them within their limits.
+"""Kinds of numbers in specifications, checks of values against annotations, and printable text.
 
 A specification states a limit once, in the annotation of a field. :func:`check_limits` refuses a
 value outside its limit in every specification; recipes, the command line and the reference pages
-read the same annotations.
+read the same annotations. :func:`check_types` is for values that come from JSON documents at rest.
 """
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from functools import cache
-from typing import Annotated, Any, get_args, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le
 
@@ -54,6 +56,24 @@ def check_limits(spec: object, subject: str) -> None:
             raise ConfigError(f"{subject}: {name} is {value}; give {_words(limits)}")
 
 
+def printable(text: str) -> str:
+    r"""Return text with control characters, bidirectional marks and unpaired surrogates escaped.
+
+    Ids and reasons come from catalogs of others. Printed as they are they could move the cursor,
+    feign lines or not be written at all. Text that is printable stays as it is.
+
+    Examples
+    --------
+    >>> print(printable("Zürich\x1b[2J\ud800"))
+    Zürich\x1b[2J\ud800
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
+    )
+
+
 def check_names(names: Iterable[str], subject: str) -> tuple[str, ...]:
     """Return names as a tuple.
 
@@ -65,6 +85,46 @@ def check_names(names: Iterable[str], subject: str) -> tuple[str, ...]:
     if isinstance(names, str):
         raise ConfigError(f"{subject} is the text {names!r}; give a list of names")
     return tuple(names)
+
+
+def check_types(instance: object) -> None:
+    """Check that every field of a dataclass holds a value of its annotated type.
+
+    Raises
+    ------
+    TypeError
+        A value has another type.
+    """
+    for name, hint in get_type_hints(type(instance)).items():
+        if not _fits(value := getattr(instance, name), hint):
+            raise TypeError(
+                f"{name} is {value!r:.60}, which is no {getattr(hint, '__name__', hint)}"
+            )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    args = get_args(hint)
+    match get_origin(hint):
+        case kind if kind in (Union, UnionType):
+            return any(_fits(value, arg) for arg in args)
+        case kind if kind is Literal:
+            return value in args
+        case kind if kind is tuple:
+            hints = args[:1] * len(value) if isinstance(value, tuple) and ... in args else args
+            return (
+                isinstance(value, tuple)
+                and len(value) == len(hints)
+                and all(map(_fits, value, hints))
+            )
+        case kind if kind in (Mapping, dict):
+            return isinstance(value, dict) and all(
+                _fits(key, args[0]) and _fits(item, args[1]) for key, item in value.items()
+            )
+    if hint in (int, float):
+        return type(value) in (int, hint)
+    if is_dataclass(hint) and type(value) is hint:
+        check_types(value)
+    return hint is Any or isinstance(value, hint)
 
 
 @cache

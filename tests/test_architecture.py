@@ -20,7 +20,7 @@ def within(folder: str, names: str) -> tuple[str, ...]:
 
 COMMANDS = (
     "archive common composite dataset demo doctor drift encoder evaluate index "
-    "index_care index_stats ingest jobs options recipe report search serve sheet train watch"
+    "index_care index_stats ingest jobs recipe report search serve sheet train watch"
 )
 HOMES = {
     "botocore": ("storage/location.py",),
@@ -89,7 +89,7 @@ HOMES = {
         *within("encoders/backbones", "build stem timm transformers"),
         *within("encoders/losses", "__init__ bce cbml core grn icl ifnd jspcl macl msc supcon"),
         "encoders/losses/triplet.py",
-        *within("pipeline/training", "driver log worker"),
+        *within("pipeline/training", "driver log network worker"),
     ),
     "zarr": within("storage/archive", "reader repository writer"),
 }

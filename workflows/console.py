@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from storage.progress import Progress
+from storage.values import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -157,6 +158,13 @@ class _StderrHandler(logging.Handler):
             self.handleError(record)
 
 
+class _PrintableFormatter(logging.Formatter):
+    """Make messages printable; only a traceback has several lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 def configure_logging(*, verbose: bool = False, debug: bool = False) -> None:
     """Send logs to stderr: Skysift's own warnings, progress notes with ``verbose``, or all.
 
@@ -164,7 +172,7 @@ def configure_logging(*, verbose: bool = False, debug: bool = False) -> None:
     """
     handler = _StderrHandler()
     handler.setFormatter(
-        logging.Formatter(
+        _PrintableFormatter(
             "%(asctime)s %(levelname)s %(name)s: %(message)s" if debug else "%(message)s"
         )
     )
@@ -245,7 +253,7 @@ class _Stage:
                 parts.append(f"{duration((report.total - report.done) / rate)} left")
         if self.finished:
             parts.append(f"in {duration(elapsed)}")
-        return "  ".join([*parts, report.note] if report.note else parts)
+        return printable("  ".join([*parts, report.note] if report.note else parts))
 
 
 def duration(seconds: float) -> str:

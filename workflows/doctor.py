@@ -18,7 +18,8 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from storage.errors import SkysiftError
+from pipeline.runtime.cluster import private_root
+from storage.errors import ConfigError, SkysiftError
 from storage.location import Location
 from storage.raster.geotiff import gdal_report
 
@@ -26,7 +27,6 @@ Verdict = Literal["ok", "note", "broken"]
 _MIN_FREE_BYTES = 5 * 10**9
 _MIN_SHARED_BYTES = 2 * 10**9
 _MIN_PYTHON = (3, 11)
-_RAY_FOLDER_CHARS = 40
 _DRIVERS = ("GTiff", "COG")
 
 
@@ -48,12 +48,11 @@ def machine_findings() -> list[Finding]:
 
 def ray_finding(connect: Callable[[], object]) -> Finding:
     """Check that Ray starts, or can be joined; ``connect`` connects and disconnects."""
-    folder = os.environ.get("SKYSIFT_RAY_DIR", tempfile.gettempdir())
-    if len(folder) > _RAY_FOLDER_CHARS:
-        found = f"its folder {folder} makes socket names that are too long"
-        return Finding(
-            "Ray", "broken", found, "set SKYSIFT_RAY_DIR to a short folder, such as /tmp"
-        )
+    try:
+        private_root()
+    except ConfigError as error:
+        advice = "set SKYSIFT_RAY_DIR to a short folder, such as /tmp"
+        return Finding("Ray", "broken", str(error), advice)
     try:
         connect()
     except (SkysiftError, OSError, RuntimeError, ValueError) as error:

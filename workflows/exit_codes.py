@@ -6,17 +6,18 @@ Libraries raise; nothing between them and this module turns an error into text.
 import errno
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import FrameType
 
 import click
 
 from storage.errors import ConfigError, SkysiftError
+from storage.values import printable
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINED = 0, 1, 2, 3
-EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 _NO_SPACE_TEXTS = ("no space left on device", "os error 28", "disk quota exceeded")
 
 
@@ -24,8 +25,12 @@ class Interrupted(BaseException):
     """Ctrl-C, in a form that click passes on as it is."""
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived; context managers clean up on the way out, as after Ctrl-C."""
+class _Stopped(BaseException):
+    """A signal stops the process; context managers clean up on the way out, as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = signal.Signals(number)
 
 
 def run_to_exit_code(command: Callable[[], object], *, debug: bool = False) -> int:
@@ -38,7 +43,11 @@ def run_to_exit_code(command: Callable[[], object], *, debug: bool = False) -> i
     debug
         Write the traceback as well.
     """
-    previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    previous = {
+        number: signal.signal(number, _raise_stopped)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # as under `nohup`
+    }
     try:
         result = command()
         return result if isinstance(result, int) else EXIT_DONE
@@ -54,9 +63,12 @@ def run_to_exit_code(command: Callable[[], object], *, debug: bool = False) -> i
             click.echo(err=True)  # the terminal shows ^C without an end of line
         _say("interrupted; what was committed is kept, and the same command continues")
         return EXIT_INTERRUPTED
-    except _Terminated:
-        _say("stopped by SIGTERM; what was committed is kept, and the same command continues")
-        return EXIT_TERMINATED
+    except _Stopped as stop:
+        _say(
+            f"stopped by {stop.signal.name}; what was committed is kept, and the same command "
+            "continues"
+        )
+        return 128 + stop.signal
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output left; Python would complain about the flush
         return EXIT_FAILED
@@ -67,21 +79,17 @@ def run_to_exit_code(command: Callable[[], object], *, debug: bool = False) -> i
         _say(line)
         return code
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-def end_on_sigterm() -> None:
-    """Take SIGTERM back from a library that claimed it, as Ray does when it starts."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _raise_terminated)
-
-
-def _raise_terminated(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
+def _raise_stopped(number: int, frame: FrameType | None) -> None:
+    raise _Stopped(number)
 
 
 def _say(line: str) -> None:
-    click.echo(f"skysift: {line}", err=True)
+    with suppress(OSError):  # the terminal is gone
+        click.echo(f"skysift: {printable(line)}", err=True)
 
 
 def failure_line(error: BaseException) -> tuple[str, int]:

@@ -27,11 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import yaml
-
 from storage.errors import ConfigError, NotFoundError, SkysiftError
-from workflows.recipe.schema import Recipe
-from workflows.recipe.sections import keys_of, section_in
+from storage.signatures import without_signatures
+from workflows.recipe.document import dotted, read_document, read_text
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -40,14 +38,21 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("storage", "encoders", "pipeline", "workflows")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-SECRET_KEYS = [
-    (name, key)
-    for name, section in keys_of(Recipe).items()
-    for key, known in keys_of(section_in(section.annotation) or Recipe).items()
-    if known.is_secret
-]
-_SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY", re.IGNORECASE)
-_PURE_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
+_SECRET_NAME = re.compile(
+    r".*(secret|token(?!iz)|passw|passphrase|credential|access_?key|api_?key|private_?key"
+    r"|signature|authorization|userpwd).*|(.*_)?(key|pass|sas|jwt|dsn|bearer|cookie)|.+_pwd",
+    re.IGNORECASE,
+)
+_SECRET_TEXT = re.compile(
+    r"(\b(secret\w*key|access_?key\w*|session_token|password|passwd|api_?key|authorization)"
+    r"|^[#\s-]*token)[\"']?[ \t]*[:=][ \t]*[\"']?(?!\$\{\w+\}|null\b|~)[^\s\"',}#]"
+    r"|\b(AKIA|ASIA)[A-Z0-9]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY",
+    re.IGNORECASE | re.MULTILINE,
+)
+_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
+_VARIABLE_USER = re.compile(r"(?<=://)[\w.-]*:?@")  # what is left of a user without variables
+_SHORTEST_SECRET, _NESTED_OPTIONS = 8, 4
+_ADVICE = "give the cluster's nodes their own credentials (an instance role, AWS_* variables)"
 _RECONNECT_S = (1.0, 2.0, 5.0, 10.0)
 _RECONNECT_ATTEMPTS = 60
 _AGENT_WAIT_S = 60.0
@@ -154,22 +159,72 @@ def package(arguments: Sequence[str], folder: Path) -> list[str]:
 def refuse_secrets(submission: Submission) -> None:
     """Check that nothing that would travel holds a credential.
 
+    What counts is what the job would read from recipes, options and variables, however they spell
+    it. A variable (``${NAME}``) is read on the cluster, its default travels.
+
     Raises
     ------
     ConfigError
         Something does.
     """
-    advice = "give the cluster's nodes their own credentials (an instance role, AWS_* variables)"
-    for name in submission.environment:
-        if _SECRET_NAME.search(name):
-            raise ConfigError(f"--env {name} looks like a credential and is not sent; {advice}")
-    for argument in submission.arguments:
-        for section, key in SECRET_KEYS:
-            if f"{section}.{key}=" in argument:
-                raise ConfigError(f"--set {section}.{key} is a credential; {advice}")
-    for _, value, _ in _recipe_arguments(submission.arguments):
-        if Path(value).is_file():
-            _refuse_literal_secrets(Path(value), advice)
+    for name, value in submission.environment.items():
+        _refuse_values(_yaml(value), f"--env {name}", (name,))
+        _refuse_text(value, f"--env {name}")
+    for number, argument in enumerate(submission.arguments, 1):
+        value = argument
+        for _ in range(min(argument.count("="), _NESTED_OPTIONS)):  # --set=section={key: value}
+            name, _, value = value.partition("=")
+            path = re.sub(r"^(--set|-s|-+)\s*", "", name)
+            _refuse_values(_yaml(value), f"--set {path}", tuple(path.split(".")))
+        _refuse_text(argument, f"argument {number} of the command")
+    for _, file, _ in _recipe_arguments(submission.arguments):
+        if Path(file).is_file():
+            text = read_text(Path(file))
+            _refuse_values(read_document(text, file, None)[0], file)
+            _refuse_text(text, file)  # comments travel too
+
+
+def _yaml(text: str) -> Any:
+    """Return what YAML reads in a text; the text itself where it is not YAML."""
+    try:
+        return read_document(text, "", None)[0]
+    except ConfigError:
+        return text
+
+
+def _refuse_values(value: Any, where: str, path: tuple[str, ...] = ()) -> None:
+    """Refuse a credential anywhere in values of YAML."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_values(item, where, (*path, key))
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_values(item, where, path)
+    elif value is not None and not isinstance(value, bool):
+        names = [name for name in path if _SECRET_NAME.fullmatch(name.replace("-", "_").strip())]
+        if names and _VARIABLE.sub("", str(value)):
+            raise ConfigError(
+                f"{where}: {dotted(path)} is a credential, which would be sent; write ${{NAME}} "
+                f"there, or {_ADVICE}"
+            )
+        _refuse_text(str(value), where)
+
+
+def _refuse_text(text: str, where: str) -> None:
+    """Refuse text that holds a credential: in an address, by its name, or this process's own."""
+    plain = _VARIABLE_USER.sub("", _VARIABLE.sub("", text)) if "${" in text else text
+    own = [
+        value
+        for name, value in os.environ.items()
+        if _SECRET_NAME.fullmatch(name) and len(value) >= _SHORTEST_SECRET
+    ]
+    if without_signatures(plain) != plain or _SECRET_TEXT.search(text):
+        raise ConfigError(f"{where} holds a credential, which would be sent; {_ADVICE}")
+    if any(value in text for value in own):
+        raise ConfigError(
+            f"{where} holds the value of a credential of this machine's environment, which would "
+            f"be sent; {_ADVICE}"
+        )
 
 
 def follow(
@@ -355,21 +410,8 @@ def _recipe_arguments(arguments: Sequence[str]) -> Iterator[tuple[int, str, str]
             yield position, argument.removeprefix("--recipe="), "--recipe="
         elif position and arguments[position - 1] in {"--recipe", "-r"}:
             yield position, argument, ""
-
-
-def _refuse_literal_secrets(path: Path, advice: str) -> None:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML; try `skysift recipe show -r {path}`") from error
-    for section, key in SECRET_KEYS:
-        part = data.get(section) if isinstance(data, dict) else None
-        value = part.get(key) if isinstance(part, dict) else None
-        if value is not None and not _PURE_VARIABLE.fullmatch(str(value)):
-            raise ConfigError(
-                f"{path}: {section}.{key} is a credential in the recipe, which would be sent; "
-                f"write ${{NAME}} there, or {advice}"
-            )
+        elif re.match(r"-r[^-]", argument):
+            yield position, argument.removeprefix("-r"), "-r"
 
 
 @contextmanager

@@ -21,7 +21,6 @@ from pipeline.tiles.grid import TileGrid
 from storage.errors import ConfigError
 from storage.location import Location
 from storage.progress import Progress, ProgressSink, ignore
-from storage.raster.geotiff import inspect
 from storage.raster.pixel_grid import Window
 from storage.raster.reader import read_categorical
 
@@ -140,15 +139,13 @@ def tile_labels(
             f"land cover needs at least one class and 0 < min_fraction <= 1, got {len(classes)} "
             f"classes and {min_fraction}; correct the mapping"
         )
-    nodata = inspect(landcover).nodata
-    unused = next(value for value in range(255, -1, -1) if value not in classes)
-    fill = unused if nodata is None else int(nodata)
+    landcover = Location.of(landcover).absolute  # workers of a cluster have another directory
     counter = delayed(_count_classes)
     groups = _neighbours(tiles)
     counts = np.zeros((len(tiles), len(classes) + 1), np.int64)
     for start in range(0, len(groups), _TASKS_PER_GRAPH):
         part = groups[start : start + _TASKS_PER_GRAPH]
-        tasks = [counter(landcover, grid, tiles[members], tuple(classes), fill) for members in part]
+        tasks = [counter(landcover, grid, tiles[members], tuple(classes)) for members in part]
         for members, found in zip(part, compute(tasks, scheduler), strict=True):
             counts[members] = found
         done = sum(len(members) for members in groups[: start + len(part)])
@@ -200,7 +197,6 @@ def _count_classes(
     grid: TileGrid,
     tiles: NDArray[np.int32],
     values: tuple[int, ...],
-    fill: int,
 ) -> NDArray[np.int64]:
     """Count the pixels of each class, and of all mapped ground, in neighbouring tiles.
 
@@ -211,10 +207,11 @@ def _count_classes(
     """
     windows = [grid.window(int(column), int(row)) for column, row in tiles]
     around = reduce(Window.union, windows)
-    image = read_categorical(landcover, grid.pixels, around, fill=fill)
+    image, known = read_categorical(landcover, grid.pixels, around)
     counts = np.zeros((len(tiles), len(values) + 1), np.int64)
     for i, window in enumerate(windows):
-        tile = image[window.slices_in(around)]
-        counts[i, :-1] = [(tile == value).sum() for value in values]
-        counts[i, -1] = (tile != fill).sum()
+        part = window.slices_in(around)
+        tile = image[part][known[part]]
+        counts[i, :-1] = [np.count_nonzero(tile == value) for value in values]
+        counts[i, -1] = len(tile)
     return counts

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -15,11 +16,14 @@ from pipeline.tiles.grid import pixels_for_scene, window_of_bbox
 from pipeline.tiles.read import read_each
 from pipeline.tiles.spec import GridSpec
 from storage.catalog.read import read_scenes
-from storage.catalog.stac_write import FINGERPRINT, written_items
+from storage.catalog.stac_write import FINGERPRINT, is_sound, written_items
 from storage.errors import ConfigError, SceneError
+from storage.location import Location
 from storage.quarantine import Quarantine
 from storage.raster.pixel_grid import PixelGrid, Window
 from storage.scene import Scene
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -97,8 +101,7 @@ def plan_composites(spec: CompositeSpec) -> CompositePlan:
     found = [_composite(spec, pixels, clip, group) for group in _by_period(placed, spec.period)]
     composites = [composite for composite in found if composite is not None]
     written = written_items(spec.output_uri)
-    made = {key: item["properties"].get(FINGERPRINT) for key, item in written.items()}
-    todo = tuple(item for item in composites if made.get(item.id) != item.fingerprint)
+    todo = tuple(item for item in composites if not _is_made(item, written, spec.output_uri))
     return CompositePlan(
         spec=spec,
         pixels=pixels,
@@ -106,6 +109,19 @@ def plan_composites(spec: CompositeSpec) -> CompositePlan:
         unchanged=tuple(item.id for item in composites if item not in todo),
         left_out=left_out,
     )
+
+
+def _is_made(
+    composite: Composite, written: Mapping[str, Mapping[str, Any]], output: str | Location
+) -> bool:
+    """Tell whether a composite of the same sources is written and whole."""
+    item = written.get(composite.id)
+    if item is None or item["properties"].get(FINGERPRINT) != composite.fingerprint:
+        return False
+    if is_sound(item, output):
+        return True
+    logger.warning("making %s again: its GeoTIFF or its item is damaged or missing", composite.id)
+    return False
 
 
 def _read(

@@ -7,20 +7,23 @@ Clasen et al., reBEN: Refined BigEarthNet Dataset for Remote Sensing Image Analy
 
 import hashlib
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.datasets.images import Files, decode_image, open_files
+from pipeline.datasets.images import ImageReader, open_files
 from pipeline.datasets.rows import Rows, write_rows
+from pipeline.datasets.tables import first_twice
 from storage.dataset import DatasetInfo
 from storage.errors import ConfigError, NotFoundError
 from storage.location import Location
 from storage.progress import ProgressSink, ignore
+from storage.quarantine import Quarantine
 
+T = TypeVar("T")
 BANDS = {
     "coastal": "B01",
     "blue": "B02",
@@ -104,14 +107,13 @@ def import_bigearthnet(
             raise ConfigError(f"bigearthnet: no band {band!r}; choose of {', '.join(BANDS)}")
     side_px = tile_px or _SIDE_PX
     with open_files(source) as files:
-        table = _read(files, _TABLE, source)
-        frame, labels = _read_table(table)
-        names = frame["patch_id"].tolist()
+        table = _needed(files.read, _TABLE, source)
+        names, splits, labels = _read_table(table)
         tiles = [name.rsplit("_", 2)[0] for name in names]
         rows = Rows(
             sources=names,
             groups=tiles,
-            splits=[_SPLITS[split] for split in frame["split"]],
+            splits=splits,
             bands=bands,
             classes=CLASSES,
             resolution_m=_RESOLUTION_M * _SIDE_PX / side_px,
@@ -124,19 +126,20 @@ def import_bigearthnet(
             },
         )
 
+        reader = ImageReader(files, 1, side_px)
+
         def read(row: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-            layers = []
-            for band in chosen:
-                path = f"{_PATCHES}/{tiles[row]}/{names[row]}/{names[row]}_{band}.tif"
-                layers.append(decode_image(_read(files, path, source), path, side_px, 1))
+            folder = f"{_PATCHES}/{tiles[row]}/{names[row]}"
+            paths = [f"{folder}/{names[row]}_{band}.tif" for band in chosen]
+            layers = [_needed(reader.read, path, source) for path in paths]
             return np.concatenate(layers), labels[row]
 
         return write_rows(uri, rows, read, progress)
 
 
-def _read(files: Files, path: str, source: str | Location) -> bytes:
+def _needed(read: Callable[[str], T], path: str, source: str | Location) -> T:
     try:
-        return files.read(path)
+        return read(path)
     except NotFoundError as error:
         raise NotFoundError(
             f"bigearthnet: {path} is missing in {source}; it needs {_TABLE} and "
@@ -144,27 +147,36 @@ def _read(files: Files, path: str, source: str | Location) -> bytes:
         ) from error
 
 
-def _read_table(data: bytes) -> tuple[pd.DataFrame, NDArray[np.uint8]]:
-    """Return ``patch_id`` and ``split`` of each row, and the labels (n, 19)."""
-    try:
+def _read_table(data: bytes) -> tuple[list[str], list[str], NDArray[np.uint8]]:
+    """Return the patches, their splits, and the labels (n, 19)."""
+    with Quarantine(_TABLE) as fault:
         frame = pd.read_parquet(io.BytesIO(data), columns=["patch_id", "labels", "split"])
-    except (OSError, ValueError) as error:
+    if fault:
         raise ConfigError(
-            f"bigearthnet: {_TABLE} is not a table with patch_id, labels and split ({error}); "
-            "download it again"
-        ) from error
-    unknown = frame.loc[~frame["split"].isin(_SPLITS), "split"]
-    if len(unknown):
-        raise ConfigError(
-            f"bigearthnet: {_TABLE} has split {unknown.iloc[0]!r}, not one of {', '.join(_SPLITS)}"
+            f"bigearthnet: {_TABLE} is not a table with patch_id, labels and split "
+            f"({fault.reason}); download it again"
         )
-    column = {name: index for index, name in enumerate(CLASSES)}
-    labels = np.zeros((len(frame), len(CLASSES)), np.uint8)
-    for row, names in enumerate(frame["labels"]):
-        for name in names:
-            if name not in column:
+    names, splits = frame["patch_id"].tolist(), frame["split"].tolist()
+    for name in names:
+        if not isinstance(name, str) or not name or set(name) & {"/", "\\"}:
+            raise ConfigError(f"bigearthnet: {_TABLE} has patch_id {name!r}, not a patch's name")
+    if (pair := first_twice(names)) is not None:
+        raise ConfigError(f"bigearthnet: {_TABLE} lists patch {names[pair[0]]} twice")
+    for split in splits:
+        if not isinstance(split, str) or split not in _SPLITS:
+            raise ConfigError(
+                f"bigearthnet: {_TABLE} has split {split!r}, not one of {', '.join(_SPLITS)}"
+            )
+    labels = np.zeros((len(names), len(CLASSES)), np.uint8)
+    for row, listed in enumerate(frame["labels"]):
+        if not isinstance(listed, np.ndarray | list):
+            raise ConfigError(
+                f"bigearthnet: {_TABLE} has labels {listed!r} of patch {names[row]}, not a list"
+            )
+        for label in listed:
+            if label not in CLASSES:
                 raise ConfigError(
-                    f"bigearthnet: {_TABLE} has label {name!r}, which is none of the 19 classes"
+                    f"bigearthnet: {_TABLE} has label {label!r}, which is none of the 19 classes"
                 )
-            labels[row, column[name]] = 1
-    return frame, labels
+            labels[row, CLASSES.index(label)] = 1
+    return names, [_SPLITS[split] for split in splits], labels

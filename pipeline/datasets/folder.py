@@ -1,22 +1,27 @@
 """Import of a folder of images with a CSV table of labels."""
 
 import hashlib
-import io
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.datasets.images import Files, decode_image, image_side, open_files
+from pipeline.datasets.images import Files, ImageReader, image_side, open_files
 from pipeline.datasets.rows import Rows, write_rows
 from pipeline.datasets.spec import SplitRule
+from pipeline.datasets.tables import Table, alike, first_twice, read_table
 from storage.dataset import SPLITS, DatasetInfo
 from storage.errors import ConfigError, NotFoundError
 from storage.location import Location
 from storage.progress import ProgressSink, ignore
+
+logger = logging.getLogger(__name__)
+
+_NO_CLASS = ("image", "split", "scene", "group")
 
 
 def import_folder(
@@ -34,8 +39,9 @@ def import_folder(
 
     The table has a column ``image`` (path of a PNG, JPEG or GeoTIFF, relative to the table or to
     ``images/`` beside the table), optionally ``split`` (train, val or test) and ``scene`` or
-    ``group``, and one 0/1 column for each class. GeoTIFFs keep their type and may have any number
-    of bands; all images of a dataset have the same type and number of bands.
+    ``group``, and one 0/1 column for each class; see `pipeline.datasets.tables`. Rows of a group
+    share a split. GeoTIFFs may have any number of bands; all images of a dataset have the same
+    kind of numbers and number of bands; see `pipeline.datasets.images`.
 
     Parameters
     ----------
@@ -61,37 +67,53 @@ def import_folder(
     NotFoundError
         The source, the table or an image does not exist; the message names the first missing file.
     ConfigError
-        The table is malformed.
+        The table is malformed, or names a class, an image or a group twice; an image has other
+        bands or other numbers than the others.
     SceneError
-        An image cannot be decoded.
+        An image cannot be decoded, or has no valid pixel.
     """
+    rule = split or SplitRule()
     with open_files(source) as files:
         where = _find_table(files, table, source)
-        frame, classes = _read_table(files.read(where), where, split or SplitRule())
-        tile_px = tile_px or _first_size(files, where, frame)
+        data = files.read(where)
+        listed = _read_list(data, where, rule)
+        places = _Places(files, where)
+        first = listed.images[0]
+        tile_px = tile_px or image_side(files, places.of(first), first)
+        reader = ImageReader(files, len(bands), tile_px)
         rows = Rows(
-            sources=frame["source"].tolist(),
-            groups=frame["group"].tolist(),
-            splits=frame["split"].tolist(),
+            sources=listed.images,
+            groups=listed.groups,
+            splits=listed.splits,
             bands=bands,
-            classes=classes,
+            classes=listed.classes,
             resolution_m=resolution_m,
             origin={
                 "importer": "folder",
                 "source": str(source),
-                "table_sha256": hashlib.sha256(files.read(where)).hexdigest(),
+                "table_sha256": hashlib.sha256(data).hexdigest(),
                 "bands": list(bands),
                 "tile_px": tile_px,
+                "split": repr(rule),
             },
         )
-        labels = frame[list(classes)].to_numpy(np.uint8)
 
         def read(row: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-            name = rows.sources[row]
-            data = _image_data(files, where, name)
-            return decode_image(data, name, tile_px, len(bands)), labels[row]
+            name = listed.images[row]
+            return reader.read(places.of(name), name), listed.labels[row]
 
         return write_rows(uri, rows, read, progress)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _List:
+    """The images of a table, in order, and the labels (n, K) of their classes."""
+
+    images: list[str]
+    groups: list[str]
+    splits: list[str]
+    classes: tuple[str, ...]
+    labels: NDArray[np.uint8]
 
 
 def _find_table(files: Files, table: str, source: str | Location) -> str:
@@ -101,49 +123,85 @@ def _find_table(files: Files, table: str, source: str | Location) -> str:
     return min(paths, key=lambda path: (path.count("/"), path))
 
 
-def _read_table(data: bytes, where: str, split: SplitRule) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Return a table with ``source``, ``group``, ``split`` and 0/1 columns, and the classes."""
-    try:
-        frame = pd.read_csv(io.BytesIO(data))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where} is not a CSV table ({error}); correct it") from error
-    if "image" not in frame:
-        raise ConfigError(f"{where} has no column `image`; it has {', '.join(frame.columns)}")
-    classes = tuple(c for c in frame.columns if c not in {"image", "split", "scene", "group"})
-    wrong = [c for c in classes if not frame[c].isin((0, 1)).all()]
-    if wrong or not classes:
+def _read_list(data: bytes, where: str, rule: SplitRule) -> _List:
+    table = read_table(data, where, "image")
+    columns = table.columns
+    classes = tuple(name for name in columns if name not in _NO_CLASS)
+    if not classes:
         raise ConfigError(
-            f"{where}: column {wrong[0] if wrong else 'of a class'} must hold 0 and 1 only; "
-            "the columns besides image, split, scene and group are the classes"
+            f"{where} has no column of a class; the columns besides {', '.join(_NO_CLASS)} are "
+            "the classes, and hold 0 and 1"
         )
-    frame["source"] = frame["image"].astype(str)
-    kind = next((name for name in ("group", "scene") if name in frame), "source")
-    frame["group"] = frame[kind].astype(str)
-    if "split" not in frame:
-        frame["split"] = [split.of(name) for name in frame["source"]]
-    if not frame["split"].isin(SPLITS).all():
-        odd = frame.loc[~frame["split"].isin(SPLITS), "split"].iloc[0]
-        raise ConfigError(f"{where}: split {odd!r} is not one of {', '.join(SPLITS)}")
-    return frame, classes
+    if not table.lines:
+        raise ConfigError(f"{where} lists no image; fill it")
+    for name in _NO_CLASS:
+        if "" in (cells := columns.get(name, ())):
+            line = table.lines[cells.index("")]
+            raise ConfigError(f"{where}, line {line} has no {name}; fill the cell")
+    images = _paths(table)
+    kind = next((name for name in ("group", "scene") if name in columns), None)
+    groups = list(columns[kind]) if kind else images
+    splits = list(columns.get("split") or map(rule.of, groups))
+    for line, split in zip(table.lines, splits, strict=True):
+        if split not in SPLITS:
+            raise ConfigError(
+                f"{where}, line {line}: split {split!r} is not one of {', '.join(SPLITS)}"
+            )
+    if kind:
+        _check_groups(table, kind, splits)
+    labels = table.flags(classes)
+    return _List(images=images, groups=groups, splits=splits, classes=classes, labels=labels)
 
 
-def _first_size(files: Files, table: str, frame: pd.DataFrame) -> int:
-    if frame.empty:
-        raise ConfigError(f"{table} lists no image; fill it")
-    name = str(frame["source"].iloc[0])
-    return image_side(_image_data(files, table, name), name)
+def _paths(table: Table) -> list[str]:
+    """Return the paths of the images; refuse a path that is listed twice or leaves its folder."""
+    paths = [PurePosixPath(name.replace("\\", "/")) for name in table.columns["image"]]
+    for path, name in zip(paths, table.columns["image"], strict=True):
+        if path.is_absolute() or ".." in path.parts:
+            raise ConfigError(
+                f"image {name} of {table.where} lies outside its folder; give paths within it"
+            )
+    images = [str(path) for path in paths]
+    if (pair := first_twice(images)) is not None:
+        first, second = (table.lines[row] for row in pair)
+        raise ConfigError(
+            f"{table.where} lists image {images[pair[0]]} twice, on lines {first} and {second}; "
+            "keep one of the lines"
+        )
+    return images
 
 
-def _image_data(files: Files, table: str, name: str) -> bytes:
-    folder = PurePosixPath(table).parent
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise ConfigError(f"image {name} of {table} lies outside its folder; give paths within it")
-    for candidate in (folder / "images" / name, folder / name):
-        try:
-            return files.read(str(candidate))
-        except NotFoundError:
+def _check_groups(table: Table, kind: str, splits: Sequence[str]) -> None:
+    """Refuse groups, and warn of scenes, that lie in several splits."""
+    first: dict[str, int] = {}
+    for row, group in enumerate(table.columns[kind]):
+        other = first.setdefault(alike(group), row)
+        if splits[other] == splits[row]:
             continue
-    raise NotFoundError(
-        f"image {name} of {table} is neither in {folder / 'images'} nor in {folder}; "
-        "put the images there"
-    )
+        said = (
+            f"{table.where}: {kind} {group!r} is in {splits[other]} (line {table.lines[other]}) "
+            f"and in {splits[row]} (line {table.lines[row]})"
+        )
+        if kind == "group":
+            raise ConfigError(f"{said}; give the rows of a group one split, and names that differ")
+        logger.warning("%s: figures on images of scenes seen in training are too good", said)
+        return
+
+
+class _Places:
+    """Paths of the images of a table: in ``images/`` beside the table, or beside it."""
+
+    def __init__(self, files: Files, table: str) -> None:
+        self._files, self._table = files, table
+        self._names = frozenset(files.names())
+
+    def of(self, name: str) -> str:
+        """Return the path of an image; raise NotFoundError if it does not exist."""
+        folder = PurePosixPath(self._table).parent
+        for candidate in (str(folder / "images" / name), str(folder / name)):
+            if candidate in self._names:
+                return candidate
+        raise NotFoundError(
+            f"image {name} of {self._table} is neither in {folder / 'images'} nor in {folder}; "
+            "put the images there"
+        )

@@ -1,25 +1,31 @@
-"""Image files of a folder, an object store or a tar archive, read and decoded."""
+"""Image files of a folder, an object store or a tar archive, read as equal tiles.
 
-import io
+:mod:`storage.raster.picture` decodes the files.
+"""
+
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from storage.errors import ConfigError, NotFoundError, SceneError
+from storage.errors import ConfigError, NotFoundError
 from storage.location import Location
-from storage.raster.geotiff import decode_square, shorter_side
+from storage.raster.picture import Picture, read_codes, read_picture
 
 Counts = NDArray[np.int64]
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _PACK = np.array([65536, 256, 1])
+_LUMINANCE = (19595 / 65536, 38470 / 65536, 7471 / 65536)
+"""Weights of red, green and blue in a grey (ITU-R 601), as Pillow rounds them."""
+_BESIDE = (".msk", ".aux.xml")
+"""Suffixes of the files beside a TIFF that hold its mask, nodata, scale and offset."""
 
 
 class Files(Protocol):
@@ -31,17 +37,44 @@ class Files(Protocol):
     def read(self, name: str) -> bytes:
         """Return the content of a file; raise NotFoundError if it does not exist."""
 
+    def local(self, name: str) -> AbstractContextManager[Location]:
+        """Keep a file on this machine for the block, with the files that describe it beside it.
+
+        Raises
+        ------
+        NotFoundError
+            The file does not exist.
+        """
+
 
 class _Folder:
     def __init__(self, folder: Location) -> None:
         self._folder = folder
+        self._names: list[str] = []
 
     def names(self) -> list[str]:
         root = self._folder.absolute.uri.rstrip("/") + "/"
-        return [file.uri.removeprefix(root) for file in self._folder.list()]
+        self._names = [file.uri.removeprefix(root) for file in self._folder.list()]
+        return self._names
 
     def read(self, name: str) -> bytes:
         return (self._folder / name).read()
+
+    @contextmanager
+    def local(self, name: str) -> Iterator[Location]:
+        place = self._folder / name
+        if not place.is_local:
+            # Files beside an image in an object store are known once its folder has been listed.
+            with _copied(self, name, self._known) as copy:
+                yield copy
+        elif place.path.is_file():
+            yield place
+        else:
+            raise NotFoundError(f"{place} does not exist; check the path")
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self._names)
 
 
 class _Tar:
@@ -61,6 +94,19 @@ class _Tar:
             raise NotFoundError(f"{self._source} holds no {name}")
         with stream:
             return stream.read()
+
+    def local(self, name: str) -> AbstractContextManager[Location]:
+        return _copied(self, name, self._members)
+
+
+@contextmanager
+def _copied(files: Files, name: str, known: Container[str]) -> Iterator[Location]:
+    """Copy a file, and the files beside it that are known, to a folder for the block."""
+    beside = [name + suffix for suffix in _BESIDE if name + suffix in known]
+    with tempfile.TemporaryDirectory(prefix="skysift-image-") as scratch:
+        for part in (name, *beside):
+            (Path(scratch) / PurePosixPath(part).name).write_bytes(files.read(part))
+        yield Location(str(Path(scratch) / PurePosixPath(name).name))
 
 
 @contextmanager
@@ -93,53 +139,71 @@ def open_files(source: str | Location) -> Iterator[Files]:
             ) from error
 
 
-def decode_image(data: bytes, name: str, tile_px: int, bands: int) -> NDArray[Any]:
-    """Return the central square of an image as (bands, tile_px, tile_px).
+class ImageReader:
+    """Reads images as equal tiles, and refuses images whose numbers cannot mean the same.
 
     Parameters
     ----------
-    data, name
-        Content and name of the file. A name that ends in ``.tif`` or ``.tiff`` is read as GeoTIFF
-        (`storage.raster.geotiff.decode_square`), others as PNG or JPEG.
-    tile_px
-        Side of the result; squares of another size are resized (bilinear, filtered when shrinking).
+    files
+        The source.
     bands
-        Number of bands of the file. PNG and JPEG are converted to 1 (grey), 3 (RGB) or 4 (RGBA)
-        bands, uint8.
-
-    Raises
-    ------
-    ConfigError
-        The file has another number of bands.
-    SceneError
-        The file cannot be decoded.
+        Number of bands. PNG and JPEG are converted between one band (grey) and three (red, green,
+        blue); an alpha band is one of the bands where it makes up their number, else transparent
+        pixels are missing.
+    tile_px
+        Side of the tiles: images are cropped to the central square and resized.
     """
-    if _is_tiff(name):
-        tiff = decode_square(data, name, tile_px)
-        if len(tiff) != bands:
-            raise ConfigError(f"image {name} has {len(tiff)} bands, not {bands}; name its bands")
-        return tiff
-    if bands not in _MODES:
-        raise ConfigError(
-            f"image {name}: {bands} bands cannot come from PNG or JPEG; name 1, 3 or 4 bands"
-        )
-    with _opened(data, name) as image:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = image.convert(_MODES[bands]).crop((left, top, left + side, top + side))
-        if side != tile_px:
-            square = square.resize((tile_px, tile_px), Image.Resampling.BILINEAR)
-        pixels = np.asarray(square, dtype=np.uint8).reshape(tile_px, tile_px, bands)
-        return pixels.transpose(2, 0, 1)
+
+    def __init__(self, files: Files, bands: int, tile_px: int) -> None:
+        self._files, self._bands, self._tile_px = files, bands, tile_px
+        self._numbers: dict[str, str] = {}
+
+    def read(self, path: str, name: str | None = None) -> NDArray[Any]:
+        """Return the tile (bands, tile_px, tile_px) of a file; see `Picture.tile` for its dtype.
+
+        Parameters
+        ----------
+        path
+            The file.
+        name
+            Its name in messages, instead of the path.
+
+        Raises
+        ------
+        NotFoundError
+            The file does not exist.
+        ConfigError
+            The file has another number of bands, or other numbers than the images before.
+        SceneError
+            The file cannot be decoded.
+        """
+        name = name or path
+        picture = _read(self._files, path, name, self._bands)
+        kind = _kind(picture.dtype)
+        if kind not in self._numbers and self._numbers:
+            (other, first), *_ = self._numbers.items()
+            raise ConfigError(
+                f"image {name} holds {kind} ({picture.dtype}), image {first} {other}; bring the "
+                "images to one type, or state a scale in their tags"
+            )
+        self._numbers.setdefault(kind, name)
+        values = _in_bands(picture, name, self._bands)
+        return replace(picture, values=values).tile(self._tile_px)
 
 
-def decode_mask(data: bytes, name: str, colours: Sequence[tuple[int, int, int]] = ()) -> Counts:
+def image_side(files: Files, path: str, name: str) -> int:
+    """Return the shorter side of an image in pixels; raise SceneError if it cannot be decoded."""
+    _, height, width = _read(files, path, name).values.shape
+    return int(min(height, width))
+
+
+def count_classes(files: Files, path: str, colours: Sequence[tuple[int, int, int]] = ()) -> Counts:
     """Return the number of pixels of each class in a mask.
 
     Parameters
     ----------
-    data, name
-        Content and name of a PNG file.
+    files, path
+        The mask, a PNG file.
     colours
         RGB colour of each class, in order; without colours the value of a pixel (grey, or index
         into the palette) is the number of its class, from 1.
@@ -154,41 +218,43 @@ def decode_mask(data: bytes, name: str, colours: Sequence[tuple[int, int, int]] 
     SceneError
         The file cannot be decoded, or holds colours although none are given.
     """
-    with _opened(data, name) as image:
-        if not colours and image.mode not in ("L", "P"):
-            raise SceneError(
-                f"mask {name} is {image.mode}, not one class number a pixel; "
-                "give grey or palette masks"
-            )
-        values = np.asarray(image.convert("RGB") if colours else image, dtype=np.int64)
-    if not colours:
-        return np.bincount(values.ravel())
+    with files.local(path) as place:
+        if not colours:
+            return np.bincount(read_codes(place, f"mask {path}").ravel())
+        picture = read_picture(place, name=f"mask {path}")
+    values = np.nan_to_num(_in_bands(picture, path, 3), nan=-1).astype(np.int64)
     # One integer per colour: comparing packed values is faster than comparing three channels.
-    packed = values @ _PACK
+    packed = values.transpose(1, 2, 0) @ _PACK
     codes = [int(np.dot(colour, _PACK)) for colour in colours]
     counts = np.array([0, *(np.count_nonzero(packed == code) for code in codes)], dtype=np.int64)
     counts[0] = packed.size - counts.sum()
     return counts
 
 
-def image_side(data: bytes, name: str) -> int:
-    """Return the shorter side of an image in pixels; raise SceneError if it cannot be decoded."""
-    if _is_tiff(name):
-        return shorter_side(data, name)
-    with _opened(data, name) as image:
-        return min(image.size)
+def _read(files: Files, path: str, name: str, bands: int | None = None) -> Picture:
+    with files.local(path) as place:
+        return read_picture(place, bands=bands, name=f"image {name}")
 
 
-def _is_tiff(name: str) -> bool:
-    return name.lower().endswith((".tif", ".tiff"))
+def _kind(dtype: np.dtype[Any]) -> str:
+    """Return a name that types share whose numbers may mean the same, as among bands of a scene."""
+    if dtype.kind == "f":
+        return "reals"
+    return "bytes" if dtype.itemsize == 1 else "whole numbers"
 
 
-@contextmanager
-def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            yield image
-    except (UnidentifiedImageError, OSError) as error:
-        raise SceneError(
-            f"image {name} is not a readable PNG or JPEG ({error}); replace it"
-        ) from error
+def _in_bands(picture: Picture, name: str, bands: int) -> NDArray[np.float32]:
+    values, found = picture.values, len(picture.values)
+    if found == bands:
+        return values
+    if picture.encoding == "TIFF":
+        raise ConfigError(f"image {name} has {found} bands, not {bands}; name its bands")
+    if (found, bands) == (1, 3):
+        return np.repeat(values, 3, axis=0)
+    if (found, bands) == (3, 1):
+        grey = np.tensordot(np.array(_LUMINANCE), values.astype(np.float64), axes=1)
+        return np.floor(grey + 0.5)[None].astype(np.float32)
+    raise ConfigError(
+        f"image {name} has {found} bands, not {bands}; name 1, 3 or 4 bands for PNG and JPEG, "
+        "4 if the files have alpha"
+    )

@@ -32,16 +32,17 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.datasets.images import Files, decode_image, decode_mask, open_files
+from pipeline.datasets.images import Files, ImageReader, count_classes, open_files
 from pipeline.datasets.rows import Rows, write_rows
 from pipeline.datasets.spec import SplitRule
+from pipeline.datasets.tables import first_twice, read_table
 from storage.dataset import DatasetInfo
 from storage.errors import ConfigError, NotFoundError, SceneError
 from storage.location import Location
 from storage.progress import ProgressSink, ignore
+from storage.quarantine import Quarantine
 
 Labels = NDArray[np.uint8]
 _Samples = tuple[Mapping[str, str], Callable[[str], Labels], Mapping[str, Any]]
@@ -192,10 +193,10 @@ def import_published(
             },
         )
 
+        reader = ImageReader(files, len(_BANDS), side_px)
+
         def read(row: int) -> tuple[NDArray[Any], Labels]:
-            path = images[names[row]]
-            pixels = decode_image(files.read(path), path, side_px, len(_BANDS))
-            return pixels, read_labels(names[row])
+            return reader.read(images[names[row]]), read_labels(names[row])
 
         return write_rows(uri, rows, read, progress)
 
@@ -210,7 +211,7 @@ def _read_masked(
     names_sha256 = hashlib.sha256("\n".join(images).encode()).hexdigest()
 
     def read_labels(name: str) -> Labels:
-        return _mask_labels(layout, files.read(masks[name]), masks[name], share)
+        return _mask_labels(layout, files, masks[name], share)
 
     return images, read_labels, {"names_sha256": names_sha256, "min_share": share}
 
@@ -224,7 +225,12 @@ def _pairs(
     for path in map(PurePosixPath, files.names()):
         for depth, part in enumerate(path.parts[:2]):
             if path.suffix.lower() == suffixes.get(part):
-                found[part]["/".join(path.with_suffix("").parts[depth + 1 :])] = str(path)
+                name = "/".join(path.with_suffix("").parts[depth + 1 :])
+                if (other := found[part].setdefault(name, str(path))) != str(path):
+                    raise ConfigError(
+                        f"{layout.name}: {part}/{name} is there twice, as {other} and as {path}; "
+                        "remove one of the files"
+                    )
     names = sorted({name for paths in found.values() for name in paths})
     missing = [] if names else ["folder Images"]
     missing += [
@@ -242,9 +248,9 @@ def _pairs(
     return images, masks
 
 
-def _mask_labels(layout: Layout, data: bytes, path: str, min_share: float) -> Labels:
+def _mask_labels(layout: Layout, files: Files, path: str, min_share: float) -> Labels:
     """Return 1 for each class that covers enough of a mask, shape (K,)."""
-    counts, classes = decode_mask(data, path, layout.colours), len(layout.classes)
+    counts, classes = count_classes(files, path, layout.colours), len(layout.classes)
     # Count 0 holds pixels without a class: an unknown colour, but plain background in numbers.
     if counts[classes + 1 :].any() or (layout.colours and counts[0]):
         raise SceneError(
@@ -265,9 +271,16 @@ def _read_tabled(
     table = _find_table(layout, paths, source)
     data = files.read(table)
     labels = _table_labels(layout, data, f"{layout.name}: {table}")
-    images = {
-        PurePosixPath(path).stem: path for path in paths if path.lower().endswith(layout.suffix)
-    }
+    images: dict[str, str] = {}
+    for path in paths:
+        name = PurePosixPath(path).stem
+        if name not in labels or not path.lower().endswith(layout.suffix):
+            continue
+        if (other := images.setdefault(name, path)) != path:
+            raise ConfigError(
+                f"{layout.name}: image {name} is there twice, as {other} and as {path}; "
+                "remove one of the files"
+            )
     for name in labels:
         if name not in images:
             raise NotFoundError(
@@ -299,31 +312,28 @@ def _table_labels(layout: Layout, data: bytes, where: str) -> Mapping[str, Label
     names, labels = read(layout, data, where)
     if not np.isin(labels, (0, 1)).all():
         raise ConfigError(f"{where} holds labels that are not 0 or 1; download it again")
-    return dict(zip(map(str, names), labels.astype(np.uint8), strict=True))
+    if (pair := first_twice(names)) is not None:
+        raise ConfigError(f"{where} lists image {names[pair[0]]} twice; download it again")
+    return dict(zip(names, labels.astype(np.uint8), strict=True))
 
 
 def _read_text(layout: Layout, data: bytes, where: str) -> tuple[list[str], NDArray[Any]]:
-    try:
-        frame = pd.read_csv(io.BytesIO(data), sep=r"\t|[,;]", engine="python", index_col=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where} is not a table ({error}); download it again") from error
-    frame = frame.rename(columns=lambda name: str(name).strip().replace(" ", "-"))
-    for column in (_IMAGE_COLUMN, *layout.classes):
-        if column not in frame:
+    table = read_table(data, where, _IMAGE_COLUMN)
+    named = {name.replace(" ", "-"): cells for name, cells in table.columns.items()}
+    table = replace(table, columns=named)
+    for column in layout.classes:
+        if column not in named:
             raise ConfigError(f"{where} has no column {column}; download it again")
-    return frame[_IMAGE_COLUMN].tolist(), frame[list(layout.classes)].to_numpy()
+    return list(named[_IMAGE_COLUMN]), table.flags(layout.classes)
 
 
 def _read_matlab(layout: Layout, data: bytes, where: str) -> tuple[list[str], NDArray[Any]]:
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
-    try:
+    with Quarantine(where) as fault:
         labels = np.asarray(loadmat(io.BytesIO(data), variable_names=["labels"])["labels"])
-    except (MatReadError, ValueError, TypeError, LookupError) as error:
-        raise ConfigError(
-            f"{where} holds no readable `labels` ({error}); download it again"
-        ) from error
+    if fault:
+        raise ConfigError(f"{where} holds no readable `labels` ({fault.reason}); download it again")
     names = [f"{scene}{number:02d}" for scene in SCENES for number in range(100)]
     if labels.shape != (len(layout.classes), len(names)):
         raise ConfigError(

@@ -6,19 +6,24 @@ splits in :mod:`pipeline.datasets.spec`.
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.dataset import DatasetInfo, DatasetWriter, read_info
-from storage.errors import ConfigError, NotFoundError
+from storage.dataset import DatasetInfo, DatasetWriter, check_files, read_info
+from storage.errors import ConfigError, CorruptIndexError, NotFoundError, SceneError
 from storage.location import Location
 from storage.progress import Progress, ProgressSink
 
+logger = logging.getLogger(__name__)
+
 _BATCH = 64
+_READER = 2
+"""Number of the way in which pixels are read; datasets of an earlier way are imported again."""
 
 ReadRow = Callable[[int], tuple[NDArray[Any], NDArray[np.uint8]]]
 
@@ -60,6 +65,7 @@ def write_rows(
     read
         Returns the pixels (C, H, W) and the labels (K,) of a row number.
     """
+    rows = replace(rows, origin={**rows.origin, "reader": _READER})
     if (done := finished(uri, rows.origin)) is not None:
         return done
     count = len(rows.sources)
@@ -75,15 +81,35 @@ def write_rows(
             pixels, labels = zip(*(read(row) for row in chosen), strict=True)
             columns = {"source": rows.sources, "group": rows.groups, "split": rows.splits}
             part = {name: list(values[start : chosen.stop]) for name, values in columns.items()}
-            writer.append(np.stack(pixels), np.stack(labels), part)
+            _check_valid(pixels, part["source"])
+            writer.append(_stacked(pixels, writer.dtype), np.stack(labels), part)
             progress(Progress(stage="import", done=chosen.stop, total=count, unit="images"))
         return writer.finish()
 
 
+def _check_valid(pixels: Sequence[NDArray[Any]], sources: Sequence[str]) -> None:
+    for image, source in zip(pixels, sources, strict=True):
+        if image.dtype.kind == "f" and np.isnan(image).all():
+            raise SceneError(f"image {source} has no valid pixel; leave it out of the table")
+
+
+def _stacked(pixels: Sequence[NDArray[Any]], stored: np.dtype[Any] | None) -> NDArray[Any]:
+    """Return images of one type: that of all of them and of the dataset, else float32."""
+    dtypes = {image.dtype for image in pixels} | ({stored} if stored else set())
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    return np.stack(pixels).astype(dtype, copy=False)
+
+
 def finished(uri: str | Location, origin: Mapping[str, Any]) -> DatasetInfo | None:
-    """Return the dataset at a URI if it has exactly this origin, else None."""
+    """Return the dataset at a URI if it has exactly this origin and no file is damaged."""
     try:
         info = read_info(uri)
+        if dict(info.origin) != json.loads(json.dumps(origin)):
+            return None
+        check_files(Location.of(uri), info)
+    except CorruptIndexError as error:
+        logger.warning("importing again: %s", error)
+        return None
     except (NotFoundError, ConfigError):
         return None
-    return info if dict(info.origin) == json.loads(json.dumps(origin)) else None
+    return info

@@ -17,7 +17,7 @@ from storage.archive.reader import Archive
 from storage.archive.writer import CHUNK_ROWS
 from storage.errors import CorruptIndexError, NotFoundError
 from storage.index.files import ShardWriter, Vectors, VerifiedFiles
-from storage.index.manifest import FileEntry, ShardEntry, shard_entry
+from storage.index.manifest import FileEntry, ShardEntry, sealed, shard_entry, unsealed
 from storage.index.quantizer import (
     QuantizationError,
     ShardIndexBuilder,
@@ -115,7 +115,7 @@ def built_once(
     receipt = index / version / f"{job.name}.json"
     plain = json.loads(json.dumps(asdict(job)))
     try:
-        values = json.loads(receipt.read())
+        values = unsealed("receipt", receipt.read())
         if values["job"] == plain:
             entry, files = shard_entry(values["shard"]), VerifiedFiles(index)
             for file in entry.files:
@@ -124,7 +124,7 @@ def built_once(
     except (NotFoundError, CorruptIndexError, ValueError, KeyError, TypeError):
         pass  # not finished, or damaged since
     entry = build(job)
-    receipt.write(json.dumps({"job": plain, "shard": asdict(entry)}).encode())
+    receipt.write(sealed("receipt", {"job": plain, "shard": asdict(entry)}))
     return entry
 
 

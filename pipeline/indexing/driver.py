@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 
 from pipeline.indexing.build import MergeJob, ShardBuilder
 from pipeline.indexing.compact import ShardMerger, groups_to_merge, shards_after
+from pipeline.indexing.maintenance import verify_index
 from pipeline.indexing.plan import IndexPlan, cut_into_shards, plan_index
 from pipeline.indexing.recall import with_estimated_recall
 from pipeline.indexing.spec import IndexSpec
@@ -32,11 +33,12 @@ from pipeline.indexing.update import check_same_archive, mark_deleted, with_grow
 from pipeline.runtime.cluster import ray_session
 from pipeline.runtime.tasks import run_tasks
 from storage.archive.reader import Archive
-from storage.errors import ConfigError, NotFoundError
+from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.index.manifest import (
     IndexManifest,
     ShardEntry,
     read_manifest,
+    read_pointer,
 )
 from storage.location import Location
 from storage.progress import ProgressSink, ignore
@@ -65,7 +67,7 @@ def build_index(
     address: str | None = None,
     progress: ProgressSink = ignore,
 ) -> IndexManifest:
-    """Index an archive's newest snapshot; nothing is done when that version is current.
+    """Index an archive's newest snapshot; nothing is done when that version is current and sound.
 
     Parameters
     ----------
@@ -94,15 +96,17 @@ def build_index(
     archive = Archive.open(Location.of(archive_uri).absolute)
     index = Location.of(index_uri).absolute
     digest = version_digest(archive.uri, archive.snapshot, asdict(spec))
-    current = _current(index)
+    pointer, current = read_pointer(index), _current(index)
     if current and current.digest == digest:
-        return current
+        if (report := verify_index(index, current.version)).ok:
+            return current
+        logger.warning("building index %s again: %s", index, report.problems[0])
     if current and current.archive_uri != archive.uri:
         raise ConfigError(
             f"index {index} is of archive {current.archive_uri}, not {archive.uri}; "
             "choose another folder for the new index"
         )
-    plan, version = _plan(archive, spec), next_version(current, digest)
+    plan, version = _plan(archive, spec), next_version(index, digest)
     logger.info("index %s: version %s: %s", index, version, plan)
     with ray_session(address):
         sample, own_rows = draw_sample(archive, plan, spec.seed)
@@ -117,7 +121,8 @@ def build_index(
         )
         shards = fill_shards(builder, plan.pieces, 0, progress)
         recall = measure_recall(builder, plan, shards, sample, own_rows, progress)
-    return publish(first_manifest(archive, spec, plan, builder, digest, shards, recall), index)
+    manifest = first_manifest(archive, spec, plan, builder, digest, shards, recall)
+    return publish(manifest, index, pointer)
 
 
 def update_index(
@@ -139,15 +144,19 @@ def update_index(
         The archive now holds vectors of another encoder.
     ConfigError
         The archive holds no live rows any more.
+    CorruptIndexError
+        A file of the current version is damaged.
+    ArchiveConflictError
+        Another writer has made another version current meanwhile.
     """
     index = Location.of(index_uri).absolute
-    current = read_manifest(index)
+    pointer, current = read_pointer(index), read_manifest(index)
     archive = Archive.open(index.at(current.archive_uri))
     check_same_archive(archive, current)
     if archive.snapshot == current.snapshot:
         return current
     digest = version_digest(current.digest, archive.snapshot, {})
-    version = next_version(current, digest)
+    version = next_version(index, digest)
     old = mark_deleted(index, version, archive, current, progress)
     added = _add_segments(index, version, archive, current, address, progress)
     shards = (*old, *added)
@@ -163,7 +172,7 @@ def update_index(
         snapshot=archive.snapshot,
         segments=tuple(segment.id for segment in archive.segments),
     )
-    return publish(with_shards(after, shards, index), index)
+    return publish(with_shards(after, shards, index), index, pointer)
 
 
 def compact_index(
@@ -182,14 +191,16 @@ def compact_index(
         There is no index.
     CorruptIndexError
         A file of the current version is damaged.
+    ArchiveConflictError
+        Another writer has made another version current meanwhile; its rows stay.
     """
     index = Location.of(index_uri).absolute
-    current = read_manifest(index)
+    pointer, current = read_pointer(index), read_manifest(index)
     groups = groups_to_merge(current)
     if not groups:
         return current
     digest = version_digest(current.digest, current.snapshot, {"compact": True})
-    version = next_version(current, digest)
+    version = next_version(index, digest)
     merger = ShardMerger(
         index=index,
         version=version,
@@ -206,7 +217,7 @@ def compact_index(
         merged = run_tasks(merger, jobs, stage="merge shards", unit="shards", progress=progress)
     shards = shards_after(current, groups, merged)
     after = replace(current, version=version, digest=digest)
-    return publish(with_shards(after, shards, index), index)
+    return publish(with_shards(after, shards, index), index, pointer)
 
 
 def _add_segments(
@@ -251,3 +262,6 @@ def _current(index: Location) -> IndexManifest | None:
         return read_manifest(index)
     except NotFoundError:
         return None  # this is the first build
+    except CorruptIndexError as error:
+        logger.warning("building index %s again: %s", index, error)
+        return None

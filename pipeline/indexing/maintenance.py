@@ -19,9 +19,11 @@ from storage.index.manifest import (
     current_version,
     list_versions,
     read_manifest,
+    read_pointer,
     set_current,
 )
 from storage.location import Location
+from storage.locks import commit_lock
 from storage.progress import Progress, ProgressSink, ignore
 
 logger = logging.getLogger(__name__)
@@ -151,17 +153,22 @@ def rollback_index(
         There is no such index or version, or no version before the current version.
     CorruptIndexError
         The version is damaged; the current version stays.
+    ArchiveConflictError
+        Another writer has made another version current meanwhile.
     """
-    current = current_version(index_uri)
+    pointer = read_pointer(index_uri)
     if to is None:
+        current = current_version(index_uri)
         older = [name for name in list_versions(index_uri) if name < current]
         if not older:
             raise NotFoundError(f"index {index_uri} has no version before {current}; it stays")
         to = older[-1]
     report = verify_index(index_uri, to, progress=progress)
     if not report.ok:
-        raise CorruptIndexError(f"version {to} is damaged, {current} stays: {report.problems[0]}")
-    set_current(index_uri, to)
+        raise CorruptIndexError(
+            f"version {to} is damaged, the current version stays: {report.problems[0]}"
+        )
+    set_current(index_uri, to, pointer)
     return read_manifest(index_uri, to)
 
 
@@ -206,6 +213,13 @@ def collect_garbage(
         raise ConfigError(f"index gc: keep is {keep}; give at least 1")
     index = Location.of(index_uri).absolute
     limit = (now or dt.datetime.now(dt.UTC)) - older_than
+    with commit_lock(index):
+        return _collect(index, keep, limit, in_use, dry_run)
+
+
+def _collect(
+    index: Location, keep: int, limit: dt.datetime, in_use: Collection[str], dry_run: bool
+) -> IndexGarbage:
     versions = list_versions(index)
     remaining = {current_version(index), *versions[-keep:], *in_use}
     remaining |= {old for old, new in pairwise(versions) if _written(index, new) >= limit}

@@ -23,7 +23,16 @@ from storage.archive.reader import Archive
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.geometry import centres, enclosing
 from storage.index.files import VerifiedFiles, file_entry
-from storage.index.manifest import FORMAT, FileEntry, IndexManifest, ShardEntry, write_manifest
+from storage.index.manifest import (
+    FORMAT,
+    FileEntry,
+    IndexManifest,
+    ShardEntry,
+    list_versions,
+    sealed,
+    unsealed,
+    write_manifest,
+)
 from storage.index.quantizer import set_threads, train
 from storage.index.ranking import Float32, Int64
 from storage.location import Location
@@ -58,7 +67,7 @@ def train_lists(
     """Return the trained quantizers' file, from an interrupted build if there was one."""
     receipt = index / version / "trained.json"
     try:
-        finished = FileEntry(**json.loads(receipt.read())["trained"])
+        finished = FileEntry(**unsealed("trained", receipt.read()))
         VerifiedFiles(index).open(finished)
         return finished
     except (NotFoundError, CorruptIndexError, ValueError, KeyError, TypeError):
@@ -67,7 +76,7 @@ def train_lists(
     set_threads(threads_for(1))
     trained = train(sample, plan.parameters)
     entry = file_entry(index, f"{version}/trained.faiss", trained)
-    receipt.write(json.dumps({"trained": asdict(entry)}).encode())
+    receipt.write(sealed("trained", asdict(entry)))
     progress(Progress(stage="train", done=1, total=1, unit="quantizers"))
     return entry
 
@@ -209,13 +218,22 @@ def with_shards(
     return replace(after, advice=growth_advice(after))
 
 
-def publish(manifest: IndexManifest, index: Location) -> IndexManifest:
-    """Make a version the current version.
+def publish(manifest: IndexManifest, index: Location, replaces: bytes) -> IndexManifest:
+    """Make a version the current version, once the files that it takes over are verified.
+
+    Parameters
+    ----------
+    replaces
+        The content of CURRENT that the version was made from.
 
     Raises
     ------
     ConfigError
         The version takes more memory than allowed.
+    CorruptIndexError
+        A file of an earlier version is damaged; the current version stays.
+    ArchiveConflictError
+        Another writer has moved CURRENT meanwhile; it stays where that writer moved it.
     """
     budget = manifest.spec["memory_bytes"]
     if budget is not None and manifest.measured_bytes > budget:
@@ -223,8 +241,12 @@ def publish(manifest: IndexManifest, index: Location) -> IndexManifest:
             f"index {index} takes {manifest.measured_bytes} bytes, more than the {budget} "
             "allowed; raise the memory or build it again: the current version stays"
         )
+    files, own = VerifiedFiles(index), f"{manifest.version}/"
+    for file in manifest.files:
+        if not file.path.startswith(own):
+            files.open(file)
     pin_snapshot(index.at(manifest.archive_uri), manifest.snapshot, index, manifest.version)
-    write_manifest(index, manifest)
+    write_manifest(index, manifest, replaces)
     if manifest.advice:
         logger.warning("index %s: %s", index, manifest.advice)
     return manifest
@@ -235,10 +257,10 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}"
 
 
-def next_version(current: IndexManifest | None, digest: str) -> str:
-    """Return the name of the version that follows the current version."""
-    number = int(current.version.partition("-")[0]) + 1 if current else 1
-    return f"{number:04d}-{digest[:8]}"
+def next_version(index: Location, digest: str) -> str:
+    """Return the name of the version that follows all versions, also after a rollback."""
+    numbers = [int(version.partition("-")[0]) for version in list_versions(index)]
+    return f"{max(numbers, default=0) + 1:04d}-{digest[:8]}"
 
 
 def version_digest(source: str, snapshot: str, spec: Mapping[str, Any]) -> str:

@@ -97,6 +97,8 @@ def plan_ingest(spec: IngestSpec, *, encoder: PlannedEncoder | None = None) -> I
     ConfigError
         The rules and the labels do not go together.
     """
+    # Workers of a cluster and later searches have other working directories.
+    spec = replace(spec, encoder_uri=Location.of(spec.encoder_uri).absolute)
     encoder = encoder or read_encoder(spec.encoder_uri)
     grid = spec.grid or GridSpec(resolution=encoder.spec.resolution_m or "native")
     grid = replace(grid, tile_px=grid.tile_px or encoder.spec.tile_px)
@@ -358,7 +360,7 @@ def _is_recorded(item: Rejected, entries: Mapping[str, LedgerEntry]) -> bool:
 
 def _is_pending(scene: Scene, entries: Mapping[str, LedgerEntry], spec: IngestSpec) -> bool:
     entry = entries.get(scene.id)
-    if entry is None or entry.fingerprint != scene.fingerprint:
+    if entry is None or entry.fingerprint != scene.known_as(entry.fingerprint):
         return True
     if entry.state == "quarantined" and spec.retry_quarantined:
         return True

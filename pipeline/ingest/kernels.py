@@ -102,7 +102,7 @@ class ReadScenes:
                 logger.warning("scene %s: %s", scene.id, fault.reason)
                 note = {"reason": fault.reason, "trace": fault.trace}
             # The rows that were sent, not the tiles that were counted: a scene that fails in its
-            # middle has counted tiles that nobody will ever see.
+            # middle has counted tiles that are never sent.
             text = json.dumps(note | {"files": files})
             yield _rows(index, self._no_tile, status=1, tiles=sent, note=text)
 

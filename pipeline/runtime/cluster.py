@@ -1,19 +1,32 @@
 """Connect to Ray: join an existing cluster, or start a private instance.
 
-A private instance uses token authentication (Ray's own default for local ones since 2.59; setting
-``RAY_AUTH_MODE`` after Ray is imported would break it), writes below a short folder (Ray's sockets
-have a 107-byte limit) and is shut down by the process that started it.
+A private instance belongs to the process that starts it. It listens on the loopback interface, and
+uses token authentication (Ray's own default for local ones since 2.59; setting ``RAY_AUTH_MODE``
+after Ray is imported would break it). Its files lie in a new folder that only its user may enter
+and that is removed with the instance; the folder of a killed process is removed by the next start.
 """
 
+import fcntl
 import logging
 import os
+import secrets
+import shutil
+import signal
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from storage.errors import ConfigError
+
 logger = logging.getLogger(__name__)
+
+_PREFIX = "skysift-ray-"
+_ROOT_CHARS = 20  # Ray adds up to 87 characters; the name of a socket has at most 107
+_NEW_S = 2.0
 
 
 def joins_cluster(address: str | None) -> bool:
@@ -36,6 +49,11 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         Ray address to join, for example ``"auto"``.
     cpus
         CPUs of a private instance; all of this machine's when None.
+
+    Raises
+    ------
+    ConfigError
+        The path of the folder for private instances is too long.
     """
     import ray  # slow, and a small ingest does without
 
@@ -47,18 +65,127 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     # No usage report is sent; the report would also start one more process.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-    else:
-        folder = Path(os.environ.get("SKYSIFT_RAY_DIR", tempfile.gettempdir())) / "skysift-ray"
+    with nullcontext() if address else _private_folder() as folder:
+        try:
+            with _sigterm_kept():
+                if folder is None:
+                    ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+                else:
+                    _start_private(folder, cpus)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def private_root() -> Path:
+    """Return the folder in which private instances make theirs: ``SKYSIFT_RAY_DIR`` or temporary.
+
+    Raises
+    ------
+    ConfigError
+        The path of ``SKYSIFT_RAY_DIR`` is too long for the names of Ray's sockets.
+    """
+    given = os.environ.get("SKYSIFT_RAY_DIR")
+    root = Path(given or tempfile.gettempdir()).absolute()
+    if len(str(root)) <= _ROOT_CHARS:
+        return root
+    if given:
+        raise ConfigError(
+            f"SKYSIFT_RAY_DIR {root} makes socket names that are too long; "
+            f"set SKYSIFT_RAY_DIR to a folder of at most {_ROOT_CHARS} characters, such as /tmp"
+        )
+    return Path("/tmp")
+
+
+def _start_private(folder: Path, cpus: int | None) -> None:
+    """Start an instance in a folder, on loopback and with a token."""
+    import ray
+    from ray._private import ray_constants
+
+    _save_token()
+    # Ray listens on all interfaces, unless the address of its node is the loopback's. Ray chooses
+    # that address itself only where clusters are disabled, and replaces the address if given.
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before, enabled = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
         ray.init(
             num_cpus=cpus,
             include_dashboard=False,
             logging_level=logging.WARNING,
             log_to_driver=False,
-            _temp_dir=str(folder),
+            _temp_dir=str(folder / "r"),  # Ray opens this folder to everyone
         )
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = enabled
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+def _save_token() -> None:
+    """Save the user's token for Ray, readable by that user only; Ray would let everyone read it."""
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return
+    token = Path.home() / ".ray" / "auth_token"
+    token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not token.exists():
+        with tempfile.NamedTemporaryFile("w", dir=token.parent) as new:
+            new.write(secrets.token_hex(32))
+            new.flush()
+            with suppress(FileExistsError):  # another process was faster
+                os.link(new.name, token)
+    if token.stat().st_uid == os.getuid():
+        token.chmod(0o600)
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """Make a folder that only this user may enter, and remove it after the block."""
+    root = private_root()
+    root.mkdir(parents=True, exist_ok=True)
+    for left in root.glob(f"{_PREFIX}*"):
+        _remove_if_left(left)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # ends with this process, however the process ends
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove a folder of this user whose process has ended without removing the folder."""
+    try:
+        status = folder.lstat()
+        if status.st_uid != os.getuid() or time.time() - status.st_mtime < _NEW_S:
+            return  # of another user, or not locked yet
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        logger.debug("%s is in use", folder)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM; Ray's, set at its start, ends without a word."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
     try:
         yield
+    except SystemExit as end:  # from Ray's handler
+        if end.code == signal.SIGTERM:
+            handler(signal.SIGTERM, None)
+        raise
     finally:
-        ray.shutdown()
+        signal.signal(signal.SIGTERM, handler)

@@ -3,21 +3,18 @@
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from pipeline.search.searcher import Searcher
-from storage.archive.reader import Archive
 from storage.dates import parse_moment
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
 from storage.geometry import EDGES, centres, wrapped
 from storage.index.filter import Filter
 from storage.location import Location
-from storage.raster.reader import read_image
+from storage.raster.picture import fit_picture, read_picture
 
 if TYPE_CHECKING:
     from encoders.bundle import Encoder
@@ -79,7 +76,7 @@ class QueryResolver:
         self._encoder = encoder
 
     def image(self, href: str | Location, indexes: Sequence[int] | None = None) -> Query:
-        """Embed a PNG, JPEG or GeoTIFF, which :func:`fit_picture` turns into a tile.
+        """Embed a PNG, JPEG or GeoTIFF, see `storage.raster.picture`, cut to a tile.
 
         Parameters
         ----------
@@ -96,7 +93,7 @@ class QueryResolver:
             The picture has another number of bands than the encoder, or there is no encoder.
         """
         location = href if isinstance(href, Location) else self._searcher.index.at(href)
-        return self.pixels(read_image(location, indexes), label=location.uri)
+        return self.pixels(read_picture(location, indexes).values, label=location.uri)
 
     def pixels(self, values: Float32, label: str = "pixels") -> Query:
         """Embed pixel values (C, h, w) float32, NaN where invalid, in the encoder's bands.
@@ -212,13 +209,8 @@ class QueryResolver:
         NotFoundError
             The row does not exist or is not live at the index's snapshot.
         """
-        vector = self._archive.read([row], ["embedding"])["embedding"][0].astype(np.float32)
-        return Query(vector=vector, label=f"row {row}", row=row)
-
-    @cached_property
-    def _archive(self) -> Archive:
-        searcher, manifest = self._searcher, self._searcher.manifest
-        return Archive.open(searcher.index.at(manifest.archive_uri), manifest.snapshot)
+        (vector,) = self._searcher.archive.read([row], ["embedding"])["embedding"]
+        return Query(vector=vector.astype(np.float32), label=f"row {row}", row=row)
 
     def _query(
         self, rows: dict[str, list[Any]], vectors: Float32, index: int, origin: str
@@ -232,7 +224,7 @@ class QueryResolver:
         """Return the archive's vectors (n, D) of rows, given the vectors that the index stores."""
         manifest = self._searcher.manifest
         if manifest.parameters.lossy and manifest.rerank == 1:  # stored vectors are approximations
-            return self._archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
+            return self._searcher.archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
         return stored
 
 
@@ -259,47 +251,6 @@ def combine(positive: Sequence[Query], negative: Sequence[Query] = ()) -> Query:
     label = _labels(positive, " + ") + (f" - {_labels(negative, ' - ')}" if negative else "")
     examples = tuple(sorted({row for query in (*positive, *negative) for row in query.rows}))
     return Query(vector=np.asarray(vector, dtype=np.float32), label=label, examples=examples)
-
-
-def fit_picture(values: Float32, tile_px: int) -> Float32:
-    """Cut the largest centred square out of a picture and resize it to a tile.
-
-    Shrinking averages, enlarging interpolates linearly; a tile-sized picture stays as it is.
-    Invalid pixels do not count; a pixel of the tile is invalid when no pixel under it is valid.
-
-    Parameters
-    ----------
-    values
-        (C, h, w) float32, NaN where invalid.
-    tile_px
-        Size of the tile in pixels.
-
-    Examples
-    --------
-    >>> fit_picture(np.array([[[9, 1, 3, 9], [9, 5, 7, 9]]], dtype=np.float32), 1)
-    array([[[4.]]], dtype=float32)
-    """
-    height, width = values.shape[1:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = values[:, top : top + side, left : left + side]
-    if side == tile_px:
-        return square
-    method = Image.Resampling.BOX if side > tile_px else Image.Resampling.BILINEAR
-
-    def resized(band: Float32) -> Float32:
-        picture = Image.fromarray(np.ascontiguousarray(band, dtype=np.float32))
-        return np.asarray(picture.resize((tile_px, tile_px), method), dtype=np.float32)
-
-    tile = np.empty((len(values), tile_px, tile_px), dtype=np.float32)
-    for number, band in enumerate(square):
-        valid = np.isfinite(band)
-        weight = resized(valid.astype(np.float32))
-        total = resized(np.where(valid, band, 0).astype(np.float32))
-        tile[number] = np.divide(
-            total, weight, out=np.full_like(total, np.nan), where=weight > 1e-6
-        )
-    return tile
 
 
 def _labels(queries: Sequence[Query], separator: str) -> str:

@@ -21,7 +21,7 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.runtime.cluster import ray_session
-from pipeline.training.network import ReachableTorchConfig
+from pipeline.training.network import NodeTorchConfig
 from pipeline.training.record import resume_or_return, write_record
 from pipeline.training.resources import ResourceRequest, SchedulingMonitor, refuse_impossible
 from pipeline.training.spec import TrainingJob, TrainingResult, TrainingSpec
@@ -168,7 +168,7 @@ def _run_on_ray(
     trainer = TorchTrainer(
         _train_on_worker,
         train_loop_config={"job": job, "reports": reports},
-        torch_config=ReachableTorchConfig(),
+        torch_config=NodeTorchConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=spec.workers,
             use_gpu=request.uses_gpu,
@@ -286,5 +286,5 @@ def _named(error: Exception, job: TrainingJob) -> SkysiftError:
     line = (str(last).strip().splitlines() or [type(last).__name__])[-1]
     return SkysiftError(
         f"training {job.output} failed ({line}); its checkpoints are kept: start the same "
-        "command again to go on"
+        f"command again to go on; where that fails alike, delete the folder `{_CHECKPOINTS}` first"
     )

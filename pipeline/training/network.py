@@ -1,8 +1,9 @@
-"""Network interface of the training workers.
+"""Process group of the training workers, and the addresses at which it listens.
 
-Gloo, which connects workers without GPUs, uses the interface of the host name. If the host name
-resolves to the loopback interface, as in Debian's ``/etc/hosts``, other hosts cannot connect. The
-node's address in Ray is reachable from all hosts.
+The group listens at the node's address in Ray only: the loopback's for a private Ray, and an
+address that all hosts reach on a cluster. Left to themselves, torch's store listens on all
+interfaces, and Gloo, which connects workers without GPUs, uses the interface of the host name,
+which may be the loopback's where other hosts have to connect (Debian's ``/etc/hosts``).
 """
 
 import fcntl
@@ -10,32 +11,62 @@ import os
 import socket
 import struct
 from contextlib import suppress
+from datetime import timedelta
+from ipaddress import ip_address
 from typing import Any
 
 import ray
+import torch.distributed as dist
 from ray.train.torch import TorchConfig
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # of its C++ part
 
 _SIOCGIFADDR = 0x8915  # Linux: get the IPv4 address of an interface
 
 RayTorchBackend: Any = TorchConfig().backend_cls
+_stores: list[TCPStore] = []  # of this process; the group of rank 0 depends on its store
 
 
-class ReachableBackend(RayTorchBackend):  # type: ignore[misc]
-    """Ray Train's torch backend with workers that listen on the interface of the node's address."""
+class NodeBackend(RayTorchBackend):  # type: ignore[misc]
+    """Ray Train's torch backend; its process group listens at the node's address only."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Set the interface on every worker before the process group is created."""
-        worker_group.execute(_use_interface_of_node)
-        super().on_start(worker_group, backend_config)
+        """Create the process group on every worker."""
+        uses_gpu = worker_group.get_resources_per_worker().get("GPU", 0) > 0
+        backend = backend_config.backend or ("nccl" if uses_gpu else "gloo")
+        timeout = timedelta(seconds=backend_config.timeout_s)
+        host, port = worker_group.execute_single(0, _open_store, timeout)
+        size = len(worker_group)
+        joined = [
+            worker_group.execute_single_async(
+                worker, _join, backend, host, port, worker, size, timeout
+            )
+            for worker in range(size)
+        ]
+        ray.get(joined)
 
 
-class ReachableTorchConfig(TorchConfig):
-    """Selects :class:`ReachableBackend`; an interface in ``GLOO_SOCKET_IFNAME`` is kept."""
+class NodeTorchConfig(TorchConfig):
+    """Selects :class:`NodeBackend`; an interface in ``GLOO_SOCKET_IFNAME`` is kept."""
 
     @property
-    def backend_cls(self) -> type[ReachableBackend]:
+    def backend_cls(self) -> type[NodeBackend]:
         """Class of the backend."""
-        return ReachableBackend
+        return NodeBackend
+
+
+def open_store(host: str, timeout: timedelta = timedelta(minutes=5)) -> TCPStore:
+    """Return the store of a process group, listening at a free port of one address."""
+    family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
+    with socket.socket(family) as bound:
+        bound.bind((host, 0))
+        return TCPStore(
+            host,
+            bound.getsockname()[1],
+            is_master=True,
+            timeout=timeout,
+            wait_for_workers=False,
+            master_listen_fd=bound.detach(),
+        )
 
 
 def interface_of(address: str) -> str | None:
@@ -50,6 +81,16 @@ def interface_of(address: str) -> str | None:
     return None
 
 
-def _use_interface_of_node() -> None:
+def _open_store(timeout: timedelta) -> tuple[str, int]:
+    store = open_store(ray.util.get_node_ip_address(), timeout)
+    _stores.append(store)
+    return store.host, store.port
+
+
+def _join(backend: str, host: str, port: int, rank: int, size: int, timeout: timedelta) -> None:
     if interface := interface_of(ray.util.get_node_ip_address()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        if interface == "lo":  # NCCL avoids the loopback by itself; on a cluster NCCL chooses
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+    store = _stores[-1] if rank == 0 else TCPStore(host, port, timeout=timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)

@@ -1,7 +1,7 @@
 """``run.json``: settings and result of a training run.
 
-The record decides whether a folder holds the same run (continue, or return the result), a run that
-may be resumed with other settings, or a different run (refused).
+The record states its own SHA-256. It decides whether a folder holds the same run (continue, or
+return the result), a run that may be resumed with other settings, or a different run (refused).
 """
 
 import json
@@ -10,8 +10,17 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.training.spec import FIXED, RUNTIME, TrainingJob, TrainingResult, plain
-from storage.errors import ConfigError, NotFoundError
+from encoders.spec import read_bundle
+from pipeline.training.spec import (
+    FIXED,
+    RUNTIME,
+    TrainingJob,
+    TrainingResult,
+    plain,
+    values_digest,
+)
+from storage.errors import ConfigError, NotFoundError, SkysiftError
+from storage.values import check_types
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +45,9 @@ def resume_or_return(job: TrainingJob, resume: bool) -> TrainingResult | None:
     changed = job.spec.differences(record["spec"])
     if record["digest"] == job.digest:
         if record["result"]:
-            return TrainingResult(**record["result"])
+            result = TrainingResult(**record["result"])
+            if _is_there(job, result):
+                return result
         _log_changes(job, record["spec"], changed)
         return None
     learned = [name for name in changed if name not in RUNTIME]
@@ -52,13 +63,29 @@ def resume_or_return(job: TrainingJob, resume: bool) -> TrainingResult | None:
 
 def write_record(job: TrainingJob, result: TrainingResult | None) -> None:
     """Write the settings of a run and, once it has ended, the result."""
-    record = {
+    record: dict[str, Any] = {
         "digest": job.digest,
         "dataset": job.dataset_digest,
         "spec": plain(job.spec),
         "result": asdict(result) if result else None,
     }
+    record["sha256"] = values_digest(record)
     (job.output / _RECORD).write((json.dumps(record, indent=2) + "\n").encode())
+
+
+def _is_there(job: TrainingJob, result: TrainingResult) -> bool:
+    """Tell whether the bundle and the table of a finished run are as the run wrote them."""
+    try:
+        found = read_bundle(job.bundle).fingerprint
+        if found == result.fingerprint and job.history.exists():
+            return True
+        reason = f"{job.history} is missing"
+        if found != result.fingerprint:
+            reason = f"the bundle is {found[:16]}, the run made {result.fingerprint[:16]}"
+    except SkysiftError as error:
+        reason = str(error)
+    logger.warning("finishing the run of %s again: %s", job.output, reason)
+    return False
 
 
 def _log_changes(job: TrainingJob, before: Mapping[str, Any], names: list[str]) -> None:
@@ -72,11 +99,21 @@ def _log_changes(job: TrainingJob, before: Mapping[str, Any], names: list[str]) 
 def _read_record(job: TrainingJob) -> dict[str, Any] | None:
     where = job.output / _RECORD
     try:
-        record: dict[str, Any] = json.loads(where.read())
+        data = where.read()
     except NotFoundError:
         return None
-    except ValueError as error:
-        raise ConfigError(f"{where} is not JSON ({error}); delete the run's folder") from error
-    if not {"digest", "dataset", "spec", "result"} <= set(record):
-        raise ConfigError(f"{where} is not a training run's record; choose another output")
-    return record
+    try:
+        record: dict[str, Any] = json.loads(data)
+        stated = record.pop("sha256", None)
+        if stated not in (None, values_digest(record)):
+            raise ValueError("its digest differs")
+        if not isinstance(record["spec"], dict):
+            raise TypeError("its settings are no mapping")
+        if record["result"]:
+            check_types(TrainingResult(**record["result"]))
+        return {name: record[name] for name in ("digest", "dataset", "spec", "result")}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{where} is damaged ({error}); delete the file, and the same command continues from "
+            "the run's checkpoints"
+        ) from error

@@ -140,8 +140,13 @@ class TrainingJob:
     def digest(self) -> str:
         """SHA-256 (hexadecimal) over the dataset and the settings that decide the result."""
         settings = {k: v for k, v in plain(self.spec).items() if k not in RUNTIME}
-        text = json.dumps([self.dataset_digest, settings], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return values_digest([self.dataset_digest, settings])
+
+    @property
+    def lineage(self) -> str:
+        """SHA-256 (hexadecimal) over the dataset and the settings that no resumption changes."""
+        settings = {k: v for k, v in plain(self.spec).items() if k in FIXED}
+        return values_digest([self.dataset_digest, settings])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,6 +171,11 @@ class TrainingResult:
     best_metrics: Mapping[str, float]
     epochs: int
     history_csv: str
+
+
+def values_digest(values: Any) -> str:
+    """Return the SHA-256 (hexadecimal) of JSON values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def plain(spec: TrainingSpec) -> dict[str, Any]:

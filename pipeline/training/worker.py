@@ -2,7 +2,8 @@
 
 The worker opens the dataset, builds encoder and loss, trains with `encoders.loop`, scores the
 validation split, and passes metrics and checkpoints to a callback. A checkpoint is ``state.json``
-and ``tensors.safetensors``: model, optimiser, queue, best weights, schedule, sampler and history.
+and ``tensors.safetensors``: model, optimiser, queue, best weights, schedule, sampler and history;
+the state holds the SHA-256 of both.
 """
 
 import hashlib
@@ -29,14 +30,15 @@ from encoders.losses.statistics import LabelStatistics
 from encoders.metrics import retrieval_metrics
 from encoders.spec import EncoderSpec
 from pipeline.training.log import TrainingLog
-from pipeline.training.spec import TrainingJob, TrainingSpec
+from pipeline.training.spec import TrainingJob, TrainingSpec, values_digest
 from storage.dataset import LabelledDataset
 from storage.errors import ConfigError, NotFoundError
-from storage.location import Location
+from storage.location import Location, sha256_of_file
 from storage.progress import Progress, ProgressSink, ignore
 
 FORMAT = "skysift-checkpoint/1"
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
+_DIGEST_BYTES = 32
 _REPORT_INTERVAL_S = 0.5
 
 Save = Callable[[Path], None]
@@ -83,6 +85,11 @@ class TrainingWorker:
         self.job, self.spec, self.rank, self.world_size = job, job.spec, rank, world_size
         self.progress = progress if rank == 0 else ignore
         self.dataset = LabelledDataset.open(job.dataset)
+        if (found := self.dataset.info.digest) != job.dataset_digest:
+            raise ConfigError(
+                f"dataset {job.dataset} was replaced after this run was planned: its digest is "
+                f"{found[:16]}, the run's is {job.dataset_digest[:16]}; start the command again"
+            )
         self.train_rows, self.val_rows = (self.dataset.indices(s) for s in ("train", "val"))
         if not len(self.train_rows):
             raise ConfigError(f"dataset {job.dataset} has no train rows; import it with some")
@@ -233,9 +240,10 @@ class TrainingWorker:
         """Write a checkpoint into a folder."""
         tensors, plain = self.loop.state()
         tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
-        state = {
+        state: dict[str, Any] = {
             "format": FORMAT,
             "run": self.job.digest,
+            "lineage": self.job.lineage,
             "world_size": self.world_size,
             "loop": plain,
             "best": asdict(self.best),
@@ -243,14 +251,14 @@ class TrainingWorker:
         }
         contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         safetensors.torch.save_file(contiguous, folder / _TENSORS)
+        state["tensors_sha256"] = sha256_of_file(folder / _TENSORS)
+        state["sha256"] = values_digest(state)
         (folder / _STATE).write_text(json.dumps(state))
 
     def _restore(self, folder: Path) -> None:
         try:
-            state = json.loads((folder / _STATE).read_text())
+            state = self._checked_state(folder)
             tensors = safetensors.torch.load_file(folder / _TENSORS)
-            if state["format"] != FORMAT:
-                raise ConfigError(f"checkpoint {folder.name} is not of format {FORMAT}")
             history, best = state["history"], _Best(**state["best"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ConfigError(
@@ -267,6 +275,24 @@ class TrainingWorker:
         self.loop.restore(rest, state["loop"])
         self.log.resume(history)
         self.best = best
+
+    def _checked_state(self, folder: Path) -> dict[str, Any]:
+        """Read a checkpoint's state; ValueError when a file is damaged or of another run.
+
+        Checkpoints of an older Skysift state no digests.
+        """
+        state: dict[str, Any] = json.loads((folder / _STATE).read_text())
+        if state["format"] != FORMAT:
+            raise ValueError(f"it is not of format {FORMAT}")
+        if "sha256" not in state:
+            return state
+        if state.pop("sha256") != values_digest(state):
+            raise ValueError(f"the digest of {_STATE} differs")
+        if sha256_of_file(folder / _TENSORS) != state["tensors_sha256"]:
+            raise ValueError(f"the digest of {_TENSORS} differs")
+        if state["lineage"] != self.job.lineage:
+            raise ValueError("it is of a run on another dataset or with other networks")
+        return state
 
     def _features(self) -> Floats:
         """Return the features of every image, computed once and stored as a file."""
@@ -299,7 +325,7 @@ class TrainingWorker:
         if self.rank == 0:
             buffer = io.BytesIO()
             np.save(buffer, features)
-            file.write(buffer.getvalue())
+            file.write(buffer.getvalue() + hashlib.sha256(buffer.getbuffer()).digest())
         return features
 
     def _report_step(self, step: int, total: int, *, force: bool = False) -> None:
@@ -358,9 +384,16 @@ def _feature_key(encoder: Encoder, dataset: LabelledDataset) -> str:
 
 
 def _read_features(file: Location, shape: tuple[int, int]) -> Floats | None:
-    """Return stored features of this shape; None if the file is missing or of another shape."""
+    """Return stored features; None if the file is missing, damaged or of another shape.
+
+    The SHA-256 follows the array.
+    """
     try:
-        stored = np.load(io.BytesIO(file.read()))
+        data = memoryview(file.read())
+        array, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+        if hashlib.sha256(array).digest() != digest:
+            return None
+        stored = np.load(io.BytesIO(array))
     except (NotFoundError, ValueError, EOFError):
         return None
     return stored if stored.shape == shape and stored.dtype == np.float32 else None

@@ -20,6 +20,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from storage.values import check_types, printable
+
 SceneState = Literal["embedded", "empty", "quarantined", "deleted"]
 CHECKPOINT_EVERY_PAGES = 64
 """Interval of pages that repeat the whole state, which bounds the pages that opening reads."""
@@ -34,7 +36,12 @@ class LedgerEntry:
     ``files`` the local files that held them, empty when there were none or an early release wrote
     the entry; ``grid_id`` names the tile grid that was used. ``end`` and ``sources`` are the last
     moment of a composite and the ids of the scenes it was made from. A deleted scene keeps its
+<<<<<<< HEAD
     entry, so that an ingest does not bring it back unasked.
+=======
+    entry, so that an ingest does not bring it back unasked. Id and reason are made printable, also
+    those that an archive holds already.
+>>>>>>> main
     """
 
     scene_id: str
@@ -48,6 +55,10 @@ class LedgerEntry:
     end: dt.datetime | None = None
     sources: tuple[str, ...] = ()
     files: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("scene_id", "reason"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,11 +156,12 @@ def fold_page(ledger: Ledger, data: bytes) -> Ledger:
     if page["checkpoint"]:
         ledger = Ledger(pages=ledger.pages)
     ledger = replace(ledger, spec_digest=page.get("spec_digest", ""))
-    return ledger.after(
-        [Segment(**{**item, "scenes": tuple(item["scenes"])}) for item in page["segments"]],
-        [_entry(item) for item in page["entries"]],
-        page["grids"],
-    )
+    segments = [Segment(**{**item, "scenes": tuple(item["scenes"])}) for item in page["segments"]]
+    entries = [_entry(item) for item in page["entries"]]
+    if not sealed:
+        for part in (*segments, *entries):
+            check_types(part)
+    return ledger.after(segments, entries, page["grids"])
 
 
 def column_digest(values: npt.NDArray[Any]) -> str:

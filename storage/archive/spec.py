@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from storage.errors import SkysiftError
+from storage.values import check_types
 
 _FORMAT = 1
 _GEOEMB = {
@@ -75,4 +76,6 @@ def spec_of(attributes: Mapping[str, Any], uri: str) -> ArchiveSpec:
     values = {key: value for key, value in stored.items() if key != "format"}
     for name in ("bands", "classes"):
         values[name] = tuple(values[name])
-    return ArchiveSpec(**values)
+    spec = ArchiveSpec(**values)
+    check_types(spec)
+    return spec

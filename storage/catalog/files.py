@@ -12,6 +12,7 @@ from storage.raster.geotiff import inspect
 from storage.scene import BandSource, Candidate, CatalogSpec, Rejected, Sources
 
 GEOTIFF_SUFFIXES = (".tif", ".tiff")
+SIDECAR_SUFFIXES = (".msk", ".aux.xml", ".tfw", ".tifw", ".wld")
 
 _DATE = r"(?<!\d)(?P<date>\d{8}T\d{6}|\d{4}-\d{2}-\d{2}|(?:19|20)\d{6})(?!\d)"
 _DATE_FORMATS = {4: "%Y", 6: "%Y%m", 7: "%Y%j", 8: "%Y%m%d", 14: "%Y%m%d%H%M%S"}

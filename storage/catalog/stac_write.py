@@ -3,23 +3,32 @@
 :mod:`storage.catalog.stac` reads such documents; the two are the home of pystac.
 """
 
+import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import pystac
 
+from storage.errors import NotFoundError
 from storage.geometry import enclosing, geojson_footprints
-from storage.location import Location
+from storage.location import Location, sha256_of_file
+from storage.quarantine import Quarantine
 from storage.raster.geotiff import RasterInfo
+
+logger = logging.getLogger(__name__)
 
 PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 RASTER = "https://stac-extensions.github.io/raster/v2.0.0/schema.json"
 FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 COLLECTION = "collection.json"
+_SHA256 = "1220"  # multihash: sha2-256, 32 bytes
 SOURCES = "skysift:sources"
 FINGERPRINT = "skysift:fingerprint"
+DIGEST = "skysift:digest"
+"""SHA-256 of an item's JSON values, the digest itself left out."""
 
 
 def placed_item(
@@ -68,6 +77,7 @@ def composite_document(
     sources: Mapping[str, str],
     fingerprint: str,
     checksum: str,
+    size_bytes: int,
 ) -> dict[str, Any]:
     """Return the item of a composite: its period, its pixels and its sources.
 
@@ -79,8 +89,8 @@ def composite_document(
         Ids of the scenes, and where each one's STAC document lies (empty when it has none).
     fingerprint
         Changes when the composite would.
-    checksum
-        SHA-256 of the file, in hexadecimal digits.
+    checksum, size_bytes
+        SHA-256 of the file, in hexadecimal digits, and its size.
     """
     shape = (raster.height, raster.width)
     item = placed_item(item_id, period, f"./{item_id}.tif", raster.crs, raster.transform, shape)
@@ -94,12 +104,39 @@ def composite_document(
         "raster:scale": 1.0,
         "raster:offset": 0.0,
         "bands": [{"name": name} for name in raster.descriptions],
-        "file:checksum": f"1220{checksum}",  # multihash: sha2-256, 32 bytes
+        "file:checksum": f"{_SHA256}{checksum}",
+        "file:size": size_bytes,
     }
     for scene_id, document in sources.items():
         if document:
             item.add_link(pystac.Link("derived_from", document, "application/geo+json", scene_id))
-    return dict(item.to_dict(include_self_link=False, transform_hrefs=False))
+    plain = dict(item.to_dict(include_self_link=False, transform_hrefs=False))
+    plain["properties"][DIGEST] = _digest(plain)
+    return plain
+
+
+def is_sound(document: Mapping[str, Any], folder: str | Location) -> bool:
+    """Tell whether the item of a composite and its GeoTIFF are as they were written.
+
+    A file on this machine is compared with its checksum, a remote file with its size.
+    """
+    try:
+        if document["properties"].get(DIGEST) not in (None, _digest(document)):
+            return False
+        pixels = document["assets"]["pixels"]
+        file = Location.of(folder) / pixels["href"].removeprefix("./")
+        if file.is_local:
+            return bool(pixels["file:checksum"] == f"{_SHA256}{sha256_of_file(file.path)}")
+        size_bytes = file.size_bytes()
+        return bool(pixels.get("file:size", size_bytes) == size_bytes)
+    except (FileNotFoundError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    properties = {k: v for k, v in document["properties"].items() if k != DIGEST}
+    text = json.dumps({**document, "properties": properties}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_item(document: Mapping[str, Any], folder: str | Location) -> None:
@@ -109,14 +146,25 @@ def write_item(document: Mapping[str, Any], folder: str | Location) -> None:
 
 
 def written_items(folder: str | Location) -> dict[str, dict[str, Any]]:
-    """Return the items that were written into a folder, by their ids."""
-    documents = [file for file in Location.of(folder).list() if file.uri.endswith(".json")]
-    items = [json.loads(file.read()) for file in documents if not file.uri.endswith(COLLECTION)]
-    return {item["id"]: item for item in items}
+    """Return the items that were written into a folder, by their ids, without damaged items."""
+    items: dict[str, dict[str, Any]] = {}
+    for file in Location.of(folder).list():
+        if file.uri.endswith(".json") and not file.uri.endswith(COLLECTION):
+            data = file.read()
+            with Quarantine(str(file)) as fault:
+                item = json.loads(data)
+                pystac.Item.from_dict(item)
+                items[item["id"]] = item
+            if fault:
+                logger.warning("%s is not counted as written: %s", file, fault.reason)
+    return items
 
 
 def write_collection(folder: str | Location, title: str, description: str) -> None:
-    """Write ``collection.json`` over the items of a folder, so that the folder is a catalog."""
+    """Write ``collection.json`` over the items of a folder, so that the folder is a catalog.
+
+    The file is left as it is when it holds this collection already.
+    """
     place = Location.of(folder)
     items = [pystac.Item.from_dict(item) for item in written_items(place).values()]
     box = list(enclosing([item.bbox for item in items if item.bbox]))
@@ -130,6 +178,11 @@ def write_collection(folder: str | Location, title: str, description: str) -> No
         link = pystac.Link("item", f"./{item.id}.json", "application/geo+json", item.id)
         collection.add_link(link)
     text = json.dumps(collection.to_dict(include_self_link=False, transform_hrefs=False), indent=1)
+    try:
+        if (place / COLLECTION).read() == text.encode():
+            return
+    except NotFoundError:
+        pass
     (place / COLLECTION).write(text.encode())
 
 

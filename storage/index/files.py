@@ -43,7 +43,7 @@ class VerifiedFiles:
         """
         location = self._index / entry.path
         problem = f"index file {location}"
-        remedy = "restore it from a copy, or build the index again"
+        remedy = "restore it from a copy, or build the index again with `skysift index build`"
         try:
             path = self.local(entry)
             size = path.stat().st_size

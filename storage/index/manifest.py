@@ -18,10 +18,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from storage.errors import CorruptIndexError, NotFoundError
+from storage.errors import ArchiveConflictError, CorruptIndexError, NotFoundError
 from storage.geometry import BBox, enclosing
 from storage.index.quantizer import QuantizationError, ShardParameters
 from storage.location import Location
+from storage.locks import exchange
 
 FORMAT = 2
 _PATH = re.compile(r"[\w-]+/[\w-]+\.(faiss|arrow|vectors|lists|dead)")
@@ -158,17 +159,61 @@ class IndexManifest:
         return asdict(self)
 
 
-def write_manifest(index: Location, manifest: IndexManifest) -> None:
-    """Write a version's manifest, then move CURRENT to the version."""
-    body = json.dumps(manifest.to_dict(), sort_keys=True)
-    sealed = {"sha256": hashlib.sha256(body.encode()).hexdigest(), "manifest": json.loads(body)}
-    text = json.dumps(sealed, indent=1, sort_keys=True)
-    (index / manifest.version / "manifest.json").write(text.encode())
-    set_current(index, manifest.version)
+def sealed(name: str, values: Mapping[str, Any]) -> bytes:
+    """Return a JSON document that holds values under a name, and their SHA-256."""
+    body = json.dumps(values, sort_keys=True)
+    content = {"sha256": hashlib.sha256(body.encode()).hexdigest(), name: json.loads(body)}
+    return json.dumps(content, indent=1, sort_keys=True).encode()
 
 
-def set_current(index_uri: str | Location, version: str) -> None:
+def unsealed(name: str, data: bytes) -> dict[str, Any]:
+    """Return the values of a document of :func:`sealed`.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        The document is damaged.
+    """
+    content = json.loads(data)
+    values: dict[str, Any] = content[name]
+    body = json.dumps(values, sort_keys=True)
+    if hashlib.sha256(body.encode()).hexdigest() != content["sha256"]:
+        raise ValueError("its digest differs")
+    return values
+
+
+def write_manifest(index: Location, manifest: IndexManifest, replaces: bytes | None = None) -> None:
+    """Write a version's manifest, then move CURRENT to the version; see :func:`set_current`."""
+    check_current(index, manifest.version, replaces)
+    file = index / manifest.version / "manifest.json"
+    file.write(sealed("manifest", manifest.to_dict()))
+    try:
+        set_current(index, manifest.version, replaces)
+    except ArchiveConflictError:
+        file.delete()  # a version that was never current is none to go back to
+        raise
+
+
+def check_current(index: Location, version: str, replaces: bytes | None) -> None:
+    """Refuse to publish a version when CURRENT is no longer as it was read.
+
+    Raises
+    ------
+    ArchiveConflictError
+        Another writer has moved CURRENT.
+    """
+    if replaces is not None and (now := read_pointer(index)) != replaces:
+        raise _outrun(index, version, replaces, now)
+
+
+def set_current(index_uri: str | Location, version: str, replaces: bytes | None = None) -> None:
     """Move CURRENT to a finished version.
+
+    Parameters
+    ----------
+    replaces
+        The content of CURRENT that the version was made from (:func:`read_pointer`); None to move
+        CURRENT from any version.
 
     Raises
     ------
@@ -176,9 +221,31 @@ def set_current(index_uri: str | Location, version: str) -> None:
         The version does not exist.
     CorruptIndexError
         The manifest is damaged.
+    ArchiveConflictError
+        Another writer has moved CURRENT meanwhile; it stays where that writer moved it.
     """
-    read_manifest(index_uri, version)
-    (Location.of(index_uri) / "CURRENT").write(version.encode())
+    index = Location.of(index_uri)
+    read_manifest(index, version)
+    if replaces is None:
+        (index / "CURRENT").write(version.encode())
+    elif not exchange(index, "CURRENT", replaces, version.encode()):
+        raise _outrun(index, version, replaces, read_pointer(index))
+
+
+def read_pointer(index_uri: str | Location) -> bytes:
+    """Return the content of CURRENT, valid or not; empty when there is none."""
+    try:
+        return (Location.of(index_uri) / "CURRENT").read()
+    except NotFoundError:
+        return b""
+
+
+def _outrun(index: Location, version: str, before: bytes, now: bytes) -> ArchiveConflictError:
+    first, second = (text.decode(errors="replace")[:40] or "none" for text in (before, now))
+    return ArchiveConflictError(
+        f"index {index}: version {version} was made while {first} was current, and another writer "
+        f"has made {second} current since; it stays: run the same command again"
+    )
 
 
 def list_versions(index_uri: str | Location) -> list[str]:
@@ -198,18 +265,16 @@ def current_version(index_uri: str | Location) -> str:
     CorruptIndexError
         CURRENT does not hold a version's name.
     """
-    try:
-        name = (Location.of(index_uri) / "CURRENT").read().decode(errors="replace").strip()
-    except NotFoundError as error:
-        raise NotFoundError(
-            f"no finished index at {index_uri}; `skysift index build` makes one"
-        ) from error
-    if not _VERSION.fullmatch(name):
-        raise CorruptIndexError(
-            f"{index_uri}/CURRENT holds {name[:40]!r}, not a version; "
-            f"versions there: {', '.join(list_versions(index_uri)) or 'none'}"
-        )
-    return name
+    name = read_pointer(index_uri).decode(errors="replace").strip()
+    if _VERSION.fullmatch(name):
+        return name
+    versions = list_versions(index_uri)
+    if not name and not versions:
+        raise NotFoundError(f"no finished index at {index_uri}; `skysift index build` makes one")
+    raise CorruptIndexError(
+        f"{index_uri}/CURRENT holds {name[:40]!r}, not a version; `skysift index rollback --to` "
+        f"makes one of these versions current: {', '.join(versions) or 'none'}"
+    )
 
 
 def read_manifest(index_uri: str | Location, version: str | None = None) -> IndexManifest:
@@ -229,19 +294,17 @@ def read_manifest(index_uri: str | Location, version: str | None = None) -> Inde
     except NotFoundError as error:
         raise NotFoundError(
             f"index {index_uri} has no version {version}; it has "
-            f"{', '.join(list_versions(index_uri)) or 'none'}"
+            f"{', '.join(list_versions(index_uri)) or 'none'} (`skysift index rollback --to` makes "
+            "a version current)"
         ) from error
     try:
-        sealed = json.loads(data)
-        body = json.dumps(sealed["manifest"], sort_keys=True)
-        if hashlib.sha256(body.encode()).hexdigest() != sealed["sha256"]:
-            raise ValueError("its digest differs")
-        manifest = _manifest(sealed["manifest"])
+        manifest = _manifest(unsealed("manifest", data))
         if manifest.version != version:
             raise ValueError(f"it is the manifest of version {manifest.version}")
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptIndexError(
-            f"{location} is damaged ({error}); restore it, or build the index again"
+            f"{location} is damaged ({error}); restore it, or build the index again with "
+            "`skysift index build`"
         ) from error
     return manifest
 

@@ -7,6 +7,7 @@ its buffer without copies: columns of a memory-mapped file cost no memory until 
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -37,6 +38,7 @@ HIT_SCHEMA = pa.schema(
     ]
 )
 """The columns of :func:`hit_table`."""
+_TILE_KEY = re.compile(r"(.+)/(0|-?[1-9][0-9]{0,9})/(0|-?[1-9][0-9]{0,9})")
 
 
 def order_of(columns: Mapping[str, Any]) -> Int64:
@@ -233,12 +235,12 @@ class Sidecar:
     def _of_tiles(self, tiles: Sequence[str]) -> Mask:
         mask = np.zeros(len(self), dtype=np.bool_)
         for tile in tiles:
-            grid, *place = tile.rsplit("/", 2)
-            if len(place) != 2 or not all(number.lstrip("-").isdigit() for number in place):
+            key = _TILE_KEY.fullmatch(tile)
+            if key is None:
                 raise ConfigError(f"filter: {tile!r} is not a tile key; give grid/column/row")
             column, row = self._tile
-            same_place = (column == int(place[0])) & (row == int(place[1]))
-            mask |= same_place & self._of("grid", [grid])
+            same_place = (column == int(key[2])) & (row == int(key[3]))
+            mask |= same_place & self._of("grid", [key[1]])
         return mask
 
 

@@ -7,24 +7,22 @@ service or another format. :mod:`storage.raster.writer` writes them, :mod:`stora
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import ColorInterp
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
-from rasterio.io import MemoryFile
 from rasterio.session import Session
 from rasterio.transform import Affine
 from rasterio.warp import transform as reproject_points
-from rasterio.windows import Window
 
 from storage.errors import ConfigError, GridError, SceneError
 from storage.geometry import BBox, around_points
@@ -34,6 +32,7 @@ from storage.location import Location, gdal_environment
 _CLAIM_BYTES, _CLAIM_RATIO = 2**30, 100_000
 _EARTH_RADIUS_M = 6_371_008.8
 _PIXEL_M = (1e-3, 1e6)  # of a drone's picture, of a map of the world
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,11 +135,14 @@ class _Credentials(Session):  # type: ignore[misc]
         return dict(self.credentials)
 
 
-def environment(place: Location) -> rasterio.Env:
+def environment(place: Location, sidecars: bool = False) -> rasterio.Env:
     """Return the context in which GDAL reaches a file; enter it around every access.
 
     Credentials are resolved once, when the context is made; it may be entered again and again.
+    Files beside a GeoTIFF count when it is local, when its options say so, or with ``sidecars``.
     """
+    remote = place.uri.startswith(("s3://", "http://", "https://"))
+    place = place.with_sidecars() if sidecars or not remote else place
     settings: dict[str, Any] = dict(gdal_environment(place.options))
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
     keys = {name: settings.pop(name) for name in names if name in settings}
@@ -157,8 +159,10 @@ def opened(
     if href.uri.removeprefix("file://").startswith("/vsi"):
         raise SceneError(f"{href} is a GDAL virtual path; give a file or an s3:// URI")
     path = href.gdal_path
-    if href.is_local and not href.path.is_file():
-        raise SceneError(f"{href} does not exist; check the path")
+    if href.is_local:
+        if not href.path.is_file():
+            raise SceneError(f"{href} does not exist; check the path")
+        _check_sidecars(href.path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -173,71 +177,53 @@ def opened(
         yield dataset
 
 
-def decode_square(data: bytes, name: str, side_px: int) -> npt.NDArray[Any]:
-    """Return the central square of a GeoTIFF in memory, all bands, as (bands, side_px, side_px).
-
-    Another size is resampled (bilinear, filtered when shrinking). Pixel values keep their type;
-    where the file names a value for "no data" they become float32, with NaN there.
-
-    Raises
-    ------
-    SceneError
-        The data are not such a file; ``name`` stands in the message.
-    """
-    with opened_in_memory(data, name) as dataset:
-        side = min(dataset.width, dataset.height)
-        left, top = (dataset.width - side) // 2, (dataset.height - side) // 2
-        pixels = dataset.read(
-            window=Window(left, top, side, side),
-            out_shape=(dataset.count, side_px, side_px),
-            resampling=Resampling.bilinear if side != side_px else Resampling.nearest,
-            masked=dataset.nodata is not None,
-        )
-    if not isinstance(pixels, np.ma.MaskedArray):
-        return np.asarray(pixels)
-    return np.where(np.ma.getmaskarray(pixels), np.float32(np.nan), pixels.data.astype(np.float32))
-
-
-def shorter_side(data: bytes, name: str) -> int:
-    """Return the shorter side of a GeoTIFF in memory, in pixels."""
-    with opened_in_memory(data, name) as dataset:
-        return int(min(dataset.width, dataset.height))
-
-
-@contextmanager
-def opened_in_memory(data: bytes, name: str) -> Iterator[Any]:
-    """Open the bytes of a GeoTIFF, georeferenced or not; ``name`` stands in messages."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with MemoryFile(data) as file, file.open(driver="GTiff") as dataset:
-                _check_numbers(dataset, name)
-                yield dataset
-    except RasterioError as error:
-        raise SceneError(f"image {name} is not a readable TIFF ({cause(error)}); replace it") from (
-            error
-        )
-
-
 def _check(dataset: Any, href: Location, georeferenced: bool) -> None:
     if href.is_local:
         _check_length(dataset, href)
     _check_numbers(dataset, str(href))
     if not georeferenced:
         return
-    if dataset.gcps[0] and dataset.crs is None:
-        raise SceneError(
-            f"{href} is georeferenced by ground control points only, not by a transform; "
-            "warp it first, for example with gdalwarp"
-        )
-    if dataset.crs is None:
-        raise SceneError(f"{href} has no CRS; assign the right one, for example with gdal_edit")
     t = dataset.transform
-    if t.is_identity or t.a * t.e - t.b * t.d == 0 or not all(map(math.isfinite, t)):
-        raise SceneError(f"{href} has a CRS but no usable transform; georeference it first")
+    usable = all(map(math.isfinite, t)) and not t.is_identity and t.a * t.e - t.b * t.d != 0
+    if dataset.crs is None or not usable:
+        raise SceneError(f"{href} {_without_place(dataset, href)}")
     fault = placement_fault(dataset.crs, t, dataset.width, dataset.height)
     if fault:
         raise SceneError(f"{href} {fault}, for example with gdal_edit")
+
+
+def _without_place(dataset: Any, href: Location) -> str:
+    """Say what a GeoTIFF without CRS or transform has instead, and the next step."""
+    if dataset.gcps[0]:
+        return (
+            "is georeferenced by ground control points only, not by a transform; "
+            "warp it first, for example with gdalwarp"
+        )
+    if dataset.rpcs is not None:
+        return (
+            "is placed by rational polynomial coefficients (RPC) only, not by a transform; "
+            "orthorectify it first, for example with gdalwarp -rpc"
+        )
+    if dataset.crs is not None:
+        return "has a CRS but no usable transform; georeference it first"
+    if not dataset.transform.is_identity:
+        return "has a transform but no CRS; assign the right one, for example with gdal_edit"
+    beside = "" if href.is_local else "; a world file or .aux.xml beside it needs storage.sidecars"
+    return f"has no CRS; assign the right one, for example with gdal_edit{beside}"
+
+
+def _check_sidecars(path: Path) -> None:
+    """Refuse files beside a GeoTIFF that GDAL would open with another driver than GTiff."""
+    for suffix in (".msk", ".MSK", ".ovr", ".OVR"):
+        beside = path.with_name(path.name + suffix)
+        if beside.is_file():
+            with beside.open("rb") as stream:
+                if not stream.read(4).startswith(_TIFF_MAGIC):
+                    raise SceneError(f"{beside} is not a TIFF, so {path} is not read; remove it")
+            _check_sidecars(beside)
+    metadata = path.with_name(f"{path.name}.aux.xml")
+    if metadata.is_file() and b"OVERVIEW_FILE" in metadata.read_bytes():
+        raise SceneError(f"{metadata} names a file of overviews; remove that entry")
 
 
 def _check_numbers(dataset: Any, name: str) -> None:
@@ -297,6 +283,19 @@ def alpha_index(dataset: Any) -> int:
     interpretations = list(dataset.colorinterp)
     alpha = ColorInterp.alpha
     return interpretations.index(alpha) + 1 if alpha in interpretations else 0
+
+
+def check_indexes(href: str | Location, indexes: Sequence[int], count: int) -> None:
+    """Refuse band numbers that a file of ``count`` bands does not have.
+
+    Raises
+    ------
+    SceneError
+        A number is not between 1 and ``count``.
+    """
+    for index in indexes:
+        if not 1 <= index <= count:
+            raise SceneError(f"{href} has {count} band(s), but band number {index} was requested")
 
 
 def perimeter(transform: Affine, width: int, height: int) -> tuple[Any, Any]:

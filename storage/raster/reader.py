@@ -1,8 +1,9 @@
-"""Read the bands of a scene on a pixel grid; read pictures and class rasters.
+"""Read the bands of a scene on a pixel grid; read class rasters.
 
 A :class:`SceneReader` puts the bands of a scene, whatever files and resolutions they come in, on
 one :class:`PixelGrid`. Windows come from :mod:`pipeline.tiles.read`, scenes from
-:mod:`storage.catalog.read`; :mod:`storage.raster.geotiff` opens one file.
+:mod:`storage.catalog.read`; :mod:`storage.raster.geotiff` opens one file,
+:mod:`storage.raster.picture` reads pictures.
 
 Notes
 -----
@@ -17,32 +18,36 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from io import BytesIO
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from storage.errors import SceneError
 from storage.location import Location
 from storage.raster.geotiff import (
-    alpha_index,
-    cause,
+    check_indexes,
     environment,
     opened,
-    opened_in_memory,
     raster_info,
     resolution_in,
 )
-from storage.raster.layer import AlignedRaster, TargetGrid, layer_of, pixel_offset, plain_layer
-from storage.raster.pixel_grid import Block, Float32, PixelGrid, Window
+from storage.raster.layer import (
+    AlignedRaster,
+    TargetGrid,
+    by_nodata,
+    gaps_of,
+    layer_of,
+    pixel_offset,
+)
+from storage.raster.pixel_grid import Block, Bool, PixelGrid, Window
 from storage.scene import BandSource, MaskSource, Scene
 
 _ALIGNED_PX = 0.05  # pixels that lie this close over a whole file are the same pixels
 _ROUNDING_PX = 1e-3
 _NO_NODATA = math.nan
+_WHOLE_LIMIT = 2.0**53  # a float64 holds every whole number below
 
 
 class SceneReader:
@@ -81,7 +86,8 @@ class SceneReader:
         self.scene = scene
         self.pixels = pixels
         self._overviews = overviews
-        self._environment = environment(_common_place(scene))
+        local = any(place.is_local for place in scene.hrefs)
+        self._environment = environment(_common_place(scene), sidecars=local)
         with ExitStack() as files, self._environment:
             self._files = files
             self._layers, self._mask = self._open(resampling)
@@ -123,21 +129,21 @@ class SceneReader:
         with self._environment:
             whole = [layer.read_into(values, window) for layer in self._layers]
             if self._mask is not None and self.scene.mask is not None:
-                numbers = np.full((1, *shape), np.nan, np.float32)
-                self._mask.read_into(numbers, window)
-                cloud = _is_cloud(numbers[0], self.scene.mask)
+                cloud = _is_cloud(
+                    *_exact(self._mask, window, self.scene.mask.href), self.scene.mask
+                )
         valid = np.ones(shape, np.bool_)
         if not any(whole):  # else one band holds data everywhere
             valid = np.logical_not(np.isnan(values).all(axis=0))
         return Block(values=values, valid=valid, cloud=cloud & valid)
 
     def _open(self, resampling: str) -> tuple[list[AlignedRaster], AlignedRaster | None]:
-        groups: dict[tuple[Location, str], list[int]] = {}
+        files: dict[Location, list[int]] = {}
         for position, band in enumerate(self.scene.bands):
-            groups.setdefault((band.href, str(band.nodata)), []).append(position)
+            files.setdefault(band.href, []).append(position)
         opened = [
             (self._bands_of(href, [self.scene.bands[p].index for p in positions]), positions)
-            for (href, _), positions in groups.items()
+            for href, positions in files.items()
         ]
         self._check_numbers(opened)
         corners = (pixel_offset(dataset, self.pixels) for dataset, _ in opened)
@@ -148,10 +154,9 @@ class SceneReader:
         )
         place = TargetGrid(pixels=self.pixels, shift=shift, resampling=resampling)
         layers = [
-            layer_of(
-                self._files, dataset, [self.scene.bands[p] for p in positions], positions, place
-            )
+            layer
             for dataset, positions in opened
+            for layer in self._layers_of(dataset, positions, place)
         ]
         mask = self.scene.mask
         if mask is None:
@@ -166,7 +171,22 @@ class SceneReader:
             nodata=_NO_NODATA,
         )
         place = replace(place, resampling="nearest")
-        return layers, layer_of(self._files, dataset, [source], [0], place)
+        gaps = gaps_of(dataset, [source], [mask.index])
+        return layers, layer_of(self._files, dataset, [source], [0], place, gaps)
+
+    def _layers_of(
+        self, dataset: Any, positions: Sequence[int], place: TargetGrid
+    ) -> list[AlignedRaster]:
+        """Put the bands of one file on the grid, together where they have the same nodata."""
+        bands = [self.scene.bands[position] for position in positions]
+        mapped = [band.index for band in bands]
+        layers = []
+        for group in by_nodata(dataset, bands):
+            sources = [bands[i] for i in group]
+            gaps = gaps_of(dataset, sources, mapped)
+            places = [positions[i] for i in group]
+            layers.append(layer_of(self._files, dataset, sources, places, place, gaps))
+        return layers
 
     def _check_numbers(self, opened: Sequence[tuple[Any, list[int]]]) -> None:
         """Refuse bands whose numbers cannot mean the same: bytes, counts and reals, unscaled."""
@@ -205,125 +225,31 @@ class SceneReader:
         return dataset
 
 
-def read_image(
-    href: str | Location,
-    indexes: Sequence[int] | None = None,
-) -> Float32:
-    """Read a whole picture as a query: PNG, JPEG or TIFF, georeferenced or not.
-
-    Parameters
-    ----------
-    href
-        The picture.
-    indexes
-        Bands to read, from 1; all (without alpha) when None.
-
-    Returns
-    -------
-    float32 (bands, height, width), NaN where there is no data or the picture is transparent.
-
-    Raises
-    ------
-    SceneError
-        It is not such a picture, or lacks a band.
-    """
-    place = Location.of(href)
-    if place.uri.lower().endswith((".tif", ".tiff")):
-        return read_geotiff(place, indexes)
-    try:
-        with Image.open(BytesIO(place.read())) as image:
-            palette = image.mode == "P" or "transparency" in image.info
-            picture = image.convert("RGBA") if palette else image
-            names = picture.getbands()
-            array = np.atleast_3d(np.asarray(picture, np.float32)).transpose(2, 0, 1)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        raise SceneError(f"{href} is not a readable picture: {cause(error)}") from error
-    values = array[[i for i, name in enumerate(names) if name != "A"]]
-    if "A" in names:
-        values[:, array[names.index("A")] == 0] = np.nan
-    if indexes is None:
-        return values
-    _check_indexes(href, indexes, len(values))
-    return values[[index - 1 for index in indexes]]
-
-
-def read_geotiff(
-    source: str | Location | bytes,
-    indexes: Sequence[int] | None = None,
-    name: str = "image.tif",
-) -> Float32:
-    """Read a whole GeoTIFF, georeferenced or not, to the values that a scene of it has.
-
-    Scale and offset tags, nodata, masks and alpha of the file count as they do in a scene.
-
-    Parameters
-    ----------
-    source
-        The file, or its bytes.
-    indexes
-        Bands to read, from 1; all (without alpha) when None.
-    name
-        Name of the bytes in messages.
-
-    Returns
-    -------
-    float32 (bands, height, width), NaN where there is no data.
-
-    Raises
-    ------
-    SceneError
-        It is not such a file, is damaged, or lacks a band.
-    """
-    if isinstance(source, bytes):
-        with opened_in_memory(source, name) as dataset:
-            return _whole(dataset, Location(name), indexes)
-    place = Location.of(source)
-    with environment(place), opened(place, georeferenced=False) as dataset:
-        return _whole(dataset, place, indexes)
-
-
-def _whole(dataset: Any, href: Location, indexes: Sequence[int] | None) -> Float32:
-    alpha = alpha_index(dataset)
-    chosen = indexes or [i for i in dataset.indexes if i != alpha]
-    _check_indexes(href, chosen, dataset.count)
-    bands = [BandSource(name=str(i), href=href, index=i) for i in chosen]
-    window = Window(column=0, row=0, width=dataset.width, height=dataset.height)
-    layer = plain_layer(dataset, bands, range(len(bands)), window, flipped=False)
-    values = np.full((len(bands), dataset.height, dataset.width), np.nan, np.float32)
-    layer.read_into(values, window)
-    return values
-
-
 def read_categorical(
-    href: str | Location,
-    pixels: PixelGrid,
-    window: Window,
-    *,
-    index: int = 1,
-    fill: int = 0,
-) -> npt.NDArray[Any]:
+    href: str | Location, pixels: PixelGrid, window: Window, *, index: int = 1
+) -> tuple[npt.NDArray[Any], Bool]:
     """Read one window of a class raster on a grid, by nearest neighbour.
 
     Returns
     -------
-    (height, width) in the file's own dtype; ``fill`` outside the raster and where it has no data.
+    numbers
+        (height, width): the classes, exact; 0 where there are none.
+    known
+        bool (height, width): False outside the raster and where it has no data.
 
     Raises
     ------
     SceneError
-        The raster cannot be read.
+        The raster cannot be read, or has numbers beyond 2**53 that would have to be warped.
     """
     file = Location.of(href)
     with environment(file), ExitStack() as files:
         dataset = files.enter_context(opened(file))
-        _check_indexes(href, [index], dataset.count)
+        check_indexes(href, [index], dataset.count)
         band = BandSource(name="class", href=file, index=index, scale=1.0, offset=0.0)
         place = TargetGrid(pixels=pixels, shift=(0.0, 0.0), resampling="nearest")
-        layer = layer_of(files, dataset, [band], [0], place)
-        values = np.full((1, window.height, window.width), np.nan, np.float32)
-        layer.read_into(values, window)
-        classes: npt.NDArray[Any] = np.nan_to_num(values[0], nan=fill)
-        return classes.astype(dataset.dtypes[index - 1])
+        gaps = gaps_of(dataset, [band], [index])
+        return _exact(layer_of(files, dataset, [band], [0], place, gaps), window, file)
 
 
 def _common_place(scene: Scene) -> Location:
@@ -341,15 +267,24 @@ def _common_place(scene: Scene) -> Location:
     return (remote or places)[0]
 
 
-def _is_cloud(numbers: Float32, mask: MaskSource) -> npt.NDArray[np.bool_]:
-    known = ~np.isnan(numbers)
-    classes = np.where(known, numbers, 0).astype(np.int64)
-    bits = sum(1 << bit for bit in mask.cloud_bits)
-    cloud: npt.NDArray[np.bool_] = np.isin(classes, mask.cloud_values) | (classes & bits != 0)
+def _exact(layer: AlignedRaster, window: Window, href: Location) -> tuple[npt.NDArray[Any], Bool]:
+    """Return the classes or flags of a window and where it has some, 0 elsewhere."""
+    numbers, known = layer.numbers(window)
+    numbers[~known] = 0
+    if numbers.dtype.kind == "f" and np.abs(numbers).max(initial=0) >= _WHOLE_LIMIT:
+        raise SceneError(
+            f"{href} has classes or flags beyond 2**53, which a warp would round; "
+            "put the file on the grid of the bands first"
+        )
+    return numbers, known
+
+
+def _is_cloud(numbers: npt.NDArray[Any], known: Bool, mask: MaskSource) -> Bool:
+    cloud = np.zeros(known.shape, np.bool_)
+    for value in mask.cloud_values:
+        cloud |= numbers == value
+    if mask.cloud_bits:
+        whole = numbers.astype(np.int64) if numbers.dtype.kind == "f" else numbers
+        bits = sum(1 << bit for bit in mask.cloud_bits)
+        cloud |= whole.astype(np.uint64) & np.uint64(bits) != 0
     return cloud & known
-
-
-def _check_indexes(href: str | Location, indexes: Sequence[int], count: int) -> None:
-    for index in indexes:
-        if not 1 <= index <= count:
-            raise SceneError(f"{href} has {count} band(s), but band number {index} was requested")

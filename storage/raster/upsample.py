@@ -20,22 +20,27 @@ class Upsample2x:
     ----------
     source
         Reads numbers (bands, h, w) of at most 16 bits by rows and columns of the file.
-    height, width
-        Size of the file, in its pixels.
+    shape
+        Height and width of the file, in its pixels.
     nodata
         The number that means "no data", in the file's dtype.
     smooth
         Interpolate bilinearly; nearest neighbour otherwise.
+    alone
+        The file has one band. GDAL's warper then gives no data wherever the nearest pixel of the
+        file has none; with more bands it interpolates there from the neighbours.
     """
 
-    def __init__(self, source: Any, height: int, width: int, nodata: Any, smooth: bool) -> None:
-        self._source, self._nodata, self._smooth = source, nodata, smooth
-        self._height, self._width = height, width
+    def __init__(
+        self, source: Any, shape: tuple[int, int], nodata: Any, smooth: bool, alone: bool
+    ) -> None:
+        self._source, self._nodata, self._smooth, self._alone = source, nodata, smooth, alone
+        self._height, self._width = shape
 
     def read(self, rows: slice, columns: slice) -> tuple[Any, None]:
         """Return values (bands, h, w) of grid rows and columns, counted from the file's corner.
 
-        Float32 with NaN where all four neighbours are missing when smooth, else the file's numbers.
+        Float32 with NaN where the warper has none when smooth, else the file's numbers.
         """
         source, crop = zip(_around(rows, self._height), _around(columns, self._width), strict=True)
         raw, _ = self._source.read(*source)
@@ -56,6 +61,8 @@ class Upsample2x:
         )
         with np.errstate(invalid="ignore"):
             result: Float32 = sums / weights  # 0 / 0 is NaN: no neighbour has data
+        if self._alone:
+            result[missing.repeat(2, axis=1).repeat(2, axis=2)] = np.nan
         return result
 
 

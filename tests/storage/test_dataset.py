@@ -1,6 +1,7 @@
 """Labelled datasets at rest: what was written is read, remotely too, and damage is named."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -184,3 +185,69 @@ def test_an_empty_dataset_is_refused(tmp_path: Path):
         _write(str(tmp_path / "set"))
     with pytest.raises(ConfigError, match="unique"):
         DatasetWriter(str(tmp_path / "set"), bands=BANDS, classes=("a", "a"))
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "rows.parquet", "dataset.json"])
+def test_a_flipped_bit_of_any_file_is_found_when_a_dataset_is_opened(tmp_path: Path, name: str):
+    _write(str(tmp_path / "set"), _batch(4), origin={"from": "here"})
+    file = tmp_path / "set" / name
+    data = bytearray(file.read_bytes())
+    data[-10 if name != "dataset.json" else data.index(b"here")] ^= 1
+    file.write_bytes(data)
+    with pytest.raises((CorruptIndexError, ConfigError), match="import"):
+        LabelledDataset.open(str(tmp_path / "set"))
+
+
+def test_a_description_without_a_hash_is_one_of_an_older_dataset(tmp_path: Path):
+    info = _write(str(tmp_path / "set"), _batch(4))
+    file = tmp_path / "set" / "dataset.json"
+    content = json.loads(file.read_text())
+    del content["seal"]
+    file.write_text(json.dumps(content))
+    assert LabelledDataset.open(str(tmp_path / "set")).info == info
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("band_mean", ["a", "b"]), ("count", "4"), ("sha256", []), ("origin", 3)]
+)
+def test_a_value_of_the_wrong_type_is_named(tmp_path: Path, name: str, value: object):
+    _write(str(tmp_path / "set"), _batch(4))
+    file = tmp_path / "set" / "dataset.json"
+    content = {k: v for k, v in json.loads(file.read_text()).items() if k != "seal"}
+    file.write_text(json.dumps(content | {name: value}))
+    with pytest.raises(ConfigError, match=r"dataset\.json is malformed"):
+        read_info(str(tmp_path / "set"))
+
+
+def test_a_damaged_copy_of_a_remote_dataset_is_copied_again(moto_s3, tmp_path: Path):
+    uri, cache = moto_s3.location("sets", "c"), tmp_path / "cache"
+    _write(uri, _batch(4))
+    LabelledDataset.open(uri, cache=cache)
+    (copied,) = cache.glob("*/labels.npy")
+    copied.write_bytes(copied.read_bytes()[:-1] + b"\7")
+    assert np.array_equal(LabelledDataset.open(uri, cache=cache).labels, _batch(4)[1])
+
+
+def test_two_writers_of_one_dataset_do_not_meet(tmp_path: Path):
+    uri = str(tmp_path / "set")
+    with (
+        DatasetWriter(uri, bands=BANDS, classes=CLASSES) as one,
+        DatasetWriter(uri, bands=BANDS, classes=CLASSES) as other,
+    ):
+        one.append(*_batch(4))
+        other.append(*_batch(6, seed=1))
+        one.finish()
+        other.finish()
+    assert len(LabelledDataset.open(uri)) == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_the_folder_of_a_killed_writer_is_removed(tmp_path: Path):
+    with DatasetWriter(str(tmp_path / "set"), bands=BANDS, classes=CLASSES):
+        (alive,) = tmp_path.iterdir()
+        stem, _, _ = alive.name.rpartition(f".{os.getpid()}.")
+        dead = tmp_path / f"{stem}.{2**22 + 1}.00000000"  # no process has such a number
+        dead.mkdir()
+        _write(str(tmp_path / "set"), _batch(3))
+        assert not dead.exists()
+        assert alive.exists()

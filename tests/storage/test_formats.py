@@ -17,6 +17,7 @@ from storage.formats import (
     feature_collection,
     geoparquet,
     hit_records,
+    read_csv_hits,
     write_geoparquet,
     write_hits,
 )
@@ -49,6 +50,24 @@ def hits() -> pa.Table:
 
 def test_the_columns_of_the_hits_here_are_those_of_a_search(hits: pa.Table) -> None:
     assert set(HIT_SCHEMA.names) == set(hits.column_names) - {"query", "rank", "score"}
+
+
+SIGNS = ["=1+1", "+1", "-1", "@a", "\t=1", "\r=1", "'=1", "\uff1d1", "plain", "a=b", "", " =1"]
+
+
+@pytest.mark.parametrize("text", SIGNS)
+def test_no_cell_of_a_table_is_a_formula(hits: pa.Table, tmp_path: Path, text: str) -> None:
+    column = hits.schema.get_field_index("scene")
+    hits = hits.set_column(column, "scene", pa.array([text, text]))
+    hits = hits.set_column(hits.schema.get_field_index("labels"), "labels", [[[text]], [[]]])
+    hits = hits.set_column(hits.schema.get_field_index("score"), "score", [[-0.5, -0.25]])
+    write_hits(hits, str(tmp_path / "hits.csv"))
+    data = (tmp_path / "hits.csv").read_bytes()
+    rows = list(csv.DictReader(io.StringIO(data.decode(), newline="")))
+    for cell in (rows[0]["scene"], rows[0]["labels"]):
+        assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\uff1d"))
+    assert [row["scene"] for row in read_csv_hits(data)] == [text, text]
+    assert [row["score"] for row in rows] == ["-0.5", "-0.25"]  # numbers stay numbers
 
 
 def test_every_format_has_the_same_hits(hits: pa.Table, tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ from pathlib import Path
 import pytest
 
 from storage.errors import ConfigError, NotFoundError, SkysiftError
+from workflows.recipe.load import packaged_recipes
+from workflows.recipe.schema import Recipe
+from workflows.recipe.sections import Key, keys_of, section_in
 from workflows.submit import (
     Submission,
     asks_for_token,
@@ -57,6 +60,127 @@ def test_code_and_recipe_are_packaged_and_the_arguments_name_the_copy(tmp_path):
 def test_a_credential_is_refused(submission, word):
     with pytest.raises(ConfigError, match=word):
         refuse_secrets(submission)
+
+
+SPELLINGS = [
+    "storage={secret_access_key: abc123}",
+    'storage={"secret_access_key": "abc123"}',
+    'storage={"secret\\x5faccess_key": "abc123"}',
+    "storage={<<: {secret_access_key: abc123}}",
+    "storage={secret_access_key: 123}",
+    "storage={x: &k secret_access_key, *k : abc123}",
+    "storage=[{secret_access_key: abc123}]",
+    "storage={secret_access_key: [abc123]}",
+    "storage={secret_access_key: {a: abc123}}",
+    "storage={secret_access_key: '${KEY:-abc123}'}",
+    "storage={secret_access_key: !!str abc123}",
+    "storage={SECRET_ACCESS_KEY: abc123}",
+    "storage={secret-access-key: abc123}",
+    "storage={secret_access_key: abc123",
+    "storage={session_token: abc123}",
+    "storage={access_key_id: abc123}",
+    "service={token: 0123456789abcdef}",
+    "service.token=0123456789abcdef,fedcba9876543210",
+    "storage.secret_access_key=abc123",
+    "STORAGE.SECRET_ACCESS_KEY=abc123",
+    "catalog.source=https://me:abc123@host/stac",
+    "catalog.source=https://host/stac?sig=abc123",
+    "catalog={allow: ['https://host/?X-Amz-Signature=abc123']}",
+    "name=AKIAIOSFODNN7EXAMPLE",
+]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("option", [["--set", "{}"], ["--set={}"], ["-s", "{}"], ["-s{}"]], ids=str)
+def test_a_credential_is_refused_however_an_option_spells_it(spelling, option):
+    arguments = ("ingest", *(part.format(spelling) for part in option))
+    with pytest.raises(ConfigError) as caught:
+        refuse_secrets(Submission(arguments=arguments))
+    assert not re.search("123|cdef|AKIA", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "storage: {secret_access_key: abc123}\nstorage: {region: x}\n",
+        "storage: {region: x}\nstorage: {secret_access_key: abc123}\n",
+        "x: &s abc123\nstorage: {secret_access_key: *s}\n",
+        "x: &s {secret_access_key: abc123}\nstorage: *s\n",
+        "x: &s {secret_access_key: abc123}\nstorage: {<<: *s}\n",
+        "storage:\n  ? secret_access_key\n  : abc123\n",
+        'storage:\n  "secret_access\\u005fkey": abc123\n',
+        "storage:\n  secret_access_key: >\n    abc123\n",
+        "storage:\n  region: x\n#  secret_access_key: abc123\n",
+        "service:\n  token: [abc123]\n",
+        "# token: abc123\n",
+        "catalog:\n  source: https://me:abc123@host/stac\n",
+        "catalog:\n  source: https://me:${P:-abc123}@host/stac\n",
+        "catalog:\n  source: s3://b/x?X-Amz-Signature=abc123\n",
+        "# https://me:abc123@host/\n",
+    ],
+)
+@pytest.mark.parametrize(
+    "option", [["-r", "{}"], ["-r{}"], ["--recipe", "{}"], ["--recipe={}"]], ids=str
+)
+def test_a_recipe_with_a_credential_is_refused_however_it_is_spelled(tmp_path, text, option):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text)
+    arguments = ("ingest", *(part.format(recipe) for part in option))
+    with pytest.raises(ConfigError, match=r"r\.yaml") as caught:
+        refuse_secrets(Submission(arguments=arguments))
+    assert "abc123" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[(name, "abc123") for name in ("OPENAI_API_KEY", "DB_PASS", "PGPASSWORD", "MYSQL_PWD")],
+        *[(name, "abc123") for name in ("github_token", "AWS_ACCESS_KEY_ID", "GDAL_HTTP_USERPWD")],
+        *[(name, "abc123") for name in ("Key", "SSH_PRIVATE_KEY", "AZURE_STORAGE_SAS")],
+        ("DATABASE_URL", "postgres://me:abc123@host/db"),
+        ("PROXY", "http://abc123@proxy:3128"),
+        ("SETTINGS", '{"secret_access_key": "abc123"}'),
+        ("GDAL_HTTP_HEADERS", "Authorization: Bearer abc123"),
+        ("LICENCE", "-----BEGIN RSA PRIVATE KEY-----\nabc123"),
+        ("HARMLESS", "own-credential-abc123"),
+    ],
+)
+def test_a_credential_in_the_environment_of_a_job_is_refused(monkeypatch, name, value):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "own-credential-abc123")
+    with pytest.raises(ConfigError, match=f"--env {name}") as caught:
+        refuse_secrets(Submission(arguments=("ingest",), environment={name: value}))
+    assert "abc123" not in str(caught.value)
+
+
+def test_what_holds_no_credential_is_sent(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "own-credential-abc123")
+    recipe = tmp_path / "r.yaml"
+    keys = "  secret_access_key: ${AWS_KEY}\n  session_token:\n  access_key_id: ~\n"
+    text = f"storage:\n{keys}service: {{token: '${{TOKEN}}'}}\n"
+    recipe.write_text(f"{text}catalog: {{source: 'https://me:${{P}}@host/stac?a=b'}}\n")
+    plain = {"RAY_AUTH_MODE": "token", "TOKENIZERS_PARALLELISM": "false", "MONKEY": "1", "A": "x=y"}
+    arguments = ("ingest", "-r", str(recipe), "--set", "grid={tile_px: 64, crs: 'EPSG:32648'}")
+    more = ("--set", "catalog.query.polygon=POLYGON ((0 0, 1 0, 1 1, 0 0))", "--bbox=1", "-k=[")
+    refuse_secrets(Submission(arguments=arguments + more, environment=plain))
+    for name in packaged_recipes():
+        file = REPOSITORY / "workflows" / "recipes" / f"{name}.yaml"
+        refuse_secrets(Submission(arguments=("train", "-r", str(file))))
+
+
+def test_the_names_of_credentials_are_the_secret_keys_of_recipes():
+    secret = {path: known.is_secret for path, known in _keys(Recipe)}
+    assert {path for path, is_secret in secret.items() if is_secret}
+    for path, is_secret in secret.items():
+        submission = Submission(arguments=("ingest", "--set", f"{path}=abc"))
+        with pytest.raises(ConfigError) if is_secret else contextlib.nullcontext():
+            refuse_secrets(submission)
+
+
+def _keys(section: type, above: str = "") -> Iterator[tuple[str, Key]]:
+    for name, known in keys_of(section).items():
+        yield f"{above}{name}", known
+        if inner := section_in(known.annotation):
+            yield from _keys(inner, f"{above}{name}.")
 
 
 @pytest.mark.parametrize(

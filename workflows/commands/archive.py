@@ -1,6 +1,7 @@
 """`skysift archive`: look at, check, export and maintain archives."""
 
 import datetime as dt
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -11,9 +12,8 @@ from workflows.commands.archive_options import (
     open_archive,
     snapshot_option,
 )
-from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.common import Duration, Run, Verb, catalog_options, pass_run
 from workflows.commands.drift import drift
-from workflows.commands.options import Duration, catalog_options
 from workflows.commands.sheet import sheet
 from workflows.console import format_pairs, format_table
 from workflows.exit_codes import EXIT_FAILED
@@ -31,8 +31,6 @@ def archive() -> None:
 @pass_run
 def info(run: Run, scenes: bool) -> None:
     """Show the content of an archive and its origin."""
-    from collections import Counter
-
     opened = open_archive(run)
     entries = opened.scenes()
     states = Counter(entry.state for entry in entries)
@@ -75,7 +73,8 @@ def audit(ctx: click.Context, run: Run) -> None:
 
     opened = open_archive(run)
     listing = read_scenes(run.catalog_spec(), opened.spec.bands)
-    listed = [(scene.id, scene.fingerprint) for scene in listing.scenes]
+    recorded = {entry.scene_id: entry.fingerprint for entry in opened.scenes()}
+    listed = [(scene.id, scene.known_as(recorded.get(scene.id, ""))) for scene in listing.scenes]
     listed += [(item.scene_id, "") for item in listing.rejected]
     found = compare(opened, listed)
     lines = format_pairs(

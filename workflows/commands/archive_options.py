@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from workflows.commands.common import Run
-from workflows.commands.options import recipe_option
+from workflows.commands.common import Run, recipe_option
 
 if TYPE_CHECKING:
     from storage.archive.reader import Archive

@@ -1,19 +1,41 @@
 """The common part of all verbs: a recipe with its overrides, ``--json``, progress, Ray, exit codes.
 
-A verb's function gets a :class:`Run`.
+A verb's function gets a :class:`Run`. Options that override recipe keys are not passed to the
+function; the recipe of its run has their values.
 """
 
+import datetime as dt
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TextIO,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 import click
+from annotated_types import Le
 
+from pipeline.indexing.spec import IndexSpec
+from pipeline.ingest.spec import IngestSpec
+from pipeline.runtime.cluster import ray_session
+from storage.errors import ConfigError
+from storage.location import Location
+from storage.scene import CatalogSpec
+from storage.values import limits_in, printable
 from workflows.console import (
     ProgressView,
     configure_logging,
@@ -22,18 +44,15 @@ from workflows.console import (
     suppress_stderr,
     write_json,
 )
-from workflows.exit_codes import Interrupted, end_on_sigterm
+from workflows.exit_codes import Interrupted
+from workflows.recipe.schema import Recipe, key_at
+from workflows.recipe.sections import spec_from
 
 if TYPE_CHECKING:
-    from pipeline.indexing.spec import IndexSpec
-    from pipeline.ingest.spec import IngestSpec
-    from storage.location import Location
-    from storage.scene import CatalogSpec
     from workflows.recipe.load import LoadedRecipe
-    from workflows.recipe.schema import Recipe
 
-
-OVERRIDES = "skysift.overrides"
+F = TypeVar("F", bound=Callable[..., Any])
+_OVERRIDES = "skysift.overrides"
 _COMMON = ("recipe", "set_", "json_", "verbose", "debug")
 
 
@@ -64,14 +83,12 @@ class Run:
         return load_recipe(self.name, [*map(Override.parse, self.sets), *options])
 
     @property
-    def recipe(self) -> "Recipe":
+    def recipe(self) -> Recipe:
         """The effective recipe."""
         return self.settings.recipe
 
-    def location(self, uri: str) -> "Location":
+    def location(self, uri: str) -> Location:
         """Return a place that the options of the recipe reach."""
-        from storage.location import Location
-
         return Location(uri, self.recipe.storage)
 
     def need(self, key: str) -> Any:
@@ -82,8 +99,6 @@ class Run:
         ConfigError
             Neither the recipe nor the command line gives the value.
         """
-        from storage.errors import ConfigError
-
         value, source = attrgetter(key)(self.recipe), self.settings.source
         if value is None:
             option, _ = self.overrides.get(key, ("", None))
@@ -93,7 +108,7 @@ class Run:
             )
         return value
 
-    def need_path(self, key: str) -> "Location":
+    def need_path(self, key: str) -> Location:
         """Return a place that this verb reads.
 
         Raises
@@ -101,15 +116,14 @@ class Run:
         ConfigError
             The place is not given, or is a local path that does not exist.
         """
-        from storage.errors import ConfigError
         from workflows.recipe.errors import missing_path
 
-        uri = str(self.need(key))
-        if "://" not in uri and not (fixed := _before_pattern(uri)).exists():
+        place = Location.of(self.need(key))
+        if "://" not in place.uri and not (fixed := _before_pattern(place.uri)).exists():
             raise ConfigError(f"{self.settings.where(key)}: {key}: {missing_path(fixed)}")
-        return self.location(uri)
+        return place
 
-    def catalog_spec(self) -> "CatalogSpec":
+    def catalog_spec(self) -> CatalogSpec:
         """Return the source of scenes.
 
         Raises
@@ -117,17 +131,11 @@ class Run:
         ConfigError
             No source is given, or a local source does not exist.
         """
-        from storage.scene import CatalogSpec
-        from workflows.recipe.sections import spec_from
-
         source = self.need_path("catalog.source")
         return spec_from(CatalogSpec, self.recipe.catalog, source=source)
 
-    def ingest_spec(self) -> "IngestSpec":
+    def ingest_spec(self) -> IngestSpec:
         """Return the scenes, encoder, archive and settings of an ingest."""
-        from pipeline.ingest.spec import IngestSpec
-        from workflows.recipe.sections import spec_from
-
         return spec_from(
             IngestSpec,
             self.recipe.ingest,
@@ -138,11 +146,8 @@ class Run:
             rules=self.recipe.tiles,
         )
 
-    def index_spec(self) -> "IndexSpec":
+    def index_spec(self) -> IndexSpec:
         """Return the settings of an index."""
-        from pipeline.indexing.spec import IndexSpec
-        from workflows.recipe.sections import spec_from
-
         return spec_from(IndexSpec, self.recipe.index)
 
     def progress(self) -> ProgressView:
@@ -151,16 +156,13 @@ class Run:
 
     @contextmanager
     def ray(self, needed: bool = True) -> Iterator[None]:
-        """Be connected to Ray inside the block, and end it orderly on SIGTERM."""
-        from pipeline.runtime.cluster import ray_session
-
+        """Be connected to Ray inside the block."""
         section = self.recipe.cluster
         with ExitStack() as stack:
             self.silence_ray()
             if needed:
                 with nullcontext() if self.debug else suppress_stderr():
                     stack.enter_context(ray_session(section.address, section.cpus))
-            end_on_sigterm()
             yield
 
     def silence_ray(self) -> None:
@@ -175,7 +177,7 @@ class Run:
             return
         shown = data if lines is None else lines
         text = format_pairs(shown) if isinstance(shown, Mapping) else shown
-        self.stdout.writelines(f"{line}\n" for line in text)
+        self.stdout.writelines(f"{printable(line)}\n" for line in text)
 
 
 def _before_pattern(path: str) -> Path:
@@ -205,7 +207,7 @@ class Verb(click.Command):
             ctx.params.pop(name) for name in ("recipe", "set_", "json_", "verbose", "debug")
         )
         configure_logging(verbose=verbose, debug=debug)
-        overrides = ctx.meta.get(OVERRIDES, {})
+        overrides = ctx.meta.get(_OVERRIDES, {})
         ctx.obj = Run(name=recipe, sets=sets, overrides=overrides, as_json=as_json, debug=debug)
         # Libraries print on stdout too (Ray its warnings); stdout is for results only.
         try:
@@ -256,3 +258,139 @@ def _common_options() -> list[click.Option]:
 
 
 pass_run = click.make_pass_decorator(Run)
+
+
+def recipe_option(
+    flag: str, key: str, text: str | None = None, **attributes: Any
+) -> Callable[[F], F]:
+    """Add an option that overrides a recipe key; type, default and help are those of the key.
+
+    Parameters
+    ----------
+    flag
+        The option, such as ``--archive``; two separated by ``/`` make a switch.
+    key
+        The dotted recipe key.
+    text
+        Help, where the meaning of the key says too much or too little for the verb.
+    attributes
+        Passed on to click, in place of what follows from the key.
+    """
+
+    def override(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+        given = (list(value) or None) if isinstance(value, tuple) else value
+        ctx.meta.setdefault(_OVERRIDES, {})[key] = (flag.split()[-1].partition("/")[0], given)
+
+    known = key_at(key)
+    meaning = re.split(r"[.;:] |\.$", known.meaning.replace("``", ""))[0]
+    is_shown = known.default and isinstance(known.default, (int, float, str))
+    return click.option(
+        *flag.split(" "),
+        help=(text or f"{meaning}.") + (f" [default: {known.default}]" if is_shown else ""),
+        callback=override,
+        expose_value=False,
+        **{"default": None, **_click_type(key, known.annotation), **attributes},
+    )
+
+
+def _click_type(key: str, annotation: Any) -> dict[str, Any]:
+    """Return how click reads the values of a recipe key."""
+    kinds = set(_alternatives(annotation))
+    choices = [kind for kind in _alternatives(annotation) if isinstance(kind, str)]
+    if bool in kinds:
+        return {"is_flag": True}
+    if key.endswith("_bytes"):
+        return {"metavar": "SIZE"}
+    if float in kinds:
+        limits = limits_in(annotation)
+        metavar = "FRACTION" if Le(1) in limits else "PERCENT" if Le(100) in limits else "NUMBER"
+        return {"type": float, "metavar": metavar}
+    if int in kinds:
+        return {"type": int, "metavar": "N"}
+    if choices:
+        return {"type": click.Choice(choices)}
+    if any(get_origin(kind) is tuple and Ellipsis in get_args(kind) for kind in kinds):
+        return {"multiple": True, "metavar": "NAME"}
+    if any(get_origin(kind) is tuple for kind in kinds):
+        return {"type": float, "nargs": 4, "metavar": "W S E N"}
+    named = {Location: "URI", dt.datetime: "DATE"}
+    return {"metavar": next((named[kind] for kind in kinds & named.keys()), "TEXT")}
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """Yield the types of a union, without their limits, and the values of its literals."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        yield from arguments
+    elif origin is Annotated:
+        yield from _alternatives(arguments[0])
+    elif origin in (Union, UnionType):
+        for part in arguments:
+            yield from _alternatives(part)
+    else:
+        yield annotation
+
+
+def option_group(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return a decorator that adds options in their order."""
+
+    def add(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+# Which scenes are meant.
+_QUERY = "catalog.query"
+catalog_options = option_group(
+    recipe_option("--scenes", "catalog.source"),
+    recipe_option("--since", f"{_QUERY}.since"),
+    recipe_option("--until", f"{_QUERY}.until"),
+    recipe_option("--bbox", f"{_QUERY}.bbox", "Box that a scene must touch, in WGS84 degrees."),
+    recipe_option("--polygon", f"{_QUERY}.polygon", "WKT or GeoJSON that a scene must touch."),
+    recipe_option("--max-cloud", f"{_QUERY}.max_cloud_cover_percent"),
+)
+events_option = click.option(
+    "--events",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Append events to a file, one JSON object a line.",
+)
+
+
+class CommaList(click.ParamType[tuple[Any, ...]]):
+    """Values with commas between them."""
+
+    name = "list"
+
+    def __init__(self, kind: Callable[[str], object]) -> None:
+        self._kind = kind
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
+        """Read the text of an option."""
+        try:
+            return tuple(self._kind(part.strip()) for part in str(value).split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 3,2,1", param, ctx)
+
+
+_UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+
+
+class Duration(click.ParamType[dt.timedelta]):
+    """A number and its unit; becomes a :class:`datetime.timedelta` above zero."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dt.timedelta:
+        """Read the text of an option."""
+        if isinstance(value, dt.timedelta):
+            return value
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([dhms])", str(value).strip().lower())
+        if not match or not float(match[1]):
+            self.fail(f"{value!r} is not a span of time; write for example 30d, 12h, 15m or 90s")
+        return dt.timedelta(**{_UNITS[match[2]]: float(match[1])})

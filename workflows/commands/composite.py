@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import CommaList, catalog_options, recipe_option
+from pipeline.composite.spec import CompositeSpec
+from workflows.commands.common import CommaList, Run, Verb, catalog_options, pass_run, recipe_option
 from workflows.exit_codes import EXIT_QUARANTINED
+from workflows.recipe.sections import spec_from
 
 if TYPE_CHECKING:
     from pipeline.composite.plan import CompositePlan, CompositeReport
@@ -43,8 +44,6 @@ def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
     """
     from pipeline.composite.driver import make_composites
     from pipeline.composite.plan import plan_composites
-    from pipeline.composite.spec import CompositeSpec
-    from workflows.recipe.sections import spec_from
 
     encoder = run.recipe.encoder
     spec = spec_from(

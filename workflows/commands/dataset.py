@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import catalog_options, recipe_option
+from storage.progress import ProgressSink
+from workflows.commands.common import Run, Verb, catalog_options, pass_run, recipe_option
 
 if TYPE_CHECKING:
     from storage.dataset import DatasetInfo
-    from storage.progress import ProgressSink
 
 
 # The recipe keys that each importer of images takes.
@@ -76,7 +75,7 @@ def import_(run: Run) -> None:
     )
 
 
-def _import_images(run: Run, progress: "ProgressSink") -> "DatasetInfo":
+def _import_images(run: Run, progress: ProgressSink) -> "DatasetInfo":
     from pipeline.datasets.importers import importers
 
     section = run.recipe.dataset
@@ -89,7 +88,7 @@ def _import_images(run: Run, progress: "ProgressSink") -> "DatasetInfo":
     )
 
 
-def _import_scenes(run: Run, progress: "ProgressSink") -> "DatasetInfo":
+def _import_scenes(run: Run, progress: ProgressSink) -> "DatasetInfo":
     from pipeline.datasets.scenes import import_scenes
     from storage.catalog.read import read_scenes
     from workflows.labels import label_scenes

@@ -2,15 +2,12 @@
 
 from collections.abc import Iterator
 from operator import attrgetter
-from typing import TYPE_CHECKING
 
 import click
 
+from storage.location import Location
 from workflows.commands.common import Run, Verb, pass_run
 from workflows.exit_codes import EXIT_FAILED
-
-if TYPE_CHECKING:
-    from storage.location import Location
 
 _PLACES = ("catalog.source", "encoder.bundle", "archive.uri", "index.uri")
 
@@ -51,7 +48,7 @@ def doctor(run: Run, ctx: click.Context, /, no_ray: bool) -> None:
         ctx.exit(EXIT_FAILED)
 
 
-def _places(run: Run) -> Iterator[tuple[str, "Location"]]:
+def _places(run: Run) -> Iterator[tuple[str, Location]]:
     """Yield the files that the recipe names; the address of a STAC API is not a file."""
     for key in _PLACES:
         place = attrgetter(key)(run.recipe)

@@ -1,14 +1,13 @@
 """`skysift encoder`: bundles of untrained encoders, and the content of a bundle."""
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import catalog_options, recipe_option
-
-if TYPE_CHECKING:
-    from encoders.spec import EncoderSpec
+from encoders.spec import EncoderSpec
+from workflows.commands.common import Run, Verb, catalog_options, pass_run, recipe_option
+from workflows.recipe.sections import spec_from
 
 
 @click.group()
@@ -52,8 +51,6 @@ def make(run: Run) -> None:
 @pass_run
 def info(run: Run) -> None:
     """Show the inputs of an encoder and its training."""
-    from dataclasses import asdict
-
     from encoders.bundle import load_encoder
 
     uri = run.need_path("encoder.bundle")
@@ -62,12 +59,10 @@ def info(run: Run) -> None:
     run.show(facts, {name: _text(value) for name, value in facts.items()})
 
 
-def _spec(run: Run) -> "EncoderSpec":
-    from encoders.spec import EncoderSpec
+def _spec(run: Run) -> EncoderSpec:
     from pipeline.analysis.statistics import band_statistics
     from storage.catalog.read import read_scenes
     from storage.dataset import read_info
-    from workflows.recipe.sections import spec_from
 
     section = run.recipe.encoder
     if section.band_mean is not None and section.band_std is not None:

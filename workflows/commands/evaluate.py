@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
+from storage.errors import ConfigError, EncoderMismatchError
+from storage.progress import Progress
 from workflows.commands.archive_options import open_archive
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import recipe_option
+from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.console import format_table
 
 
@@ -71,7 +72,6 @@ def _archive_labels(run: Run) -> None:
     import numpy as np
 
     from pipeline.analysis.evaluation import evaluate_labels
-    from storage.errors import ConfigError
 
     archive = open_archive(run)
     if not archive.spec.classes:
@@ -124,9 +124,6 @@ def _dataset_labels(run: Run) -> None:
 
 def _embed(encoder: Any, dataset: Any, rows: Any, progress: Any) -> Any:
     import numpy as np
-
-    from storage.errors import EncoderMismatchError
-    from storage.progress import Progress
 
     if dataset.bands != encoder.bands:
         raise EncoderMismatchError(

@@ -1,19 +1,19 @@
 """`skysift index build|update|compact`; maintenance of versions is in index_care."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run
+from storage.location import Location
+from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.commands.index_care import INDEX, gc, info, list_, rollback, size, verify
 from workflows.commands.index_stats import stats
-from workflows.commands.options import recipe_option
 
 if TYPE_CHECKING:
     from pipeline.indexing.plan import IndexPlan
     from pipeline.indexing.spec import IndexSpec
     from storage.index.manifest import IndexManifest
-    from storage.location import Location
 
 
 @click.group()
@@ -61,10 +61,7 @@ def update(run: Run) -> None:
     """Add an archive's new rows to its index and hide those that are gone."""
     from pipeline.indexing.driver import update_index
 
-    target = run.need_path("index.uri")
-    with run.ray(), run.progress() as progress:
-        manifest = update_index(target, progress=progress)
-    _show(run, target, manifest)
+    _change(run, update_index)
 
 
 @index.command("compact", cls=Verb, example="skysift index compact --index work/index")
@@ -74,9 +71,13 @@ def compact(run: Run) -> None:
     """Merge the small shards that updates left and drop deleted rows; answers stay the same."""
     from pipeline.indexing.driver import compact_index
 
+    _change(run, compact_index)
+
+
+def _change(run: Run, change: "Callable[..., IndexManifest]") -> None:
     target = run.need_path("index.uri")
     with run.ray(), run.progress() as progress:
-        manifest = compact_index(target, progress=progress)
+        manifest = change(target, progress=progress)
     _show(run, target, manifest)
 
 
@@ -102,7 +103,7 @@ def _prediction(plan: "IndexPlan", spec: "IndexSpec") -> dict[str, Any]:
     }
 
 
-def _show(run: Run, target: "Location", manifest: "IndexManifest") -> None:
+def _show(run: Run, target: Location, manifest: "IndexManifest") -> None:
     facts: dict[str, Any] = {
         "index": target.uri,
         "version": manifest.version,

@@ -4,9 +4,8 @@ import datetime as dt
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run
+from workflows.commands.common import Duration, Run, Verb, pass_run, recipe_option
 from workflows.commands.index_stats import actors_of
-from workflows.commands.options import Duration, recipe_option
 from workflows.console import format_pairs, format_table
 from workflows.exit_codes import EXIT_FAILED
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import recipe_option
+from pipeline.runtime.cluster import joins_cluster
+from storage.location import Location
+from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.console import format_table
 
 if TYPE_CHECKING:
     from pipeline.search.actor import NodeState
-    from storage.location import Location
 
 _ACTOR = ("actor", "node", "rows", "queries", "per s", "p50 ms", "p95 ms", "p99 ms")
 _SHARD = ("shard", "actor", "rows", "queries", "lists probed", "rows compared")
@@ -47,10 +47,9 @@ def stats(run: Run, version: str | None) -> None:
 
 
 def actors_of(
-    run: Run, location: "Location", versions: Sequence[str]
+    run: Run, location: Location, versions: Sequence[str]
 ) -> dict[str, dict[str, "NodeState | str"]]:
     """Return the running search actors of versions of an index; none without a cluster."""
-    from pipeline.runtime.cluster import joins_cluster
     from pipeline.search.fleet import running_nodes
 
     if not joins_cluster(run.recipe.cluster.address):

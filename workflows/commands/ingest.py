@@ -7,15 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import catalog_options, events_option, recipe_option
+from pipeline.ingest.spec import IngestPlan, IngestSpec
+from pipeline.runtime.cluster import joins_cluster
+from storage.location import Location
+from storage.progress import event_log
+from workflows.commands.common import (
+    Run,
+    Verb,
+    catalog_options,
+    events_option,
+    pass_run,
+    recipe_option,
+)
 from workflows.exit_codes import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pipeline.ingest.cost import IngestCost
-    from pipeline.ingest.spec import IngestPlan, IngestSpec
 
 _REASONS_SHOWN = 10
 
@@ -44,7 +53,6 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
     """
     from pipeline.ingest.cost import SAMPLE_SCENES
     from pipeline.ingest.driver import ingest as carry_out
-    from storage.progress import event_log
 
     spec = run.ingest_spec()
     if dry_run:
@@ -77,11 +85,10 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
 
 
 def _planned(
-    run: Run, spec: "IngestSpec", sample_scenes: int | None = None
+    run: Run, spec: IngestSpec, sample_scenes: int | None = None
 ) -> "tuple[IngestPlan, IngestCost]":
     from pipeline.ingest.cost import estimate_cost
     from pipeline.ingest.driver import plan_ingest
-    from pipeline.runtime.cluster import joins_cluster
 
     plan = plan_ingest(spec)
     with run.progress() as progress:
@@ -96,12 +103,10 @@ def _planned(
 
 
 def _fits_locally(
-    run: Run, spec: "IngestSpec", planning: "Future[tuple[IngestPlan, IngestCost]]"
+    run: Run, spec: IngestSpec, planning: "Future[tuple[IngestPlan, IngestCost]]"
 ) -> bool:
     """Tell whether a run is so small that it does without Ray; waits for local plans only."""
     from pipeline.ingest.driver import LOCAL_TILES
-    from pipeline.runtime.cluster import joins_cluster
-    from storage.location import Location
 
     source = Location.of(spec.catalog.source)
     if not source.is_local or joins_cluster(run.recipe.cluster.address):
@@ -110,7 +115,7 @@ def _fits_locally(
     return cost.tiles <= LOCAL_TILES
 
 
-def _plan_lines(plan: "IngestPlan", cost: "IngestCost") -> dict[str, Any]:
+def _plan_lines(plan: IngestPlan, cost: "IngestCost") -> dict[str, Any]:
     """Return plan and costs for people: sizes in GB, and why scenes are left out."""
     machine = cost.machine_bytes
     of_machine = "" if machine is None else f" of {machine / 1e9:,.1f} GB"

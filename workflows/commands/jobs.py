@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import recipe_option
+from storage.values import printable
+from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.console import format_table
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -77,7 +78,6 @@ def jobs() -> None:
 @pass_run
 def list_(run: Run, allow_unauthenticated: bool) -> None:
     """List the jobs, the newest first."""
-    from workflows.console import format_table
     from workflows.submit import list_jobs
 
     found = list_jobs(_client(run, allow_unauthenticated))
@@ -130,4 +130,5 @@ def _variable(text: str) -> tuple[str, str]:
 
 
 def _write(stream: object, text: str) -> None:
-    click.echo(text, file=stream, nl=False)  # type: ignore[arg-type]
+    lines = "\n".join(map(printable, text.split("\n")))
+    click.echo(lines, file=stream, nl=False)  # type: ignore[arg-type]

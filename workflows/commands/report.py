@@ -2,8 +2,8 @@
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import catalog_options, recipe_option
+from storage.location import Location
+from workflows.commands.common import Run, Verb, catalog_options, pass_run, recipe_option
 
 
 @click.command("report", cls=Verb, example="skysift report -r naip-series --out report.html")
@@ -19,16 +19,13 @@ from workflows.commands.options import catalog_options, recipe_option
 def report(run: Run, out: str, queries: int, seed: int) -> None:
     """Draw the content of an archive and hits of its index as one self-contained HTML page."""
     from pipeline.search.searcher import Searcher
-    from storage.archive.reader import Archive
     from storage.catalog.read import read_scenes
-    from storage.location import Location
     from workflows.report.archive import ReportSpec, archive_report
     from workflows.report.html import write_report
     from workflows.report.rendering import TileRenderer
 
     searcher = Searcher.local(run.need_path("index.uri"))
-    manifest = searcher.manifest
-    archive = Archive.open(searcher.index.at(manifest.archive_uri), manifest.snapshot)
+    archive, manifest = searcher.archive, searcher.manifest
     scenes = read_scenes(run.catalog_spec(), archive.spec.bands).scenes
     output = run.recipe.training.output
     training = Location.of(output) if output else None

@@ -5,14 +5,17 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import CommaList, recipe_option
+from storage.errors import ConfigError
+from storage.geometry import centres
+from storage.index.filter import Filter
+from workflows.commands.common import CommaList, Run, Verb, option_group, pass_run, recipe_option
 from workflows.console import format_table
 
 if TYPE_CHECKING:
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     from storage.index.manifest import IndexManifest
 
 
-F = TypeVar("F", bound=Callable[..., Any])
 _WIDE = 100
 _TRUNCATED = "{:,} queries have more hits than {:,}: raise --limit, or --min-score"
 KINDS = ("image", "lonlat", "tile", "vector")
@@ -45,43 +47,34 @@ class LonLat(click.ParamType[tuple[float, float]]):
         return lon, lat
 
 
-def example_options(function: F) -> F:
-    """Add the options that name examples, positive and negative, and how to read them."""
-
-    def many(*flags: str, **attributes: Any) -> Callable[[F], F]:
-        return click.option(*flags, multiple=True, **attributes)
-
-    options: list[Callable[[F], F]] = [
-        many("--image", metavar="FILE", help="Like this PNG, JPEG or GeoTIFF."),
-        click.option(
-            "--bands",
-            type=CommaList(int),
-            metavar="N,N,...",
-            help="With --image: its bands, in the encoder's order.",
-        ),
-        many("--lonlat", "--at", type=LonLat(), help="Like the tile at this place."),
-        click.option(
-            "--date", metavar="DATE", help="With --lonlat: the acquisition nearest to this."
-        ),
-        many("--tile", metavar="KEY", help="Like this tile of the archive."),
-        click.option("--scene", metavar="ID", help="With --tile: of this scene, not the newest."),
-        many("--vector", metavar="FILE", help="Like the vectors in this .npy or JSON file."),
-        many("--like-scene", metavar="ID", help="Like the tiles of this scene."),
-        many("--like-label", metavar="NAME", help="Like the tiles with this label."),
-        click.option(
-            "--like-bbox", type=float, nargs=4, metavar="W S E N", help="Like the tiles here."
-        ),
-        click.option("--like-polygon", metavar="TEXT", help="Like the tiles here: WKT, GeoJSON."),
-        click.option("--like-since", metavar="DATE", help="Of those, only from then on."),
-        click.option("--like-until", metavar="DATE", help="Of those, only up to then."),
-        many("--not-image", metavar="FILE", help="Unlike this picture."),
-        many("--not-lonlat", type=LonLat(), help="Unlike the tile at this place."),
-        many("--not-tile", metavar="KEY", help="Unlike this tile."),
-        many("--not-vector", metavar="FILE", help="Unlike the vectors in this file."),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+# Examples, positive and negative, and how to read them.
+_many = partial(click.option, multiple=True)
+example_options = option_group(
+    _many("--image", metavar="FILE", help="Like this PNG, JPEG or GeoTIFF."),
+    click.option(
+        "--bands",
+        type=CommaList(int),
+        metavar="N,N,...",
+        help="With --image: its bands, in the encoder's order.",
+    ),
+    _many("--lonlat", "--at", type=LonLat(), help="Like the tile at this place."),
+    click.option("--date", metavar="DATE", help="With --lonlat: the acquisition nearest to this."),
+    _many("--tile", metavar="KEY", help="Like this tile of the archive."),
+    click.option("--scene", metavar="ID", help="With --tile: of this scene, not the newest."),
+    _many("--vector", metavar="FILE", help="Like the vectors in this .npy or JSON file."),
+    _many("--like-scene", metavar="ID", help="Like the tiles of this scene."),
+    _many("--like-label", metavar="NAME", help="Like the tiles with this label."),
+    click.option(
+        "--like-bbox", type=float, nargs=4, metavar="W S E N", help="Like the tiles here."
+    ),
+    click.option("--like-polygon", metavar="TEXT", help="Like the tiles here: WKT, GeoJSON."),
+    click.option("--like-since", metavar="DATE", help="Of those, only from then on."),
+    click.option("--like-until", metavar="DATE", help="Of those, only up to then."),
+    _many("--not-image", metavar="FILE", help="Unlike this picture."),
+    _many("--not-lonlat", type=LonLat(), help="Unlike the tile at this place."),
+    _many("--not-tile", metavar="KEY", help="Unlike this tile."),
+    _many("--not-vector", metavar="FILE", help="Unlike the vectors in this file."),
+)
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -123,8 +116,6 @@ def examples(
     positive = list(_named(resolver, options, ""))
     like = _like(options)
     if like:
-        from storage.index.filter import Filter
-
         names = {"scene": "scenes", "label": "labels"}
         positive += resolver.tiles(Filter(**{names.get(n, n): v for n, v in like.items()}))
     return positive, list(_named(resolver, options, "not_"))
@@ -147,21 +138,24 @@ def _named(resolver: "QueryResolver", options: dict[str, Any], prefix: str) -> I
 
 def _encoder(run: Run, searcher: "Searcher") -> Any:
     from encoders.bundle import load_encoder
-    from storage.archive.reader import Archive
+    from storage.errors import NotFoundError
 
-    at = searcher.index.at
     if run.recipe.encoder.bundle is not None:
         return load_encoder(run.need_path("encoder.bundle"))
-    manifest = searcher.manifest
-    archive = Archive.open(at(manifest.archive_uri), manifest.snapshot)
-    return load_encoder(at(archive.spec.encoder_uri))
+    archive = searcher.archive
+    try:
+        return load_encoder(archive.encoder)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"the archive's encoder was {archive.spec.encoder_uri!r} ({error}); "
+            "give the bundle with --encoder"
+        ) from error
 
 
 def _vectors(path: str) -> Iterator["Query"]:
     import numpy as np
 
     from pipeline.search.query import Query
-    from storage.errors import ConfigError
 
     try:
         if path.endswith(".npy"):
@@ -314,8 +308,6 @@ def _write_each(
 
 def _explain(run: Run, searcher: "Searcher", k: int, queries: int, by_score: bool) -> None:
     """Show the plan of the search."""
-    from dataclasses import asdict
-
     from pipeline.search.searcher import FIRST_DEPTH
 
     depth = min(FIRST_DEPTH if by_score else k, searcher.manifest.rows)
@@ -325,8 +317,6 @@ def _explain(run: Run, searcher: "Searcher", k: int, queries: int, by_score: boo
 
 def _lines(records: list[dict[str, Any]]) -> list[str]:
     """Lay hits out as a table; a grid that all hits share is named once, above it."""
-    from storage.geometry import centres
-
     width = max(80, shutil.get_terminal_size((80, 24)).columns)
     grids = {record["tile_key"].rsplit("/", 2)[0] for record in records}
     cut = len(next(iter(grids))) + 1 if len(grids) == 1 else 0

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import recipe_option
+from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.recipe.schema import ServiceSection
+from workflows.recipe.sections import spec_from
 
 if TYPE_CHECKING:
-    from workflows.recipe.schema import ServiceSection
     from workflows.service.deploy import ServiceSpec
 
 
@@ -62,8 +62,7 @@ def serve(run: Run) -> None:
             click.echo("stopped", err=True)
 
 
-def _spec(section: "ServiceSection") -> "ServiceSpec":
-    from workflows.recipe.sections import spec_from
+def _spec(section: ServiceSection) -> "ServiceSpec":
     from workflows.service.app import Limits, MapConfig
     from workflows.service.deploy import ServiceSpec
 

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from storage.errors import NotFoundError
 from workflows.commands.archive_options import archive_option, open_archive, snapshot_option
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import catalog_options
+from workflows.commands.common import Run, Verb, catalog_options, pass_run
 
 if TYPE_CHECKING:
     from storage.archive.reader import Archive
@@ -85,7 +85,6 @@ def _chosen(
     import numpy as np
 
     from pipeline.analysis.samples import uniform_rows
-    from storage.errors import NotFoundError
     from workflows.report.contact_sheet import rows_where, tiles_of_hits, tiles_of_rows
 
     if hits:

@@ -2,8 +2,9 @@
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import recipe_option
+from pipeline.training.spec import TrainingSpec
+from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.recipe.sections import spec_from
 
 
 @click.command(
@@ -29,8 +30,6 @@ def train(run: Run, resume: bool) -> None:
     The output folder holds the best encoder (bundle/), history.csv and checkpoints.
     """
     from pipeline.training.driver import train as run_training
-    from pipeline.training.spec import TrainingSpec
-    from workflows.recipe.sections import spec_from
 
     dataset = run.need_path("dataset.uri")
     output = run.need("training.output")

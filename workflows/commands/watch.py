@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from workflows.commands.common import Run, Verb, pass_run
-from workflows.commands.options import Duration, catalog_options, events_option, recipe_option
+from pipeline.runtime.cluster import joins_cluster
+from storage.errors import SkysiftError
+from storage.progress import event_log
+from workflows.commands.common import (
+    Duration,
+    Run,
+    Verb,
+    catalog_options,
+    events_option,
+    pass_run,
+    recipe_option,
+)
 from workflows.console import format_pairs, plain_value
 from workflows.exit_codes import EXIT_QUARANTINED, one_line
 
 if TYPE_CHECKING:
-    from storage.errors import SkysiftError
     from workflows.watch import PollReport, WatchJob
 
 
@@ -53,7 +62,6 @@ def watch(
     scenes and is empty now is a failure.
     """
     from storage.locks import watcher_lock
-    from storage.progress import event_log
     from workflows.watch import Watcher
 
     job = _job(run)
@@ -69,7 +77,6 @@ def watch(
 
 
 def _job(run: Run) -> "WatchJob":
-    from pipeline.runtime.cluster import joins_cluster
     from workflows.watch import WatchJob
 
     return WatchJob(
@@ -89,7 +96,7 @@ def _write(run: Run, outcome: "PollReport | SkysiftError") -> None:
         document = outcome if isinstance(outcome, PollReport) else failed
         click.echo(json.dumps(plain_value(document)), file=run.stdout)
     elif isinstance(outcome, PollReport) and outcome.changed:
-        click.echo("\n".join([*_lines(outcome), ""]), file=run.stdout)
+        run.show(None, [*_lines(outcome), ""])
 
 
 def _lines(report: "PollReport") -> list[str]:

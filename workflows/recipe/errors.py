@@ -8,10 +8,10 @@ from typing import Any, get_origin
 
 from pydantic import ValidationError
 
+from workflows.recipe.document import KeyPath, dotted, short
 from workflows.recipe.schema import Recipe
 from workflows.recipe.sections import Key, keys_of, section_in
 
-KeyPath = tuple[str | int, ...]
 SECRET_MASK = "********"
 _UNKNOWN = "unexpected_keyword_argument"
 
@@ -64,8 +64,9 @@ def _wrong_value(path: KeyPath, problems: Sequence[Any]) -> str:
     if key.endswith("_bytes") and isinstance(value, str):
         expected.append("a size such as 16GB or 512MiB")
     words = " or ".join(expected).replace("an object", "a mapping")
+    secrets = [known.is_secret for known in _keys_at(path).values()]
     known = _keys_at(path[:-1]).get(key)
-    shown = SECRET_MASK if known and known.is_secret else short(value)
+    shown = SECRET_MASK if any(secrets) or (known and known.is_secret) else short(value)
     return f"{dotted(path)}: expected {words}, got {shown}"
 
 
@@ -126,14 +127,3 @@ def where_written(origins: Mapping[KeyPath, str], path: KeyPath, source: str) ->
             return origins[path[:size]]
     below = (origin for known, origin in origins.items() if known[: len(path)] == path)
     return next(below, source or "recipe")
-
-
-def dotted(path: Sequence[str | int]) -> str:
-    """Write a key path as people do."""
-    return ".".join(str(name) for name in path)
-
-
-def short(value: Any) -> str:
-    """Show a value in at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -9,41 +9,24 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cache
 from importlib import resources
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from storage.errors import ConfigError
 from storage.location import Location
-from workflows.recipe.errors import (
-    SECRET_MASK,
-    KeyPath,
-    complaint,
-    dotted,
-    short,
-    where_written,
-)
+from workflows.recipe.document import MOST_DEPTH, KeyPath, dotted, read_document, read_text, short
+from workflows.recipe.errors import SECRET_MASK, complaint, where_written
 from workflows.recipe.schema import Recipe
 from workflows.recipe.sections import keys_of
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 T = TypeVar("T")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose dates stay text: the specifications read dates, and name a wrong one."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,15 +52,12 @@ class Override:
         64
         """
         name, separator, value = text.partition("=")
-        if not separator or not name:
-            raise ConfigError(f"--set {text!r} is not of the form section.key=value")
-        try:
-            parsed = _Loader(value).get_single_data()
-        except yaml.YAMLError as error:
-            raise ConfigError(
-                f"--set {text!r}: its value is not valid YAML: {_problem(error)}"
-            ) from error
-        return cls(path=tuple(name.split(".")), value=parsed, origin=f"--set {name}")
+        path = tuple(name.split("."))
+        if not separator or not all(path) or len(path) > MOST_DEPTH:
+            shown = f"--set {short(name)}" + separator + "..." * bool(separator)
+            raise ConfigError(f"{shown} is not of the form section.key=value")
+        parsed, _ = read_document(value, f"--set {name}", None)
+        return cls(path=path, value=parsed, origin=f"--set {name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +108,7 @@ def packaged_recipes() -> dict[str, str]:
         if entry.name.endswith(".yaml"):
             text = entry.read_text(encoding="utf-8")
             found[entry.name.removesuffix(".yaml")] = str(
-                (yaml.safe_load(text) or {}).get("description", "")
+                read_document(text, entry.name, None)[0].get("description", "")
             )
     return found
 
@@ -145,7 +125,7 @@ def read_recipe_text(name: str) -> tuple[str, str]:
     """
     path = Path(name)
     if path.is_file():
-        return path.read_text(encoding="utf-8"), str(path)
+        return read_text(path), str(path)
     packaged = resources.files("workflows") / "recipes" / f"{name}.yaml"
     if re.fullmatch(r"[A-Za-z0-9_-]+", name) and packaged.is_file():
         return packaged.read_text(encoding="utf-8"), f"recipe {name}"
@@ -187,7 +167,7 @@ def load_recipe(
         data, origins = parse_recipe(text, source, environ)
     for override in overrides:
         _apply(data, override, origins)
-    values = _json_values(data)
+    values = _json_values(data, lambda path: where_written(origins, path, source))
     try:
         recipe = _recipe_type().validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
@@ -201,14 +181,20 @@ def _recipe_type() -> TypeAdapter[Recipe]:
     return TypeAdapter(Recipe)
 
 
-def _json_values(value: Any, key: str = "") -> Any:
-    """Turn values of YAML into those of JSON; a size such as ``16GB`` becomes a number of bytes."""
+def _json_values(value: Any, where: Callable[[KeyPath], str], path: KeyPath = ()) -> Any:
+    """Turn values of YAML into those of JSON; a size such as ``16GB`` becomes a number of bytes.
+
+    Only a band's ``nodata`` may be a number that is not finite.
+    """
+    key = str(path[-1]) if path else ""
     if isinstance(value, Mapping):
-        return {str(name): _json_values(item, str(name)) for name, item in value.items()}
+        return {str(k): _json_values(item, where, (*path, str(k))) for k, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json_values(item) for item in value]
+        return [_json_values(item, where, (*path, n)) for n, item in enumerate(value)]
     if key.endswith("_bytes") and isinstance(value, str):
         return parse_bytes(value)
+    if isinstance(value, float) and not isfinite(value) and key != "nodata":
+        raise ConfigError(f"{where(path)}: {dotted(path)} is {value}; give a finite number")
     return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
@@ -223,7 +209,8 @@ def parse_bytes(text: str) -> int | str:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if not match or (match[3] and not match[2]):
         return text
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " "))
+    size = float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " ")
+    return int(size) if size < 2**63 else text
 
 
 def parse_recipe(
@@ -237,68 +224,12 @@ def parse_recipe(
         The text is not valid YAML or not a mapping, has a key twice, or uses a variable that is
         not set.
     """
-    loader = _Loader(text)
-    origins: dict[KeyPath, str] = {}
-    try:
-        root = loader.get_single_node()
-        if root is None:
-            return {}, origins
-        _walk(loader, root, (), source, origins, environ)
-        data = loader.construct_document(root)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"{source}{_line_of(error)}: not valid YAML: {_problem(error)}"
-        ) from error
-    finally:
-        loader.dispose()
+    data, origins = read_document(text, source, environ)
+    if data is None:
+        return {}, {}
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: expected sections such as `catalog:`, got {short(data)}")
     return data, origins
-
-
-def _walk(
-    loader: yaml.SafeLoader,
-    node: yaml.Node,
-    path: KeyPath,
-    source: str,
-    origins: dict[KeyPath, str],
-    environ: Mapping[str, str],
-) -> None:
-    """Note the line of every value below a node, and expand the variables in its scalars."""
-    where = f"{source}, line {node.start_mark.line + 1}"
-    origins.setdefault(path, where)
-    if isinstance(node, yaml.ScalarNode) and "${" in node.value:
-        node.value = _expand(node.value, f"{where}: {dotted(path)}", environ)
-        if node.style is None:  # a plain scalar: ${PORT} may be a number
-            node.tag = loader.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
-    elif isinstance(node, yaml.SequenceNode):
-        for position, item in enumerate(node.value):
-            _walk(loader, item, (*path, position), source, origins, environ)
-    elif isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, item in node.value:
-            line = key.start_mark.line + 1
-            if key.value in seen:
-                raise ConfigError(
-                    f"{source}, line {line}: {dotted((*path, key.value))} is given twice, "
-                    f"first in line {seen[key.value]}; remove one"
-                )
-            seen[key.value] = line
-            origins[(*path, key.value)] = f"{source}, line {line}"
-            _walk(loader, item, (*path, key.value), source, origins, environ)
-
-
-def _expand(text: str, where: str, environ: Mapping[str, str]) -> str:
-    def value(match: re.Match[str]) -> str:
-        name, default = match.group(1), match.group(2)
-        found = environ.get(name) or default
-        if found is None:
-            raise ConfigError(
-                f"{where} uses ${{{name}}}, which is not set; set it or write ${{{name}:-default}}"
-            )
-        return found
-
-    return _VARIABLE.sub(value, text)
 
 
 def _apply(data: dict[str, Any], override: Override, origins: dict[KeyPath, str]) -> None:
@@ -312,15 +243,6 @@ def _apply(data: dict[str, Any], override: Override, origins: dict[KeyPath, str]
     for path in [path for path in origins if path[: len(override.path)] == override.path]:
         del origins[path]
     origins[override.path] = override.origin
-
-
-def _problem(error: yaml.YAMLError) -> str:
-    return str(getattr(error, "problem", None) or error).partition("\n")[0]
-
-
-def _line_of(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f", line {mark.line + 1}" if mark is not None else ""
 
 
 def _masked(value: Any) -> Any:

@@ -116,7 +116,7 @@ class DatasetSection:
     importer: Literal[
         "folder", "dlrsd", "whdld", "uc-merced", "ml-aid", "bigearthnet", "scenes"
     ] = "folder"
-    source: str | None = None
+    source: str | Location | None = None
     table: str = "labels.csv"
     min_share: Fraction = 0.01
     tile_px: Count | None = None

@@ -1,20 +1,21 @@
 """A contact sheet: many tiles as one PNG, each with its date, key, scene and score."""
 
-import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from storage.archive.reader import Archive
 from storage.errors import ConfigError, NotFoundError
+from storage.formats import check_features, read_csv_hits
 from storage.location import Location
 from workflows.report.rendering import TileRenderer, sized
 
@@ -151,6 +152,9 @@ def rows_where(archive: Archive, column: str, values: Sequence[str]) -> NDArray[
     return np.concatenate(parts)
 
 
+_MALFORMED = (KeyError, ValueError, TypeError, AttributeError, OSError, pa.ArrowException)
+
+
 def tiles_of_hits(uri: str | Location) -> list[SheetTile]:
     """Read the hits that `skysift search` wrote with --out, or printed with --json.
 
@@ -161,10 +165,11 @@ def tiles_of_hits(uri: str | Location) -> list[SheetTile]:
     """
     try:
         return [_tile(record) for record in _records(Location.of(uri))]
-    except (KeyError, ValueError, TypeError) as error:
+    except _MALFORMED as error:
         raise ConfigError(
             f"{uri} holds no hits ({type(error).__name__}: {error}); give the "
-            "output of `skysift search` with --out, or with --json"
+            "output of `skysift search` with --out, or with --json, and repeat the search where "
+            "the file is damaged"
         ) from error
 
 
@@ -172,11 +177,13 @@ def _records(file: Location) -> Iterable[Mapping[str, Any]]:
     kind, data = PurePosixPath(file.uri).suffix.lower(), file.read()
     if kind == ".parquet":
         columns = ["scene", "tile_key", "datetime", "score"]
-        return list(pq.read_table(BytesIO(data), columns=columns).to_pylist())
+        table = pq.read_table(BytesIO(data), columns=columns, page_checksum_verification=True)
+        return list(table.to_pylist())
     if kind == ".csv":
-        return list(csv.DictReader(StringIO(data.decode())))
+        return read_csv_hits(data)
     document = json.loads(data)
     if document.get("type") == "FeatureCollection":
+        check_features(document)
         return [feature["properties"] for feature in document["features"]]
     return list(document["hits"])
 

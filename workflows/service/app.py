@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse
@@ -21,7 +21,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from storage.errors import ConfigError, SearchUnavailableError, SkysiftError
 from workflows.service.errors import add_handlers, documented
-from workflows.service.guard import Authenticator, BodyLimit, SafeHeaders
+from workflows.service.guard import Authenticator, BodyLimit, FairPlaces, OwnPages, SafeHeaders
 from workflows.service.negotiation import CONTENT, negotiated
 from workflows.service.schema import (
     HealthAnswer,
@@ -64,6 +64,8 @@ class Limits:
     max_body_bytes: int = 16 * 1024 * 1024
     rate_per_s: float = 50.0
     burst: int = 300
+    share: int = 32
+    upload_s: float = 30.0
     drawing: int = 4
     decoding: int = 2
 
@@ -120,12 +122,13 @@ def create_app(
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "Accept"],
         )
+    app.add_middleware(OwnPages, origins=map_config.cors_origins)
     if hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.add_middleware(SafeHeaders, image_origins=_origins(map_config.base_map))
     app.add_middleware(RequestMetrics, metrics=metrics)
+    _add_headers(app, _origins(map_config.base_map))
     add_handlers(app)
-    guard = [Depends(Authenticator(digests, limits.rate_per_s, limits.burst))]
+    guard = [Depends(Authenticator(digests, limits.rate_per_s, limits.burst, limits.share))]
     _add_probes(app, backend, metrics, guard)
     _add_search(app, backend, limits, guard)
     _add_archive(app, backend, limits, map_config, guard)
@@ -136,7 +139,7 @@ def create_app(
 
 def _add_probes(app: FastAPI, backend: "IndexBackend", metrics: Metrics, guard: list[Any]) -> None:
     @app.get("/v1/health")
-    def health() -> HealthAnswer:
+    async def health() -> HealthAnswer:  # needs no thread, so it answers when all are taken
         """Whether the process runs; needs no token."""
         return HealthAnswer()
 
@@ -157,12 +160,12 @@ def _add_probes(app: FastAPI, backend: "IndexBackend", metrics: Metrics, guard: 
 
 
 def _add_search(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: list[Any]) -> None:
-    decoding = CapacityLimiter(limits.decoding)
+    decoding = FairPlaces(limits.decoding)
 
     @app.post(
         "/v1/search",
         response_model=SearchAnswer,
-        responses={**documented(404, 413, 415, 422, 503), 200: {"content": CONTENT}},
+        responses={**documented(404, 408, 413, 415, 422, 503), 200: {"content": CONTENT}},
         dependencies=guard,
         openapi_extra={"requestBody": {"required": True, "content": {
             "application/json": {"schema": {"$ref": "#/components/schemas/SearchBody"}},
@@ -171,13 +174,16 @@ def _add_search(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: li
     )  # fmt: skip
     async def search(request: Request, accept: Accept = None) -> Response:
         """Find the tiles most like a vector, a place, a tile, a box, an image or examples."""
-        body, image = await read_query(request)
+        body, image = await read_query(request, limits.upload_s)
         if body.k > limits.max_k:
             raise ConfigError(f"k is {body.k}; this service gives at most {limits.max_k}")
-        limiter = decoding if image is not None else None
-        return await to_thread.run_sync(
-            lambda: negotiated(backend.search(body, image), accept), limiter=limiter
-        )
+
+        def answer() -> Response:
+            return negotiated(backend.search(body, image), accept)
+
+        if image is None:
+            return await to_thread.run_sync(answer)
+        return await decoding.run(request.state.client, answer)
 
     _describe(app, SearchBody)
 
@@ -214,7 +220,7 @@ def _add_archive(
 def _add_tiles(
     app: FastAPI, backend: "IndexBackend", limits: Limits, metrics: Metrics, guard: list[Any]
 ) -> None:
-    drawing = CapacityLimiter(limits.drawing)
+    drawing = FairPlaces(limits.drawing)
     png = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 
     @app.get(
@@ -237,6 +243,7 @@ def _add_tiles(
         dependencies=guard,
     )
     async def thumbnail(
+        request: Request,
         grid: Grid,
         column: Cell,
         row: Cell,
@@ -246,7 +253,7 @@ def _add_tiles(
         """Draw a tile from its source scene, stretched by the percentiles of the scene."""
         key = f"{grid}/{column}/{row}"
         draw = partial(backend.thumbnail, key, query.scene, query.size, if_none_match)
-        picture = await to_thread.run_sync(draw, limiter=drawing)
+        picture = await drawing.run(request.state.client, draw)
         metrics.thumbnail(picture.source)
         headers = {"ETag": picture.etag, "Cache-Control": "private, max-age=300"}
         if picture.png is None:
@@ -260,6 +267,14 @@ def _add_map(app: FastAPI) -> None:
         return FileResponse(WEB / "index.html", headers={"Cache-Control": "no-cache"})
 
     app.mount("/web", StaticFiles(directory=WEB), name="web")
+
+
+def _add_headers(app: FastAPI, image_origins: Sequence[str]) -> None:
+    """Put the headers on every answer; a middleware would miss those to internal errors."""
+    stack = app.build_middleware_stack
+    app.build_middleware_stack = (  # type: ignore[method-assign]
+        lambda: SafeHeaders(stack(), image_origins)
+    )
 
 
 def _describe(app: FastAPI, body: type[SearchBody]) -> None:

@@ -15,7 +15,6 @@ import numpy as np
 from encoders.bundle import Encoder, load_encoder
 from pipeline.search.query import Query, QueryResolver, combine
 from pipeline.search.searcher import Searcher
-from storage.archive.reader import Archive
 from storage.dates import parse_moment
 from storage.errors import NotFoundError, SkysiftError
 from storage.formats import hit_records
@@ -24,6 +23,7 @@ from storage.index.filter import Filter
 from storage.index.manifest import current_version
 from storage.location import Location
 from storage.scene import CatalogSpec
+from workflows.service.decoding import Decoder
 from workflows.service.footprints import SceneBoxes
 from workflows.service.schema import (
     AcquisitionBody,
@@ -40,7 +40,6 @@ from workflows.service.schema import (
     TileAnswer,
 )
 from workflows.service.thumbnails import Thumbnail, Thumbnails
-from workflows.service.uploads import decode
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +62,12 @@ class BackendConfig:
     max_image_px: int = 16 * 1024 * 1024
     thumbnail_cache_bytes: int = 64 * 1024 * 1024
 
+    def __post_init__(self) -> None:
+        # Replicas have other working directories than the command.
+        object.__setattr__(self, "index_uri", self.index)
+        if self.encoder_uri is not None:
+            object.__setattr__(self, "encoder_uri", Location.of(self.encoder_uri).absolute)
+
     @property
     def index(self) -> Location:
         """The location of the index."""
@@ -77,6 +82,7 @@ class IndexBackend:
         self._lock = threading.Lock()
         self._polled_s = float("-inf")
         self._version: _Version | None = None
+        self._decode = Decoder(config.max_image_px)
         self._thumbnails = Thumbnails(config.catalog, config.thumbnail_cache_bytes)
 
     def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
@@ -206,8 +212,7 @@ class IndexBackend:
             return version.resolver.tiles(Filter(bbox=body.box), _MOST_IN_BOX)
         if image is None:
             return []
-        pixels = decode(image, self._config.max_image_px)
-        return [version.image_resolver.pixels(pixels, label="the image")]
+        return [version.image_resolver.pixels(self._decode(image), label="the image")]
 
 
 class _Version:
@@ -217,15 +222,13 @@ class _Version:
         self._config, self.name = config, name
         self.searcher = Searcher.connect(config.index, version=name, replicas=config.replicas)
         self.resolver = QueryResolver(self.searcher)
-        manifest = self.searcher.manifest
-        self.archive = Archive.open(config.index.at(manifest.archive_uri), manifest.snapshot)
+        self.archive = self.searcher.archive
         self.boxes = SceneBoxes(self.archive)
         self.ledger = self.archive.scenes()
 
     @cached_property
     def encoder(self) -> Encoder:
-        stated = self.archive.location.at(self.archive.spec.encoder_uri)
-        return load_encoder(self._config.encoder_uri or stated)
+        return load_encoder(self._config.encoder_uri or self.archive.encoder)
 
     @cached_property
     def image_resolver(self) -> QueryResolver:

@@ -31,7 +31,7 @@ _STATUS: tuple[tuple[type[SkysiftError], int], ...] = (
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the entries of error responses with these statuses in the OpenAPI document."""
-    return {status: {"model": ErrorBody} for status in sorted({*statuses, 400, 401, 429})}
+    return {status: {"model": ErrorBody} for status in sorted({*statuses, 400, 401, 403, 429})}
 
 
 def error_response(status: int, name: str, message: str, headers: Any = None) -> JSONResponse:

@@ -6,7 +6,7 @@ Requests are strict: a number in quotes is not a number.
 import datetime as dt
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 Degrees = Annotated[float, Field(allow_inf_nan=False)]
 Longitude = Annotated[float, Field(ge=-180, le=180)]
@@ -91,8 +91,9 @@ class SearchBody(_Request):
     filter: FilterBody = FilterBody()
 
     @model_validator(mode="after")
-    def _one_query(self) -> "SearchBody":
+    def _one_query(self, info: ValidationInfo) -> "SearchBody":
         given = [name for name in QUERIES if getattr(self, name) is not None]
+        given += info.context or []  # the image of a form
         if len(given) > 1 or not (given or self.positive):
             raise ValueError(
                 f"give exactly one of {', '.join(QUERIES)}, or positive examples"

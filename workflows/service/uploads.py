@@ -1,37 +1,31 @@
-"""Uploaded images: reading them from a request, and the checks before a decoder sees them.
+"""The body of a search: JSON, or a form with a picture, within limits of time, parts and values.
 
-The first bytes of a file decide its kind and its header its size in pixels; only PNG, JPEG and
-GeoTIFF are decoded, each by its own decoder alone.
+Bodies are received by the event loop and parsed in threads. :mod:`workflows.service.decoding`
+decodes the pictures.
 """
 
 import base64
 import binascii
-import json
-import os
-import tempfile
-from pathlib import Path
+import re
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from anyio import fail_after, to_thread
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from storage.errors import ConfigError, SceneError, SkysiftError
-from storage.location import Location
-from storage.raster.geotiff import environment, opened
-from storage.raster.reader import read_image
+from storage.errors import ConfigError
 from workflows.service.schema import SearchBody
 
-_MAGIC = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"II*\x00": ".tif", b"MM\x00*": ".tif"}
 _MAX_PARTS, _MAX_FIELD_BYTES = 8, 8 * 1024 * 1024
-_DECODERS = {".png": ("PNG",), ".jpg": ("JPEG",)}
+_UTF8 = re.compile(r'charset="?utf-?8"?\s*(?=;|$)')  # a form is decoded by any codec that it names
+_MAX_VALUES = 100_000
+"""Values of one query, about: the longest vector, all names of a filter and a long polygon."""
 
 
-async def read_query(request: Request) -> tuple[SearchBody, bytes | None]:
+async def read_query(request: Request, limit_s: float) -> tuple[SearchBody, bytes | None]:
     """Read a search: JSON, or a form with the parts ``image`` (a file) and ``query`` (JSON).
 
     Raises
@@ -39,16 +33,31 @@ async def read_query(request: Request) -> tuple[SearchBody, bytes | None]:
     RequestValidationError
         The query does not follow the schema.
     HTTPException
-        415: the body is of another kind.
+        408: the body takes longer than ``limit_s`` to arrive. 415: the body is of another kind.
     ConfigError
-        The form is damaged or lacks its image, or the base64 is not valid.
+        The form is damaged or lacks its image, the query is no JSON object or has too many
+        values, or the base64 is not valid.
     """
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip()
-    if kind.lower() == "application/json":
-        body = _parsed(await request.body())
-        return body, _decoded(body.image_base64)
-    if kind.lower() != "multipart/form-data":
-        raise HTTPException(415, f"{kind[:80]} is not taken; send JSON or multipart/form-data")
+    header = request.headers.get("content-type", "a body without Content-Type").lower()
+    kind = header.partition(";")[0].strip()
+    in_utf8 = "charset" not in _UTF8.sub("", header)
+    if not in_utf8 or kind not in ("application/json", "multipart/form-data"):
+        message = f"{header[:80]} is not taken; send JSON or multipart/form-data, in UTF-8"
+        raise HTTPException(415, message)
+    try:
+        with fail_after(limit_s):
+            if kind == "application/json":
+                text, image = await request.body(), None
+            else:
+                text, image = await _form(request)
+    except TimeoutError as error:
+        raise HTTPException(408, f"the request did not arrive within {limit_s:g} s") from error
+    body = await to_thread.run_sync(_parsed, text, image is not None)
+    return body, await to_thread.run_sync(_decoded, body.image_base64) if image is None else image
+
+
+async def _form(request: Request) -> tuple[bytes, bytes]:
+    """Return the query and the image of a form."""
     try:
         async with request.form(
             max_files=_MAX_PARTS, max_fields=_MAX_PARTS, max_part_size=_MAX_FIELD_BYTES
@@ -65,68 +74,23 @@ async def read_query(request: Request) -> tuple[SearchBody, bytes | None]:
         ) from error
     if content is None:
         raise ConfigError("the form has no part `image` that is a file; send the file as `image`")
-    return _parsed(_with_image(text)), content
+    return text, content
 
 
-def decode(image: bytes, most_px: int) -> npt.NDArray[np.float32]:
-    """Decode an uploaded file after checking its header.
-
-    Returns
-    -------
-    ndarray
-        float32 (bands, h, w), NaN where invalid.
-
-    Raises
-    ------
-    ConfigError
-        The file is not of a kind that is decoded, or has too many pixels.
-    SceneError
-        The file cannot be decoded.
-    """
-    suffix = image_suffix(image)
-    handle, path = tempfile.mkstemp(suffix=suffix, prefix="skysift-upload-")
+def _parsed(text: bytes, has_image: bool) -> SearchBody:
+    where = "the part `query` of the form" if has_image else "the request"
+    values = text.count(b",") + text.count(b":")
+    if values > _MAX_VALUES:
+        raise ConfigError(f"{where} has {values:,} values, at most {_MAX_VALUES:,} are taken")
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(image)
-        _check_size(path, most_px)
-        return read_image(path)
-    except SkysiftError as error:
-        raise type(error)(str(error).replace(path, "the image")) from error
-    finally:
-        Path(path).unlink()
-
-
-def image_suffix(image: bytes) -> str:
-    """Return the suffix of an uploaded file by its first bytes, never by its name.
-
-    Raises
-    ------
-    ConfigError
-        The file is not of a kind that is decoded.
-    """
-    for magic, suffix in _MAGIC.items():
-        if image.startswith(magic):
-            return suffix
-    raise ConfigError(f"the image ({len(image):,} bytes) is no PNG, JPEG or GeoTIFF file")
-
-
-def _parsed(text: bytes) -> SearchBody:
-    try:
-        return SearchBody.model_validate_json(text)
+        return SearchBody.model_validate_json(text, context=["image"] if has_image else None)
     except ValidationError as error:
-        errors = [{**part, "loc": ("body", *part["loc"])} for part in error.errors()]
+        found = error.errors(include_url=False, include_input=False)
+        if has_image and found[0]["type"] in ("json_invalid", "model_type"):
+            fault = "valid JSON" if found[0]["type"] == "json_invalid" else "a JSON object"
+            raise ConfigError(f"{where} is not {fault}: {found[0]['msg']}") from error
+        errors: list[Any] = [{**part, "loc": ("body", *part["loc"])} for part in found]
         raise RequestValidationError(errors) from error
-
-
-def _with_image(query: bytes) -> bytes:
-    """Mark a form's query as an image query, for the schema."""
-    try:
-        values = json.loads(query)
-    except ValueError as error:
-        raise ConfigError("the part `query` of the form is not valid JSON") from error
-    if not isinstance(values, dict):
-        raise ConfigError("the part `query` of the form is not a JSON object")
-    return json.dumps({**values, "image_base64": ""}).encode()
 
 
 def _decoded(image_base64: str | None) -> bytes | None:
@@ -136,23 +100,3 @@ def _decoded(image_base64: str | None) -> bytes | None:
         return base64.b64decode(image_base64, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ConfigError(f"`image_base64` is not valid base64: {error}") from error
-
-
-def _check_size(path: str, most_px: int) -> None:
-    """Refuse an image that would decode to far more bytes than its file has."""
-    suffix = Path(path).suffix
-    if suffix == ".tif":
-        file = Location(path)
-        with environment(file), opened(file, georeferenced=False) as dataset:
-            width, height, bands = dataset.width, dataset.height, dataset.count
-    else:
-        try:
-            with Image.open(path, formats=_DECODERS[suffix]) as picture:
-                (width, height), bands = picture.size, len(picture.getbands())
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-            raise SceneError(f"{path} cannot be decoded ({type(error).__name__})") from error
-    if width * height > most_px or width * height * bands > 4 * most_px:
-        raise ConfigError(
-            f"the image has {width} x {height} pixels in {bands} bands, at most {most_px:,} "
-            "are taken (in 4 bands); crop it to the part to search for"
-        )

@@ -258,3 +258,23 @@ def test_periods_hold_their_moments_and_touch(moment: datetime, kind: str):
     assert period_of(start, kind) == period_of(end, kind) == (label, start, end)  # type: ignore[arg-type]
     length = {"month": (28, 31), "season": (89, 92), "year": (365, 366)}[kind]
     assert length[0] <= (end - start).days + 1 <= length[1]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
+@pytest.mark.parametrize("pattern", ["*2024-06*.tif", "*2024-06*.json", "collection.json"])
+def test_a_damaged_composite_is_made_again(series: Series, pattern: str, damage: str):
+    spec = spec_of(series)
+    make_composites(plan_composites(spec))
+    out = series.folder / "out"
+    (file,) = out.glob(pattern)
+    sound = {path.name: path.read_bytes() for path in out.iterdir()}
+    data = bytearray(sound[file.name])
+    data[len(data) // 2] ^= 1
+    if damage == "delete":
+        file.unlink()
+    else:
+        file.write_bytes(data if damage == "flip" else data[:-20])
+    again = make_composites(plan_composites(spec))
+    assert len(again.made) == (0 if pattern == "collection.json" else 1)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == sound
+    assert make_composites(plan_composites(spec)).made == ()

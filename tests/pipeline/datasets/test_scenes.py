@@ -143,7 +143,7 @@ def test_missing_and_damaged_sources_are_named(folder: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="not a readable tar"):
         import_folder(str(tmp_path / "bad.tar"), uri)
     (folder / "images" / "a" / "4.png").write_bytes(b"GIF89a")
-    with pytest.raises(SceneError, match=r"a/4\.png is not a readable PNG or JPEG"):
+    with pytest.raises(SceneError, match=r"a/4\.png is not a readable picture: it is no PNG, JPEG"):
         import_folder(str(folder), uri)
     with pytest.raises(ConfigError, match="name 1, 3 or 4 bands"):
         import_folder(str(folder), uri, bands=["a", "b"])

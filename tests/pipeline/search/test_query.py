@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from pipeline.indexing.driver import build_index, update_index
-from pipeline.search.query import Query, QueryResolver, combine, fit_picture
+from pipeline.search.query import Query, QueryResolver, combine
 from pipeline.search.searcher import Searcher
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError, SceneError
+from storage.raster.picture import fit_picture
 from tests.support.archive_world import FINGERPRINT, add_scenes, create_archive, live_rows
 from tests.support.shard_world import Rows
 

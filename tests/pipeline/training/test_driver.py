@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from storage.dataset import LabelledDataset, read_info
 from storage.errors import ConfigError, NotFoundError, SkysiftError
 from storage.location import Location
 from storage.progress import Progress
+from tests.support.listening import listening_addresses
 from tests.support.training_world import LONG, SPEC, write_dataset
 
 
@@ -192,6 +194,7 @@ class TwoWorkers:
     result: TrainingResult
     reports: list[Progress]
     refused: str
+    listens: set[IPv4Address | IPv6Address]
 
 
 @pytest.fixture(scope="module")
@@ -200,16 +203,18 @@ def two_workers(
 ) -> TwoWorkers:
     output = tmp_path_factory.mktemp("runs") / "two"
     reports, refused = list[Progress](), list[str]()
+    listens = set[IPv4Address | IPv6Address]()
 
     def record(report: Progress) -> None:
         if not reports:
             with pytest.raises(SkysiftError) as error:
                 train(dataset, LONG, str(output))
             refused.append(str(error.value))
+            listens.update(listening_addresses())
         reports.append(report)
 
     result = train(dataset, LONG, str(output), progress=record)
-    return TwoWorkers(output, result, reports, refused[0])
+    return TwoWorkers(output, result, reports, refused[0], listens)
 
 
 def test_two_workers_train_with_gathered_negatives(dataset, two_workers):
@@ -221,6 +226,11 @@ def test_two_workers_train_with_gathered_negatives(dataset, two_workers):
     assert reports[-1].done == reports[-1].total
     assert "nDCG@50" in reports[-1].note
     assert {report.stage for report in reports} == {"train"}
+
+
+def test_nothing_listens_beyond_the_loopback_during_a_training(two_workers):
+    assert two_workers.listens
+    assert all(address.is_loopback for address in two_workers.listens)
 
 
 def test_a_second_driver_is_refused_while_the_first_is_at_work(two_workers):

@@ -1,15 +1,17 @@
 """The resource request of a run: refused when impossible, reported while it waits."""
 
 import logging
+import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray
+import torch.distributed as dist
 
 from pipeline.training.driver import train
-from pipeline.training.network import interface_of
+from pipeline.training.network import interface_of, open_store
 from pipeline.training.resources import ResourceRequest
 from storage.errors import ConfigError
 from storage.progress import Progress
@@ -67,6 +69,14 @@ def test_a_run_says_what_it_waits_for_and_then_trains(tmp_path: Path, ray_sessio
     assert "waiting for 1 CPUs (the cluster has 2, 0 free)" in notes
     assert "training: waiting for 1 CPUs" in caplog.text
     assert "waiting" not in notes[-1]
+
+
+def test_the_store_of_a_group_listens_at_one_address():
+    store = open_store("127.0.0.2")
+    store.set("key", "value")
+    assert dist.TCPStore("127.0.0.2", store.port, is_master=False).get("key") == b"value"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", store.port), 5)
 
 
 def test_the_interface_of_an_address_is_found():

@@ -6,7 +6,7 @@ import sys
 import click
 import pytest
 
-from workflows.commands.options import recipe_option
+from workflows.commands.common import recipe_option
 from workflows.recipe.schema import key_at
 
 

@@ -113,7 +113,7 @@ def test_land_cover_lies_on_the_scenes(world, scenes):
     grid = PixelGrid(crs="EPSG:32633", resolution=10.0)
     with SceneReader(scenes["33a-20240618"], grid) as reader:
         block = reader.read(reader.extent)
-        values = read_categorical(world.landcover["EPSG:32633"], grid, reader.extent)
+        values, _ = read_categorical(world.landcover["EPSG:32633"], grid, reader.extent)
     assert (info.crs, info.width, info.height) == ("EPSG:32633", 128, 128)
     assert set(np.unique(values)) <= set(CLASSES)
     clear = block.valid & ~block.cloud

@@ -1,12 +1,17 @@
 """The HTTP application: authentication, refused requests, content of the answers."""
 
+import asyncio
 import base64
 import datetime as dt
 import io
 import json
 import re
+import threading
+import time
+from collections.abc import AsyncIterator
 
 import geopandas as gpd
+import httpx2 as httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -29,6 +34,7 @@ from workflows.service.thumbnails import Thumbnail
 TOKEN = "0123456789abcdef-token"
 OTHER = "fedcba9876543210-token"
 GUARDED = ("/v1/index", "/v1/scenes", "/v1/tiles/g/1/2/thumbnail.png", "/metrics")
+JSON = {"Content-Type": "application/json"}
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
 
 
@@ -235,7 +241,7 @@ def test_a_wrong_request_is_named_in_one_line(client, body, word):
 
 
 def test_not_a_number_is_no_vector(client):
-    answer = client.post("/v1/search", content=b'{"vector": [NaN]}')
+    answer = client.post("/v1/search", content=b'{"vector": [NaN]}', headers=JSON)
     assert answer.status_code == 422
 
 
@@ -298,7 +304,7 @@ def test_a_short_token_is_refused(tokens):
 
 def test_a_client_above_its_rate_waits_and_others_do_not(backend):
     now = [0.0]
-    authenticator = Authenticator((), 2.0, 3, lambda: now[0])
+    authenticator = Authenticator((), 2.0, 3, 9, lambda: now[0])
     assert [authenticator._take(("a", -1)) for _ in range(4)] == [0, 0, 0, 0.5]
     assert authenticator._take(("b", -1)) == 0
     now[0] = 0.5
@@ -375,7 +381,8 @@ def test_a_long_body_is_refused_whether_its_length_is_declared_or_not(backend):
     client = _client(backend, limits=Limits(max_body_bytes=1000))
     body = json.dumps({"vector": [1.0] * 1000}).encode()
     declared = client.post("/v1/search", content=body)
-    undeclared = client.post("/v1/search", content=(body[i : i + 100] for i in range(0, 5000, 100)))
+    parts = (body[i : i + 100] for i in range(0, 5000, 100))
+    undeclared = client.post("/v1/search", content=parts, headers=JSON)
     assert (declared.status_code, undeclared.status_code) == (413, 413)
     assert "1,000 bytes" in undeclared.json()["message"]
     assert backend.requests == []
@@ -430,3 +437,263 @@ def test_beyond_loopback_a_token_is_required(host):
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_on_loopback_no_token_is_needed(host):
     assert check_exposure(ServiceSpec(host=host)) == ()
+
+
+# ---------------------------------------------------------------- pages elsewhere
+
+
+EVIL = "https://evil.example"
+
+
+@pytest.mark.parametrize(
+    ("headers", "admitted"),
+    [
+        ({}, True),  # a program
+        ({"Origin": "http://127.0.0.1:8000"}, True),  # the map, in a browser without metadata
+        ({"Origin": "http://127.0.0.1:8000", "Sec-Fetch-Site": "same-origin"}, True),
+        ({"Origin": "https://search.example", "Sec-Fetch-Site": "same-origin"}, True),  # by a proxy
+        ({"Sec-Fetch-Site": "none"}, True),  # typed by a person
+        ({"Origin": "https://maps.example"}, True),
+        ({"Origin": "https://maps.example", "Sec-Fetch-Site": "cross-site"}, True),
+        ({"Origin": EVIL}, False),
+        ({"Origin": EVIL, "Sec-Fetch-Site": "cross-site"}, False),
+        ({"Origin": "null"}, False),
+        ({"Origin": "http://127.0.0.1:3000"}, False),
+        ({"Origin": "http://127.0.0.1:3000", "Sec-Fetch-Site": "same-site"}, False),
+        ({"Origin": "https://maps.example.evil.example"}, False),
+        (
+            {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+            False,
+        ),  # an image of a tile
+        ({"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"}, False),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, False),
+    ],
+)
+def test_a_page_elsewhere_makes_no_route_work(backend, headers, admitted):
+    named = MapConfig(cors_origins=("https://maps.example",))
+    client = _client(backend, map_config=named)
+    form = {"image": ("a.png", PNG)}
+    answers = [
+        client.post("/v1/search", json={"vector": [1.0]}, headers=headers),
+        client.post("/v1/search", files=form, headers=headers),
+        *(client.get(path, headers=headers) for path in (*GUARDED, "/v1/ready")),
+    ]
+    assert {answer.status_code for answer in answers} == {200 if admitted else 403}
+    assert len(backend.requests) == (2 if admitted else 0)
+    # whether a tile is there cannot be told either
+    gone = client.get("/v1/tiles/g/9/9", headers=headers)
+    assert gone.status_code == (404 if admitted else 403)
+
+
+def test_a_link_elsewhere_opens_the_map_and_nothing_else(client):
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert client.get("/", headers=link).status_code == 200
+    assert client.post("/", headers=link).status_code == 403
+    assert client.get("/", headers={**link, "Sec-Fetch-Mode": "no-cors"}).status_code == 403
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", ""])
+def test_a_body_says_that_it_is_json_or_a_form(client, backend, kind):
+    headers = {} if kind is None else {"Content-Type": kind}
+    answer = client.post("/v1/search", content=b'{"vector": [1.0]}', headers=headers)
+    assert answer.status_code == 415
+    assert backend.requests == []
+
+
+def test_every_answer_stays_with_its_origin(backend):
+    backend.fault = RuntimeError()
+    client = TestClient(
+        create_app(backend), base_url="http://127.0.0.1", raise_server_exceptions=False
+    )
+    vector = {"json": {"vector": [1.0]}}
+    for status, answer in (
+        (200, client.get("/v1/health")),
+        (400, client.get("/v1/health", headers={"Host": "evil.example"})),
+        (403, client.get("/v1/scenes", headers={"Origin": EVIL})),
+        (404, client.get("/nowhere")),
+        (405, client.put("/v1/health")),
+        (422, client.post("/v1/search", json={})),
+        (500, client.post("/v1/search", **vector)),
+    ):
+        assert answer.status_code == status
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+# ---------------------------------------------------------------- bounded and shared
+
+
+class _Slow(_Backend):
+    """A backend whose searches wait until they may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+        self.inside = 0
+
+    def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
+        self.inside += 1
+        assert self.go_on.wait(30)
+        return super().search(body, image)
+
+
+async def _waiting(app, count: int, address: str, backend: _Slow, **request) -> list:
+    """Start requests of one client; return their tasks once the service has as many as it takes."""
+    transport = httpx.ASGITransport(app, client=(address, 1))
+    client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")
+    before = backend.inside
+    tasks = [asyncio.create_task(client.post("/v1/search", **request)) for _ in range(count)]
+    for _ in range(50):
+        await asyncio.sleep(0.01)
+        if backend.inside - before == count:
+            break
+    return tasks
+
+
+def test_one_client_cannot_hold_every_place():
+    backend = _Slow()
+    app = create_app(backend, limits=Limits(share=5, decoding=2))
+    vector = {"json": {"vector": [1.0]}}
+
+    async def run() -> list[int]:
+        mine = await _waiting(app, 7, "10.0.0.1", backend, **vector)
+        assert backend.inside == 5
+        yours = await _waiting(app, 1, "10.0.0.2", backend, **vector)
+        assert backend.inside == 6
+        backend.go_on.set()
+        answers = await asyncio.gather(*mine, *yours)
+        again = await _waiting(app, 5, "10.0.0.1", backend, **vector)
+        return [answer.status_code for answer in answers + await asyncio.gather(*again)]
+
+    assert sorted(asyncio.run(run())) == [200] * 11 + [429] * 2
+
+
+def test_one_client_cannot_hold_every_decoder():
+    backend = _Slow()
+    app = create_app(backend, limits=Limits(decoding=2))
+    picture = {"files": {"image": ("a.png", PNG)}}
+
+    async def run() -> set[int]:
+        mine = await _waiting(app, 4, "10.0.0.1", backend, **picture)
+        assert backend.inside == 1
+        yours = await _waiting(app, 1, "10.0.0.2", backend, **picture)
+        assert backend.inside == 2
+        backend.go_on.set()
+        return {answer.status_code for answer in await asyncio.gather(*mine, *yours)}
+
+    assert asyncio.run(run()) == {200}
+
+
+def test_health_answers_when_every_thread_is_taken():
+    backend = _Slow()
+    app = create_app(backend, limits=Limits(share=100))
+
+    async def run() -> int:
+        tasks = await _waiting(app, 60, "10.0.0.1", backend, json={"vector": [1.0]})
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            answer = await asyncio.wait_for(client.get("/v1/health"), 5)
+        backend.go_on.set()
+        await asyncio.gather(*tasks)
+        return answer.status_code
+
+    assert asyncio.run(run()) == 200
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=b"])
+def test_a_slow_upload_is_ended(backend, kind):
+    app = create_app(backend, limits=Limits(upload_s=0.2))
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield _form_data(IMAGE + b"\r\n\r\nx")[:-9]
+        while True:
+            yield b" "
+            await asyncio.sleep(0.01)
+
+    async def run() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            headers = {"Content-Type": kind}
+            return await client.post("/v1/search", content=endless(), headers=headers)
+
+    answer = asyncio.run(asyncio.wait_for(run(), 10))
+    assert (answer.status_code, "0.2 s" in answer.json()["message"]) == (408, True)
+    assert backend.requests == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        (b"", b"[", 1_000_000, b""),
+        (b'{"filter": {"polygon": ', b'{"a":', 90_000, b""),
+        (b'{"vector": [', b"0,", 4_000_000, b"0]}"),
+        (b"{", b'"x":1,', 49_000, b'"x":1}'),
+        (b'{"positive": [', b"1,", 99_000, b"1]}"),
+        (b'{"k": ', b"9", 5_000_000, b"}"),
+        (b'{"tile": "', b"a", 8_000_000, b'"}'),
+        (b'{"tile": "', b"\\ud800", 1, b'"}'),
+        (b"\xff\xfe", b"{\x00", 1, b"}\x00"),
+        (b"", b"\x00", 1_000_000, b""),
+    ],
+)
+@pytest.mark.parametrize("in_form", [True, False])
+def test_a_query_that_is_large_or_odd_is_refused_at_once(client, backend, query, in_form):
+    head, repeated, count, tail = query
+    query = head + repeated * count + tail
+    since = time.monotonic()
+    if in_form:
+        parts = {"image": ("a.png", PNG), "query": ("q.json", query)}
+        answer = client.post("/v1/search", files=parts)
+    else:
+        answer = client.post("/v1/search", content=query, headers=JSON)
+    assert answer.status_code == 422, answer.text[:300]
+    assert len(answer.text) < 1000
+    assert time.monotonic() - since < 2
+    assert backend.requests == []
+
+
+@pytest.mark.parametrize(
+    "charset", ["utf-16", "idna", "punycode", "undefined", "zlib", "utf-8; charset=idna"]
+)
+def test_a_form_is_read_as_utf8_only(client, backend, charset):
+    """Python's codecs take a form's text in quadratic time, or fail in ways of their own."""
+    form = _form_data(b"; name=query\r\n\r\n{}", IMAGE + b"\r\n\r\nx")
+    kind = f"multipart/form-data; charset={charset}; boundary=b"
+    answer = client.post("/v1/search", content=form, headers={"Content-Type": kind})
+    assert answer.status_code == 415, answer.text
+    form = _form_data(IMAGE + b"\r\n\r\nx")
+    for named in ('charset="UTF-8"; boundary=b', "boundary=b; charset=utf8"):
+        kind = f"multipart/form-data; {named}"
+        answer = client.post("/v1/search", content=form, headers={"Content-Type": kind})
+        assert answer.status_code == 200, answer.text
+
+
+IMAGE = b"; name=image; filename=a"
+
+
+@pytest.mark.parametrize(
+    ("head", "repeated", "count", "tail", "status"),
+    [
+        (b"; name=image", b"\r\n ;a=b", 1_000_000, b"\r\n\r\nx", 422),
+        (IMAGE, b"; a", 4_000_000, b"\r\n\r\nx", 422),
+        (IMAGE, b'; a*1=""', 1_500_000, b"\r\n\r\nx", 422),
+        (IMAGE + b"\r\n", b"X: y\r\n", 2_000_000, b"\r\nx", 422),
+        (b"", b"\r\n--b", 1_000_000, b"", 422),
+        (IMAGE + b"\r\n\r\n", b"\r\n--", 3_500_000, b"", 200),
+        (IMAGE + b"\r\n\r\n", b"\r", 15_000_000, b"", 200),
+    ],
+)
+def test_a_form_of_many_parts_or_long_headers_takes_no_time(
+    client, backend, head, repeated, count, tail, status
+):
+    since = time.monotonic()
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    form = _form_data(head + repeated * count + tail)
+    answer = client.post("/v1/search", content=form, headers=headers)
+    assert answer.status_code == status, answer.text
+    assert time.monotonic() - since < 3
+
+
+def _form_data(*parts: bytes) -> bytes:
+    head = b"--b\r\nContent-Disposition: form-data"
+    return b"".join(head + part + b"\r\n" for part in parts) + b"--b--\r\n"
