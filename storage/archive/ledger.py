@@ -36,12 +36,8 @@ class LedgerEntry:
     ``files`` the local files that held them, empty when there were none or an early release wrote
     the entry; ``grid_id`` names the tile grid that was used. ``end`` and ``sources`` are the last
     moment of a composite and the ids of the scenes it was made from. A deleted scene keeps its
-<<<<<<< HEAD
-    entry, so that an ingest does not bring it back unasked.
-=======
     entry, so that an ingest does not bring it back unasked. Id and reason are made printable, also
     those that an archive holds already.
->>>>>>> main
     """
 
     scene_id: str
