@@ -74,6 +74,7 @@ def exclusive_lock(
     uri: str | Location,
     work: str,
     *,
+    beside: str = "",
     lease_s: float = LEASE_S,
 ) -> Iterator[Callable[[], None]]:
     """Be the only process that works on a folder inside the block.
@@ -84,6 +85,8 @@ def exclusive_lock(
         Folder, which need not exist.
     work
         Name of the work, for the message to other processes: ``training``.
+    beside
+        Suffix of the lock's files where they may not lie in the folder, but have to lie beside.
     lease_s
         Seconds after which a lease in an object store is dead when its holder does not renew it.
 
@@ -99,7 +102,10 @@ def exclusive_lock(
         Another process holds the lock; the message names it.
     """
     place = Location.of(uri)
-    with _held(place, f"{place}/.owner", work, lease_s) as check:
+    folder = place.uri.rstrip("/")
+    is_bucket = not place.is_local and "/" not in split_uri(folder)[1]
+    stem = f"{folder}.{beside}" if beside and not is_bucket else f"{folder}/.{beside or 'owner'}"
+    with _held(place, stem, work, lease_s) as check:
         yield check
 
 
@@ -109,11 +115,7 @@ def watcher_lock(uri: str | Location, *, lease_s: float = LEASE_S) -> Iterator[C
 
     The lock lies beside the archive, whose folder holds nothing but its repository.
     """
-    place = Location.of(uri)
-    folder = place.uri.rstrip("/")
-    is_bucket = not place.is_local and "/" not in split_uri(folder)[1]
-    beside = f"{folder}/.watch" if is_bucket else f"{folder}.watch"
-    with _held(place, beside, "`skysift watch`", lease_s) as check:
+    with exclusive_lock(uri, "`skysift watch`", beside="watch", lease_s=lease_s) as check:
         yield check
 
 
@@ -200,6 +202,7 @@ def _locked(place: Location, note: Location, path: str, work: str) -> Iterator[N
         yield
     finally:
         note.delete()
+        Path(path).unlink(missing_ok=True)  # while held: who waits for this file finds it gone
         lock.release()
 
 
