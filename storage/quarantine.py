@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from storage.errors import SkysiftError
+from storage.signatures import without_signatures
+from storage.values import printable
 
 logger = logging.getLogger(__name__)
 
@@ -79,5 +81,4 @@ def reason_of(error: Exception) -> str:
             f"{kind}: {text or 'no message'}; check the file or document, and report this error "
             "if nothing is wrong with it"
         )
-    # Text from files may hold escape sequences, or unpaired surrogates, which UTF-8 cannot encode.
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    return printable(without_signatures(text))

@@ -139,6 +139,7 @@ def tile_labels(
             f"land cover needs at least one class and 0 < min_fraction <= 1, got {len(classes)} "
             f"classes and {min_fraction}; correct the mapping"
         )
+    landcover = Location.of(landcover).absolute  # workers of a cluster have another directory
     counter = delayed(_count_classes)
     groups = _neighbours(tiles)
     counts = np.zeros((len(tiles), len(classes) + 1), np.int64)

@@ -39,8 +39,9 @@ def import_folder(
 
     The table has a column ``image`` (path of a PNG, JPEG or GeoTIFF, relative to the table or to
     ``images/`` beside the table), optionally ``split`` (train, val or test) and ``scene`` or
-    ``group``, and one 0/1 column for each class. GeoTIFFs keep their type and may have any number
-    of bands; all images of a dataset have the same type and number of bands.
+    ``group``, and one 0/1 column for each class; see `pipeline.datasets.tables`. Rows of a group
+    share a split. GeoTIFFs may have any number of bands; all images of a dataset have the same
+    kind of numbers and number of bands; see `pipeline.datasets.images`.
 
     Parameters
     ----------
@@ -66,9 +67,10 @@ def import_folder(
     NotFoundError
         The source, the table or an image does not exist; the message names the first missing file.
     ConfigError
-        The table is malformed.
+        The table is malformed, or names a class, an image or a group twice; an image has other
+        bands or other numbers than the others.
     SceneError
-        An image cannot be decoded.
+        An image cannot be decoded, or has no valid pixel.
     """
     rule = split or SplitRule()
     with open_files(source) as files:

@@ -1,6 +1,7 @@
 """Import of the tiles of scenes, labelled by a land-cover raster."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from storage.errors import ConfigError
 from storage.location import Location
 from storage.progress import Progress, ProgressSink, ignore
 from storage.scene import Scene
+
+logger = logging.getLogger(__name__)
 
 _BATCH = 64
 _EARTH_RADIUS_M = 6_371_008.8
@@ -79,10 +82,16 @@ def import_scenes(
         )
     table = _LabelTable.of([labels] if isinstance(labels, TileLabels) else list(labels))
     grids = [grid_for_scene(scene, grid) for scene in scenes]
+    if len(names := {tile_grid.id for tile_grid in grids}) > 1:
+        logger.warning(
+            "the scenes lie on %d grids (%s): ground that two of them share can be in train and in "
+            "test, and scores are then too good; give one grid.crs",
+            *(len(names), ", ".join(sorted(names))),
+        )
     origin = {
         "importer": "scenes",
         "scenes": {scene.id: scene.fingerprint for scene in scenes},
-        "grids": sorted({tile_grid.id for tile_grid in grids}),
+        "grids": sorted(names),
         "bands": list(bands),
         "labels_sha256": table.digest,
         "rules": repr((rules, split, block_tiles)),

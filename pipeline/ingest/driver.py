@@ -17,7 +17,7 @@ import numpy as np
 
 from encoders.spec import DESCRIPTION_FILE, WEIGHTS_FILE, read_bundle
 from pipeline.ingest.commit import Committer
-from pipeline.ingest.kernels import Batch, EmbedScenes, SceneCollector
+from pipeline.ingest.kernels import Batch, EmbedScenes, SceneCollector, local_revision
 from pipeline.ingest.spec import IngestPlan, IngestReport, IngestSpec, PlannedEncoder
 from pipeline.runtime.cluster import ray_session
 from pipeline.tiles.spec import GridSpec
@@ -96,6 +96,8 @@ def plan_ingest(spec: IngestSpec, *, encoder: PlannedEncoder | None = None) -> I
     ConfigError
         The rules and the labels do not go together.
     """
+    # Workers of a cluster and later searches have other working directories.
+    spec = replace(spec, encoder_uri=Location.of(spec.encoder_uri).absolute)
     encoder = encoder or read_encoder(spec.encoder_uri)
     grid = spec.grid or GridSpec(resolution=encoder.spec.resolution_m or "native")
     grid = replace(grid, tile_px=grid.tile_px or encoder.spec.tile_px)
@@ -337,6 +339,16 @@ def _is_recorded(item: Rejected, entries: Mapping[str, LedgerEntry]) -> bool:
 
 def _is_pending(scene: Scene, entries: Mapping[str, LedgerEntry], spec: IngestSpec) -> bool:
     entry = entries.get(scene.id)
-    if entry is None or entry.fingerprint != scene.fingerprint:
+    if entry is None or entry.fingerprint != scene.known_as(entry.fingerprint):
         return True
-    return entry.state == "quarantined" and spec.retry_quarantined
+    if entry.state == "quarantined" and spec.retry_quarantined:
+        return True
+    return entry.state != "deleted" and bool(entry.files) and _is_replaced(scene, entry.files)
+
+
+def _is_replaced(scene: Scene, files: str) -> bool:
+    """Tell whether local files of a scene changed behind its STAC item; lost files did not."""
+    try:
+        return local_revision(scene) != files
+    except NotFoundError:
+        return False

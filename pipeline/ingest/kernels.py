@@ -1,5 +1,6 @@
 """The kernels of ingest, without Ray: scenes to pixels, pixels to vectors, rows to scenes."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +14,9 @@ import numpy.typing as npt
 from pipeline.ingest.spec import IngestPlan
 from pipeline.tiles.grid import grid_for_scene
 from pipeline.tiles.read import TileBatch, TileCounts, read_tiles
-from storage.errors import EncoderMismatchError
+from storage.errors import EncoderMismatchError, SceneError
 from storage.quarantine import Quarantine
+from storage.scene import Scene
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,16 @@ def require_planned_encoder(plan: IngestPlan, fingerprint: str) -> None:
         )
 
 
+def local_revision(scene: Scene) -> str:
+    """Return 16 hexadecimal digits that change when a local file of a scene is replaced.
+
+    Sizes and times of modification tell. The text is empty for a scene without local files: an
+    object store would take a request for each file.
+    """
+    revisions = [file.revision() for file in scene.hrefs if file.is_local]
+    return hashlib.sha256(" ".join(revisions).encode()).hexdigest()[:16] if revisions else ""
+
+
 class ReadScenes:
     """Turn scenes into batches of tile pixels; a scene that cannot be read is quarantined.
 
@@ -80,7 +92,9 @@ class ReadScenes:
         for index in batch["scene"].tolist():
             scene, counts, sent = self._scenes[index], TileCounts(), 0
             note: dict[str, Any] = {}
+            files = ""
             with Quarantine(f"scene {scene.id}") as fault:
+                files = local_revision(scene)
                 grid = grid_for_scene(scene, self._grid)
                 for part in read_tiles(
                     scene,
@@ -94,12 +108,14 @@ class ReadScenes:
                     yield rows
                 named = grid.naming(self._rules.edge)
                 note = {"grid_id": named.id, "grid": named.to_dict(), "counts": asdict(counts)}
+                if local_revision(scene) != files:
+                    raise SceneError("its files were replaced while they were read; run again")
             if fault:
                 logger.warning("scene %s: %s", scene.id, fault.reason)
                 note = {"reason": fault.reason, "trace": fault.trace}
             # The rows that were sent, not the tiles that were counted: a scene that fails in its
             # middle has counted tiles that are never sent.
-            text = json.dumps(note)
+            text = json.dumps(note | {"files": files})
             yield _rows(index, self._no_tile, status=1, tiles=sent, note=text)
 
 

@@ -3,14 +3,12 @@
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.search.searcher import Searcher
-from storage.archive.reader import Archive
 from storage.dates import parse_moment
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
 from storage.geometry import EDGES, centres, wrapped
@@ -211,13 +209,8 @@ class QueryResolver:
         NotFoundError
             The row does not exist or is not live at the index's snapshot.
         """
-        vector = self._archive.read([row], ["embedding"])["embedding"][0].astype(np.float32)
-        return Query(vector=vector, label=f"row {row}", row=row)
-
-    @cached_property
-    def _archive(self) -> Archive:
-        searcher, manifest = self._searcher, self._searcher.manifest
-        return Archive.open(searcher.index.at(manifest.archive_uri), manifest.snapshot)
+        (vector,) = self._searcher.archive.read([row], ["embedding"])["embedding"]
+        return Query(vector=vector.astype(np.float32), label=f"row {row}", row=row)
 
     def _query(
         self, rows: dict[str, list[Any]], vectors: Float32, index: int, origin: str
@@ -231,7 +224,7 @@ class QueryResolver:
         """Return the archive's vectors (n, D) of rows, given the vectors that the index stores."""
         manifest = self._searcher.manifest
         if manifest.parameters.lossy and manifest.rerank == 1:  # stored vectors are approximations
-            return self._archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
+            return self._searcher.archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
         return stored
 
 

@@ -177,7 +177,12 @@ def read_tiles(
 
 def _tiles_of(values: Float32, grid: TileGrid) -> Float32:
     """Return the tiles (n, bands, h, w) of a strip (bands, h, w): a view."""
-    every = np.lib.stride_tricks.sliding_window_view(values, grid.tile_px, axis=2)
+    every = np.lib.stride_tricks.sliding_window_view(
+        values,
+        grid.tile_px,
+        axis=2,
+        writeable=True,  # nothing writes, but torch warns of arrays that it may not write to
+    )
     return every[:, :, :: grid.stride_px].transpose(2, 0, 1, 3)
 
 

@@ -16,17 +16,20 @@ from pystac_client.stac_api_io import StacApiIO
 from pystac_client.warnings import DoesNotConformTo, PystacClientWarning
 from urllib3.util import Retry
 
-from storage.catalog.stac import MALFORMED, item_candidate
+from storage.catalog.stac import item_candidate
 from storage.catalog.url_policy import CheckedAdapter
 from storage.dates import as_utc
-from storage.errors import CatalogError
+from storage.errors import CatalogError, SkysiftError
 from storage.geometry import BBox, cut
 from storage.location import Location
+from storage.quarantine import Quarantine, reason_of
 from storage.scene import Candidate, CatalogSpec, Rejected, SceneQuery
 
 PAGE_ITEMS = 250
 _TIMEOUT_S = 60.0
 _RETRIES = 4
+_STALE_PAGES = 20
+"""Pages without a new item, in a row, after which a search does not end."""
 
 
 def is_api(source: str | Location) -> bool:
@@ -62,7 +65,7 @@ def api_candidates(
     """
     try:
         client = _open(source.uri)
-        seen: set[tuple[str, str]] = set()
+        seen: set[str] = set()
         area = spec.query.area
         for box in cut(area) if area else [None]:  # not every server understands west > east
             for page in _pages(client, spec.query, box, page_items):
@@ -79,10 +82,12 @@ def api_candidates(
             f"{source} is no STAC API with item search; "
             "give the landing page of one, or an item collection of its items"
         ) from error
-    except MALFORMED as error:
+    except SkysiftError:
+        raise
+    except Exception as error:  # pystac raises whatever an answer of another shape leads to
         raise CatalogError(
-            f"{source} does not answer as a STAC API: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}; give the address of its landing page"
+            f"{source} does not answer as a STAC API: {reason_of(error)}; "
+            "give the address of its landing page"
         ) from error
 
 
@@ -114,31 +119,39 @@ def _pages(
         datetime=_interval(*query.interval),
         collections=list(query.collections) or None,
     )
-    before: list[str] | None = None
+    seen: set[str] = set()
+    stale = 0
     for page in search.pages_as_dicts():
         features = page["features"]
-        ids = [str(item.get("id")) for item in features if isinstance(item, dict)]
-        if ids == before:
+        if not isinstance(features, list):
+            raise CatalogError(f"{client.self_href} answers with features that are no list")
+        keys = {_key(item) for item in features}
+        stale = 0 if keys - seen else stale + 1
+        if stale > _STALE_PAGES:
             raise CatalogError(
-                f"the STAC API at {client.self_href} answers the same page of {len(ids)} items "
-                "again and again; narrow the query, or report the fault to its operator"
+                f"the STAC API at {client.self_href} answers the same page of {len(features)} "
+                "items again and again; narrow the query, or report the fault to its operator"
             )
-        before = ids
+        seen |= keys
         yield features
 
 
+def _key(item: Any) -> str:
+    """Return what tells an item from the others: results shift while an archive grows."""
+    return repr((item.get("collection"), item.get("id")) if isinstance(item, dict) else item)
+
+
 def _fresh(
-    features: list[Any], source: Location, spec: CatalogSpec, seen: set[tuple[str, str]]
+    features: list[Any], source: Location, spec: CatalogSpec, seen: set[str]
 ) -> Iterator[Candidate | Rejected]:
-    """Yield the items that no earlier page had: results shift while an archive grows."""
+    """Yield the items that no earlier page had."""
     for item in features:
-        if not isinstance(item, dict):
-            yield item_candidate(source, item, spec)
-            continue
-        key = (str(item.get("collection")), str(item.get("id")))
-        if key not in seen:
-            seen.add(key)
-            yield item_candidate(source.at(_own_address(item) or source.uri), item, spec)
+        if _key(item) not in seen:
+            seen.add(_key(item))
+            place = source
+            with Quarantine("the link of an item to itself"):
+                place = source.at(_own_address(item) or source.uri)
+            yield item_candidate(place, item, spec)
 
 
 def _own_address(item: Mapping[str, Any]) -> str | None:
@@ -162,5 +175,8 @@ def _interval(since: dt.datetime | None, until: dt.datetime | None) -> str | Non
     start = as_utc(since).replace(microsecond=0) if since else None
     end = as_utc(until) if until else None
     if end and end.microsecond:
-        end = end.replace(microsecond=0) + dt.timedelta(seconds=1)
-    return "/".join(f"{moment:%Y-%m-%dT%H:%M:%SZ}" if moment else ".." for moment in (start, end))
+        whole = end.replace(microsecond=0)
+        last = dt.datetime.max.replace(microsecond=0, tzinfo=dt.UTC)
+        end = whole + dt.timedelta(seconds=1) if whole < last else None
+    times = (f"{moment:%FT%TZ}".rjust(20, "0") if moment else ".." for moment in (start, end))
+    return "/".join(times)

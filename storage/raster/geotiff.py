@@ -183,18 +183,17 @@ def _check(dataset: Any, href: Location, georeferenced: bool) -> None:
     _check_numbers(dataset, str(href))
     if not georeferenced:
         return
-    if dataset.crs is None:
-        raise SceneError(f"{href} {_without_crs(dataset, href)}")
     t = dataset.transform
-    if t.is_identity or t.a * t.e - t.b * t.d == 0 or not all(map(math.isfinite, t)):
-        raise SceneError(f"{href} has a CRS but no usable transform; georeference it first")
+    usable = all(map(math.isfinite, t)) and not t.is_identity and t.a * t.e - t.b * t.d != 0
+    if dataset.crs is None or not usable:
+        raise SceneError(f"{href} {_without_place(dataset, href)}")
     fault = placement_fault(dataset.crs, t, dataset.width, dataset.height)
     if fault:
         raise SceneError(f"{href} {fault}, for example with gdal_edit")
 
 
-def _without_crs(dataset: Any, href: Location) -> str:
-    """Say what a GeoTIFF without CRS has instead, and the next step."""
+def _without_place(dataset: Any, href: Location) -> str:
+    """Say what a GeoTIFF without CRS or transform has instead, and the next step."""
     if dataset.gcps[0]:
         return (
             "is georeferenced by ground control points only, not by a transform; "
@@ -205,6 +204,8 @@ def _without_crs(dataset: Any, href: Location) -> str:
             "is placed by rational polynomial coefficients (RPC) only, not by a transform; "
             "orthorectify it first, for example with gdalwarp -rpc"
         )
+    if dataset.crs is not None:
+        return "has a CRS but no usable transform; georeference it first"
     if not dataset.transform.is_identity:
         return "has a transform but no CRS; assign the right one, for example with gdal_edit"
     beside = "" if href.is_local else "; a world file or .aux.xml beside it needs storage.sidecars"

@@ -6,7 +6,7 @@ open at one end, boxes of four or six numbers, and `next` links that carry a tok
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,7 +23,10 @@ MAX_LIMIT = 100
 
 @dataclass
 class StacApi:
-    """A running server; ``searches`` are the requests that it answered, oldest first."""
+    """A running server; ``searches`` are the requests that it answered, oldest first.
+
+    ``change`` is applied to every document before it is sent.
+    """
 
     url: str
     items: list[dict[str, Any]]
@@ -32,6 +35,7 @@ class StacApi:
     conforms_to: list[str] = field(default_factory=lambda: list(CONFORMS_TO))
     refuse: list[int] = field(default_factory=list)
     stuck: bool = False
+    change: Callable[[Any], Any] = lambda document: document
 
 
 @contextmanager
@@ -137,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {"rel": "next", "href": f"{href}?{urlencode(flat)}", "method": "GET"}
 
     def _reply(self, status: int, document: dict[str, Any]) -> None:
-        data = json.dumps(document).encode()
+        data = json.dumps(self.api.change(document)).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/geo+json")
         self.send_header("Content-Length", str(len(data)))

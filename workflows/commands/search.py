@@ -138,14 +138,18 @@ def _named(resolver: "QueryResolver", options: dict[str, Any], prefix: str) -> I
 
 def _encoder(run: Run, searcher: "Searcher") -> Any:
     from encoders.bundle import load_encoder
-    from storage.archive.reader import Archive
+    from storage.errors import NotFoundError
 
-    at = searcher.index.at
     if run.recipe.encoder.bundle is not None:
         return load_encoder(run.need_path("encoder.bundle"))
-    manifest = searcher.manifest
-    archive = Archive.open(at(manifest.archive_uri), manifest.snapshot)
-    return load_encoder(at(archive.spec.encoder_uri))
+    archive = searcher.archive
+    try:
+        return load_encoder(archive.encoder)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"the archive's encoder was {archive.spec.encoder_uri!r} ({error}); "
+            "give the bundle with --encoder"
+        ) from error
 
 
 def _vectors(path: str) -> Iterator["Query"]:
