@@ -105,6 +105,8 @@ def test_bad_input_is_named(raster, tmp_path):
     tiles = tiles_over(16, 16)
     with pytest.raises(ConfigError, match="at least one class"):
         tile_labels(raster[0], GRID, tiles, {})
+    with pytest.raises(ConfigError, match="two values have one class"):
+        tile_labels(raster[0], GRID, tiles, {1: "water", 2: "Water "})
     with pytest.raises(ConfigError, match="min_fraction"):
         tile_labels(raster[0], GRID, tiles, CLASSES, min_fraction=0)
     with pytest.raises(SceneError, match=r"gone\.tif"):
