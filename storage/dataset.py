@@ -443,7 +443,10 @@ def read_info(uri: str | Location) -> DatasetInfo:
         ``dataset.json`` is malformed.
     """
     document = Location.of(uri) / _INFO
-    data = document.read()
+    try:
+        data = document.read()
+    except NotFoundError as error:
+        raise NotFoundError(f"{error}; `skysift dataset import` makes a dataset") from error
     try:
         content = json.loads(data)
         seal = content.pop("seal", None)
