@@ -9,6 +9,7 @@ Shape legend: B batch, N tiles, C bands, H and W pixels, F features, D embedding
 
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, overload
@@ -35,6 +36,7 @@ from encoders.spec import (
 )
 from storage.errors import ConfigError
 from storage.location import Location
+from storage.locks import exclusive_lock
 
 _CHUNK_TILES = {"cpu": 16}
 """Tiles per forward pass. 16 tiles fit into the caches of a CPU: tiny-cnn is 1.8 times as fast as
@@ -172,8 +174,12 @@ def save_bundle(encoder: Encoder, uri: str | Location) -> str:
     """
     description, weights = _serialise(encoder)
     folder = Location.of(uri)
-    (folder / WEIGHTS_FILE).write(weights)
-    (folder / DESCRIPTION_FILE).write(description)
+    # Without the lock the files of two encoders that are saved at once could be mixed. In an object
+    # store nothing prevents that, and the mixed bundle is refused when it is loaded.
+    alone = exclusive_lock(folder, "encoder", beside="save") if folder.is_local else nullcontext()
+    with alone:
+        (folder / WEIGHTS_FILE).write(weights)
+        (folder / DESCRIPTION_FILE).write(description)
     return bundle_fingerprint(description, weights)
 
 

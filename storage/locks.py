@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from storage.errors import NotFoundError, SkysiftError
 from storage.location import Location, named_failures, split_uri
+from storage.values import check_types
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,13 @@ class Holder:
 
     @classmethod
     def read(cls, data: bytes) -> "Holder":
-        """Return the holder that a lock's file names."""
-        return cls(**json.loads(data))
+        """Return the holder that a lock's file names, an unknown one where the file is damaged."""
+        try:
+            holder = cls(**json.loads(data))
+            check_types(holder)
+        except (ValueError, TypeError):
+            return cls(host="an unknown machine", pid=0, since="an unknown time", token="")
+        return holder
 
     def to_bytes(self) -> bytes:
         """Return the content of a lock's file."""
@@ -68,6 +74,7 @@ def exclusive_lock(
     uri: str | Location,
     work: str,
     *,
+    beside: str = "",
     lease_s: float = LEASE_S,
 ) -> Iterator[Callable[[], None]]:
     """Be the only process that works on a folder inside the block.
@@ -78,6 +85,8 @@ def exclusive_lock(
         Folder, which need not exist.
     work
         Name of the work, for the message to other processes: ``training``.
+    beside
+        Suffix of the lock's files where they may not lie in the folder, but have to lie beside.
     lease_s
         Seconds after which a lease in an object store is dead when its holder does not renew it.
 
@@ -93,7 +102,10 @@ def exclusive_lock(
         Another process holds the lock; the message names it.
     """
     place = Location.of(uri)
-    with _held(place, f"{place}/.owner", work, lease_s) as check:
+    folder = place.uri.rstrip("/")
+    is_bucket = not place.is_local and "/" not in split_uri(folder)[1]
+    stem = f"{folder}.{beside}" if beside and not is_bucket else f"{folder}/.{beside or 'owner'}"
+    with _held(place, stem, work, lease_s) as check:
         yield check
 
 
@@ -103,11 +115,7 @@ def watcher_lock(uri: str | Location, *, lease_s: float = LEASE_S) -> Iterator[C
 
     The lock lies beside the archive, whose folder holds nothing but its repository.
     """
-    place = Location.of(uri)
-    folder = place.uri.rstrip("/")
-    is_bucket = not place.is_local and "/" not in split_uri(folder)[1]
-    beside = f"{folder}/.watch" if is_bucket else f"{folder}.watch"
-    with _held(place, beside, "`skysift watch`", lease_s) as check:
+    with exclusive_lock(uri, "`skysift watch`", beside="watch", lease_s=lease_s) as check:
         yield check
 
 
@@ -186,7 +194,7 @@ def _locked(place: Location, note: Location, path: str, work: str) -> Iterator[N
     except Timeout as error:
         try:
             holder = str(Holder.read(note.read()))
-        except (SkysiftError, ValueError, TypeError):
+        except SkysiftError:
             holder = "a process that has just begun"
         raise _refusal(work, place, holder) from error
     try:
@@ -194,6 +202,7 @@ def _locked(place: Location, note: Location, path: str, work: str) -> Iterator[N
         yield
     finally:
         note.delete()
+        Path(path).unlink(missing_ok=True)  # while held: who waits for this file finds it gone
         lock.release()
 
 

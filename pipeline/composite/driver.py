@@ -19,8 +19,9 @@ from pipeline.runtime.dask import Scheduler, blocks_of, compute
 from storage.catalog.stac_write import composite_document, write_collection, write_item
 from storage.errors import SceneError
 from storage.location import Location
+from storage.locks import exclusive_lock
 from storage.progress import Progress, ProgressSink, ignore
-from storage.quarantine import Quarantine
+from storage.quarantine import required
 from storage.raster.geotiff import inspect
 from storage.raster.pixel_grid import Window
 from storage.raster.writer import GeotiffWriter
@@ -37,7 +38,7 @@ def make_composites(
     """Make and write the composites of a plan; each appears when it is whole.
 
     A composite whose sources cannot be read is reported with its reason and the others go on;
-    the same call tries it again.
+    the same call tries it again. Only one process at a time may write to a folder.
 
     Parameters
     ----------
@@ -52,18 +53,19 @@ def make_composites(
     """
     made: list[str] = []
     failed: dict[str, str] = {}
-    for number, composite in enumerate(plan.todo):
-        progress(_state(number, plan, composite.id))
-        try:
-            _make(composite, plan, scheduler)
-        except SceneError as error:
-            failed[composite.id] = str(error)
-        else:
-            made.append(composite.id)
-    if made or plan.unchanged:
-        progress(_state(len(plan.todo), plan))
-        title = f"Cloud-free composites: the median of each {plan.spec.period}"
-        write_collection(plan.spec.output_uri, plan.spec.name, title)
+    with exclusive_lock(plan.spec.output_uri, "composites", beside="composites"):
+        for number, composite in enumerate(plan.todo):
+            progress(_state(number, plan, composite.id))
+            try:
+                _make(composite, plan, scheduler)
+            except SceneError as error:
+                failed[composite.id] = str(error)
+            else:
+                made.append(composite.id)
+        if made or plan.unchanged:
+            progress(_state(len(plan.todo), plan))
+            title = f"Cloud-free composites: the median of each {plan.spec.period}"
+            write_collection(plan.spec.output_uri, plan.spec.name, title)
     return CompositeReport(
         output=str(plan.spec.output_uri),
         made=tuple(made),
@@ -116,12 +118,11 @@ def _median(
     scheduler: Scheduler,
 ) -> NDArray[np.float32]:
     """Return the median of some scenes over a piece of a composite."""
-    with Quarantine(f"composite {composite.id}") as fault:
+    with required(f"composite {composite.id}"):
         stack = scene_stack(placed, plan.pixels, piece, block_px=composite.block_px)
         median = da.map_blocks(median_of_days, stack, dtype=np.float32, drop_axis=0)
         [values] = compute([median], scheduler)
-        return np.asarray(values)
-    raise SceneError(fault.reason)
+    return np.asarray(values)
 
 
 def median_of_days(stack: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -173,12 +173,24 @@ class Archive:
         return Archive(self.location, newest, self.repository)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Archive, (self.location, self.snapshot)
+        return Archive, (self.location.absolute, self.snapshot)
 
     @property
     def uri(self) -> str:
         """URI of :attr:`location`."""
         return self.location.uri
+
+    @property
+    def encoder(self) -> Location:
+        """Bundle of the encoder that the archive was made with.
+
+        Older archives may state a path relative to the folder in which they were made. Where there
+        is no such bundle, the path is taken from the folder of the archive.
+        """
+        stated = self.location.at(self.spec.encoder_uri)
+        if not (stated.is_local and self.location.is_local) or stated.path.exists():
+            return stated
+        return self.location.at(str(self.location.absolute.path.parent / stated.path))
 
     def __len__(self) -> int:
         return sum(entry.rows for entry in self.ledger.entries.values())

@@ -59,7 +59,7 @@ def archive_item(archive: Archive) -> dict[str, Any]:
         "links": [
             {
                 "rel": "emb:model",
-                "href": Location(spec.encoder_uri).absolute.uri,
+                "href": archive.encoder.absolute.uri,
                 "title": f"encoder {spec.encoder_fingerprint[:16]}",
             }
         ],

@@ -40,6 +40,15 @@ def test_the_second_is_told_who_the_first_is(tmp_path: Path):
         check()
 
 
+@pytest.mark.parametrize("beside", ["", "making"])
+def test_a_lock_leaves_no_file(tmp_path: Path, beside: str):
+    place = tmp_path / "place"
+    place.mkdir()
+    with exclusive_lock(str(place), "making", beside=beside):
+        assert bool(list(place.iterdir())) == (not beside)
+    assert list(tmp_path.rglob("*")) == [place]
+
+
 def test_a_killed_process_leaves_the_place_free(tmp_path: Path):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)],

@@ -367,6 +367,13 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, word, monkeypatch):
     assert word in outcome.err
 
 
+def test_a_name_that_is_not_utf_8_is_refused():
+    outcome = run("archive", "info", "--archive", "work/a\udcff")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "a\\udcff' is not UTF-8" in outcome.err
+    assert "is not UTF-8" not in run("archive", "info", "--archive", "work/Zürich").err
+
+
 def test_a_spoilt_scene_is_set_aside_and_the_others_go_on(spoilt):
     damaged = spoilt.folder / "scenes" / "site_20240601.tif"
     damaged.write_bytes(damaged.read_bytes()[:2000])
@@ -378,6 +385,46 @@ def test_a_spoilt_scene_is_set_aside_and_the_others_go_on(spoilt):
     _write_scene(spoilt.folder / "scenes", "site_20240601", 6)
     again = run("ingest", "-r", spoilt.recipe, "--retry-quarantined", "--json")
     assert (again.code, again.data["report"]["embedded"]) == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["\x1b]0;pwned\x07\x1b[31mRED\nspoofed  9", "sur\ud800id"])
+def test_an_odd_id_is_set_aside_once_and_spoils_no_list(spoilt, name):
+    scene = spoilt.folder / "scenes" / "site_20240501.tif"
+    asset = {"px": {"href": str(scene), "type": "image/tiff"}}
+    item = {"type": "Feature", "stac_version": "1.0.0", "geometry": None, "links": []}
+    item |= {"properties": {"datetime": "2024-05-01T00:00:00Z"}, "assets": asset}
+    features = [item | {"id": name}, item | {"id": "good"}]
+    catalog = spoilt.folder / "catalog.json"
+    catalog.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    common = ("-r", spoilt.recipe, "--scenes", catalog)
+    events = spoilt.folder / "events.jsonl"
+    first = run("ingest", *common, "--events", events, "--json")
+    assert (first.code, first.data["report"]["embedded"]) == (3, 1), first.err
+    assert len(first.data["report"]["quarantined"]) == 1
+    again = run("ingest", *common, "--json").data["report"]
+    assert (again["quarantined"], again["snapshot"]) == ({}, first.data["report"]["snapshot"])
+    for command in (("info", "--scenes", "-r", spoilt.recipe), ("audit", *common)):
+        outcome = run("archive", *command)
+        assert outcome.code == 0, outcome.err
+        assert all(line.isprintable() for line in outcome.out.split("\n"))
+        assert "\nspoofed" not in outcome.out
+    assert all(json.loads(line) for line in events.read_text(encoding="utf-8").splitlines())
+
+
+def test_a_picture_asks_from_another_folder_than_the_ingest(spoilt, tmp_path, monkeypatch):
+    monkeypatch.chdir(spoilt.folder)
+    here = ("--archive", "archive", "--index", "index")
+    made = run("ingest", "--scenes", "scenes", "--encoder", "bundle", *here[:2])
+    assert made.code == 0, made.err
+    assert run("index", "build", *here).code == 0
+    monkeypatch.chdir("/")
+    picture = next((spoilt.folder / "scenes").glob("*.tif"))
+    command = ("search", "--index", spoilt.folder / "index", "--image", picture, "-k", 1, "--json")
+    assert len(run(*command).data["hits"]) == 1
+    (spoilt.folder / "bundle").rename(spoilt.folder / "elsewhere")
+    moved = run(*command)
+    assert (moved.code, moved.err.count("\n")) == (1, 1)
+    assert "--encoder" in moved.err
 
 
 def test_an_archive_of_another_encoder_is_refused(world, spoilt):

@@ -5,6 +5,7 @@ import datetime as dt
 import errno
 import io
 import json
+import logging
 import os
 import pty
 import re
@@ -21,8 +22,15 @@ import pytest
 
 from storage.errors import CatalogError, ConfigError, NotFoundError, SceneError
 from storage.location import Location, StorageOptions
-from storage.progress import Progress
-from workflows.console import ProgressView, format_table, write_json
+from storage.progress import Event, Progress, event_log
+from workflows.commands.common import Run
+from workflows.console import (
+    ProgressView,
+    configure_logging,
+    format_pairs,
+    format_table,
+    write_json,
+)
 from workflows.exit_codes import failure_line, run_to_exit_code
 
 
@@ -260,6 +268,53 @@ def test_a_signal_ends_with_one_line_and_runs_what_cleans_up(number, code, word,
     assert err.count("\n") == 1
     assert word in err
     assert (tmp_path / "closed").exists()
+
+
+ODD = "\x1b]0;t\x07\x1b[31mRED\nspoofed \u202e\ud800"
+
+
+def test_no_control_character_reaches_the_terminal(view, capsys):
+    sink, stream, clock = view
+    sink(_report(0, note=ODD))
+    clock.now += 3
+    sink.tick()
+    configure_logging()
+    logging.getLogger("storage").warning("scene %s is odd", ODD)
+    shown = io.StringIO()
+    lines = [ODD, *format_pairs({"a": ODD})]
+    settings = {"name": None, "sets": (), "overrides": {}, "as_json": False}
+    Run(**settings, stdout=shown).show({"scene": ODD}, lines)
+
+    def fail() -> None:
+        raise CatalogError(ODD)
+
+    run_to_exit_code(fail)
+    for text in (stream.getvalue(), shown.getvalue(), capsys.readouterr().err):
+        assert "RED" in text
+        assert all(line.isprintable() for line in text.split("\n"))
+        assert not re.search("^ *spoofed", text, re.MULTILINE)
+
+
+def test_an_event_with_odd_text_is_written(tmp_path):
+    with event_log(tmp_path / "events.jsonl") as events:
+        events(Event(event="failed", reason=ODD))
+    [line] = (tmp_path / "events.jsonl").read_bytes().splitlines()
+    assert json.loads(line)["reason"] == ODD
+
+
+def test_a_terminal_without_unicode_shows_names_escaped():
+    program = (
+        "from workflows import cli, exit_codes\n"
+        "cli.run_to_exit_code = lambda *a, **k: print('Z\\u00fcrich') or 0\n"
+        "cli.main(['doctor'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == b"Z\\xfcrich\n"
 
 
 def test_json_names_a_place_by_its_uri_and_never_its_credentials():

@@ -15,7 +15,6 @@ import numpy as np
 from encoders.bundle import Encoder, load_encoder
 from pipeline.search.query import Query, QueryResolver, combine
 from pipeline.search.searcher import Searcher
-from storage.archive.reader import Archive
 from storage.dates import parse_moment
 from storage.errors import NotFoundError, SkysiftError
 from storage.formats import hit_records
@@ -62,6 +61,12 @@ class BackendConfig:
     replicas: int = 1
     max_image_px: int = 16 * 1024 * 1024
     thumbnail_cache_bytes: int = 64 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        # Replicas have other working directories than the command.
+        object.__setattr__(self, "index_uri", self.index)
+        if self.encoder_uri is not None:
+            object.__setattr__(self, "encoder_uri", Location.of(self.encoder_uri).absolute)
 
     @property
     def index(self) -> Location:
@@ -217,15 +222,13 @@ class _Version:
         self._config, self.name = config, name
         self.searcher = Searcher.connect(config.index, version=name, replicas=config.replicas)
         self.resolver = QueryResolver(self.searcher)
-        manifest = self.searcher.manifest
-        self.archive = Archive.open(config.index.at(manifest.archive_uri), manifest.snapshot)
+        self.archive = self.searcher.archive
         self.boxes = SceneBoxes(self.archive)
         self.ledger = self.archive.scenes()
 
     @cached_property
     def encoder(self) -> Encoder:
-        stated = self.archive.location.at(self.archive.spec.encoder_uri)
-        return load_encoder(self._config.encoder_uri or stated)
+        return load_encoder(self._config.encoder_uri or self.archive.encoder)
 
     @cached_property
     def image_resolver(self) -> QueryResolver:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from storage.archive.audit import verify
-from storage.archive.ledger import CHECKPOINT_EVERY_PAGES, LedgerEntry
+from storage.archive.ledger import CHECKPOINT_EVERY_PAGES, Ledger, LedgerEntry, fold_page
 from storage.archive.maintenance import delete_scenes
 from storage.archive.reader import Archive
 from storage.archive.spec import root_attributes
@@ -195,3 +196,29 @@ def test_a_scene_deleted_while_it_is_embedded_again_stays_deleted(uri: str):
     states = {one.scene_id: one.state for one in Archive.open(uri).scenes()}
     assert states == {"a": "deleted", "b": "embedded"}
     assert len(Archive.open(uri)) == 1
+
+
+def test_a_ledger_that_holds_unprintable_text_can_be_read():
+    item = {"scene_id": "sur\ud800\x1b[2J", "state": "quarantined", "reason": "a\nb"}
+    stored = [item | {"fingerprint": ""}]
+    page = {"checkpoint": False, "segments": [], "grids": {}, "entries": stored}
+    entries = fold_page(Ledger(), json.dumps(page).encode()).entries
+    [(name, read)] = entries.items()
+    assert name == read.scene_id == "sur\\ud800\\x1b[2J"
+    assert read.reason == "a\\nb"
+
+
+def test_a_relative_path_of_the_encoder_is_taken_from_either_folder(tmp_path, monkeypatch):
+    (tmp_path / "enc").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    archive = Archive.create("archive", replace(SPEC, encoder_uri="enc"))
+    assert archive.encoder.path == Path("enc")
+    pickled = pickle.dumps(archive)
+    monkeypatch.chdir(tmp_path / "here")
+    opened = Archive.open(str(tmp_path / "archive"))
+    assert opened.encoder.path == tmp_path / "enc"
+    assert pickle.loads(pickled).spec == opened.spec
+    stated = str(tmp_path / "gone")
+    moved = Archive.create(str(tmp_path / "other"), replace(SPEC, encoder_uri=stated))
+    assert moved.encoder.uri == stated
