@@ -7,11 +7,13 @@ items puts the work on each of them inside a :class:`Quarantine`.
 
 import logging
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from storage.errors import SkysiftError
+from storage.errors import SceneError, SkysiftError
 from storage.signatures import without_signatures
 from storage.values import printable
 
@@ -67,6 +69,21 @@ class Quarantine:
             else:
                 self.trace = "".join(traceback.format_exception(error))
         return True
+
+
+@contextmanager
+def required(subject: str) -> Iterator[None]:
+    """Raise a SceneError for every exception of the block, where nothing can go on without it.
+
+    Raises
+    ------
+    SceneError
+        The exception as one line, after the subject.
+    """
+    with Quarantine(subject) as fault:
+        yield
+    if fault:
+        raise SceneError(f"{subject}: {fault.reason}")
 
 
 def reason_of(error: Exception) -> str:

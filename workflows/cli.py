@@ -5,7 +5,6 @@ Nothing heavy is imported before a verb runs, so that help is instant.
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from importlib import import_module
 from io import TextIOWrapper
 
@@ -72,7 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # for signs that the terminal lacks
     own = given[: given.index("--")] if "--" in given else given
 
-    command = partial(cli.main, args=given, prog_name="skysift", standalone_mode=False)
+    def command() -> object:
+        for argument in given:
+            if argument != argument.encode(errors="replace").decode():
+                raise click.UsageError(f"{argument!r} is not UTF-8; rename the file or folder")
+        return cli.main(args=given, prog_name="skysift", standalone_mode=False)
+
     sys.exit(run_to_exit_code(command, debug="--debug" in own))
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from pyproj import CRS
 
 from pipeline.analysis.landcover import TileLabels
 from pipeline.analysis.statistics import BandStatistics
-from pipeline.datasets.rows import finished
+from pipeline.datasets.rows import READER, finished
 from pipeline.datasets.spec import SplitRule
 from pipeline.tiles.grid import TileGrid, grid_for_scene
 from pipeline.tiles.read import TileBatch, read_tiles
@@ -21,6 +21,7 @@ from storage.dataset import DatasetInfo, DatasetWriter
 from storage.errors import ConfigError
 from storage.location import Location
 from storage.progress import Progress, ProgressSink, ignore
+from storage.quarantine import required
 from storage.scene import Scene
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,10 @@ def import_scenes(
             "training would see validation ground; give 'pad' or 'drop' for a dataset"
         )
     table = _LabelTable.of([labels] if isinstance(labels, TileLabels) else list(labels))
-    grids = [grid_for_scene(scene, grid) for scene in scenes]
+    grids = []
+    for scene in scenes:
+        with required(f"scene {scene.id}"):
+            grids.append(grid_for_scene(scene, grid))
     if len(names := {tile_grid.id for tile_grid in grids}) > 1:
         logger.warning(
             "the scenes lie on %d grids (%s): ground that two of them share can be in train and in "
@@ -90,6 +94,7 @@ def import_scenes(
         )
     origin = {
         "importer": "scenes",
+        "reader": READER,
         "scenes": {scene.id: scene.fingerprint for scene in scenes},
         "grids": sorted(names),
         "bands": list(bands),
@@ -109,7 +114,7 @@ def import_scenes(
         normalisation=(statistics.mean, statistics.std) if statistics else None,
     ) as writer:
         for number, (scene, tiles) in enumerate(zip(scenes, grids, strict=True), start=1):
-            for batch in read_tiles(scene, tiles, rules, batch_size=_BATCH):
+            for batch in _read(scene, tiles, rules):
                 _append_tiles(writer, scene, tiles, batch, table, split, block_tiles)
             progress(Progress(stage="import", done=number, total=len(scenes), unit="scenes"))
         return writer.finish()
@@ -145,6 +150,11 @@ def _resolution_m(grid: TileGrid) -> float:
     if crs.is_geographic:
         return round(math.radians(grid.resolution) * _EARTH_RADIUS_M, 3)
     return float(grid.resolution * crs.axis_info[0].unit_conversion_factor)
+
+
+def _read(scene: Scene, grid: TileGrid, rules: TileRules) -> Iterator[TileBatch]:
+    with required(f"scene {scene.id}"):
+        yield from read_tiles(scene, grid, rules, batch_size=_BATCH)
 
 
 def _append_tiles(

@@ -1,6 +1,5 @@
 """The kernels of ingest, without Ray: scenes to pixels, pixels to vectors, rows to scenes."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +12,9 @@ import numpy.typing as npt
 
 from pipeline.ingest.spec import IngestPlan
 from pipeline.tiles.grid import grid_for_scene
-from pipeline.tiles.read import TileBatch, TileCounts, read_tiles
+from pipeline.tiles.read import TileBatch, TileCounts, local_revision, read_tiles
 from storage.errors import EncoderMismatchError, SceneError
 from storage.quarantine import Quarantine
-from storage.scene import Scene
 
 logger = logging.getLogger(__name__)
 
@@ -51,16 +49,6 @@ def require_planned_encoder(plan: IngestPlan, fingerprint: str) -> None:
             f"{planned[:16]} and is {fingerprint[:16]} now; restore that bundle, or run the "
             "command again for a new archive"
         )
-
-
-def local_revision(scene: Scene) -> str:
-    """Return 16 hexadecimal digits that change when a local file of a scene is replaced.
-
-    Sizes and times of modification tell. The text is empty for a scene without local files: an
-    object store would take a request for each file.
-    """
-    revisions = [file.revision() for file in scene.hrefs if file.is_local]
-    return hashlib.sha256(" ".join(revisions).encode()).hexdigest()[:16] if revisions else ""
 
 
 class ReadScenes:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from storage.errors import ConfigError
+from storage.errors import ConfigError, SkysiftError
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     ------
     ConfigError
         The path of the folder for private instances is too long.
+    SkysiftError
+        The cluster cannot be joined.
     """
     import ray  # slow, and a small ingest does without
 
@@ -69,7 +71,7 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         try:
             with _sigterm_kept():
                 if folder is None:
-                    ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+                    _join(str(address))
                 else:
                     _start_private(folder, cpus)
             yield
@@ -95,6 +97,21 @@ def private_root() -> Path:
             f"set SKYSIFT_RAY_DIR to a folder of at most {_ROOT_CHARS} characters, such as /tmp"
         )
     return Path("/tmp")
+
+
+def _join(address: str) -> None:
+    """Connect to a cluster; SkysiftError where Ray cannot."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        line = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise SkysiftError(
+            f"the Ray cluster at {address!r} cannot be joined ({line}); check the address "
+            "(cluster.address, RAY_ADDRESS), and that the cluster runs with your token"
+        ) from error
 
 
 def _start_private(folder: Path, cpus: int | None) -> None:

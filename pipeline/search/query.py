@@ -108,9 +108,11 @@ class QueryResolver:
         if encoder is None:
             raise ConfigError(f"{label}: a picture needs an encoder; give its bundle")
         if len(values) != len(encoder.bands):
+            more = len(values) > len(encoder.bands)
             raise ConfigError(
                 f"{label} has {len(values)} bands, the encoder needs {len(encoder.bands)} "
-                f"({', '.join(encoder.bands)}); choose bands by number"
+                f"({', '.join(encoder.bands)}); "
+                f"{'choose bands by number' if more else 'take a picture with these bands'}"
             )
         if not np.isfinite(values).any():
             raise ConfigError(f"{label} has no valid pixel; choose another picture")

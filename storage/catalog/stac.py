@@ -212,8 +212,8 @@ def item_candidate(
 
 def _candidate(place: Location, document: Any, spec: CatalogSpec) -> Candidate:
     item = pystac.Item.from_dict(document, migrate=False, preserve_dict=True)
-    for name, value in {"id": item.id, "collection": item.collection_id or ""}.items():
-        if not isinstance(value, str):
+    for name, value in {"id": item.id, "collection": item.collection_id}.items():
+        if not (isinstance(value, str) or (value is None and name == "collection")):
             raise CatalogError(f"its {name} is {value!r}, which is no text; give it one")
     moment = item.datetime or item.common_metadata.start_datetime
     if moment is None:

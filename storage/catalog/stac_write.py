@@ -12,7 +12,7 @@ from typing import Any
 
 import pystac
 
-from storage.errors import NotFoundError
+from storage.errors import CatalogError, NotFoundError
 from storage.geometry import enclosing, geojson_footprints
 from storage.location import Location, sha256_of_file
 from storage.quarantine import Quarantine
@@ -154,6 +154,8 @@ def written_items(folder: str | Location) -> dict[str, dict[str, Any]]:
             with Quarantine(str(file)) as fault:
                 item = json.loads(data)
                 pystac.Item.from_dict(item)
+                if not file.uri.endswith(f"/{item['id']}.json"):
+                    raise CatalogError(f"it holds item {item['id']}; make the composites again")
                 items[item["id"]] = item
             if fault:
                 logger.warning("%s is not counted as written: %s", file, fault.reason)

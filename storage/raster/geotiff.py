@@ -168,13 +168,28 @@ def opened(
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             level = {} if overview is None else {"overview_level": overview}
             dataset = rasterio.open(path, driver="GTiff", **level)
-    except (RasterioError, OSError) as error:
+    except (RasterioError, CPLE_BaseError, OSError) as error:
         raise SceneError(
             f"{href} cannot be opened as GeoTIFF: {cause(error)}; check the file and the access"
         ) from error
-    with dataset:
+    with dataset, named_faults(href):
         _check(dataset, href, georeferenced)
         yield dataset
+
+
+@contextmanager
+def named_faults(href: Location, where: str = "") -> Iterator[None]:
+    """Turn the errors of GDAL about an open file into one that names the file.
+
+    GDAL reads a header piece by piece, so a look at the masks or colours of a file may fail.
+    """
+    try:
+        yield
+    except (RasterioError, CPLE_BaseError) as error:
+        raise SceneError(
+            f"{href} cannot be read{where}: {cause(error)}; it may be truncated or damaged, "
+            "copy it again"
+        ) from error
 
 
 def _check(dataset: Any, href: Location, georeferenced: bool) -> None:

@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from rasterio.crs import CRS
 from rasterio.enums import MaskFlags, Resampling
-from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as FileWindow
 
 from storage.errors import ConfigError, SceneError
 from storage.location import Location
-from storage.raster.geotiff import alpha_index, cause, perimeter, reproject
+from storage.raster.geotiff import alpha_index, named_faults, perimeter, reproject
 from storage.raster.pixel_grid import Bool, Float32, PixelGrid, Window
 from storage.raster.upsample import Upsample2x
 from storage.scene import BandSource
@@ -117,17 +116,12 @@ class RowReader:
         source = FileWindow.from_slices(rows, self._columns)
         masks, alpha = self._gaps.masks, self._gaps.alpha
         known = []
-        try:
+        with named_faults(self._href, f" at rows {rows.start} to {rows.stop}"):
             if masks:
                 known.append(self._dataset.read_masks(masks, window=source) != 0)
             raw = self._dataset.read(
                 (*self._indexes, alpha) if alpha else self._indexes, window=source
             )
-        except RasterioError as error:
-            raise SceneError(
-                f"{self._href} cannot be read at rows {rows.start} to {rows.stop}: "
-                f"{cause(error)}; it may be truncated or damaged, copy it again"
-            ) from error
         if alpha:
             known.append(raw[-1:] != 0)
             raw = raw[:-1]

@@ -29,6 +29,7 @@ from storage.location import Location
 from storage.raster.geotiff import (
     check_indexes,
     environment,
+    named_faults,
     opened,
     raster_info,
     resolution_in,
@@ -181,11 +182,12 @@ class SceneReader:
         bands = [self.scene.bands[position] for position in positions]
         mapped = [band.index for band in bands]
         layers = []
-        for group in by_nodata(dataset, bands):
-            sources = [bands[i] for i in group]
-            gaps = gaps_of(dataset, sources, mapped)
-            places = [positions[i] for i in group]
-            layers.append(layer_of(self._files, dataset, sources, places, place, gaps))
+        with named_faults(bands[0].href):
+            for group in by_nodata(dataset, bands):
+                sources = [bands[i] for i in group]
+                gaps = gaps_of(dataset, sources, mapped)
+                places = [positions[i] for i in group]
+                layers.append(layer_of(self._files, dataset, sources, places, place, gaps))
         return layers
 
     def _check_numbers(self, opened: Sequence[tuple[Any, list[int]]]) -> None:

@@ -26,19 +26,21 @@ def hand_made(
     epsg: int = 32648,
     key: tuple[int, int] = PROJECTED,
     tile_px: int = 0,
+    bands: int = 3,
     more: tuple[tuple[int, int, list[int]], ...] = (),
 ) -> bytes:
-    """A one-band TIFF with the numbers that are given, true or not, in its tags.
+    """A TIFF of bytes with the numbers that are given, true or not, in its tags.
 
     With ``tile_px`` all its blocks are missing. ``more`` are tags as (number, type, values).
     """
-    data = b"" if tile_px else bytes(range(1, 201)) * (size_px**2 // 200 + 1)
-    data = data[: size_px**2]
+    data = b"" if tile_px else bytes(range(1, 201)) * (bands * size_px**2 // 200 + 1)
+    data = data[: bands * size_px**2]
     code, model = key
     geokeys = [1, 1, 0, 3, 1024, 0, 1, model, 1025, 0, 1, 1, code, 0, 1, epsg]
     tags = [
-        *((256, 4, [size_px]), (257, 4, [size_px]), (258, 3, [8]), (259, 3, [1])),
-        *((262, 3, [1]), (277, 3, [1]), (339, 3, [1])),
+        *((256, 4, [size_px]), (257, 4, [size_px]), (258, 3, [8] * bands), (259, 3, [1])),
+        *((262, 3, [1]), (277, 3, [bands]), (284, 3, [1]), (339, 3, [1] * bands)),
+        *([(338, 3, [0] * (bands - 1))] if bands > 1 else []),
         *((33550, 12, [pixel, pixel, 0.0]), (33922, 12, [0.0, 0.0, 0.0, x, y, 0.0])),
         (34735, 3, geokeys),
         *more,
@@ -109,7 +111,7 @@ BAD: Mapping[str, Callable[[Path, int], None]] = {
     "picture": _picture,
     "damaged-in-its-middle": _damaged_in_its_middle,
     "complex": _complex,
-    "one-band": _by_hand(),
+    "one-band": _by_hand(bands=1),
     "origin-nan": _by_hand(x=float("nan")),
     "origin-infinite": _by_hand(y=float("inf")),
     "origin-1e300": _by_hand(x=1e300),
@@ -123,7 +125,7 @@ BAD: Mapping[str, Callable[[Path, int], None]] = {
     "longitude-2000": _by_hand(pixel=1e-4, x=2000.0, y=5.0, epsg=4326, key=GEOGRAPHIC),
     "heights": _by_hand(epsg=5773),
     "geocentric": _by_hand(epsg=4978),
-    "no-such-crs": _by_hand(epsg=32767 - 7),
+    "no-such-crs": _by_hand(epsg=29999),
     "axes-of-its-own": _by_hand(epsg=32767, key=USER_DEFINED),
     "claims-1e6-px": _by_hand(size_px=10**6, tile_px=32768),
     "claims-1e5-px": _by_hand(size_px=10**5, tile_px=16384),

@@ -25,7 +25,8 @@ MAX_LIMIT = 100
 class StacApi:
     """A running server; ``searches`` are the requests that it answered, oldest first.
 
-    ``change`` is applied to every document before it is sent.
+    ``round`` leads from the tokens of pages back to others; ``change`` is applied to every document
+    before it is sent.
     """
 
     url: str
@@ -35,6 +36,7 @@ class StacApi:
     conforms_to: list[str] = field(default_factory=lambda: list(CONFORMS_TO))
     refuse: list[int] = field(default_factory=list)
     stuck: bool = False
+    round: dict[int, int] = field(default_factory=dict)
     change: Callable[[Any], Any] = lambda document: document
 
 
@@ -121,6 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         links = []
         if start + limit < len(found):
             token = start if self.api.stuck else start + limit
+            token = self.api.round.get(token, token)
             links.append(self._next({**asked, "token": str(token)}))
         self._reply(
             200,

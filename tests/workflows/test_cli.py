@@ -367,6 +367,13 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, word, monkeypatch):
     assert word in outcome.err
 
 
+def test_a_name_that_is_not_utf_8_is_refused():
+    outcome = run("archive", "info", "--archive", "work/a\udcff")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "a\\udcff' is not UTF-8" in outcome.err
+    assert "is not UTF-8" not in run("archive", "info", "--archive", "work/Zürich").err
+
+
 def test_a_spoilt_scene_is_set_aside_and_the_others_go_on(spoilt):
     damaged = spoilt.folder / "scenes" / "site_20240601.tif"
     damaged.write_bytes(damaged.read_bytes()[:2000])

@@ -21,7 +21,7 @@ from pipeline.ingest.spec import IngestSpec
 from storage.archive.audit import verify
 from storage.archive.reader import Archive
 from storage.scene import BandMapping, CatalogSpec
-from tests.support.bad_scenes import BAD, mutated
+from tests.support.bad_scenes import BAD, hand_made, mutated
 from tests.support.fuzz import faults_of
 from tests.support.ingest_world import make_bundle, write_scene
 
@@ -102,6 +102,12 @@ def test_a_bad_scene_is_quarantined_with_one_line_and_the_others_are_embedded(
     assert state == "quarantined"
     assert reason.isprintable()
     assert 20 < len(reason) < 1200
+
+
+def test_the_same_file_with_true_numbers_is_embedded(world: World, tmp_path: Path):
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "scenes" / "true_20240601.tif").write_bytes(hand_made())
+    assert _run_among(world, tmp_path)["true_20240601"] == ("embedded", "")
 
 
 def _random_mixture(world: World, seed: int) -> None:

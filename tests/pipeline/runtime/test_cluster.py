@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.runtime import cluster
 from pipeline.runtime.cluster import private_root
-from storage.errors import ConfigError
+from storage.errors import ConfigError, SkysiftError
 from tests.support.paths import REPOSITORY
 
 STARTED = """
@@ -151,3 +151,9 @@ def test_sigterm_goes_to_the_program_while_ray_starts() -> None:
             sys.exit(3)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_cluster_that_cannot_be_joined_is_named(monkeypatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(SkysiftError, match="'nonsense' cannot be joined"):
+        cluster._join("nonsense")
