@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from storage.errors import ConfigError, EncoderMismatchError
+from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
 from storage.location import Location
 from storage.values import Count, Natural, NonNegative, Positive, check_limits, check_types
 
@@ -160,7 +160,10 @@ def read_bundle(uri: str | Location) -> BundleFiles:
         A file was changed after it was saved.
     """
     folder = Location.of(uri)
-    description, weights = (folder / DESCRIPTION_FILE).read(), (folder / WEIGHTS_FILE).read()
+    try:
+        description, weights = (folder / DESCRIPTION_FILE).read(), (folder / WEIGHTS_FILE).read()
+    except NotFoundError as error:
+        raise NotFoundError(f"bundle {folder}: {error}; {_REMEDY}") from error
     return BundleFiles(
         spec=_parse(description, weights, folder),
         fingerprint=bundle_fingerprint(description, weights),

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.location import Location, sha256_of_file
-from storage.values import check_types
+from storage.values import alike, check_types
 
 logger = logging.getLogger(__name__)
 
@@ -188,9 +188,12 @@ class DatasetWriter:
         origin: Mapping[str, Any] | None = None,
         normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
-        if not classes or len(set(classes)) != len(classes):
-            raise ConfigError(f"dataset {uri}: classes {tuple(classes)} must be unique, at least 1")
-        if len(set(bands)) != len(bands):
+        if not classes or len(set(map(alike, classes))) != len(classes):
+            raise ConfigError(
+                f"dataset {uri}: classes {tuple(classes)} must be unique, at least 1; names that "
+                "differ in case or blanks only are one name"
+            )
+        if len(set(map(alike, bands))) != len(bands):
             raise ConfigError(f"dataset {uri}: bands {tuple(bands)} must differ; name each once")
         self._target = Location.of(uri)
         self._bands, self._classes = tuple(bands), tuple(classes)
@@ -440,7 +443,10 @@ def read_info(uri: str | Location) -> DatasetInfo:
         ``dataset.json`` is malformed.
     """
     document = Location.of(uri) / _INFO
-    data = document.read()
+    try:
+        data = document.read()
+    except NotFoundError as error:
+        raise NotFoundError(f"{error}; `skysift dataset import` makes a dataset") from error
     try:
         content = json.loads(data)
         seal = content.pop("seal", None)

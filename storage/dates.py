@@ -24,8 +24,10 @@ def as_utc(moment: dt.datetime) -> dt.datetime:
     >>> as_utc(dt.datetime(2024, 5, 1, 12)).isoformat()
     '2024-05-01T12:00:00+00:00'
     """
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=dt.UTC)
     try:
-        return moment.astimezone(dt.UTC) if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+        return moment.astimezone(dt.UTC)
     except OverflowError as error:
         raise ConfigError(
             f"{moment.isoformat()} lies outside the years 1 to 9999 in UTC; give another time"
@@ -62,11 +64,12 @@ def parse_moment(value: Moment, subject: str, *, end_of_day: bool = False) -> dt
         day = value if isinstance(value, dt.date) else dt.date.fromisoformat(value.strip())
     except (ValueError, TypeError, AttributeError):
         try:
-            return as_utc(dt.datetime.fromisoformat(str(value).strip()))
+            moment = dt.datetime.fromisoformat(str(value).strip())
         except ValueError as error:
             raise ConfigError(
                 f"{subject} is {value!r}; give an ISO 8601 date or time, such as 2024-05-31"
             ) from error
+        return as_utc(moment)
     return dt.datetime.combine(day, dt.time.max if end_of_day else dt.time.min, dt.UTC)
 
 

@@ -6,6 +6,7 @@ RFC 7946 requires.
 """
 
 import json
+import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,6 +55,36 @@ def check_bbox(bbox: Sequence[float], subject: str) -> BBox:
         )
     west, south, east, north = values
     return west, south, east, north
+
+
+def usable_bbox(numbers: Sequence[float]) -> BBox | None:
+    """Return a bbox of GeoJSON, with or without heights, as a box; None when it is no place.
+
+    Longitudes may count from 0 to 360.
+
+    Raises
+    ------
+    ValueError
+        There are not four or six numbers.
+
+    Examples
+    --------
+    >>> usable_bbox([170, -20, 0, 190, -10, 500])
+    (170.0, -20.0, -170.0, -10.0)
+    >>> usable_bbox([0, 50, 1, 49]) is None
+    True
+    """
+    if len(numbers) not in (4, 6):
+        raise ValueError(f"bbox has {len(numbers)} numbers, not 4 or 6")
+    half = len(numbers) // 2
+    west, south, east, north = (float(numbers[i]) for i in (0, 1, half, half + 1))
+    if math.isfinite(west) and math.isfinite(east) and max(abs(west), abs(east)) > 180:
+        low, high = wrapped([west, east]).tolist()
+        around = east - west >= 360
+        west, east = (-180.0, 180.0) if around else (low, 180.0 if high == -180 else high)
+    return (
+        (west, south, east, north) if are_boxes(np.array([[west, south, east, north]]))[0] else None
+    )
 
 
 def are_boxes(boxes: Floats) -> Mask:
@@ -299,14 +330,45 @@ def touches_polygon(geometry: Mapping[str, Any], wkt: str) -> bool:
     Raises
     ------
     ValueError, KeyError, TypeError
-        The geometry is malformed.
+        The geometry is malformed or empty.
 
     Examples
     --------
     >>> touches_polygon({"type": "Point", "coordinates": [2, 2]}, "POLYGON ((0 0, 3 0, 3 3, 0 0))")
     True
     """
-    return bool(shapely.intersects(shapely.from_wkt(wkt), shapely.geometry.shape(dict(geometry))))
+    shape = shapely.geometry.shape(dict(geometry))
+    if shape.is_empty or not np.isfinite(shape.bounds).all():
+        raise ValueError(f"the {shape.geom_type} is empty or not finite")
+    return bool(shapely.intersects(shapely.from_wkt(wkt), shape))
+
+
+def geojson_of(geometry: bytes | str) -> dict[str, Any]:
+    """Return a geometry in WKB, WKT or GeoJSON's text as GeoJSON.
+
+    Raises
+    ------
+    ShapelyError
+        It is none of these.
+
+    Examples
+    --------
+    >>> geojson_of("POINT (1 2)")
+    {'type': 'Point', 'coordinates': [1.0, 2.0]}
+    """
+    if isinstance(geometry, bytes):
+        shape = shapely.from_wkb(geometry)
+    elif geometry.lstrip().startswith("{"):
+        shape = shapely.from_geojson(geometry)
+    else:
+        shape = shapely.from_wkt(geometry)
+    found: dict[str, Any] = json.loads(shapely.to_geojson(shape))
+    return found
+
+
+def footprint_wkt(bbox: BBox) -> str:
+    """Return the footprint of a box as WKT."""
+    return str(footprints(np.array([bbox]))[0].wkt)
 
 
 def polygon_bounds(wkt: str) -> BBox:

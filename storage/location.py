@@ -318,6 +318,8 @@ class Location:
         """
         fs, path = self.filesystem()
         with named_failures(self):
+            if self.is_local and not self.path.is_file() and self.path.exists():
+                raise NotFoundError(f"{self} is a folder or a device, not a file; check the path")
             return bytes(fs.cat_file(path))
 
     def write(self, data: bytes) -> None:

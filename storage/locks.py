@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from storage.errors import NotFoundError, SkysiftError
 from storage.location import Location, named_failures, split_uri
+from storage.values import check_types
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,13 @@ class Holder:
 
     @classmethod
     def read(cls, data: bytes) -> "Holder":
-        """Return the holder that a lock's file names."""
-        return cls(**json.loads(data))
+        """Return the holder that a lock's file names, an unknown one where the file is damaged."""
+        try:
+            holder = cls(**json.loads(data))
+            check_types(holder)
+        except (ValueError, TypeError):
+            return cls(host="an unknown machine", pid=0, since="an unknown time", token="")
+        return holder
 
     def to_bytes(self) -> bytes:
         """Return the content of a lock's file."""
@@ -188,7 +194,7 @@ def _locked(place: Location, note: Location, path: str, work: str) -> Iterator[N
     except Timeout as error:
         try:
             holder = str(Holder.read(note.read()))
-        except (SkysiftError, ValueError, TypeError):
+        except SkysiftError:
             holder = "a process that has just begun"
         raise _refusal(work, place, holder) from error
     try:

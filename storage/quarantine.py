@@ -7,11 +7,15 @@ items puts the work on each of them inside a :class:`Quarantine`.
 
 import logging
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from storage.errors import SkysiftError
+from storage.errors import SceneError, SkysiftError
+from storage.signatures import without_signatures
+from storage.values import printable
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +71,21 @@ class Quarantine:
         return True
 
 
+@contextmanager
+def required(subject: str) -> Iterator[None]:
+    """Raise a SceneError for every exception of the block, where nothing can go on without it.
+
+    Raises
+    ------
+    SceneError
+        The exception as one line, after the subject.
+    """
+    with Quarantine(subject) as fault:
+        yield
+    if fault:
+        raise SceneError(f"{subject}: {fault.reason}")
+
+
 def reason_of(error: Exception) -> str:
     """Return an error as one printable line, which names the type of an unforeseen error."""
     inner = getattr(error, "cause", None)  # of Ray's copy, whose own text is a traceback
@@ -79,5 +98,4 @@ def reason_of(error: Exception) -> str:
             f"{kind}: {text or 'no message'}; check the file or document, and report this error "
             "if nothing is wrong with it"
         )
-    # Text from files may hold escape sequences, or unpaired surrogates, which UTF-8 cannot encode.
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    return printable(without_signatures(text))

@@ -7,6 +7,7 @@ Plain frozen values without I/O, so that a plan can be printed, hashed and sent 
 import datetime as dt
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -16,6 +17,7 @@ from storage.dates import Moment, as_utc, parse_range
 from storage.errors import CatalogError
 from storage.geometry import BBox, check_bbox, polygon_bounds, polygon_wkt
 from storage.location import Location
+from storage.signatures import without_signatures
 from storage.values import Count, Percent, check_limits, check_names, printable
 
 
@@ -28,6 +30,8 @@ class BandSource:
     A value is ``number * scale + offset``. ``scale``, ``offset`` and ``nodata`` are those of the
     catalog; None leaves them to the file (its own tags, nodata value, mask or alpha band).
     A ``nodata`` of NaN means that every number is valid, whatever the file states.
+    An ``offset_of_counts`` is that of Sentinel-2, which no document states: files of bytes or reals
+    do not have that offset.
     """
 
     name: str
@@ -36,6 +40,7 @@ class BandSource:
     scale: float | None = None
     offset: float | None = None
     nodata: float | None = None
+    offset_of_counts: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "href", Location.of(self.href))
@@ -116,10 +121,28 @@ class Scene:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change when anything that decides the pixels changes."""
+        """16 hexadecimal digits that change when anything that decides the pixels changes.
 
+        Signatures of addresses, storage options and the working directory decide none.
+        """
+        return self._fingerprint(lambda href: str(href.absolute))
+
+    def known_as(self, fingerprint: str) -> str:
+        """Return the scene's fingerprint as a ledger of before may have it.
+
+        Ledgers once named files relative to the working directory, where a catalog was so named.
+        """
+        now = self.fingerprint
+        if fingerprint in ("", now):
+            return now
+        before = self._fingerprint(lambda h: os.path.relpath(h.path) if h.is_local else str(h))
+        return before if before == fingerprint else now
+
+    def _fingerprint(self, named: Callable[[Location], str]) -> str:
         def plain(source: BandSource | MaskSource) -> dict[str, Any]:
-            return {**asdict(source), "href": str(source.href)}
+            fields = {**asdict(source), "href": named(source.href)}
+            fields.pop("offset_of_counts", None)  # the offset itself is there
+            return fields
 
         parts = {
             "bands": [plain(band) for band in self.bands],
@@ -139,7 +162,8 @@ class Rejected:
 
     def __post_init__(self) -> None:
         for name in ("scene_id", "reason"):
-            object.__setattr__(self, name, printable(getattr(self, name)))
+            text = printable(without_signatures(getattr(self, name)))
+            object.__setattr__(self, name, text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,7 @@ read the same annotations. :func:`check_types` is for values that come from JSON
 """
 
 import operator
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from functools import cache
@@ -155,3 +156,14 @@ def _words(limits: list[Any]) -> str:
 
 def _number(limit: Any) -> Any:
     return getattr(limit, _LIMITS[type(limit)][0])
+
+
+def alike(name: str) -> str:
+    """Return a key that names share which differ in case, blanks or the form of letters only.
+
+    Examples
+    --------
+    >>> alike(" Open  Water") == alike("open water")
+    True
+    """
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())

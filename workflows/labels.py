@@ -9,6 +9,7 @@ from pipeline.tiles.grid import TileGrid, grid_for_scene
 from pipeline.tiles.spec import GridSpec
 from storage.location import Location
 from storage.progress import ProgressSink, ignore
+from storage.quarantine import required
 from storage.raster.reader import SceneReader
 from storage.scene import Scene
 
@@ -45,10 +46,12 @@ def label_scenes(
     grids: dict[str, TileGrid] = {}
     tiles: dict[str, list[np.ndarray]] = {}
     for scene in scenes:
-        tile_grid = grid_for_scene(scene, grid)
+        with required(f"scene {scene.id}"):
+            tile_grid = grid_for_scene(scene, grid)
+            with SceneReader(scene, tile_grid.pixels) as reader:
+                covered = tile_grid.tiles_over(reader.extent)
         grids[tile_grid.id] = tile_grid
-        with SceneReader(scene, tile_grid.pixels) as reader:
-            tiles.setdefault(tile_grid.id, []).append(tile_grid.tiles_over(reader.extent))
+        tiles.setdefault(tile_grid.id, []).append(covered)
     parts = [
         tile_labels(
             landcover,

@@ -147,7 +147,12 @@ class Watcher:
                 raise  # as of a disk that is not mounted
             nothing = str(error)
         else:
-            archive, arrivals = self._embed(plan)
+            try:
+                archive, arrivals = self._embed(plan)
+            except SkysiftError:
+                # Scenes that were committed before become searchable all the same.
+                self._update_index(existing_archive(spec.archive_uri))
+                raise
         version, changed = self._update_index(archive)
         return PollReport(
             started_at=started_at,

@@ -23,6 +23,7 @@ from storage.location import Location
 from storage.progress import Progress, ProgressSink, ignore
 from storage.raster.pixel_grid import Window
 from storage.raster.reader import read_categorical
+from storage.values import alike
 
 _BLOCK_TILES = 16
 _TASKS_PER_GRAPH = 256
@@ -138,6 +139,10 @@ def tile_labels(
         raise ConfigError(
             f"land cover needs at least one class and 0 < min_fraction <= 1, got {len(classes)} "
             f"classes and {min_fraction}; correct the mapping"
+        )
+    if len(set(map(alike, classes.values()))) < len(classes):
+        raise ConfigError(
+            f"land cover: two values have one class in {dict(classes)}; give each class one value"
         )
     landcover = Location.of(landcover).absolute  # workers of a cluster have another directory
     counter = delayed(_count_classes)

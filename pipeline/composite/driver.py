@@ -21,7 +21,7 @@ from storage.errors import SceneError
 from storage.location import Location
 from storage.locks import exclusive_lock
 from storage.progress import Progress, ProgressSink, ignore
-from storage.quarantine import Quarantine
+from storage.quarantine import required
 from storage.raster.geotiff import inspect
 from storage.raster.pixel_grid import Window
 from storage.raster.writer import GeotiffWriter
@@ -118,12 +118,11 @@ def _median(
     scheduler: Scheduler,
 ) -> NDArray[np.float32]:
     """Return the median of some scenes over a piece of a composite."""
-    with Quarantine(f"composite {composite.id}") as fault:
+    with required(f"composite {composite.id}"):
         stack = scene_stack(placed, plan.pixels, piece, block_px=composite.block_px)
         median = da.map_blocks(median_of_days, stack, dtype=np.float32, drop_axis=0)
         [values] = compute([median], scheduler)
-        return np.asarray(values)
-    raise SceneError(fault.reason)
+    return np.asarray(values)
 
 
 def median_of_days(stack: NDArray[np.float32]) -> NDArray[np.float32]:

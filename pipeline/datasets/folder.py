@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.datasets.images import Files, ImageReader, image_side, open_files
+from pipeline.datasets.images import Files, ImageReader, image_side, open_files, revision
 from pipeline.datasets.rows import Rows, write_rows
 from pipeline.datasets.spec import SplitRule
-from pipeline.datasets.tables import Table, alike, first_twice, read_table
+from pipeline.datasets.tables import Table, first_twice, read_table
 from storage.dataset import SPLITS, DatasetInfo
 from storage.errors import ConfigError, NotFoundError
 from storage.location import Location
 from storage.progress import ProgressSink, ignore
+from storage.values import alike
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,9 @@ def import_folder(
 
     The table has a column ``image`` (path of a PNG, JPEG or GeoTIFF, relative to the table or to
     ``images/`` beside the table), optionally ``split`` (train, val or test) and ``scene`` or
-    ``group``, and one 0/1 column for each class. GeoTIFFs keep their type and may have any number
-    of bands; all images of a dataset have the same type and number of bands.
+    ``group``, and one 0/1 column for each class; see `pipeline.datasets.tables`. Rows of a group
+    share a split. GeoTIFFs may have any number of bands; all images of a dataset have the same
+    kind of numbers and number of bands; see `pipeline.datasets.images`.
 
     Parameters
     ----------
@@ -66,18 +68,18 @@ def import_folder(
     NotFoundError
         The source, the table or an image does not exist; the message names the first missing file.
     ConfigError
-        The table is malformed.
+        The table is malformed, or names a class, an image or a group twice; an image has other
+        bands or other numbers than the others.
     SceneError
-        An image cannot be decoded.
+        An image cannot be decoded, or has no valid pixel.
     """
     rule = split or SplitRule()
     with open_files(source) as files:
         where = _find_table(files, table, source)
         data = files.read(where)
         listed = _read_list(data, where, rule)
-        places = _Places(files, where)
-        first = listed.images[0]
-        tile_px = tile_px or image_side(files, places.of(first), first)
+        paths = [_path(files, where, name) for name in listed.images]
+        tile_px = tile_px or image_side(files, paths[0], listed.images[0])
         reader = ImageReader(files, len(bands), tile_px)
         rows = Rows(
             sources=listed.images,
@@ -90,6 +92,7 @@ def import_folder(
                 "importer": "folder",
                 "source": str(source),
                 "table_sha256": hashlib.sha256(data).hexdigest(),
+                "files_sha256": revision(files, paths),
                 "bands": list(bands),
                 "tile_px": tile_px,
                 "split": repr(rule),
@@ -97,8 +100,7 @@ def import_folder(
         )
 
         def read(row: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-            name = listed.images[row]
-            return reader.read(places.of(name), name), listed.labels[row]
+            return reader.read(paths[row], listed.images[row]), listed.labels[row]
 
         return write_rows(uri, rows, read, progress)
 
@@ -115,7 +117,7 @@ class _List:
 
 
 def _find_table(files: Files, table: str, source: str | Location) -> str:
-    paths = [name for name in files.names() if PurePosixPath(name).name == table]
+    paths = [name for name in files.states if PurePosixPath(name).name == table]
     if not paths:
         raise NotFoundError(f"{source} holds no {table}; name the CSV file with the labels")
     return min(paths, key=lambda path: (path.count("/"), path))
@@ -186,20 +188,13 @@ def _check_groups(table: Table, kind: str, splits: Sequence[str]) -> None:
         return
 
 
-class _Places:
-    """Paths of the images of a table: in ``images/`` beside the table, or beside it."""
-
-    def __init__(self, files: Files, table: str) -> None:
-        self._files, self._table = files, table
-        self._names = frozenset(files.names())
-
-    def of(self, name: str) -> str:
-        """Return the path of an image; raise NotFoundError if it does not exist."""
-        folder = PurePosixPath(self._table).parent
-        for candidate in (str(folder / "images" / name), str(folder / name)):
-            if candidate in self._names:
-                return candidate
-        raise NotFoundError(
-            f"image {name} of {self._table} is neither in {folder / 'images'} nor in {folder}; "
-            "put the images there"
-        )
+def _path(files: Files, table: str, name: str) -> str:
+    """Return the path of an image: in ``images/`` beside the table, or beside the table."""
+    folder = PurePosixPath(table).parent
+    for candidate in (str(folder / "images" / name), str(folder / name)):
+        if candidate in files.states:
+            return candidate
+    raise NotFoundError(
+        f"image {name} of {table} is neither in {folder / 'images'} nor in {folder}; "
+        "put the images there"
+    )

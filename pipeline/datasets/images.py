@@ -3,12 +3,14 @@
 :mod:`storage.raster.picture` decodes the files.
 """
 
+import hashlib
+import lzma
 import tarfile
 import tempfile
-from collections.abc import Container, Iterator, Sequence
+import zlib
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -16,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import ConfigError, NotFoundError
-from storage.location import Location
+from storage.location import Location, named_failures
 from storage.raster.picture import Picture, read_codes, read_picture
 
 Counts = NDArray[np.int64]
@@ -31,8 +33,9 @@ _BESIDE = (".msk", ".aux.xml")
 class Files(Protocol):
     """A read-only set of files by relative path."""
 
-    def names(self) -> list[str]:
-        """Return the paths of all files."""
+    @property
+    def states(self) -> Mapping[str, str]:
+        """A text by path of each file, which changes when the file is replaced."""
 
     def read(self, name: str) -> bytes:
         """Return the content of a file; raise NotFoundError if it does not exist."""
@@ -47,15 +50,32 @@ class Files(Protocol):
         """
 
 
+def revision(files: Files, names: Iterable[str]) -> str:
+    """Return a digest that changes when one of some images, or a file beside it, is replaced."""
+    states, digest = files.states, hashlib.sha256()
+    for name in names:
+        for part in (name, *(name + suffix for suffix in _BESIDE)):
+            digest.update(f"{part}\n{states.get(part)}\n".encode())
+    return digest.hexdigest()
+
+
 class _Folder:
     def __init__(self, folder: Location) -> None:
         self._folder = folder
-        self._names: list[str] = []
+        self._listed: dict[str, str] = {}
 
-    def names(self) -> list[str]:
-        root = self._folder.absolute.uri.rstrip("/") + "/"
-        self._names = [file.uri.removeprefix(root) for file in self._folder.list()]
-        return self._names
+    @property
+    def states(self) -> Mapping[str, str]:
+        if not self._listed:
+            fs, path = self._folder.filesystem()
+            with named_failures(self._folder):
+                found = fs.find(path, detail=True)
+            root = path.rstrip("/") + "/"
+            self._listed = {
+                name.removeprefix(root): f"{about['size']} {about.get('ETag', about.get('mtime'))}"
+                for name, about in sorted(found.items())
+            }
+        return self._listed
 
     def read(self, name: str) -> bytes:
         return (self._folder / name).read()
@@ -64,17 +84,13 @@ class _Folder:
     def local(self, name: str) -> Iterator[Location]:
         place = self._folder / name
         if not place.is_local:
-            # Files beside an image in an object store are known once its folder has been listed.
-            with _copied(self, name, self._known) as copy:
+            # Files beside an image in an object store are known if its folder has been listed.
+            with _copied(self, name, self._listed) as copy:
                 yield copy
         elif place.path.is_file():
             yield place
         else:
             raise NotFoundError(f"{place} does not exist; check the path")
-
-    @cached_property
-    def _known(self) -> frozenset[str]:
-        return frozenset(self._names)
 
 
 class _Tar:
@@ -82,21 +98,28 @@ class _Tar:
 
     def __init__(self, archive: tarfile.TarFile, source: Location) -> None:
         self._archive, self._source = archive, source
-        self._members = {m.name.removeprefix("./"): m for m in archive if m.isfile()}
-
-    def names(self) -> list[str]:
-        return list(self._members)
+        with _readable(source):
+            self._members = {m.name.removeprefix("./"): m for m in archive if m.isfile()}
+        self.states = {name: f"{m.size} {m.mtime}" for name, m in self._members.items()}
 
     def read(self, name: str) -> bytes:
         member = self._members.get(name)
-        stream = self._archive.extractfile(member) if member is not None else None
-        if stream is None:
+        if member is None:
             raise NotFoundError(f"{self._source} holds no {name}")
-        with stream:
-            return stream.read()
+        with _readable(self._source):
+            stream = self._archive.extractfile(member)
+            return stream.read() if stream else b""
 
     def local(self, name: str) -> AbstractContextManager[Location]:
         return _copied(self, name, self._members)
+
+
+@contextmanager
+def _readable(source: Location) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        raise ConfigError(f"{source} is not a readable tar ({error}); download it again") from error
 
 
 @contextmanager
@@ -130,13 +153,10 @@ def open_files(source: str | Location) -> Iterator[Files]:
             source.download(path)
         if not path.is_file():
             raise NotFoundError(f"{source} does not exist; check the path")
-        try:
-            with tarfile.open(path) as archive:
-                yield _Tar(archive, source)
-        except tarfile.TarError as error:
-            raise ConfigError(
-                f"{source} is not a readable tar ({error}); download it again"
-            ) from error
+        with _readable(source):
+            archive = tarfile.open(path)  # noqa: SIM115
+        with archive:
+            yield _Tar(archive, source)
 
 
 class ImageReader:

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.datasets.images import Files, ImageReader, count_classes, open_files
+from pipeline.datasets.images import Files, ImageReader, count_classes, open_files, revision
 from pipeline.datasets.rows import Rows, write_rows
 from pipeline.datasets.spec import SplitRule
 from pipeline.datasets.tables import first_twice, read_table
@@ -188,6 +188,7 @@ def import_published(
                 "importer": layout.name,
                 "source": str(source),
                 **origin,
+                "files_sha256": revision(files, images.values()),
                 "tile_px": side_px,
                 "split": repr(rule),
             },
@@ -208,12 +209,12 @@ def _read_masked(
     if not 0 <= share < 1:
         raise ConfigError(f"{layout.name}: min_share {share} is not within 0 and 1")
     images, masks = _pairs(layout, files, source)
-    names_sha256 = hashlib.sha256("\n".join(images).encode()).hexdigest()
+    masks_sha256 = revision(files, masks.values())
 
     def read_labels(name: str) -> Labels:
         return _mask_labels(layout, files, masks[name], share)
 
-    return images, read_labels, {"names_sha256": names_sha256, "min_share": share}
+    return images, read_labels, {"masks_sha256": masks_sha256, "min_share": share}
 
 
 def _pairs(
@@ -222,7 +223,7 @@ def _pairs(
     """Return the paths of images and masks by name, sorted; refuse the first unpaired name."""
     suffixes = {"Images": layout.suffix, layout.masks: ".png"}
     found: dict[str, dict[str, str]] = {folder: {} for folder in suffixes}
-    for path in map(PurePosixPath, files.names()):
+    for path in map(PurePosixPath, files.states):
         for depth, part in enumerate(path.parts[:2]):
             if path.suffix.lower() == suffixes.get(part):
                 name = "/".join(path.with_suffix("").parts[depth + 1 :])
@@ -267,7 +268,7 @@ def _read_tabled(
 ) -> _Samples:
     if min_share is not None:
         raise ConfigError(f"{layout.name}: the labels come from a table; leave `min_share` out")
-    paths = files.names()
+    paths = list(files.states)
     table = _find_table(layout, paths, source)
     data = files.read(table)
     labels = _table_labels(layout, data, f"{layout.name}: {table}")

@@ -22,7 +22,7 @@ from storage.progress import Progress, ProgressSink
 logger = logging.getLogger(__name__)
 
 _BATCH = 64
-_READER = 2
+READER = 2
 """Number of the way in which pixels are read; datasets of an earlier way are imported again."""
 
 ReadRow = Callable[[int], tuple[NDArray[Any], NDArray[np.uint8]]]
@@ -65,7 +65,7 @@ def write_rows(
     read
         Returns the pixels (C, H, W) and the labels (K,) of a row number.
     """
-    rows = replace(rows, origin={**rows.origin, "reader": _READER})
+    rows = replace(rows, origin={**rows.origin, "reader": READER})
     if (done := finished(uri, rows.origin)) is not None:
         return done
     count = len(rows.sources)

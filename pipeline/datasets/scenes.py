@@ -1,8 +1,9 @@
 """Import of the tiles of scenes, labelled by a land-cover raster."""
 
 import hashlib
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from pyproj import CRS
 
 from pipeline.analysis.landcover import TileLabels
 from pipeline.analysis.statistics import BandStatistics
-from pipeline.datasets.rows import finished
+from pipeline.datasets.rows import READER, finished
 from pipeline.datasets.spec import SplitRule
 from pipeline.tiles.grid import TileGrid, grid_for_scene
 from pipeline.tiles.read import TileBatch, read_tiles
@@ -20,7 +21,10 @@ from storage.dataset import DatasetInfo, DatasetWriter
 from storage.errors import ConfigError
 from storage.location import Location
 from storage.progress import Progress, ProgressSink, ignore
+from storage.quarantine import required
 from storage.scene import Scene
+
+logger = logging.getLogger(__name__)
 
 _BATCH = 64
 _EARTH_RADIUS_M = 6_371_008.8
@@ -78,11 +82,21 @@ def import_scenes(
             "training would see validation ground; give 'pad' or 'drop' for a dataset"
         )
     table = _LabelTable.of([labels] if isinstance(labels, TileLabels) else list(labels))
-    grids = [grid_for_scene(scene, grid) for scene in scenes]
+    grids = []
+    for scene in scenes:
+        with required(f"scene {scene.id}"):
+            grids.append(grid_for_scene(scene, grid))
+    if len(names := {tile_grid.id for tile_grid in grids}) > 1:
+        logger.warning(
+            "the scenes lie on %d grids (%s): ground that two of them share can be in train and in "
+            "test, and scores are then too good; give one grid.crs",
+            *(len(names), ", ".join(sorted(names))),
+        )
     origin = {
         "importer": "scenes",
+        "reader": READER,
         "scenes": {scene.id: scene.fingerprint for scene in scenes},
-        "grids": sorted({tile_grid.id for tile_grid in grids}),
+        "grids": sorted(names),
         "bands": list(bands),
         "labels_sha256": table.digest,
         "rules": repr((rules, split, block_tiles)),
@@ -100,7 +114,7 @@ def import_scenes(
         normalisation=(statistics.mean, statistics.std) if statistics else None,
     ) as writer:
         for number, (scene, tiles) in enumerate(zip(scenes, grids, strict=True), start=1):
-            for batch in read_tiles(scene, tiles, rules, batch_size=_BATCH):
+            for batch in _read(scene, tiles, rules):
                 _append_tiles(writer, scene, tiles, batch, table, split, block_tiles)
             progress(Progress(stage="import", done=number, total=len(scenes), unit="scenes"))
         return writer.finish()
@@ -136,6 +150,11 @@ def _resolution_m(grid: TileGrid) -> float:
     if crs.is_geographic:
         return round(math.radians(grid.resolution) * _EARTH_RADIUS_M, 3)
     return float(grid.resolution * crs.axis_info[0].unit_conversion_factor)
+
+
+def _read(scene: Scene, grid: TileGrid, rules: TileRules) -> Iterator[TileBatch]:
+    with required(f"scene {scene.id}"):
+        yield from read_tiles(scene, grid, rules, batch_size=_BATCH)
 
 
 def _append_tiles(

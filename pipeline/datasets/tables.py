@@ -5,7 +5,6 @@ Names stay as they are written (``007`` is not 7); only the columns of classes b
 
 import csv
 import io
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import ConfigError
+from storage.values import alike
 
 _SEPARATORS = "\t;,"
 _FLAGS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
@@ -91,17 +91,6 @@ def read_table(data: bytes, where: str, key: str) -> Table:
         raise ConfigError(f"{where} has no column `{key}`; it has {', '.join(names)}")
     columns = {name: [row[number] for row in rows] for number, name in enumerate(names)}
     return Table(where, columns, lines[1:])
-
-
-def alike(name: str) -> str:
-    """Return a key that names share which differ in case, blanks or the form of letters only.
-
-    Examples
-    --------
-    >>> alike(" Open  Water") == alike("open water")
-    True
-    """
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def first_twice(names: Iterable[str]) -> tuple[int, int] | None:

@@ -82,6 +82,7 @@ class Committer:
             fingerprint=scene.fingerprint,
             datetime=scene.datetime,
             reason=note.get("reason") or _vector_fault(rows),
+            files=note.get("files", ""),
         )
         if not entry.reason:
             self._grids[note["grid_id"]] = note["grid"]

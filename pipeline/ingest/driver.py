@@ -20,6 +20,7 @@ from pipeline.ingest.commit import Committer
 from pipeline.ingest.kernels import Batch, EmbedScenes, SceneCollector
 from pipeline.ingest.spec import IngestPlan, IngestReport, IngestSpec, PlannedEncoder
 from pipeline.runtime.cluster import ray_session
+from pipeline.tiles.read import local_revision
 from pipeline.tiles.spec import GridSpec
 from storage.archive.ledger import LedgerEntry
 from storage.archive.reader import Archive
@@ -193,13 +194,33 @@ def _open_archive(plan: IngestPlan) -> Archive:
     """Return the plan's archive as it is now; make the archive when it is new."""
     uri = plan.spec.archive_uri
     if plan.existing is not None:
-        archive = plan.existing.latest()
+        archive = _same_archive(plan.existing)
     else:
         try:
             return Archive.create(uri, plan.archive)
         except ArchiveConflictError:  # another ingest made it since the plan
             archive = Archive.open(uri)
     _check_same(archive, plan.archive)
+    return archive
+
+
+def _same_archive(planned: Archive) -> Archive:
+    """Return the archive of a plan as it is now, and refuse another one at its place."""
+    try:
+        archive = planned.latest()
+    except SkysiftError:
+        if Archive.exists(planned.location):
+            raise
+        raise ArchiveConflictError(
+            f"archive {planned.uri} was deleted since the run was planned; restore it, or run the "
+            "command again for a new one"
+        ) from None
+    lost = planned.ledger.entries.keys() - archive.ledger.entries.keys()
+    if lost:
+        raise ArchiveConflictError(
+            f"archive {planned.uri} lost {len(lost):,} scenes since the run was planned: it was "
+            "made again or rolled back; run the command again"
+        )
     return archive
 
 
@@ -339,6 +360,16 @@ def _is_recorded(item: Rejected, entries: Mapping[str, LedgerEntry]) -> bool:
 
 def _is_pending(scene: Scene, entries: Mapping[str, LedgerEntry], spec: IngestSpec) -> bool:
     entry = entries.get(scene.id)
-    if entry is None or entry.fingerprint != scene.fingerprint:
+    if entry is None or entry.fingerprint != scene.known_as(entry.fingerprint):
         return True
-    return entry.state == "quarantined" and spec.retry_quarantined
+    if entry.state == "quarantined" and spec.retry_quarantined:
+        return True
+    return entry.state != "deleted" and bool(entry.files) and _is_replaced(scene, entry.files)
+
+
+def _is_replaced(scene: Scene, files: str) -> bool:
+    """Tell whether local files of a scene changed behind its STAC item; lost files did not."""
+    try:
+        return local_revision(scene) != files
+    except NotFoundError:
+        return False

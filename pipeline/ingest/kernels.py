@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from pipeline.ingest.spec import IngestPlan
 from pipeline.tiles.grid import grid_for_scene
-from pipeline.tiles.read import TileBatch, TileCounts, read_tiles
-from storage.errors import EncoderMismatchError
+from pipeline.tiles.read import TileBatch, TileCounts, local_revision, read_tiles
+from storage.errors import EncoderMismatchError, SceneError
 from storage.quarantine import Quarantine
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,9 @@ class ReadScenes:
         for index in batch["scene"].tolist():
             scene, counts, sent = self._scenes[index], TileCounts(), 0
             note: dict[str, Any] = {}
+            files = ""
             with Quarantine(f"scene {scene.id}") as fault:
+                files = local_revision(scene)
                 grid = grid_for_scene(scene, self._grid)
                 for part in read_tiles(
                     scene,
@@ -94,12 +96,14 @@ class ReadScenes:
                     yield rows
                 named = grid.naming(self._rules.edge)
                 note = {"grid_id": named.id, "grid": named.to_dict(), "counts": asdict(counts)}
+                if local_revision(scene) != files:
+                    raise SceneError("its files were replaced while they were read; run again")
             if fault:
                 logger.warning("scene %s: %s", scene.id, fault.reason)
                 note = {"reason": fault.reason, "trace": fault.trace}
             # The rows that were sent, not the tiles that were counted: a scene that fails in its
             # middle has counted tiles that are never sent.
-            text = json.dumps(note)
+            text = json.dumps(note | {"files": files})
             yield _rows(index, self._no_tile, status=1, tiles=sent, note=text)
 
 

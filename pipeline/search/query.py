@@ -3,14 +3,12 @@
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.search.searcher import Searcher
-from storage.archive.reader import Archive
 from storage.dates import parse_moment
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
 from storage.geometry import EDGES, centres, wrapped
@@ -110,9 +108,11 @@ class QueryResolver:
         if encoder is None:
             raise ConfigError(f"{label}: a picture needs an encoder; give its bundle")
         if len(values) != len(encoder.bands):
+            more = len(values) > len(encoder.bands)
             raise ConfigError(
                 f"{label} has {len(values)} bands, the encoder needs {len(encoder.bands)} "
-                f"({', '.join(encoder.bands)}); choose bands by number"
+                f"({', '.join(encoder.bands)}); "
+                f"{'choose bands by number' if more else 'take a picture with these bands'}"
             )
         if not np.isfinite(values).any():
             raise ConfigError(f"{label} has no valid pixel; choose another picture")
@@ -211,13 +211,8 @@ class QueryResolver:
         NotFoundError
             The row does not exist or is not live at the index's snapshot.
         """
-        vector = self._archive.read([row], ["embedding"])["embedding"][0].astype(np.float32)
-        return Query(vector=vector, label=f"row {row}", row=row)
-
-    @cached_property
-    def _archive(self) -> Archive:
-        searcher, manifest = self._searcher, self._searcher.manifest
-        return Archive.open(searcher.index.at(manifest.archive_uri), manifest.snapshot)
+        (vector,) = self._searcher.archive.read([row], ["embedding"])["embedding"]
+        return Query(vector=vector.astype(np.float32), label=f"row {row}", row=row)
 
     def _query(
         self, rows: dict[str, list[Any]], vectors: Float32, index: int, origin: str
@@ -231,7 +226,7 @@ class QueryResolver:
         """Return the archive's vectors (n, D) of rows, given the vectors that the index stores."""
         manifest = self._searcher.manifest
         if manifest.parameters.lossy and manifest.rerank == 1:  # stored vectors are approximations
-            return self._archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
+            return self._searcher.archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
         return stored
 
 

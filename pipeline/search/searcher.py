@@ -8,6 +8,7 @@ snapshot of the answer and the share of the shards that answered.
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from storage.location import Location
 
 if TYPE_CHECKING:
     from pipeline.search.query import Query
+    from storage.archive.reader import Archive
 
 _RECOVERY_POLL_S = 0.1
 FIRST_DEPTH = 64
@@ -325,6 +327,13 @@ class Searcher:
         empty = np.empty((0, self.manifest.parameters.dimension), np.float32)
         stored = columns.get("vector", empty)[first.to_numpy()] if vectors else empty
         return table.take(first), stored
+
+    @cached_property
+    def archive(self) -> "Archive":
+        """The archive at the snapshot that the index pins, opened at the first use."""
+        from storage.archive.reader import Archive  # brings zarr, which a search does without
+
+        return Archive.open(self.index.at(self.manifest.archive_uri), self.manifest.snapshot)
 
     def stop(self) -> None:
         """End the search actors of this version, for all clients; a local searcher has none."""

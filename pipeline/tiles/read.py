@@ -4,6 +4,7 @@
 of a scene that satisfy the rules, one strip (a row of tiles across the scene) at a time.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -42,6 +43,16 @@ def read_each(
 
     with ThreadPoolExecutor(_READERS) as pool:
         yield from pool.map(attempt, scenes)
+
+
+def local_revision(scene: Scene) -> str:
+    """Return 16 hexadecimal digits that change when a local file of a scene is replaced.
+
+    Sizes and times of modification tell. The text is empty for a scene without local files: an
+    object store would take a request for each file.
+    """
+    revisions = [file.revision() for file in scene.hrefs if file.is_local]
+    return hashlib.sha256(" ".join(revisions).encode()).hexdigest()[:16] if revisions else ""
 
 
 def count_tiles(scene: Scene, grid: TileGrid, rules: TileRules) -> int:
@@ -177,7 +188,12 @@ def read_tiles(
 
 def _tiles_of(values: Float32, grid: TileGrid) -> Float32:
     """Return the tiles (n, bands, h, w) of a strip (bands, h, w): a view."""
-    every = np.lib.stride_tricks.sliding_window_view(values, grid.tile_px, axis=2)
+    every = np.lib.stride_tricks.sliding_window_view(
+        values,
+        grid.tile_px,
+        axis=2,
+        writeable=True,  # nothing writes, but torch warns of arrays that it may not write to
+    )
     return every[:, :, :: grid.stride_px].transpose(2, 0, 1, 3)
 
 

@@ -32,11 +32,12 @@ class LedgerEntry:
     """State of one scene.
 
     ``rows`` counts its tiles in segment ``segment_ordinal`` (None unless embedded);
-    ``fingerprint`` identifies the pixels that were seen, so a changed scene is noticed;
-    ``grid_id`` names the tile grid that was used. ``end`` and ``sources`` are the last moment of a
-    composite and the ids of the scenes it was made from. A deleted scene keeps its entry, so that
-    an ingest does not bring it back unasked. Id and reason are made printable, also those that an
-    archive holds already.
+    ``fingerprint`` identifies the pixels that were seen, so a changed scene is noticed, and
+    ``files`` the local files that held them, empty when there were none or an early release wrote
+    the entry; ``grid_id`` names the tile grid that was used. ``end`` and ``sources`` are the last
+    moment of a composite and the ids of the scenes it was made from. A deleted scene keeps its
+    entry, so that an ingest does not bring it back unasked. Id and reason are made printable, also
+    those that an archive holds already.
     """
 
     scene_id: str
@@ -49,6 +50,7 @@ class LedgerEntry:
     grid_id: str | None = None
     end: dt.datetime | None = None
     sources: tuple[str, ...] = ()
+    files: str = ""
 
     def __post_init__(self) -> None:
         for name in ("scene_id", "reason"):

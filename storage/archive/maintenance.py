@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import icechunk
@@ -35,7 +36,7 @@ from storage.archive.repository import (
     translate_errors,
 )
 from storage.archive.writer import ArchiveWriter
-from storage.errors import ConfigError, NotFoundError
+from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.location import Location
 from storage.locks import commit_lock
 
@@ -189,20 +190,35 @@ def list_snapshots(uri: str | Location) -> list[SnapshotEntry]:
 
 
 def list_tags(uri: str | Location) -> dict[str, str]:
-    """Return the snapshot that each tag names, by tag."""
-    place, tags = Location.of(uri), dict[str, str]()
+    """Return the snapshot that each tag names, by tag.
+
+    Raises
+    ------
+    NotFoundError
+        There is no archive.
+    CorruptIndexError
+        A tag is damaged.
+    """
+    place = Location.of(uri)
     repository = open_repository(place)
-    for tag in tag_names(place):
-        remedy = f"`skysift archive tag {tag} --delete` removes the tag"
-        with translate_errors(place, reading=f"tag {tag}", remedy=remedy):
-            tags[tag] = str(repository.lookup_tag(tag))
-            repository.lookup_snapshot(tags[tag])
-    return tags
+    return {tag: _tagged(repository, place, tag) for tag in tag_names(place)}
 
 
 def resolve_snapshot(uri: str | Location, name: str) -> str:
     """Return the snapshot that a tag names; any other name is taken for a snapshot's id."""
-    return list_tags(uri).get(name, name)
+    place = Location.of(uri)
+    if name not in tag_names(place):
+        return name
+    return _tagged(open_repository(place), place, name)
+
+
+def _tagged(repository: icechunk.Repository, place: Location, tag: str) -> str:
+    remedy = f"`skysift archive tag {tag} --delete` removes the tag"
+    with translate_errors(place, reading=f"tag {tag}", remedy=remedy):
+        snapshot = str(repository.lookup_tag(tag))
+        if not (place / "snapshots" / snapshot).exists():
+            raise ValueError(f"it names {snapshot}, which is gone")
+        return snapshot
 
 
 def create_tag(
@@ -262,8 +278,9 @@ def pin_snapshot(
     repository = open_repository(place)
     for number in itertools.count(1):
         name = base if number == 1 else f"{base}:{number}"
-        if list_tags(place).get(name) == snapshot:
-            return
+        with suppress(CorruptIndexError):
+            if name in tag_names(place) and _tagged(repository, place, name) == snapshot:
+                return
         try:
             repository.create_tag(name, snapshot)
         except icechunk.IcechunkError as error:

@@ -292,10 +292,11 @@ def _is_recorded(ledger: Ledger, entry: LedgerEntry) -> bool:
         return False
     if known.state == "deleted" and entry.fingerprint and entry.fingerprint == known.fingerprint:
         return True  # deleted since this job began: an ingest leaves deleted scenes out
-    return (known.state, known.fingerprint, known.reason) == (
+    return (known.state, known.fingerprint, known.reason, known.files) == (
         entry.state,
         entry.fingerprint,
         entry.reason,
+        entry.files,
     )
 
 

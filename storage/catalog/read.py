@@ -3,9 +3,10 @@
 :mod:`storage.catalog.stac` reads STAC documents, :mod:`storage.catalog.stac_api` searches STAC
 APIs, :mod:`storage.catalog.stac_geoparquet` reads tables of items, :mod:`storage.catalog.files`
 plain files; here their entries are filtered, checked and made into :class:`~storage.scene.Scene`.
-An entry that is wrong is rejected with its reason and never stops the rest.
+An entry that is wrong, in whatever way, is rejected with its reason and never stops the rest.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -18,8 +19,9 @@ from storage.catalog.stac_api import api_candidates, is_api
 from storage.catalog.stac_geoparquet import SUFFIXES as TABLE_SUFFIXES
 from storage.catalog.stac_geoparquet import table_candidates
 from storage.errors import CatalogError, ConfigError, EmptyCatalogError, SkysiftError
-from storage.geometry import intersects_polygon, touches, touches_polygon
+from storage.geometry import footprint_wkt, intersects_polygon, touches, touches_polygon
 from storage.location import Location
+from storage.quarantine import Quarantine, reason_of
 from storage.scene import (
     Candidate,
     CatalogSpec,
@@ -64,8 +66,13 @@ def read_scenes(spec: CatalogSpec, bands: Sequence[str]) -> SceneList:
     """
     if not bands:
         raise ConfigError("no bands are named; name at least one")
-    source = Location.of(spec.source)
-    found = list(_entries(source, spec))
+    source = _absolute(Location.of(spec.source))
+    try:
+        found = list(_entries(source, spec))
+    except SkysiftError:
+        raise
+    except Exception as error:  # documents and libraries of outside raise whatever they like
+        raise CatalogError(f"{source} cannot be read as a catalog: {reason_of(error)}") from error
     if not found and is_api(source):
         raise EmptyCatalogError(f"the STAC API at {source} finds nothing for the query; widen it")
     if not found:
@@ -93,18 +100,20 @@ def _entries(source: Location, spec: CatalogSpec) -> Iterator[Candidate | Reject
     if is_api(source):
         yield from api_candidates(source, spec)
         return
-    is_pattern, name = _is_pattern(source.uri), source.uri.lower()
+    is_pattern, name = source.is_pattern, source.uri.lower()
     if not is_pattern and name.endswith(TABLE_SUFFIXES):
         yield from table_candidates(source, spec)
         return
     if not is_pattern and name.endswith(_JSON_SUFFIXES):
         yield from item_candidates(source, [source], spec)
         return
+    # Who may read an object may not always list its bucket.
+    is_object = not is_pattern and not source.is_local and name.endswith(GEOTIFF_SUFFIXES)
     for document in (source / "catalog.json", source / "collection.json"):
-        if not is_pattern and document.exists():
+        if not is_pattern and not is_object and document.exists():
             yield from item_candidates(source, [document], spec)
             return
-    files = source.list()
+    files = [source] if is_object else source.list()
     documents = [file for file in files if file.uri.lower().endswith(_JSON_SUFFIXES)]
     rasters = [file for file in files if file.uri.lower().endswith(GEOTIFF_SUFFIXES)]
     if rasters:
@@ -116,8 +125,10 @@ def _entries(source: Location, spec: CatalogSpec) -> Iterator[Candidate | Reject
         yield from item_candidates(source, documents, spec)
 
 
-def _is_pattern(source: str) -> bool:
-    return any(mark in source for mark in "*?[")
+def _absolute(source: Location) -> Location:
+    """Return a source whose scenes are the same from any working directory."""
+    absolute = source if is_api(source) else source.absolute
+    return absolute.at(os.path.normpath(absolute.uri)) if absolute.is_local else absolute
 
 
 def _map(work: Callable[[T], R], values: Sequence[T], *, local: bool) -> Iterable[R]:
@@ -138,15 +149,13 @@ def _select(
         if isinstance(entry, Rejected):
             rejected.append(entry)
             continue
-        try:
-            _check_id(entry.id, seen)
-            matches = _satisfies(entry, query)
-        except CatalogError as error:
-            rejected.append(Rejected(scene_id=entry.id, reason=str(error)))
-            continue
-        seen.add(entry.id)
-        if matches:
-            selected.append(entry)
+        with Quarantine(f"scene {entry.id}") as fault:
+            if _satisfies(entry, query):
+                _check_id(entry.id, seen)
+                seen.add(entry.id)
+                selected.append(entry)
+        if fault:
+            rejected.append(Rejected(scene_id=entry.id, reason=fault.reason))
     return selected, rejected
 
 
@@ -177,38 +186,42 @@ def _satisfies(entry: Candidate, query: SceneQuery) -> bool:
 
 
 def _lies_in(entry: Candidate, query: SceneQuery) -> bool:
+    box, geometry = entry.bbox, entry.geometry
     if query.area is None:
         return True
-    if entry.bbox is None:
-        raise CatalogError(f"scene {entry.id} has no bbox, but the query has an area")
-    if query.bbox is not None and not touches(np.array([entry.bbox]), query.bbox)[0]:
+    if box is None and geometry is None:
+        raise CatalogError(
+            f"scene {entry.id} has no geometry and no bbox in degrees, but the query has an area"
+        )
+    if query.bbox is not None and not (
+        touches_polygon(geometry, footprint_wkt(query.bbox))
+        if box is None and geometry is not None
+        else touches(np.array([box]), query.bbox)[0]
+    ):
         return False
     if query.polygon is None:
         return True
     wkt = str(query.polygon)
-    if entry.geometry is None or entry.bbox[0] > entry.bbox[2]:
-        return bool(intersects_polygon(np.array([entry.bbox]), wkt)[0])
-    try:
-        return touches_polygon(entry.geometry, wkt)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CatalogError(f"scene {entry.id} has a geometry that is none: {error}") from error
+    if box is not None and (geometry is None or box[0] > box[2]):
+        return bool(intersects_polygon(np.array([box]), wkt)[0])
+    assert geometry is not None
+    return touches_polygon(geometry, wkt)
 
 
 def _scene(entry: Candidate, bands: Sequence[str]) -> Scene | Rejected:
-    try:
+    with Quarantine(f"scene {entry.id}") as fault:
         sources = entry.resolve(bands)
-    except SkysiftError as error:
-        return Rejected(scene_id=entry.id, reason=str(error))
-    return Scene(
-        id=entry.id,
-        datetime=entry.datetime,
-        bands=sources.bands,
-        mask=sources.mask,
-        collection=entry.collection,
-        cloud_cover_percent=entry.cloud_cover_percent,
-        bbox=entry.bbox,
-        revision=sources.revision,
-        end=sources.end,
-        sources=sources.sources,
-        document=sources.document,
-    )
+        return Scene(
+            id=entry.id,
+            datetime=entry.datetime,
+            bands=sources.bands,
+            mask=sources.mask,
+            collection=entry.collection,
+            cloud_cover_percent=entry.cloud_cover_percent,
+            bbox=entry.bbox,
+            revision=sources.revision,
+            end=sources.end,
+            sources=sources.sources,
+            document=sources.document,
+        )
+    return Rejected(scene_id=entry.id, reason=fault.reason)

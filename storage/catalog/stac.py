@@ -6,19 +6,23 @@ their offset of 1000, unless the item states that its numbers lack the offset al
 """
 
 import json
+import logging
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import pystac
 
 from storage.catalog.url_policy import is_within
 from storage.dates import as_utc
 from storage.errors import CatalogError, ConfigError, SkysiftError
-from storage.geometry import BBox
+from storage.geometry import usable_bbox
 from storage.location import Location
+from storage.quarantine import Quarantine
 from storage.scene import (
     BandMapping,
     BandSource,
@@ -27,16 +31,25 @@ from storage.scene import (
     Rejected,
     Sources,
 )
+from storage.signatures import without_signatures
+from storage.values import check_names
+
+logger = logging.getLogger(__name__)
 
 _READERS = 16
+_SOURCES = "skysift:sources"
 _NOT_PIXELS = {"thumbnail", "overview", "visual", "metadata"}
-_AWS = re.compile(r"https://(?P<bucket>[^/]+)\.s3[.-](?:[a-z0-9-]+\.)?amazonaws\.com/(?P<key>.+)")
-_S2_BAND = re.compile(r"B\d{1,2}A?")
-_S2_PRODUCT = re.compile(r"S2[A-Z]_MSI\w+?_N(\d{2})(\d{2})_")
+_ANY_TYPE = ("", "application/octet-stream", "binary/octet-stream")  # the name has to tell
+# Objects at addresses of S3, the bucket in the host's name or first in the path.
+_AWS = re.compile(
+    r"https?://(?:(?P<host_bucket>[^/?#@]+)\.)?s3(?!-accesspoint)[a-z0-9.-]*\.amazonaws\.com(?:\.cn)?"
+    r"/(?(host_bucket)|(?P<path_bucket>[^/?#]+)/)(?P<key>[^?#]+)(?:[?#].*)?"
+)
+_S2_BAND = re.compile(r"B\d{1,2}A?(_\d+m)?")
+_S2_PRODUCT = re.compile(r"S2[A-Z]_\w+?_N(?P<baseline>\d{2}\.?\d{2})(?!\d)")
+_BASELINE = re.compile(r"[NV]?(?:(\d{1,2})(?:\.\d+)*|(\d{2})\d{2}|(\d)\d{2})", re.IGNORECASE)
 _S2_OFFSET = -1000.0
-# The exceptions of pystac for documents of a wrong shape.
-_STAC_ERRORS = (pystac.STACError, pystac.STACTypeError)
-MALFORMED = (*_STAC_ERRORS, ValueError, KeyError, TypeError, AttributeError)
+_NO_COUNTS = re.compile(r"u?int8|byte|c?float\d*|double", re.IGNORECASE)
 
 
 def item_candidates(
@@ -73,15 +86,16 @@ def _walk(
     if kind == "Feature":
         yield item_candidate(place, document, spec)
     elif kind == "FeatureCollection":
-        for item in document.get("features") or []:
+        for item in _listed(place, document, "features"):
             yield item_candidate(place, item, spec)
+        _warn_of_further_pages(place, document)
     elif kind in ("Catalog", "Collection") or "stac_version" in document:
-        links = [
-            place.resolve(str(link["href"]))
-            for link in document.get("links") or []
+        hrefs = [
+            link["href"]
+            for link in _listed(place, document, "links")
             if isinstance(link, dict) and link.get("rel") in ("item", "child") and "href" in link
         ]
-        yield from _follow(place, links, spec, seen)
+        yield from _follow(place, hrefs, spec, seen)
     else:
         raise CatalogError(
             f"{place} is not STAC: its type is {kind!r}; give an item, an item collection, "
@@ -89,43 +103,90 @@ def _walk(
         )
 
 
+def _listed(place: Location, document: Mapping[str, Any], name: str) -> list[Any]:
+    found = document.get(name) or []
+    if not isinstance(found, list):
+        raise CatalogError(f"{place} is not STAC: its {name} are a {type(found).__name__}")
+    return found
+
+
+def _warn_of_further_pages(place: Location, document: Mapping[str, Any]) -> None:
+    """Say that a document is one page of an answer, the other pages of which are not read."""
+    links = _listed(place, document, "links")
+    if any(isinstance(link, dict) and link.get("rel") == "next" for link in links):
+        matched = document.get("numberMatched")
+        logger.warning(
+            "%s is one page of an answer%s: the next page is not read; give the address of the "
+            "API, or save all items in one document without a link to a next page",
+            place,
+            f" of {matched} items" if isinstance(matched, int) else "",
+        )
+
+
 def _follow(
-    base: Location, links: Sequence[Location], spec: CatalogSpec, seen: set[str]
+    base: Location, hrefs: Sequence[Any], spec: CatalogSpec, seen: set[str]
 ) -> Iterator[Candidate | Rejected]:
     """Walk documents that ``base`` names; an unreadable document is rejected by its name."""
-    fresh = [link for link in dict.fromkeys(links) if link.uri not in seen]
-    seen.update(link.uri for link in fresh)
+    links: dict[str, Location] = {}
+    for href in hrefs:
+        with Quarantine(f"a link of {base}") as fault:
+            link = href if isinstance(href, Location) else refer(base, href)
+            if link.uri not in seen:
+                links[link.uri] = link
+        if fault:
+            yield Rejected(scene_id=PurePosixPath(str(href)).stem, reason=fault.reason)
+    seen.update(links)
 
-    def read(link: Location) -> Mapping[str, Any] | SkysiftError:
-        try:
+    def read(link: Location) -> Mapping[str, Any] | str:
+        with Quarantine(str(link)) as fault:
             if link.is_local and not base.is_local:
                 raise CatalogError(f"a remote catalog links to {link}, a file of this machine")
             return _read_json(link)
-        except SkysiftError as error:
-            return error
+        return fault.reason
 
     with ThreadPoolExecutor(_READERS) as pool:
-        outcomes = pool.map(read, fresh) if len(fresh) > 1 else map(read, fresh)
-        for link, outcome in zip(fresh, outcomes, strict=True):
-            try:
-                if isinstance(outcome, SkysiftError):
-                    raise outcome
+        outcomes = (pool.map if len(links) > 1 else map)(read, links.values())
+        for link, outcome in zip(links.values(), outcomes, strict=True):
+            with Quarantine(str(link)) as fault:
+                if isinstance(outcome, str):
+                    raise CatalogError(outcome)
                 yield from _walk(link, outcome, spec, seen)
-            except SkysiftError as error:
-                yield Rejected(scene_id=PurePosixPath(link.uri).stem, reason=str(error))
+            if fault:
+                yield Rejected(scene_id=PurePosixPath(link.uri).stem, reason=fault.reason)
+
+
+def refer(base: Location, href: Any) -> Location:
+    """Return the place that a document names, by a URI reference or by a plain path.
+
+    ``a%20b.tif`` is the file ``a b.tif``, as URIs have it, and where there is no such file the file
+    of that very name. Web addresses stay as they are.
+    """
+    if not isinstance(href, str) or not href:
+        raise CatalogError(f"{base} has a link to {href!r}, which is no address")
+    place, decoded = base.resolve(href), base.resolve(unquote(href))
+    if place.is_web or decoded == place:
+        return place
+    try:
+        return decoded if decoded.exists() else place
+    except SkysiftError:  # a store may refuse to say what it does not have
+        return place
 
 
 def _read_json(place: Location) -> dict[str, Any]:
+    if place.is_local and place.exists() and not place.path.is_file():
+        raise CatalogError(f"{place} is not a file; give a STAC document")
     try:
         document = json.loads(place.read())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers too long, nested too deeply
         raise CatalogError(f"{place} is not JSON: {error}; give a STAC document") from error
     if not isinstance(document, dict):
         raise CatalogError(f"{place} is not STAC: it holds a {type(document).__name__}")
     return document
 
 
-def item_candidate(place: Location, document: Any, spec: CatalogSpec) -> Candidate | Rejected:
+def item_candidate(
+    place: Location, document: Any, spec: CatalogSpec, where: str = ""
+) -> Candidate | Rejected:
     """Return an item as a candidate, or the reason against it.
 
     Parameters
@@ -136,39 +197,38 @@ def item_candidate(place: Location, document: Any, spec: CatalogSpec) -> Candida
         The item as JSON.
     spec
         How to find bands and mask in it.
+    where
+        Place of the item for messages; ``place`` when empty.
     """
-    name = str(document.get("id", "")) if isinstance(document, dict) else ""
-    try:
-        item = pystac.Item.from_dict(document, migrate=False, preserve_dict=True)
-        moment = item.datetime or item.common_metadata.start_datetime
-        cover = item.properties.get("eo:cloud_cover")
-        bbox = _flat_bbox(item.bbox)
-        cloud = None if cover is None else float(cover)
-    except MALFORMED as error:
-        return Rejected(
-            scene_id=name or PurePosixPath(place.uri).stem,
-            reason=f"an item of {place} cannot be used: {type(error).__name__}: {error}",
-        )
-    if moment is None:
-        return Rejected(scene_id=name, reason=f"item {name} has no datetime; it cannot be dated")
-    return Candidate(
-        id=str(item.id),
-        datetime=as_utc(moment),
-        bbox=bbox,
-        geometry=item.geometry,
-        collection=item.collection_id,
-        cloud_cover_percent=cloud,
-        resolve=_Item(place, item, spec).resolve,
+    subject = f"an item of {where or place}"
+    with Quarantine(subject) as fault:
+        return _candidate(place, document, spec)
+    name = document.get("id") if isinstance(document, dict) else None
+    return Rejected(
+        scene_id=name if name and isinstance(name, str) else PurePosixPath(place.uri).stem,
+        reason=f"{subject} cannot be used: {fault.reason}",
     )
 
 
-def _flat_bbox(bbox: Sequence[float] | None) -> BBox | None:
-    if not bbox:
-        return None
-    if len(bbox) not in (4, 6):
-        raise ValueError(f"bbox has {len(bbox)} numbers, not 4 or 6")
-    half = len(bbox) // 2
-    return float(bbox[0]), float(bbox[1]), float(bbox[half]), float(bbox[half + 1])
+def _candidate(place: Location, document: Any, spec: CatalogSpec) -> Candidate:
+    item = pystac.Item.from_dict(document, migrate=False, preserve_dict=True)
+    for name, value in {"id": item.id, "collection": item.collection_id}.items():
+        if not (isinstance(value, str) or (value is None and name == "collection")):
+            raise CatalogError(f"its {name} is {value!r}, which is no text; give it one")
+    moment = item.datetime or item.common_metadata.start_datetime
+    if moment is None:
+        raise CatalogError(f"item {item.id} has no datetime; it cannot be dated")
+    stated = item.properties.get("eo:cloud_cover")
+    cover = math.nan if stated is None else float(stated)
+    return Candidate(
+        id=item.id,
+        datetime=as_utc(moment),
+        bbox=None if not item.bbox else usable_bbox(item.bbox),
+        geometry=item.geometry,
+        collection=item.collection_id,
+        cloud_cover_percent=None if math.isnan(cover) else cover,  # of tables: not stated
+        resolve=_Item(place, item, spec).resolve,
+    )
 
 
 class _Item:
@@ -179,26 +239,18 @@ class _Item:
         self._pixels = {key: asset for key, asset in item.assets.items() if _holds_pixels(asset)}
 
     def resolve(self, bands: Sequence[str]) -> Sources:
-        try:
-            return self._resolve(bands)
-        except MALFORMED as error:
-            raise CatalogError(
-                f"item {self._item.id} of {self._place} describes its assets wrongly: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-
-    def _resolve(self, bands: Sequence[str]) -> Sources:
         found = tuple(self._band(name) for name in bands)
         mask, item = self._spec.mask, self._item
+        end = item.common_metadata.end_datetime if item.datetime is None else None
         return Sources(
             bands=found,
             mask=mask.source(self._href(self._asset(mask.asset, "the cloud mask")))
             if mask
             else None,
             revision=self._revision(),
-            end=item.common_metadata.end_datetime if item.datetime is None else None,
-            sources=tuple(item.properties.get("skysift:sources", ())),
-            document=item.get_self_href() or self._place.uri,
+            end=end and as_utc(end),
+            sources=tuple(map(str, check_names(item.properties.get(_SOURCES, ()), _SOURCES))),
+            document=without_signatures(item.get_self_href() or self._place.uri),
         )
 
     def _band(self, name: str) -> BandSource:
@@ -209,14 +261,18 @@ class _Item:
         else:
             key = self._asset(mapping.asset, f"band {name!r}")
         stated = _band_fields(self._item.assets[key], mapping.index)
-        scale = stated.get("scale") if mapping.scale is None else mapping.scale
+        scale = _number(stated, "scale") if mapping.scale is None else mapping.scale
+        offset, of_counts = mapping.offset, False
+        if offset is None:
+            offset, of_counts = self._offset(key, stated, scale)
         return BandSource(
             name=name,
             href=self._href(key),
             index=mapping.index,
             scale=scale,
-            offset=self._offset(key, stated, scale) if mapping.offset is None else mapping.offset,
-            nodata=stated.get("nodata") if mapping.nodata is None else mapping.nodata,
+            offset=offset,
+            nodata=_number(stated, "nodata") if mapping.nodata is None else mapping.nodata,
+            offset_of_counts=of_counts,
         )
 
     def _asset(self, key: str | None, subject: str) -> str:
@@ -259,24 +315,30 @@ class _Item:
 
         return ", ".join(described(*pair) for pair in self._pixels.items()) or "no GeoTIFF assets"
 
-    def _offset(self, key: str, stated: Mapping[str, float], scale: float | None) -> float | None:
-        """Return the offset that goes with a scale; Sentinel-2's offset applies exactly once."""
-        if _is_reflectance(key, self._item.assets[key]):
+    def _offset(
+        self, key: str, stated: Mapping[str, Any], scale: float | None
+    ) -> tuple[float | None, bool]:
+        """Return the offset that goes with a scale, and whether only counts have that offset.
+
+        Sentinel-2's offset applies exactly once.
+        """
+        offset = _number(stated, "offset")
+        if _is_reflectance(key, self._item.assets[key], stated):
             if _offset_is_applied(self._item):
-                return 0.0
-            if "offset" not in stated and _baseline(self._item) >= 4:
-                return _S2_OFFSET * (1.0 if scale is None else scale)
-        if "offset" not in stated or scale is None:
-            return stated.get("offset")
-        return stated["offset"] / stated.get("scale", 1.0) * scale
+                return 0.0, False
+            if offset is None and _baseline(self._item) >= 4:
+                return _S2_OFFSET * (1.0 if scale is None else scale), True
+        if offset is None or scale is None:
+            return offset, False
+        return offset / (_number(stated, "scale") or 1.0) * scale, False
 
     def _href(self, key: str) -> Location:
         """Return the first readable location of an asset."""
         asset = self._item.assets[key]
-        alternates = asset.extra_fields.get("alternate", {})
-        for href in (asset.href, *(other.get("href", "") for other in alternates.values())):
-            on_s3 = _AWS.fullmatch(href)
-            place = self._place.resolve(f"s3://{on_s3['bucket']}/{on_s3['key']}" if on_s3 else href)
+        others = asset.extra_fields.get("alternate")
+        others = others.values() if isinstance(others, dict) else ()
+        hrefs = [asset.href, *(other.get("href") for other in others if isinstance(other, dict))]
+        for place in (place for href in hrefs if href for place in _places(self._place, href)):
             if self._may_be_read(place):
                 return place
         raise CatalogError(
@@ -307,33 +369,60 @@ class _Item:
         return " ".join([str(self._item.properties.get("updated", "")), *checksums]).strip()
 
 
+def _places(base: Location, href: str) -> Iterator[Location]:
+    """Yield the place of an asset and, of an object of S3, its place in the bucket.
+
+    The bucket comes first, except where the address is signed: then that is the permission.
+    """
+    on_s3 = _AWS.fullmatch(href)
+    if on_s3 is None:
+        yield refer(base, href)
+        return
+    bucket = on_s3["host_bucket"] or on_s3["path_bucket"]
+    places = base.at(f"s3://{bucket}/{unquote(on_s3['key'])}"), base.at(href)
+    yield from places if str(places[1]) == href else reversed(places)
+
+
 def _holds_pixels(asset: pystac.Asset) -> bool:
     """Tell whether an asset is a GeoTIFF of measurements: not a picture, not JPEG 2000."""
-    if _NOT_PIXELS & set(asset.roles or ()):
+    if _NOT_PIXELS & set(_roles(asset)):
         return False
-    if asset.media_type:
-        return asset.media_type.startswith(("image/tiff", "image/vnd.stac.geotiff"))
-    return asset.href.lower().endswith((".tif", ".tiff"))
+    kind = str(asset.media_type or "").lower().partition(";")[0].strip()
+    if kind in _ANY_TYPE:
+        return PurePosixPath(_path(asset.href)).suffix.lower() in (".tif", ".tiff")
+    return "tif" in kind
+
+
+def _roles(asset: pystac.Asset) -> list[str]:
+    roles = asset.roles if isinstance(asset.roles, list) else []
+    return [role for role in roles if isinstance(role, str)]
 
 
 def _named(asset: pystac.Asset) -> list[tuple[int, Mapping[str, Any]]]:
     """Return numbers and descriptions of an asset's bands (STAC 1.1 ``bands`` or ``eo:bands``)."""
     bands = asset.extra_fields.get("bands") or asset.extra_fields.get("eo:bands") or []
-    return list(enumerate(bands, start=1))
+    bands = bands if isinstance(bands, list) else []
+    return [(i, band) for i, band in enumerate(bands, start=1) if isinstance(band, dict)]
 
 
 def _common_name(band: Mapping[str, Any]) -> Any:
     return band.get("common_name", band.get("eo:common_name"))
 
 
+def _path(href: str) -> str:
+    """Return an address without query and fragment, decoded; of ``what?.tif`` the whole name."""
+    path = re.sub(r"(?i)(?<=\.tif|tiff)[?#].*", "", href, flags=re.DOTALL)
+    return unquote(path)
+
+
 def _file_says(href: str, name: str) -> bool:
     """Tell whether a file is named after a band: ``B04.tif`` or ``LC09_..._B04.TIF``."""
-    stem = PurePosixPath(href).stem
+    stem = PurePosixPath(_path(href)).stem
     return stem == name or stem.endswith(f"_{name}")
 
 
-def _band_fields(asset: pystac.Asset, index: int) -> dict[str, float]:
-    """Return ``scale``, ``offset`` and ``nodata`` of a band as an item states them."""
+def _band_fields(asset: pystac.Asset, index: int) -> dict[str, Any]:
+    """Return what an item states about a band: the fields of the asset under those of the band."""
     extra = asset.extra_fields
     merged: dict[str, Any] = dict(extra)
     for key in ("raster:bands", "bands"):
@@ -342,14 +431,26 @@ def _band_fields(asset: pystac.Asset, index: int) -> dict[str, float]:
             merged |= described[0]  # one description stands for every band of the file
         elif index <= len(described):
             merged |= described[index - 1]
-    found = {
-        name: merged.get(f"raster:{name}", merged.get(name))
-        for name in ("scale", "offset", "nodata")
-    }
-    return {name: float(value) for name, value in found.items() if value is not None}
+    return merged
 
 
-def _is_reflectance(key: str, asset: pystac.Asset) -> bool:
+def _number(stated: Mapping[str, Any], name: str) -> float | None:
+    """Return ``scale``, ``offset`` or ``nodata`` as an item states it."""
+    value = stated.get(f"raster:{name}", stated.get(name))
+    if value is None:
+        return None
+    number = float(value)
+    if name != "nodata" and (not math.isfinite(number) or (name, number) == ("scale", 0)):
+        raise CatalogError(f"the {name} of a band is {value!r}; state it in the recipe's bands")
+    return number
+
+
+def _is_reflectance(key: str, asset: pystac.Asset, stated: Mapping[str, Any]) -> bool:
+    """Tell whether a band holds reflectance as counts: not a picture, not bytes, not reals."""
+    if _NOT_PIXELS & {key.lower(), *_roles(asset)}:
+        return False
+    if _NO_COUNTS.fullmatch(str(stated.get("data_type"))):
+        return False
     bands = _named(asset)
     names = [key, *(str(band.get("name", "")) for _, band in bands)]
     return any(_S2_BAND.fullmatch(name) for name in names) or any(
@@ -359,22 +460,32 @@ def _is_reflectance(key: str, asset: pystac.Asset) -> bool:
 
 def _offset_is_applied(item: pystac.Item) -> bool:
     return any(
-        item.properties.get(f"{prefix}:boa_offset_applied") is True
+        str(item.properties.get(f"{prefix}:boa_offset_applied")).lower() == "true"
         for prefix in ("earthsearch", "sentinel")
     )
 
 
-def _baseline(item: pystac.Item) -> float:
-    """Return the processing baseline of a Sentinel-2 product, 0 for everything else."""
+def _baseline(item: pystac.Item) -> int:
+    """Return the processing baseline (its whole number) of a Sentinel-2 product, 0 for others.
+
+    Raises
+    ------
+    CatalogError
+        The baseline is stated in a way that cannot be understood.
+    """
     properties = item.properties
-    product = _S2_PRODUCT.search(f"{properties.get('s2:product_uri', '')} {item.id}")
-    names = ("s2:processing_baseline", "sentinel:processing_baseline")
-    stated = next((properties[name] for name in names if name in properties), None)
-    if stated is None and str(properties.get("constellation", "")).lower() == "sentinel-2":
-        stated = properties.get("processing:version")
-    if stated is None and product:
-        stated = f"{product[1]}.{product[2]}"
-    try:
-        return float(stated) if stated is not None else 0.0
-    except ValueError:
-        return 0.0
+    stated = [properties.get(f"{name}:processing_baseline") for name in ("s2", "sentinel")]
+    names = [v for k, v in properties.items() if k.startswith(("s2:", "sentinel:"))]
+    products = (_S2_PRODUCT.search(str(name)) for name in (item.id, *names))
+    stated += [product["baseline"] for product in products if product]
+    missions = (str(properties.get(name, "")).lower() for name in ("constellation", "platform"))
+    if any(mission.startswith("sentinel-2") for mission in missions):
+        stated.append(properties.get("processing:version"))
+    value = next((value for value in stated if value not in (None, "")), 0)
+    spelled = _BASELINE.fullmatch(str(value).strip())
+    if spelled is None:
+        raise CatalogError(
+            f"item {item.id} has processing baseline {value!r}, which is not understood, so its "
+            "offset is unknown; state scale and offset in the recipe's bands"
+        )
+    return int(next(group for group in spelled.groups() if group))

@@ -1,6 +1,6 @@
 """Items from STAC-GeoParquet: one table row an item, its properties as columns.
 
-Items get the columns that a scene needs; geometry stays in the table.
+Items get the columns that a scene needs, the geometry where a query has an area.
 
 References
 ----------
@@ -8,6 +8,7 @@ STAC GeoParquet specification 1.1, https://github.com/stac-utils/stac-geoparquet
 """
 
 import datetime as dt
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,14 +18,17 @@ import pyarrow.parquet as pq
 from storage.catalog.stac import item_candidate
 from storage.dates import as_utc
 from storage.errors import CatalogError
+from storage.geometry import geojson_of
 from storage.location import Location
+from storage.quarantine import Quarantine
 from storage.scene import Candidate, CatalogSpec, Rejected
 
 SUFFIXES = (".parquet", ".geoparquet")
 _BATCH_ROWS = 1024
 _NEEDED = {"id", "assets"}
 _OWN_FIELDS = {"id", "type", "stac_version", "stac_extensions", "collection", "links", "assets"}
-_GEOMETRIES = {"geometry", "proj:geometry"}
+_NESTED = {"assets", "links", "bbox", "properties"}
+_GEOMETRIES = {"proj:geometry"}
 
 
 def table_candidates(source: Location, spec: CatalogSpec) -> Iterator[Candidate | Rejected]:
@@ -56,20 +60,36 @@ def table_candidates(source: Location, spec: CatalogSpec) -> Iterator[Candidate 
                 f"{source} is no STAC-GeoParquet: it has no column "
                 f"{' and no '.join(sorted(missing))}; give a table of STAC items"
             )
-        columns = [name for name in table.schema_arrow.names if name not in _GEOMETRIES]
+        unused = _GEOMETRIES if spec.query.area else {*_GEOMETRIES, "geometry"}
+        columns = [name for name in table.schema_arrow.names if name not in unused]
+        first = 0
         for batch in table.iter_batches(_BATCH_ROWS, columns=columns):
-            for row in batch.to_pylist():
-                yield item_candidate(source, _item(row), spec)
-    except pa.ArrowException as error:
+            for index in range(batch.num_rows):
+                yield _row_candidate(batch, index, f"row {first + index} of {source}", source, spec)
+            first += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
         raise CatalogError(
             f"{source} is no readable Parquet: {' '.join(str(error).split())[:200]}; write it again"
         ) from error
 
 
+def _row_candidate(
+    batch: pa.RecordBatch, index: int, where: str, source: Location, spec: CatalogSpec
+) -> Candidate | Rejected:
+    """Return a row as a candidate, or the reason against the row."""
+    name = where
+    with Quarantine(where) as fault:
+        name = str(batch.column("id")[index])
+        (row,) = batch.slice(index, 1).to_pylist()
+        return item_candidate(source, _item(row), spec, where)
+    return Rejected(scene_id=name, reason=f"{where} cannot be used: {fault.reason}")
+
+
 def _item(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row as the JSON of an item, without its geometry."""
-    values: dict[str, Any] = _plain(row)
+    """Return a row as the JSON of an item."""
+    values: dict[str, Any] = {name: _parsed(name, value) for name, value in _plain(row).items()}
     bbox = values.pop("bbox", None)
+    geometry = values.pop("geometry", None)
     item = {name: values.pop(name) for name in _OWN_FIELDS if name in values}
     properties = values.pop("properties", None)
     return {
@@ -77,10 +97,15 @@ def _item(row: Mapping[str, Any]) -> dict[str, Any]:
         "links": [],
         **item,
         "type": "Feature",
-        "geometry": None,
+        "geometry": geojson_of(geometry) if isinstance(geometry, (bytes, str)) else geometry,
         "bbox": _bbox(bbox) if bbox else None,
         "properties": {**values, **(properties if isinstance(properties, dict) else {})},
     }
+
+
+def _parsed(name: str, value: Any) -> Any:
+    """Return the value of a column that some writers fill with JSON."""
+    return json.loads(value) if name in _NESTED and isinstance(value, str) else value
 
 
 def _bbox(bbox: Any) -> list[float]:
@@ -93,10 +118,15 @@ def _bbox(bbox: Any) -> list[float]:
 
 def _plain(value: Any) -> Any:
     """Return a value as JSON has it; a field of a struct that only other rows have goes away."""
+    if isinstance(value, list) and value and isinstance(value[0], tuple):
+        value = dict(value)  # a map
     if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items() if item is not None}
+        # NaN is what tables have for null; as `nodata` it means the same as none.
+        return {
+            name: _plain(item) for name, item in value.items() if item is not None and item == item
+        }
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, dt.datetime):
         return as_utc(value).isoformat().replace("+00:00", "Z")
-    return value
+    return value.isoformat() if isinstance(value, dt.date) else value

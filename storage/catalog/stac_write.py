@@ -5,23 +5,25 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 import pystac
 
-from storage.errors import NotFoundError
+from storage.errors import CatalogError, NotFoundError
 from storage.geometry import enclosing, geojson_footprints
 from storage.location import Location, sha256_of_file
+from storage.quarantine import Quarantine
 from storage.raster.geotiff import RasterInfo
+
+logger = logging.getLogger(__name__)
 
 PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 RASTER = "https://stac-extensions.github.io/raster/v2.0.0/schema.json"
 FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 COLLECTION = "collection.json"
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, pystac.STACError)
 _SHA256 = "1220"  # multihash: sha2-256, 32 bytes
 SOURCES = "skysift:sources"
 FINGERPRINT = "skysift:fingerprint"
@@ -127,7 +129,7 @@ def is_sound(document: Mapping[str, Any], folder: str | Location) -> bool:
             return bool(pixels["file:checksum"] == f"{_SHA256}{sha256_of_file(file.path)}")
         size_bytes = file.size_bytes()
         return bool(pixels.get("file:size", size_bytes) == size_bytes)
-    except (NotFoundError, FileNotFoundError, *_MALFORMED):
+    except (FileNotFoundError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -148,10 +150,15 @@ def written_items(folder: str | Location) -> dict[str, dict[str, Any]]:
     items: dict[str, dict[str, Any]] = {}
     for file in Location.of(folder).list():
         if file.uri.endswith(".json") and not file.uri.endswith(COLLECTION):
-            with suppress(*_MALFORMED):
-                item = json.loads(file.read())
+            data = file.read()
+            with Quarantine(str(file)) as fault:
+                item = json.loads(data)
                 pystac.Item.from_dict(item)
+                if not file.uri.endswith(f"/{item['id']}.json"):
+                    raise CatalogError(f"it holds item {item['id']}; make the composites again")
                 items[item["id"]] = item
+            if fault:
+                logger.warning("%s is not counted as written: %s", file, fault.reason)
     return items
 
 

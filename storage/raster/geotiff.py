@@ -168,13 +168,28 @@ def opened(
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             level = {} if overview is None else {"overview_level": overview}
             dataset = rasterio.open(path, driver="GTiff", **level)
-    except (RasterioError, OSError) as error:
+    except (RasterioError, CPLE_BaseError, OSError) as error:
         raise SceneError(
             f"{href} cannot be opened as GeoTIFF: {cause(error)}; check the file and the access"
         ) from error
-    with dataset:
+    with dataset, named_faults(href):
         _check(dataset, href, georeferenced)
         yield dataset
+
+
+@contextmanager
+def named_faults(href: Location, where: str = "") -> Iterator[None]:
+    """Turn the errors of GDAL about an open file into one that names the file.
+
+    GDAL reads a header piece by piece, so a look at the masks or colours of a file may fail.
+    """
+    try:
+        yield
+    except (RasterioError, CPLE_BaseError) as error:
+        raise SceneError(
+            f"{href} cannot be read{where}: {cause(error)}; it may be truncated or damaged, "
+            "copy it again"
+        ) from error
 
 
 def _check(dataset: Any, href: Location, georeferenced: bool) -> None:
@@ -183,18 +198,17 @@ def _check(dataset: Any, href: Location, georeferenced: bool) -> None:
     _check_numbers(dataset, str(href))
     if not georeferenced:
         return
-    if dataset.crs is None:
-        raise SceneError(f"{href} {_without_crs(dataset, href)}")
     t = dataset.transform
-    if t.is_identity or t.a * t.e - t.b * t.d == 0 or not all(map(math.isfinite, t)):
-        raise SceneError(f"{href} has a CRS but no usable transform; georeference it first")
+    usable = all(map(math.isfinite, t)) and not t.is_identity and t.a * t.e - t.b * t.d != 0
+    if dataset.crs is None or not usable:
+        raise SceneError(f"{href} {_without_place(dataset, href)}")
     fault = placement_fault(dataset.crs, t, dataset.width, dataset.height)
     if fault:
         raise SceneError(f"{href} {fault}, for example with gdal_edit")
 
 
-def _without_crs(dataset: Any, href: Location) -> str:
-    """Say what a GeoTIFF without CRS has instead, and the next step."""
+def _without_place(dataset: Any, href: Location) -> str:
+    """Say what a GeoTIFF without CRS or transform has instead, and the next step."""
     if dataset.gcps[0]:
         return (
             "is georeferenced by ground control points only, not by a transform; "
@@ -205,6 +219,8 @@ def _without_crs(dataset: Any, href: Location) -> str:
             "is placed by rational polynomial coefficients (RPC) only, not by a transform; "
             "orthorectify it first, for example with gdalwarp -rpc"
         )
+    if dataset.crs is not None:
+        return "has a CRS but no usable transform; georeference it first"
     if not dataset.transform.is_identity:
         return "has a transform but no CRS; assign the right one, for example with gdal_edit"
     beside = "" if href.is_local else "; a world file or .aux.xml beside it needs storage.sidecars"

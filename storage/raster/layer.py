@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from rasterio.crs import CRS
 from rasterio.enums import MaskFlags, Resampling
-from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as FileWindow
 
 from storage.errors import ConfigError, SceneError
 from storage.location import Location
-from storage.raster.geotiff import alpha_index, cause, perimeter, reproject
+from storage.raster.geotiff import alpha_index, named_faults, perimeter, reproject
 from storage.raster.pixel_grid import Bool, Float32, PixelGrid, Window
 from storage.raster.upsample import Upsample2x
 from storage.scene import BandSource
@@ -117,17 +116,12 @@ class RowReader:
         source = FileWindow.from_slices(rows, self._columns)
         masks, alpha = self._gaps.masks, self._gaps.alpha
         known = []
-        try:
+        with named_faults(self._href, f" at rows {rows.start} to {rows.stop}"):
             if masks:
                 known.append(self._dataset.read_masks(masks, window=source) != 0)
             raw = self._dataset.read(
                 (*self._indexes, alpha) if alpha else self._indexes, window=source
             )
-        except RasterioError as error:
-            raise SceneError(
-                f"{self._href} cannot be read at rows {rows.start} to {rows.stop}: "
-                f"{cause(error)}; it may be truncated or damaged, copy it again"
-            ) from error
         if alpha:
             known.append(raw[-1:] != 0)
             raw = raw[:-1]
@@ -212,6 +206,15 @@ class AlignedRaster:
         return reduce(np.logical_or, gaps) if gaps else None
 
 
+def by_nodata(dataset: Any, bands: Sequence[BandSource]) -> list[list[int]]:
+    """Group the positions of bands of a file by the nodata that catalog and file state for them."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for position, band in enumerate(bands):
+        key = (str(band.nodata), str(dataset.nodatavals[band.index - 1]))
+        groups.setdefault(key, []).append(position)
+    return list(groups.values())
+
+
 def gaps_of(dataset: Any, bands: Sequence[BandSource], mapped: Sequence[int]) -> Gaps:
     """Return what marks the gaps of some bands of an open file.
 
@@ -223,7 +226,7 @@ def gaps_of(dataset: Any, bands: Sequence[BandSource], mapped: Sequence[int]) ->
     dataset
         The open file.
     bands
-        Bands of this file, all with the same nodata.
+        Bands of this file, all with the same nodata: a group of :func:`by_nodata`.
     mapped
         All bands of this file that are read as data. An alpha band among them is no alpha.
     """
@@ -366,7 +369,13 @@ def _warped_layer(
             "GDAL does not warp such masks; write one mask or a nodata value"
         )
     window = _window_on(dataset, href, place)
-    dtype, nodata, alpha = np.dtype(dataset.dtypes[0]), gaps.nodata, gaps.alpha
+    dtype = np.dtype(dataset.dtypes[0])
+    # A type that holds the file's numbers exactly, integers up to 32 bits included.
+    wide = np.promote_types(dtype, np.float32)
+    # The warper takes numbers close to a nodata value for it. Nearest neighbour mixes no pixels,
+    # so its numbers can be compared afterwards.
+    mixes = place.resampling != "nearest"
+    nodata, alpha = gaps.nodata if mixes else None, gaps.alpha
     if nodata is None and dtype.kind == "f":
         nodata = math.nan
     if gaps.masks and nodata is not None:
@@ -385,7 +394,7 @@ def _warped_layer(
             width=window.width,
             height=window.height,
             resampling=Resampling[place.resampling],
-            dtype=np.promote_types(dtype, np.float32).name,  # holds integers of 32 bits exactly
+            dtype=wide.name,
             nodata=math.nan,
             src_nodata=nodata,
             src_alpha=alpha or -1,  # 0 lets rasterio look for one
@@ -396,7 +405,7 @@ def _warped_layer(
     return AlignedRaster(
         reader=RowReader(vrt, href, [band.index for band in bands]),
         window=window,
-        nodata=None,
+        nodata=None if mixes else _typed(gaps.nodata, wide),
         positions=tuple(positions),
         **_numbers(dataset, bands),
     )
@@ -409,10 +418,18 @@ def _numbers(dataset: Any, bands: Sequence[BandSource]) -> dict[str, Any]:
             dataset.scales[band.index - 1] if band.scale is None else band.scale for band in bands
         ),
         "offsets": tuple(
-            dataset.offsets[band.index - 1] if band.offset is None else band.offset
+            dataset.offsets[band.index - 1]
+            if band.offset is None or (band.offset_of_counts and not _holds_counts(dataset, band))
+            else band.offset
             for band in bands
         ),
     }
+
+
+def _holds_counts(dataset: Any, band: BandSource) -> bool:
+    """Tell whether a band holds counts: integers that are more than bytes."""
+    dtype = np.dtype(dataset.dtypes[band.index - 1])
+    return dtype.kind in "iu" and dtype.itemsize > 1
 
 
 def _typed(nodata: float | None, dtype: np.dtype[Any]) -> Any:

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from storage.errors import ConfigError, SceneError, SkysiftError
 from storage.location import Location
 from storage.raster.geotiff import alpha_index, cause, check_indexes, environment, opened
-from storage.raster.layer import gaps_of, plain_layer
+from storage.raster.layer import by_nodata, gaps_of, plain_layer
 from storage.raster.pixel_grid import Float32, Window
 from storage.scene import BandSource
 
@@ -103,7 +103,8 @@ def read_picture(
     SceneError
         The file is not such a picture, is damaged, or lacks a band.
     ConfigError
-        The picture is larger than ``most_px``.
+        The picture is larger than ``most_px``, or its header states more work than any picture
+        needs: scans of a JPEG, tiles of a TIFF.
     NotFoundError
         The file does not exist.
     """
@@ -222,11 +223,14 @@ def _read_tiff(
         whole = Window(column=0, row=0, width=dataset.width, height=dataset.height)
         # A picture without a place has rows from the top; a scene from the bottom is turned over.
         flipped = not dataset.transform.is_identity and dataset.transform.e > 0
-        gaps = gaps_of(dataset, sources, chosen)
-        layer = plain_layer(dataset, sources, range(len(sources)), whole, gaps, flipped)
         values = np.full((len(sources), dataset.height, dataset.width), np.nan, np.float32)
-        layer.read_into(values, whole)
-        scaled = any(scale != 1 for scale in layer.scales) or any(layer.offsets)
+        scaled = False
+        for group in by_nodata(dataset, sources):
+            part = [sources[number] for number in group]
+            gaps = gaps_of(dataset, part, chosen)
+            layer = plain_layer(dataset, part, group, whole, gaps, flipped)
+            layer.read_into(values, whole)
+            scaled |= any(scale != 1 for scale in layer.scales) or any(layer.offsets)
         dtype = np.dtype(np.float32 if scaled else dataset.dtypes[chosen[0] - 1])
         names = [colour.name for colour in dataset.colorinterp]
         if indexes is None and names[0] == "palette" and bands != 1:
@@ -340,7 +344,7 @@ def _check_block(place: Location, dataset: Any) -> None:
     rows, columns = dataset.block_shapes[0]
     pixel_bytes = sum(np.dtype(name).itemsize for name in dataset.dtypes)
     if rows * columns * pixel_bytes > _MOST_BLOCK_BYTES:
-        raise SceneError(
-            f"{place} is not a readable picture: one of its blocks has {columns} x {rows} pixels; "
-            "write it with blocks of 512 x 512 pixels"
+        raise ConfigError(
+            f"{place} has tiles of {rows * columns:,} pixels, which take more than "
+            f"{_MOST_BLOCK_BYTES:,} bytes each; write it with tiles of 512 x 512 pixels"
         )

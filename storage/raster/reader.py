@@ -29,11 +29,19 @@ from storage.location import Location
 from storage.raster.geotiff import (
     check_indexes,
     environment,
+    named_faults,
     opened,
     raster_info,
     resolution_in,
 )
-from storage.raster.layer import AlignedRaster, TargetGrid, gaps_of, layer_of, pixel_offset
+from storage.raster.layer import (
+    AlignedRaster,
+    TargetGrid,
+    by_nodata,
+    gaps_of,
+    layer_of,
+    pixel_offset,
+)
 from storage.raster.pixel_grid import Block, Bool, PixelGrid, Window
 from storage.scene import BandSource, MaskSource, Scene
 
@@ -171,17 +179,15 @@ class SceneReader:
         self, dataset: Any, positions: Sequence[int], place: TargetGrid
     ) -> list[AlignedRaster]:
         """Put the bands of one file on the grid, together where they have the same nodata."""
-        bands = self.scene.bands
-        mapped = [bands[position].index for position in positions]
-        groups: dict[tuple[str, str], list[int]] = {}
-        for position, index in zip(positions, mapped, strict=True):
-            key = (str(bands[position].nodata), str(dataset.nodatavals[index - 1]))
-            groups.setdefault(key, []).append(position)
+        bands = [self.scene.bands[position] for position in positions]
+        mapped = [band.index for band in bands]
         layers = []
-        for group in groups.values():
-            sources = [bands[position] for position in group]
-            gaps = gaps_of(dataset, sources, mapped)
-            layers.append(layer_of(self._files, dataset, sources, group, place, gaps))
+        with named_faults(bands[0].href):
+            for group in by_nodata(dataset, bands):
+                sources = [bands[i] for i in group]
+                gaps = gaps_of(dataset, sources, mapped)
+                places = [positions[i] for i in group]
+                layers.append(layer_of(self._files, dataset, sources, places, place, gaps))
         return layers
 
     def _check_numbers(self, opened: Sequence[tuple[Any, list[int]]]) -> None:

@@ -251,3 +251,23 @@ def test_the_folder_of_a_killed_writer_is_removed(tmp_path: Path):
         _write(str(tmp_path / "set"), _batch(3))
         assert not dead.exists()
         assert alive.exists()
+
+
+@pytest.mark.parametrize("name", ["Water", " water", "wa\u0308ter"])
+def test_names_that_look_alike_are_one_class_or_band(tmp_path: Path, name: str):
+    twin = {"Water": "water", " water": "water", "wa\u0308ter": "w\xe4ter"}[name]
+    for names in (
+        {"bands": ("a",), "classes": (name, twin)},
+        {"bands": (name, twin), "classes": "x"},
+    ):
+        with pytest.raises(ConfigError, match=r"must be unique|must differ"):
+            DatasetWriter(str(tmp_path / "set"), **names)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16"])
+def test_integers_become_real_with_the_first_real_batch(tmp_path: Path, kind: str):
+    first, second = _batch(5, 0, np.dtype(kind)), _batch(4, 1)
+    _write(str(tmp_path / "set"), first, first, second)
+    data = LabelledDataset.open(str(tmp_path / "set"))
+    assert data.images.dtype == np.float32
+    np.testing.assert_array_equal(data.images, np.concatenate([first[0], first[0], second[0]]))

@@ -22,7 +22,7 @@ class _RayCopy(Exception):
         (KeyError("crs"), "KeyError: 'crs'; check the file or document, "),
         (OverflowError(), "OverflowError: no message; check the file or document, "),
         (UnicodeDecodeError("utf8", b"\xff", 0, 1, "no"), "UnicodeDecodeError: "),
-        (SceneError("\x1b[31mred\ud800"), "\ufffd[31mred\ufffd"),
+        (SceneError("\x1b[31mred\ud800"), r"\x1b[31mred\ud800"),
         (ValueError("x" * 10**6), f"ValueError: {'x' * 1000} ...; check"),
     ],
 )

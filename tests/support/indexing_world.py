@@ -8,17 +8,23 @@ import pytest
 
 import pipeline.indexing.driver as driver
 import pipeline.indexing.steps as steps
+import workflows.commands.common as common
 
 
 def _run(worker: Callable[[Any], Any], jobs: Sequence[Any], **_: Any) -> list[Any]:
     return [worker(job) for job in jobs]
 
 
+def patch_out_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the workers of builds, updates and compactions in this process."""
+    for module in (driver, steps):
+        monkeypatch.setattr(module, "run_tasks", _run)
+        monkeypatch.setattr(module, "threads_for", lambda _: 1)
+    for module in (driver, common):
+        monkeypatch.setattr(module, "ray_session", lambda *_: nullcontext())
+
+
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build, update and compact without Ray."""
-    for module in (driver, steps):
-        monkeypatch.setattr(module, "run_tasks", _run)
-    monkeypatch.setattr(driver, "ray_session", lambda *_: nullcontext())
-    for module in (driver, steps):
-        monkeypatch.setattr(module, "threads_for", lambda _: 1)
+    patch_out_ray(monkeypatch)

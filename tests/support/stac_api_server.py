@@ -6,7 +6,7 @@ open at one end, boxes of four or six numbers, and `next` links that carry a tok
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,7 +23,11 @@ MAX_LIMIT = 100
 
 @dataclass
 class StacApi:
-    """A running server; ``searches`` are the requests that it answered, oldest first."""
+    """A running server; ``searches`` are the requests that it answered, oldest first.
+
+    ``round`` leads from the tokens of pages back to others; ``change`` is applied to every document
+    before it is sent.
+    """
 
     url: str
     items: list[dict[str, Any]]
@@ -32,6 +36,8 @@ class StacApi:
     conforms_to: list[str] = field(default_factory=lambda: list(CONFORMS_TO))
     refuse: list[int] = field(default_factory=list)
     stuck: bool = False
+    round: dict[int, int] = field(default_factory=dict)
+    change: Callable[[Any], Any] = lambda document: document
 
 
 @contextmanager
@@ -117,6 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         links = []
         if start + limit < len(found):
             token = start if self.api.stuck else start + limit
+            token = self.api.round.get(token, token)
             links.append(self._next({**asked, "token": str(token)}))
         self._reply(
             200,
@@ -137,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {"rel": "next", "href": f"{href}?{urlencode(flat)}", "method": "GET"}
 
     def _reply(self, status: int, document: dict[str, Any]) -> None:
-        data = json.dumps(document).encode()
+        data = json.dumps(self.api.change(document)).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/geo+json")
         self.send_header("Content-Length", str(len(data)))

@@ -22,6 +22,7 @@ from storage.errors import CatalogError, EncoderMismatchError, SkysiftError
 from storage.index.manifest import read_manifest
 from storage.locks import watcher_lock
 from storage.scene import CatalogSpec
+from tests.support.bad_scenes import BAD
 from tests.support.command_line import run
 from tests.support.counted_reads import counted_reads
 from tests.support.ingest_world import TILE_PX, make_bundle, rows_of, write_scene
@@ -201,6 +202,30 @@ def test_a_poll_without_news_reads_no_weights(
     make_bundle(tmp_path / "bundle", seed=7)
     with pytest.raises(EncoderMismatchError):
         watcher.poll()
+
+
+@pytest.mark.usefixtures("ray_session", "_here")
+def test_good_scenes_are_searchable_whatever_becomes_of_the_others(
+    job: WatchJob, monkeypatch: pytest.MonkeyPatch
+):
+    BAD["damaged-in-its-middle"](_scenes(job) / "bad_20240502.tif", 1)
+    first = Watcher(job).poll()
+    assert list(first.quarantined) == ["bad_20240502"]
+    assert _in_step(job)
+    assert len(Archive.open(job.ingest.archive_uri)) == 2 * 16
+
+    for day in (1, 2):
+        write_scene(_scenes(job), f"late_2024070{day}", seed=day)
+    whole = pipeline.ingest.driver._local_batches
+    monkeypatch.setattr(
+        pipeline.ingest.driver,
+        "_batches_on_ray",
+        lambda plan: (batch for batch in whole(plan) if batch["scene"][0] == 0),
+    )
+    with pytest.raises(SkysiftError, match="1 of 2 scenes did not come back"):
+        Watcher(job).poll()
+    assert _in_step(job)
+    assert len(Archive.open(job.ingest.archive_uri)) == 3 * 16
 
 
 @pytest.mark.usefixtures("ray_session", "_here")

@@ -73,7 +73,8 @@ def audit(ctx: click.Context, run: Run) -> None:
 
     opened = open_archive(run)
     listing = read_scenes(run.catalog_spec(), opened.spec.bands)
-    listed = [(scene.id, scene.fingerprint) for scene in listing.scenes]
+    recorded = {entry.scene_id: entry.fingerprint for entry in opened.scenes()}
+    listed = [(scene.id, scene.known_as(recorded.get(scene.id, ""))) for scene in listing.scenes]
     listed += [(item.scene_id, "") for item in listing.rejected]
     found = compare(opened, listed)
     lines = format_pairs(

@@ -17,6 +17,7 @@ from storage.geometry import centres
 from storage.index.filter import Filter
 from workflows.commands.common import CommaList, Run, Verb, option_group, pass_run, recipe_option
 from workflows.console import format_table
+from workflows.recipe.document import read_text
 
 if TYPE_CHECKING:
     from pipeline.search.hits import Hits
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 
 _WIDE = 100
+_MOST_JSON_BYTES = 256 * 1024 * 1024
 _TRUNCATED = "{:,} queries have more hits than {:,}: raise --limit, or --min-score"
 KINDS = ("image", "lonlat", "tile", "vector")
 LIKE = ("scene", "label", "bbox", "polygon", "since", "until")
@@ -138,13 +140,11 @@ def _named(resolver: "QueryResolver", options: dict[str, Any], prefix: str) -> I
 
 def _encoder(run: Run, searcher: "Searcher") -> Any:
     from encoders.bundle import load_encoder
-    from storage.archive.reader import Archive
     from storage.errors import NotFoundError
 
     if run.recipe.encoder.bundle is not None:
         return load_encoder(run.need_path("encoder.bundle"))
-    manifest = searcher.manifest
-    archive = Archive.open(searcher.index.at(manifest.archive_uri), manifest.snapshot)
+    archive = searcher.archive
     try:
         return load_encoder(archive.encoder)
     except NotFoundError as error:
@@ -160,12 +160,16 @@ def _vectors(path: str) -> Iterator["Query"]:
     from pipeline.search.query import Query
 
     try:
-        if path.endswith(".npy"):
-            values = np.load(path, allow_pickle=False)
+        if path.endswith(".npy") and Path(path).is_file():
+            values = np.load(path, mmap_mode="r", allow_pickle=False)  # its header may lie
         else:
-            values = np.asarray(json.loads(Path(path).read_text(encoding="utf-8")))
+            values = np.asarray(json.loads(read_text(Path(path), _MOST_JSON_BYTES)))
+        if values.dtype.kind not in "iuf":
+            raise ValueError(f"it holds {values.dtype.name}")
         vectors = np.atleast_2d(np.asarray(values, np.float32))
-    except ValueError as error:
+    except (ValueError, EOFError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"{path} holds no vector of numbers ({error}); give .npy or JSON") from (
             error
         )

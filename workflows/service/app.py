@@ -35,7 +35,7 @@ from workflows.service.schema import (
     TileAnswer,
 )
 from workflows.service.telemetry import Metrics, RequestMetrics
-from workflows.service.uploads import read_query
+from workflows.service.uploads import read_query, receive
 
 if TYPE_CHECKING:
     from workflows.service.backend import IndexBackend
@@ -174,16 +174,17 @@ def _add_search(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: li
     )  # fmt: skip
     async def search(request: Request, accept: Accept = None) -> Response:
         """Find the tiles most like a vector, a place, a tile, a box, an image or examples."""
-        body, image = await read_query(request, limits.upload_s)
+        received = await receive(request, limits.upload_s)
+        client, read = request.state.client, partial(read_query, received)
+        run = partial(decoding.run, client)
+        body, image = await (run(read) if received.is_form else to_thread.run_sync(read))
         if body.k > limits.max_k:
             raise ConfigError(f"k is {body.k}; this service gives at most {limits.max_k}")
 
         def answer() -> Response:
             return negotiated(backend.search(body, image), accept)
 
-        if image is None:
-            return await to_thread.run_sync(answer)
-        return await decoding.run(request.state.client, answer)
+        return await (to_thread.run_sync(answer) if image is None else run(answer))
 
     _describe(app, SearchBody)
 

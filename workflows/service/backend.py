@@ -15,7 +15,6 @@ import numpy as np
 from encoders.bundle import Encoder, load_encoder
 from pipeline.search.query import Query, QueryResolver, combine
 from pipeline.search.searcher import Searcher
-from storage.archive.reader import Archive
 from storage.dates import parse_moment
 from storage.errors import NotFoundError, SkysiftError
 from storage.formats import hit_records
@@ -223,8 +222,7 @@ class _Version:
         self._config, self.name = config, name
         self.searcher = Searcher.connect(config.index, version=name, replicas=config.replicas)
         self.resolver = QueryResolver(self.searcher)
-        manifest = self.searcher.manifest
-        self.archive = Archive.open(config.index.at(manifest.archive_uri), manifest.snapshot)
+        self.archive = self.searcher.archive
         self.boxes = SceneBoxes(self.archive)
         self.ledger = self.archive.scenes()
 

@@ -1,20 +1,23 @@
 """The body of a search: JSON, or a form with a picture, within limits of time, parts and values.
 
-Bodies are received by the event loop and parsed in threads. :mod:`workflows.service.decoding`
+Bodies are received by the event loop and parsed by threads. :mod:`workflows.service.decoding`
 decodes the pictures.
 """
 
 import base64
 import binascii
 import re
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Any
 
-from anyio import fail_after, to_thread
+import anyio
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from storage.errors import ConfigError
 from workflows.service.schema import SearchBody
@@ -25,56 +28,93 @@ _MAX_VALUES = 100_000
 """Values of one query, about: the longest vector, all names of a filter and a long polygon."""
 
 
-async def read_query(request: Request, limit_s: float) -> tuple[SearchBody, bytes | None]:
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A body as it arrived, and its Content-Type."""
+
+    content_type: str
+    body: bytes
+
+    @property
+    def is_form(self) -> bool:
+        """Whether the body is a form; else it is JSON."""
+        return _kind(self.content_type) == "multipart/form-data"
+
+
+async def receive(request: Request, limit_s: float) -> Received:
+    """Receive the body of a search.
+
+    Raises
+    ------
+    HTTPException
+        408: the body takes longer than ``limit_s`` to arrive. 415: the body is neither JSON nor a
+        form, or not in UTF-8.
+    """
+    given = request.headers.get("content-type", "a body without Content-Type")
+    in_utf8 = "charset" not in _UTF8.sub("", given.lower())
+    if not in_utf8 or _kind(given) not in ("application/json", "multipart/form-data"):
+        message = f"{given[:80]} is not taken; send JSON or multipart/form-data, in UTF-8"
+        raise HTTPException(415, message)
+    try:
+        with anyio.fail_after(limit_s):
+            return Received(given, await request.body())
+    except TimeoutError as error:
+        raise HTTPException(408, f"the request did not arrive within {limit_s:g} s") from error
+
+
+def read_query(received: Received) -> tuple[SearchBody, bytes | None]:
     """Read a search: JSON, or a form with the parts ``image`` (a file) and ``query`` (JSON).
+
+    A form that is made to be slow takes about half a second for each megabyte.
 
     Raises
     ------
     RequestValidationError
         The query does not follow the schema.
-    HTTPException
-        408: the body takes longer than ``limit_s`` to arrive. 415: the body is of another kind.
     ConfigError
         The form is damaged or lacks its image, the query is no JSON object or has too many
         values, or the base64 is not valid.
     """
-    header = request.headers.get("content-type", "a body without Content-Type").lower()
-    kind = header.partition(";")[0].strip()
-    in_utf8 = "charset" not in _UTF8.sub("", header)
-    if not in_utf8 or kind not in ("application/json", "multipart/form-data"):
-        message = f"{header[:80]} is not taken; send JSON or multipart/form-data, in UTF-8"
-        raise HTTPException(415, message)
+    if not received.is_form:
+        body = _parsed(received.body, has_image=False)
+        return body, _decoded(body.image_base64)
     try:
-        with fail_after(limit_s):
-            if kind == "application/json":
-                text, image = await request.body(), None
-            else:
-                text, image = await _form(request)
-    except TimeoutError as error:
-        raise HTTPException(408, f"the request did not arrive within {limit_s:g} s") from error
-    body = await to_thread.run_sync(_parsed, text, image is not None)
-    return body, await to_thread.run_sync(_decoded, body.image_base64) if image is None else image
-
-
-async def _form(request: Request) -> tuple[bytes, bytes]:
-    """Return the query and the image of a form."""
-    try:
-        async with request.form(
-            max_files=_MAX_PARTS, max_fields=_MAX_PARTS, max_part_size=_MAX_FIELD_BYTES
-        ) as form:
-            image, query = form.get("image"), form.get("query", "{}")
-            content = await image.read() if isinstance(image, UploadFile) else None
-            text = await query.read() if isinstance(query, UploadFile) else query.encode()
-    except HTTPException as error:
-        if error.status_code != 400:
-            raise  # 413 from the limit on the body, which is counted while the form is parsed
+        query, image = anyio.run(_form, received)
+    except MultiPartException as error:
         raise ConfigError(
-            f"the form cannot be read ({error.detail.rstrip('.')}); send multipart/form-data with "
+            f"the form cannot be read ({error.message.rstrip('.')}); send multipart/form-data with "
             f"a boundary, at most {_MAX_PARTS} files and fields, {_MAX_FIELD_BYTES:,} bytes a field"
         ) from error
-    if content is None:
+    if image is None:
         raise ConfigError("the form has no part `image` that is a file; send the file as `image`")
-    return text, content
+    return _parsed(query, has_image=True), image
+
+
+async def _form(received: Received) -> tuple[bytes, bytes | None]:
+    """Return the query and the image of a form."""
+
+    async def whole() -> AsyncGenerator[bytes]:
+        yield received.body
+
+    parser = MultiPartParser(
+        Headers({"content-type": received.content_type}),
+        whole(),
+        max_files=_MAX_PARTS,
+        max_fields=_MAX_PARTS,
+        max_part_size=_MAX_FIELD_BYTES,
+    )
+    parser.spool_max_size = len(received.body)  # nothing is written to a disk
+    form = await parser.parse()
+    try:
+        image, query = form.get("image"), form.get("query", "{}")
+        text = await query.read() if isinstance(query, UploadFile) else query.encode()
+        return text, await image.read() if isinstance(image, UploadFile) else None
+    finally:
+        await form.close()
+
+
+def _kind(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 def _parsed(text: bytes, has_image: bool) -> SearchBody:

@@ -105,7 +105,51 @@ def test_bad_input_is_named(raster, tmp_path):
     tiles = tiles_over(16, 16)
     with pytest.raises(ConfigError, match="at least one class"):
         tile_labels(raster[0], GRID, tiles, {})
+    with pytest.raises(ConfigError, match="two values have one class"):
+        tile_labels(raster[0], GRID, tiles, {1: "water", 2: "Water "})
     with pytest.raises(ConfigError, match="min_fraction"):
         tile_labels(raster[0], GRID, tiles, CLASSES, min_fraction=0)
     with pytest.raises(SceneError, match=r"gone\.tif"):
         tile_labels(str(tmp_path / "gone.tif"), GRID, tiles, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gap", "nodata"),
+    [
+        ("float32", float("nan"), None),
+        ("float32", float("nan"), float("nan")),
+        ("int8", 0, 0),
+        ("uint8", 255, 255),
+        ("int64", -9999, -9999),
+    ],
+)
+def test_a_raster_of_any_type_counts_mapped_ground_only(tmp_path, dtype, gap, nodata):
+    values = np.array([[1, gap], [2, 7]], dtype).repeat(16, 0).repeat(16, 1)
+    uri = str(tmp_path / "classes.tif")
+    write_geotiff(uri, values[None], GRID.crs, (10.0, 0, LEFT, 0, -10.0, TOP), nodata=nodata)
+    found = tile_labels(uri, GRID, tiles_over(32, 32), CLASSES)
+    assert found.mapped.tolist() == [1, 0, 1, 1]
+    np.testing.assert_array_equal(found.fractions, [[1, 0, 0], [0] * 3, [0, 1, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "float32"])
+def test_ground_beyond_a_raster_without_nodata_is_not_mapped(tmp_path, dtype):
+    uri = str(tmp_path / "classes.tif")
+    values = np.ones((1, 16, 24), dtype)  # a tile and a half
+    write_geotiff(uri, values, GRID.crs, (10.0, 0, LEFT, 0, -10.0, TOP))
+    found = tile_labels(uri, GRID, np.array([[4375, -31250], [4376, -31250]], np.int32), CLASSES)
+    assert found.mapped.tolist() == [1, 0.5]
+    assert found.fractions[:, 0].tolist() == [1, 1]
+
+
+def test_codes_that_float32_cannot_tell_apart_are_classes_of_their_own(tmp_path):
+    codes = {2**24: "even", 2**24 + 1: "odd"}
+    values = np.array([list(codes)], np.uint32).repeat(16, 0).repeat(16, 1)
+    uri = str(tmp_path / "classes.tif")
+    write_geotiff(uri, values[None], GRID.crs, (10.0, 0, LEFT, 0, -10.0, TOP))
+    found = tile_labels(uri, GRID, tiles_over(32, 16), codes)
+    np.testing.assert_array_equal(found.fractions, [[1, 0], [0, 1]])
+    moved = TileGrid(crs="EPSG:3857", resolution=14.0, tile_px=8)  # warped
+    west, south, east, north = GRID.bbox_wgs84(np.array([[4376, -31250]], np.int32))[0]
+    tile = moved.tile_at((west + east) / 2, (south + north) / 2)
+    assert tile_labels(uri, moved, np.array([tile], np.int32), codes).labels.tolist() == [[0, 1]]

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 from click.testing import CliRunner
 from PIL import Image
+from rasterio.transform import Affine
 from scipy.io import savemat
 
 from pipeline.datasets.bigearthnet import BANDS, import_bigearthnet
@@ -370,6 +372,37 @@ def test_geotiffs_of_any_bands_keep_their_values(tmp_path: Path):
     (source / "images" / "0.tif").write_bytes(b"II*\0nothing")
     with pytest.raises(SceneError, match=r"image 0\.tif cannot be opened as GeoTIFF"):
         import_folder(str(source), str(tmp_path / "other"), bands=bands)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "tar"])
+def test_masks_and_nodata_beside_a_geotiff_count(tmp_path: Path, packed: bool):
+    source = _tiff_folder(tmp_path / "a")
+    whole = np.arange(16 * 20).reshape(1, 16, 20).astype(np.int16) + 1
+    hidden = (whole[0] % 7 > 0).astype(np.uint8) * 255
+    place = {"crs": "EPSG:32633", "transform": Affine(10, 0, 0, 0, -10, 0)}
+    shape = {"width": 20, "height": 16, "count": 1, "dtype": "int16"}
+    for number in range(2):
+        path = source / "images" / f"{number}.tif"
+        with (
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False),
+            rasterio.open(path, "w", driver="GTiff", **shape, **place) as file,
+        ):
+            file.write(whole)
+            if number == 0:
+                file.write_mask(hidden)
+    assert (source / "images" / "0.tif.msk").is_file()
+    (source / "images" / "1.tif.aux.xml").write_text(
+        '<PAMDataset><PAMRasterBand band="1"><NoDataValue>9</NoDataValue></PAMRasterBand>'
+        "</PAMDataset>"
+    )
+    if packed:
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            archive.add(source, "a")
+        source = tmp_path / "a.tar"
+    import_folder(str(source), str(tmp_path / "set"), bands=["red"])
+    images = LabelledDataset.open(str(tmp_path / "set")).images
+    assert np.array_equal(np.isnan(images[0, 0]), hidden[:, 2:18] == 0)
+    assert np.array_equal(np.isnan(images[1, 0]), whole[0, :, 2:18] == 9)
 
 
 # --- by name -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from pipeline.analysis.landcover import TileLabels
@@ -101,6 +102,28 @@ def test_an_import_that_is_there_is_not_repeated(folder: Path, tmp_path: Path):
     assert import_folder(str(folder), uri) == first
     assert (tmp_path / "set" / "images.npy").stat().st_mtime_ns == stamp
     assert import_folder(str(folder), uri, tile_px=6).tile_px == 6
+
+
+def test_a_replaced_image_is_imported_again(folder: Path, tmp_path: Path):
+    uri = str(tmp_path / "set")
+    import_folder(str(folder), uri)
+    Image.new("RGB", (12, 12), (200, 200, 200)).save(folder / "images" / "a" / "3.png")
+    import_folder(str(folder), uri)
+    assert LabelledDataset.open(uri).images[3].min() == 200
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.xz"])
+def test_a_tar_that_ends_early_is_named(folder: Path, tmp_path: Path, suffix: str):
+    path, mode = tmp_path / f"a{suffix}", f"w:{suffix.removeprefix('.tar').removeprefix('.')}"
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        archive.add(folder, "a")
+    whole = path.read_bytes()
+    for share in (0.3, 0.6, 0.9):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(
+            (ConfigError, NotFoundError), match=rf"a\{suffix}.*not a readable|no lab"
+        ):
+            import_folder(str(path), str(tmp_path / "set"))
 
 
 def test_the_split_rule_divides_by_group_and_keeps_its_word():
@@ -247,6 +270,17 @@ def test_scenes_that_do_not_fit_are_named(scenes, tmp_path: Path):
     )
     with pytest.raises(ConfigError, match="different classes"):
         import_scenes(scenes, SPEC, [labels, other], uri, bands=("red", "nir"))
+
+
+def test_ground_that_two_grids_share_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    near, far = _scene(tmp_path, "near", 100), _scene(tmp_path, "far", 200)
+    with rasterio.open(str(far.bands[0].href), "r+") as file:
+        file.crs = "EPSG:32649"
+    labels = _labels(near, SPEC)
+    import_scenes([near], SPEC, labels, str(tmp_path / "one"), bands=("red", "nir"))
+    assert "scenes lie on" not in caplog.text
+    import_scenes([near, far], SPEC, labels, str(tmp_path / "two"), bands=("red", "nir"))
+    assert "the scenes lie on 2 grids (epsg32648-10-16, epsg32649-10-16)" in caplog.text
 
 
 def test_the_real_labelled_set_arrives_whole(real_data: Path, tmp_path: Path):

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.datasets.folder import import_folder
-from pipeline.datasets.tables import alike, first_twice, read_table
+from pipeline.datasets.tables import first_twice, read_table
 from storage.dataset import DatasetInfo, LabelledDataset
 from storage.errors import ConfigError, NotFoundError, SceneError
+from storage.values import alike
 
 PLAIN = (
     "image,split,water,forest\n0.png,train,1,0\n1.png,train,0,1\n2.png,val,1,1\n3.png,test,0,0\n"

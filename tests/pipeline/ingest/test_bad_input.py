@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from pipeline.ingest.driver import ingest, plan_ingest
 from pipeline.ingest.spec import IngestSpec
 from storage.archive.audit import audit, verify
+from storage.archive.maintenance import delete_scenes
 from storage.archive.reader import Archive
 from storage.catalog.read import read_scenes
 from storage.location import Location
+from storage.raster.pixel_grid import Block, Window
+from storage.raster.reader import SceneReader
 from storage.raster.writer import write_geotiff
 from storage.scene import BandMapping, CatalogSpec
 from tests.support.fault_proxy import Fault, fault_proxy
@@ -180,3 +184,60 @@ def test_assets_that_are_gone_or_forbidden_are_set_aside(tmp_path: Path, moto_s3
         assert said[name][0] == "quarantined"
         assert f"{key} cannot be opened" in said[name][2]
         assert why in said[name][2]
+
+
+def vectors_of(spec: IngestSpec, name: str) -> bytes:
+    """The vectors of a scene's live rows."""
+    archive = Archive.open(spec.archive_uri)
+    parts = [archive.read_segment(one.ordinal, ["scene", "embedding"]) for one in archive.segments]
+    return b"".join(part["embedding"][part["scene"] == name].tobytes() for part in parts)
+
+
+def test_pixels_replaced_behind_an_unchanged_item_are_embedded_again(tmp_path: Path):
+    first, other = write_band(tmp_path / "band.tif"), write_band(tmp_path / "another.tif")
+    items = [item("site", *[str(first)] * 3), item("kept", *[str(other)] * 3)]
+    spec = spec_of(tmp_path, items_of(tmp_path, items))
+    assert settled(spec)["site"] == ("embedded", 4, "")
+    before, kept = vectors_of(spec, "site"), vectors_of(spec, "kept")
+
+    first.write_bytes(other.read_bytes())
+    plan = plan_ingest(spec)
+    assert ([scene.id for scene in plan.todo], plan.reprocessed) == (["site"], ("site",))
+    assert settled(spec)["site"] == ("embedded", 4, "")
+    assert vectors_of(spec, "site") != before
+    assert vectors_of(spec, "site") == vectors_of(spec, "kept") == kept
+
+    delete_scenes(spec.archive_uri, ["site"])
+    first.write_bytes(first.read_bytes()[:-100])
+    other.unlink()  # the archive keeps the rows of scenes whose files are gone
+    assert plan_ingest(spec).todo == ()
+
+
+def test_a_scene_whose_file_is_mended_behind_its_item_leaves_quarantine(tmp_path: Path):
+    path = write_band(tmp_path / "band.tif")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2000])
+    spec = spec_of(tmp_path, items_of(tmp_path, [item("site", *[str(path)] * 3)]))
+    assert settled(spec)["site"][0] == "quarantined"
+    path.write_bytes(whole)
+    assert settled(spec)["site"] == ("embedded", 4, "")
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, other = write_band(tmp_path / "band.tif"), write_band(tmp_path / "another.tif")
+    spec = spec_of(tmp_path, items_of(tmp_path, [item("site", *[str(path)] * 3)]))
+    read = SceneReader.read
+
+    def replacing(self: SceneReader, window: Window) -> Block:
+        block = read(self, window)
+        if other.exists():
+            other.replace(path)
+        return block
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SceneReader, "read", replacing)
+        report = ingest(plan_ingest(spec), local=True)
+    assert "were replaced while they were read" in report.quarantined["site"]
+    assert settled(spec)["site"] == ("embedded", 4, "")

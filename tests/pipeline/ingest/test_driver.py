@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,12 @@ from pipeline.tiles.spec import GridSpec, TileRules
 from storage.archive.audit import verify
 from storage.archive.reader import Archive
 from storage.catalog.read import read_scenes
-from storage.errors import EncoderMismatchError, GridError, SkysiftError
+from storage.errors import (
+    ArchiveConflictError,
+    EncoderMismatchError,
+    GridError,
+    SkysiftError,
+)
 from storage.progress import Event
 from storage.scene import CatalogSpec
 from tests.support.counted_reads import counted_reads
@@ -394,3 +400,18 @@ def test_rows_of_a_scene_come_together_from_batches_in_any_order():
                 done[scene.index] = scene
         assert {index: len(scene) for index, scene in done.items()} == sizes
         assert done[2].columns["tile"].tolist() == [[n % 3, n // 3] for n in range(7)]
+
+
+def test_an_archive_that_is_gone_or_another_since_the_plan_is_refused(job: IngestSpec):
+    ingest(plan_ingest(job), local=True)
+    write_scene(Path(str(job.catalog.source)).parent, "site_20240801", seed=4)
+    plan = plan_ingest(job)
+    assert (plan.done, len(plan.todo)) == (3, 1)
+    shutil.rmtree(str(job.archive_uri))
+    with pytest.raises(ArchiveConflictError, match="was deleted since the run was planned"):
+        ingest(plan, local=True)
+    assert not Path(str(job.archive_uri)).exists()
+    Archive.create(job.archive_uri, plan.archive)
+    with pytest.raises(ArchiveConflictError, match="lost 3 scenes since the run was planned"):
+        ingest(plan, local=True)
+    assert ingest(plan_ingest(job), local=True).embedded == 4

@@ -438,3 +438,44 @@ def test_real_truncated_file_is_named(real_data: Path, tmp_path: Path) -> None:
     scene = make_scene(str(broken), 4)
     with pytest.raises(SceneError, match=r"broken\.tif is truncated"):
         grid_for_scene(scene, GridSpec(tile_px=64))
+
+
+@pytest.mark.parametrize("edge", ["pad", "drop", "shift"])
+def test_a_window_of_more_tiles_than_a_scene_may_have_is_refused_before_they_are_made(edge: Any):
+    grid = TileGrid(crs=UTM, resolution=1e-3, tile_px=64)
+    for size in (10**6, 10**12, 10**40):
+        with pytest.raises(GridError, match=r"tiles, but a scene may have 4,194,304"):
+            grid.tiles_over(Window(column=0, row=0, width=size, height=size), edge)
+
+
+@pytest.mark.parametrize("edge", ["pad", "drop", "shift"])
+@pytest.mark.parametrize("side", [1, -1])
+def test_far_from_the_anchor_tiles_are_numbered_right_or_refused(edge: Any, side: int):
+    """Python's own integers are the oracle; 31 bits end at 2,147,483,647."""
+    grid = TileGrid(crs=UTM, resolution=10.0, tile_px=32)
+    for start in (2**20, 2**30, 2**31 - 96, 2**31, 2**33, 2**35 * 10, 2**62, 2**70):
+        extent = Window(column=side * start, row=-side * start, width=96, height=64)
+        if start * (1 if edge == "shift" else 1 / 32) > 2**31 - 200:
+            with pytest.raises(GridError, match=r"set grid\.anchor near the scenes"):
+                grid.tiles_over(extent, edge)
+            continue
+        tiles = grid.tiles_over(extent, edge)
+        named = grid.naming(edge)
+        corners = [(c * named.stride_px, r * named.stride_px) for c, r in tiles.tolist()]
+        expected = [
+            (column, row)
+            for row in range(-side * start, -side * start + 64, 32)
+            for column in range(side * start, side * start + 96, 32)
+        ]
+        assert corners == expected
+
+
+def test_the_window_of_a_tile_far_from_the_anchor_is_its_place_in_the_scene(tmp_path: Path):
+    pixel, column, row = 0.003, 2_000_000_000 // 32, 1_000_000_000 // 32
+    corner = (column * 32 * pixel, -row * 32 * pixel)
+    array = np.arange(1, 64 * 96 + 1, dtype=np.uint16).reshape(1, 64, 96)
+    scene = make_scene(write(tmp_path / "drone.tif", array, corner, pixel))
+    grid = TileGrid(crs=UTM, resolution=pixel / 4, tile_px=32)  # beyond int32 in grid pixels
+    found = collect(scene, grid)
+    assert found["window"].min(axis=0)[:2].tolist() == [0, 0]
+    assert found["window"].max(axis=0)[:2].tolist() == [4 * 64 - 32, 4 * 96 - 32]

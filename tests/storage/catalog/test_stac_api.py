@@ -1,7 +1,8 @@
 """STAC APIs over real HTTP, and tables of STAC items: the scenes that a plain filter would find."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,6 +141,67 @@ def test_a_busy_server_is_asked_again_and_one_that_refuses_is_named(api: StacApi
     api.stuck = True
     with pytest.raises(CatalogError, match="same page of 10 items"):
         list(api_candidates(Location(api.url), CatalogSpec(source=api.url), page_items=10))
+
+
+@pytest.mark.parametrize("round_", [{50: 0}, {30: 10}, {20: 10}])
+def test_pages_that_go_round_come_to_an_end(api: StacApi, round_: dict[int, int]):
+    api.round = round_
+    spec = CatalogSpec(source=api.url)
+    with pytest.raises(CatalogError, match="again and again"):
+        list(api_candidates(Location(api.url), spec, page_items=10))
+    assert len(api.searches) < 40
+
+
+def test_an_empty_page_is_not_the_end_and_many_are(api: StacApi, caplog: pytest.LogCaptureFixture):
+    def emptied(pages: range) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        def change(answer: dict[str, Any]) -> dict[str, Any]:
+            empty = "features" in answer and len(api.searches) in pages
+            return answer | {"features": []} if empty else answer
+
+        return change
+
+    spec = CatalogSpec(source=api.url)
+    api.change = emptied(range(2, 4))
+    assert len(list(api_candidates(Location(api.url), spec, page_items=10))) == ITEMS - 20
+    assert "empty pages" not in caplog.text
+    api.change, api.stuck = emptied(range(len(api.searches) + 2, 1000)), True
+    assert len(list(api_candidates(Location(api.url), spec, page_items=10))) == 10
+    assert "empty pages are taken for the end" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "query", [SceneQuery(until="9999-12-31"), SceneQuery(since="0001-01-01", until="9999-12-30")]
+)
+def test_a_search_reaches_to_the_ends_of_time(api: StacApi, query: SceneQuery):
+    assert len(_ids(CatalogSpec(source=api.url, query=query))) == ITEMS
+    if query.since:
+        assert api.searches[-1]["datetime"] == "0001-01-01T00:00:00Z/9999-12-31T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"features": 5},
+        {"features": None},
+        {"links": 5},
+        {"links": [{"rel": "next"}]},
+        {"links": [{"rel": "next", "href": 5}]},
+        {"links": [{"rel": "next", "href": "http://[::1"}]},
+        {"links": [{"rel": "next", "href": "file:///etc/passwd"}]},
+    ],
+)
+def test_an_answer_of_another_shape_is_named(api: StacApi, change: dict[str, Any]):
+    api.change = lambda answer: answer | change if "features" in answer else answer
+    with pytest.raises(CatalogError, match=re.escape(api.url) + "|not followed"):
+        read_scenes(CatalogSpec(source=api.url), ["red"])
+
+
+def test_an_item_with_odd_links_is_one_item(api: StacApi):
+    for number, links in enumerate([5, [5], [{"rel": "self", "href": "http://[::1"}], None]):
+        api.items[number]["links"] = links
+    found = read_scenes(CatalogSpec(source=api.url), ["red"])
+    assert len(found.scenes) + len(found.rejected) == ITEMS
+    assert len(found.scenes) >= ITEMS - 4
 
 
 def test_what_is_no_api_is_said_to_be_none(api: StacApi):
