@@ -151,5 +151,5 @@ def test_codes_that_float32_cannot_tell_apart_are_classes_of_their_own(tmp_path)
     np.testing.assert_array_equal(found.fractions, [[1, 0], [0, 1]])
     moved = TileGrid(crs="EPSG:3857", resolution=14.0, tile_px=8)  # warped
     west, south, east, north = GRID.bbox_wgs84(np.array([[4376, -31250]], np.int32))[0]
-    tile = moved.tile_at((west + east) / 2, (south + north) / 2)
+    tile = tile_at(moved, (west + east) / 2, (south + north) / 2)
     assert tile_labels(uri, moved, np.array([tile], np.int32), codes).labels.tolist() == [[0, 1]]
