@@ -15,8 +15,8 @@ from storage.location import Location
 from storage.raster.pixel_grid import PixelGrid
 from storage.raster.reader import SceneReader
 from storage.scene import BandMapping, CatalogSpec, Scene
-from tests.storage.test_signatures import SIGNED
 from tests.support.object_store import MotoS3
+from tests.support.signed_addresses import SIGNED
 
 TIFF = "image/tiff; application=geotiff"
 
