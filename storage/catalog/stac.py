@@ -172,11 +172,16 @@ def refer(base: Location, href: Any) -> Location:
         return place
 
 
-def _read_json(place: Location) -> dict[str, Any]:
-    if place.is_local and place.exists() and not place.path.is_file():
+def read_document(place: Location) -> bytes:
+    """Read a document, which is never a device or a pipe: a catalog could name one without end."""
+    if place.is_local and place.path.exists() and not place.path.is_file():
         raise CatalogError(f"{place} is not a file; give a STAC document")
+    return place.read()
+
+
+def _read_json(place: Location) -> dict[str, Any]:
     try:
-        document = json.loads(place.read())
+        document = json.loads(read_document(place))
     except (ValueError, RecursionError) as error:  # numbers too long, nested too deeply
         raise CatalogError(f"{place} is not JSON: {error}; give a STAC document") from error
     if not isinstance(document, dict):

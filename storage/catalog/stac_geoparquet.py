@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.catalog.stac import item_candidate
+from storage.catalog.stac import item_candidate, read_document
 from storage.dates import as_utc
 from storage.errors import CatalogError
 from storage.geometry import geojson_of
@@ -53,7 +53,7 @@ def table_candidates(source: Location, spec: CatalogSpec) -> Iterator[Candidate 
     Memory: the file and one batch of rows.
     """
     try:
-        table = pq.ParquetFile(pa.BufferReader(source.read()))
+        table = pq.ParquetFile(pa.BufferReader(read_document(source)))
         missing = _NEEDED - set(table.schema_arrow.names)
         if missing:
             raise CatalogError(

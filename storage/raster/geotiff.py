@@ -26,7 +26,7 @@ from rasterio.warp import transform as reproject_points
 
 from storage.errors import ConfigError, GridError, SceneError
 from storage.geometry import BBox, around_points
-from storage.location import Location, gdal_environment
+from storage.location import REQUEST_PAYER, Location, gdal_environment
 
 # A block without data takes 16 bytes in a sparse file, and a large block of one value some hundred.
 _CLAIM_BYTES, _CLAIM_RATIO = 2**30, 100_000
@@ -171,8 +171,11 @@ def opened(
             level = {} if overview is None else {"overview_level": overview}
             dataset = rasterio.open(path, driver="GTiff", **level)
     except (*_FAULTS, OSError) as error:
+        reason = cause(error)
+        paid = f"; where the requester pays, set {REQUEST_PAYER}=requester"
         raise SceneError(
-            f"{href} cannot be opened as GeoTIFF: {cause(error)}; check the file and the access"
+            f"{href} cannot be opened as GeoTIFF: {reason}; check the file and the access"
+            f"{paid if 'Denied' in reason or '403' in reason else ''}"
         ) from error
     with dataset, named_faults(href):
         _check(dataset, href, georeferenced)

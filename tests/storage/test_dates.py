@@ -51,3 +51,10 @@ def test_a_range_that_ends_before_it_begins_is_refused() -> None:
     assert parse_range(None, None, "x") == (None, None)
     with pytest.raises(ConfigError, match=r"x: since 2024-05-31 .* swap the two dates"):
         parse_range("2024-05-31", "2024-05-30", "x")
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_a_moment_outside_the_years_of_utc_is_refused(text: str) -> None:
+    for value in (text, dt.datetime.fromisoformat(text)):
+        with pytest.raises(ConfigError, match="outside the years 1 to 9999"):
+            parse_moment(value, "until")

@@ -11,12 +11,14 @@ import rasterio
 from rasterio.transform import from_origin
 
 from storage.catalog.read import read_scenes
+from storage.errors import SceneError
 from storage.location import Location
+from storage.raster.geotiff import inspect
 from storage.raster.pixel_grid import PixelGrid
 from storage.raster.reader import SceneReader
 from storage.scene import BandMapping, CatalogSpec, Scene
-from tests.storage.test_signatures import SIGNED
 from tests.support.object_store import MotoS3
+from tests.support.signed_addresses import SIGNED
 
 TIFF = "image/tiff; application=geotiff"
 
@@ -166,6 +168,17 @@ def test_a_signed_address_of_s3_is_used_where_it_is_allowed(tmp_path: Path) -> N
     assert "allow" in reason(item(tmp_path, {"href": address}), allow=("s3://other",))
     tricky = "https://b.s3.amazonaws.com/pub/%2e%2e/secret.tif"
     assert "allow" in reason(item(tmp_path, {"href": tricky}), allow=("s3://b/pub",))
+
+
+def test_a_refused_object_reminds_of_buckets_whose_requester_pays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise rasterio.RasterioIOError("<Error><Code>AccessDenied</Code></Error>")
+
+    monkeypatch.setattr(rasterio, "open", refuse)
+    with pytest.raises(SceneError, match="set AWS_REQUEST_PAYER=requester"):
+        inspect("s3://bucket/a.tif")
 
 
 @pytest.mark.parametrize(

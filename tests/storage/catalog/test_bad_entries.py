@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import os
 import random
 from functools import partial
 from pathlib import Path
@@ -218,6 +219,13 @@ def test_a_document_that_is_none_is_named_with_the_place_of_the_fault(
     with pytest.raises(CatalogError, match=says) as raised:
         read(str(tmp_path / "c.json"))
     assert str(tmp_path / "c.json") in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["c.json", "c.parquet"])
+def test_a_pipe_or_folder_is_no_document(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CatalogError, match="is not a file"):
+        read(str(tmp_path / name))
 
 
 # ---------------------------------------------------------------- tables
