@@ -115,7 +115,9 @@ def _segment_faults(archive: Archive, segment: Segment, scenes: list[str]) -> It
     except CorruptIndexError as error:
         yield Fault(text=f"{where}: {error}", scenes=everywhere)
         return
-    yield from (Fault(text=f"{where}: {text}", scenes=everywhere) for text in _row_faults(rows))
+    # With sound digests the rows are as they were embedded, and would be so again.
+    again = () if segment.digests else everywhere
+    yield from (Fault(text=f"{where}: {text}", scenes=again) for text in _row_faults(rows))
     names, counts = np.unique(rows["scene"].astype(str), return_counts=True)
     found = dict(zip(names.tolist(), counts.tolist(), strict=True))
     for entry in (archive.ledger.entries[scene] for scene in scenes):

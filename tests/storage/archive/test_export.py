@@ -12,7 +12,7 @@ import shapely
 
 from storage.archive.audit import audit, verify
 from storage.archive.export import to_geoparquet
-from storage.archive.maintenance import delete_scenes
+from storage.archive.maintenance import delete_scenes, mend
 from storage.archive.reader import Archive
 from storage.archive.writer import ArchiveWriter
 from tests.support.segment_world import SPEC, archive_of_two, commit, rows
@@ -124,4 +124,5 @@ def test_verify_finds_rows_that_cannot_be(tmp_path: Path):
         "segment s1: 1 cloud fractions outside [0, 1]",
         "segment s1: 1 rows repeat a tile of the same scene",
     ]
+    assert mend(uri).scenes == ()  # the digests fit: the rows were embedded so
     assert verify(archive_of_two(tmp_path / "sound")) == []
