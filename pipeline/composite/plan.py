@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pipeline.analysis.periods import PERIODS, PeriodKind, period_of
 from pipeline.composite.spec import CompositeSpec
 from pipeline.composite.stack import Placed, place
-from pipeline.tiles.grid import pixels_for_scene, window_of_bbox
+from pipeline.tiles.grid import grid_crs, pixels_for_scene, window_of_bbox
 from pipeline.tiles.read import read_each
 from pipeline.tiles.spec import GridSpec
 from storage.catalog.read import read_scenes
@@ -92,6 +92,7 @@ def plan_composites(spec: CompositeSpec) -> CompositePlan:
     """
     if spec.period not in PERIODS:
         raise ConfigError(f"a composite's period is {spec.period!r}: use {', '.join(PERIODS)}")
+    grid_crs(spec.grid)  # a wrong one would leave out every scene
     listing = read_scenes(spec.catalog, spec.bands)
     left_out = {entry.scene_id: entry.reason for entry in listing.rejected}
     pixels, readable = _common_grid(listing.scenes, spec.grid, left_out)

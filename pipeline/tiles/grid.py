@@ -240,6 +240,26 @@ def grid_for_scene(scene: Scene, spec: GridSpec) -> TileGrid:
     )
 
 
+def grid_crs(spec: GridSpec) -> str | None:
+    """Return the CRS that a spec states for all scenes; None for the CRS of each scene.
+
+    Raises
+    ------
+    ConfigError
+        The spec's CRS is not a CRS, or has no places on a map.
+    """
+    if spec.crs == "native":
+        return None
+    name = crs_name(spec.crs)
+    parsed = CRS.from_user_input(name)
+    if not (parsed.is_geographic or parsed.is_projected):
+        raise ConfigError(
+            f"grid.crs {spec.crs} has no places on a map ({parsed.type_name}); give a projected or "
+            "geographic CRS such as EPSG:32648"
+        )
+    return name
+
+
 def pixels_for_scene(scene: Scene, spec: GridSpec) -> PixelGrid:
     """Return the pixel grid of a scene.
 
@@ -252,7 +272,7 @@ def pixels_for_scene(scene: Scene, spec: GridSpec) -> PixelGrid:
     ConfigError
         The spec's CRS is not a CRS.
     """
-    crs = None if spec.crs == "native" else crs_name(spec.crs)
+    crs = grid_crs(spec)
     resolution = None if spec.resolution == "native" else spec.resolution
     if crs is None or resolution is None:
         info = inspect(scene.bands[0].href)

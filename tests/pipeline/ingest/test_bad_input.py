@@ -84,7 +84,7 @@ def test_bad_files_are_set_aside_with_their_reasons(tmp_path: Path):
     assert said["dark_20240504"][0] == "empty"
     reasons = {
         "few-bands_20240502": "has 1 band(s)",
-        "no-crs_20240503": "has no CRS",
+        "no-crs_20240503": "has a transform but no CRS",
         "zero-size_20240505": "cannot be opened as GeoTIFF",
         "truncated_20240506": "is truncated",
         "flipped_20240507": "cannot be read",

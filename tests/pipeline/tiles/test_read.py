@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rasterio.enums import Resampling
 from rasterio.warp import reproject, transform_bounds
 
-from pipeline.tiles.grid import TileGrid, grid_for_scene
+from pipeline.tiles.grid import TileGrid, grid_crs, grid_for_scene
 from pipeline.tiles.read import TileCounts, count_tiles, read_tiles
 from pipeline.tiles.spec import GridSpec, TileRules
 from storage.errors import ConfigError, GridError, SceneError
@@ -479,3 +479,11 @@ def test_the_window_of_a_tile_far_from_the_anchor_is_its_place_in_the_scene(tmp_
     found = collect(scene, grid)
     assert found["window"].min(axis=0)[:2].tolist() == [0, 0]
     assert found["window"].max(axis=0)[:2].tolist() == [4 * 64 - 32, 4 * 96 - 32]
+
+
+@pytest.mark.parametrize("crs", ["EPSG:99999", "nonsense", "EPSG:5773", "EPSG:4978"])
+def test_a_grid_needs_the_crs_of_a_map(crs: str):
+    assert grid_crs(GridSpec()) is None
+    assert grid_crs(GridSpec(crs="EPSG:32648+5773")) is not None
+    with pytest.raises(ConfigError, match="give a"):
+        grid_crs(GridSpec(crs=crs))
