@@ -360,12 +360,17 @@ class Location:
             return int(fs.size(path) or 0)
 
     def revision(self) -> str:
-        """Return a text that changes when a file is replaced: its size and time or entity tag."""
+        """Return a text that changes when a file is replaced: its size and time or entity tag.
+
+        The mask beside a local file (``.msk``) counts as a part of the file.
+        """
         fs, path = self.filesystem()
         with named_failures(self):
             if self.is_local:
-                status = Path(path).stat()
-                return f"{status.st_size}-{status.st_mtime_ns}"
+                mask = Path(f"{path}.msk")
+                parts = [Path(path), *([mask] if mask.exists() else [])]
+                states = [part.stat() for part in parts]
+                return " ".join(f"{state.st_size}-{state.st_mtime_ns}" for state in states)
             details = fs.info(path)
         return f"{details['size']}-{str(details.get('ETag', '')).strip(chr(34))}"
 

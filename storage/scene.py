@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from storage.dates import Moment, as_utc, parse_range
-from storage.errors import CatalogError
+from storage.errors import CatalogError, ConfigError
 from storage.geometry import BBox, check_bbox, polygon_bounds, polygon_wkt
 from storage.location import Location
 from storage.signatures import without_signatures
@@ -29,7 +29,8 @@ class BandSource:
 
     A value is ``number * scale + offset``. ``scale``, ``offset`` and ``nodata`` are those of the
     catalog; None leaves them to the file (its own tags, nodata value, mask or alpha band).
-    A ``nodata`` of NaN means that every number is valid, whatever the file states.
+    A ``nodata`` of NaN means that no number marks a gap, whatever the file states. A mask and an
+    alpha band of the file count beside any ``nodata``.
     An ``offset_of_counts`` is that of Sentinel-2, which no document states: files of bytes or reals
     do not have that offset.
     """
@@ -278,6 +279,12 @@ class MaskMapping:
     index: Count = 1
     cloud_values: tuple[int, ...] = ()
     cloud_bits: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all(0 <= bit < 64 for bit in self.cloud_bits):
+            raise ConfigError(
+                f"cloud_bits are {list(self.cloud_bits)}; give numbers from 0 to 63, not masks"
+            )
 
     def source(self, href: Location) -> MaskSource:
         """Return the mask in a file."""

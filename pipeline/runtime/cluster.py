@@ -142,7 +142,8 @@ def _start_private(folder: Path, cpus: int | None) -> None:
 
 def _save_token() -> None:
     """Save the user's token for Ray, readable by that user only; Ray would let everyone read it."""
-    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+    given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if given or os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return
     token = Path.home() / ".ray" / "auth_token"
     token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -152,7 +153,8 @@ def _save_token() -> None:
             new.flush()
             with suppress(FileExistsError):  # another process was faster
                 os.link(new.name, token)
-    if token.stat().st_uid == os.getuid():
+    status = token.stat()
+    if status.st_uid == os.getuid() and status.st_mode & 0o077:
         token.chmod(0o600)
 
 

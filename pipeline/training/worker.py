@@ -177,6 +177,12 @@ class TrainingWorker:
         """Score the validation split; keep the weights if the score is the best so far."""
         metrics = self._validation_metrics()
         score = metrics.get(self.spec.monitor, -math.inf) if metrics else float(self.loop.epoch)
+        if math.isnan(score) and not self.best_weights:  # the comparison would keep this epoch
+            raise ConfigError(
+                f"dataset {self.job.dataset}: the validation rows have no {self.spec.monitor}, "
+                "because none has a label that counts in it and that a train row has; give them "
+                "such labels, another split, or choose another monitor"
+            )
         better = score > self.best.score or not self.best_weights
         improved = torch.tensor([float(better)], device=self.encoder.device)
         if dist.is_initialized():

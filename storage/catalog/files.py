@@ -6,8 +6,9 @@ from datetime import datetime
 from pathlib import PurePosixPath
 
 from storage.dates import as_utc
-from storage.errors import CatalogError, ConfigError, SceneError
+from storage.errors import CatalogError, ConfigError
 from storage.location import Location
+from storage.quarantine import Quarantine
 from storage.raster.geotiff import inspect
 from storage.scene import BandSource, Candidate, CatalogSpec, Rejected, Sources
 
@@ -37,14 +38,13 @@ def file_candidates(files: Sequence[Location], spec: CatalogSpec) -> Iterator[Ca
     for stem, group in _groups(files, spec).items():
         scene_id = PurePosixPath(stem).name
         href = next(iter(group.values()))
-        try:
+        with Quarantine(f"scene {scene_id}") as fault:
             moment = _date(scene_id, href.uri, pattern)
             bbox = inspect(href).bbox if spec.query.area else None
-        except (CatalogError, SceneError) as error:
-            yield Rejected(scene_id=scene_id, reason=str(error))
-            continue
-        entry = _Files(scene_id, group, spec)
-        yield Candidate(id=scene_id, datetime=moment, bbox=bbox, resolve=entry.resolve)
+            entry = _Files(scene_id, group, spec)
+            yield Candidate(id=scene_id, datetime=moment, bbox=bbox, resolve=entry.resolve)
+        if fault:
+            yield Rejected(scene_id=scene_id, reason=fault.reason)
 
 
 def _groups(files: Sequence[Location], spec: CatalogSpec) -> dict[str, dict[str | None, Location]]:

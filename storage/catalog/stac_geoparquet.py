@@ -64,8 +64,7 @@ def table_candidates(source: Location, spec: CatalogSpec) -> Iterator[Candidate 
         columns = [name for name in table.schema_arrow.names if name not in unused]
         first = 0
         for batch in table.iter_batches(_BATCH_ROWS, columns=columns):
-            for index in range(batch.num_rows):
-                yield _row_candidate(batch, index, f"row {first + index} of {source}", source, spec)
+            yield from _candidates(batch, first, source, spec)
             first += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise CatalogError(
@@ -73,16 +72,21 @@ def table_candidates(source: Location, spec: CatalogSpec) -> Iterator[Candidate 
         ) from error
 
 
-def _row_candidate(
-    batch: pa.RecordBatch, index: int, where: str, source: Location, spec: CatalogSpec
-) -> Candidate | Rejected:
-    """Return a row as a candidate, or the reason against the row."""
-    name = where
-    with Quarantine(where) as fault:
-        name = str(batch.column("id")[index])
-        (row,) = batch.slice(index, 1).to_pylist()
-        return item_candidate(source, _item(row), spec, where)
-    return Rejected(scene_id=name, reason=f"{where} cannot be used: {fault.reason}")
+def _candidates(
+    batch: pa.RecordBatch, first: int, source: Location, spec: CatalogSpec
+) -> Iterator[Candidate | Rejected]:
+    """Yield each row as a candidate, or the reason against it; rows count from ``first``."""
+    rows = None
+    with Quarantine("rows together"):  # several times as fast as one by one
+        rows = batch.to_pylist()
+    for index in range(batch.num_rows):
+        name = where = f"row {first + index} of {source}"
+        with Quarantine(where) as fault:
+            name = str(batch.column("id")[index])
+            row = rows[index] if rows else batch.slice(index, 1).to_pylist()[0]
+            yield item_candidate(source, _item(row), spec, where)
+        if fault:
+            yield Rejected(scene_id=name, reason=f"{where} cannot be used: {fault.reason}")
 
 
 def _item(row: Mapping[str, Any]) -> dict[str, Any]:

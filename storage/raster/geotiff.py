@@ -32,6 +32,8 @@ from storage.location import Location, gdal_environment
 _CLAIM_BYTES, _CLAIM_RATIO = 2**30, 100_000
 _EARTH_RADIUS_M = 6_371_008.8
 _PIXEL_M = (1e-3, 1e6)  # of a drone's picture, of a map of the world
+# rasterio takes every message of GDAL for UTF-8; a message that quotes a damaged file may be none.
+_FAULTS = (RasterioError, CPLE_BaseError, UnicodeDecodeError)
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -168,7 +170,7 @@ def opened(
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             level = {} if overview is None else {"overview_level": overview}
             dataset = rasterio.open(path, driver="GTiff", **level)
-    except (RasterioError, CPLE_BaseError, OSError) as error:
+    except (*_FAULTS, OSError) as error:
         raise SceneError(
             f"{href} cannot be opened as GeoTIFF: {cause(error)}; check the file and the access"
         ) from error
@@ -185,7 +187,7 @@ def named_faults(href: Location, where: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (RasterioError, CPLE_BaseError) as error:
+    except _FAULTS as error:
         raise SceneError(
             f"{href} cannot be read{where}: {cause(error)}; it may be truncated or damaged, "
             "copy it again"

@@ -243,8 +243,7 @@ def gaps_of(dataset: Any, bands: Sequence[BandSource], mapped: Sequence[int]) ->
     if nodata is None or math.isnan(nodata) or (masks and stated is None):
         nodata = None
     alpha = alpha_index(dataset)
-    counts = not masks and alpha not in mapped and not (stated is not None and math.isnan(stated))
-    return Gaps(nodata=nodata, masks=masks, alpha=alpha if counts else 0)
+    return Gaps(nodata=nodata, masks=masks, alpha=0 if masks or alpha in mapped else alpha)
 
 
 def layer_of(

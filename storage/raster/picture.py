@@ -36,6 +36,8 @@ _MOST_BLOCK_BYTES = 256 * 1024 * 1024
 """Size of one decoded block of a TIFF: a file of some kilobytes may state any size."""
 _PNG_GREY = 0
 """The colour type of a grey PNG: byte 25 of the file, after its depth in bits."""
+_MOST_BANDS = 1000
+"""Bands of a TIFF that are read: GDAL takes time by the square of the number of bands."""
 _CMYK = ["cyan", "magenta", "yellow", "black"]
 
 
@@ -104,7 +106,7 @@ def read_picture(
         The file is not such a picture, is damaged, or lacks a band.
     ConfigError
         The picture is larger than ``most_px``, or its header states more work than any picture
-        needs: scans of a JPEG, tiles of a TIFF.
+        needs: scans of a JPEG, bands and tiles of a TIFF.
     NotFoundError
         The file does not exist.
     """
@@ -219,6 +221,8 @@ def _read_tiff(
         alpha = alpha_index(dataset) if bands != dataset.count else 0
         chosen = indexes or [index for index in dataset.indexes if index != alpha]
         check_indexes(place, chosen, dataset.count)
+        if len(chosen) > _MOST_BANDS:
+            raise ConfigError(f"{place} has {len(chosen)} bands, at most {_MOST_BANDS} are taken")
         sources = [BandSource(name=str(index), href=place, index=index) for index in chosen]
         whole = Window(column=0, row=0, width=dataset.width, height=dataset.height)
         # A picture without a place has rows from the top; a scene from the bottom is turned over.

@@ -172,7 +172,7 @@ class SceneReader:
             nodata=_NO_NODATA,
         )
         place = replace(place, resampling="nearest")
-        gaps = gaps_of(dataset, [source], [mask.index])
+        gaps = gaps_of(dataset, [source], self._mapped(mask.href))
         return layers, layer_of(self._files, dataset, [source], [0], place, gaps)
 
     def _layers_of(
@@ -180,7 +180,7 @@ class SceneReader:
     ) -> list[AlignedRaster]:
         """Put the bands of one file on the grid, together where they have the same nodata."""
         bands = [self.scene.bands[position] for position in positions]
-        mapped = [band.index for band in bands]
+        mapped = self._mapped(bands[0].href)
         layers = []
         with named_faults(bands[0].href):
             for group in by_nodata(dataset, bands):
@@ -189,6 +189,11 @@ class SceneReader:
                 places = [positions[i] for i in group]
                 layers.append(layer_of(self._files, dataset, sources, places, place, gaps))
         return layers
+
+    def _mapped(self, href: Location) -> list[int]:
+        """Return the bands of a file that the scene reads as data or as cloud mask."""
+        masks = () if self.scene.mask is None else (self.scene.mask,)
+        return [part.index for part in (*self.scene.bands, *masks) if part.href == href]
 
     def _check_numbers(self, opened: Sequence[tuple[Any, list[int]]]) -> None:
         """Refuse bands whose numbers cannot mean the same: bytes, counts and reals, unscaled."""

@@ -18,7 +18,8 @@ from encoders.bundle import (
 )
 from encoders.projection import principal_head
 from encoders.spec import EncoderSpec
-from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
+from storage.errors import ConfigError, EncoderMismatchError, NotFoundError, SkysiftError
+from storage.locks import exclusive_lock
 
 SPEC = EncoderSpec(
     backbone="tiny-cnn",
@@ -216,3 +217,14 @@ def test_weights_that_are_no_numbers_are_refused():
         next(encoder.backbone.parameters()).fill_(float("nan"))
     with pytest.raises(ConfigError, match="vectors of norm nan instead of 1"):
         require_distinct_vectors(encoder)
+
+
+def test_two_encoders_saved_at_once_are_never_mixed(encoder: Encoder, tmp_path: Path) -> None:
+    folder = str(tmp_path / "bundle")
+    with exclusive_lock(folder, "encoder", beside="save"):
+        with pytest.raises(SkysiftError, match="encoder: process"):
+            save_bundle(encoder, folder)
+        assert not (tmp_path / "bundle").exists()
+    save_bundle(encoder, folder)
+    assert load_encoder(folder).fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

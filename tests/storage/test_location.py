@@ -9,6 +9,18 @@ from storage.location import Location, StorageOptions, gdal_environment
 from tests.support.object_store import MotoS3
 
 
+def test_a_mask_beside_a_file_is_a_part_of_its_revision(tmp_path):
+    file = Location(str(tmp_path / "a.tif"))
+    file.write(b"pixels")
+    revisions = [file.revision()]
+    for mask in (b"mask", b"other mask"):
+        (tmp_path / "a.tif.msk").write_bytes(mask)
+        revisions.append(file.revision())
+    (tmp_path / "a.tif.msk").unlink()
+    assert len(set(revisions)) == 3
+    assert file.revision() == revisions[0]
+
+
 def test_files_round_trip_locally_and_on_s3(moto_s3: MotoS3, tmp_path: Path):
     for base in (
         Location.of(tmp_path / "folder"),

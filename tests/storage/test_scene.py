@@ -9,7 +9,7 @@ import pytest
 
 from storage.errors import ConfigError
 from storage.location import Location, StorageOptions
-from storage.scene import BandSource, CatalogSpec, MaskSource, Scene, SceneQuery
+from storage.scene import BandSource, CatalogSpec, MaskMapping, MaskSource, Scene, SceneQuery
 
 SECRET = StorageOptions(
     region="eu-central-1",
@@ -92,3 +92,9 @@ def test_a_query_takes_what_a_filter_takes() -> None:
         dt.datetime(2024, 5, 1, tzinfo=dt.UTC),
         dt.datetime(2024, 5, 31, 23, 59, 59, 999_999, tzinfo=dt.UTC),
     )
+
+
+@pytest.mark.parametrize("bits", [(64,), (-1,), (0, 1024)])
+def test_bits_beyond_64_are_refused(bits):
+    with pytest.raises(ConfigError, match=r"cloud_bits are .* from 0 to 63"):
+        MaskMapping(cloud_bits=bits)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from storage.archive.reader import Archive
 from storage.catalog.read import read_scenes
-from storage.errors import NotFoundError, SkysiftError
+from storage.errors import NotFoundError
+from storage.quarantine import Quarantine
 from storage.scene import CatalogSpec, Scene
 from workflows.report.rendering import TileRenderer, encoded
 
@@ -100,28 +101,27 @@ class Thumbnails:
         NotFoundError
             The scene is in no catalog of this service, or can no longer be read.
         """
-        renderer = self._renderer_of(archive, scene_id)
-        try:
-            pixels = renderer.draw(scene_id, tile)
-        except SkysiftError as error:
-            logger.warning("tile %s of scene %s cannot be drawn: %s", tile, scene_id, error)
-            raise NotFoundError(
-                f"tile {tile} cannot be drawn: scene {scene_id} can no longer be read; "
-                "the service's log says why"
-            ) from error
-        return self._cache.put(etag, encoded(pixels, "PNG", side_px))
-
-    def _renderer_of(self, archive: Archive, scene_id: str) -> TileRenderer:
-        """Return the renderer; the catalog is read again when it lacks a scene of the archive."""
         if self.catalog is None:
             raise NotFoundError(
                 "this service draws no pictures: it has no catalog of the scenes; "
                 "start it with --scenes or with the recipe of the ingest"
             )
+        with Quarantine(f"tile {tile} of scene {scene_id}") as fault:
+            pixels = self._renderer_of(self.catalog, archive, scene_id).draw(scene_id, tile)
+        if fault:
+            logger.warning("%s cannot be drawn: %s", fault.subject, fault.reason)
+            raise NotFoundError(
+                f"tile {tile} cannot be drawn: scene {scene_id} can no longer be read; "
+                "the service's log says why"
+            )
+        return self._cache.put(etag, encoded(pixels, "PNG", side_px))
+
+    def _renderer_of(self, catalog: CatalogSpec, archive: Archive, scene_id: str) -> TileRenderer:
+        """Return the renderer; the catalog is read again when it lacks a scene of the archive."""
         with self._lock:
             stale = time.monotonic() - self._listed_s > _LIST_EVERY_S
             if scene_id not in self._scenes and stale:
-                scenes = read_scenes(self.catalog, archive.spec.bands).scenes
+                scenes = read_scenes(catalog, archive.spec.bands).scenes
                 self._scenes = {scene.id: scene for scene in scenes}
                 self._listed_s = time.monotonic()
                 self._renderer = None

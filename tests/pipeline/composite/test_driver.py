@@ -25,7 +25,8 @@ from pipeline.ingest.spec import IngestSpec
 from pipeline.tiles.spec import GridSpec
 from storage.archive.reader import Archive
 from storage.catalog.read import read_scenes
-from storage.errors import ConfigError
+from storage.errors import ConfigError, SkysiftError
+from storage.locks import exclusive_lock
 from storage.raster.reader import SceneReader
 from storage.scene import CatalogSpec, SceneQuery
 from tests.support.stack_world import CRS, LEFT, SIZE_PX, TOP, Series
@@ -161,6 +162,17 @@ def test_only_periods_with_other_sources_are_made_again(series: Series):
     make_composites(plan)
     after = {scene.id: scene.fingerprint for scene in composites_in(series)}
     assert {key for key in after if after[key] != before[key]} == {first.made[1]}
+
+
+def test_a_second_process_is_refused_while_one_makes_composites(series: Series):
+    spec = spec_of(series)
+    plan = plan_composites(spec)
+    with (
+        exclusive_lock(spec.output_uri, "composites", beside="composites"),
+        pytest.raises(SkysiftError, match="composites: process"),
+    ):
+        make_composites(plan)
+    assert len(make_composites(plan).made) == len(plan.todo)
 
 
 def test_a_scene_that_cannot_be_read_is_named_and_the_rest_goes_on(series: Series):

@@ -156,6 +156,12 @@ def test_a_bad_scene_is_quarantined_with_its_reason_and_an_empty_one_is_said_to_
     assert retried.rows == 16
 
 
+def test_a_plan_names_its_encoder_for_any_folder(job: IngestSpec, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = plan_ingest(replace(job, encoder_uri="bundle"))
+    assert str(plan.spec.encoder_uri) == plan.archive.encoder_uri == str(tmp_path / "bundle")
+
+
 def test_another_encoder_or_grid_is_refused(job: IngestSpec, tmp_path: Path):
     ingest(replace(plan_ingest(job), todo=()))
     other = make_bundle(tmp_path / "other", seed=1)

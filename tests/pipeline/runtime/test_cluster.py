@@ -116,6 +116,24 @@ def test_only_folders_of_ended_processes_are_removed(root: Path, monkeypatch) ->
         assert folders["another"].exists()
 
 
+@pytest.mark.parametrize("given", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"])
+def test_a_token_is_saved_once_unless_one_is_given(given: str, tmp_path: Path, monkeypatch) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with monkeypatch.context() as setting:
+        setting.setenv(given, "disabled")
+        cluster._save_token()
+    assert list(tmp_path.iterdir()) == []
+    cluster._save_token()
+    [saved] = (tmp_path / ".ray").iterdir()
+    text = saved.read_text()
+    assert len(text) == 64
+    cluster._save_token()
+    assert saved.read_text() == text
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o600
+
+
 def test_a_folder_too_long_for_sockets_is_refused_or_replaced(monkeypatch) -> None:
     long = "/tmp/" + "long" * 10
     monkeypatch.setenv("SKYSIFT_RAY_DIR", long)

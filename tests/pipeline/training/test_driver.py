@@ -24,7 +24,7 @@ from encoders.metrics import random_ranking_metrics, retrieval_metrics
 from pipeline.training.driver import _named, baseline_bundle, train
 from pipeline.training.spec import TrainingJob, TrainingResult, TrainingSpec
 from pipeline.training.worker import TrainingWorker
-from storage.dataset import LabelledDataset, read_info
+from storage.dataset import DatasetWriter, LabelledDataset, read_info
 from storage.errors import ConfigError, NotFoundError, SkysiftError
 from storage.location import Location
 from storage.progress import Progress
@@ -168,6 +168,26 @@ def test_baselines_have_the_stated_kind(dataset, tmp_path: Path):
         assert (encoder.fingerprint, encoder.dimension) == (fingerprint, dimension)
     with pytest.raises(ConfigError, match="'best'"):
         baseline_bundle(dataset, SPEC, str(tmp_path / "x"), "best")
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_validation_rows_without_a_label_of_the_train_rows_are_refused(tmp_path: Path, shared: int):
+    """A score that is no number is greater than none: the first epoch would stay the best."""
+    uri, rng = str(tmp_path / "set"), np.random.default_rng(0)
+    labels = np.zeros((40, 3), np.uint8)
+    labels[:30, :2] = rng.random((30, 2)) < 0.6
+    labels[30:, 2] = 1  # a class of the validation rows only
+    labels[30, 0] = shared
+    with DatasetWriter(uri, bands=("red", "nir"), classes=("a", "b", "c")) as writer:
+        rows = {"source": [str(i) for i in range(40)], "split": ["train"] * 30 + ["val"] * 10}
+        writer.append(rng.normal(1000, 40, (40, 2, 16, 16)).astype(np.float32), labels, rows)
+        writer.finish()
+    worker = _worker(uri, tmp_path / "run", replace(SPEC, epochs=1))
+    if shared:
+        assert _run(worker)["best_epoch"] == 1
+        return
+    with pytest.raises(ConfigError, match=r"validation rows have no .* label .* that a train row"):
+        _run(worker)
 
 
 def test_wrong_settings_are_named(dataset, tmp_path: Path):

@@ -18,7 +18,7 @@ from storage.raster.pixel_grid import PixelGrid, Window
 from storage.raster.reader import SceneReader
 from storage.scene import BandSource, MaskSource, Scene
 from tests.support.fuzz import faults_of, mutate_bytes
-from tests.support.rasters import CRS, HOME, numbers, tiff
+from tests.support.rasters import CRS, HOME, ORIGIN, numbers, tiff
 
 KINDS: dict[str, dict[str, Any]] = {
     "tiled": {"count": 2, "nodata": 5},
@@ -46,14 +46,30 @@ def original(kind: str) -> bytes:
         return Path(href).read_bytes()
 
 
-def read_mutated(seed: int) -> None:
-    """Read a mutated file in every way that a scene, a picture or a dataset is read."""
-    rng = random.Random(seed)
-    kind = rng.choice(list(KINDS))
-    data = mutate_bytes(original(kind), rng)
+@cache
+def sidecars() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.tif"
-        path.write_bytes(data)
+        tiff(path, numbers(1), mask=numbers(1)[0] > 50, internal=False)
+        mask = Path(f"{path}.msk").read_bytes()
+    band = "<NoDataValue>5</NoDataValue><Scale>2</Scale><ColorInterp>Alpha</ColorInterp>"
+    srs = f"<SRS>{CRS}</SRS><GeoTransform>{ORIGIN[0]}, 10, 0, {ORIGIN[1]}, 0, -10</GeoTransform>"
+    metadata = f'<PAMDataset>{srs}<PAMRasterBand band="1">{band}</PAMRasterBand></PAMDataset>'
+    return {".msk": mask, ".msk.msk": mask, ".aux.xml": metadata.encode()}
+
+
+def read_mutated(seed: int) -> None:
+    """Read a mutated file, or a file beside which a mutated one lies, as scene or picture."""
+    rng = random.Random(seed)
+    data = original(rng.choice(list(KINDS)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.tif"
+        if rng.random() < 0.3:
+            path.write_bytes(data)
+            suffix = rng.choice(list(sidecars()))
+            Path(f"{path}{suffix}").write_bytes(mutate_bytes(sidecars()[suffix], rng))
+        else:
+            path.write_bytes(mutate_bytes(data, rng))
         ways = [
             lambda: inspect(str(path)).bbox,
             lambda: read_scene(str(path), PixelGrid(crs=CRS, resolution=10.0)),

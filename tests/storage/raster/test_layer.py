@@ -114,6 +114,16 @@ def test_alpha_that_is_mapped_is_data(tmp_path: Path, grid: PixelGrid) -> None:
             np.testing.assert_allclose(value, truth, atol=0.1)
 
 
+def test_a_cloud_mask_beside_bands_knows_that_alpha_is_mapped(tmp_path: Path) -> None:
+    array = np.stack([BASE, np.where(GAP, 0, BASE), np.full_like(BASE, 4)])
+    interpretation = [ColorInterp.gray, ColorInterp.alpha, ColorInterp.undefined]
+    href = tiff(tmp_path / "a.tif", array, colorinterp=interpretation)
+    clouds = MaskSource(href=href, index=3, cloud_values=(4,))
+    assert read(scene(*bands(href, [1, 2]), mask=clouds)).cloud.all()
+    # Without the mapping, pixels that are transparent hold neither data nor cloud.
+    np.testing.assert_array_equal(read(scene(*bands(href, [1]), mask=clouds)).cloud, ~GAP)
+
+
 def test_alpha_counts_beside_nodata(tmp_path: Path) -> None:
     array = np.where(STATED, 7, BASE)[None]
     interpretation = [ColorInterp.gray, ColorInterp.alpha]
@@ -122,9 +132,14 @@ def test_alpha_counts_beside_nodata(tmp_path: Path) -> None:
         check(grid, np.where(GAP | STATED, np.nan, BASE), *bands(href, [1]))
 
 
-def test_nodata_of_nan_leaves_the_mask(tmp_path: Path) -> None:
-    href = tiff(tmp_path / "a.tif", BASE[None], mask=~GAP)
-    for grid in GRIDS.values():
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_nodata_of_nan_leaves_mask_and_alpha(tmp_path: Path, grid: PixelGrid) -> None:
+    masked = tiff(tmp_path / "a.tif", BASE[None], mask=~GAP)
+    interpretation = [ColorInterp.gray, ColorInterp.alpha]
+    transparent = tiff(
+        tmp_path / "b.tif", alpha(BASE[None], 9), nodata=BASE[0, 0], colorinterp=interpretation
+    )
+    for href in (masked, transparent):
         check(grid, np.where(GAP, np.nan, BASE), *bands(href, [1], nodata=math.nan))
 
 

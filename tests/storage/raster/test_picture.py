@@ -341,8 +341,11 @@ def test_a_picture_with_many_pixels_or_a_huge_block_is_refused(tmp_path: Path):
     href = tiff(tmp_path / "a.tif", np.zeros((5, 64, 64), np.uint8))
     with pytest.raises(ConfigError, match="64 x 64 pixels in 5 bands, at most 5,000"):
         read_picture(href, most_px=5000)
-    side = 32_768
-    shape = {"width": 16, "height": 16, "count": 1, "dtype": "uint8", "compress": "deflate"}
+    shape = {"width": 16, "height": 16, "dtype": "uint8", "compress": "deflate"}
+    rasterio.open(tmp_path / "c.tif", "w", driver="GTiff", count=2000, **shape).close()
+    with pytest.raises(ConfigError, match=r"c\.tif has 2000 bands, at most 1000"):
+        read_picture(str(tmp_path / "c.tif"))
+    side, shape = 32_768, shape | {"count": 1}
     tile = {"tiled": True, "blockxsize": side, "blockysize": side, "SPARSE_OK": True}
     rasterio.open(tmp_path / "b.tif", "w", driver="GTiff", **shape, **tile).close()
     with pytest.raises(ConfigError, match=r"b\.tif has tiles of 1,073,741,824 pixels"):
