@@ -166,7 +166,8 @@ def rollback_index(
     report = verify_index(index_uri, to, progress=progress)
     if not report.ok:
         raise CorruptIndexError(
-            f"version {to} is damaged, the current version stays: {report.problems[0]}"
+            f"version {to} is damaged, {pointer.decode(errors='replace')[:40] or 'CURRENT'} stays: "
+            f"{report.problems[0]}"
         )
     set_current(index_uri, to, pointer)
     return read_manifest(index_uri, to)

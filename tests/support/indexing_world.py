@@ -9,10 +9,23 @@ import pytest
 import pipeline.indexing.driver as driver
 import pipeline.indexing.steps as steps
 import workflows.commands.common as common
+from storage.progress import Progress, ProgressSink, ignore
 
 
-def _run(worker: Callable[[Any], Any], jobs: Sequence[Any], **_: Any) -> list[Any]:
-    return [worker(job) for job in jobs]
+def _run(
+    worker: Callable[[Any], Any],
+    jobs: Sequence[Any],
+    *,
+    stage: str,
+    progress: ProgressSink = ignore,
+    **_: Any,
+) -> list[Any]:
+    done = []
+    progress(Progress(stage=stage, done=0, total=len(jobs)))
+    for job in jobs:
+        done.append(worker(job))
+        progress(Progress(stage=stage, done=len(done), total=len(jobs)))
+    return done
 
 
 def patch_out_ray(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,7 +262,7 @@ def test_a_merge_of_shards_without_their_archive_is_the_same_shard(tmp_path: Pat
     assert entry.rows == sum(shard.live_rows for shard in group)
     assert merger(MergeJob(name="shard-00090", sources=group)) == entry
     receipt = json.loads((Path(index) / "0008-00000000" / "shard-00090.json").read_text())
-    assert receipt["shard"]["rows"] == entry.rows
+    assert receipt["receipt"]["shard"]["rows"] == entry.rows
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.1, 1.0])
