@@ -118,12 +118,10 @@ def test_a_recipe_is_a_small_file_of_utf8(tmp_path):
             read_text(tmp_path / place)
 
 
-def test_a_recipe_of_the_largest_size_is_read_in_time():
+def test_a_recipe_of_the_largest_size_has_too_many_values():
     text = "a: [" + "1," * ((MOST_BYTES - 10) // 2) + "]"
-    since = time.monotonic()
     with pytest.raises(ConfigError, match="more than 50,000 values"):
         read_document(text, "f", {})
-    assert time.monotonic() - since < 10
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e999"])
