@@ -120,10 +120,10 @@ def test_a_recipe_is_a_small_file_of_utf8(tmp_path):
 
 def test_a_recipe_of_the_largest_size_is_read_in_time():
     text = "a: [" + "1," * ((MOST_BYTES - 10) // 2) + "]"
-    since = time.monotonic()
+    since = time.process_time()
     with pytest.raises(ConfigError, match="more than 50,000 values"):
         read_document(text, "f", {})
-    assert time.monotonic() - since < 10
+    assert time.process_time() - since < 10
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e999"])
