@@ -2,7 +2,6 @@
 
 import math
 import os
-import time
 
 import pytest
 
@@ -59,13 +58,11 @@ MERGES = "a: &a {k: 1}\n" + "".join(
 def test_what_a_recipe_does_not_need_is_refused_with_its_line(tmp_path, text, line, word):
     path = tmp_path / "r.yaml"
     path.write_text(text)
-    since = time.monotonic()
     with pytest.raises(ConfigError) as caught:
         load_recipe(str(path))
     assert str(caught.value).startswith(f"{path}, line {line}: ")
     assert word in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - since < 5
 
 
 @pytest.mark.parametrize(
