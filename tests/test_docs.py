@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from docs.build_reference import FOLDER, PAGES
 from tests.support.paths import REPOSITORY
 from workflows.cli import cli
+from workflows.recipe.schema import key_at
 
 DOCUMENTS = [
     REPOSITORY / "README.md",
@@ -28,7 +30,9 @@ def test_links_to_files_lead_somewhere(path: Path):
 
 
 def _exists(name: str) -> bool:
-    """Whether a dotted name leads to a module, or to something that a module holds."""
+    """Whether a dotted name leads to a module, to something it holds, or to a key of recipes."""
+    with suppress(KeyError):
+        return bool(key_at(name))
     parts = name.split(".")
     for cut in range(len(parts), 0, -1):
         if _is_module(".".join(parts[:cut])):
