@@ -14,6 +14,7 @@ import glob
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import socket
@@ -197,15 +198,22 @@ class DatasetWriter:
             raise ConfigError(f"dataset {uri}: bands {tuple(bands)} must differ; name each once")
         self._target = Location.of(uri)
         self._bands, self._classes = tuple(bands), tuple(classes)
-        self._more = {"resolution_m": resolution_m, "origin": json.loads(json.dumps(origin or {}))}
+        self._more: dict[str, Any] = {
+            "resolution_m": resolution_m,
+            "origin": json.loads(json.dumps(origin or {})),
+        }
         self._normalisation = normalisation
         self._folder = _working_folder(self._target)
         self._images: BinaryIO = (self._folder / "images.npy").open("wb")
         self._labels: list[NDArray[np.uint8]] = []
         self._rows: list[pd.DataFrame] = []
-        self._twins = _Twins()
         self._shape: tuple[int, ...] = ()
         self._dtype: np.dtype[Any] | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of rows so far."""
+        return sum(len(part) for part in self._labels)
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
@@ -252,13 +260,30 @@ class DatasetWriter:
             self._dtype, self._shape = images.dtype, images.shape[1:]
             self._write_header(0)
         self._images.write(np.ascontiguousarray(images).tobytes())
-        self._twins.add(images, table)
         self._labels.append(np.asarray(labels, dtype=np.uint8))
         self._rows.append(table)
 
-    def finish(self) -> DatasetInfo:
-        """Complete the files and move them to the URI; ConfigError when no row was appended."""
-        count = sum(len(part) for part in self._labels)
+    def truncate(self, count: int) -> None:
+        """Drop the batches after the first ``count`` rows."""
+        while self.count > count:
+            self._labels.pop()
+            self._rows.pop()
+        if self._dtype is not None:
+            self._images.seek(0)
+            self._write_header(count)
+            row_bytes = self._dtype.itemsize * math.prod(self._shape)
+            self._images.seek(count * row_bytes, os.SEEK_CUR)
+            self._images.truncate()
+
+    def finish(self, left_out: Mapping[str, str] | None = None) -> DatasetInfo:
+        """Complete the files and move them to the URI; ConfigError when no row was appended.
+
+        ``left_out`` names parts of the source that could not be read, with reasons. The origin
+        records them, and so differs from that of the whole source.
+        """
+        if left_out:
+            self._more["origin"]["left_out"] = dict(left_out)
+        count = self.count
         if count == 0:
             raise ConfigError(
                 f"dataset {self._target}: nothing to write; the source has no usable row"
@@ -280,8 +305,8 @@ class DatasetWriter:
             sha256={name: sha256_of_file(self._folder / name) for name in _FILES},
             **self._more,
         )
+        self._warn_of_twins(rows)
         self._publish(info)
-        self._twins.warn(self._target)
         return info
 
     def _check(self, images: NDArray[Any], labels: NDArray[Any], rows: pd.DataFrame) -> None:
@@ -311,16 +336,15 @@ class DatasetWriter:
             return
         path = self._folder / "images.npy"
         self._images.seek(0)
-        self._write_header(sum(len(part) for part in self._labels))
+        self._write_header(self.count)
         self._images.close()
         narrow = path.rename(self._folder / "narrow.npy")
         self._images, self._dtype = path.open("wb"), np.dtype(np.float32)
         self._write_header(0)
-        self._twins, stored = _Twins(), iter(np.load(narrow, mmap_mode="r"))
+        stored = iter(np.load(narrow, mmap_mode="r"))
         for rows in self._rows:
             images = np.stack([next(stored) for _ in range(len(rows))]).astype(np.float32)
             self._images.write(images.tobytes())
-            self._twins.add(images, rows)
         narrow.unlink()
 
     def _write_header(self, count: int) -> None:
@@ -338,6 +362,23 @@ class DatasetWriter:
         evenly = np.linspace(0, len(chosen) - 1, min(len(chosen), _STATISTICS_ROWS)).astype(int)
         images = np.load(self._folder / "images.npy", mmap_mode="r")
         return _band_statistics((images[row] for row in chosen[evenly]), self._target)
+
+    def _warn_of_twins(self, rows: pd.DataFrame) -> None:
+        """Warn if images of two splits have the same pixels."""
+        first: dict[bytes, tuple[str, str]] = {}
+        twins: list[str] = []
+        images = np.load(self._folder / "images.npy", mmap_mode="r")
+        for image, source, split in zip(images, rows["source"], rows["split"], strict=True):
+            digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+            name, other = first.setdefault(digest, (source, split))
+            if other != split:
+                twins.append(f"{source} ({split}) and {name} ({other})")
+        if twins:
+            logger.warning(
+                "dataset %s: %d images have the pixels of an image of another split, for example "
+                "%s; scores on them are too good: give equal images one group, or remove them",
+                *(self._target, len(twins), twins[0]),
+            )
 
     def _publish(self, info: DatasetInfo) -> None:
         content = {"format": FORMAT, **asdict(info)}
@@ -361,32 +402,6 @@ class DatasetWriter:
             with suppress(FileNotFoundError):  # another import has just moved the old dataset
                 target.rename(replaced)
             shutil.rmtree(replaced, ignore_errors=True)
-
-
-class _Twins:
-    """Finds images of two splits that have the same pixels."""
-
-    def __init__(self) -> None:
-        self._first: dict[bytes, tuple[str, str]] = {}
-        self._count, self._example = 0, ""
-
-    def add(self, images: NDArray[Any], rows: pd.DataFrame) -> None:
-        """Compare images with all images so far."""
-        for image, source, split in zip(images, rows["source"], rows["split"], strict=True):
-            digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-            name, other = self._first.setdefault(digest, (source, split))
-            if other != split:
-                self._count += 1
-                self._example = self._example or f"{source} ({split}) and {name} ({other})"
-
-    def warn(self, place: Location) -> None:
-        """Warn if there are such images."""
-        if self._count:
-            logger.warning(
-                "dataset %s: %d images have the pixels of an image of another split, for example "
-                "%s; scores on them are too good: give equal images one group, or remove them",
-                *(place, self._count, self._example),
-            )
 
 
 def _band_statistics(

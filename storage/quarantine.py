@@ -7,7 +7,7 @@ items puts the work on each of them inside a :class:`Quarantine`.
 
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -84,6 +84,29 @@ def required(subject: str) -> Iterator[None]:
         yield
     if fault:
         raise SceneError(f"{subject}: {fault.reason}")
+
+
+@contextmanager
+def set_aside(scene_id: str, left_out: dict[str, str] | None) -> Iterator[None]:
+    """Note in ``left_out`` why the block cannot read a scene.
+
+    Raises
+    ------
+    SceneError
+        ``left_out`` is None: no scene may be left out.
+    """
+    with Quarantine(f"scene {scene_id}") as fault:
+        yield
+    if fault and left_out is None:
+        raise SceneError(f"scene {scene_id}: {fault.reason}")
+    if fault and left_out is not None:
+        left_out[scene_id] = fault.reason
+
+
+def none_readable(left_out: Mapping[str, str]) -> SceneError:
+    """Return the error of work for which all scenes are left out; the error names the first."""
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
+    return SceneError(f"none of {len(left_out)} scenes can be read ({reasons}); check the files")
 
 
 def reason_of(error: Exception) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -173,6 +173,17 @@ class SceneList:
 
     scenes: tuple[Scene, ...]
     rejected: tuple[Rejected, ...] = ()
+
+    @property
+    def distinct_rejected(self) -> list[Rejected]:
+        """The rejected entries, a duplicate named apart from the scene that has the id."""
+        accepted = {scene.id for scene in self.scenes}
+        return [
+            replace(item, scene_id=f"{item.scene_id} (duplicate)")
+            if item.scene_id in accepted
+            else item
+            for item in self.rejected
+        ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pipeline.analysis.landcover import TileLabels, join_labels, tile_labels
-from pipeline.tiles.grid import TileGrid, grid_for_scene
+from pipeline.tiles.grid import TileGrid, grid_crs, grid_for_scene
 from pipeline.tiles.spec import GridSpec
 from storage.location import Location
 from storage.progress import ProgressSink, ignore
-from storage.quarantine import required
+from storage.quarantine import none_readable, set_aside
 from storage.raster.reader import SceneReader
 from storage.scene import Scene
 
@@ -21,6 +21,7 @@ def label_scenes(
     classes: Mapping[int, str],
     *,
     min_fraction: float = 0.05,
+    left_out: dict[str, str] | None = None,
     progress: ProgressSink = ignore,
 ) -> TileLabels:
     """Label every tile that the scenes cover, from a land-cover raster.
@@ -37,21 +38,28 @@ def label_scenes(
         Pixel value to class name.
     min_fraction
         Share of a tile from which a class is a label of it.
+    left_out
+        Receives the scenes that cannot be read, with their reasons; None allows none.
 
     Raises
     ------
     SceneError
-        A scene or the raster cannot be read.
+        The raster or a scene cannot be read; with ``left_out``, no scene can.
+    ConfigError
+        The grid's CRS is not a CRS.
     """
+    grid_crs(grid)  # a wrong one would leave out every scene
     grids: dict[str, TileGrid] = {}
     tiles: dict[str, list[np.ndarray]] = {}
     for scene in scenes:
-        with required(f"scene {scene.id}"):
+        with set_aside(scene.id, left_out):
             tile_grid = grid_for_scene(scene, grid)
             with SceneReader(scene, tile_grid.pixels) as reader:
                 covered = tile_grid.tiles_over(reader.extent)
-        grids[tile_grid.id] = tile_grid
-        tiles.setdefault(tile_grid.id, []).append(covered)
+            grids[tile_grid.id] = tile_grid
+            tiles.setdefault(tile_grid.id, []).append(covered)
+    if left_out and not grids:
+        raise none_readable(left_out)
     parts = [
         tile_labels(
             landcover,

@@ -17,9 +17,9 @@ from pipeline.tiles.read import read_each
 from pipeline.tiles.spec import GridSpec
 from storage.catalog.read import read_scenes
 from storage.catalog.stac_write import FINGERPRINT, is_sound, written_items
-from storage.errors import ConfigError, SceneError
+from storage.errors import ConfigError
 from storage.location import Location
-from storage.quarantine import Quarantine
+from storage.quarantine import Quarantine, none_readable
 from storage.raster.pixel_grid import PixelGrid, Window
 from storage.scene import Scene
 
@@ -146,8 +146,7 @@ def _common_grid(
     for scene, grid in _read(scenes, partial(pixels_for_scene, spec=spec), left_out):
         grids.setdefault(grid, []).append(scene)
     if not grids:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
-        raise SceneError(f"none of {len(left_out)} scenes can be read ({reasons}); check the files")
+        raise none_readable(left_out)
     if len(grids) > 1:
         (grid, first), (other, second) = list(grids.items())[:2]
         raise ConfigError(

@@ -21,7 +21,7 @@ from storage.dataset import DatasetInfo, DatasetWriter
 from storage.errors import ConfigError
 from storage.location import Location
 from storage.progress import Progress, ProgressSink, ignore
-from storage.quarantine import required
+from storage.quarantine import none_readable, set_aside
 from storage.scene import Scene
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def import_scenes(
     split: SplitRule | None = None,
     block_tiles: int = 4,
     statistics: BandStatistics | None = None,
+    left_out: dict[str, str] | None = None,
     progress: ProgressSink = ignore,
 ) -> DatasetInfo:
     """Import the tiles of scenes, with labels by tile key.
@@ -61,13 +62,21 @@ def import_scenes(
         Dataset to write.
     statistics
         Statistics of the bands for normalisation; measured on the train tiles when None.
+    left_out
+        Receives the scenes that cannot be read, with their reasons; None allows none. Scenes that
+        are in it already are not read.
 
     Raises
     ------
     ConfigError
         The tables have different classes, no tile has a label, or a scene has other bands.
     SceneError
-        A scene cannot be read.
+        A scene cannot be read; with ``left_out``, no scene can.
+
+    Notes
+    -----
+    A scene whose pixels end early leaves no tile. The origin of such a dataset names the scene, so
+    that the next import is made whole again.
     """
     for scene in scenes:
         if scene.band_names != tuple(bands):
@@ -82,21 +91,12 @@ def import_scenes(
             "training would see validation ground; give 'pad' or 'drop' for a dataset"
         )
     table = _LabelTable.of([labels] if isinstance(labels, TileLabels) else list(labels))
-    grids = []
-    for scene in scenes:
-        with required(f"scene {scene.id}"):
-            grids.append(grid_for_scene(scene, grid))
-    if len(names := {tile_grid.id for tile_grid in grids}) > 1:
-        logger.warning(
-            "the scenes lie on %d grids (%s): ground that two of them share can be in train and in "
-            "test, and scores are then too good; give one grid.crs",
-            *(len(names), ", ".join(sorted(names))),
-        )
+    placed = _placed(scenes, grid, left_out)
     origin = {
         "importer": "scenes",
         "reader": READER,
-        "scenes": {scene.id: scene.fingerprint for scene in scenes},
-        "grids": sorted(names),
+        "scenes": {scene.id: scene.fingerprint for scene, _ in placed},
+        "grids": sorted({tiles.id for _, tiles in placed}),
         "bands": list(bands),
         "labels_sha256": table.digest,
         "rules": repr((rules, split, block_tiles)),
@@ -104,7 +104,7 @@ def import_scenes(
     }
     if (done := finished(uri, origin)) is not None:
         return done
-    resolutions = {_resolution_m(tile_grid) for tile_grid in grids}
+    resolutions = {_resolution_m(tiles) for _, tiles in placed}
     with DatasetWriter(
         uri,
         bands=bands,
@@ -113,11 +113,40 @@ def import_scenes(
         origin=origin,
         normalisation=(statistics.mean, statistics.std) if statistics else None,
     ) as writer:
-        for number, (scene, tiles) in enumerate(zip(scenes, grids, strict=True), start=1):
-            for batch in _read(scene, tiles, rules):
+        damaged: dict[str, str] = {}
+        for number, (scene, tiles) in enumerate(placed, start=1):
+            count = writer.count
+            for batch in _read(scene, tiles, rules, None if left_out is None else damaged):
                 _append_tiles(writer, scene, tiles, batch, table, split, block_tiles)
-            progress(Progress(stage="import", done=number, total=len(scenes), unit="scenes"))
-        return writer.finish()
+            if scene.id in damaged:
+                writer.truncate(count)
+            progress(Progress(stage="import", done=number, total=len(placed), unit="scenes"))
+        if damaged and len(damaged) == len(placed):
+            raise none_readable(damaged)
+        info = writer.finish(damaged)
+    if left_out is not None:
+        left_out |= damaged
+    return info
+
+
+def _placed(
+    scenes: Sequence[Scene], grid: GridSpec, left_out: dict[str, str] | None
+) -> list[tuple[Scene, TileGrid]]:
+    """Return the scenes that can be opened, with their grids."""
+    placed: list[tuple[Scene, TileGrid]] = []
+    for scene in scenes:
+        if scene.id not in (left_out or ()):
+            with set_aside(scene.id, left_out):
+                placed.append((scene, grid_for_scene(scene, grid)))
+    if left_out and not placed:
+        raise none_readable(left_out)
+    if len(names := {tiles.id for _, tiles in placed}) > 1:
+        logger.warning(
+            "the scenes lie on %d grids (%s): ground that two of them share can be in train and in "
+            "test, and scores are then too good; give one grid.crs",
+            *(len(names), ", ".join(sorted(names))),
+        )
+    return placed
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +181,10 @@ def _resolution_m(grid: TileGrid) -> float:
     return float(grid.resolution * crs.axis_info[0].unit_conversion_factor)
 
 
-def _read(scene: Scene, grid: TileGrid, rules: TileRules) -> Iterator[TileBatch]:
-    with required(f"scene {scene.id}"):
+def _read(
+    scene: Scene, grid: TileGrid, rules: TileRules, left_out: dict[str, str] | None
+) -> Iterator[TileBatch]:
+    with set_aside(scene.id, left_out):
         yield from read_tiles(scene, grid, rules, batch_size=_BATCH)
 
 

@@ -37,7 +37,7 @@ from storage.errors import (
 )
 from storage.location import Location
 from storage.progress import Event, EventSink, Progress, ProgressSink, ignore
-from storage.scene import Rejected, Scene, SceneList
+from storage.scene import Rejected, Scene
 
 if TYPE_CHECKING:
     from pipeline.analysis.landcover import TileLabels
@@ -122,7 +122,7 @@ def plan_ingest(spec: IngestSpec, *, encoder: PlannedEncoder | None = None) -> I
         existing=existing,
         todo=todo,
         rejected=tuple(
-            item for item in _distinctly_named(listing) if not _is_recorded(item, entries)
+            item for item in listing.distinct_rejected if not _is_recorded(item, entries)
         ),
         reprocessed=tuple(scene.id for scene in todo if scene.id in entries),
         done=len(listing.scenes) - len(todo),
@@ -342,17 +342,6 @@ def _check_same(archive: Archive, planned: ArchiveSpec) -> None:
 def _plain(value: Any) -> Any:
     """Return a value as it looks after a round trip through JSON."""
     return json.loads(json.dumps(value))
-
-
-def _distinctly_named(listing: SceneList) -> list[Rejected]:
-    """Name a rejected duplicate apart from the scene that was accepted under the same id."""
-    accepted = {scene.id for scene in listing.scenes}
-    return [
-        replace(item, scene_id=f"{item.scene_id} (duplicate)")
-        if item.scene_id in accepted
-        else item
-        for item in listing.rejected
-    ]
 
 
 def _is_recorded(item: Rejected, entries: Mapping[str, LedgerEntry]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from rasterio._env import code_map
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
@@ -150,7 +151,18 @@ def environment(place: Location, sidecars: bool = False) -> rasterio.Env:
     keys = {name: settings.pop(name) for name in names if name in settings}
     # rasterio hands this one to GDAL as a number of bytes, not as the option's megabytes.
     settings["GDAL_CACHEMAX"] = int(settings["GDAL_CACHEMAX"]) * 1024 * 1024
+    _log_no_messages()
     return rasterio.Env(session=_Credentials(keys) if keys else None, **settings)
+
+
+def _log_no_messages() -> None:
+    """Let rasterio log the numbers of GDAL's errors only; the errors that it raises have the texts.
+
+    rasterio's logging callback prints a traceback on stderr for a message that is not UTF-8. The
+    callback reads the message of a number that is in its table; 0 is GDAL's own debugging.
+    """
+    for number in code_map.keys() - {0}:
+        code_map.pop(number, None)  # another thread may be here too
 
 
 @contextmanager

@@ -271,3 +271,26 @@ def test_integers_become_real_with_the_first_real_batch(tmp_path: Path, kind: st
     data = LabelledDataset.open(str(tmp_path / "set"))
     assert data.images.dtype == np.float32
     np.testing.assert_array_equal(data.images, np.concatenate([first[0], first[0], second[0]]))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_rows_after_a_mark_are_dropped(tmp_path: Path, dtype: type):
+    """Also where the dropped rows made the whole dataset float32."""
+    images = np.arange(5 * 2 * 4 * 4, dtype=np.uint8).reshape(5, 2, 4, 4)
+    labels = np.ones((5, len(CLASSES)), np.uint8)
+    rows = {"source": list("abcde"), "split": ["train"] * 5}
+
+    def append(writer: DatasetWriter, part: slice, kind: type) -> None:
+        some = {name: values[part] for name, values in rows.items()}
+        writer.append(images[part].astype(kind), labels[part], some)
+
+    with DatasetWriter(str(tmp_path / "set"), bands=("a", "b"), classes=CLASSES) as writer:
+        for part in (slice(0, 1), slice(1, 2), slice(2, 4)):
+            append(writer, part, np.uint8 if part.start == 0 else dtype)
+            writer.truncate(min(writer.count, 1))
+        append(writer, slice(4, 5), np.uint8 if dtype == np.uint8 else np.float32)
+        writer.finish()
+    data = LabelledDataset.open(str(tmp_path / "set"))
+    assert data.rows["source"].tolist() == ["a", "e"]
+    assert data.images.dtype == dtype
+    assert np.array_equal(data.images, images[[0, 4]])

@@ -55,7 +55,7 @@ def test_the_traceback_of_an_unforeseen_error_is_kept_or_logged(
         [][1]
     assert "[][1]" in fault.trace
     assert not caplog.text
-    with caplog.at_level(logging.DEBUG), Quarantine("scene a") as logged:
+    with caplog.at_level(logging.DEBUG, "storage"), Quarantine("scene a") as logged:
         [][1]
     assert "[][1]" in caplog.text
     assert not logged.trace

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from types import UnionType
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _OVERRIDES = "skysift.overrides"
+_REASONS_SHOWN = 10
 _COMMON = ("recipe", "set_", "json_", "verbose", "debug")
 
 
@@ -178,6 +180,15 @@ class Run:
         shown = data if lines is None else lines
         text = format_pairs(shown) if isinstance(shown, Mapping) else shown
         self.stdout.writelines(f"{printable(line)}\n" for line in text)
+
+
+def reason_lines(title: str, reasons: Mapping[str, str], all_by: str = "--json") -> dict[str, Any]:
+    """Return how many scenes there are and why, for people: the first few by name."""
+    shown = dict(islice(reasons.items(), _REASONS_SHOWN))
+    lines: dict[str, Any] = {title: len(reasons), **{f"  {k}": v for k, v in shown.items()}}
+    if len(reasons) > len(shown):
+        lines["  ..."] = f"and {len(reasons) - len(shown):,} more; {all_by} names all"
+    return lines
 
 
 def _before_pattern(path: str) -> Path:

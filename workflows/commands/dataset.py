@@ -6,10 +6,20 @@ from typing import TYPE_CHECKING
 import click
 
 from storage.progress import ProgressSink
-from workflows.commands.common import Run, Verb, catalog_options, pass_run, recipe_option
+from workflows.commands.common import (
+    Run,
+    Verb,
+    catalog_options,
+    pass_run,
+    reason_lines,
+    recipe_option,
+)
+from workflows.exit_codes import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
     from storage.dataset import DatasetInfo
+
+    Imported = tuple[DatasetInfo, dict[str, str]]  # and the scenes left out, with their reasons
 
 
 # The recipe keys that each importer of images takes.
@@ -42,7 +52,8 @@ def dataset() -> None:
 @recipe_option("--landcover", "dataset.landcover.href")
 @catalog_options
 @pass_run
-def import_(run: Run) -> None:
+@click.pass_context
+def import_(ctx: click.Context, run: Run) -> None:
     """Import a labelled dataset; an existing one from the same source is kept.
 
     \b
@@ -58,54 +69,64 @@ def import_(run: Run) -> None:
     scenes       your own scenes (--scenes) and a land-cover raster
 
     All sources but bigearthnet and scenes may be a .tar. Errors name the missing
-    file.
+    file. A scene that cannot be read is left out with its reason (exit code 3).
     """  # noqa: D301
     by_name = _import_scenes if run.recipe.dataset.importer == "scenes" else _import_images
     with run.progress() as progress:
-        found = by_name(run, progress)
+        found, left_out = by_name(run, progress)
     run.show(
-        {"dataset": run.need("dataset.uri"), "info": found},
+        {"dataset": run.need("dataset.uri"), "info": found, "left_out": left_out},
         {
             "dataset": run.need("dataset.uri"),
             "images": found.count,
             "bands": ", ".join(found.bands),
             "tile_px": found.tile_px,
             "classes": f"{len(found.classes)} ({', '.join(found.classes)})",
+            **(reason_lines("scenes left out", left_out) if left_out else {}),
         },
     )
+    if left_out:
+        ctx.exit(EXIT_QUARANTINED)
 
 
-def _import_images(run: Run, progress: ProgressSink) -> "DatasetInfo":
+def _import_images(run: Run, progress: ProgressSink) -> "Imported":
     from pipeline.datasets.importers import importers
 
     section = run.recipe.dataset
     settings = {name: getattr(section, name) for name in _SETTINGS[section.importer]}
-    return importers[section.importer](
+    info = importers[section.importer](
         run.need_path("dataset.source"),
         run.need("dataset.uri"),
         **settings,
         progress=progress,
     )
+    return info, {}
 
 
-def _import_scenes(run: Run, progress: ProgressSink) -> "DatasetInfo":
+def _import_scenes(run: Run, progress: ProgressSink) -> "Imported":
     from pipeline.datasets.scenes import import_scenes
     from storage.catalog.read import read_scenes
+    from storage.quarantine import none_readable
     from workflows.labels import label_scenes
 
     section = run.recipe.dataset
-    scenes = read_scenes(run.catalog_spec(), section.bands).scenes
+    listing = read_scenes(run.catalog_spec(), section.bands)
+    rejected = {item.scene_id: item.reason for item in listing.distinct_rejected}
+    if not listing.scenes:
+        raise none_readable(rejected)
+    unreadable: dict[str, str] = {}
     grid = replace(run.recipe.grid, tile_px=run.recipe.grid.tile_px or run.need("dataset.tile_px"))
     labels = label_scenes(
-        scenes,
+        listing.scenes,
         grid,
         run.need_path("dataset.landcover.href"),
         run.need("dataset.landcover.classes"),
         min_fraction=section.landcover.min_fraction,
+        left_out=unreadable,
         progress=progress,
     )
-    return import_scenes(
-        scenes,
+    info = import_scenes(
+        listing.scenes,
         grid,
         labels,
         run.need("dataset.uri"),
@@ -113,5 +134,7 @@ def _import_scenes(run: Run, progress: ProgressSink) -> "DatasetInfo":
         rules=run.recipe.tiles,
         split=run.recipe.dataset.split,
         block_tiles=section.block_tiles,
+        left_out=unreadable,
         progress=progress,
     )
+    return info, rejected | unreadable

@@ -1,7 +1,6 @@
 """`skysift ingest`: scenes into an archive."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +16,13 @@ from workflows.commands.common import (
     catalog_options,
     events_option,
     pass_run,
+    reason_lines,
     recipe_option,
 )
 from workflows.exit_codes import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pipeline.ingest.cost import IngestCost
-
-_REASONS_SHOWN = 10
 
 
 @click.command(
@@ -75,7 +71,7 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
         "scenes embedded": report.embedded,
         "scenes empty": report.empty,
         "scenes done before": report.done_before,
-        **_reasons("scenes quarantined", report.quarantined, "skysift archive info --scenes"),
+        **reason_lines("scenes quarantined", report.quarantined, "skysift archive info --scenes"),
         "tiles": report.rows,
         "seconds": round(report.seconds, 1),
     }
@@ -131,19 +127,10 @@ def _plan_lines(plan: IngestPlan, cost: "IngestCost") -> dict[str, Any]:
         "scenes to embed": len(plan.todo),
         "scenes embedded again": len(plan.reprocessed),
         "scenes done before": plan.done,
-        **_reasons("scenes rejected", {item.scene_id: item.reason for item in plan.rejected}),
-        **_reasons("scenes unreadable", cost.unreadable),
+        **reason_lines("scenes rejected", {item.scene_id: item.reason for item in plan.rejected}),
+        **reason_lines("scenes unreadable", cost.unreadable),
         "tiles at most": f"{cost.tiles:,}",
         "to read": f"{cost.read_bytes / 1e9:,.3f} GB",
         "archive grows by": f"{cost.archive_bytes / 1e9:,.3f} GB at most{free}",
         "memory": f"about {cost.memory_bytes / 1e9:,.1f} GB{of_machine}",
     }
-
-
-def _reasons(title: str, reasons: "Mapping[str, str]", all_by: str = "--json") -> dict[str, Any]:
-    """Return how many scenes there are and why, for people: the first few by name."""
-    shown = dict(islice(reasons.items(), _REASONS_SHOWN))
-    lines: dict[str, Any] = {title: len(reasons), **{f"  {k}": v for k, v in shown.items()}}
-    if len(reasons) > len(shown):
-        lines["  ..."] = f"and {len(reasons) - len(shown):,} more; {all_by} names all"
-    return lines

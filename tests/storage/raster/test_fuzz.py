@@ -1,6 +1,8 @@
 """Mutated GeoTIFFs: each is read or refused by a house error, in bounded time and memory."""
 
 import random
+import subprocess
+import sys
 import tempfile
 from datetime import UTC, datetime
 from functools import cache
@@ -99,6 +101,16 @@ def test_the_originals_are_read(tmp_path: Path, kind: str) -> None:
     path.write_bytes(original(kind))
     read_scene(str(path), PixelGrid(crs=CRS, resolution=10.0))
     assert read_picture(str(path)).values.shape[1:] == (HOME.height, HOME.width)
+
+
+def test_a_message_that_is_no_text_prints_no_traceback(tmp_path: Path) -> None:
+    """GDAL's message quotes the file; in a process of its own, where no test catches stderr."""
+    path, data = tmp_path / "a.tif", original("mask")
+    assert b"<Item name=" in data
+    path.write_bytes(data.replace(b"<Item name=", b"<Item \xff    "))
+    code = f"from storage.raster.picture import read_picture; read_picture({str(path)!r})"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (child.returncode, child.stderr) == (0, b"")
 
 
 def test_a_hundred_mutated_files_are_read_or_refused() -> None:
