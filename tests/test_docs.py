@@ -3,7 +3,6 @@
 import importlib.util
 import re
 import shlex
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -30,9 +29,7 @@ def test_links_to_files_lead_somewhere(path: Path):
 
 
 def _exists(name: str) -> bool:
-    """Whether a dotted name leads to a module, to something it holds, or to a key of recipes."""
-    with suppress(KeyError):
-        return bool(key_at(name))
+    """Whether a dotted name leads to a module, or to something that a module holds."""
     parts = name.split(".")
     for cut in range(len(parts), 0, -1):
         if _is_module(".".join(parts[:cut])):
