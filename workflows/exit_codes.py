@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import click
@@ -18,6 +18,7 @@ from storage.values import printable
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINED = 0, 1, 2, 3
 EXIT_INTERRUPTED = 128 + signal.SIGINT
+_AGAIN_S = 1.0
 _NO_SPACE_TEXTS = ("no space left on device", "os error 28", "disk quota exceeded")
 
 
@@ -27,10 +28,6 @@ class Interrupted(BaseException):
 
 class _Stopped(BaseException):
     """A signal stops the process; context managers clean up on the way out, as after Ctrl-C."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.signal = signal.Signals(number)
 
 
 def run_to_exit_code(command: Callable[[], object], *, debug: bool = False) -> int:
@@ -43,48 +40,75 @@ def run_to_exit_code(command: Callable[[], object], *, debug: bool = False) -> i
     debug
         Write the traceback as well.
     """
+    with _stop_signals() as received:
+        try:
+            result = command()
+            return result if isinstance(result, int) else EXIT_DONE
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else "skysift"
+            _say(f"{one_line(error.format_message())} (`{path} --help` shows how)")
+            return EXIT_USAGE
+        except click.ClickException as error:
+            _say(one_line(error.format_message()))
+            return error.exit_code
+        except (click.Abort, Interrupted, KeyboardInterrupt):
+            if sys.stderr.isatty():
+                click.echo(err=True)  # the terminal shows ^C without an end of line
+            _say("interrupted; what was committed is kept, and the same command continues")
+            return EXIT_INTERRUPTED
+        except _Stopped:
+            return _say_stopped(received[0])
+        except BrokenPipeError:
+            sys.stderr.close()  # the reader of our output left; Python complains about the flush
+            return EXIT_FAILED
+        except Exception as error:
+            if debug:
+                traceback.print_exception(error)
+            if received:  # a library turned the exception of the signal into this error
+                return _say_stopped(received[0])
+            line, code = failure_line(error)
+            _say(line)
+            return code
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Raise :class:`_Stopped` on SIGTERM and SIGHUP in the block; list the signals that came.
+
+    An exception that a signal raises in a finalizer, a callback of C code or an event loop goes no
+    further. So a timer raises it again each second, except while code cleans up after it.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) == 1:
+            previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, stop)
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
+        handled = sys.exception()
+        while handled and not isinstance(handled, _Stopped):
+            handled = handled.__context__
+        if not handled:
+            raise _Stopped
+
     previous = {
-        number: signal.signal(number, _raise_stopped)
+        number: signal.signal(number, stop)
         for number in (signal.SIGTERM, signal.SIGHUP)
         if signal.getsignal(number) is not signal.SIG_IGN  # as under `nohup`
     }
     try:
-        result = command()
-        return result if isinstance(result, int) else EXIT_DONE
-    except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "skysift"
-        _say(f"{one_line(error.format_message())} (`{path} --help` shows how)")
-        return EXIT_USAGE
-    except click.ClickException as error:
-        _say(one_line(error.format_message()))
-        return error.exit_code
-    except (click.Abort, Interrupted, KeyboardInterrupt):
-        if sys.stderr.isatty():
-            click.echo(err=True)  # the terminal shows ^C without an end of line
-        _say("interrupted; what was committed is kept, and the same command continues")
-        return EXIT_INTERRUPTED
-    except _Stopped as stop:
-        _say(
-            f"stopped by {stop.signal.name}; what was committed is kept, and the same command "
-            "continues"
-        )
-        return 128 + stop.signal
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output left; Python would complain about the flush
-        return EXIT_FAILED
-    except Exception as error:
-        if debug:
-            traceback.print_exception(error)
-        line, code = failure_line(error)
-        _say(line)
-        return code
+        yield received
     finally:
+        if received:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _raise_stopped(number: int, frame: FrameType | None) -> None:
-    raise _Stopped(number)
+def _say_stopped(number: int) -> int:
+    name = signal.Signals(number).name
+    _say(f"stopped by {name}; what was committed is kept, and the same command continues")
+    return 128 + number
 
 
 def _say(line: str) -> None:

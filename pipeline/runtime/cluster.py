@@ -16,9 +16,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import FrameType
 
 from storage.errors import ConfigError, SkysiftError
 
@@ -57,7 +58,8 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     SkysiftError
         The cluster cannot be joined.
     """
-    import ray  # slow, and a small ingest does without
+    with _signals_wait():
+        import ray  # slow, and a small ingest does without
 
     if ray.is_initialized():
         yield
@@ -69,14 +71,15 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     address = address or os.environ.get("RAY_ADDRESS")
     with nullcontext() if address else _private_folder() as folder:
         try:
-            with _sigterm_kept():
+            with _signals_wait(), _handler_of_sigterm_stays():
                 if folder is None:
                     _join(str(address))
                 else:
                     _start_private(folder, cpus)
             yield
         finally:
-            ray.shutdown()
+            with _signals_wait():
+                ray.shutdown()
 
 
 def private_root() -> Path:
@@ -194,17 +197,45 @@ def _remove_if_left(folder: Path) -> None:
 
 
 @contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Keep this process's handler of SIGTERM; Ray's, set at its start, ends without a word."""
-    handler = signal.getsignal(signal.SIGTERM)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+def _signals_wait() -> Iterator[None]:
+    """Handle SIGINT, SIGTERM and SIGHUP after the block; a second one of a kind at once.
+
+    An exception amid the start or the end of Ray is lost in a callback, or leaves parts that abort
+    the process. Signals that have no handler in Python do not wait.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if came.count(number) > 1:
+            handlers[number](number, frame)
+
+    handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    handlers[number] = handler
+                    signal.signal(number, note)
+        yield
+    finally:
+        for waited, handler in handlers.items():
+            signal.signal(waited, handler)
+        for waited in came:
+            handlers[waited](waited, None)
+
+
+@contextmanager
+def _handler_of_sigterm_stays() -> Iterator[None]:
+    """Keep Ray from replacing a handler of SIGTERM by its own, which ends without a word."""
+    from ray._private import utils
+
+    if not callable(signal.getsignal(signal.SIGTERM)):
         yield
         return
+    before, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
     try:
         yield
-    except SystemExit as end:  # from Ray's handler
-        if end.code == signal.SIGTERM:
-            handler(signal.SIGTERM, None)
-        raise
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        utils.set_sigterm_handler = before

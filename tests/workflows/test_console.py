@@ -270,6 +270,53 @@ def test_a_signal_ends_with_one_line_and_runs_what_cleans_up(number, code, word,
     assert (tmp_path / "closed").exists()
 
 
+@pytest.mark.parametrize(
+    "lose",
+    [
+        # A finalizer, an event loop, and a library that takes it for an error of its own.
+        "Finalizer()",
+        "asyncio.run(in_event_loop())",
+        "taken_for_an_error()",
+    ],
+)
+def test_a_signal_whose_exception_is_lost_ends_the_command_and_cleaning_up_goes_on(lose, tmp_path):
+    program = (
+        "import asyncio, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "from workflows import exit_codes\n"
+        "exit_codes._AGAIN_S = 0.2\n"
+        "class Finalizer:\n"
+        "    def __del__(self):\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "async def in_event_loop():\n"
+        "    asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGTERM)\n"
+        "    await asyncio.sleep(0)\n"
+        "def taken_for_an_error():\n"
+        "    try:\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "    except BaseException:\n"
+        "        raise ImportError from None\n"
+        "def work():\n"
+        "    try:\n"
+        f"        {lose}\n"
+        "        print('goes on', flush=True)\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        "        time.sleep(1)\n"
+        f"        Path({str(tmp_path / 'closed')!r}).touch()\n"
+        "sys.exit(exit_codes.run_to_exit_code(work))\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert process.returncode == 143
+    assert process.stderr.splitlines()[-1] == (
+        "skysift: stopped by SIGTERM; what was committed is kept, and the same command continues"
+    )
+    assert ("goes on" in process.stdout) == (lose != "taken_for_an_error()")
+    assert (tmp_path / "closed").exists()
+
+
 ODD = "\x1b]0;t\x07\x1b[31mRED\nspoofed \u202e\ud800"
 
 

@@ -14,6 +14,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+import ray
+from ray._private import utils
 
 from pipeline.runtime import cluster
 from pipeline.runtime.cluster import private_root
@@ -144,31 +146,60 @@ def test_a_folder_too_long_for_sockets_is_refused_or_replaced(monkeypatch) -> No
     assert private_root() == Path("/tmp")
 
 
-def test_sigterm_goes_to_the_program_while_ray_starts() -> None:
-    class Stopped(Exception):
-        pass
+class _Received(Exception):
+    pass
 
-    def stop(number: int, frame: object) -> None:
-        raise Stopped
 
-    def ends(number: int, frame: object) -> None:
-        sys.exit(number)  # as Ray's handler does
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def number(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A signal whose handler raises :class:`_Received`."""
 
-    def receive() -> None:
-        with cluster._sigterm_kept():
-            signal.signal(signal.SIGTERM, ends)
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
+    def receive(number: int, frame: object) -> None:
+        raise _Received
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        with pytest.raises(Stopped):
-            receive()
-        assert signal.getsignal(signal.SIGTERM) is stop
-        with pytest.raises(SystemExit), cluster._sigterm_kept():
-            sys.exit(3)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    before = signal.signal(request.param, receive)
+    yield request.param
+    signal.signal(request.param, before)
+
+
+@pytest.mark.parametrize("moment", ["init", "shutdown"])
+def test_a_signal_waits_until_ray_has_started_or_ended(
+    number: int, moment: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def step(name: str) -> None:
+        if name == "init":
+            utils.set_sigterm_handler(lambda number, frame: sys.exit(number))
+        if name == moment:
+            signal.raise_signal(number)
+        done.append(name)
+
+    monkeypatch.setenv("HOME", str(root))
+    monkeypatch.setenv("SKYSIFT_RAY_DIR", str(root))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: step("init"))
+    monkeypatch.setattr(ray, "shutdown", lambda: step("shutdown"))
+    handler = signal.getsignal(number)
+    with pytest.raises(_Received), cluster.ray_session():
+        done.append("work")
+    assert done == (["init", "shutdown"] if moment == "init" else ["init", "work", "shutdown"])
+    assert signal.getsignal(number) is handler
+    assert not list(root.glob("skysift-ray-*"))
+
+
+def test_a_second_signal_does_not_wait(number: int) -> None:
+    after = []
+
+    def receive_two() -> None:
+        for name in ("first", "second"):
+            signal.raise_signal(number)
+            after.append(name)
+
+    with pytest.raises(_Received), cluster._signals_wait():
+        receive_two()
+    assert after == ["first"]
 
 
 def test_a_cluster_that_cannot_be_joined_is_named(monkeypatch) -> None:
