@@ -58,7 +58,7 @@ def open_repository(place: Location) -> icechunk.Repository:
         except icechunk.IcechunkError as error:
             if "doesn't exist" not in str(error):
                 raise
-            if _snapshots(place):
+            if _snapshot_files(place):
                 raise CorruptIndexError(
                     f"archive {place}: {_BRANCH_FILE} is gone; {_way_back(place)}"
                 ) from error
@@ -209,9 +209,14 @@ def remove_tag(repository: icechunk.Repository, place: Location, name: str) -> N
 
 def _snapshots(place: Location) -> list[str]:
     """Return the ids of the snapshots that have a file, the newest file first."""
-    files = sorted((place / "snapshots").list(), key=Location.modified_at, reverse=True)
-    names = [file.uri.rpartition("/")[2] for file in files]
-    return [name for name in names if name != _FIRST_SNAPSHOT]
+    files = sorted(_snapshot_files(place), key=Location.modified_at, reverse=True)
+    return [file.uri.rpartition("/")[2] for file in files]
+
+
+def _snapshot_files(place: Location) -> list[Location]:
+    folder = place / "snapshots"
+    # s3fs lists a folder as a file of itself while another process writes the first file there.
+    return [file for file in folder.list() if file not in (folder, folder / _FIRST_SNAPSHOT)]
 
 
 def _way_back(place: Location) -> str:

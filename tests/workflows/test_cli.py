@@ -390,7 +390,8 @@ def test_a_spoilt_scene_is_set_aside_and_the_others_go_on(spoilt):
 @pytest.mark.parametrize("name", ["\x1b]0;pwned\x07\x1b[31mRED\nspoofed  9", "sur\ud800id"])
 def test_an_odd_id_is_set_aside_once_and_spoils_no_list(spoilt, name):
     scene = spoilt.folder / "scenes" / "site_20240501.tif"
-    asset = {"px": {"href": str(scene), "type": "image/tiff"}}
+    file = {"href": str(scene), "type": "image/tiff"}
+    asset = {"px": file | {"eo:bands": [{"name": f"b{number}"} for number in (1, 2, 3)]}}
     item = {"type": "Feature", "stac_version": "1.0.0", "geometry": None, "links": []}
     item |= {"properties": {"datetime": "2024-05-01T00:00:00Z"}, "assets": asset}
     features = [item | {"id": name}, item | {"id": "good"}]

@@ -323,4 +323,4 @@ def test_json_names_a_place_by_its_uri_and_never_its_credentials():
     write_json({"archive": Location("s3://bucket/archive", options), "options": options}, stream)
     written = json.loads(stream.getvalue())
     assert written["archive"] == "s3://bucket/archive"
-    assert set(written["options"]) == {"endpoint_url", "region", "anonymous"}
+    assert set(written["options"]) == {"endpoint_url", "region", "anonymous", "sidecars"}
