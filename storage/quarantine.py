@@ -1,8 +1,9 @@
 """The quarantine boundary: a bad scene or catalog item is set aside, and the others go on.
 
-Files and documents come from everywhere, and libraries raise whatever they like about them. So this
-is the one place of the project that catches every exception. A stage that works on many scenes or
-items puts the work on each of them inside a :class:`Quarantine`.
+Files and documents come from everywhere, and libraries raise whatever they like about them. So a
+stage that works on many scenes or items puts the work on each of them inside a :class:`Quarantine`,
+which catches every exception. A catalog (:mod:`storage.catalog`) and a picture
+(:mod:`storage.raster.picture`) are single: where they are read, every exception becomes one error.
 """
 
 import logging

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from storage.errors import SceneError
-from storage.quarantine import Quarantine, reason_of
+from storage.quarantine import Quarantine, none_readable, reason_of, required, set_aside
 
 
 class _RayCopy(Exception):
@@ -62,3 +62,31 @@ def test_the_traceback_of_an_unforeseen_error_is_kept_or_logged(
     with Quarantine("scene a") as foreseen:
         raise SceneError("a.tif is torn")
     assert not foreseen.trace
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (SceneError("a.tif is\n torn"), r"scene a: a\.tif is torn$"),
+        (KeyError("crs"), "scene a: KeyError: 'crs'; check the file or document"),
+    ],
+)
+def test_what_is_required_raises_every_exception_as_a_scene_error(error: Exception, text: str):
+    with pytest.raises(SceneError, match=rf"^{text}"), required("scene a"):
+        raise error
+    with pytest.raises(SceneError, match=rf"^{text}"), set_aside("a", None):
+        raise error
+    with pytest.raises(KeyboardInterrupt), required("scene a"):
+        raise KeyboardInterrupt
+
+
+def test_scenes_set_aside_are_noted_until_none_is_left():
+    left_out: dict[str, str] = {}
+    for name, error in {"a": KeyError("crs"), "b": SceneError("b.tif is torn")}.items():
+        with set_aside(name, left_out):
+            raise error
+    with required("scene c"), set_aside("c", left_out):
+        pass
+    assert left_out["a"].startswith("KeyError: 'crs'")
+    assert left_out.keys() == {"a", "b"}
+    assert "none of 2 scenes can be read (a: KeyError" in str(none_readable(left_out))
