@@ -151,18 +151,11 @@ def environment(place: Location, sidecars: bool = False) -> rasterio.Env:
     keys = {name: settings.pop(name) for name in names if name in settings}
     # rasterio hands this one to GDAL as a number of bytes, not as the option's megabytes.
     settings["GDAL_CACHEMAX"] = int(settings["GDAL_CACHEMAX"]) * 1024 * 1024
-    _log_no_messages()
-    return rasterio.Env(session=_Credentials(keys) if keys else None, **settings)
-
-
-def _log_no_messages() -> None:
-    """Let rasterio log the numbers of GDAL's errors only; the errors that it raises have the texts.
-
-    rasterio's logging callback prints a traceback on stderr for a message that is not UTF-8. The
-    callback reads the message of a number that is in its table; 0 is GDAL's own debugging.
-    """
-    for number in code_map.keys() - {0}:
+    # rasterio's logging callback prints a traceback for a message that is not UTF-8. The callback
+    # reads the messages of numbers that are in its table; errors have their texts all the same.
+    for number in code_map.keys() - {0}:  # 0 is GDAL's own debugging
         code_map.pop(number, None)  # another thread may be here too
+    return rasterio.Env(session=_Credentials(keys) if keys else None, **settings)
 
 
 @contextmanager
