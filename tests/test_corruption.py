@@ -222,7 +222,8 @@ def damaged(world: World, file: Path, kind: str, seed: int) -> bool:
     elif kind == "delete":
         path.unlink()
     elif kind == "swap":
-        others = [other for other in path.parent.iterdir() if other.suffix == path.suffix]
+        beside = [other for other in path.parent.iterdir() if other.is_file()]
+        others = [other for other in beside if other.suffix == path.suffix]
         other = draw.choice(others)
         path.write_bytes(other.read_bytes())
         other.write_bytes(data)
