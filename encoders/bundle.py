@@ -32,11 +32,11 @@ from encoders.spec import (
     EncoderSpec,
     bundle_fingerprint,
     read_bundle,
-    spec_digest,
 )
 from storage.errors import ConfigError
 from storage.location import Location
 from storage.locks import exclusive_lock
+from storage.values import json_digest
 
 _CHUNK_TILES = {"cpu": 16}
 """Tiles per forward pass. 16 tiles fit into the caches of a CPU: tiny-cnn is 1.8 times as fast as
@@ -317,7 +317,7 @@ def _serialise(encoder: Encoder) -> tuple[bytes, bytes]:
     description = {
         "format": FORMAT,
         "spec": spec,
-        "spec_sha256": spec_digest(spec),
+        "spec_sha256": json_digest(spec),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
     return (json.dumps(description, indent=2, sort_keys=True) + "\n").encode(), weights

@@ -12,7 +12,15 @@ from typing import Any, Literal
 
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
 from storage.location import Location
-from storage.values import Count, Natural, NonNegative, Positive, check_limits, check_types
+from storage.values import (
+    Count,
+    Natural,
+    NonNegative,
+    Positive,
+    check_limits,
+    check_types,
+    json_digest,
+)
 
 FORMAT = "skysift-encoder/1"
 DESCRIPTION_FILE, WEIGHTS_FILE = "encoder.json", "model.safetensors"
@@ -190,10 +198,10 @@ def _parse(description: bytes, weights: bytes, folder: Location) -> EncoderSpec:
         raise ConfigError(
             f"{where} is malformed ({type(error).__name__}: {error}); {_REMEDY}"
         ) from error
-    if spec_digest(raw) != stated_spec:
+    if json_digest(raw) != stated_spec:
         raise EncoderMismatchError(
             f"{where} was changed after it was saved: its description hashes to "
-            f"{spec_digest(raw)[:16]}, it states {str(stated_spec)[:16]}; {_REMEDY}"
+            f"{json_digest(raw)[:16]}, it states {str(stated_spec)[:16]}; {_REMEDY}"
         )
     found = hashlib.sha256(weights).hexdigest()
     if found != stated_weights:
@@ -202,11 +210,6 @@ def _parse(description: bytes, weights: bytes, folder: Location) -> EncoderSpec:
             f"{found[:16]}, {DESCRIPTION_FILE} states {str(stated_weights)[:16]}; {_REMEDY}"
         )
     return spec
-
-
-def spec_digest(spec: Any) -> str:
-    """Return the SHA-256 of a description's plain values."""
-    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
 
 def bundle_fingerprint(description: bytes, weights: bytes) -> str:

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.location import Location, sha256_of_file
-from storage.values import alike, check_types
+from storage.values import alike, check_types, is_running, json_digest
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class DatasetInfo:
     def digest(self) -> str:
         """SHA-256 (hexadecimal) over the content; where it came from does not count."""
         content = {name: value for name, value in asdict(self).items() if name != "origin"}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return json_digest(content)
 
 
 class LabelledDataset:
@@ -382,7 +382,7 @@ class DatasetWriter:
 
     def _publish(self, info: DatasetInfo) -> None:
         content = {"format": FORMAT, **asdict(info)}
-        content["seal"] = _seal(content)
+        content["seal"] = json_digest(content)
         text = (json.dumps(content, indent=2) + "\n").encode()
         if not self._target.is_local:
             for name in _FILES:
@@ -440,7 +440,8 @@ def _working_folder(place: Location) -> Path:
         raise ConfigError(f"{target} holds something that is not a dataset; choose another output")
     stem = f".writing-{target.name}.{socket.gethostname()}."
     for left in target.parent.glob(f"{glob.escape(stem)}*"):
-        if not Path("/proc", left.name.removeprefix(stem).partition(".")[0]).exists():
+        pid = left.name.removeprefix(stem).partition(".")[0]
+        if pid.isdecimal() and not is_running(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
     folder = target.parent / f"{stem}{os.getpid()}.{uuid.uuid4().hex[:8]}"
     folder.mkdir(parents=True)
@@ -466,7 +467,7 @@ def read_info(uri: str | Location) -> DatasetInfo:
         content = json.loads(data)
         seal = content.pop("seal", None)
         stated = content["format"]
-        if stated == FORMAT and seal not in (None, _seal(content)):
+        if stated == FORMAT and seal not in (None, json_digest(content)):
             raise ValueError("its hash differs")
         del content["format"]
         names = ("bands", "classes", "band_mean", "band_std")
@@ -481,11 +482,6 @@ def read_info(uri: str | Location) -> DatasetInfo:
             f"{document} is of format {stated}, not {FORMAT}; import the dataset again"
         )
     return info
-
-
-def _seal(content: Mapping[str, Any]) -> str:
-    """Return the SHA-256 (hexadecimal) of the values of ``dataset.json``."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_files(place: Location, info: DatasetInfo) -> None:

@@ -9,7 +9,6 @@ GeoParquet 1.1.0, https://geoparquet.org/releases/v1.1.0. GeoJSON, RFC 7946.
 """
 
 import csv
-import hashlib
 import io
 import json
 import tempfile
@@ -29,6 +28,7 @@ import shapely
 from storage.errors import ConfigError
 from storage.geometry import EDGES, footprints, geojson_footprints
 from storage.location import Location
+from storage.values import json_digest
 
 _GEOMETRY = {"encoding": "WKB", "geometry_types": ["Polygon", "MultiPolygon"]}
 # Spreadsheets evaluate a cell that begins like this. An apostrophe before makes the cell text; one
@@ -184,7 +184,7 @@ def _geojson(hits: pa.Table) -> bytes:
         record["bbox"] = [record.pop(edge) for edge in EDGES]
         record["datetime"] = f"{record['datetime']:%Y-%m-%dT%H:%M:%SZ}"
     document = feature_collection(records)
-    return json.dumps({**document, "sha256": _features_digest(document)}).encode()
+    return json.dumps({**document, "sha256": json_digest(document["features"])}).encode()
 
 
 def check_features(document: Mapping[str, Any]) -> None:
@@ -195,13 +195,8 @@ def check_features(document: Mapping[str, Any]) -> None:
     ValueError
         The features differ from those that were written.
     """
-    if document.get("sha256") not in (None, _features_digest(document)):
+    if document.get("sha256") not in (None, json_digest(document["features"])):
         raise ValueError("the digest of its features differs")
-
-
-def _features_digest(document: Mapping[str, Any]) -> str:
-    text = json.dumps(document["features"], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _csv(hits: pa.Table) -> bytes:

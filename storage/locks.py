@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from storage.errors import NotFoundError, SkysiftError
 from storage.location import Location, named_failures, split_uri
-from storage.values import check_types
+from storage.values import check_types, is_running
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Holder:
 
     def is_gone(self) -> bool:
         """Tell whether the process is known to have ended: it ran on this machine."""
-        return self.host == socket.gethostname() and not Path(f"/proc/{self.pid}").exists()
+        return self.host == socket.gethostname() and not is_running(self.pid)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"

@@ -5,8 +5,6 @@ Plain frozen values without I/O, so that a plan can be printed, hashed and sent 
 """
 
 import datetime as dt
-import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +16,7 @@ from storage.errors import CatalogError, ConfigError
 from storage.geometry import BBox, check_bbox, polygon_bounds, polygon_wkt
 from storage.location import Location
 from storage.signatures import without_signatures
-from storage.values import Count, Percent, check_limits, check_names, printable
+from storage.values import Count, Percent, check_limits, check_names, json_digest, printable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +149,7 @@ class Scene:
             "datetime": self.datetime.isoformat(),
             "revision": self.revision,
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return json_digest(parts)[:16]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,10 @@ value outside its limit in every specification; recipes, the command line and th
 read the same annotations. :func:`check_types` is for values that come from JSON documents at rest.
 """
 
+import hashlib
+import json
 import operator
+import os
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
@@ -73,6 +76,28 @@ def printable(text: str) -> str:
     return "".join(
         sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
     )
+
+
+def json_digest(values: Any) -> str:
+    """Return the SHA-256 (hexadecimal) of JSON values; the order of keys does not count.
+
+    Examples
+    --------
+    >>> json_digest({"a": 1, "b": (2,)}) == json_digest({"b": [2], "a": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process of this machine runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True  # of another user, or no number that a process has here
+    return True
 
 
 def check_names(names: Iterable[str], subject: str) -> tuple[str, ...]:

@@ -1,7 +1,5 @@
 """Which composites a catalog makes: periods, extents and sources, before any pixel is read."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +20,7 @@ from storage.location import Location
 from storage.quarantine import Quarantine, none_readable
 from storage.raster.pixel_grid import PixelGrid, Window
 from storage.scene import Scene
+from storage.values import json_digest
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +175,7 @@ def _composite(
     extent = reduce(Window.union, (source.extent for source in placed))
     extent = extent if clip is None else extent.intersection(clip) or extent
     label, start, end = period_of(placed[0].scene.datetime, spec.period)
-    area = _digest([asdict(pixels), asdict(clip) if clip else None, spec.bands])
+    area = json_digest([asdict(pixels), asdict(clip) if clip else None, spec.bands])[:16]
     days = len({source.day for source in placed})
     sources = [(source.scene.id, source.scene.fingerprint) for source in placed]
     return Composite(
@@ -185,7 +184,7 @@ def _composite(
         end=end,
         extent=extent,
         placed=placed,
-        fingerprint=_digest([area, asdict(extent), sources]),
+        fingerprint=json_digest([area, asdict(extent), sources])[:16],
         block_px=block_side(days * len(spec.bands), spec.block_bytes),
     )
 
@@ -205,7 +204,3 @@ def block_side(layers: int, block_bytes: int) -> int:
     side = int((block_bytes / (4 * layers)) ** 0.5)
     step = _TILE_PX if side >= _TILE_PX else _BLOCK_STEP_PX
     return min(max(side // step * step, _BLOCK_STEP_PX), _LARGEST_BLOCK_PX)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

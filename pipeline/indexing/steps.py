@@ -1,7 +1,5 @@
 """The steps of building and growing an index, each a call of the driver."""
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -37,6 +35,7 @@ from storage.index.quantizer import set_threads, train
 from storage.index.ranking import Float32, Int64
 from storage.location import Location
 from storage.progress import Progress, ProgressSink
+from storage.values import json_digest
 
 logger = logging.getLogger(__name__)
 
@@ -265,8 +264,7 @@ def next_version(index: Location, digest: str) -> str:
 
 def version_digest(source: str, snapshot: str, spec: Mapping[str, Any]) -> str:
     """Return the digest of everything that decides the content of a version."""
-    text = json.dumps([FORMAT, source, snapshot, dict(spec)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json_digest([FORMAT, source, snapshot, dict(spec)])
 
 
 def threads_for(jobs: int) -> int:

@@ -1,7 +1,5 @@
 """The driver's side of ingest: finished scenes become segments and ledger entries."""
 
-import hashlib
-import json
 import logging
 import time
 from collections import Counter
@@ -25,6 +23,7 @@ from storage.archive.writer import (
 )
 from storage.progress import Event, EventSink, ignore
 from storage.scene import Rejected, Scene
+from storage.values import json_digest
 
 if TYPE_CHECKING:
     from pipeline.analysis.landcover import TileLabels
@@ -218,4 +217,4 @@ def _segment_id(plan: IngestPlan, scenes: Sequence[Scene]) -> str:
         list(plan.archive.classes),
         [[scene.id, scene.fingerprint] for scene in scenes],
     ]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+    return json_digest(content)[:20]

@@ -17,10 +17,9 @@ from pipeline.training.spec import (
     TrainingJob,
     TrainingResult,
     plain,
-    values_digest,
 )
 from storage.errors import ConfigError, NotFoundError, SkysiftError
-from storage.values import check_types
+from storage.values import check_types, json_digest
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ def write_record(job: TrainingJob, result: TrainingResult | None) -> None:
         "spec": plain(job.spec),
         "result": asdict(result) if result else None,
     }
-    record["sha256"] = values_digest(record)
+    record["sha256"] = json_digest(record)
     (job.output / _RECORD).write((json.dumps(record, indent=2) + "\n").encode())
 
 
@@ -105,7 +104,7 @@ def _read_record(job: TrainingJob) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads(data)
         stated = record.pop("sha256", None)
-        if stated not in (None, values_digest(record)):
+        if stated not in (None, json_digest(record)):
             raise ValueError("its digest differs")
         if not isinstance(record["spec"], dict):
             raise TypeError("its settings are no mapping")

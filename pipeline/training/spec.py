@@ -1,6 +1,5 @@
 """Settings, location and result of a training run, in plain values."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -9,7 +8,7 @@ from typing import Any, Literal
 from encoders.spec import LoopSpec
 from storage.errors import ConfigError
 from storage.location import Location
-from storage.values import Count
+from storage.values import Count, json_digest
 
 # Settings that may differ between two starts of one run: they decide where a run executes and do
 # not change its result.
@@ -140,13 +139,13 @@ class TrainingJob:
     def digest(self) -> str:
         """SHA-256 (hexadecimal) over the dataset and the settings that decide the result."""
         settings = {k: v for k, v in plain(self.spec).items() if k not in RUNTIME}
-        return values_digest([self.dataset_digest, settings])
+        return json_digest([self.dataset_digest, settings])
 
     @property
     def lineage(self) -> str:
         """SHA-256 (hexadecimal) over the dataset and the settings that no resumption changes."""
         settings = {k: v for k, v in plain(self.spec).items() if k in FIXED}
-        return values_digest([self.dataset_digest, settings])
+        return json_digest([self.dataset_digest, settings])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,11 +170,6 @@ class TrainingResult:
     best_metrics: Mapping[str, float]
     epochs: int
     history_csv: str
-
-
-def values_digest(values: Any) -> str:
-    """Return the SHA-256 (hexadecimal) of JSON values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def plain(spec: TrainingSpec) -> dict[str, Any]:

@@ -30,11 +30,12 @@ from encoders.losses.statistics import LabelStatistics
 from encoders.metrics import retrieval_metrics
 from encoders.spec import EncoderSpec
 from pipeline.training.log import TrainingLog
-from pipeline.training.spec import TrainingJob, TrainingSpec, values_digest
+from pipeline.training.spec import TrainingJob, TrainingSpec
 from storage.dataset import LabelledDataset
 from storage.errors import ConfigError, NotFoundError
 from storage.location import Location, sha256_of_file
 from storage.progress import Progress, ProgressSink, ignore
+from storage.values import json_digest
 
 FORMAT = "skysift-checkpoint/1"
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
@@ -258,7 +259,7 @@ class TrainingWorker:
         contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         safetensors.torch.save_file(contiguous, folder / _TENSORS)
         state["tensors_sha256"] = sha256_of_file(folder / _TENSORS)
-        state["sha256"] = values_digest(state)
+        state["sha256"] = json_digest(state)
         (folder / _STATE).write_text(json.dumps(state))
 
     def _restore(self, folder: Path) -> None:
@@ -292,7 +293,7 @@ class TrainingWorker:
             raise ValueError(f"it is not of format {FORMAT}")
         if "sha256" not in state:
             return state
-        if state.pop("sha256") != values_digest(state):
+        if state.pop("sha256") != json_digest(state):
             raise ValueError(f"the digest of {_STATE} differs")
         if sha256_of_file(folder / _TENSORS) != state["tensors_sha256"]:
             raise ValueError(f"the digest of {_TENSORS} differs")

@@ -346,7 +346,9 @@ def rollback(uri: str | Location, to: str) -> Rollback:
     """
     place = Location.of(uri)
     with commit_lock(place):
-        previous = newest_snapshot(place) or name_newest(place, to)
+        previous = newest_snapshot(place)
+        if not previous:
+            name_newest(place, to)
         target = Archive.open(place, resolve_snapshot(place, to)).snapshot
         with translate_errors(place, f"going back to {target}"):
             if previous not in ("", target):

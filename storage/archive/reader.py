@@ -46,11 +46,12 @@ from storage.archive.repository import (
     read_session,
     translate_errors,
 )
-from storage.archive.spec import ArchiveSpec, root_attributes, spec_digest, spec_of
+from storage.archive.spec import ArchiveSpec, root_attributes, spec_of
 from storage.errors import ArchiveConflictError, NotFoundError
 from storage.geometry import EDGES
 from storage.location import Location
 from storage.locks import commit_lock
+from storage.values import json_digest
 
 if TYPE_CHECKING:
     import xarray
@@ -103,7 +104,7 @@ class Archive:
         with translate_errors(location, reading=f"snapshot {self.snapshot}"):
             self._root = zarr.open_group(session.store, mode="r")
             self.ledger = read_ledger(self._root)
-            if self.ledger.spec_digest not in ("", spec_digest(self._root.attrs)):
+            if self.ledger.spec_digest not in ("", json_digest(dict(self._root.attrs))):
                 raise ValueError("its attributes differ from the digest in the ledger")
             self.spec = spec_of(self._root.attrs, self.uri)
         self._sound: set[tuple[int, str]] = set()

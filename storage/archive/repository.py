@@ -173,8 +173,8 @@ def newest_snapshot(place: Location) -> str:
     return name if (place / "snapshots" / name).exists() else ""
 
 
-def name_newest(place: Location, snapshot: str) -> str:
-    """Write the file of a damaged branch again; return the empty name of the former snapshot.
+def name_newest(place: Location, snapshot: str) -> None:
+    """Write the file of a damaged branch again.
 
     Raises
     ------
@@ -187,7 +187,6 @@ def name_newest(place: Location, snapshot: str) -> str:
             f"archive {place} has no snapshot {snapshot!r}; it has {', '.join(known) or 'none'}"
         )
     (place / _BRANCH_FILE).write(json.dumps({"snapshot": snapshot}).encode())
-    return ""
 
 
 def tag_names(place: Location) -> list[str]:

@@ -1,6 +1,5 @@
 """Fields fixed when an archive is made, as attributes of its root group (`geoemb:` included)."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -51,11 +50,6 @@ def root_attributes(spec: ArchiveSpec) -> dict[str, Any]:
             "chip_size": [spec.tile_px, spec.tile_px],
         },
     }
-
-
-def spec_digest(attributes: Mapping[str, Any]) -> str:
-    """Return the SHA-256 (hexadecimal) of the attributes that :func:`root_attributes` returns."""
-    return hashlib.sha256(json.dumps(dict(attributes), sort_keys=True).encode()).hexdigest()
 
 
 def spec_of(attributes: Mapping[str, Any], uri: str) -> ArchiveSpec:

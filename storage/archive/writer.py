@@ -33,10 +33,11 @@ from storage.archive.repository import (
     writing_fork,
     writing_session,
 )
-from storage.archive.spec import ArchiveSpec, spec_digest
+from storage.archive.spec import ArchiveSpec
 from storage.errors import ArchiveConflictError, SkysiftError
 from storage.location import Location
 from storage.locks import commit_lock
+from storage.values import json_digest
 
 CHUNK_ROWS = 8192
 UNIT_NORM_TOLERANCE = 1e-2
@@ -328,8 +329,8 @@ def _sealed(
     ledger: Ledger, session: icechunk.Session, digests: Mapping[int, Mapping[str, str]]
 ) -> Ledger:
     """Return a ledger that states the digest of the archive's spec, and those of segments."""
-    attributes = zarr.open_group(session.store, mode="r").attrs
-    ledger = replace(ledger, spec_digest=ledger.spec_digest or spec_digest(attributes))
+    attributes = dict(zarr.open_group(session.store, mode="r").attrs)
+    ledger = replace(ledger, spec_digest=ledger.spec_digest or json_digest(attributes))
     if not digests:
         return ledger
     segments = tuple(

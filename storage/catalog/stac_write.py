@@ -3,7 +3,6 @@
 :mod:`storage.catalog.stac` reads such documents; the two are the home of pystac.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from storage.geometry import enclosing, geojson_footprints
 from storage.location import Location, sha256_of_file
 from storage.quarantine import Quarantine
 from storage.raster.geotiff import RasterInfo
+from storage.values import json_digest
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +135,7 @@ def is_sound(document: Mapping[str, Any], folder: str | Location) -> bool:
 
 def _digest(document: Mapping[str, Any]) -> str:
     properties = {k: v for k, v in document["properties"].items() if k != DIGEST}
-    text = json.dumps({**document, "properties": properties}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json_digest({**document, "properties": properties})
 
 
 def write_item(document: Mapping[str, Any], folder: str | Location) -> None:

@@ -11,7 +11,6 @@ A version may name files of an earlier version: an update adds shards and keeps 
 No byte is parsed before its SHA-256 was compared with the manifest's.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from storage.geometry import BBox, enclosing
 from storage.index.quantizer import QuantizationError, ShardParameters
 from storage.location import Location
 from storage.locks import exchange
+from storage.values import json_digest
 
 FORMAT = 2
 _PATH = re.compile(r"[\w-]+/[\w-]+\.(faiss|arrow|vectors|lists|dead)")
@@ -161,8 +161,7 @@ class IndexManifest:
 
 def sealed(name: str, values: Mapping[str, Any]) -> bytes:
     """Return a JSON document that holds values under a name, and their SHA-256."""
-    body = json.dumps(values, sort_keys=True)
-    content = {"sha256": hashlib.sha256(body.encode()).hexdigest(), name: json.loads(body)}
+    content = {"sha256": json_digest(values), name: values}
     return json.dumps(content, indent=1, sort_keys=True).encode()
 
 
@@ -176,8 +175,7 @@ def unsealed(name: str, data: bytes) -> dict[str, Any]:
     """
     content = json.loads(data)
     values: dict[str, Any] = content[name]
-    body = json.dumps(values, sort_keys=True)
-    if hashlib.sha256(body.encode()).hexdigest() != content["sha256"]:
+    if json_digest(values) != content["sha256"]:
         raise ValueError("its digest differs")
     return values
 

@@ -65,7 +65,7 @@ class Run:
     ``stdout`` is for results only.
     """
 
-    name: str | None
+    recipe_name: str | None
     sets: Sequence[str]
     overrides: Mapping[str, tuple[str, Any]]
     as_json: bool
@@ -82,7 +82,7 @@ class Run:
             for key, (option, value) in self.overrides.items()
             if value is not None
         ]
-        return load_recipe(self.name, [*map(Override.parse, self.sets), *options])
+        return load_recipe(self.recipe_name, [*map(Override.parse, self.sets), *options])
 
     @property
     def recipe(self) -> Recipe:
@@ -219,7 +219,9 @@ class Verb(click.Command):
         )
         configure_logging(verbose=verbose, debug=debug)
         overrides = ctx.meta.get(_OVERRIDES, {})
-        ctx.obj = Run(name=recipe, sets=sets, overrides=overrides, as_json=as_json, debug=debug)
+        ctx.obj = Run(
+            recipe_name=recipe, sets=sets, overrides=overrides, as_json=as_json, debug=debug
+        )
         # Libraries print on stdout too (Ray its warnings); stdout is for results only.
         try:
             with redirect_stdout(sys.stderr):

@@ -182,7 +182,7 @@ def test_a_wrong_set_is_named(text, expected):
 
 def _run(recipe: str | None = None) -> Run:
     overrides = {"archive.uri": ("--archive", None)}
-    return Run(name=recipe, sets=(), overrides=overrides, as_json=False)
+    return Run(recipe_name=recipe, sets=(), overrides=overrides, as_json=False)
 
 
 def test_a_missing_value_says_how_to_give_it():
