@@ -23,7 +23,6 @@ from pipeline.indexing.steps import (
     next_version,
     publish,
     segment_extents,
-    shard_name,
     threads_for,
     train_lists,
     version_digest,
@@ -39,6 +38,8 @@ from storage.index.manifest import (
     ShardEntry,
     read_manifest,
     read_pointer,
+    shard_name,
+    shard_number,
 )
 from storage.location import Location
 from storage.progress import ProgressSink, ignore
@@ -249,7 +250,7 @@ def _add_segments(
 
 
 def _next_number(current: IndexManifest) -> int:
-    return 1 + max(int(shard.name.rpartition("-")[2]) for shard in current.shards)
+    return 1 + max(shard_number(shard.name) for shard in current.shards)
 
 
 def _plan(archive: Archive, spec: IndexSpec) -> IndexPlan:

@@ -11,12 +11,8 @@ import numpy as np
 
 from pipeline.indexing.spec import IndexSpec
 from storage.errors import ConfigError
-from storage.index.kinds import Kind
-from storage.index.quantizer import (
-    PQ_CODEWORDS,
-    TRAINING_ROWS_PER_CENTRE,
-    ShardParameters,
-)
+from storage.index.kinds import PQ_BITS, Kind
+from storage.index.quantizer import TRAINING_ROWS_PER_CENTRE, ShardParameters
 from storage.index.shard import ID_BYTES, MASK_BYTES
 from storage.index.sidecar import BYTES_PER_ROW
 
@@ -28,7 +24,7 @@ FLAT_ROWS = 20_000
 _ROWS_PER_LIST = 39
 _FILE_OVERHEAD_BYTES = 8192
 _PROCESS_BYTES = 500_000_000
-_RERANK = {"ivf_sq8": 4, "ivf_rabitq": 16, "ivf_opq": 16, "ivf_pq": 16}
+_RERANK = {"ivf_sq8": 4, "ivf_rabitq": 16, "ivf_opq": 16, "ivf_pq": 16, "ivf_pq4": 16}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,14 +85,13 @@ def plan_index(
     largest = max(count for _, count, _ in segments)
     shards, parameters = _sized(spec, rows, dimension, classes, largest)
     reranks = parameters.lossy and spec.rerank
+    most_trained = TRAINING_ROWS_PER_CENTRE * max(parameters.nlist, parameters.codewords)
     return IndexPlan(
         rows=rows,
         parameters=parameters,
         builder_bytes=builder_bytes(parameters, math.ceil(rows / shards), classes, largest),
         rerank=_RERANK[parameters.kind] if reranks else 1,
-        sample_rows=min(
-            rows, spec.sample_rows, TRAINING_ROWS_PER_CENTRE * max(parameters.nlist, PQ_CODEWORDS)
-        ),
+        sample_rows=min(rows, spec.sample_rows, most_trained),
         pieces=cut_into_shards(segments, shards),
         predicted_bytes=predicted_bytes(parameters, rows, classes, shards, reranks),
         disk_bytes=2 * dimension * rows if reranks else 0,
@@ -145,7 +140,7 @@ def _columns_bytes(classes: int) -> int:
 def _shared_bytes(p: ShardParameters) -> int:
     """Return the size of a shard without rows: centres, codebook, rotation."""
     centres = p.nlist * (4 * p.dimension + ID_BYTES)
-    codebook = 4 * PQ_CODEWORDS * p.dimension if p.product else 0
+    codebook = 4 * p.codewords * p.dimension if p.product else 0
     rotation = 4 * p.dimension**2 if p.rotated else 0
     return centres + codebook + rotation + _FILE_OVERHEAD_BYTES
 
@@ -184,8 +179,8 @@ def _parameters(
             return candidate
     if not smallest:
         raise ConfigError(
-            f"index kind {spec.kind} needs at least {PQ_CODEWORDS} rows, the archive has {rows}; "
-            "choose flat or auto"
+            f"index kind {spec.kind} needs more than {rows} rows, or vectors of more than "
+            f"{dimension} dimensions; choose flat or auto"
         )
     raise ConfigError(
         f"an index of kind {spec.kind} over {rows} rows of {dimension} dimensions takes at least "
@@ -221,10 +216,13 @@ def _code_sizes(kind: Kind, dimension: int, rows: int) -> list[dict[str, int]]:
     """Return the settings that decide how many bytes a stored vector has."""
     if kind == "ivf_rabitq":
         return [{"bits": bits} for bits in (4, 3, 2, 1)]
-    if kind in ("ivf_opq", "ivf_pq"):
-        parts = [m for m in range(dimension // 2, 3, -1) if dimension % m == 0]
-        return [{"pq_bytes": m} for m in parts] if rows >= PQ_CODEWORDS else []
-    return [{}]
+    if kind not in PQ_BITS:
+        return [{}]
+    if rows < 1 << PQ_BITS[kind]:
+        return []
+    parts = [m for m in range(dimension // 2, 3, -1) if dimension % m == 0]
+    bits = [m * PQ_BITS[kind] for m in parts]
+    return [{"pq_bytes": size // 8} for size in bits if size % 8 == 0]
 
 
 def _lists_for(rows: int) -> int:

@@ -17,21 +17,22 @@ from storage.archive.reader import Archive
 from storage.index.files import VerifiedFiles
 from storage.index.filter import Filter
 from storage.index.manifest import ShardEntry
-from storage.index.quantizer import PQ_CODEWORDS, ShardParameters, proposals, set_threads, train
-from storage.index.ranking import Float32, Float64, Int64, canonical_queries, pair_scores
+from storage.index.quantizer import ShardParameters, proposals, set_threads, train
+from storage.index.ranking import Float32, Int64, canonical_queries, exact_scores
 from storage.index.shard import Shard, ShardGroup
 from storage.location import Location
 
 RECALL_AT = 10
 PILOT_ROWS = 16_384
 _RUN_ROWS = 1024
+_LEAST_ROWS = 256
 _PILOT_QUERIES = 128
 _RERANKS = (4, 16, 64)
 
 
 def with_estimated_recall(archive: Archive, plan: IndexPlan, spec: IndexSpec) -> IndexPlan:
     """Return the plan with its expected recall and the candidates per result that it needs."""
-    if not plan.parameters.lossy or plan.rows <= PQ_CODEWORDS:
+    if not plan.parameters.lossy or plan.rows <= _LEAST_ROWS:
         return plan
     recalls = estimate_recall(_pilot_rows(archive, spec.seed), plan.parameters, (1, *_RERANKS))
     if plan.rerank == 1:
@@ -128,7 +129,9 @@ class RecallProbe:
             proposed, positions = shard.nearest(
                 queries32, self.depth, shard.probes(queries32, nprobe), everything
             )
-            final, true = (_scores(group, queries, positions) for group in (shard, exact))
+            final, true = (
+                exact_scores(queries, positions, group.decode) for group in (shard, exact)
+            )
             return proposed, final, true, _rows(shard, positions)
 
         # The widest search takes longest, so it starts first.
@@ -186,15 +189,6 @@ def _best(final: Float32, true: Float32, rows: Int64, own_rows: Int64) -> Float3
     order = np.argsort(-others, axis=1, kind="stable")[:, :RECALL_AT]
     best = np.take_along_axis(np.where(np.isfinite(others), true, -np.inf), order, axis=1)
     return best.astype(np.float32)
-
-
-def _scores(shard: ShardGroup, queries: Float64, positions: Int64) -> Float32:
-    """Return the scores of candidates (Q, depth) by a shard's vectors, -inf where none."""
-    query, column = np.nonzero(positions >= 0)
-    present = positions[query, column]
-    scores = np.full(positions.shape, -np.inf, dtype=np.float32)
-    scores[query, column] = pair_scores(queries, query, lambda part: shard.decode(present[part]))
-    return scores
 
 
 def _rows(shard: ShardGroup, positions: Int64) -> Int64:

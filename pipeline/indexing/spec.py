@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from storage.errors import ConfigError
-from storage.index.kinds import KINDS, Kind
+from storage.index.kinds import ESTIMATING, KINDS, Kind
 from storage.values import Count, PositiveFraction, check_limits
 
 
@@ -55,8 +55,8 @@ class IndexSpec:
         if self.kind not in ("auto", *KINDS):
             raise ConfigError(f"index kind {self.kind!r} is unknown; give auto, {', '.join(KINDS)}")
         check_limits(self, "index")
-        if self.kind == "ivf_rabitq" and not self.rerank:
+        if self.kind in ESTIMATING and not self.rerank:
             raise ConfigError(
-                "index kind ivf_rabitq estimates scores and is always reranked; leave rerank on, "
+                f"index kind {self.kind} estimates scores and is always reranked; leave rerank on, "
                 "or choose ivf_opq"
             )

@@ -28,6 +28,7 @@ from storage.index.manifest import (
     ShardEntry,
     list_versions,
     sealed,
+    shard_name,
     unsealed,
     write_manifest,
 )
@@ -249,11 +250,6 @@ def publish(manifest: IndexManifest, index: Location, replaces: bytes) -> IndexM
     if manifest.advice:
         logger.warning("index %s: %s", index, manifest.advice)
     return manifest
-
-
-def shard_name(number: int) -> str:
-    """Return the name of the shard with this number."""
-    return f"shard-{number:05d}"
 
 
 def next_version(index: Location, digest: str) -> str:

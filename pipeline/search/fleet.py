@@ -20,7 +20,7 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTa
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.search.actor import NodeState, SearchActor
-from pipeline.search.local_socket import FAILURES, SocketClient
+from pipeline.search.local_socket import FAILURES, METHODS, SocketClient
 from storage.errors import ConfigError, SearchUnavailableError, SkysiftError
 from storage.index.plan import SearchPlan
 from storage.location import Location
@@ -207,8 +207,8 @@ class ActorPool:
         self, replica: int, message: _Broadcast, plan: SearchPlan
     ) -> Callable[[float], Any]:
         """Send a request by socket or Ray message; return a function that waits for the reply."""
-        client = self._sockets.get(replica) if message.method == "search" else None
-        connection = client.request(plan, *message.arguments) if client else None
+        client = self._sockets.get(replica) if message.method in METHODS else None
+        connection = client.request(message.method, plan, *message.arguments) if client else None
         reference = None if connection else message.send(self._actors[replica], plan)
 
         def answer(timeout_s: float) -> Any:

@@ -26,22 +26,26 @@ from multiprocessing.connection import (
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from pipeline.search.node import SearchNode
 from storage.errors import SkysiftError
 from storage.index.filter import Filter
 from storage.index.plan import SearchPlan
-from storage.index.ranking import Float32
 from storage.index.search import SearchResult
 from storage.index.sidecar import Columns
 
 logger = logging.getLogger(__name__)
 
+Array = npt.NDArray[Any]
+Answer = SearchResult | Columns
 Endpoint = tuple[str, bytes]
 """The address of a socket, and the secret that authenticates its clients."""
 FAILURES = (OSError, EOFError, AuthenticationError)
 """The exceptions of a connection that fails."""
+METHODS = ("search", "columns")
+"""The methods of a search node that a socket calls; others take longer than a Ray message."""
 _FEW_NAMES = 100
 
 
@@ -77,11 +81,10 @@ class UnixSocketServer:
                 deliver_challenge(client, self.endpoint[1])
                 answer_challenge(client, self.endpoint[1])
                 while True:
-                    plan, queries = _request(client.recv_bytes())
+                    method, plan, argument = _request(client.recv_bytes())
                     with self._slots:
-                        result = self._node.search(plan, queries)
-                    arrays: Columns = {"": result.rows, " ": result.scores, **result.columns}
-                    client.send_bytes(_packed({}, arrays))
+                        answer = getattr(self._node, method)(plan, argument)
+                    client.send_bytes(_packed({}, _arrays(answer)))
         except FAILURES:
             pass  # the client closed the connection, or did not authenticate
         except (SkysiftError, ValueError, TypeError) as error:
@@ -106,20 +109,23 @@ class SocketClient:
         self._endpoint = endpoint
         self._idle: deque[Connection] = deque([self._connected()])
 
-    def request(self, plan: SearchPlan, queries: Float32) -> Connection | None:
-        """Send a search; return the connection for :meth:`answer`, None when the socket fails."""
+    def request(self, method: str, plan: SearchPlan, argument: Array) -> Connection | None:
+        """Send a call of one of :data:`METHODS`; return the connection for :meth:`answer`.
+
+        None when the socket fails.
+        """
         try:
             connection = self._idle.pop()
         except IndexError:
             connection = None
         try:
             connection = connection or self._connected()
-            connection.send_bytes(_packed(asdict(plan), {"queries": queries}))
+            connection.send_bytes(_packed({"method": method, **asdict(plan)}, {"": argument}))
         except FAILURES:
             return None
         return connection
 
-    def answer(self, connection: Connection, timeout_s: float) -> SearchResult | None:
+    def answer(self, connection: Connection, timeout_s: float) -> Answer | None:
         """Return the answer to a request; None when the socket fails.
 
         Raises
@@ -129,10 +135,9 @@ class SocketClient:
         """
         try:
             if connection.poll(timeout_s):
-                columns = _unpacked(connection.recv_bytes())[1]
+                arrays = _unpacked(connection.recv_bytes())[1]
                 self._idle.append(connection)
-                rows, scores = columns.pop(""), columns.pop(" ")
-                return SearchResult(rows=rows, scores=scores, columns=columns)
+                return SearchResult(**arrays) if "scores" in arrays else arrays
         except FAILURES:
             return None
         connection.close()
@@ -143,11 +148,19 @@ class SocketClient:
         return Client(address, "AF_UNIX", authkey=secret)
 
 
-def _request(data: bytes) -> tuple[SearchPlan, Float32]:
+def _request(data: bytes) -> tuple[str, SearchPlan, Array]:
     values, arrays = _unpacked(data)
+    if (method := values.pop("method")) not in METHODS:
+        raise ValueError(f"a socket does not call {method!r}")
     plan = SearchPlan(**values)
     where = Filter(**values["where"])
-    return replace(plan, where=where, shards=tuple(plan.shards), passes=()), arrays["queries"]
+    return method, replace(plan, where=where, shards=tuple(plan.shards), passes=()), arrays[""]
+
+
+def _arrays(answer: Answer) -> Columns:
+    if isinstance(answer, dict):
+        return answer
+    return {"scores": answer.scores, "rows": answer.rows, "places": answer.places}
 
 
 def _packed(plain: Mapping[str, Any], arrays: Columns) -> bytes:

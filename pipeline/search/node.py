@@ -5,10 +5,12 @@ import threading
 import time
 from collections.abc import Mapping
 
+import numpy as np
+
 from pipeline.search.stats import SearchStats
-from storage.index.manifest import read_manifest
+from storage.index.manifest import read_manifest, shard_number
 from storage.index.plan import PassPlan, SearchPlan
-from storage.index.ranking import Float32
+from storage.index.ranking import Float32, Int64
 from storage.index.search import SearchResult, ShardSet
 from storage.index.sidecar import Columns
 from storage.location import Location
@@ -75,6 +77,15 @@ class SearchNode:
     def find(self, plan: SearchPlan, vectors: bool = False) -> Columns:
         """Return the first ``plan.k`` rows of each of the plan's shards that match its filter."""
         return self._shards().find(plan, vectors)
+
+    def columns(self, plan: SearchPlan, places: Int64) -> Columns:
+        """Return the columns of rows at those of the places (m,) that are in the plan's shards.
+
+        The column ``place`` is the place of each.
+        """
+        numbers = [shard_number(name) for name in plan.shards]
+        own = places[np.isin(places >> 32, numbers)]
+        return {**self._shards().columns(own), "place": own}
 
     def _shards(self) -> ShardSet:
         with self._lock:

@@ -20,11 +20,11 @@ from pipeline.search.fleet import ActorPool, PartialResult, require_ray
 from pipeline.search.hits import Hits, merge, together
 from storage.errors import ConfigError, SearchUnavailableError
 from storage.index.filter import Filter
-from storage.index.manifest import IndexManifest, read_manifest
+from storage.index.manifest import IndexManifest, read_manifest, shard_name
 from storage.index.plan import SearchPlan, plan_search
 from storage.index.ranking import Float32, Float64, Int64, canonical_queries
 from storage.index.search import ShardSet
-from storage.index.sidecar import hit_table, join_rows
+from storage.index.sidecar import Columns, hit_table, join_rows
 from storage.location import Location
 
 if TYPE_CHECKING:
@@ -347,18 +347,30 @@ class Searcher:
         if len(gathered.answers) == 1:
             (merged,) = gathered.answers
         else:
-            classes = len(self.manifest.classes)
-            merged = merge(gathered.answers, len(queries), plan.k, classes)
+            merged = merge(gathered.answers, len(queries), plan.k, self._columns)
         return Hits(
             scores=merged.scores,
             rows=merged.rows,
+            places=merged.places,
             coverage=1 - len(gathered.missing) / len(plan.shards) if plan.shards else 1.0,
             missing=tuple(sorted(gathered.missing)),
             snapshot=self.manifest.snapshot,
             version=self.manifest.version,
-            columns=merged.columns,
             classes=self.manifest.classes,
+            read_columns=self._columns,
         )
+
+    def _columns(self, places: Int64) -> Columns:
+        """Return the columns of the rows at places (m,), in their order."""
+        if isinstance(self._backend, ShardSet):
+            return self._backend.columns(places)
+        distinct, back = np.unique(places, return_inverse=True)
+        names = {shard_name(number) for number in np.unique(distinct >> 32).tolist()}
+        plan = SearchPlan(k=1, where=Filter(), shards=tuple(sorted(names)))
+        parts = self._gather("columns", plan, distinct).answers
+        columns = join_rows(parts, len(self.manifest.classes))
+        order = np.argsort(columns.pop("place"))[back] if parts else back
+        return {name: values[order] for name, values in columns.items()}
 
     def _gather(
         self, method: str, plan: SearchPlan, *arguments: Any, complete: bool = True

@@ -29,6 +29,16 @@ _PATH = re.compile(r"[\w-]+/[\w-]+\.(faiss|arrow|vectors|lists|dead)")
 _VERSION = re.compile(r"\d{4}-[0-9a-f]{8}")
 
 
+def shard_name(number: int) -> str:
+    """Return the name of a shard by its number."""
+    return f"shard-{number:05d}"
+
+
+def shard_number(name: str) -> int:
+    """Return the number of a shard by its name."""
+    return int(name.rpartition("-")[2])
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileEntry:
     """A file of an index: its path below the index's folder, its digest and its size."""

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 EVERY_LIST = 2**31
 """An ``nprobe`` that is always exhaustive."""
 _SPARE = 2
-_CANDIDATES_AT_ONCE = 4_000_000
+CANDIDATES_AT_ONCE = 4_000_000
+"""Most candidates of the queries of one pass."""
 _NEARLY_ALL_ROWS = 0.8  # above this share of selected rows, hardly any list is without one
 _NEARLY_ALL_LISTS = 0.95  # above this share of lists, restricting the search for centres costs more
 # Costs in nanoseconds, measured; only their ratios matter and only speed depends on them.
@@ -205,9 +206,10 @@ def plan_pass(
     nlist = selections[0][0].nlist
     reranks = any(group.reranks for group, _ in selections)
     rows = sum(group.shards[number].rows for group, s in selections for number in s.shards)
-    candidates = max(k * plan.rerank if reranks else 0, k + _SPARE)
+    # One more than are rescored shows which score is the first to be left out.
+    candidates = max(k * plan.rerank + 1 if reranks else 0, k + _SPARE)
     values = max(candidates * len(selections), min(nprobe, nlist))
-    at_once = max(_CANDIDATES_AT_ONCE // values, 1)
+    at_once = max(CANDIDATES_AT_ONCE // values, 1)
     lists, held = nlist, sum(group.rows for group, _ in selections)
     if selected < held * _NEARLY_ALL_ROWS:
         among = lists_with_rows(selections)

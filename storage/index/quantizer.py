@@ -12,16 +12,22 @@ ivf_rabitq  ``bits`` a dimension of the rotated residual         D bits / 8 + 8,
                                                                  bits on
 ivf_opq     product quantizer of the rotated residual            ``pq_bytes``
 ivf_pq      product quantizer of the residual                    ``pq_bytes``
+ivf_pq4     product quantizer of the residual, 4 bits a part     ``pq_bytes``
 ==========  ===================================================  ==============================
 
 A residual is a vector minus the centre of its list. Two kinds rotate vectors first: RaBitQ by a
 random rotation, which its error bound requires; OPQ by a rotation that spreads the variance of the
 residuals evenly over the subquantizers.
 
+Codes of 4 bits a part and of RaBitQ are searched in the fast-scan layout: blocks of 32 vectors,
+whose scores come from tables in registers. A score is a sum of integers of one byte, from one table
+for each query, so equal codes have equal scores in any shard and batch. Files hold plain codes,
+which can be merged; :func:`scannable` lays them out in memory.
+
 References
 ----------
 J. Gao, C. Long, RaBitQ, SIGMOD 2024; T. Ge et al., Optimized Product Quantization, TPAMI 2014
-(the parametric solution).
+(the parametric solution); F. André et al., Quicker ADC, TPAMI 2021 (fast-scan).
 """
 
 import ctypes
@@ -36,12 +42,11 @@ import numpy.typing as npt
 
 from storage.errors import ConfigError, CorruptIndexError
 from storage.index.gpu import accelerated
-from storage.index.kinds import Kind
+from storage.index.kinds import ESTIMATING, PQ_BITS, Kind
 from storage.index.ranking import Float32, Floats, Int64, canonical
 
 Bytes = npt.NDArray[np.uint8]
 
-PQ_CODEWORDS = 256
 TRAINING_ROWS_PER_CENTRE = 256
 """The largest number of rows that FAISS uses for each centre that it trains."""
 _ROWS_PER_CODEWORD = 64  # more rows or iterations cost several times as much for the same recall
@@ -57,8 +62,8 @@ faiss.cvar.distance_compute_blas_threshold = 1024
 class ShardParameters:
     """How vectors are stored and found; the same for every shard of an index.
 
-    ``pq_bytes`` is the code size of ``ivf_pq`` and ``ivf_opq`` and divides the dimension; ``bits``
-    (1 to 9) is the code size of a dimension in ``ivf_rabitq``.
+    ``pq_bytes`` is the code size of the kinds with a product quantizer; the number of its parts
+    divides the dimension. ``bits`` (1 to 9) is the code size of a dimension in ``ivf_rabitq``.
     """
 
     kind: Kind
@@ -81,7 +86,22 @@ class ShardParameters:
     @property
     def product(self) -> bool:
         """Whether a product quantizer encodes the vectors."""
-        return self.kind in ("ivf_opq", "ivf_pq")
+        return self.kind in PQ_BITS
+
+    @property
+    def codewords(self) -> int:
+        """Codewords of each part of the product quantizer; 1 for other kinds."""
+        return 1 << PQ_BITS.get(self.kind, 0)
+
+    @property
+    def parts(self) -> int:
+        """Parts of a vector that the product quantizer encodes by themselves."""
+        return self.pq_bytes * 8 // PQ_BITS[self.kind]
+
+    @property
+    def estimates(self) -> bool:
+        """Whether scores of stored vectors are estimates that exact vectors have to correct."""
+        return self.kind in ESTIMATING
 
     @property
     def rotated(self) -> bool:
@@ -127,7 +147,7 @@ def train(sample: Float32, parameters: ShardParameters) -> Bytes:
         The sample is too small for the kind.
     """
     p, sample = parameters, np.ascontiguousarray(sample, dtype=np.float32)
-    least = max(p.nlist, PQ_CODEWORDS if p.product else 1)
+    least = max(p.nlist, p.codewords)
     if len(sample) < least:
         raise ConfigError(
             f"index kind {p.kind} with {p.nlist} lists needs at least {least} "
@@ -170,7 +190,7 @@ def _rotation(sample: Float32, centres: Float32, p: ShardParameters) -> Float32:
     quantizer = faiss.IndexFlatIP(p.dimension)
     quantizer.add(centres)
     _, nearest = quantizer.search(rows, 1)
-    return opq_rotation(rows - centres[nearest[:, 0]], p.pq_bytes)
+    return opq_rotation(rows - centres[nearest[:, 0]], p.parts)
 
 
 def opq_rotation(residuals: Float32, parts: int) -> Float32:
@@ -204,7 +224,8 @@ def _empty_index(p: ShardParameters) -> Any:
     metric, quantizer = faiss.METRIC_INNER_PRODUCT, faiss.IndexFlatIP(p.dimension)
     index: Any
     if p.product:
-        index = faiss.IndexIVFPQ(quantizer, p.dimension, p.nlist, p.pq_bytes, 8, metric)
+        size = p.parts, PQ_BITS[p.kind]
+        index = faiss.IndexIVFPQ(quantizer, p.dimension, p.nlist, *size, metric)
         effort = _effort(p, _ROWS_PER_CODEWORD, _CODEWORD_ITERATIONS)
         for name in ("seed", "niter", "min_points_per_centroid", "max_points_per_centroid"):
             setattr(index.pq.cp, name, getattr(effort, name))
@@ -297,6 +318,24 @@ def joined(sources: Sequence[Bytes | Path], list_rows: Int64) -> ShardIndex:
         builder.merge_from(source, np.arange(start, stop))
         start = stop
     return builder.loaded
+
+
+def scannable(lists: Any) -> Any:
+    """Return an inverted file in the layout that is searched fastest; the rows move into it.
+
+    Codes in the fast-scan layout are in memory, also those of a mapped file.
+    """
+    fast: Any = lists
+    if isinstance(lists, faiss.IndexIVFRaBitQ):
+        fast = faiss.IndexIVFRaBitQFastScan(lists)
+    elif isinstance(lists, faiss.IndexIVFPQ) and lists.pq.nbits == PQ_BITS["ivf_pq4"]:
+        fast = faiss.IndexIVFPQFastScan(lists)
+    if fast is not lists:
+        fast.referenced_objects = [lists]  # owns the centres
+        empty = faiss.ArrayInvertedLists(lists.nlist, lists.code_size)
+        empty.this.disown()
+        lists.replace_invlists(empty, True)
+    return fast
 
 
 def quantization_error(trained: Bytes, vectors: Float32) -> QuantizationError:

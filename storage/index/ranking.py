@@ -7,6 +7,7 @@ float64: the sum is exact in whatever order it is added up. The score is that su
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,13 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
-RowKeys = Callable[[int, Int64], list[tuple[str, str]]]
+RowKeys = Callable[[Int64], list[tuple[str, str]]]
 
 QUANTUM = 2.0**-24
-_PAIRS_AT_ONCE = 4096
+_PAIRS_AT_ONCE = 1024  # their float64 vectors stay in the second-level cache
+_SIGN_EXPONENT_FRACTION = np.int32(-0x70002000)
+_EXPONENT_OFFSET = np.float32(2.0**112)
+_LAST_PLACE = 2**32 - 2  # one more, for a place of -1, is the largest number of 32 bits
 
 
 def canonical(vectors: npt.NDArray[np.floating]) -> Float64:
@@ -59,29 +63,50 @@ def canonical_queries(vectors: npt.ArrayLike, dimension: int) -> Float64:
     return canonical(queries / norms[:, None])
 
 
-def pair_scores(queries: Floats, query: Int64, vectors: Callable[[slice], Floats]) -> Float32:
-    """Return the scores (m,) of pairs of a query and a vector.
+def widened(halves: npt.NDArray[np.float16]) -> Float32:
+    """Return finite float16 values as float32, several times as fast as numpy's conversion.
+
+    Sign, exponent and fraction move to their places in a float32, whose exponent is then too small
+    by 112.
+
+    Examples
+    --------
+    >>> widened(np.array([1.5, -2.0**-24], np.float16)).tolist() == [1.5, -2.0**-24]
+    True
+    """
+    bits = halves.view(np.int16).astype(np.int32)
+    bits <<= 13
+    bits &= _SIGN_EXPONENT_FRACTION
+    values = bits.view(np.float32)
+    values *= _EXPONENT_OFFSET
+    return values
+
+
+def exact_scores(queries: Floats, positions: Int64, vectors: Callable[[Int64], Floats]) -> Float32:
+    """Return the scores (Q, C) of candidates, -inf where there is none.
 
     Parameters
     ----------
     queries
         Canonical queries (Q, D).
-    query
-        Index (m,) of each pair's query.
+    positions
+        The candidates (Q, C) of each query; -1 where there are fewer.
     vectors
-        Returns the canonical vectors of a slice of the pairs.
-
-    Notes
-    -----
-    Whatever their types, values are multiplied and added up as float64; handing over float32 (in
-    which queries are exact too) is many times as fast, because large copies are.
+        Returns the canonical vectors (m, D) of positions (m,).
     """
-    scores = np.empty(len(query), dtype=np.float32)
-    queries32 = queries.astype(np.float32)
-    for start in range(0, len(query), _PAIRS_AT_ONCE):
-        part = slice(start, start + _PAIRS_AT_ONCE)
-        own = queries32[query[part]]
-        scores[part] = np.einsum("md,md->m", vectors(part), own, dtype=np.float64)
+    scores = np.empty(positions.shape, dtype=np.float32)
+    queries = queries.astype(np.float64, copy=False)
+    count, width = positions.shape
+    step = max(_PAIRS_AT_ONCE // max(width, 1), 1)
+    for start in range(0, count, step):
+        own = slice(start, start + step)
+        for first in range(0, width, _PAIRS_AT_ONCE):
+            part = own, slice(first, first + _PAIRS_AT_ONCE)
+            members = np.maximum(positions[part], 0)
+            found = vectors(members.ravel()).astype(np.float64, copy=False)
+            rows = found.reshape(*members.shape, -1)
+            scores[part] = np.einsum("qcd,qd->qc", rows, queries[own])
+    scores[positions < 0] = -np.inf
     return scores
 
 
@@ -100,60 +125,79 @@ def kth_largest(scores: Float32, k: int) -> Float32:
 
 
 def best_in_order(
-    query: Int64,
-    scores: Float32,
-    group: Int64,
-    position: Int64,
-    k: int,
-    keys: RowKeys | None = None,
-) -> tuple[Int64, Int64]:
-    """Order candidates by query, score (highest first), tile key and scene id; keep k a query.
+    scores: Float32, places: Int64, k: int, starts: Int64, keys: RowKeys
+) -> tuple[Float32, Int64]:
+    """Order candidates by score (highest first), tile key and scene id; keep k of each query.
 
     Parameters
     ----------
-    query, scores, group, position
-        One candidate an element (m,): its query, score, shard and position there. Positions
-        follow (tile key, scene id) within a shard.
+    scores
+        Of the candidates (Q, C); -inf where there is none.
+    places
+        Numbers (Q, C) of their rows, below 2**32, which follow (tile key, scene id) within a
+        shard; -1 where there is none.
     k
         How many to keep of each query.
+    starts
+        The first number of each shard, ascending.
     keys
-        Returns (tile key, scene id) of positions of a shard; asked only when equal scores of one
-        query come from different shards.
+        Returns (tile key, scene id) of numbers; called only when equal scores of one query come
+        from different shards.
 
     Returns
     -------
     tuple
-        Indices of the candidates kept, in order, and the rank of each in its query, from 0.
+        Scores and numbers (Q, k), -inf and -1 where there are fewer.
+
+    Examples
+    --------
+    >>> scores = np.array([[0.5, 0.9, 0.9]], np.float32)
+    >>> best_in_order(scores, np.array([[7, 8, 3]]), 2, np.array([0]), lambda _: [])[1]
+    array([[3, 8]])
     """
-    order = np.lexsort((position, group, -scores, query))
-    query_, scores_, group_ = query[order], scores[order], group[order]
-    same = (query_[1:] == query_[:-1]) & (scores_[1:] == scores_[:-1])
-    if keys is not None and (same & (group_[1:] != group_[:-1])).any():
-        for start, stop in _runs(same):
-            run = order[start:stop]
-            if len(np.unique(group[run])) > 1:
-                order[start:stop] = _by_key(run, group, position, keys)
-    sizes = np.bincount(query_)
-    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    kept = rank < k
-    return order[kept], rank[kept]
+    scores, places = _unpacked(np.sort(_packed(scores, places), axis=1)[:, ::-1])
+    if len(starts) > 1:
+        same = (scores[:, 1:] == scores[:, :-1]) & (places[:, 1:] >= 0)
+        for query in np.flatnonzero(same.any(axis=1)).tolist():
+            for start, stop in _runs(scores[query]):
+                first, last = np.searchsorted(starts, places[query, [start, stop - 1]], "right")
+                if first != last:
+                    _sort_by_key(places[query, start:stop], keys)
+    missing = k - scores.shape[1]
+    if missing > 0:
+        scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf)
+        places = np.pad(places, ((0, 0), (0, missing)), constant_values=-1)
+    return scores[:, :k], places[:, :k]
 
 
-def _runs(same: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Return (start, stop) of the stretches whose neighbours are the same."""
-    edges = np.diff(np.r_[0, same.astype(np.int8), 0])
-    starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
-    return list(zip(starts.tolist(), (stops + 1).tolist(), strict=True))
+def best_of_shard(scores: Float32, places: Int64, k: int) -> tuple[Float32, Int64]:
+    """Return the k best of candidates (Q, C) of one shard, in no order; all when C is at most k."""
+    if scores.shape[1] <= k:
+        return scores, places
+    packed = _packed(scores, places)
+    return _unpacked(np.partition(packed, packed.shape[1] - k, axis=1)[:, -k:])
 
 
-def _by_key(
-    run: Int64,
-    group: Int64,
-    position: Int64,
-    keys: RowKeys,
-) -> Int64:
-    named: dict[int, tuple[str, str]] = {}
-    for shard in np.unique(group[run]).tolist():
-        members = run[group[run] == shard]
-        named.update(zip(members.tolist(), keys(shard, position[members]), strict=True))
-    return np.array(sorted(run.tolist(), key=named.__getitem__), dtype=np.int64)
+def _packed(scores: Float32, places: Int64) -> Int64:
+    """Return numbers that are the larger the higher the score, and the lower the place."""
+    bits = (scores + np.float32(0)).view(np.int32)  # -0.0 becomes 0.0, its equal
+    ascending = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+    return (ascending.astype(np.int64) << 32) + (_LAST_PLACE - places)
+
+
+def _unpacked(packed: Int64) -> tuple[Float32, Int64]:
+    ascending = (packed >> 32).astype(np.int32)
+    bits = ascending ^ ((ascending >> 31) & np.int32(0x7FFFFFFF))
+    return bits.view(np.float32), _LAST_PLACE - (packed & 0xFFFFFFFF)
+
+
+def _runs(scores: Float32) -> list[tuple[int, int]]:
+    """Return (start, stop) of the stretches of equal scores (C,)."""
+    edges = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1], True])
+    return [(a, b) for a, b in pairwise(edges.tolist()) if b - a > 1 and np.isfinite(scores[a])]
+
+
+def _sort_by_key(places: Int64, keys: RowKeys) -> None:
+    """Order numbers of rows in place, by (tile key, scene id)."""
+    named = keys(places)
+    places[:] = places[sorted(range(len(named)), key=named.__getitem__)]

@@ -11,32 +11,46 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from storage.errors import NotFoundError
+from storage.geometry import Mask
 from storage.index.files import VerifiedFiles
 from storage.index.manifest import IndexManifest
-from storage.index.plan import EVERY_LIST, PassPlan, SearchPlan, lists_with_rows, plan_pass
+from storage.index.plan import (
+    CANDIDATES_AT_ONCE,
+    EVERY_LIST,
+    PassPlan,
+    SearchPlan,
+    lists_with_rows,
+    plan_pass,
+)
 from storage.index.quantizer import set_threads
 from storage.index.ranking import (
     Float32,
+    Floats,
     Int64,
-    RowKeys,
     best_in_order,
+    exact_scores,
     kth_largest,
-    pair_scores,
 )
-from storage.index.shard import Probes, RowMask, Shard, ShardGroup, take_rows
-from storage.index.sidecar import Columns, join_rows
+from storage.index.shard import Probes, RowMask, Shard, ShardGroup
+from storage.index.sidecar import Columns, join_rows, row_keys
 from storage.location import Location
+
+T = TypeVar("T")
 
 Selection = tuple[ShardGroup, RowMask]
 """A group of shards, and the rows of it that may be returned."""
-Best = Columns
-"""The best rows (m,) of some queries: query, rank and score, and their group and position."""
+Best = tuple[Float32, Int64]
+"""Scores (Q, k) of the best rows, and their numbers in the set; -inf and -1 where there are fewer.
+
+A number counts through the rows of the groups in their order.
+"""
 _BLOCK_QUERIES = 1024
-_BLOCK_HITS = 2048  # fewer hits are not worth a second thread
+_DEEPER = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,24 +58,14 @@ class SearchResult:
     """The best rows of each query.
 
     ``scores`` (Q, k) float32, highest first and -inf where there are fewer rows; ``rows`` (Q, k)
-    int64 archive rows, -1 where there are fewer; ``columns`` the side-car's columns of the rows
-    that are present, query by query.
+    int64 archive rows, -1 where there are fewer; ``places`` (Q, k) int64, -1 likewise: the number
+    of a row's shard times 2**32, plus its position there. :meth:`ShardSet.columns` reads the
+    columns of places.
     """
 
     scores: Float32
     rows: Int64
-    columns: Columns
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Candidates:
-    """The candidates of a group: scores and positions (Q, depth); no probes after a scan."""
-
-    group: ShardGroup
-    selection: RowMask
-    scores: Float32
-    positions: Int64
-    probes: Probes | None
+    places: Int64
 
 
 class ShardSet:
@@ -95,6 +99,11 @@ class ShardSet:
             grouped.setdefault(shard.name if alone else number, []).append(shard)
         self._groups = [ShardGroup(members) for members in grouped.values()]
         self._classes = len(shards[0].sidecar.classes)
+        self._ordered = [shard for group in self._groups for shard in group.shards]
+        # The number of the first row of each group and of each shard.
+        self._firsts = np.cumsum([0, *(group.rows for group in self._groups)])[:-1]
+        self._starts = np.cumsum([0, *(shard.rows for shard in self._ordered)])[:-1]
+        self._shard_numbers = np.array([shard.number for shard in self._ordered])
         self._on_scan = on_scan
         self._threads = threads
         # FAISS itself would search preassigned lists with one thread, and ranking has none.
@@ -147,33 +156,27 @@ class ShardSet:
         """
         set_threads(self._threads)  # OpenMP keeps the number for each calling thread
         selections = self._selections(plan)
-        shape = len(queries), plan.k
-        scores = np.full(shape, -np.inf, dtype=np.float32)
-        rows = np.full(shape, -1, dtype=np.int64)
+        scores = np.full((len(queries), plan.k), -np.inf, dtype=np.float32)
+        numbers = np.full((len(queries), plan.k), -1, dtype=np.int64)
         present = min(plan.k, sum(selection.count for _, selection in selections))
-        parts: list[Columns] = []
-        owners: list[Int64] = []
         pending, nprobe = np.arange(len(queries) if present else 0), plan.nprobe
         while len(pending):
             work = plan_pass(plan, selections, len(pending), nprobe)
-            again: list[Int64] = []
-            for block in (pending[part] for part in _blocks(len(pending), work.queries)):
-                best = self._pass(queries[block], work, selections)
-                if nprobe < EVERY_LIST:  # probed lists may hold fewer than k selected rows
-                    short = np.bincount(best["query"], minlength=len(block)) < present
-                    again.append(block[short])
-                    best = {name: values[~short[best["query"]]] for name, values in best.items()}
-                columns, owner = self._columns(best, selections), block[best["query"]]
-                scores[owner, best["rank"]] = best["score"]
-                rows[owner, best["rank"]] = columns["row"]
-                parts.append(columns)
-                owners.append(owner)
-            pending, nprobe = np.concatenate(again or [pending[:0]]), EVERY_LIST
-        joined = join_rows(parts, self._classes)
-        if len(owners) > 1:
-            order = np.argsort(np.concatenate(owners), kind="stable")
-            joined = {name: values[order] for name, values in joined.items()}
-        return SearchResult(scores=scores, rows=rows, columns=joined)
+            for block in _blocks(pending, work.queries):
+                scores[block], numbers[block] = self._pass(queries[block], work, selections)
+            # Probed lists may hold fewer than k selected rows.
+            short = (numbers[pending] >= 0).sum(axis=1) < present
+            pending = pending[short & (nprobe < EVERY_LIST)]
+            nprobe = EVERY_LIST
+        return SearchResult(
+            scores=scores, rows=self._archive_rows(numbers), places=self._places(numbers)
+        )
+
+    def columns(self, places: Int64) -> Columns:
+        """Return the side-cars' columns of the rows at places (m,) of this set, in their order."""
+        order = np.argsort(self._shard_numbers)
+        shard = order[np.searchsorted(self._shard_numbers[order], places >> 32)]
+        return self._taken(self._starts[shard] + (places & 0xFFFFFFFF))
 
     def explain(self, plan: SearchPlan, queries: int) -> PassPlan:
         """Return how :meth:`search` would compare a number of queries with rows."""
@@ -215,151 +218,185 @@ class ShardSet:
         """
         centres = selections[0][0]  # all groups have the same centres
         among = None if work.lists == work.nlist else lists_with_rows(selections)
-        step = max(min(_BLOCK_QUERIES, -(-len(queries) // self._threads)), 1)
-        if len(queries) <= step:
-            probes = centres.probes(queries, work.nprobe, among) if work.nprobe else None
-            return self._best(queries, work, selections, probes)
-        blocks, all_probes = _blocks(len(queries), step), None
-        if work.nprobe:
-            parts = self._pool.map(
-                lambda block: centres.probes(queries[block], work.nprobe, among), blocks
+        everyone = np.arange(len(queries))
+        blocks = _blocks(everyone, min(_BLOCK_QUERIES, -(-len(queries) // self._threads)))
+        if not work.nprobe:
+            parts = self._each(
+                lambda block: self._scanned(queries[block], work, selections), blocks
             )
-            all_probes = Probes.joined(list(parts))
-            order = np.argsort(all_probes.lists[:, 0], kind="stable")
-            blocks = [order[block] for block in blocks]
-
-        def best_of(block: Int64) -> Best:
-            probes = all_probes and all_probes[block]
-            best = self._best(queries[block], work, selections, probes)
-            return {**best, "query": block[best["query"]]}
-
-        whole = join_rows(list(self._pool.map(best_of, blocks)), self._classes)
-        order = np.argsort(whole["query"], kind="stable")
-        return {name: values[order] for name, values in whole.items()}
-
-    def _columns(self, best: Best, selections: Sequence[Selection]) -> Columns:
-        """Return the side-cars' columns of rows, in their order."""
-        group, position = best["group"], best["position"]
-        blocks = _blocks(len(group), max(-(-len(group) // self._threads), _BLOCK_HITS))
-        groups = [group for group, _ in selections]
+            scores, numbers = _stacked(parts)
+            return scores, numbers
         if len(blocks) == 1:
-            return take_rows(groups, group, position)
-        parts = self._pool.map(
-            lambda block: take_rows(groups, group[block], position[block]), blocks
+            probes = centres.probes(queries, work.nprobe, among)
+            return self._probed(queries, work, selections, probes)
+        probes = Probes.joined(
+            self._each(lambda block: centres.probes(queries[block], work.nprobe, among), blocks)
         )
-        return join_rows(list(parts), self._classes)
+        order = np.argsort(probes.lists[:, 0], kind="stable")
+        blocks = _blocks(order, len(blocks[0]))
+        scores, numbers = _stacked(
+            self._each(
+                lambda block: self._probed(queries[block], work, selections, probes[block]), blocks
+            )
+        )
+        back = np.argsort(order)
+        return scores[back], numbers[back]
 
-    def _best(
-        self,
-        queries: Float32,
-        work: PassPlan,
-        selections: Sequence[Selection],
-        probes: Probes | None,
-    ) -> Best:
-        """Return the k best rows, query by query."""
-        parts = self._candidates(queries, work, selections, probes)
-        proposed = np.concatenate([part.scores for part in parts], axis=1)
-        # FAISS scores exact codes within a margin, so a row of the k best is at most that far below
-        # the k-th candidate. It only approximates lossy codes: there the best candidates over all
-        # groups are rescored, so their number does not grow with the number of shards.
-        reranks = probes is not None and work.rescored > 0
-        floor = (
-            kth_largest(proposed, work.rescored)
-            if reranks
-            else kth_largest(proposed, work.k) - np.float32(parts[0].group.margin)
-        )
-        rescored = [_rescore(queries, part, floor, reranks) for part in parts]
-        query, score, position = (
-            np.concatenate([columns[i] for columns in rescored]) for i in range(3)
-        )
-        part = np.repeat(np.arange(len(parts)), [len(columns[0]) for columns in rescored])
-        shard, keys = _numbered(parts, [columns[2] for columns in rescored])
-        best, rank = best_in_order(query, score, shard, position, work.k, keys)
-        numbers = {id(group): number for number, (group, _) in enumerate(selections)}
-        group = np.array([numbers[id(part.group)] for part in parts])[part[best]]
-        return {
-            "query": query[best],
-            "rank": rank,
-            "score": score[best],
-            "group": group,
-            "position": position[best],
-        }
+    def _each(self, work: Callable[[Int64], T], blocks: Sequence[Int64]) -> list[T]:
+        return list(self._pool.map(work, blocks)) if len(blocks) > 1 else [*map(work, blocks)]
 
-    def _candidates(
-        self,
-        queries: Float32,
-        work: PassPlan,
-        selections: Sequence[Selection],
-        probes: Probes | None,
-    ) -> list[_Candidates]:
-        parts = []
+    def _scanned(self, queries: Float32, work: PassPlan, selections: Sequence[Selection]) -> Best:
+        """Return the k best rows of each query (Q, D) among all selected rows."""
+        found = []
         for group, selection in selections:
-            if probes is None:
-                # Each shard by itself: positions order equal scores within a shard only.
-                split = group.split(selection.positions)
-                found = [group.scan(queries, min(work.k, len(rows)), rows) for _, rows in split]
-                compared = {group.shards[n].name: len(queries) * len(rows) for n, rows in split}
-            else:
-                depth = min(work.candidates, selection.count)
-                found = [group.nearest(queries, depth, probes, selection)]
-                compared = group.rows_in(probes, selection) if self._on_scan else {}
-            parts += [
-                _Candidates(
-                    group=group,
-                    selection=selection,
-                    scores=scores,
-                    positions=positions,
-                    probes=probes,
-                )
-                for scores, positions in found
-            ]
+            scores, positions = group.scan(queries, work.k, selection.positions)
+            found.append((scores, self._numbered(group, positions)))
             if self._on_scan:
-                self._on_scan(len(queries), 0 if probes is None else probes.lists.size, compared)
-        return parts
+                compared = {
+                    group.shards[number].name: len(queries) * len(rows)
+                    for number, rows in group.split(selection.positions)
+                }
+                self._on_scan(len(queries), 0, compared)
+        scores, numbers = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        return best_in_order(scores, numbers, work.k, self._starts, self._keys)
+
+    def _probed(
+        self,
+        queries: Float32,
+        work: PassPlan,
+        selections: Sequence[Selection],
+        probes: Probes,
+    ) -> Best:
+        """Return the k best rows of each query (Q, D) in the lists that it probes.
+
+        FAISS proposes candidates by its own scores. Of exact codes they differ from the exact
+        scores by rounding, so each row within the rounding error of the k-th is rescored. Of lossy
+        codes they are approximate: then the best ``work.rescored`` over all groups are rescored,
+        without those that share the score of the first one left out, which FAISS may have cut
+        anywhere. So neither the number of shards nor the size of a batch decides which rows are
+        rescored. Where a group may have cut off rows that count, it is asked again for more.
+        """
+        scores = np.empty((len(queries), work.k), dtype=np.float32)
+        numbers = np.empty((len(queries), work.k), dtype=np.int64)
+        pending, depth, rescored = np.arange(len(queries)), work.candidates, work.rescored
+        while len(pending):
+            again = []
+            for block in _blocks(pending, CANDIDATES_AT_ONCE // (depth * len(selections))):
+                best, done = self._rescored(
+                    queries[block], work.k, depth, rescored, selections, probes[block]
+                )
+                scores[block[done]], numbers[block[done]] = best
+                again.append(block[~done])
+            pending, depth, rescored = np.concatenate(again), depth * _DEEPER, rescored * _DEEPER
+        return scores, numbers
+
+    def _rescored(
+        self,
+        queries: Float32,
+        k: int,
+        depth: int,
+        rescored: int,
+        selections: Sequence[Selection],
+        probes: Probes,
+    ) -> tuple[Best, Mask]:
+        """Return the k best rows of the queries whose ``depth`` candidates decide them, a mask."""
+        proposed, numbers, last = self._proposed(queries, depth, selections, probes)
+        if rescored:
+            floor = np.nextafter(kth_largest(proposed, rescored + 1), np.float32(np.inf))
+        else:
+            floor = kth_largest(proposed, k) - np.float32(selections[0][0].margin)
+        keep = proposed >= floor[:, None]
+        done = np.isneginf(last) | (last < floor) & (keep.sum(axis=1) >= k)
+        kept = np.where(keep, numbers, -1)[done]
+        width = int((kept >= 0).sum(axis=1).max(initial=0))
+        if len(selections) > 1:  # those of one group are sorted
+            best_first = np.argsort(-proposed[done], axis=1, kind="stable")
+            kept = np.take_along_axis(kept, best_first[:, :width], axis=1)
+        kept = kept[:, :width]
+        scores = exact_scores(queries[done], kept, self._decoded)
+        return best_in_order(scores, kept, k, self._starts, self._keys), done
+
+    def _proposed(
+        self,
+        queries: Float32,
+        depth: int,
+        selections: Sequence[Selection],
+        probes: Probes,
+    ) -> tuple[Float32, Int64, Float32]:
+        """Return FAISS's candidates of each query: scores (Q, C), numbers (Q, C), and the last.
+
+        The last (Q,) is the highest score that a candidate which was cut off may have; -inf where
+        no group has more.
+        """
+        found = []
+        last = np.full(len(queries), -np.inf, dtype=np.float32)
+        for group, selection in selections:
+            some = min(depth, selection.count)
+            scores, positions = group.nearest(queries, some, probes, selection)
+            found.append((scores, self._numbered(group, positions)))
+            if some < selection.count:
+                np.maximum(last, scores[:, -1], out=last)
+            if self._on_scan:
+                self._on_scan(len(queries), probes.lists.size, group.rows_in(probes, selection))
+        if len(found) == 1:
+            return *found[0], last
+        scores, numbers = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        return scores, numbers, last
+
+    def _numbered(self, group: ShardGroup, positions: Int64) -> Int64:
+        """Return the numbers of rows of a group in the set; -1 stays."""
+        first = int(self._firsts[self._groups.index(group)])
+        return positions if not first else np.where(positions < 0, -1, positions + first)
+
+    def _split(self, numbers: Int64) -> list[tuple[ShardGroup, Int64, Int64]]:
+        """Return each group that holds some of the rows (m,), their places in m and positions."""
+        owner = np.searchsorted(self._firsts, numbers, side="right") - 1
+        present: list[int] = np.unique(owner).tolist()
+        members = [np.flatnonzero(owner == number) for number in present]
+        return [
+            (self._groups[number], at, numbers[at] - self._firsts[number])
+            for number, at in zip(present, members, strict=True)
+        ]
+
+    def _decoded(self, numbers: Int64) -> Floats:
+        """Return the canonical vectors (m, D) of rows."""
+        if len(self._groups) == 1:
+            return self._groups[0].decode(numbers)
+        vectors = np.empty((len(numbers), self._groups[0].dimension))
+        for group, at, positions in self._split(numbers):
+            vectors[at] = group.decode(positions)
+        return vectors
+
+    def _taken(self, numbers: Int64) -> Columns:
+        """Return the side-cars' columns of rows (m,), in their order."""
+        if len(self._groups) == 1:
+            return self._groups[0].sidecar.take(numbers)
+        parts = self._split(numbers)
+        joined = join_rows([group.sidecar.take(rows) for group, _, rows in parts], self._classes)
+        back = np.argsort(np.concatenate([at for _, at, _ in parts] or [numbers]))
+        return {name: values[back] for name, values in joined.items()}
+
+    def _keys(self, numbers: Int64) -> list[tuple[str, str]]:
+        return row_keys(self._taken(numbers))
+
+    def _archive_rows(self, numbers: Int64) -> Int64:
+        """Return the archive rows of rows (Q, k); -1 stays."""
+        rows = np.empty(numbers.size, dtype=np.int64)
+        for group, at, positions in self._split(np.maximum(numbers, 0).ravel()):
+            rows[at] = group.sidecar.row.take(positions)
+        return np.where(numbers < 0, -1, rows.reshape(numbers.shape))
+
+    def _places(self, numbers: Int64) -> Int64:
+        """Return the places of rows (Q, k) in their shards; -1 stays."""
+        shard = np.searchsorted(self._starts, numbers, side="right") - 1
+        places = (self._shard_numbers[shard] << 32) + numbers - self._starts[shard]
+        return np.where(numbers < 0, -1, places)
 
 
-def _rescore(
-    queries: Float32, part: _Candidates, floor: Float32, reranks: bool
-) -> tuple[Int64, Float32, Int64]:
-    """Return (query, exact score, position) of the candidates that reach the floor (Q,).
-
-    Where the last candidate of a query is above the floor, rows of equal score may have been cut
-    off: then a range search returns every row above the floor. Candidates of shards that rerank are
-    approximate, so they are taken as they are.
-    """
-    group, keep = part.group, part.positions >= 0
-    if part.probes is None:  # a scan scores exactly
-        query, column = np.nonzero(keep)
-        return query, part.scores[query, column], part.positions[query, column]
-    keep &= part.scores >= floor[:, None]
-    cut = keep[:, -1] & (part.scores.shape[1] < part.selection.count) & (not reranks)
-    keep[cut] = False
-    query, column = np.nonzero(keep)
-    owners, positions = [query], [part.positions[query, column]]
-    for i in np.flatnonzero(cut).tolist():
-        single, least = slice(i, i + 1), float(floor[i])
-        probes = part.probes[single]
-        positions.append(group.above(queries[single], least, probes, part.selection))
-        owners.append(np.full(len(positions[-1]), i))
-    query, position = np.concatenate(owners), np.concatenate(positions)
-    return query, pair_scores(queries, query, lambda pairs: group.decode(position[pairs])), position
+def _blocks(items: Int64, size: int) -> list[Int64]:
+    return [items[start : start + size] for start in range(0, len(items), max(size, 1))]
 
 
-def _blocks(count: int, step: int) -> list[Int64]:
-    return [np.arange(start, min(start + step, count)) for start in range(0, count, step)]
-
-
-def _numbered(parts: Sequence[_Candidates], positions: Sequence[Int64]) -> tuple[Int64, RowKeys]:
-    """Return the number of each row's shard over all parts, and the function that names its rows.
-
-    Equal scores are ordered by position within a shard and by name between shards.
-    """
-    firsts = np.cumsum([0, *(len(part.group.shards) for part in parts)])
-    rows = zip(firsts, parts, positions, strict=False)
-    number = np.concatenate([first + part.group.numbers_of(p) for first, part, p in rows])
-
-    def keys(shard: int, position: Int64) -> list[tuple[str, str]]:
-        owner = int(np.searchsorted(firsts, shard, side="right")) - 1
-        return parts[owner].group.sidecar.keys(position)
-
-    return number, keys
+def _stacked(parts: Sequence[Best]) -> Best:
+    scores, numbers = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return scores, numbers

@@ -21,16 +21,10 @@ from storage.errors import CorruptIndexError
 from storage.geometry import Mask
 from storage.index.filter import Filter
 from storage.index.gpu import MOST_RESULTS, gpu_copy
-from storage.index.quantizer import Bytes, CodeDecoder, joined, loaded
-from storage.index.ranking import (
-    QUANTUM,
-    Float32,
-    Floats,
-    Int64,
-    best_in_order,
-    kth_largest,
-)
-from storage.index.sidecar import Columns, Sidecar, join_rows
+from storage.index.manifest import shard_number
+from storage.index.quantizer import Bytes, CodeDecoder, joined, loaded, scannable
+from storage.index.ranking import QUANTUM, Float32, Floats, Int64, best_of_shard, widened
+from storage.index.sidecar import Sidecar
 
 ID_BYTES = 8
 MASK_BYTES = 2
@@ -52,7 +46,7 @@ class Shard:
     Parameters
     ----------
     name
-        For messages.
+        From :func:`storage.index.manifest.shard_name`.
     data
         Verified bytes of the FAISS file, or the verified local file itself, to be mapped.
     sidecar
@@ -91,6 +85,7 @@ class Shard:
             )
         self.deleted = np.empty(0, np.int64) if deleted is None else deleted
         self.rows = len(sidecar)
+        self.number = shard_number(name)
 
 
 class RowMask:
@@ -170,7 +165,7 @@ class ShardGroup:
         self._list_rows: Int64 = np.stack([shard.list_rows for shard in shards])
         self.list_rows: Int64 = self._list_rows.sum(axis=0)
         self._loaded = joined([shard.data for shard in shards], self._list_rows)
-        self.index = self._loaded.lists
+        self.index = scannable(self._loaded.lists)
         self._centres = self.index.quantizer
         if int(self.index.ntotal) != self.rows:
             raise CorruptIndexError(
@@ -204,12 +199,13 @@ class ShardGroup:
         if not self._exact:
             stored = self._decoder[positions]
             return self._loaded.canonical(stored) if self.lossy else stored
+        if len(self.shards) == 1:
+            return _taken(self.shards[0], positions)
         vectors = np.empty((len(positions), self.dimension), dtype=np.float32)
         number = self.numbers_of(positions)
         for i in np.unique(number).tolist():
-            members, stored = np.flatnonzero(number == i), self.shards[i].vectors
-            assert stored is not None
-            vectors[members] = stored[positions[members] - self._starts[i]]
+            members = np.flatnonzero(number == i)
+            vectors[members] = _taken(self.shards[i], positions[members] - self._starts[i])
         return vectors
 
     def select(self, where: Filter, names: Collection[str]) -> RowMask:
@@ -286,58 +282,37 @@ class ShardGroup:
         scores[positions < 0] = -np.inf
         return scores, positions
 
-    def above(self, query: Float32, score: float, probes: Probes, selection: RowMask) -> Int64:
-        """Return the positions of all probed rows that FAISS scores at least ``score``.
-
-        Parameters
-        ----------
-        query
-            One query (1, D).
-        score, probes, selection
-            The least score, the lists to probe and the rows that may be returned.
-        """
-        result, pointer = faiss.RangeSearchResult(1), faiss.swig_ptr
-        query = self._loaded.rotated(query)
-        self.index.range_search_preassigned_c(
-            1, pointer(query), float(np.nextafter(np.float32(score), np.float32(-np.inf))),
-            pointer(probes.lists), pointer(probes.similarity), result, False,
-            _search_parameters(probes, selection),
-        )  # fmt: skip
-        count = int(faiss.rev_swig_ptr(result.lims, 2)[1])
-        return np.array(faiss.rev_swig_ptr(result.labels, count), dtype=np.int64)
-
     def scan(self, queries: Floats, k: int, rows: Int64) -> tuple[Float32, Int64]:
         """Compare canonical queries (Q, D) with the rows at positions (n,), ascending, exactly.
 
         Returns
         -------
         tuple
-            Scores (Q, k), highest first, -inf where there are fewer rows; positions (Q, k), -1
-            there. Equal scores are in the order of positions.
+            The scores and the positions of the k best rows of each shard, (Q, shards * k) at most,
+            in no order.
         """
-        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        positions = np.full((len(queries), k), -1, dtype=np.int64)
         queries = queries.astype(np.float64, copy=False)  # in which sums of products are exact
         step = max(_SCAN_VALUES // self.dimension, 1)
-        for start in range(0, len(rows), step):
-            chunk = rows[start : start + step]
-            vectors = self.decode(chunk).astype(np.float64, copy=False)
-            for first in range(0, len(queries), _SCAN_QUERIES):
-                block = slice(first, first + _SCAN_QUERIES)
-                fresh = (queries[block] @ vectors.T).astype(np.float32)
-                _keep_best(scores[block], positions[block], fresh, chunk)
+        best: list[tuple[Float32, Int64]] = []
+        for _, shard in self.split(rows):
+            shape = len(queries), min(k, len(shard))
+            scores = np.full(shape, -np.inf, dtype=np.float32)
+            positions = np.full(shape, -1, dtype=np.int64)
+            for start in range(0, len(shard), step):
+                chunk = shard[start : start + step]
+                vectors = self.decode(chunk).astype(np.float64, copy=False)
+                for first in range(0, len(queries), _SCAN_QUERIES):
+                    block = slice(first, first + _SCAN_QUERIES)
+                    fresh = (queries[block] @ vectors.T).astype(np.float32)
+                    places = np.broadcast_to(chunk, fresh.shape)
+                    scores[block], positions[block] = best_of_shard(
+                        np.concatenate([scores[block], fresh], axis=1),
+                        np.concatenate([positions[block], places], axis=1),
+                        shape[1],
+                    )
+            best.append((scores, positions))
+        scores, positions = (np.concatenate(parts, axis=1) for parts in zip(*best, strict=True))
         return scores, positions
-
-
-def take_rows(groups: Sequence[ShardGroup], group: Int64, position: Int64) -> Columns:
-    """Return the columns of rows (m,), each by the number of its group and its position in it."""
-    if len(groups) == 1:
-        return groups[0].sidecar.take(position)
-    present: list[int] = np.unique(group).tolist()
-    members = [np.flatnonzero(group == i) for i in present]
-    parts = [groups[i].sidecar.take(position[m]) for i, m in zip(present, members, strict=True)]
-    back = np.argsort(np.concatenate(members))
-    return {name: values[back] for name, values in join_rows(parts, 0).items()}
 
 
 def _search_parameters(probes: Probes, selection: RowMask) -> Any:
@@ -347,16 +322,6 @@ def _search_parameters(probes: Probes, selection: RowMask) -> Any:
     return parameters
 
 
-def _keep_best(scores: Float32, positions: Int64, fresh: Float32, chunk: Int64) -> None:
-    """Merge scores (Q, m) of the rows ``chunk`` into the k best so far (Q, k), in place."""
-    k = scores.shape[1]
-    # Only scores at or above both k-th best can be among the k best; few of a chunk are.
-    floor = np.maximum(scores[:, -1], kth_largest(fresh, k))
-    query, column = np.nonzero(fresh >= floor[:, None])
-    old_query, old_rank = np.nonzero(positions >= 0)
-    queries = np.concatenate([old_query, query])
-    values = np.concatenate([scores[old_query, old_rank], fresh[query, column]])
-    rows = np.concatenate([positions[old_query, old_rank], chunk[column]])
-    best, rank = best_in_order(queries, values, np.zeros_like(rows), rows, k)
-    scores[queries[best], rank] = values[best]
-    positions[queries[best], rank] = rows[best]
+def _taken(shard: Shard, positions: Int64) -> Float32:
+    assert shard.vectors is not None
+    return widened(shard.vectors.take(positions, axis=0))

@@ -93,7 +93,7 @@ class Shards:
         groups: Mapping[str, int] | None = None,
     ) -> None:
         self._set, self._nprobe, self._rerank = ShardSet(shards, groups=groups), nprobe, rerank
-        self.shards = self._set.shards
+        self.shards, self.columns = self._set.shards, self._set.columns
 
     def search(
         self,

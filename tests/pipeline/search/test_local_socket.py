@@ -72,10 +72,10 @@ def plan(k: int, where: Filter | None = None, shards: Sequence[str] = NAMES) -> 
 def requested(
     client: SocketClient, plan: SearchPlan, vectors: np.ndarray[Any, Any]
 ) -> SearchResult:
-    connection = client.request(plan, vectors)
+    connection = client.request("search", plan, vectors)
     assert connection is not None
     found = client.answer(connection, 10.0)
-    assert found is not None
+    assert isinstance(found, SearchResult)
     return found
 
 
@@ -84,14 +84,29 @@ def requested(
 def test_the_socket_gives_the_answer_of_the_node(node: SearchNode, where: Filter, count: int):
     server = UnixSocketServer(node, 1)
     assert server.endpoint
-    request = plan(9, where), queries(count)
-    found, truth = requested(SocketClient(server.endpoint), *request), node.search(*request)
+    client, request = SocketClient(server.endpoint), plan(9, where)
+    found, truth = requested(client, request, queries(count)), node.search(request, queries(count))
     np.testing.assert_array_equal(found.scores, truth.scores)
     np.testing.assert_array_equal(found.rows, truth.rows)
-    assert found.columns.keys() == truth.columns.keys()
-    for name, values in truth.columns.items():
-        assert found.columns[name].dtype == values.dtype
-        np.testing.assert_array_equal(found.columns[name], values)
+    np.testing.assert_array_equal(found.places, truth.places)
+    places = truth.places[truth.places >= 0]
+    connection = client.request("columns", request, places)
+    assert connection is not None
+    columns, expected = client.answer(connection, 10.0), node.columns(request, places)
+    assert isinstance(columns, dict)
+    assert columns.keys() == expected.keys()
+    for name, values in expected.items():
+        assert columns[name].dtype == values.dtype
+        np.testing.assert_array_equal(columns[name], values)
+
+
+def test_a_socket_calls_no_other_method(node: SearchNode):
+    server = UnixSocketServer(node, 1)
+    assert server.endpoint
+    client = SocketClient(server.endpoint)
+    connection = client.request("ready", plan(3), queries(1))
+    assert connection is not None
+    assert client.answer(connection, 10.0) is None
 
 
 def test_threads_share_a_client(node: SearchNode):
@@ -139,7 +154,7 @@ def test_a_request_that_fails_is_left_to_the_message(node: SearchNode):
     server = UnixSocketServer(node, 1)
     assert server.endpoint
     client = SocketClient(server.endpoint)
-    connection = client.request(plan(3, shards=["no such shard"]), queries(1))
+    connection = client.request("search", plan(3, shards=["no such shard"]), queries(1))
     assert connection is not None
     assert client.answer(connection, 10.0) is None
     assert requested(client, plan(3), queries(1)).rows.shape == (1, 3)
@@ -154,7 +169,7 @@ def test_an_answer_that_takes_too_long_is_given_up(node: SearchNode):
     server = UnixSocketServer(Slow(), 1)  # type: ignore[arg-type]
     assert server.endpoint
     client = SocketClient(server.endpoint)
-    connection = client.request(plan(3), queries(1))
+    connection = client.request("search", plan(3), queries(1))
     assert connection is not None
     with pytest.raises(TimeoutError, match="no answer in 0 s"):
         client.answer(connection, 0.05)

@@ -112,7 +112,7 @@ def test_a_mapped_shard_answers_like_a_read_one(tmp_path: Path):
         filled = ShardIndexBuilder(trained)
         filled.add(np.arange(900), embedding)
         filled.save(path, 900)
-        mapped = Shard("shard", path, read.sidecar, embedding)
+        mapped = Shard("shard-00000", path, read.sidecar, embedding)
         queries = np.random.default_rng(2).normal(size=(6, DIMENSION))
         where = Filter(max_cloud_fraction=0.5)
         for k, nprobe in ((5, 2), (40, 10**6)):

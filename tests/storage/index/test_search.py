@@ -63,7 +63,7 @@ filters = st.builds(
 def test_exhaustive_search_is_brute_force_for_any_shards(
     seed, count, distinct, kind, exact_vectors, cuts, where, k, dead_every
 ):
-    exact_vectors |= kind == "ivf_rabitq"  # it stores no vector whose score is its estimate
+    exact_vectors |= parameters(kind).estimates
     rows = make_rows(count, DIMENSION, seed, distinct)
     dead = rows["row"][::dead_every] if dead_every else None
     world = (rows, parameters(kind))
@@ -83,15 +83,13 @@ def test_exhaustive_search_is_brute_force_for_any_shards(
         stored["embedding"] = ShardGroup([shard]).decode(np.arange(count))[back]
     scores, found = brute_force(stored, queries, k, keep)
     # a row id that is repeated under one (tile, scene) may come in either order: compare keys
-    for answer in (
-        one.search(queries, k, where, EVERYTHING),
-        many.search(queries, k, where, EVERYTHING),
-        grouped.search(queries, k, where, EVERYTHING),
-    ):
+    for shards in (one, many, grouped):
+        answer = shards.search(queries, k, where, EVERYTHING)
         np.testing.assert_array_equal(answer.scores, scores)
         assert _keys(rows, answer.rows) == _keys(rows, found)
-        present = answer.rows[answer.rows >= 0]
-        np.testing.assert_array_equal(answer.columns["row"], present)
+        present = answer.rows >= 0
+        columns = shards.columns(answer.places[present])
+        np.testing.assert_array_equal(columns["row"], answer.rows[present])
 
 
 def _keys(rows, found):
@@ -132,7 +130,7 @@ def test_scores_closer_than_float32_can_tell_are_ordered_exactly():
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_size_does_not_change_a_bit_of_a_score(kind):
     rows = make_rows(600, DIMENSION)
-    shards = Shards(make_shards(rows, parameters(kind), (200,), kind == "ivf_rabitq"))
+    shards = Shards(make_shards(rows, parameters(kind), (200,), parameters(kind).estimates))
     queries = np.random.default_rng(5).normal(size=(70, DIMENSION))
     together = shards.search(queries, 10, nprobe=EVERYTHING)
     for i in range(0, 70, 7):
@@ -173,20 +171,21 @@ def test_k_rows_come_back_whenever_there_are_k(kind, exact_vectors, cloud):
         found = shards.search(np.random.default_rng(0).normal(size=(9, DIMENSION)), k, where)
         there = min(k, int(live.sum()))
         assert ((found.rows >= 0).sum(axis=1) == there).all()
-        np.testing.assert_array_equal(found.columns["row"], found.rows[found.rows >= 0])
+        columns = shards.columns(found.places[found.rows >= 0])
+        np.testing.assert_array_equal(columns["row"], found.rows[found.rows >= 0])
         assert (np.diff(found.scores[:, :there], axis=1) <= 0).all()
         assert all(len(set(line)) == there for line in found.rows[:, :there].tolist())
 
 
 def test_columns_tell_the_truth_about_each_hit():
     rows = make_rows(300, DIMENSION)
-    answer = Shards(make_shards(rows, parameters("flat"), (100, 150))).search(
-        rows["embedding"][:4].astype(np.float32), 5
-    )
+    shards = Shards(make_shards(rows, parameters("flat"), (100, 150)))
+    answer = shards.search(rows["embedding"][:4].astype(np.float32), 5)
+    columns = shards.columns(answer.places.ravel())
     by_row = {row: n for n, row in enumerate(rows["row"].tolist())}
-    source = [by_row[row] for row in answer.columns["row"].tolist()]
+    source = [by_row[row] for row in columns["row"].tolist()]
     for name in ("scene", "tile", "bbox", "datetime", "cloud_fraction", "labels"):
-        np.testing.assert_array_equal(answer.columns[name], rows[name][source])
+        np.testing.assert_array_equal(columns[name], rows[name][source])
 
 
 def test_a_subset_of_shards_answers_for_its_rows_only():
@@ -232,9 +231,9 @@ def test_files_of_different_shards_do_not_load_together():
     one, other = make_shards(rows, parameters("flat"), (150,))
     trained = train(rows["embedding"].astype(np.float32), parameters("flat"))
     data = fill(trained, np.arange(150), rows["embedding"][:150], 150)
-    assert Shard("shard", data, one.sidecar).rows == 150
+    assert Shard("shard-00000", data, one.sidecar).rows == 150
     with pytest.raises(CorruptIndexError, match=r"\[150, 250\] rows"):
-        Shard("shard", data, other.sidecar)
+        Shard("shard-00000", data, other.sidecar)
 
 
 def test_an_unknown_class_is_named_with_the_nearest_one():
