@@ -428,6 +428,19 @@ def test_a_picture_asks_from_another_folder_than_the_ingest(spoilt, tmp_path, mo
     assert "--encoder" in moved.err
 
 
+def test_an_encoder_names_the_scenes_that_its_statistics_lack(spoilt):
+    good, *_ = sorted((spoilt.folder / "scenes").glob("*.tif"))
+    (spoilt.folder / "scenes" / "cut.tif").write_bytes(good.read_bytes()[:3000])
+    (spoilt.folder / "scenes" / "text.tif").write_text("no raster")
+    made = run("encoder", "make", "-r", spoilt.recipe, "--json")
+    assert made.code == 3, made.err
+    assert {"cut", "text"} == set(made.data["left_out"])
+    assert run("ingest", "-r", spoilt.recipe, "--json").data["report"]["quarantined"].keys() == {
+        "cut",
+        "text",
+    }
+
+
 def test_an_archive_of_another_encoder_is_refused(world, spoilt):
     made = run("encoder", "make", "-r", spoilt.recipe, "--set", "encoder.seed=1")
     assert made.code == 0, made.err
