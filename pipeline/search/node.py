@@ -70,9 +70,9 @@ class SearchNode:
         self.meter.answered(time.perf_counter() - started, len(queries))
         return result
 
-    def explain(self, plan: SearchPlan, queries: int) -> PassPlan:
-        """Return how :meth:`search` would compare a number of queries with rows."""
-        return self._shards().explain(plan, queries)
+    def explain(self, plan: SearchPlan) -> PassPlan:
+        """Return how :meth:`search` would compare queries with rows."""
+        return self._shards().explain(plan)
 
     def find(self, plan: SearchPlan, vectors: bool = False) -> Columns:
         """Return the first ``plan.k`` rows of each of the plan's shards that match its filter."""

@@ -282,10 +282,9 @@ class Searcher:
         k: int = 10,
         where: Filter | None = None,
         *,
-        queries: int = 1,
         nprobe: int | None = None,
     ) -> SearchPlan:
-        """Return how :meth:`search` would answer a number of queries, without searching.
+        """Return how :meth:`search` would answer, without searching.
 
         The first round of :meth:`search_above` is a search with a k of 64.
 
@@ -297,7 +296,7 @@ class Searcher:
             A shard did not answer.
         """
         plan = plan_search(self.manifest, k, where, nprobe)
-        return replace(plan, passes=tuple(self._gather("explain", plan, queries).answers))
+        return replace(plan, passes=tuple(self._gather("explain", plan).answers))
 
     def find(self, where: Filter, limit: int = 1000) -> pa.Table:
         """Return the first rows that match a filter, by (tile key, scene id), without a query.

@@ -29,7 +29,7 @@ CANDIDATES_AT_ONCE = 4_000_000
 _NEARLY_ALL_ROWS = 0.8  # above this share of selected rows, hardly any list is without one
 _NEARLY_ALL_LISTS = 0.95  # above this share of lists, restricting the search for centres costs more
 # Costs in nanoseconds, measured; only their ratios matter and only speed depends on them.
-_TEST_ROW_NS, _SCORE_VALUE_NS, _DECODE_VALUE_NS, _MULTIPLY_NS = 1.5, 0.2, 5.0, 0.15
+_TEST_ROW_NS, _SCORE_VALUE_NS, _SCAN_VALUE_NS = 1.5, 0.2, 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,7 +178,6 @@ def plan_search(
 def plan_pass(
     plan: SearchPlan,
     selections: "Sequence[tuple[ShardGroup, RowMask]]",
-    queries: int,
     nprobe: int | None = None,
 ) -> PassPlan:
     """Choose how loaded shards compare queries with the rows that a filter selects.
@@ -186,7 +185,8 @@ def plan_pass(
     Lists without a selected row are left out. Of the other lists, enough are probed to see about as
     many selected rows as a search without a filter sees rows, and at least twice as many as hits:
     a filter that selects whole clusters leaves few lists, a filter that selects scattered rows
-    is probed widely.
+    is probed widely. The number of queries decides nothing, so a query gets the same answer alone
+    and in a batch.
 
     Parameters
     ----------
@@ -194,8 +194,6 @@ def plan_pass(
         The search.
     selections
         The groups of shards that hold selected rows, with those rows.
-    queries
-        Number of queries; more queries make a scan, which decodes the rows once, cheaper.
     nprobe
         Lists to probe instead of the plan's number.
     """
@@ -222,8 +220,7 @@ def plan_pass(
     if selected < sum(group.rows for group, _ in selections):
         dimension = selections[0][0].dimension
         probing = (_TEST_ROW_NS * held + _SCORE_VALUE_NS * dimension * selected) * width / lists
-        scanning = _DECODE_VALUE_NS / min(queries, at_once) + _MULTIPLY_NS
-        scan |= scanning * dimension * selected < probing
+        scan |= _SCAN_VALUE_NS * dimension * selected < probing
     return PassPlan(
         k=k,
         selected=selected,

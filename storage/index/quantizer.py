@@ -47,6 +47,10 @@ from storage.index.ranking import Float32, Floats, Int64, canonical
 
 Bytes = npt.NDArray[np.uint8]
 
+# Centres are multiples of 2**-10, and queries are compared with them as multiples of 2**-12. Sums of
+# products are then multiples of 2**-22 below 4, which float32 holds: no batch size, thread or CPU
+# changes the lists that a query probes.
+_CENTRE, _PROBE = 2.0**-10, 2.0**-12
 TRAINING_ROWS_PER_CENTRE = 256
 """The largest number of rows that FAISS uses for each centre that it trains."""
 _ROWS_PER_CODEWORD = 64  # more rows or iterations cost several times as much for the same recall
@@ -156,7 +160,7 @@ def train(sample: Float32, parameters: ShardParameters) -> Bytes:
     centres = _trained_centres(sample, p)
     rotation = _rotation(sample, centres, p) if p.rotated else None
     inner = _empty_index(p)
-    inner.quantizer.add(centres if rotation is None else centres @ rotation.T)
+    inner.quantizer.add(_rounded(centres if rotation is None else centres @ rotation.T, _CENTRE))
     whole = inner if rotation is None else faiss.IndexPreTransform(_linear_map(rotation), inner)
     whole.train(sample)
     return np.asarray(faiss.serialize_index(whole))
@@ -170,6 +174,10 @@ def _trained_centres(sample: Float32, p: ShardParameters) -> Float32:
     clustering.spherical = True
     clustering.train(sample, accelerated(faiss.IndexFlatIP(p.dimension)))
     return faiss.vector_to_array(clustering.centroids).reshape(p.nlist, p.dimension)
+
+
+def _rounded(values: Float32, step: float) -> Float32:
+    return np.rint(values * np.float32(1 / step)) * np.float32(step)
 
 
 def _effort(p: ShardParameters, rows_per_centre: int, iterations: int) -> Any:
@@ -261,6 +269,16 @@ class ShardIndex:
         if self.rotation is None:
             return vectors
         return np.asarray(self.whole.chain.at(0).apply(vectors))
+
+    def query(self, queries: Float32) -> Float32:
+        """Return canonical queries (Q, D) as the inverted file compares them with stored vectors."""
+        if self.rotation is None:
+            return queries
+        return (canonical(queries) @ canonical(self.rotation).T).astype(np.float32)
+
+    def probe(self, queries: Float32) -> Float32:
+        """Return canonical queries (Q, D) as they are compared with the centres of the lists."""
+        return _rounded(self.query(queries), _PROBE)
 
     def canonical(self, stored: Float32) -> Floats:
         """Return lossy vectors (m, D) rotated back and canonical, bit for bit in any batch."""

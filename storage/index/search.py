@@ -161,7 +161,7 @@ class ShardSet:
         present = min(plan.k, sum(selection.count for _, selection in selections))
         pending, nprobe = np.arange(len(queries) if present else 0), plan.nprobe
         while len(pending):
-            work = plan_pass(plan, selections, len(pending), nprobe)
+            work = plan_pass(plan, selections, nprobe)
             for block in _blocks(pending, work.queries):
                 scores[block], numbers[block] = self._pass(queries[block], work, selections)
             # Probed lists may hold fewer than k selected rows.
@@ -178,9 +178,9 @@ class ShardSet:
         shard = order[np.searchsorted(self._shard_numbers[order], places >> 32)]
         return self._taken(self._starts[shard] + (places & 0xFFFFFFFF))
 
-    def explain(self, plan: SearchPlan, queries: int) -> PassPlan:
-        """Return how :meth:`search` would compare a number of queries with rows."""
-        return plan_pass(plan, self._selections(plan), queries)
+    def explain(self, plan: SearchPlan) -> PassPlan:
+        """Return how :meth:`search` would compare queries with rows."""
+        return plan_pass(plan, self._selections(plan))
 
     def find(self, plan: SearchPlan, vectors: bool = False) -> Columns:
         """Return the first ``plan.k`` rows of each shard that match, by (tile key, scene id).
@@ -301,12 +301,11 @@ class ShardSet:
     ) -> tuple[Best, Mask]:
         """Return the k best rows of the queries whose ``depth`` candidates decide them, a mask."""
         proposed, numbers, last = self._proposed(queries, depth, selections, probes)
-        if rescored:
-            floor = np.nextafter(kth_largest(proposed, rescored + 1), np.float32(np.inf))
-        else:
-            floor = kth_largest(proposed, k) - np.float32(selections[0][0].margin)
+        margin = np.float32(selections[0][0].margin)
+        cut = kth_largest(proposed, rescored + 1 if rescored else k)
+        floor = cut + margin if rescored else cut - margin
         keep = proposed >= floor[:, None]
-        done = np.isneginf(last) | (last < floor) & (keep.sum(axis=1) >= k)
+        done = np.isneginf(cut) | (last < floor) & (keep.sum(axis=1) >= k)
         kept = np.where(keep, numbers, -1)[done]
         width = int((kept >= 0).sum(axis=1).max(initial=0))
         if len(selections) > 1:  # those of one group are sorted

@@ -242,8 +242,8 @@ class ShardGroup:
             allowed = RowMask(among)  # owns the bits that the selector reads
             parameters = faiss.SearchParameters()
             parameters.sel = allowed.selector
-        rotated = self._loaded.rotated(queries)
-        similarity, lists = self._centres.search(rotated, count, params=parameters)
+        asked = self._loaded.probe(queries)
+        similarity, lists = self._centres.search(asked, count, params=parameters)
         return Probes(lists=lists, similarity=similarity)
 
     def rows_in(self, probes: Probes, selection: RowMask) -> dict[str, int]:
@@ -267,7 +267,7 @@ class ShardGroup:
         self, queries: Float32, k: int, probes: Probes, selection: RowMask
     ) -> tuple[Float32, Int64]:
         """Return FAISS's k best: scores (Q, k), highest first, and positions, -1 where none."""
-        count, queries = len(queries), self._loaded.rotated(queries)
+        count, queries = len(queries), self._loaded.query(queries)
         if self._gpu and selection.selector is None and k <= MOST_RESULTS:
             scores, positions = self._gpu.search(queries, k, probes.lists, probes.similarity)
             scores[positions < 0] = -np.inf

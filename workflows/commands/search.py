@@ -237,7 +237,7 @@ def search(run: Run, /, **options: Any) -> None:
             keep_own=options["include_self"],
         )
         if options["explain"]:
-            _explain(run, searcher, k, len(positive) if options["each"] else 1, by_score)
+            _explain(run, searcher, k, by_score)
         elif options["each"]:
             _write_each(run, searcher.manifest, answer, positive, k, options["out"])
         else:
@@ -312,12 +312,12 @@ def _write_each(
     run.show(result, [*lines, _TRUNCATED.format(truncated, k)] if truncated else lines)
 
 
-def _explain(run: Run, searcher: "Searcher", k: int, queries: int, by_score: bool) -> None:
+def _explain(run: Run, searcher: "Searcher", k: int, by_score: bool) -> None:
     """Show the plan of the search."""
     from pipeline.search.searcher import FIRST_DEPTH
 
     depth = min(FIRST_DEPTH if by_score else k, searcher.manifest.rows)
-    plan = searcher.explain(depth, run.recipe.search.filter, queries=queries)
+    plan = searcher.explain(depth, run.recipe.search.filter)
     run.show(asdict(plan), str(plan).splitlines())
 
 

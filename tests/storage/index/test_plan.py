@@ -90,14 +90,14 @@ def test_few_selected_rows_are_scanned_and_many_are_probed(
     rows: dict[str, np.ndarray[Any, Any]],
 ):
     shards = shard_set(rows, "ivf_flat")
-    probed = shards.explain(plan_of(shards), 1)
+    probed = shards.explain(plan_of(shards))
     assert (probed.selected, probed.rows, probed.nprobe, probed.lists) == (3000, 3000, 4, 32)
     assert (probed.candidates, probed.rescored) == (7, 0)
     where = Filter(max_cloud_fraction=0.01)
-    scanned = shards.explain(plan_of(shards, where=where), 1000)
+    scanned = shards.explain(plan_of(shards, where=where))
     keep = rows["cloud_fraction"] <= np.float32(0.01)
     assert (scanned.selected, scanned.nprobe) == (keep.sum(), 0)
-    none = shards.explain(plan_of(shards, where=Filter(until="1999-01-01")), 1)
+    none = shards.explain(plan_of(shards, where=Filter(until="1999-01-01")))
     assert (none.selected, str(none)) == (0, "no row selected")
 
 
@@ -105,9 +105,9 @@ def test_a_filter_widens_the_probe_within_the_lists_that_hold_selected_rows(
     rows: dict[str, np.ndarray[Any, Any]],
 ):
     shards = shard_set(rows, "ivf_flat")
-    half = shards.explain(plan_of(shards, where=Filter(max_cloud_fraction=0.5)), 1)
+    half = shards.explain(plan_of(shards, where=Filter(max_cloud_fraction=0.5)))
     assert 7 <= half.nprobe <= 9
-    few = shards.explain(plan_of(shards, where=Filter(max_cloud_fraction=0.003)), 1)
+    few = shards.explain(plan_of(shards, where=Filter(max_cloud_fraction=0.003)))
     assert few.lists == few.nprobe < 32 or few.nprobe == 0
 
 
@@ -115,15 +115,15 @@ def test_lossy_shards_with_exact_vectors_rescore_and_scan_when_every_list_is_wan
     rows: dict[str, np.ndarray[Any, Any]],
 ):
     shards = shard_set(rows, "ivf_sq8", exact=True)
-    tuned = shards.explain(plan_of(shards, rerank=4), 1)
+    tuned = shards.explain(plan_of(shards, rerank=4))
     assert (tuned.candidates, tuned.rescored) == (21, 20)
-    assert shards.explain(plan_of(shards, nprobe=32, rerank=4), 1).nprobe == 0
+    assert shards.explain(plan_of(shards, nprobe=32, rerank=4)).nprobe == 0
 
 
 def test_a_plan_reads_as_lines(rows: dict[str, np.ndarray[Any, Any]]):
     shards = shard_set(rows, "ivf_flat")
     plan = plan_search(manifest(), 5, Filter(until="2021-06-01"))
-    work = shards.explain(plan_of(shards), 1)
+    work = shards.explain(plan_of(shards))
     assert str(replace(plan, passes=(work, work))).splitlines() == [
         "5 hits of each query",
         "2 of 4 shards can hold a match, 200 of 400 rows",

@@ -92,6 +92,42 @@ def test_exhaustive_search_is_brute_force_for_any_shards(
         np.testing.assert_array_equal(columns["row"], answer.rows[present])
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 2**16),
+    distinct=st.sampled_from([None, 60, 5, 1]),
+    kind=st.sampled_from([kind for kind in KINDS if kind != "flat"]),
+    cuts=st.lists(st.integers(0, 420), max_size=4),
+    k=st.sampled_from([1, 5, 30]),
+    rerank=st.sampled_from([1, 2, 8]),
+    nprobe=st.sampled_from([1, 3]),
+    where=filters,
+    dead_every=st.sampled_from([0, 3]),
+)
+def test_shards_groups_and_batches_do_not_change_what_a_few_lists_give(
+    seed, distinct, kind, cuts, k, rerank, nprobe, where, dead_every
+):
+    rows = make_rows(420, DIMENSION, seed, distinct)
+    dead = rows["row"][::dead_every] if dead_every else None
+    several = make_shards(rows, parameters(kind), cuts, True, dead)
+    whole = make_shards(rows, parameters(kind), (), True, dead)
+    worlds = (
+        Shards(whole, nprobe, rerank),
+        Shards(several, nprobe, rerank),
+        Shards(several, nprobe, rerank, {shard.name: n % 3 for n, shard in enumerate(several)}),
+    )
+    queries = np.random.default_rng(seed).normal(size=(9, DIMENSION))
+    queries[0] = rows["embedding"][0]
+    truth = worlds[0].search(queries, k, where)
+    for world in worlds:
+        together = world.search(queries, k, where)
+        alone = [world.search(query, k, where) for query in queries]
+        np.testing.assert_array_equal(together.scores, truth.scores)
+        assert _keys(rows, together.rows) == _keys(rows, truth.rows)
+        np.testing.assert_array_equal(np.concatenate([a.scores for a in alone]), truth.scores)
+        assert _keys(rows, np.concatenate([a.rows for a in alone])) == _keys(rows, truth.rows)
+
+
 def _keys(rows, found):
     names = {
         row: (rows["tile_key"][n], rows["scene"][n]) for n, row in enumerate(rows["row"].tolist())
