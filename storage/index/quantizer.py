@@ -47,8 +47,8 @@ from storage.index.ranking import Float32, Floats, Int64, canonical
 
 Bytes = npt.NDArray[np.uint8]
 
-# Centres are multiples of 2**-10, and queries are compared with them as multiples of 2**-12. Sums of
-# products are then multiples of 2**-22 below 4, which float32 holds: no batch size, thread or CPU
+# Centres are multiples of 2**-10, and queries are compared with them as multiples of 2**-12: sums of
+# products are multiples of 2**-22 below 4, which float32 holds. So no batch size, thread or CPU
 # changes the lists that a query probes.
 _CENTRE, _PROBE = 2.0**-10, 2.0**-12
 TRAINING_ROWS_PER_CENTRE = 256
@@ -177,7 +177,7 @@ def _trained_centres(sample: Float32, p: ShardParameters) -> Float32:
 
 
 def _rounded(values: Float32, step: float) -> Float32:
-    return np.rint(values * np.float32(1 / step)) * np.float32(step)
+    return np.asarray(np.rint(values * (1 / step)) * step, dtype=np.float32)
 
 
 def _effort(p: ShardParameters, rows_per_centre: int, iterations: int) -> Any:
@@ -271,7 +271,7 @@ class ShardIndex:
         return np.asarray(self.whole.chain.at(0).apply(vectors))
 
     def query(self, queries: Float32) -> Float32:
-        """Return canonical queries (Q, D) as the inverted file compares them with stored vectors."""
+        """Return canonical queries (Q, D) in the coordinates of the inverted file, bit for bit."""
         if self.rotation is None:
             return queries
         return (canonical(queries) @ canonical(self.rotation).T).astype(np.float32)
@@ -349,10 +349,9 @@ def scannable(lists: Any) -> Any:
     elif isinstance(lists, faiss.IndexIVFPQ) and lists.pq.nbits == PQ_BITS["ivf_pq4"]:
         fast = faiss.IndexIVFPQFastScan(lists)
     if fast is not lists:
-        fast.referenced_objects = [lists]  # owns the centres
         empty = faiss.ArrayInvertedLists(lists.nlist, lists.code_size)
-        empty.this.disown()
-        lists.replace_invlists(empty, True)
+        lists.replace_invlists(empty, False)
+        fast.referenced_objects = [lists, empty]  # the former owns the centres
     return fast
 
 

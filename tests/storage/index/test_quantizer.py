@@ -90,7 +90,7 @@ def test_a_rotated_product_quantizer_stores_vectors_closer_than_a_plain_one():
         for kind in ("ivf_pq", "ivf_opq")
     )
     assert rotated.distortion < 0.9 * plain.distortion
-    assert rotated.distance == pytest.approx(plain.distance, abs=1e-4)
+    assert rotated.distance == pytest.approx(plain.distance, abs=1e-3)
 
 
 def test_k_means_leaves_no_list_empty_when_rows_differ():
