@@ -47,8 +47,8 @@ from storage.index.ranking import Float32, Floats, Int64, canonical
 
 Bytes = npt.NDArray[np.uint8]
 
-# Centres are multiples of 2**-10, and queries are compared with them as multiples of 2**-12: sums of
-# products are multiples of 2**-22 below 4, which float32 holds. So no batch size, thread or CPU
+# Centres are multiples of 2**-10, and queries are compared with them as multiples of 2**-12; sums
+# of products are multiples of 2**-22 below 4, which float32 holds. So no batch size, thread or CPU
 # changes the lists that a query probes.
 _CENTRE, _PROBE = 2.0**-10, 2.0**-12
 TRAINING_ROWS_PER_CENTRE = 256
