@@ -12,8 +12,8 @@ from dataclasses import asdict, replace
 from pipeline.indexing.build import MergeJob, ShardBuilder
 from pipeline.indexing.compact import ShardMerger, groups_to_merge, shards_after
 from pipeline.indexing.maintenance import verify_index
-from pipeline.indexing.plan import IndexPlan, cut_into_shards, plan_index
-from pipeline.indexing.recall import with_estimated_recall
+from pipeline.indexing.pilot import piloted
+from pipeline.indexing.plan import IndexPlan, cut_into_shards
 from pipeline.indexing.spec import IndexSpec
 from pipeline.indexing.steps import (
     draw_sample,
@@ -21,6 +21,8 @@ from pipeline.indexing.steps import (
     first_manifest,
     measure_recall,
     next_version,
+    plan_once,
+    plans_of,
     publish,
     segment_extents,
     threads_for,
@@ -57,7 +59,8 @@ def plan_build(archive_uri: str | Location, spec: IndexSpec | None = None) -> In
     ConfigError
         The archive is empty, or no index fits the request.
     """
-    return _plan(Archive.open(archive_uri), spec or IndexSpec())
+    archive, spec = Archive.open(archive_uri), spec or IndexSpec()
+    return piloted(archive, spec, plans_of(archive, spec))
 
 
 def build_index(
@@ -107,7 +110,8 @@ def build_index(
             f"index {index} is of archive {current.archive_uri}, not {archive.uri}; "
             "choose another folder for the new index"
         )
-    plan, version = _plan(archive, spec), next_version(index, digest)
+    version = next_version(index, digest)
+    plan = plan_once(index, version, archive, spec)
     logger.info("index %s: version %s: %s", index, version, plan)
     with ray_session(address):
         sample, own_rows = draw_sample(archive, plan, spec.seed)
@@ -251,11 +255,6 @@ def _add_segments(
 
 def _next_number(current: IndexManifest) -> int:
     return 1 + max(shard_number(shard.name) for shard in current.shards)
-
-
-def _plan(archive: Archive, spec: IndexSpec) -> IndexPlan:
-    sizes = archive.spec.dimension, len(archive.spec.classes)
-    return with_estimated_recall(archive, plan_index(spec, *sizes, segment_extents(archive)), spec)
 
 
 def _current(index: Location) -> IndexManifest | None:

@@ -11,7 +11,8 @@ import numpy as np
 
 from pipeline.indexing.spec import IndexSpec
 from storage.errors import ConfigError
-from storage.index.kinds import PQ_BITS, Kind
+from storage.index.kinds import ESTIMATING, PQ_BITS, Kind
+from storage.index.pilot import Estimate
 from storage.index.quantizer import TRAINING_ROWS_PER_CENTRE, ShardParameters
 from storage.index.shard import ID_BYTES, MASK_BYTES
 from storage.index.sidecar import BYTES_PER_ROW
@@ -43,7 +44,9 @@ class IndexPlan:
     ``pieces`` holds one tuple for each shard; ``predicted_bytes`` is the memory of all shards when
     loaded, ``disk_bytes`` the additional size on disk, ``builder_bytes`` the peak memory of a
     process that builds a shard. ``recall_ceiling`` is the recall@10 with every list probed, as
-    estimated from some of the rows; 1 for lossless kinds.
+    estimated from some of the rows; 1 for lossless kinds. ``contenders`` are the kinds and sizes
+    that fit, most exact first; ``estimates`` what a pilot measured of some of them, ``estimate``
+    of the chosen one.
     """
 
     rows: int
@@ -54,7 +57,10 @@ class IndexPlan:
     predicted_bytes: int
     disk_bytes: int
     builder_bytes: int
+    contenders: tuple[ShardParameters, ...]
     recall_ceiling: float = 1.0
+    estimate: Estimate | None = None
+    estimates: tuple[Estimate, ...] = ()
 
 
 def plan_index(
@@ -62,6 +68,7 @@ def plan_index(
     dimension: int,
     classes: int,
     segments: Segments,
+    chosen: ShardParameters | None = None,
 ) -> IndexPlan:
     """Choose kind and sizes, and cut the rows into shards.
 
@@ -73,6 +80,8 @@ def plan_index(
         Of the archive.
     segments
         (ordinal, live rows, (lon, lat) of their centre) of every segment with live rows.
+    chosen
+        Kind and sizes, one of the contenders; by default the most exact of them.
 
     Raises
     ------
@@ -83,7 +92,8 @@ def plan_index(
     if rows == 0:
         raise ConfigError("the archive holds no live rows; ingest scenes before building an index")
     largest = max(count for _, count, _ in segments)
-    shards, parameters = _sized(spec, rows, dimension, classes, largest)
+    shards, contenders = _sized(spec, rows, dimension, classes, largest)
+    parameters = chosen or contenders[0]
     reranks = parameters.lossy and spec.rerank
     most_trained = TRAINING_ROWS_PER_CENTRE * max(parameters.nlist, parameters.codewords)
     return IndexPlan(
@@ -95,6 +105,7 @@ def plan_index(
         pieces=cut_into_shards(segments, shards),
         predicted_bytes=predicted_bytes(parameters, rows, classes, shards, reranks),
         disk_bytes=2 * dimension * rows if reranks else 0,
+        contenders=contenders,
     )
 
 
@@ -109,9 +120,13 @@ def predicted_bytes(
     >>> predicted_bytes(p, 1_000_000, 0, 1, reranks=True) // 10**6
     204
     """
+    return rows * row_bytes(parameters, classes, reranks) + shards * _shared_bytes(parameters)
+
+
+def row_bytes(parameters: ShardParameters, classes: int, reranks: bool) -> int:
+    """Return the memory of a row when loaded: code, ids, columns and masks."""
     ids = ID_BYTES if reranks else 2 * ID_BYTES
-    row = parameters.code_bytes + ids + _columns_bytes(classes) + MASK_BYTES
-    return rows * row + shards * _shared_bytes(parameters)
+    return parameters.code_bytes + ids + _columns_bytes(classes) + MASK_BYTES
 
 
 def builder_bytes(parameters: ShardParameters, rows: int, classes: int, segment_rows: int) -> int:
@@ -147,15 +162,16 @@ def _shared_bytes(p: ShardParameters) -> int:
 
 def _sized(
     spec: IndexSpec, rows: int, dimension: int, classes: int, segment_rows: int
-) -> tuple[int, ShardParameters]:
-    """Return the number of shards and their parameters, within both limits of memory."""
+) -> tuple[int, tuple[ShardParameters, ...]]:
+    """Return the number of shards and the contenders, within both limits of memory."""
     shards = spec.shards or math.ceil(rows / spec.rows_per_shard)
     if shards > rows:
         raise ConfigError(f"{shards} shards for {rows} rows; ask for at most {rows}")
-    parameters = _parameters(spec, rows, dimension, classes, shards)
+    contenders = _contenders(spec, rows, dimension, classes, shards)
     limit = spec.builder_memory_bytes
     if limit is None:
-        return shards, parameters
+        return shards, contenders
+    parameters = max(contenders, key=lambda p: p.code_bytes)
     free = limit - builder_bytes(parameters, 0, classes, segment_rows)
     most = free // _builder_row_bytes(parameters, classes)
     if most < 1 or (spec.shards and most < math.ceil(rows / shards)):
@@ -165,18 +181,21 @@ def _sized(
             f"the {limit} allowed; allow more, or leave the number of shards open"
         )
     shards = max(shards, math.ceil(rows / most))
-    return shards, _parameters(spec, rows, dimension, classes, shards)
+    return shards, _contenders(spec, rows, dimension, classes, shards)
 
 
-def _parameters(
+def _contenders(
     spec: IndexSpec, rows: int, dimension: int, classes: int, shards: int
-) -> ShardParameters:
-    smallest = 0
+) -> tuple[ShardParameters, ...]:
+    """Return the parameters that fit the rows and the memory, most exact first."""
+    fit, smallest = [], 0
     for candidate in _candidates(spec, rows, dimension):
         reranks = candidate.lossy and spec.rerank
         smallest = predicted_bytes(candidate, rows, classes, shards, reranks)
         if spec.memory_bytes is None or smallest <= spec.memory_bytes:
-            return candidate
+            fit.append(candidate)
+    if fit:
+        return tuple(fit)
     if not smallest:
         raise ConfigError(
             f"index kind {spec.kind} needs more than {rows} rows, or vectors of more than "
@@ -185,14 +204,14 @@ def _parameters(
     raise ConfigError(
         f"an index of kind {spec.kind} over {rows} rows of {dimension} dimensions takes at least "
         f"{smallest} bytes, more than the {spec.memory_bytes} allowed; "
-        "raise the memory, or choose auto or ivf_pq"
+        "raise the memory, or choose auto or ivf_opq"
     )
 
 
 def _candidates(spec: IndexSpec, rows: int, dimension: int) -> list[ShardParameters]:
     """Return the parameters that fit the rows, most exact first."""
     nlist = min(spec.nlist or _lists_for(rows), rows)
-    kinds: Sequence[Kind] = (spec.kind,) if spec.kind != "auto" else _automatic(rows)
+    kinds: Sequence[Kind] = (spec.kind,) if spec.kind != "auto" else _automatic(spec, rows)
     found = [
         ShardParameters(
             kind=kind,
@@ -207,9 +226,10 @@ def _candidates(spec: IndexSpec, rows: int, dimension: int) -> list[ShardParamet
     return sorted(found, key=lambda p: (p.lossy + (p.lossy and p.kind != "ivf_sq8"), -p.code_bytes))
 
 
-def _automatic(rows: int) -> tuple[Kind, ...]:
-    lossy: tuple[Kind, ...] = ("ivf_sq8", "ivf_rabitq", "ivf_opq")
-    return ("flat" if rows <= FLAT_ROWS else "ivf_flat", *lossy)
+def _automatic(spec: IndexSpec, rows: int) -> tuple[Kind, ...]:
+    exact: Kind = "flat" if rows <= FLAT_ROWS else "ivf_flat"
+    lossy: tuple[Kind, ...] = ("ivf_sq8", "ivf_rabitq", "ivf_opq", "ivf_pq4")
+    return (exact, *(kind for kind in lossy if spec.rerank or kind not in ESTIMATING))
 
 
 def _code_sizes(kind: Kind, dimension: int, rows: int) -> list[dict[str, int]]:

@@ -1,88 +1,26 @@
-"""Recall of an index: estimated from a pilot before a build, measured by nprobe after it.
-
-Both compare with exact scores. The estimate trains a small index on a few runs of rows, which tells
-how many candidates a lossy kind has to rescore. The measurement searches the finished shards with
-sampled rows as queries, and gives the recall for each nprobe of a grid.
-"""
+"""Recall of a finished index by nprobe: sampled rows as queries, against exact scores."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.indexing.plan import IndexPlan
-from pipeline.indexing.spec import IndexSpec
 from storage.archive.reader import Archive
 from storage.index.files import VerifiedFiles
 from storage.index.filter import Filter
 from storage.index.manifest import ShardEntry
-from storage.index.quantizer import ShardParameters, proposals, set_threads, train
+from storage.index.pilot import RECALL_AT
+from storage.index.quantizer import set_threads
 from storage.index.ranking import Float32, Int64, canonical_queries, exact_scores
 from storage.index.shard import Shard, ShardGroup
 from storage.location import Location
 
-RECALL_AT = 10
 PILOT_ROWS = 16_384
 _RUN_ROWS = 1024
 _LEAST_ROWS = 256
 _PILOT_QUERIES = 128
 _RERANKS = (4, 16, 64)
-
-
-def with_estimated_recall(archive: Archive, plan: IndexPlan, spec: IndexSpec) -> IndexPlan:
-    """Return the plan with its expected recall and the candidates per result that it needs."""
-    if not plan.parameters.lossy or plan.rows <= _LEAST_ROWS:
-        return plan
-    recalls = estimate_recall(_pilot_rows(archive, spec.seed), plan.parameters, (1, *_RERANKS))
-    if plan.rerank == 1:
-        return replace(plan, recall_ceiling=recalls[1])
-    # Probing fewer lists loses recall too: half of the allowed loss is left to either cause.
-    target = (1 + spec.recall) / 2
-    enough = next((n for n in _RERANKS if recalls[n] >= target), _RERANKS[-1])
-    return replace(plan, rerank=enough, recall_ceiling=recalls[enough])
-
-
-def estimate_recall(
-    rows: Float32, parameters: ShardParameters, reranks: tuple[int, ...]
-) -> dict[int, float]:
-    """Return recall@10 by candidates per result, with every list probed.
-
-    Parameters
-    ----------
-    rows
-        Vectors (n, D) of the pilot, n above 256.
-    parameters
-        Kind and sizes; fewer rows get fewer lists.
-    reranks
-        Numbers of candidates per result that are rescored exactly.
-    """
-    set_threads(1)
-    lists = max(min(parameters.nlist, len(rows) // 64), 1)
-    trained = train(rows, replace(parameters, nlist=lists))
-    queries = rows[:: max(len(rows) // _PILOT_QUERIES, 1)]
-    exact = queries @ rows.T
-    # The queries are rows of the pilot, so each finds itself, with and without approximation.
-    least = -np.partition(-exact, RECALL_AT - 1, axis=1)[:, RECALL_AT - 1]
-    found = proposals(trained, rows, queries, min(RECALL_AT * max(reranks), len(rows)))
-    right = np.take_along_axis(exact, found, axis=1) >= least[:, None]
-    counts = {n: right[:, : RECALL_AT * n].sum(axis=1) for n in reranks}
-    return {n: float(np.minimum(c, RECALL_AT).mean() / RECALL_AT) for n, c in counts.items()}
-
-
-def _pilot_rows(archive: Archive, seed: int) -> Float32:
-    """Return vectors (n, D) of runs of rows that start anywhere: few pieces of the archive."""
-    live = [archive.live_rows(segment.ordinal) for segment in archive.segments]
-    ends = np.cumsum([len(rows) for rows in live])
-    starts = np.arange(0, ends[-1], _RUN_ROWS)
-    count = min(PILOT_ROWS // _RUN_ROWS, len(starts))
-    runs = []
-    for start in np.sort(np.random.default_rng(seed).choice(starts, count, replace=False)).tolist():
-        segment = int(np.searchsorted(ends, start, side="right"))
-        first = start - int(ends[segment] - len(live[segment]))
-        runs.append(live[segment][first : first + _RUN_ROWS])
-    rows = archive.read(np.concatenate(runs), ["embedding"])["embedding"]
-    return np.asarray(rows, dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

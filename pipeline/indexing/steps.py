@@ -2,8 +2,9 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import ray
 
 from pipeline.analysis.samples import uniform_rows
 from pipeline.indexing.build import ShardBuilder, ShardJob
-from pipeline.indexing.plan import FLAT_ROWS, IndexPlan, Piece, Segments
-from pipeline.indexing.recall import RECALL_AT, RecallProbe, measured_recall
+from pipeline.indexing.pilot import piloted, with_estimate
+from pipeline.indexing.plan import FLAT_ROWS, IndexPlan, Piece, Segments, plan_index
+from pipeline.indexing.recall import RecallProbe, measured_recall
 from pipeline.indexing.spec import IndexSpec
 from pipeline.indexing.update import growth_advice, list_health, mean_fit
 from pipeline.runtime.tasks import run_tasks
@@ -32,7 +34,8 @@ from storage.index.manifest import (
     unsealed,
     write_manifest,
 )
-from storage.index.quantizer import set_threads, train
+from storage.index.pilot import RECALL_AT, RERANKS, Estimate
+from storage.index.quantizer import ShardParameters, set_threads, train
 from storage.index.ranking import Float32, Int64
 from storage.location import Location
 from storage.progress import Progress, ProgressSink
@@ -40,6 +43,8 @@ from storage.values import json_digest
 
 logger = logging.getLogger(__name__)
 
+Recall = Mapping[int, Mapping[int, float]]
+"""Recall@10 by the candidates per hit and nprobe."""
 RECALL_QUERIES = 100
 
 
@@ -59,6 +64,26 @@ def draw_sample(archive: Archive, plan: IndexPlan, seed: int) -> tuple[Float32, 
     """Return a uniform sample of the live rows: vectors (n, D) and row ids (n,)."""
     rows = uniform_rows(archive, plan.sample_rows, seed)
     return archive.read(rows, ["embedding"])["embedding"].astype(np.float32), rows
+
+
+def plans_of(archive: Archive, spec: IndexSpec) -> Callable[[ShardParameters | None], IndexPlan]:
+    """Return a function that plans an index of an archive, with a kind and sizes or without."""
+    sizes = archive.spec.dimension, len(archive.spec.classes)
+    return partial(plan_index, spec, *sizes, segment_extents(archive))
+
+
+def plan_once(index: Location, version: str, archive: Archive, spec: IndexSpec) -> IndexPlan:
+    """Return the plan of a version; an interrupted build goes on with the kind that it chose."""
+    receipt, plans = index / version / "plan.json", plans_of(archive, spec)
+    try:
+        values = unsealed("plan", receipt.read())
+        chosen = ShardParameters(**values["parameters"])
+        return with_estimate(plans(chosen), Estimate(**{**values, "parameters": chosen}))
+    except (NotFoundError, ValueError, KeyError, TypeError):
+        plan = piloted(archive, spec, plans)
+    if plan.estimate:
+        receipt.write(sealed("plan", asdict(plan.estimate)))
+    return plan
 
 
 def train_lists(
@@ -105,18 +130,20 @@ def measure_recall(
     sample: Float32,
     own_rows: Int64,
     progress: ProgressSink,
-) -> dict[int, float]:
-    """Return recall@10 by nprobe, measured with rows of the sample as queries.
+) -> Recall:
+    """Return recall@10, measured with rows of the sample as queries.
 
     Where probing every list is exact, its recall is 1 and not measured.
     """
     nlist = plan.parameters.nlist
     if plan.parameters.kind == "flat":
-        return {1: 1.0}
+        return {1: {1: 1.0}}
+    reranks = RERANKS if plan.rerank > 1 else (1,)
     exact = not plan.parameters.lossy or plan.rerank > 1
-    grid = tuple(2**i for i in range(nlist.bit_length()) if 2**i <= max(nlist // 4, 1))
+    steps = sorted({2**i for i in range(31)} | {3 * 2**i for i in range(30)})
+    grid = tuple(nprobe for nprobe in steps if nprobe <= max(nlist // 4, 1))
     chosen = np.unique(np.linspace(0, len(sample) - 1, RECALL_QUERIES).astype(np.int64))
-    depth = RECALL_AT * plan.rerank + 1
+    depth = RECALL_AT * max(reranks) + 1
     probe = RecallProbe(
         index=builder.index,
         archive=builder.archive,
@@ -134,20 +161,32 @@ def measure_recall(
         cpus=builder.threads,
         progress=progress,
     )
-    rescored = depth if plan.rerank > 1 else depth * len(shards)
-    recall = measured_recall(parts, own_rows[chosen], rescored)
-    return recall | {nlist: 1.0} if exact else recall
+    everywhere = {nlist: 1.0} if exact else {}
+    return {
+        rerank: everywhere
+        | measured_recall(
+            parts,
+            own_rows[chosen],
+            RECALL_AT * rerank + 1 if plan.rerank > 1 else depth * len(shards),
+        )
+        for rerank in reranks
+    }
 
 
-def tuned_nprobe(recall: Mapping[int, float], target: float) -> int:
-    """Return the least nprobe that reaches the recall, or the largest measured nprobe.
+def tuned(recall: Recall, plan: IndexPlan, target: float) -> tuple[int, int]:
+    """Return the nprobe and the candidates per hit that reach a recall at the least cost.
 
-    Examples
-    --------
-    >>> tuned_nprobe({1: 0.6, 2: 0.96, 4: 1.0}, 0.95)
-    2
+    Where none do, those with the highest recall.
     """
-    return next((nprobe for nprobe in sorted(recall) if recall[nprobe] >= target), max(recall))
+    least = {
+        (next((n for n in sorted(found) if found[n] >= target), max(found)), rerank): found
+        for rerank, found in recall.items()
+    }
+    enough = [pair for pair, found in least.items() if found[pair[0]] >= target]
+    if not enough:
+        return max(least, key=lambda pair: least[pair][pair[0]])
+    estimate = plan.estimate
+    return min(enough, key=lambda pair: estimate.query_us(plan.rows, *pair) if estimate else pair)
 
 
 def first_manifest(
@@ -157,7 +196,7 @@ def first_manifest(
     builder: ShardBuilder,
     digest: str,
     shards: Sequence[ShardEntry],
-    recall: Mapping[int, float],
+    recalls: Recall,
 ) -> IndexManifest:
     """Return the manifest of a new build."""
     files = VerifiedFiles(builder.index)
@@ -166,7 +205,8 @@ def first_manifest(
         logger.warning(
             "%s of %s lists are empty; ask for fewer lists", empty, plan.parameters.nlist
         )
-    nprobe = tuned_nprobe(recall, spec.recall)
+    nprobe, rerank = tuned(recalls, plan, spec.recall)
+    recall = recalls[rerank]
     return IndexManifest(
         version=builder.version,
         digest=digest,
@@ -181,7 +221,7 @@ def first_manifest(
         predicted_bytes=plan.predicted_bytes,
         measured_bytes=sum(shard.memory_bytes for shard in shards),
         nprobe=nprobe,
-        rerank=plan.rerank,
+        rerank=rerank,
         recall={str(nprobe): value for nprobe, value in recall.items()},
         recall_version=builder.version,
         fit=mean_fit([shard.fit for shard in shards], [shard.rows for shard in shards]),

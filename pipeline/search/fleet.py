@@ -45,14 +45,20 @@ class Placement:
     replicas: int
 
     def holders(self, shard: int) -> list[int]:
-        """Return the actors that hold the shard with this number.
+        """Return the actors that hold the shard with this number, the first choice first.
+
+        Where each actor holds every shard, the first choice is the same for all shards, so that one
+        message asks for all of them.
 
         Examples
         --------
         >>> Placement(actors=3, replicas=2).holders(2)
         [2, 0]
+        >>> Placement(actors=2, replicas=2).holders(1)
+        [0, 1]
         """
-        return [(shard + copy) % self.actors for copy in range(self.replicas)]
+        first = shard if self.actors > self.replicas else 0
+        return [(first + copy) % self.actors for copy in range(self.replicas)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,7 +269,7 @@ class ActorPool:
         neighbours = -(-placement.actors // len(nodes))
         threads = max(int(node["Resources"].get("CPU", 1)) // neighbours, 1)
         groups = {
-            name: shard % placement.actors
+            name: placement.holders(shard)[0]
             for name, shard in self._shards.items()
             if number in placement.holders(shard)
         }

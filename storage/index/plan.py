@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 EVERY_LIST = 2**31
 """An ``nprobe`` that is always exhaustive."""
 _SPARE = 2
+_LEAST_RESCORED = 10  # candidates per hit are measured at ten hits; one hit needs as many in all
 CANDIDATES_AT_ONCE = 4_000_000
 """Most candidates of the queries of one pass."""
 _NEARLY_ALL_ROWS = 0.8  # above this share of selected rows, hardly any list is without one
@@ -205,7 +206,8 @@ def plan_pass(
     reranks = any(group.reranks for group, _ in selections)
     rows = sum(group.shards[number].rows for group, s in selections for number in s.shards)
     # One more than are rescored shows which score is the first to be left out.
-    candidates = max(k * plan.rerank + 1 if reranks else 0, k + _SPARE)
+    rescored = max(k, _LEAST_RESCORED) * plan.rerank if reranks else 0
+    candidates = max(rescored + 1, k + _SPARE)
     values = max(candidates * len(selections), min(nprobe, nlist))
     at_once = max(CANDIDATES_AT_ONCE // values, 1)
     lists, held = nlist, sum(group.rows for group, _ in selections)
@@ -229,7 +231,7 @@ def plan_pass(
         lists=lists,
         nlist=nlist,
         candidates=candidates,
-        rescored=k * plan.rerank if reranks else 0,
+        rescored=rescored,
         queries=at_once,
     )
 

@@ -157,7 +157,7 @@ def train(sample: Float32, parameters: ShardParameters) -> Bytes:
             f"index kind {p.kind} with {p.nlist} lists needs at least {least} "
             f"rows to train on, got {len(sample)}; choose fewer lists, or kind flat"
         )
-    centres = _trained_centres(sample, p)
+    centres = trained_centres(sample, p)
     rotation = _rotation(sample, centres, p) if p.rotated else None
     inner = _empty_index(p)
     inner.quantizer.add(_rounded(centres if rotation is None else centres @ rotation.T, _CENTRE))
@@ -166,7 +166,7 @@ def train(sample: Float32, parameters: ShardParameters) -> Bytes:
     return np.asarray(faiss.serialize_index(whole))
 
 
-def _trained_centres(sample: Float32, p: ShardParameters) -> Float32:
+def trained_centres(sample: Float32, p: ShardParameters) -> Float32:
     """Return the centres (nlist, D) of the lists; one list has its centre at 0."""
     if p.nlist == 1:
         return np.zeros((1, p.dimension), dtype=np.float32)
@@ -364,14 +364,6 @@ def quantization_error(trained: Bytes, vectors: Float32) -> QuantizationError:
         distance=1 - float(similarity.mean()),
         distortion=float(np.square(stored - vectors).sum(axis=1).mean()),
     )
-
-
-def proposals(trained: Bytes, rows: Float32, queries: Float32, depth: int) -> Int64:
-    """Return the rows (Q, depth) that a shard of ``rows`` (n, D) ranks best, every list probed."""
-    index = loaded(trained)
-    index.whole.add(np.ascontiguousarray(rows))
-    index.lists.nprobe = index.lists.nlist
-    return np.asarray(index.whole.search(np.ascontiguousarray(queries), depth)[1])
 
 
 class CodeDecoder:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pipeline.indexing.plan import IndexPlan
     from pipeline.indexing.spec import IndexSpec
     from storage.index.manifest import IndexManifest
+    from storage.index.pilot import Estimate
+    from storage.index.quantizer import ShardParameters
 
 
 @click.group()
@@ -89,7 +91,7 @@ def _prediction(plan: "IndexPlan", spec: "IndexSpec") -> dict[str, Any]:
     p, expected = plan.parameters, min(spec.recall, plan.recall_ceiling)
     return {
         "rows": plan.rows,
-        "kind": p.kind + (f", {p.bits} bits" if p.kind == "ivf_rabitq" else ""),
+        "kind": f"{p.kind} ({_reason(plan, spec)})",
         "bytes per row": round(plan.predicted_bytes / plan.rows, 1),
         "of which the vector": p.code_bytes,
         "lists": p.nlist,
@@ -100,7 +102,31 @@ def _prediction(plan: "IndexPlan", spec: "IndexSpec") -> dict[str, Any]:
         "rescored per result": plan.rerank,
         "rows to train on": plan.sample_rows,
         "memory of a builder": size(plan.builder_bytes),
+        **({"kinds measured": len(plan.estimates)} if plan.estimates else {}),
+        **{f"  {_name(e.parameters)}": _figures(e, plan.rows) for e in plan.estimates},
     }
+
+
+def _reason(plan: "IndexPlan", spec: "IndexSpec") -> str:
+    if spec.kind != "auto":
+        return "as asked for"
+    if not plan.estimates:
+        return "the most exact that fits"
+    if plan.recall_ceiling < spec.recall:
+        return "the highest recall of the kinds that fit"
+    return "the fastest of the kinds that fit and reach the recall"
+
+
+def _name(p: "ShardParameters") -> str:
+    """Return a kind with the size of its codes."""
+    return f"{p.kind}, {p.code_bytes} bytes"
+
+
+def _figures(estimate: "Estimate", rows: int) -> str:
+    return (
+        f"recall@10 {estimate.recall:.3f}, {estimate.query_us(rows):.0f} µs a query and core, "
+        f"{estimate.build_s:.0f} s of one core to build"
+    )
 
 
 def _show(run: Run, target: Location, manifest: "IndexManifest") -> None:

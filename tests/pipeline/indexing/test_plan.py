@@ -10,11 +10,13 @@ import pytest
 
 from benchmarks.vectors import make_archive
 from pipeline.indexing.driver import build_index, plan_build
+from pipeline.indexing.pilot import fastest
 from pipeline.indexing.plan import predicted_bytes
-from pipeline.indexing.recall import estimate_recall
 from pipeline.indexing.spec import IndexSpec
 from pipeline.search.searcher import Searcher
 from storage.errors import ConfigError
+from storage.index.kinds import Kind
+from storage.index.pilot import Estimate, Pilot
 from storage.index.quantizer import ShardParameters, set_threads
 from tests.support.shard_world import make_rows
 
@@ -85,15 +87,14 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_budget_is_never_exceeded_and_decides_what_is_stored(archive: str, tmp_path: Path):
     """From any memory to almost too little: counted bytes and those of a fresh process."""
-    kinds = []
-    for per_row in (160, 118, 105, 96):
+    codes = []
+    for per_row in (160, 105, 96, 84):
         budget, index = per_row * ROWS, str(tmp_path / str(per_row))
         manifest = build_index(archive, index, IndexSpec(memory_bytes=budget, nlist=32))
         assert manifest.measured_bytes <= manifest.predicted_bytes <= budget
         assert manifest.recall[str(manifest.nprobe)] >= 0.95 or manifest.advice
-        kinds.append((manifest.parameters.kind, manifest.parameters.code_bytes))
-    assert [code for _, code in kinds] == sorted((code for _, code in kinds), reverse=True)
-    assert [kind for kind, _ in kinds] == ["ivf_flat", "ivf_sq8", "ivf_rabitq", "ivf_opq"]
+        codes.append(manifest.parameters.code_bytes)
+    assert codes[0] > codes[-1]
     with pytest.raises(ConfigError, match="more than the 1680000 allowed"):
         plan_build(archive, IndexSpec(memory_bytes=70 * ROWS))
 
@@ -145,20 +146,60 @@ def test_a_builder_stays_below_its_stated_memory(large: str, tmp_path: Path):
         plan_build(large, IndexSpec(kind="ivf_sq8", shards=1, builder_memory_bytes=limit))
 
 
-def test_the_pilot_ranks_kinds_as_they_are(archive: str):
+KINDS_AND_SIZES: tuple[tuple[Kind, int], ...] = (
+    ("ivf_flat", 0),
+    ("ivf_sq8", 0),
+    ("ivf_opq", 8),
+    ("ivf_opq", 4),
+    ("ivf_pq4", 4),
+    ("ivf_rabitq", 4),
+)
+
+
+def estimate(kind: Kind, recall: float, row_us: float) -> Estimate:
+    parameters = ShardParameters(kind=kind, dimension=16, nlist=64, pq_bytes=8)
+    return Estimate(
+        parameters=parameters,
+        rerank=2,
+        recall=recall,
+        centres_us=1.0,
+        row_us=row_us,
+        candidate_us=0.1,
+        build_s=1.0,
+    )
+
+
+def test_the_fastest_kind_that_reaches_the_recall_is_built():
+    exact, close = estimate("ivf_flat", 1, 0.5), estimate("ivf_sq8", 0.99, 0.45)
+    quick, poor = estimate("ivf_pq4", 0.98, 0.1), estimate("ivf_rabitq", 0.9, 0.01)
+    among = [exact, close, poor, quick]
+    assert fastest(among, 0.97, 10**6) is quick
+    assert fastest(among, 0.985, 10**6) is exact  # nearly as fast as the other, and more exact
+    assert fastest([close, poor], 0.995, 10**6) is close
+
+
+def test_the_pilot_ranks_kinds_as_they_are():
     set_threads(1)
     rows = make_rows(4000, 16, 3)["embedding"].astype(np.float32)
+    pilot = Pilot(rows, 4_000_000)
     found = {
-        (kind, size): estimate_recall(
-            rows, ShardParameters(kind=kind, dimension=16, pq_bytes=size, bits=size), (1, 4, 16)
+        (kind, size, rerank): pilot.estimate(
+            ShardParameters(kind=kind, dimension=16, nlist=64, pq_bytes=size, bits=size),
+            0.97,
+            4000,
+            rerank=rerank,
         )
-        for kind, size in (("ivf_sq8", 0), ("ivf_opq", 8), ("ivf_opq", 4), ("ivf_rabitq", 4))
+        for kind, size in KINDS_AND_SIZES
+        for rerank in (False, True)
     }
-    assert found["ivf_sq8", 0][1] > 0.9
-    assert found["ivf_opq", 8][1] > found["ivf_opq", 4][1]
-    for recall in found.values():
-        assert recall[1] <= recall[4] <= recall[16] <= 1
-        assert recall[16] > 0.9
+    plain = {key[:2]: estimate.recall for key, estimate in found.items() if not key[2]}
+    assert plain["ivf_flat", 0] == 1 >= plain["ivf_sq8", 0] > 0.9
+    assert plain["ivf_sq8", 0] > plain["ivf_opq", 8] > plain["ivf_opq", 4]
+    for (kind, size, rerank), estimate in found.items():
+        assert estimate.rerank == 1 or rerank
+        assert estimate.recall >= (0.97 if rerank else plain[kind, size])
+        assert estimate.build_s > 0
+        assert estimate.query_us(8_000_000) > estimate.query_us(4_000_000) > estimate.candidate_us
 
 
 def test_columns_of_labels_count_too():

@@ -116,7 +116,7 @@ def test_lossy_shards_with_exact_vectors_rescore_and_scan_when_every_list_is_wan
 ):
     shards = shard_set(rows, "ivf_sq8", exact=True)
     tuned = shards.explain(plan_of(shards, rerank=4))
-    assert (tuned.candidates, tuned.rescored) == (21, 20)
+    assert (tuned.candidates, tuned.rescored) == (41, 40)
     assert shards.explain(plan_of(shards, nprobe=32, rerank=4)).nprobe == 0
 
 
