@@ -96,7 +96,7 @@ def make_archive(
     Scenes of 64 x 64 tiles lie between 51 degrees south and north, each place seen on 8 days of
     three years; the places of one segment are neighbours. A million rows take about 5 seconds.
     """
-    uri = str(folder / f"archive-{rows}-{dimension}-{seed}")
+    uri = str(folder / f"archive-{rows}-{dimension}-{clusters}-{seed}")
     if not Archive.exists(uri):
         spec = ArchiveSpec(
             encoder_fingerprint="be" * 32,
