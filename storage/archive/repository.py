@@ -30,9 +30,11 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, Runti
 """What Zarr, its codecs and JSON raise for damaged content."""
 _BRANCH_FILE = f"refs/branch.{BRANCH}/ref.json"
 _DAMAGE = re.compile(
-    r"I/O error|annot read|Invalid Icechunk|invalid magic|(not |be )found|ref json|equested range"
+    r"annot read|Invalid Icechunk|invalid magic|(not |be )found|ref json|equested range"
 )
 """Reasons of Icechunk that a file is damaged or gone; the others are of the store."""
+_BROKEN_OFF = "I/O error"
+"""Icechunk's reason for a damaged file, and for a store that broke off its answer."""
 _DELETED = "ref.json.deleted"
 _SNAPSHOTS_NAMED = 5
 _MAKING_PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -267,10 +269,11 @@ def translate_errors(
         raise
     except kinds as error:
         reason = store_reason(error) or type(error).__name__
-        if isinstance(error, UNREADABLE) or (not change and _DAMAGE.search(reason)):
+        part = reading or "a file"
+        damaged = _DAMAGE.search(reason) or (_BROKEN_OFF in reason and place.is_local)
+        if isinstance(error, UNREADABLE) or (not change and damaged):
             raise CorruptIndexError(
-                f"archive {place}: {reading or 'a file'} is damaged ({reason}); "
-                f"{remedy or _way_back(place)}"
+                f"archive {place}: {part} is damaged ({reason}); {remedy or _way_back(place)}"
             ) from error
         if change:
             reason = " ".join(str(error).split("`->")[-1].split())[:200]
@@ -278,10 +281,13 @@ def translate_errors(
                 f"archive {place}: {change} was refused: {reason}; "
                 "`skysift archive snapshots` shows how it stands, then repeat"
             ) from error
-        raise SkysiftError(
+        problem = (
             f"archive {place}: its store failed: {reason}; check the endpoint, the "
             "bucket, the credentials and the disk, then repeat: what was committed is kept"
-        ) from error
+        )
+        if _BROKEN_OFF in reason:
+            problem += f"; if it fails again, {part} is damaged: {remedy or _way_back(place)}"
+        raise SkysiftError(problem) from error
 
 
 def store_reason(error: Exception) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import icechunk
 import numpy as np
 import pytest
 
@@ -14,8 +15,10 @@ from storage.archive.audit import unsealed_segments, verify
 from storage.archive.ledger import Ledger, LedgerEntry, Segment, fold_page, page_bytes
 from storage.archive.maintenance import create_tag, delete_tag, list_tags, mend, rollback
 from storage.archive.reader import Archive
+from storage.archive.repository import translate_errors
 from storage.archive.writer import ArchiveWriter
 from storage.errors import CorruptIndexError, NotFoundError, SkysiftError
+from storage.location import Location
 from tests.support.archive_world import add_scenes, create_archive
 
 ROWS = {"a": 40, "b": 30}
@@ -239,3 +242,16 @@ def _flip_embedding_of(uri: str, ordinal: int) -> Path:
 
 def _first_named(error: Exception) -> str:
     return str(error).partition("can be read: ")[2].partition(",")[0].partition(";")[0]
+
+
+def test_a_remote_store_that_breaks_off_is_not_called_damage():
+    """Icechunk says the same of a damaged file and of an answer that was cut off."""
+    error = icechunk.IcechunkError("  x I/O error\n  | context:")
+    for place, kind in (("/archive", CorruptIndexError), ("s3://bucket/archive", SkysiftError)):
+        with (
+            pytest.raises(SkysiftError) as raised,
+            translate_errors(Location(place), remedy="run X"),
+        ):
+            raise error
+        assert type(raised.value) is kind
+        assert str(raised.value).endswith("is damaged: run X" if kind is SkysiftError else "run X")
