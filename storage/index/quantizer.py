@@ -43,7 +43,7 @@ import numpy.typing as npt
 from storage.errors import ConfigError, CorruptIndexError
 from storage.index.gpu import accelerated
 from storage.index.kinds import ESTIMATING, PQ_BITS, Kind
-from storage.index.ranking import Float32, Floats, Int64, canonical
+from storage.index.ranking import Float32, Floats, Int64, canonical, widened
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -399,12 +399,8 @@ class CodeDecoder:
         first = int(addresses.min())
         if not first:
             raise CorruptIndexError("a shard lacks rows; run `skysift index verify`")
-        span = int(addresses.max()) - first + width
-        memory: Any = (ctypes.c_char * span).from_address(first)
         self._decoder = lists.sq
-        # A view over the memory from the first to the last code, with one overlapping element for
-        # every byte at which a code may start: codes are gathered by one index operation.
-        self._codes = np.ndarray((span - width + 1,), f"V{width}", memory, strides=(1,))
+        self._codes = _codes_between(first, int(addresses.max()) + width, width)
         self._offsets = np.subtract(addresses, first, out=addresses)
 
     def __getitem__(self, positions: Int64) -> Float32:
@@ -413,8 +409,46 @@ class CodeDecoder:
             vectors: Float32 = self._lists.reconstruct_batch(positions)
             return vectors
         codes = self._codes[self._offsets[positions]].view(np.uint8)
-        decoded: Float32 = self._decoder.decode(codes.reshape(-1, self._codes.itemsize))
+        codes = codes.reshape(-1, self._codes.itemsize)
+        if self._decoder.qtype == faiss.ScalarQuantizer.QT_fp16:
+            return widened(codes.view(np.float16))
+        decoded: Float32 = self._decoder.decode(codes)
         return decoded
+
+
+class StoredVectors:
+    """The archive's vectors of several shards by position; positions count through the shards.
+
+    Parameters
+    ----------
+    parts
+        The vectors (n, D) float16 of each shard, C-contiguous; usually memory maps.
+    """
+
+    def __init__(self, parts: Sequence[npt.NDArray[np.float16]]) -> None:
+        self._parts = parts  # own the memory that is read
+        self._width = 2 * parts[0].shape[1]
+        addresses = np.array([part.ctypes.data for part in parts])
+        stop = max(address + part.nbytes for address, part in zip(addresses, parts, strict=True))
+        first = int(addresses.min())
+        self._codes = _codes_between(first, int(stop), self._width)
+        self._starts = np.cumsum([0, *map(len, parts)])[:-1]
+        self._offsets = addresses - first - self._starts * self._width
+
+    def __getitem__(self, positions: Int64) -> Float32:
+        """Return the vectors (m, D)."""
+        part = np.searchsorted(self._starts, positions, side="right") - 1
+        codes = self._codes[self._offsets[part] + positions * self._width]
+        return widened(codes.view(np.float16).reshape(len(positions), -1))
+
+
+def _codes_between(first: int, stop: int, width: int) -> npt.NDArray[np.void]:
+    """Return a view over memory with an overlapping element for each byte where a code may start.
+
+    One index operation then gathers codes from all over it.
+    """
+    memory: Any = (ctypes.c_char * (stop - first)).from_address(first)
+    return np.ndarray((stop - first - width + 1,), f"V{width}", memory, strides=(1,))
 
 
 class ShardIndexBuilder:

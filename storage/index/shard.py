@@ -22,8 +22,15 @@ from storage.geometry import Mask
 from storage.index.filter import Filter
 from storage.index.gpu import MOST_RESULTS, gpu_copy
 from storage.index.manifest import shard_number
-from storage.index.quantizer import Bytes, CodeDecoder, joined, loaded, scannable
-from storage.index.ranking import QUANTUM, Float32, Floats, Int64, best_of_shard, widened
+from storage.index.quantizer import (
+    Bytes,
+    CodeDecoder,
+    StoredVectors,
+    joined,
+    loaded,
+    scannable,
+)
+from storage.index.ranking import QUANTUM, Float32, Floats, Int64, best_of_shard
 from storage.index.sidecar import Sidecar
 
 ID_BYTES = 8
@@ -180,14 +187,10 @@ class ShardGroup:
         steps = 1 if self._loaded.rotation is None else 2
         self.margin = 4 * steps * (self.dimension + 8) * QUANTUM
         self._gpu = gpu_copy(self.index) if faiss.get_num_gpus() else None
-        if not self._exact:
-            self._decoder = CodeDecoder(self.index)
+        vectors = [shard.vectors for shard in shards if shard.vectors is not None]
+        self._vectors = StoredVectors(vectors) if self._exact else CodeDecoder(self.index)
         self._selections: OrderedDict[tuple[Filter, frozenset[str]], RowMask] = OrderedDict()
         self._lock = threading.Lock()
-
-    def numbers_of(self, positions: Int64) -> Int64:
-        """Return the number of the shard that holds each row."""
-        return np.searchsorted(self._starts, positions, side="right") - 1
 
     def split(self, positions: Int64) -> list[tuple[int, Int64]]:
         """Split ascending positions by shard: number of the shard and its positions."""
@@ -196,17 +199,10 @@ class ShardGroup:
 
     def decode(self, positions: Int64) -> Floats:
         """Return the canonical vectors (m, D) of rows: the archive's, or their approximations."""
-        if not self._exact:
-            stored = self._decoder[positions]
-            return self._loaded.canonical(stored) if self.lossy else stored
-        if len(self.shards) == 1:
-            return _taken(self.shards[0], positions)
-        vectors = np.empty((len(positions), self.dimension), dtype=np.float32)
-        number = self.numbers_of(positions)
-        for i in np.unique(number).tolist():
-            members = np.flatnonzero(number == i)
-            vectors[members] = _taken(self.shards[i], positions[members] - self._starts[i])
-        return vectors
+        stored = self._vectors[positions]
+        if self.lossy and not self._exact:
+            return self._loaded.canonical(stored)
+        return stored
 
     def select(self, where: Filter, names: Collection[str]) -> RowMask:
         """Return the live rows of the named shards that match a filter; recent masks are cached.
@@ -320,8 +316,3 @@ def _search_parameters(probes: Probes, selection: RowMask) -> Any:
     parameters.nprobe = probes.lists.shape[1]
     parameters.sel = selection.selector  # kept alive by the caller's selection
     return parameters
-
-
-def _taken(shard: Shard, positions: Int64) -> Float32:
-    assert shard.vectors is not None
-    return widened(shard.vectors.take(positions, axis=0))
