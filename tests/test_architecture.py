@@ -35,7 +35,7 @@ HOMES = {
         *within("pipeline/analysis", "drift landcover statistics"),
         *within("pipeline/composite", "driver stack"),
     ),
-    "faiss": within("storage/index", "gpu quantizer shard"),
+    "faiss": within("storage/index", "gpu pilot quantizer shard"),
     "fastapi": within("workflows/service", "app deploy errors guard negotiation uploads"),
     "fsspec": ("storage/location.py",),
     "geopandas": (),  # for tests and notebooks

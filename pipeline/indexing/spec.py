@@ -15,7 +15,8 @@ class IndexSpec:
     Attributes
     ----------
     kind
-        How vectors are stored; ``auto`` is the most exact kind that fits ``memory_bytes``.
+        How vectors are stored; ``auto`` is the fastest kind that fits ``memory_bytes`` and reaches
+        ``recall``, as a pilot on some of the rows finds.
     shards
         Number of shards; by default one for every ``rows_per_shard`` rows.
     rows_per_shard
