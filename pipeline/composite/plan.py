@@ -11,7 +11,7 @@ from pipeline.analysis.periods import PERIODS, PeriodKind, period_of
 from pipeline.composite.spec import CompositeSpec
 from pipeline.composite.stack import Placed, place
 from pipeline.tiles.grid import grid_crs, pixels_for_scene, window_of_bbox
-from pipeline.tiles.read import read_each
+from pipeline.tiles.read import local_revision, read_each
 from pipeline.tiles.spec import GridSpec
 from storage.catalog.read import read_scenes
 from storage.catalog.stac_write import FINGERPRINT, is_sound, written_items
@@ -177,7 +177,11 @@ def _composite(
     label, start, end = period_of(placed[0].scene.datetime, spec.period)
     area = json_digest([asdict(pixels), asdict(clip) if clip else None, spec.bands])[:16]
     days = len({source.day for source in placed})
-    sources = [(source.scene.id, source.scene.fingerprint) for source in placed]
+    scenes = [source.scene for source in placed]
+    # A composite of remote scenes keeps the fingerprint that it had before files were compared.
+    sources = [
+        [scene.id, scene.fingerprint, *filter(None, [local_revision(scene)])] for scene in scenes
+    ]
     return Composite(
         id=f"{spec.name}-{label}-{area[:6]}",
         start=start,

@@ -164,6 +164,19 @@ def test_only_periods_with_other_sources_are_made_again(series: Series):
     assert {key for key in after if after[key] != before[key]} == {first.made[1]}
 
 
+def test_replaced_pixels_behind_an_unchanged_item_make_their_composite_again(series: Series):
+    first = make_composites(plan_composites(spec_of(series)))
+    file, items = series.folder / "e_10m.tif", sorted(series.folder.glob("*.json"))
+    before = [item.read_bytes() for item in items]
+    with rasterio.open(file, "r+") as dataset:
+        dataset.write(dataset.read() + 1)
+    plan = plan_composites(spec_of(series))
+    assert [item.read_bytes() for item in items] == before
+    assert [one.id for one in plan.todo] == [first.made[1]]
+    assert make_composites(plan).made == (first.made[1],)
+    assert plan_composites(spec_of(series)).todo == ()
+
+
 def test_a_second_process_is_refused_while_one_makes_composites(series: Series):
     spec = spec_of(series)
     plan = plan_composites(spec)
