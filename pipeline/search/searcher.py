@@ -8,7 +8,7 @@ snapshot of the answer and the share of the shards that answered.
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from storage.archive.reader import Archive
 
 _RECOVERY_POLL_S = 0.1
+_CACHED_PLANS = 64
 FIRST_DEPTH = 64
 """Hits of a query in the first round of a search by score."""
 _DEEPER, _HITS_AT_ONCE = 8, 200_000
@@ -56,6 +57,7 @@ class Searcher:
         self.manifest = manifest
         self._backend = backend
         self._recovery_s = recovery_s
+        self._plan = lru_cache(_CACHED_PLANS)(partial(plan_search, manifest))
 
     @classmethod
     def connect(
@@ -154,7 +156,7 @@ class Searcher:
             A shard did not answer, and a complete answer is required.
         """
         queries = canonical_queries(vectors, self.manifest.parameters.dimension)
-        plan = plan_search(self.manifest, k, where, nprobe)
+        plan = self._plan(k, where, nprobe)
         return self._execute(plan, queries, require_complete)
 
     def search_above(
@@ -202,7 +204,7 @@ class Searcher:
         parts: list[tuple[Int64, Hits]] = []
         truncated: list[int] = []
         while len(pending):
-            plan = plan_search(self.manifest, depth, where, nprobe)
+            plan = self._plan(depth, where, nprobe)
             step, deeper = max(_HITS_AT_ONCE // depth, 1), []
             for start in range(0, len(pending), step):
                 block = pending[start : start + step]
@@ -295,7 +297,7 @@ class Searcher:
         SearchUnavailableError
             A shard did not answer.
         """
-        plan = plan_search(self.manifest, k, where, nprobe)
+        plan = self._plan(k, where, nprobe)
         return replace(plan, passes=tuple(self._gather("explain", plan).answers))
 
     def find(self, where: Filter, limit: int = 1000) -> pa.Table:
@@ -317,7 +319,7 @@ class Searcher:
 
         They are the archive's vectors, except in a lossy index without exact vectors.
         """
-        plan = plan_search(self.manifest, max(min(limit, self.manifest.rows), 1), where)
+        plan = self._plan(max(min(limit, self.manifest.rows), 1), where)
         gathered = self._gather("find", plan, vectors)
         columns = join_rows(gathered.answers, len(self.manifest.classes))
         table = hit_table(columns, self.manifest.classes)

@@ -380,10 +380,14 @@ class ShardSet:
 
     def _archive_rows(self, numbers: Int64) -> Int64:
         """Return the archive rows of rows (Q, k); -1 stays."""
-        rows = np.empty(numbers.size, dtype=np.int64)
-        for group, at, positions in self._split(np.maximum(numbers, 0).ravel()):
-            rows[at] = group.sidecar.row.take(positions)
-        return np.where(numbers < 0, -1, rows.reshape(numbers.shape))
+        present = np.maximum(numbers, 0)
+        if len(self._groups) == 1:
+            rows = self._groups[0].sidecar.row.take(present)
+        else:
+            rows = np.empty(numbers.shape, dtype=np.int64)
+            for group, at, positions in self._split(present.ravel()):
+                rows.ravel()[at] = group.sidecar.row.take(positions)
+        return np.where(numbers < 0, -1, rows)
 
     def _places(self, numbers: Int64) -> Int64:
         """Return the places of rows (Q, k) in their shards; -1 stays."""

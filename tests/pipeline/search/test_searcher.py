@@ -138,7 +138,8 @@ def search_until_all_are_up(searcher: Searcher) -> ActorPool:
     assert isinstance(pool, ActorPool)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        searcher.search(queries(1), 3)
+        for _ in range(pool.placement.replicas):  # requests take turns
+            searcher.search(queries(1), 3)
         if not pool._down:
             break
         time.sleep(0.2)
