@@ -25,7 +25,7 @@ _EVERYTHING = Filter()
 EVERY_LIST = 2**31
 """An ``nprobe`` that is always exhaustive."""
 _SPARE = 2
-_LEAST_RESCORED = 10  # candidates per hit are measured at ten hits; one hit needs as many in all
+_MEASURED_HITS = 10  # for which the candidates per hit are measured
 CANDIDATES_AT_ONCE = 4_000_000
 """Most candidates of the queries of one pass."""
 _NEARLY_ALL_ROWS = 0.8  # above this share of selected rows, hardly any list is without one
@@ -95,7 +95,8 @@ class SearchPlan:
         Lists to probe as requested or tuned, and widened by the share of rows that lie in other
         shards. A search node widens further for the rows that the filter leaves out.
     rerank
-        Candidates per hit that lossy shards rescore with exact vectors.
+        Candidates per hit that lossy shards rescore with exact vectors; see
+        :func:`candidates_for`.
     passes
         The plan of each search node; empty except in :meth:`Searcher.explain`.
 
@@ -207,7 +208,7 @@ def plan_pass(
     reranks = any(group.reranks for group, _ in selections)
     rows = sum(group.shards[number].rows for group, s in selections for number in s.shards)
     # One more than are rescored shows which score is the first to be left out.
-    rescored = max(k, _LEAST_RESCORED) * plan.rerank if reranks else 0
+    rescored = candidates_for(k, plan.rerank) if reranks else 0
     candidates = max(rescored + 1, k + _SPARE)
     values = max(candidates * len(selections), min(nprobe, nlist))
     at_once = max(CANDIDATES_AT_ONCE // values, 1)
@@ -235,6 +236,22 @@ def plan_pass(
         rescored=rescored,
         queries=at_once,
     )
+
+
+def candidates_for(k: int, rerank: int) -> int:
+    """Return the candidates to rescore for k hits.
+
+    ``rerank`` candidates per hit are enough for ten hits; one hit needs as many in all, and more
+    hits need fewer each, since the rows around the last one lie ever closer to it in rank.
+
+    Examples
+    --------
+    >>> [candidates_for(k, 4) for k in (1, 10, 100, 1000, 10_000)]
+    [40, 40, 269, 1949, 15335]
+    """
+    if k <= _MEASURED_HITS:
+        return _MEASURED_HITS * rerank
+    return math.ceil(k * (1 + (rerank - 1) * (_MEASURED_HITS / k) ** 0.25))
 
 
 def lists_with_rows(selections: "Sequence[tuple[ShardGroup, RowMask]]") -> Mask:
