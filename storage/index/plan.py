@@ -251,7 +251,7 @@ def candidates_for(k: int, rerank: int) -> int:
     """
     if k <= _MEASURED_HITS:
         return _MEASURED_HITS * rerank
-    return math.ceil(k * (1 + (rerank - 1) * (_MEASURED_HITS / k) ** 0.25))
+    return math.ceil(k * (1 + (rerank - 1) * math.pow(_MEASURED_HITS / k, 0.25)))
 
 
 def lists_with_rows(selections: "Sequence[tuple[ShardGroup, RowMask]]") -> Mask:
