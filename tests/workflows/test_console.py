@@ -329,7 +329,7 @@ def test_no_control_character_reaches_the_terminal(view, capsys):
     logging.getLogger("storage").warning("scene %s is odd", ODD)
     shown = io.StringIO()
     lines = [ODD, *format_pairs({"a": ODD})]
-    settings = {"name": None, "sets": (), "overrides": {}, "as_json": False}
+    settings = {"recipe_name": None, "sets": (), "overrides": {}, "as_json": False}
     Run(**settings, stdout=shown).show({"scene": ODD}, lines)
 
     def fail() -> None:
