@@ -4,9 +4,8 @@ A GPU finds the nearest centres while training and adding, and scans lists in a 
 encoded on the CPU in every case, so stored codes differ only where two centres are equally near
 within float32 rounding. A GPU's scores differ from the CPU's by rounding too;
 :mod:`storage.index.search` allows for the difference by the same margin as on the CPU and scores
-the remaining candidates exactly. GPU indexes ignore ID selectors, have no range search and return
-at most :data:`MOST_RESULTS` results: those searches stay on the CPU, as do kinds that a GPU does
-not have.
+the remaining candidates exactly. GPU indexes ignore ID selectors and return at most
+:data:`MOST_RESULTS` results: those searches stay on the CPU, as do kinds that a GPU does not have.
 """
 
 from typing import Any
