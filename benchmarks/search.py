@@ -167,7 +167,7 @@ class InProcess:
 
     def _tune(self, world: World, truth: Found, factors: Sequence[int]) -> float:
         """Choose the fastest pair of nprobe and candidates per hit; return the recall."""
-        best = (float("inf"), 0, 0, 0.0)
+        best = (float("inf"), _PROBES[-1], factors[-1], 0.0)
         for factor in factors:
             for nprobe in _PROBES:
                 self._set(nprobe, factor)

@@ -74,7 +74,7 @@ class ShardBuilder:
 
     def __call__(self, job: ShardJob) -> ShardEntry:
         """Build a shard, or return the finished shard."""
-        return built_once(self.index, self.version, job, self._build)
+        return built_once(self.index, self.version, self.trained, job, self._build)
 
     def _build(self, job: ShardJob) -> ShardEntry:
         set_threads(self.threads)
@@ -109,14 +109,14 @@ class ShardBuilder:
 
 
 def built_once(
-    index: Location, version: str, job: J, build: Callable[[J], ShardEntry]
+    index: Location, version: str, trained: FileEntry, job: J, build: Callable[[J], ShardEntry]
 ) -> ShardEntry:
-    """Return the finished shard of a job, or build it and write a receipt."""
+    """Return the finished shard of a job and trained quantizers, or build it; write a receipt."""
     receipt = index / version / f"{job.name}.json"
-    plain = json.loads(json.dumps(asdict(job)))
+    made_of = json.loads(json.dumps({"job": asdict(job), "trained": trained.sha256}))
     try:
         values = unsealed("receipt", receipt.read())
-        if values["job"] == plain:
+        if {name: values[name] for name in made_of} == made_of:
             entry, files = shard_entry(values["shard"]), VerifiedFiles(index)
             for file in entry.files:
                 files.open(file)
@@ -124,7 +124,7 @@ def built_once(
     except (NotFoundError, CorruptIndexError, ValueError, KeyError, TypeError):
         pass  # not finished, or damaged since
     entry = build(job)
-    receipt.write(sealed("receipt", {"job": plain, "shard": asdict(entry)}))
+    receipt.write(sealed("receipt", {**made_of, "shard": asdict(entry)}))
     return entry
 
 

@@ -59,7 +59,7 @@ class ShardMerger:
 
     def __call__(self, job: MergeJob) -> ShardEntry:
         """Merge shards, or return the finished shard."""
-        return built_once(self.index, self.version, job, self._merge)
+        return built_once(self.index, self.version, self.trained, job, self._merge)
 
     def _merge(self, job: MergeJob) -> ShardEntry:
         set_threads(1)

@@ -38,8 +38,7 @@ def piloted(
     choose = spec.kind == "auto" and first.rows > FLAT_ROWS
     if first.rows <= _LEAST_ROWS or not (choose or first.parameters.lossy):
         return first
-    # Probing fewer lists loses recall too: half of the allowed loss is left to either cause.
-    target = (1 + spec.recall) / 2
+    target = target_of(spec)
     pilot = Pilot(_pilot_rows(archive, spec.seed), first.rows)
     estimates = tuple(
         pilot.estimate(parameters, target, first.sample_rows, rerank=spec.rerank)
@@ -47,6 +46,14 @@ def piloted(
     )
     best = fastest(estimates, target, first.rows)
     return replace(with_estimate(plan(best.parameters), best), estimates=estimates)
+
+
+def target_of(spec: IndexSpec) -> float:
+    """Return the recall that rescored candidates have to reach with every list probed.
+
+    Probing fewer lists loses recall too: half of the allowed loss is left to either cause.
+    """
+    return (1 + spec.recall) / 2
 
 
 def with_estimate(plan: IndexPlan, estimate: Estimate) -> IndexPlan:

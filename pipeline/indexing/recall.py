@@ -16,12 +16,6 @@ from storage.index.ranking import Float32, Int64, canonical_queries, exact_score
 from storage.index.shard import Shard, ShardGroup
 from storage.location import Location
 
-PILOT_ROWS = 16_384
-_RUN_ROWS = 1024
-_LEAST_ROWS = 256
-_PILOT_QUERIES = 128
-_RERANKS = (4, 16, 64)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardRecall:

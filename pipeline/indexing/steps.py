@@ -90,18 +90,21 @@ def train_lists(
     index: Location, version: str, plan: IndexPlan, sample: Float32, progress: ProgressSink
 ) -> FileEntry:
     """Return the trained quantizers' file, from an interrupted build if there was one."""
-    receipt = index / version / "trained.json"
+    receipt, parameters = index / version / "trained.json", asdict(plan.parameters)
     try:
-        finished = FileEntry(**unsealed("trained", receipt.read()))
-        VerifiedFiles(index).open(finished)
-        return finished
+        values = unsealed("trained", receipt.read())
+        finished = FileEntry(**values["file"])
+        if values["parameters"] == parameters:
+            VerifiedFiles(index).open(finished)
+            return finished
     except (NotFoundError, CorruptIndexError, ValueError, KeyError, TypeError):
-        logger.info("training on %s rows", len(sample))
+        pass  # not trained, or damaged since
+    logger.info("training on %s rows", len(sample))
     progress(Progress(stage="train", done=0, total=1, unit="quantizers"))
     set_threads(threads_for(1))
     trained = train(sample, plan.parameters)
     entry = file_entry(index, f"{version}/trained.faiss", trained)
-    receipt.write(sealed("trained", asdict(entry)))
+    receipt.write(sealed("trained", {"file": asdict(entry), "parameters": parameters}))
     progress(Progress(stage="train", done=1, total=1, unit="quantizers"))
     return entry
 

@@ -68,8 +68,9 @@ class Hits:
         return self.read_columns(self.places[self.rows >= 0])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the fields and the columns: hits travel without the searcher."""
-        return {**self.__dict__, "columns": self.columns, "read_columns": None}
+        """Return the fields with the columns that were read: hits travel without the searcher."""
+        known = _KnownColumns(places=self.places[self.rows >= 0], columns=self.columns)
+        return {**self.__dict__, "read_columns": known}
 
     def to_arrow(self) -> pa.Table:
         """Return one row a hit: query, rank, score, then row, tile_key, scene, west, ... labels."""
@@ -95,6 +96,19 @@ class Hits:
         rows[query, rank] = self.rows[keep]
         places[query, rank] = self.places[keep]
         return replace(self, scores=scores, rows=rows, places=places)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _KnownColumns:
+    """The columns of rows at places (n,), which are read again from memory."""
+
+    places: Int64
+    columns: Columns
+
+    def __call__(self, places: Int64) -> Columns:
+        order = np.argsort(self.places)
+        found = order[np.searchsorted(self.places[order], places)]
+        return {name: values[found] for name, values in self.columns.items()}
 
 
 def together(parts: Sequence[tuple[Int64, Hits]], queries: int) -> Hits:

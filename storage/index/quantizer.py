@@ -42,7 +42,7 @@ import numpy.typing as npt
 
 from storage.errors import ConfigError, CorruptIndexError
 from storage.index.gpu import accelerated
-from storage.index.kinds import ESTIMATING, PQ_BITS, Kind
+from storage.index.kinds import PQ_BITS, Kind
 from storage.index.ranking import Float32, Floats, Int64, canonical, widened
 
 Bytes = npt.NDArray[np.uint8]
@@ -101,11 +101,6 @@ class ShardParameters:
     def parts(self) -> int:
         """Parts of a vector that the product quantizer encodes by themselves."""
         return self.pq_bytes * 8 // PQ_BITS[self.kind]
-
-    @property
-    def estimates(self) -> bool:
-        """Whether scores of stored vectors are estimates that exact vectors have to correct."""
-        return self.kind in ESTIMATING
 
     @property
     def rotated(self) -> bool:

@@ -112,7 +112,9 @@ def _reason(plan: "IndexPlan", spec: "IndexSpec") -> str:
         return "as asked for"
     if not plan.estimates:
         return "the most exact that fits"
-    if plan.recall_ceiling < spec.recall:
+    from pipeline.indexing.pilot import target_of
+
+    if plan.recall_ceiling < target_of(spec):
         return "the highest recall of the kinds that fit"
     return "the fastest of the kinds that fit and reach the recall"
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 
 import pipeline.indexing.driver as driver
 import pipeline.indexing.maintenance as maintenance
-from pipeline.indexing.driver import build_index, compact_index, update_index
+from pipeline.indexing.build import ShardJob, built_once
+from pipeline.indexing.driver import build_index, compact_index, plan_build, update_index
 from pipeline.indexing.maintenance import index_versions, rollback_index, verify_index
 from pipeline.indexing.spec import IndexSpec
+from pipeline.indexing.steps import draw_sample, train_lists
+from storage.archive.reader import Archive
 from storage.errors import ArchiveConflictError, CorruptIndexError
 from storage.index.manifest import (
     IndexManifest,
@@ -24,6 +28,7 @@ from storage.index.manifest import (
 )
 from storage.location import Location
 from storage.locks import exchange
+from storage.progress import ignore
 from tests.support.archive_world import add_scenes, create_archive
 from tests.support.indexing_world import in_this_process  # noqa: F401
 from tests.support.object_store import MotoS3
@@ -185,6 +190,25 @@ def test_a_damaged_receipt_is_not_believed(world: tuple[str, str]):
     Path(index, "CURRENT").unlink()
     (receipt.parent / "manifest.json").unlink()  # as after a kill
     assert [shard.rows for shard in build_index(archive, index, SPEC).shards] == [300, 300]
+
+
+def test_what_was_made_for_another_kind_is_not_continued_with(world: tuple[str, str]):
+    """As where a build is continued after the kind that `auto` chooses has changed."""
+    archive, index = world
+    plans = [plan_build(archive, replace(SPEC, kind=kind)) for kind in ("ivf_sq8", "ivf_flat")]
+    sample, _ = draw_sample(Archive.open(archive), plans[0], 0)
+    sq8, flat, again = (
+        train_lists(Location(index), "1000-00000000", plan, sample, ignore)
+        for plan in (*plans, plans[1])
+    )
+    assert sq8.sha256 != flat.sha256 == again.sha256
+    shard, job = read_manifest(index).shards[0], ShardJob(name="shard-00000", pieces=())
+    built: list[ShardJob] = []
+    for trained in (sq8, flat, flat):
+        built_once(
+            Location(index), "1000-00000000", trained, job, lambda job: built.append(job) or shard
+        )
+    assert len(built) == 2
 
 
 def test_a_sealed_document_is_bound_to_its_bytes():

@@ -17,7 +17,7 @@ from pipeline.search.searcher import Searcher
 from storage.errors import ConfigError
 from storage.index.kinds import Kind
 from storage.index.pilot import Estimate, Pilot
-from storage.index.quantizer import ShardParameters, set_threads
+from storage.index.quantizer import ShardIndexBuilder, ShardParameters, set_threads, train
 from tests.support.shard_world import make_rows
 
 DIMENSION, ROWS, LARGE_ROWS = 32, 24_000, 150_000
@@ -178,6 +178,17 @@ def test_the_fastest_kind_that_reaches_the_recall_is_built():
     assert fastest([close, poor], 0.995, 10**6) is close
 
 
+def recall_of(parameters: ShardParameters, rows: np.ndarray) -> float:
+    """Recall@10 of rows as queries with every list probed, row by row."""
+    shard = ShardIndexBuilder(train(rows, parameters))
+    shard.add(np.arange(len(rows)), rows.astype(np.float16))
+    shard.loaded.lists.nprobe = parameters.nlist
+    queries = rows[:: len(rows) // 128]
+    found = shard.loaded.whole.search(queries, 10)[1]
+    truth = np.argsort(-(queries @ rows.T), axis=1)[:, :10]
+    return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, truth, strict=True)]))
+
+
 def test_the_pilot_ranks_kinds_as_they_are():
     set_threads(1)
     rows = make_rows(4000, 16, 3)["embedding"].astype(np.float32)
@@ -193,6 +204,8 @@ def test_the_pilot_ranks_kinds_as_they_are():
         for rerank in (False, True)
     }
     plain = {key[:2]: estimate.recall for key, estimate in found.items() if not key[2]}
+    coarse = ShardParameters(kind="ivf_opq", dimension=16, nlist=62, pq_bytes=4)
+    assert plain["ivf_opq", 4] == pytest.approx(recall_of(coarse, rows), abs=0.005)
     assert plain["ivf_flat", 0] == 1 >= plain["ivf_sq8", 0] > 0.9
     assert plain["ivf_sq8", 0] > plain["ivf_opq", 8] > plain["ivf_opq", 4]
     for (kind, size, rerank), estimate in found.items():

@@ -1,6 +1,7 @@
 """Search through actors: exact, whole when one dies, honest when all copies are gone."""
 
 import os
+import pickle
 import signal
 import time
 from collections.abc import Iterator
@@ -131,6 +132,14 @@ def test_killing_an_actor_in_the_middle_of_queries_loses_none(
         hits = searcher.search(asked, 7, nprobe=EXHAUSTIVE)
         assert hits.coverage == 1.0
         np.testing.assert_array_equal(hits.rows, truth.rows)
+
+
+def test_hits_that_travelled_have_their_metadata(searcher: Searcher):
+    hits = searcher.search(queries(3), 7)
+    travelled = pickle.loads(pickle.dumps(hits))
+    keep = np.arange(7) % 2 == 0
+    for one, other in ((travelled, hits), (travelled.where(keep, 3), hits.where(keep, 3))):
+        assert one.to_arrow().equals(other.to_arrow())
 
 
 def search_until_all_are_up(searcher: Searcher) -> ActorPool:

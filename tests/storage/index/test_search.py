@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.index.filter import Filter
-from storage.index.kinds import KINDS, Kind
+from storage.index.kinds import ESTIMATING, KINDS, Kind
 from storage.index.plan import SearchPlan
 from storage.index.quantizer import ShardParameters, set_threads, train
 from storage.index.ranking import canonical_queries
@@ -63,7 +63,7 @@ filters = st.builds(
 def test_exhaustive_search_is_brute_force_for_any_shards(
     seed, count, distinct, kind, exact_vectors, cuts, where, k, dead_every
 ):
-    exact_vectors |= parameters(kind).estimates
+    exact_vectors |= kind in ESTIMATING
     rows = make_rows(count, DIMENSION, seed, distinct)
     dead = rows["row"][::dead_every] if dead_every else None
     world = (rows, parameters(kind))
@@ -166,7 +166,7 @@ def test_scores_closer_than_float32_can_tell_are_ordered_exactly():
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_size_does_not_change_a_bit_of_a_score(kind):
     rows = make_rows(600, DIMENSION)
-    shards = Shards(make_shards(rows, parameters(kind), (200,), parameters(kind).estimates))
+    shards = Shards(make_shards(rows, parameters(kind), (200,), kind in ESTIMATING))
     queries = np.random.default_rng(5).normal(size=(70, DIMENSION))
     together = shards.search(queries, 10, nprobe=EVERYTHING)
     for i in range(0, 70, 7):
