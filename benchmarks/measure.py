@@ -76,17 +76,23 @@ def rested(call: Callable[[], object]) -> float:
 
 
 def in_turns(
-    ours: Callable[[], object], peer: Callable[[], object], turns: int
+    ours: Callable[[], object], peer: Callable[[], object], turns: int, calls: int = 1
 ) -> tuple[float, float, float]:
     """Measure two calls one after the other, so that other work on the machine touches both alike.
+
+    With several ``calls``, each is called so often in a row in its turn, as for a throughput.
 
     Returns
     -------
     tuple of float
-        Median seconds of ours, of the peer, and the median of the ratios ours / peer. The first
-        turn warms up and does not count.
+        Median seconds of a call of ours, of the peer, and the median of the ratios ours / peer.
+        The first turn warms up and does not count.
     """
-    pairs = [(rested(ours), rested(peer)) for _ in range(turns + 1)][1:]
+
+    def turn(call: Callable[[], object]) -> float:
+        return rested(lambda: [call() for _ in range(calls)]) / calls
+
+    pairs = [(turn(ours), turn(peer)) for _ in range(turns + 1)][1:]
     return (
         statistics.median(own for own, _ in pairs),
         statistics.median(other for _, other in pairs),

@@ -44,6 +44,7 @@ K, RECALL, DIMENSION = 10, 0.95, 128
 PLAIN, BEST = "FAISS float16 lists", "FAISS fast-scan codes, refined"
 _GOALS = {(PLAIN, 2048): 2.5, (PLAIN, 256): 2.0, (BEST, 2048): 0.85, (BEST, 256): 0.75}
 _JUDGED, _BATCHES, _TURNS = 256, (2048, 256), 7
+_QUERIES_IN_A_ROW = 8192
 _PROBES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 Queries = np.ndarray[Any, Any]
 Found = list[list[int]]
@@ -277,7 +278,10 @@ def _against_faiss(
         for size in _BATCHES:
             block = _blocks(world.queries, size)
             ours, theirs, ratio = in_turns(
-                lambda b=block: ask(b(), K), lambda b=block, p=peer: p.search(b(), K), _TURNS
+                lambda b=block: ask(b(), K),
+                lambda b=block, p=peer: p.search(b(), K),
+                _TURNS,
+                calls=_QUERIES_IN_A_ROW // size,
             )
             rows.append(
                 Row(

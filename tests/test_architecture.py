@@ -43,6 +43,7 @@ HOMES = {
         "storage/location.py",
         *within("storage/archive", "maintenance reader repository writer"),
     ),
+    "numba": ("storage/index/kernels.py",),
     "matplotlib": ("workflows/report/charts.py",),
     "odc": ("pipeline/composite/stack.py",),
     "pyarrow": (

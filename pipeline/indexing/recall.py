@@ -12,7 +12,7 @@ from storage.index.filter import Filter
 from storage.index.manifest import ShardEntry
 from storage.index.pilot import RECALL_AT
 from storage.index.quantizer import set_threads
-from storage.index.ranking import Float32, Int64, canonical_queries, exact_scores
+from storage.index.ranking import Float32, Int64, canonical_queries
 from storage.index.shard import Shard, ShardGroup
 from storage.location import Location
 
@@ -61,9 +61,7 @@ class RecallProbe:
             proposed, positions = shard.nearest(
                 queries32, self.depth, shard.probes(queries32, nprobe), everything
             )
-            final, true = (
-                exact_scores(queries, positions, group.decode) for group in (shard, exact)
-            )
+            final, true = (group.scores(queries, positions) for group in (shard, exact))
             return proposed, final, true, _rows(shard, positions)
 
         # The widest search takes longest, so it starts first.

@@ -266,8 +266,9 @@ class ActorPool:
         """Return an actor, or start it; shards with the same holders are one group."""
         nodes, placement = _nodes(), self.placement
         node = nodes[number % len(nodes)]
-        neighbours = -(-placement.actors // len(nodes))
-        threads = max(int(node["Resources"].get("CPU", 1)) // neighbours, 1)
+        # A search asks one of the replicas, so a node's actors share its CPUs only beyond those.
+        at_work = -(-placement.actors // (placement.replicas * len(nodes)))
+        threads = max(int(node["Resources"].get("CPU", 1)) // at_work, 1)
         groups = {
             name: placement.holders(shard)[0]
             for name, shard in self._shards.items()

@@ -94,4 +94,5 @@ class SearchNode:
                 self._loaded = ShardSet.load(
                     self._index, manifest, self._names, self.meter.scanned, self._threads
                 )
+                self._loaded.compile()
             return self._loaded

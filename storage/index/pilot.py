@@ -20,7 +20,8 @@ from storage.index.quantizer import (
     train,
     trained_centres,
 )
-from storage.index.ranking import Float32, Int64, exact_scores, widened
+from storage.index.ranking import Float32, Int64
+from storage.index.vectors import HalfVectors
 
 RECALL_AT = 10
 """Hits at which recall is measured."""
@@ -122,7 +123,7 @@ class Pilot:
         depth = RECALL_AT * factor
         scan_s = _seconds(lambda: index.search(queries, depth)) / count / len(rows)
         candidates = np.random.default_rng(0).integers(0, len(rows), (count, depth))
-        exact = partial(exact_scores, self._queries, candidates, self._vectors)
+        exact = partial(HalfVectors.stored([self._halves]).scores, self._queries, candidates)
         centre_s = _seconds(self._nearest_centres(parameters)) / count
         training = sample_rows * parameters.nlist / (len(rows) * lists)
         adding = add_s / len(rows) + centre_s
@@ -150,9 +151,6 @@ class Pilot:
             if recall >= target:
                 break
         return recall, factor
-
-    def _vectors(self, positions: Int64) -> Float32:
-        return widened(self._halves.take(positions, axis=0))
 
     def _nearest_centres(self, parameters: ShardParameters) -> Callable[[], object]:
         centres = faiss.IndexFlatIP(parameters.dimension)

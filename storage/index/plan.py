@@ -8,7 +8,7 @@ candidates to take. :mod:`storage.index.search` executes the plan.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,7 +52,7 @@ class PassPlan:
         are computed. ``rescored`` is 0 where FAISS's scores are exact but for rounding: then the
         candidates within the rounding error of the k-th are rescored.
     queries
-        Most queries of one pass, whose candidates and probes fit in memory.
+        Most queries at once, whose candidates and probes fit in memory.
     """
 
     k: int
@@ -64,6 +64,15 @@ class PassPlan:
     candidates: int = 0
     rescored: int = 0
     queries: int = 1
+
+    def deeper(self, times: int) -> "PassPlan":
+        """Return a plan with ``times`` as many candidates of each query."""
+        return replace(
+            self,
+            candidates=self.candidates * times,
+            rescored=self.rescored * times,
+            queries=max(self.queries // times, 1),
+        )
 
     def __str__(self) -> str:
         if not self.selected:

@@ -30,7 +30,6 @@ J. Gao, C. Long, RaBitQ, SIGMOD 2024; T. Ge et al., Optimized Product Quantizati
 (the parametric solution); F. André et al., Quicker ADC, TPAMI 2021 (fast-scan).
 """
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +42,8 @@ import numpy.typing as npt
 from storage.errors import ConfigError, CorruptIndexError
 from storage.index.gpu import accelerated
 from storage.index.kinds import PQ_BITS, Kind
-from storage.index.ranking import Float32, Floats, Int64, canonical, widened
+from storage.index.ranking import Float32, Floats, Int64, canonical, exact_scores
+from storage.index.vectors import Codes
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -361,89 +361,54 @@ def quantization_error(trained: Bytes, vectors: Float32) -> QuantizationError:
     )
 
 
-class CodeDecoder:
-    """The vectors of a filled inverted file by position; safe to read from several threads.
-
-    FAISS's `reconstruct_batch` prepares a decoder for every row, which takes longer than the exact
-    scores. Scalar codes are therefore gathered into one array and decoded in one call.
-
-    Parameters
-    ----------
-    lists
-        The inverted file; nothing may be added to it from now on.
+def codes_of(lists: Any) -> Codes:
+    """Return the codes in a filled inverted file by position; nothing may be added to it later.
 
     Raises
     ------
     CorruptIndexError
         A row between the first and the last is missing.
     """
+    stored: Any = lists.invlists
+    width = int(lists.code_size)
+    addresses = np.zeros(lists.ntotal, dtype=np.int64)
+    for number in range(lists.nlist):
+        if size := stored.list_size(number):
+            ids = faiss.rev_swig_ptr(stored.get_ids(number), size)
+            addresses[ids] = int(stored.get_codes(number)) + width * np.arange(size)
+    if not len(addresses):
+        return Codes(lists, width, 0, 0)
+    first, stop = int(addresses.min()), int(addresses.max()) + width
+    if not first:
+        raise CorruptIndexError("a shard lacks rows; run `skysift index verify`")
+    return Codes(lists, width, first, stop, table=np.subtract(addresses, first, out=addresses))
 
-    def __init__(self, lists: Any) -> None:
-        self._lists = lists  # owns the memory that is read
-        self._offsets: Int64 | None = None
-        if not isinstance(lists, faiss.IndexIVFScalarQuantizer) or not lists.ntotal:
+
+class DecodedVectors:
+    """The approximations of vectors in a filled inverted file of lossy codes, by position.
+
+    Canonical, and rotated back where the kind rotates vectors; safe to read from several threads.
+
+    FAISS's `reconstruct_batch` prepares a decoder for every row, which takes longer than the exact
+    scores. Codes of 8 bits a dimension are therefore gathered and decoded in one call.
+    """
+
+    def __init__(self, index: ShardIndex, lists: Any) -> None:
+        self._canonical, self._lists = index.canonical, lists
+        scalar = isinstance(lists, faiss.IndexIVFScalarQuantizer)
+        self._codes = codes_of(lists) if scalar else None
+        if not scalar:
             lists.make_direct_map()
-            return
-        stored: Any = lists.invlists
-        width = int(lists.code_size)
-        addresses = np.zeros(lists.ntotal, dtype=np.int64)
-        for number in range(lists.nlist):
-            if size := stored.list_size(number):
-                ids = faiss.rev_swig_ptr(stored.get_ids(number), size)
-                addresses[ids] = int(stored.get_codes(number)) + width * np.arange(size)
-        first = int(addresses.min())
-        if not first:
-            raise CorruptIndexError("a shard lacks rows; run `skysift index verify`")
-        self._decoder = lists.sq
-        self._codes = _codes_between(first, int(addresses.max()) + width, width)
-        self._offsets = np.subtract(addresses, first, out=addresses)
 
-    def __getitem__(self, positions: Int64) -> Float32:
-        """Return the vectors (m, D) as FAISS decodes them."""
-        if self._offsets is None:
-            vectors: Float32 = self._lists.reconstruct_batch(positions)
-            return vectors
-        codes = self._codes[self._offsets[positions]].view(np.uint8)
-        codes = codes.reshape(-1, self._codes.itemsize)
-        if self._decoder.qtype == faiss.ScalarQuantizer.QT_fp16:
-            return widened(codes.view(np.float16))
-        decoded: Float32 = self._decoder.decode(codes)
-        return decoded
+    def __getitem__(self, positions: Int64) -> Floats:
+        """Return the approximations (m, D)."""
+        if self._codes is None:
+            return self._canonical(self._lists.reconstruct_batch(positions))
+        return self._canonical(self._lists.sq.decode(self._codes[positions]))
 
-
-class StoredVectors:
-    """The archive's vectors of several shards by position; positions count through the shards.
-
-    Parameters
-    ----------
-    parts
-        The vectors (n, D) float16 of each shard, C-contiguous; usually memory maps.
-    """
-
-    def __init__(self, parts: Sequence[npt.NDArray[np.float16]]) -> None:
-        self._parts = parts  # own the memory that is read
-        self._width = 2 * parts[0].shape[1]
-        addresses = np.array([part.ctypes.data for part in parts])
-        stop = max(address + part.nbytes for address, part in zip(addresses, parts, strict=True))
-        first = int(addresses.min())
-        self._codes = _codes_between(first, int(stop), self._width)
-        self._starts = np.cumsum([0, *map(len, parts)])[:-1]
-        self._offsets = addresses - first - self._starts * self._width
-
-    def __getitem__(self, positions: Int64) -> Float32:
-        """Return the vectors (m, D)."""
-        part = np.searchsorted(self._starts, positions, side="right") - 1
-        codes = self._codes[self._offsets[part] + positions * self._width]
-        return widened(codes.view(np.float16).reshape(len(positions), -1))
-
-
-def _codes_between(first: int, stop: int, width: int) -> npt.NDArray[np.void]:
-    """Return a view over memory with an overlapping element for each byte where a code may start.
-
-    One index operation then gathers codes from all over it.
-    """
-    memory: Any = (ctypes.c_char * (stop - first)).from_address(first)
-    return np.ndarray((stop - first - width + 1,), f"V{width}", memory, strides=(1,))
+    def scores(self, queries: Floats, positions: Int64) -> Float32:
+        """Return the exact scores (Q, C) of the approximations; -inf where a position is -1."""
+        return exact_scores(queries, positions, self.__getitem__)
 
 
 class ShardIndexBuilder:

@@ -110,20 +110,6 @@ def exact_scores(queries: Floats, positions: Int64, vectors: Callable[[Int64], F
     return scores
 
 
-def kth_largest(scores: Float32, k: int) -> Float32:
-    """Return the k-th largest value of each row (Q, C) as (Q,); -inf when C < k.
-
-    Examples
-    --------
-    >>> kth_largest(np.array([[3, 1, 2]], dtype=np.float32), 2)
-    array([2.], dtype=float32)
-    """
-    columns = scores.shape[1]
-    if columns < k:
-        return np.full(len(scores), -np.inf, dtype=np.float32)
-    return np.partition(scores, columns - k, axis=1)[:, columns - k]
-
-
 def best_in_order(
     scores: Float32, places: Int64, k: int, starts: Int64, keys: RowKeys
 ) -> tuple[Float32, Int64]:
@@ -155,7 +141,9 @@ def best_in_order(
     >>> best_in_order(scores, np.array([[7, 8, 3]]), 2, np.array([0]), lambda _: [])[1]
     array([[3, 8]])
     """
-    scores, places = _unpacked(np.sort(_packed(scores, places), axis=1)[:, ::-1])
+    packed = _packed(scores, places)
+    packed.sort(axis=1)
+    scores, places = _unpacked(packed[:, ::-1])
     if len(starts) > 1:
         same = (scores[:, 1:] == scores[:, :-1]) & (places[:, 1:] >= 0)
         for query in np.flatnonzero(same.any(axis=1)).tolist():
@@ -175,7 +163,8 @@ def best_of_shard(scores: Float32, places: Int64, k: int) -> tuple[Float32, Int6
     if scores.shape[1] <= k:
         return scores, places
     packed = _packed(scores, places)
-    return _unpacked(np.partition(packed, packed.shape[1] - k, axis=1)[:, -k:])
+    packed.partition(packed.shape[1] - k, axis=1)
+    return _unpacked(packed[:, -k:])
 
 
 def _packed(scores: Float32, places: Int64) -> Int64:

@@ -16,11 +16,9 @@ from typing import TypeVar
 import numpy as np
 
 from storage.errors import NotFoundError
-from storage.geometry import Mask
 from storage.index.files import VerifiedFiles
 from storage.index.manifest import IndexManifest
 from storage.index.plan import (
-    CANDIDATES_AT_ONCE,
     EVERY_LIST,
     PassPlan,
     SearchPlan,
@@ -30,17 +28,14 @@ from storage.index.plan import (
 from storage.index.quantizer import set_threads
 from storage.index.ranking import (
     Float32,
-    Floats,
     Int64,
     best_in_order,
-    exact_scores,
-    kth_largest,
 )
 from storage.index.shard import Probes, RowMask, Shard, ShardGroup
 from storage.index.sidecar import Columns, join_rows, row_keys
 from storage.location import Location
 
-T = TypeVar("T")
+Block = TypeVar("Block", Float32, Int64)
 
 Selection = tuple[ShardGroup, RowMask]
 """A group of shards, and the rows of it that may be returned."""
@@ -50,6 +45,7 @@ Best = tuple[Float32, Int64]
 A number counts through the rows of the groups in their order.
 """
 _BLOCK_QUERIES = 1024
+_LEAST_QUERIES = 8  # waking another thread takes longer than answering as many
 _DEEPER = 8
 
 
@@ -106,8 +102,7 @@ class ShardSet:
         self._shard_numbers = np.array([shard.number for shard in self._ordered])
         self._on_scan = on_scan
         self._threads = threads
-        # FAISS itself would search preassigned lists with one thread, and ranking has none.
-        self._pool = ThreadPoolExecutor(threads, "shards", set_threads, (1,))
+        self._pool = ThreadPoolExecutor(max(threads - 1, 1), "shards", set_threads, (1,))
 
     @classmethod
     def load(
@@ -154,20 +149,19 @@ class ShardSet:
         NotFoundError
             A shard of the plan is not in this set.
         """
-        set_threads(self._threads)  # OpenMP keeps the number for each calling thread
+        set_threads(1)  # for this thread; blocks of queries are divided among threads instead
         selections = self._selections(plan)
-        scores = np.full((len(queries), plan.k), -np.inf, dtype=np.float32)
-        numbers = np.full((len(queries), plan.k), -1, dtype=np.int64)
         present = min(plan.k, sum(selection.count for _, selection in selections))
-        pending, nprobe = np.arange(len(queries) if present else 0), plan.nprobe
-        while len(pending):
-            work = plan_pass(plan, selections, nprobe)
-            for block in _blocks(pending, work.queries):
-                scores[block], numbers[block] = self._pass(queries[block], work, selections)
+        if present and len(queries):
+            scores, numbers = self._best(queries, plan, selections, plan.nprobe)
             # Probed lists may hold fewer than k selected rows.
-            short = (numbers[pending] >= 0).sum(axis=1) < present
-            pending = pending[short & (nprobe < EVERY_LIST)]
-            nprobe = EVERY_LIST
+            short = np.flatnonzero(numbers[:, present - 1] < 0)
+            if len(short) and plan.nprobe < EVERY_LIST:
+                wide = self._best(queries[short], plan, selections, EVERY_LIST)
+                scores[short], numbers[short] = wide
+        else:
+            scores = np.full((len(queries), plan.k), -np.inf, dtype=np.float32)
+            numbers = np.full((len(queries), plan.k), -1, dtype=np.int64)
         return SearchResult(
             scores=scores, rows=self._archive_rows(numbers), places=self._places(numbers)
         )
@@ -177,6 +171,11 @@ class ShardSet:
         order = np.argsort(self._shard_numbers)
         shard = order[np.searchsorted(self._shard_numbers[order], places >> 32)]
         return self._taken(self._starts[shard] + (places & 0xFFFFFFFF))
+
+    def compile(self) -> None:
+        """Load what makes many searches faster; a single search is over before."""
+        for group in self._groups:
+            group.compile()
 
     def explain(self, plan: SearchPlan) -> PassPlan:
         """Return how :meth:`search` would compare queries with rows."""
@@ -211,39 +210,51 @@ class ShardSet:
         selections = [(group, group.select(plan.where, plan.shards)) for group in self._groups]
         return [(group, selection) for group, selection in selections if selection.count]
 
-    def _pass(self, queries: Float32, work: PassPlan, selections: Sequence[Selection]) -> Best:
-        """Return the k best rows of each query, block by block.
-
-        Queries with the same nearest list follow each other, which keeps the list in the cache.
-        """
+    def _best(
+        self, queries: Float32, plan: SearchPlan, selections: Sequence[Selection], nprobe: int
+    ) -> Best:
+        """Return the k best rows of each query in ``nprobe`` lists or all rows, block by block."""
+        work = plan_pass(plan, selections, nprobe)
         centres = selections[0][0]  # all groups have the same centres
         among = None if work.lists == work.nlist else lists_with_rows(selections)
-        everyone = np.arange(len(queries))
-        blocks = _blocks(everyone, min(_BLOCK_QUERIES, -(-len(queries) // self._threads)))
-        if not work.nprobe:
-            parts = self._each(
-                lambda block: self._scanned(queries[block], work, selections), blocks
-            )
-            scores, numbers = _stacked(parts)
-            return scores, numbers
-        if len(blocks) == 1:
-            probes = centres.probes(queries, work.nprobe, among)
-            return self._probed(queries, work, selections, probes)
-        probes = Probes.joined(
-            self._each(lambda block: centres.probes(queries[block], work.nprobe, among), blocks)
-        )
-        order = np.argsort(probes.lists[:, 0], kind="stable")
-        blocks = _blocks(order, len(blocks[0]))
-        scores, numbers = _stacked(
-            self._each(
-                lambda block: self._probed(queries[block], work, selections, probes[block]), blocks
-            )
-        )
-        back = np.argsort(order)
-        return scores[back], numbers[back]
 
-    def _each(self, work: Callable[[Int64], T], blocks: Sequence[Int64]) -> list[T]:
-        return list(self._pool.map(work, blocks)) if len(blocks) > 1 else [*map(work, blocks)]
+        def answered(block: Float32) -> Best:
+            if not work.nprobe:
+                return self._scanned(block, work, selections)
+            probes = centres.probes(block, work.nprobe, among)
+            if len(block) == 1:
+                return self._probed(block, work, selections, probes)
+            # Queries with the same nearest list follow each other: the list stays in the cache.
+            order = np.argsort(probes.lists[:, 0], kind="stable")
+            scores, numbers = self._probed(block[order], work, selections, probes[order])
+            back = np.argsort(order)
+            return scores[back], numbers[back]
+
+        share = max(-(-len(queries) // self._threads), _LEAST_QUERIES)
+        most = max(work.queries // self._threads, 1)
+        return self._each(answered, _blocks(queries, min(share, most, _BLOCK_QUERIES)))
+
+    def _each(self, work: Callable[[Float32], Best], blocks: Sequence[Float32]) -> Best:
+        """Return the answers to all blocks, computed by the pool and by this thread.
+
+        A thread that only waited would be one more to wake up, and the system may then run two
+        others on one processor.
+        """
+        if len(blocks) == 1:
+            return work(blocks[0])
+        todo, done = iter(enumerate(blocks)), {}
+
+        def some() -> None:
+            for number, block in todo:
+                done[number] = work(block)
+
+        others = [self._pool.submit(some) for _ in blocks[1 : self._threads]]
+        some()
+        for other in others:
+            if not other.cancel():  # the pool may still be busy with another batch
+                other.result()
+        scores, numbers = zip(*(done[number] for number in range(len(blocks))), strict=True)
+        return np.concatenate(scores), np.concatenate(numbers)
 
     def _scanned(self, queries: Float32, work: PassPlan, selections: Sequence[Selection]) -> Best:
         """Return the k best rows of each query (Q, D) among all selected rows."""
@@ -276,44 +287,31 @@ class ShardSet:
         anywhere. So neither the number of shards nor the size of a batch decides which rows are
         rescored. Where a group may have cut off rows that count, it is asked again for more.
         """
-        scores = np.empty((len(queries), work.k), dtype=np.float32)
-        numbers = np.empty((len(queries), work.k), dtype=np.int64)
-        pending, depth, rescored = np.arange(len(queries)), work.candidates, work.rescored
-        while len(pending):
-            again = []
-            for block in _blocks(pending, CANDIDATES_AT_ONCE // (depth * len(selections))):
-                best, done = self._rescored(
-                    queries[block], work.k, depth, rescored, selections, probes[block]
-                )
-                scores[block[done]], numbers[block[done]] = best
-                again.append(block[~done])
-            pending, depth, rescored = np.concatenate(again), depth * _DEEPER, rescored * _DEEPER
-        return scores, numbers
-
-    def _rescored(
-        self,
-        queries: Float32,
-        k: int,
-        depth: int,
-        rescored: int,
-        selections: Sequence[Selection],
-        probes: Probes,
-    ) -> tuple[Best, Mask]:
-        """Return the k best rows of the queries whose ``depth`` candidates decide them, a mask."""
-        proposed, numbers, last = self._proposed(queries, depth, selections, probes)
+        proposed, numbers, last = self._proposed(queries, work.candidates, selections, probes)
         margin = np.float32(selections[0][0].margin)
-        cut = kth_largest(proposed, rescored + 1 if rescored else k)
-        floor = cut + margin if rescored else cut - margin
-        keep = proposed >= floor[:, None]
-        done = np.isneginf(cut) | (last < floor) & (keep.sum(axis=1) >= k)
-        kept = np.where(keep, numbers, -1)[done]
-        width = int((kept >= 0).sum(axis=1).max(initial=0))
-        if len(selections) > 1:  # those of one group are sorted
-            best_first = np.argsort(-proposed[done], axis=1, kind="stable")
-            kept = np.take_along_axis(kept, best_first[:, :width], axis=1)
-        kept = kept[:, :width]
-        scores = exact_scores(queries[done], kept, self._decoded)
-        return best_in_order(scores, kept, k, self._starts, self._keys), done
+        cut_at, margin = (work.rescored, margin) if work.rescored else (work.k - 1, -margin)
+        cut = proposed[:, cut_at : cut_at + 1]  # nothing where there are fewer candidates
+        floor = cut + margin if cut.size else np.full((len(queries), 1), -np.inf, np.float32)
+        keep = proposed >= floor
+        kept = keep.sum(axis=1)
+        floor = floor[:, 0]
+        done = (floor == -np.inf) | (last < floor) & (kept >= work.k)
+        everything = bool(done.all())
+        if not everything:
+            keep, kept, numbers = keep[done], kept[done], numbers[done]
+        numbers = np.where(keep, numbers, -1)[:, : kept.max(initial=0)]
+        exact = self._scores(queries if everything else queries[done], numbers)
+        best = best_in_order(exact, numbers, work.k, self._starts, self._keys)
+        if everything:
+            return best
+        scores = np.empty((len(queries), work.k), dtype=np.float32)
+        found = np.empty((len(queries), work.k), dtype=np.int64)
+        scores[done], found[done] = best
+        deeper = work.deeper(_DEEPER)
+        for block in _blocks(np.flatnonzero(~done), deeper.queries):
+            again = self._probed(queries[block], deeper, selections, probes[block])
+            scores[block], found[block] = again
+        return scores, found
 
     def _proposed(
         self,
@@ -324,8 +322,8 @@ class ShardSet:
     ) -> tuple[Float32, Int64, Float32]:
         """Return FAISS's candidates of each query: scores (Q, C), numbers (Q, C), and the last.
 
-        The last (Q,) is the highest score that a candidate which was cut off may have; -inf where
-        no group has more.
+        The highest scores come first. The last (Q,) is the highest score that a candidate which
+        was cut off may have; -inf where no group has more.
         """
         found = []
         last = np.full(len(queries), -np.inf, dtype=np.float32)
@@ -340,6 +338,8 @@ class ShardSet:
         if len(found) == 1:
             return *found[0], last
         scores, numbers = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        best_first = np.argsort(-scores, axis=1, kind="stable")
+        scores, numbers = (np.take_along_axis(part, best_first, 1) for part in (scores, numbers))
         return scores, numbers, last
 
     def _numbered(self, group: ShardGroup, positions: Int64) -> Int64:
@@ -357,14 +357,17 @@ class ShardSet:
             for number, at in zip(present, members, strict=True)
         ]
 
-    def _decoded(self, numbers: Int64) -> Floats:
-        """Return the canonical vectors (m, D) of rows."""
+    def _scores(self, queries: Float32, numbers: Int64) -> Float32:
+        """Return the exact scores (Q, C) of rows (Q, C); -inf where a number is -1."""
         if len(self._groups) == 1:
-            return self._groups[0].decode(numbers)
-        vectors = np.empty((len(numbers), self._groups[0].dimension))
-        for group, at, positions in self._split(numbers):
-            vectors[at] = group.decode(positions)
-        return vectors
+            return self._groups[0].scores(queries, numbers)
+        scores = np.full(numbers.shape, -np.inf, dtype=np.float32)
+        for group, first in zip(self._groups, self._firsts.tolist(), strict=True):
+            own = (numbers >= first) & (numbers < first + group.rows)
+            if own.any():
+                found = group.scores(queries, np.where(own, numbers - first, -1))
+                np.maximum(scores, found, out=scores)
+        return scores
 
     def _taken(self, numbers: Int64) -> Columns:
         """Return the side-cars' columns of rows (m,), in their order."""
@@ -396,10 +399,5 @@ class ShardSet:
         return np.where(numbers < 0, -1, places)
 
 
-def _blocks(items: Int64, size: int) -> list[Int64]:
-    return [items[start : start + size] for start in range(0, len(items), max(size, 1))]
-
-
-def _stacked(parts: Sequence[Best]) -> Best:
-    scores, numbers = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return scores, numbers
+def _blocks(items: Block, size: int) -> list[Block]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

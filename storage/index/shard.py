@@ -24,14 +24,15 @@ from storage.index.gpu import MOST_RESULTS, gpu_copy
 from storage.index.manifest import shard_number
 from storage.index.quantizer import (
     Bytes,
-    CodeDecoder,
-    StoredVectors,
+    DecodedVectors,
+    codes_of,
     joined,
     loaded,
     scannable,
 )
 from storage.index.ranking import QUANTUM, Float32, Floats, Int64, best_of_shard
 from storage.index.sidecar import Sidecar
+from storage.index.vectors import HalfVectors
 
 ID_BYTES = 8
 MASK_BYTES = 2
@@ -182,13 +183,11 @@ class ShardGroup:
         self.nlist = int(self.index.nlist)
         self.dimension = int(self.index.d)
         self.lossy = self._loaded.lossy
-        self._exact = all(shard.vectors is not None for shard in shards)
-        self.reranks = self.lossy and self._exact
+        self.reranks = self.lossy and all(shard.vectors is not None for shard in shards)
         steps = 1 if self._loaded.rotation is None else 2
         self.margin = 4 * steps * (self.dimension + 8) * QUANTUM
         self._gpu = gpu_copy(self.index) if faiss.get_num_gpus() else None
-        vectors = [shard.vectors for shard in shards if shard.vectors is not None]
-        self._vectors = StoredVectors(vectors) if self._exact else CodeDecoder(self.index)
+        self._vectors = self._row_vectors()
         self._selections: OrderedDict[tuple[Filter, frozenset[str]], RowMask] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -197,12 +196,30 @@ class ShardGroup:
         parts = np.split(positions, np.searchsorted(positions, self._starts[1:-1]))
         return [(number, part) for number, part in enumerate(parts) if len(part)]
 
+    def _row_vectors(self) -> HalfVectors | DecodedVectors:
+        """Return the vectors that decide scores: the archive's, or their approximations."""
+        stored = [shard.vectors for shard in self.shards if shard.vectors is not None]
+        if len(stored) == len(self.shards):
+            return HalfVectors.stored(stored)
+        if self.lossy:
+            return DecodedVectors(self._loaded, self.index)
+        return HalfVectors(codes_of(self.index))
+
     def decode(self, positions: Int64) -> Floats:
         """Return the canonical vectors (m, D) of rows: the archive's, or their approximations."""
-        stored = self._vectors[positions]
-        if self.lossy and not self._exact:
-            return self._loaded.canonical(stored)
-        return stored
+        return self._vectors[positions]
+
+    def scores(self, queries: Floats, positions: Int64) -> Float32:
+        """Return the exact scores (Q, C) of canonical queries (Q, D) and rows at positions (Q, C).
+
+        -inf where a position is -1.
+        """
+        return self._vectors.scores(queries, positions)
+
+    def compile(self) -> None:
+        """Load the compiled scores now, where they are used at all."""
+        if isinstance(self._vectors, HalfVectors):
+            self._vectors.compile()
 
     def select(self, where: Filter, names: Collection[str]) -> RowMask:
         """Return the live rows of the named shards that match a filter; recent masks are cached.
