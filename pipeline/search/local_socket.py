@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 Answer = SearchResult | Columns
+Head = tuple[str, str, tuple[int, ...], tuple[str, ...] | None]
 Endpoint = tuple[str, bytes]
 """The address of a socket, and the secret that authenticates its clients."""
 FAILURES = (OSError, EOFError, AuthenticationError)
@@ -49,6 +50,7 @@ METHODS = ("search", "columns")
 """The methods of a search node that a socket calls; others take longer than a Ray message."""
 _FEW_NAMES = 100
 _CACHED_PLANS = 64
+_CACHED_HEADS = 16
 
 
 class UnixSocketServer:
@@ -179,18 +181,17 @@ def _packed(arrays: Columns, call: bytes = b"\n") -> bytes:
 
     Text is sent as numbers into a list of names, which for more than a few rows is shorter.
     """
-    heads: list[tuple[str, str, tuple[int, ...], list[str] | None]] = []
+    heads: list[Head] = []
     parts = []
     for name, array in arrays.items():
         values, names = array, None
         if array.dtype == object:
             few = len(array) <= _FEW_NAMES  # factorizing takes longer than sending
             numbers, unique = (np.arange(len(array)), array) if few else pd.factorize(array)
-            values, names = numbers.astype(np.int32), list(unique)
+            values, names = numbers.astype(np.int32), tuple(unique)
         heads.append((name, values.dtype.str, values.shape, names))
         parts.append(_padded(values.tobytes(), b"\0"))
-    lines = call + json.dumps(heads).encode()
-    return b"".join((_padded(lines + b"\n", b"\n"), *parts))
+    return b"".join((_padded(call + _line_of(tuple(heads)) + b"\n", b"\n"), *parts))
 
 
 def _unpacked(data: bytes) -> tuple[bytes, Columns]:
@@ -198,11 +199,22 @@ def _unpacked(data: bytes) -> tuple[bytes, Columns]:
     first = data.index(b"\n") + 1
     second = data.index(b"\n", first) + 1
     offset, arrays = second + -second % 8, {}
-    for name, dtype, shape, names in json.loads(data[first:second]):
+    for name, dtype, shape, names in _heads_of(data[first:second]):
         values = np.frombuffer(data, dtype, math.prod(shape), offset).reshape(shape)
         offset += -(-values.nbytes // 8) * 8
         arrays[name] = values if names is None else np.array(names, object)[values]
     return data[:first], arrays
+
+
+@lru_cache(_CACHED_HEADS)  # most requests and answers are like the one before
+def _line_of(heads: tuple[Head, ...]) -> bytes:
+    return json.dumps(heads).encode()
+
+
+@lru_cache(_CACHED_HEADS)
+def _heads_of(line: bytes) -> list[Head]:
+    heads: list[Head] = json.loads(line)
+    return heads
 
 
 def _padded(data: bytes, by: bytes) -> bytes:

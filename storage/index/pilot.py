@@ -123,7 +123,9 @@ class Pilot:
         depth = RECALL_AT * factor
         scan_s = _seconds(lambda: index.search(queries, depth)) / count / len(rows)
         candidates = np.random.default_rng(0).integers(0, len(rows), (count, depth))
-        exact = partial(HalfVectors.stored([self._halves]).scores, self._queries, candidates)
+        stored = HalfVectors.stored([self._halves])
+        stored.compile()  # as in a search node
+        exact = partial(stored.scores, self._queries, candidates)
         centre_s = _seconds(self._nearest_centres(parameters)) / count
         training = sample_rows * parameters.nlist / (len(rows) * lists)
         adding = add_s / len(rows) + centre_s

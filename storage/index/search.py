@@ -35,6 +35,7 @@ from storage.index.shard import Probes, RowMask, Shard, ShardGroup
 from storage.index.sidecar import Columns, join_rows, row_keys
 from storage.location import Location
 
+T = TypeVar("T")
 Block = TypeVar("Block", Float32, Int64)
 
 Selection = tuple[ShardGroup, RowMask]
@@ -232,16 +233,18 @@ class ShardSet:
 
         share = max(-(-len(queries) // self._threads), _LEAST_QUERIES)
         most = max(work.queries // self._threads, 1)
-        return self._each(answered, _blocks(queries, min(share, most, _BLOCK_QUERIES)))
+        parts = self._each(answered, _blocks(queries, min(share, most, _BLOCK_QUERIES)))
+        if len(parts) == 1:
+            return parts[0]
+        scores, numbers = zip(*parts, strict=True)
+        return np.concatenate(scores), np.concatenate(numbers)
 
-    def _each(self, work: Callable[[Float32], Best], blocks: Sequence[Float32]) -> Best:
-        """Return the answers to all blocks, computed by the pool and by this thread.
+    def _each(self, work: Callable[[Block], T], blocks: Sequence[Block]) -> list[T]:
+        """Return the results of all blocks, computed by the pool and by this thread.
 
         A thread that only waited would be one more to wake up, and the system may then run two
         others on one processor.
         """
-        if len(blocks) == 1:
-            return work(blocks[0])
         todo, done = iter(enumerate(blocks)), {}
 
         def some() -> None:
@@ -253,8 +256,7 @@ class ShardSet:
         for other in others:
             if not other.cancel():  # the pool may still be busy with another batch
                 other.result()
-        scores, numbers = zip(*(done[number] for number in range(len(blocks))), strict=True)
-        return np.concatenate(scores), np.concatenate(numbers)
+        return [done[number] for number in range(len(blocks))]
 
     def _scanned(self, queries: Float32, work: PassPlan, selections: Sequence[Selection]) -> Best:
         """Return the k best rows of each query (Q, D) among all selected rows."""
