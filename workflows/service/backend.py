@@ -25,12 +25,14 @@ from storage.location import Location
 from storage.scene import CatalogSpec
 from workflows.service.decoding import Decoder
 from workflows.service.footprints import SceneBoxes
+from workflows.service.layers import Layers, TileNumber, to_text
 from workflows.service.schema import (
     AcquisitionBody,
     ExampleBody,
     FilterBody,
     HitBody,
     IndexAnswer,
+    PairsBody,
     ReadyAnswer,
     SceneBody,
     ScenesAnswer,
@@ -89,12 +91,14 @@ class IndexBackend:
         """Answer a query; the tiles of the query are not among its hits."""
         version = self._current()
         query = self._query(version, body, image)
-        hits = version.searcher.answer(query, body.k, _filter(body.filter))
+        hits = version.searcher.answer(query, body.k, _filter(body.filter), distinct=body.distinct)
         return SearchAnswer(
             query=query.label,
             snapshot=hits.snapshot,
             version=hits.version,
             coverage=hits.coverage,
+            ordinary=bool(hits.ordinary),
+            like=to_text(query.vector),
             hits=[
                 HitBody(tile=record.pop("tile_key"), **record)
                 for record in hit_records(hits.to_arrow())
@@ -119,6 +123,14 @@ class IndexBackend:
             raise NotFoundError(f"the index has no tile {key} of scene {scene}")
         png = self._thumbnails.draw(version.archive, key, scene, side_px, etag)
         return Thumbnail(png=png, etag=etag, source="drawn")
+
+    def scores(self, like: str, at: TileNumber) -> bytes:
+        """Return a map tile of the similarity of every place to a vector."""
+        return self._current().layers.scores(like, at)
+
+    def colours(self, at: TileNumber) -> bytes:
+        """Return a map tile of the principal components of every place."""
+        return self._current().layers.colours(at)
 
     def scenes(self, offset: int, limit: int, state: SceneState | None) -> ScenesAnswer:
         """Return a page of the ledger at the index's snapshot."""
@@ -159,6 +171,8 @@ class IndexBackend:
             since=parse_moment(min(shard.since for shard in manifest.shards), "index"),
             until=parse_moment(max(shard.until for shard in manifest.shards), "index"),
             classes=list(manifest.classes),
+            pairs=manifest.pairs
+            and PairsBody(shares=list(manifest.pairs.shares), scores=list(manifest.pairs.scores)),
             pictures=self._thumbnails.catalog is not None,
             max_k=manifest.rows,
             base_map=None,
@@ -224,6 +238,7 @@ class _Version:
         self.resolver = QueryResolver(self.searcher)
         self.archive = self.searcher.archive
         self.boxes = SceneBoxes(self.archive)
+        self.layers = Layers(self.searcher)
         self.ledger = self.archive.scenes()
 
     @cached_property

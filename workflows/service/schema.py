@@ -88,6 +88,9 @@ class SearchBody(_Request):
     positive: list[ExampleBody] = Field([], max_length=MAX_EXAMPLES)
     negative: list[ExampleBody] = Field([], max_length=MAX_EXAMPLES)
     k: int = Field(10, ge=1, le=2**31 - 1)
+    distinct: Literal["place"] | None = Field(
+        None, description="`place`: one hit for each of k places, with every date of it inside."
+    )
     filter: FilterBody = FilterBody()
 
     @model_validator(mode="after")
@@ -106,11 +109,25 @@ class SearchBody(_Request):
         return self
 
 
+class DateBody(_Message):
+    """One acquisition of the place of a hit."""
+
+    score: float
+    row: int
+    scene: str
+    datetime: dt.datetime
+    cloud_fraction: float
+
+
 class HitBody(_Message):
     """One hit: a tile of one acquisition."""
 
     rank: int
     score: float = Field(description="Cosine similarity, -1 to 1.")
+    closer_than: float | None = Field(
+        description="Share of random pairs of tiles of the archive with a lower score; at most "
+        "0.9999. None where the index does not know; `skysift index update` adds it."
+    )
     row: int = Field(description="The row's id in the archive.")
     tile: str
     scene: str
@@ -118,6 +135,9 @@ class HitBody(_Message):
     bbox: Bounds
     cloud_fraction: float
     labels: list[str]
+    dates: list[DateBody] = Field(
+        [], description="With `distinct`: the acquisitions of the place, most alike first."
+    )
 
 
 class SearchAnswer(_Message):
@@ -127,6 +147,11 @@ class SearchAnswer(_Message):
     snapshot: str = Field(description="Archive snapshot that the index was built from.")
     version: str = Field(description="Index version that answered.")
     coverage: float = Field(description="Fraction of the index's shards that answered.")
+    ordinary: bool = Field(
+        description="Whether nothing is like the query: its best hit is no more alike than random "
+        "tiles of the archive are."
+    )
+    like: str = Field(description="The query's vector as text, for /v1/scores.")
     hits: list[HitBody]
 
 
@@ -168,6 +193,14 @@ class ThumbnailQuery(_Message):
     size: int = Field(128, ge=16, le=512, description="Pixels a side.")
 
 
+class ScoresQuery(_Message):
+    """The vector that a map tile compares places with."""
+
+    like: str = Field(
+        min_length=2, max_length=175_000, description="`like` of the answer to a search."
+    )
+
+
 class SceneBody(_Message):
     """The state of a scene; its box encloses its tiles and is None without tiles."""
 
@@ -203,6 +236,13 @@ class ReadyAnswer(_Message):
     rows: int
 
 
+class PairsBody(_Message):
+    """Scores that shares of the random pairs of tiles do not reach; both ascending."""
+
+    shares: list[float]
+    scores: list[float]
+
+
 class IndexAnswer(_Message):
     """Description of the index, for the map."""
 
@@ -214,6 +254,9 @@ class IndexAnswer(_Message):
     since: dt.datetime
     until: dt.datetime
     classes: list[str]
+    pairs: PairsBody | None = Field(
+        description="The scores between random tiles; None in an index of before."
+    )
     pictures: bool = Field(description="Whether thumbnails can be drawn: a catalog is configured.")
     max_k: int
     base_map: str | None = Field(description="URL template of a raster base map.")
