@@ -60,7 +60,7 @@ example_options = option_group(
         "--bands",
         type=CommaList(int),
         metavar="N,N,...",
-        help="With --image: its bands, in the encoder's order.",
+        help="With --image: its bands, in the encoder's order; 0 for one that it lacks.",
     ),
     _many("--lonlat", "--at", type=LonLat(), help="Like the tile at this place."),
     click.option("--date", metavar="DATE", help="With --lonlat: the acquisition nearest to this."),

@@ -90,10 +90,16 @@ class IndexBackend:
     def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
         """Answer a query; the tiles of the query are not among its hits."""
         version = self._current()
-        query = self._query(version, body, image)
+        example = self._example(version, body, image)
+        query = combine(
+            example + _examples(version, body.positive), _examples(version, body.negative)
+        )
+        asked = example[0] if len(example) == 1 else query
         hits = version.searcher.answer(query, body.k, _filter(body.filter), distinct=body.distinct)
         return SearchAnswer(
             query=query.label,
+            tile=asked.tile,
+            scene=asked.scene,
             snapshot=hits.snapshot,
             version=hits.version,
             coverage=hits.coverage,
@@ -171,6 +177,7 @@ class IndexBackend:
             since=parse_moment(min(shard.since for shard in manifest.shards), "index"),
             until=parse_moment(max(shard.until for shard in manifest.shards), "index"),
             classes=list(manifest.classes),
+            bands=list(self._current().archive.spec.bands),
             pairs=manifest.pairs
             and PairsBody(shares=list(manifest.pairs.shares), scores=list(manifest.pairs.scores)),
             pictures=self._thumbnails.catalog is not None,
@@ -211,10 +218,6 @@ class IndexBackend:
     def _newest(self) -> str:
         return current_version(self._config.index)
 
-    def _query(self, version: "_Version", body: SearchBody, image: bytes | None) -> Query:
-        positive = self._example(version, body, image) + _examples(version, body.positive)
-        return combine(positive, _examples(version, body.negative))
-
     def _example(self, version: "_Version", body: SearchBody, image: bytes | None) -> list[Query]:
         if body.vector is not None:
             return [Query(vector=np.asarray(body.vector, np.float32), label="vector")]
@@ -226,7 +229,8 @@ class IndexBackend:
             return version.resolver.tiles(Filter(bbox=body.box), _MOST_IN_BOX)
         if image is None:
             return []
-        return [version.image_resolver.pixels(self._decode(image), label="the image")]
+        pixels, resolver = self._decode(image), version.image_resolver
+        return [resolver.pixels(pixels, label="the image", bands=body.bands)]
 
 
 class _Version:

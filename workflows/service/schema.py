@@ -85,6 +85,13 @@ class SearchBody(_Request):
         None, description="The mean of the tiles in this box, of all dates; at most 1,000 tiles."
     )
     image_base64: str | None = Field(None, description="A PNG, JPEG or GeoTIFF file, in base64.")
+    bands: list[Annotated[int, Field(ge=0, le=65_535)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=1_000,
+        description="With an image: its band, from 1, for each of the encoder's; 0 fills the band "
+        "with the encoder's mean.",
+    )
     positive: list[ExampleBody] = Field([], max_length=MAX_EXAMPLES)
     negative: list[ExampleBody] = Field([], max_length=MAX_EXAMPLES)
     k: int = Field(10, ge=1, le=2**31 - 1)
@@ -106,6 +113,8 @@ class SearchBody(_Request):
             raise ValueError("date goes with lonlat")
         if self.scene is not None and self.tile is None:
             raise ValueError("scene goes with tile")
+        if self.bands is not None and not {"image", "image_base64"} & set(given):
+            raise ValueError("bands go with an image")
         return self
 
 
@@ -125,8 +134,9 @@ class HitBody(_Message):
     rank: int
     score: float = Field(description="Cosine similarity, -1 to 1.")
     closer_than: float | None = Field(
+        None,
         description="Share of random pairs of tiles of the archive with a lower score; at most "
-        "0.9999. None where the index does not know; `skysift index update` adds it."
+        "0.9999. None where the index does not know; `skysift index update` adds it.",
     )
     row: int = Field(description="The row's id in the archive.")
     tile: str
@@ -144,6 +154,10 @@ class SearchAnswer(_Message):
     """Hits in order, and the versions and coverage of the search."""
 
     query: str = Field(description="Description of the query, for people.")
+    tile: str | None = Field(
+        None, description="Key of the tile that was searched with, if one was."
+    )
+    scene: str | None = Field(None, description="With tile: its scene.")
     snapshot: str = Field(description="Archive snapshot that the index was built from.")
     version: str = Field(description="Index version that answered.")
     coverage: float = Field(description="Fraction of the index's shards that answered.")
@@ -254,6 +268,7 @@ class IndexAnswer(_Message):
     since: dt.datetime
     until: dt.datetime
     classes: list[str]
+    bands: list[str] = Field(description="The bands that the encoder needs of an image.")
     pairs: PairsBody | None = Field(
         description="The scores between random tiles; None in an index of before."
     )

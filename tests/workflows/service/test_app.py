@@ -101,6 +101,7 @@ class _Backend:
             since=dt.datetime(2020, 1, 2, tzinfo=dt.UTC),
             until=dt.datetime(2020, 1, 2, tzinfo=dt.UTC),
             classes=["water"],
+            bands=["red"],
             pairs=None,
             pictures=True,
             max_k=1,
