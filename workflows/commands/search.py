@@ -347,7 +347,7 @@ def _lines(records: list[dict[str, Any]]) -> list[str]:
         for r in records
     ]
     if records[0]["closer_than"] is not None:
-        columns.insert(2, "closer than")
+        columns.insert(2, "closer")
         for row, record in zip(rows, records, strict=True):
             row.insert(2, in_words(record["closer_than"]))
     if "dates" in records[0]:
