@@ -173,9 +173,16 @@ def _ranked(table: pa.Table) -> pa.Table:
 
 
 def _flat(hits: pa.Table) -> pa.Table:
-    """Return hits with their labels in one text, in the last column."""
-    labels = [", ".join(names or []) for names in hits["labels"].to_pylist()]
-    return hits.drop_columns(["labels"]).append_column("labels", pa.array(labels, pa.string()))
+    """Return hits with their labels, and the dates of their places, as texts at the end."""
+    texts = {"labels": [", ".join(names or []) for names in hits["labels"].to_pylist()]}
+    if "dates" in hits.column_names:
+        texts["dates"] = [
+            "; ".join(f"{date['scene']} {date['score']:.4f}" for date in dates)
+            for dates in hits["dates"].to_pylist()
+        ]
+    for name, values in texts.items():
+        hits = hits.drop_columns([name]).append_column(name, pa.array(values, pa.string()))
+    return hits
 
 
 def _geojson(hits: pa.Table) -> bytes:

@@ -52,7 +52,7 @@ HOMES = {
         "storage/catalog/stac_geoparquet.py",
         "storage/index/sidecar.py",
         "pipeline/analysis/landcover.py",
-        *within("pipeline/search", "batch hits searcher"),
+        *within("pipeline/search", "batch distinct hits searcher"),
         "pipeline/training/driver.py",
         "workflows/report/contact_sheet.py",
     ),

@@ -21,6 +21,7 @@ from pipeline.indexing.steps import (
     first_manifest,
     measure_recall,
     next_version,
+    pair_scores,
     plan_once,
     plans_of,
     publish,
@@ -126,7 +127,8 @@ def build_index(
         )
         shards = fill_shards(builder, plan.pieces, 0, progress)
         recall = measure_recall(builder, plan, shards, sample, own_rows, progress)
-    manifest = first_manifest(archive, spec, plan, builder, digest, shards, recall)
+    pairs = pair_scores(archive, spec.seed, sample)
+    manifest = first_manifest(archive, spec, plan, builder, digest, shards, recall, pairs)
     return publish(manifest, index, pointer)
 
 
@@ -158,7 +160,7 @@ def update_index(
     pointer, current = read_pointer(index), read_manifest(index)
     archive = Archive.open(index.at(current.archive_uri))
     check_same_archive(archive, current)
-    if archive.snapshot == current.snapshot:
+    if archive.snapshot == current.snapshot and (current.pairs or current.rows < 2):
         return current
     digest = version_digest(current.digest, archive.snapshot, {})
     version = next_version(index, digest)
@@ -176,6 +178,7 @@ def update_index(
         digest=digest,
         snapshot=archive.snapshot,
         segments=tuple(segment.id for segment in archive.segments),
+        pairs=current.pairs or pair_scores(archive, int(current.spec["seed"])),
     )
     return publish(with_shards(after, shards, index), index, pointer)
 

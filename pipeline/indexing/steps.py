@@ -34,6 +34,7 @@ from storage.index.manifest import (
     unsealed,
     write_manifest,
 )
+from storage.index.pairs import PAIR_ROWS, PairScores
 from storage.index.pilot import RECALL_AT, RERANKS, Estimate
 from storage.index.quantizer import ShardParameters, set_threads, train
 from storage.index.ranking import Float32, Int64
@@ -64,6 +65,15 @@ def draw_sample(archive: Archive, plan: IndexPlan, seed: int) -> tuple[Float32, 
     """Return a uniform sample of the live rows: vectors (n, D) and row ids (n,)."""
     rows = uniform_rows(archive, plan.sample_rows, seed)
     return archive.read(rows, ["embedding"])["embedding"].astype(np.float32), rows
+
+
+def pair_scores(archive: Archive, seed: int, sample: Float32 | None = None) -> PairScores | None:
+    """Measure how alike two random rows are, with rows of a uniform sample where one is given."""
+    if sample is None or len(sample) < PAIR_ROWS:
+        rows = uniform_rows(archive, PAIR_ROWS, seed)
+        sample = archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
+    chosen = np.linspace(0, len(sample) - 1, min(PAIR_ROWS, len(sample))).astype(np.int64)
+    return PairScores.of(sample[chosen])
 
 
 def plans_of(archive: Archive, spec: IndexSpec) -> Callable[[ShardParameters | None], IndexPlan]:
@@ -200,6 +210,7 @@ def first_manifest(
     digest: str,
     shards: Sequence[ShardEntry],
     recalls: Recall,
+    pairs: PairScores | None,
 ) -> IndexManifest:
     """Return the manifest of a new build."""
     files = VerifiedFiles(builder.index)
@@ -233,6 +244,7 @@ def first_manifest(
         empty_lists=empty,
         classes=archive.spec.classes,
         advice=_recall_advice(recall, nprobe, spec.recall, plan),
+        pairs=pairs,
     )
 
 

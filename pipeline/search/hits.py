@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from storage.geometry import Mask
+from storage.index.pairs import ORDINARY, Float64, PairScores
 from storage.index.ranking import Float32, Int64, best_in_order
 from storage.index.search import SearchResult
 from storage.index.sidecar import Columns, hit_table, row_keys
@@ -43,6 +44,8 @@ class Hits:
         Names of the columns of ``labels``.
     truncated
         Numbers of the queries of a search by score that more rows reach than the limit.
+    pairs
+        The scores between random rows of the archive; None in an index of before.
     """
 
     scores: Float32
@@ -54,6 +57,7 @@ class Hits:
     version: str
     classes: tuple[str, ...]
     truncated: tuple[int, ...] = ()
+    pairs: PairScores | None = None
     read_columns: ReadColumns = field(repr=False, compare=False)
 
     @cached_property
@@ -72,8 +76,26 @@ class Hits:
         known = _KnownColumns(places=self.places[self.rows >= 0], columns=self.columns)
         return {**self.__dict__, "read_columns": known}
 
+    @property
+    def closer_than(self) -> Float64 | None:
+        """The share (Q, k) of random pairs of rows with a lower score; None in an old index."""
+        return None if self.pairs is None else self.pairs.share_below(self.scores)
+
+    @property
+    def ordinary(self) -> tuple[int, ...]:
+        """Numbers of the queries that nothing is like: the best hit is as close as random rows."""
+        if self.pairs is None:
+            return ()
+        shares = self.pairs.share_below(self.scores[:, :1])
+        shown = self.rows[:, :1] >= 0
+        return tuple(np.flatnonzero((shares < ORDINARY) & shown).tolist())
+
     def to_arrow(self) -> pa.Table:
-        """Return one row a hit: query, rank, score, then row, tile_key, scene, west, ... labels."""
+        """Return one row a hit: query, rank, score, closer_than, row, tile_key, scene, ... labels.
+
+        ``closer_than`` is the share of random pairs of rows with a lower score; null in the hits of
+        an index of before.
+        """
         query, rank = np.nonzero(self.rows >= 0)
         table = hit_table(self.columns, self.classes)
         heads: list[tuple[str, npt.NDArray[Any]]] = [
@@ -81,9 +103,11 @@ class Hits:
             ("rank", rank.astype(np.int32)),
             ("score", self.scores[query, rank]),
         ]
+        shares = self.closer_than
+        closer = pa.nulls(len(query), pa.float64()) if shares is None else shares[query, rank]
         for place, (name, values) in enumerate(heads):
             table = table.add_column(place, name, pa.array(values))
-        return table
+        return table.add_column(len(heads), "closer_than", pa.array(closer, pa.float64()))
 
     def where(self, keep: Mask, most: int) -> "Hits":
         """Return the first ``most`` hits of each query that a mask (Q, k) keeps."""

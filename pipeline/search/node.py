@@ -11,7 +11,7 @@ from pipeline.search.stats import SearchStats
 from storage.index.manifest import read_manifest, shard_number
 from storage.index.plan import PassPlan, SearchPlan
 from storage.index.ranking import Float32, Int64
-from storage.index.search import SearchResult, ShardSet
+from storage.index.search import Float16, SearchResult, ShardSet
 from storage.index.sidecar import Columns
 from storage.location import Location
 
@@ -77,6 +77,10 @@ class SearchNode:
     def find(self, plan: SearchPlan, vectors: bool = False) -> Columns:
         """Return the first ``plan.k`` rows of each of the plan's shards that match its filter."""
         return self._shards().find(plan, vectors)
+
+    def project(self, plan: SearchPlan, directions: Float32) -> dict[str, Float16]:
+        """Return the dot products (n, m) of the rows of each of the plan's shards, by its name."""
+        return self._shards().project(plan, directions)
 
     def columns(self, plan: SearchPlan, places: Int64) -> Columns:
         """Return the columns of rows at those of the places (m,) that are in the plan's shards.

@@ -30,13 +30,16 @@ class Query:
     """A query vector (D,) float32 and its origin.
 
     ``row`` is the archive row that has this vector, ``examples`` are the rows it was combined from;
-    both are left out of the hits. ``label`` names the query for people.
+    both are left out of the hits. ``label`` names the query for people. ``tile`` and ``scene`` are
+    those of a query that is a tile of the archive.
     """
 
     vector: Float32
     label: str
     row: int | None = None
     examples: tuple[int, ...] = ()
+    tile: str | None = None
+    scene: str | None = None
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -83,7 +86,8 @@ class QueryResolver:
         href
             The picture; a plain URI is reached as the index is.
         indexes
-            Its bands, from 1, in the order of the encoder's; all by default.
+            Its bands, from 1, in the order of the encoder's; all by default. 0 stands for a band
+            that it lacks, see :func:`chosen_bands`.
 
         Raises
         ------
@@ -93,10 +97,21 @@ class QueryResolver:
             The picture has another number of bands than the encoder, or there is no encoder.
         """
         location = href if isinstance(href, Location) else self._searcher.index.at(href)
-        return self.pixels(read_picture(location, indexes).values, label=location.uri)
+        if indexes is None or 0 not in indexes:
+            return self.pixels(read_picture(location, indexes).values, label=location.uri)
+        return self.pixels(read_picture(location).values, label=location.uri, bands=indexes)
 
-    def pixels(self, values: Float32, label: str = "pixels") -> Query:
+    def pixels(
+        self, values: Float32, label: str = "pixels", bands: Sequence[int] | None = None
+    ) -> Query:
         """Embed pixel values (C, h, w) float32, NaN where invalid, in the encoder's bands.
+
+        Parameters
+        ----------
+        values, label
+            The pixels, and their name for people.
+        bands
+            The band of the values for each of the encoder's, see :func:`chosen_bands`.
 
         Raises
         ------
@@ -107,6 +122,8 @@ class QueryResolver:
         encoder = self._encoder
         if encoder is None:
             raise ConfigError(f"{label}: a picture needs an encoder; give its bundle")
+        if bands is not None:
+            values = chosen_bands(values, bands, encoder.spec.band_mean, label)
         if len(values) != len(encoder.bands):
             more = len(values) > len(encoder.bands)
             raise ConfigError(
@@ -220,7 +237,8 @@ class QueryResolver:
         row = int(rows["row"][index])
         label = f"{origin}: tile {rows['tile_key'][index]} of {rows['scene'][index]}"
         (vector,) = self._exact([row], vectors[index : index + 1])
-        return Query(vector=vector, label=label, row=row)
+        tile, scene = rows["tile_key"][index], rows["scene"][index]
+        return Query(vector=vector, label=label, row=row, tile=tile, scene=scene)
 
     def _exact(self, rows: Sequence[int], stored: Float32) -> Float32:
         """Return the archive's vectors (n, D) of rows, given the vectors that the index stores."""
@@ -228,6 +246,52 @@ class QueryResolver:
         if manifest.parameters.lossy and manifest.rerank == 1:  # stored vectors are approximations
             return self._searcher.archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
         return stored
+
+
+def chosen_bands(
+    values: Float32, bands: Sequence[int], means: Sequence[float], label: str
+) -> Float32:
+    """Return the bands that an encoder needs of a picture (C, h, w).
+
+    Parameters
+    ----------
+    values
+        The picture.
+    bands
+        Number, from 1, of the picture's band for each band of the encoder; 0 fills the band with
+        its mean, which says nothing to the encoder.
+    means
+        The mean of each band of the encoder.
+    label
+        The picture's name, for messages.
+
+    Raises
+    ------
+    ConfigError
+        The picture lacks a band that is named, or no band of it is used.
+
+    Examples
+    --------
+    >>> picture = np.ones((2, 1, 1), np.float32)
+    >>> chosen_bands(picture, [2, 0], [5.0, 7.0], "x").ravel().tolist()
+    [1.0, 7.0]
+    """
+    if (
+        len(bands) != len(means)
+        or not any(bands)
+        or not 0 <= min(bands) <= max(bands) <= len(values)
+    ):
+        raise ConfigError(
+            f"{label} has {len(values)} bands and the encoder needs {len(means)}, but bands "
+            f"{', '.join(map(str, bands))} were chosen; give one number for each band of the "
+            f"encoder, from 1 to {len(values)}, or 0 for a band that the picture lacks"
+        )
+    gap = np.isnan(values).all(axis=0)
+    parts = [
+        values[band - 1] if band else np.where(gap, np.nan, mean).astype(np.float32)
+        for band, mean in zip(bands, means, strict=True)
+    ]
+    return np.stack(parts)
 
 
 def combine(positive: Sequence[Query], negative: Sequence[Query] = ()) -> Query:

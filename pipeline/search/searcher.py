@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.search.distinct import DISTINCT, answer_places
 from pipeline.search.fleet import ActorPool, PartialResult, require_ray
 from pipeline.search.hits import Hits, merge, together
 from storage.errors import ConfigError, SearchUnavailableError
@@ -227,6 +228,7 @@ class Searcher:
         min_score: float | None = None,
         limit: int = DEFAULT_LIMIT,
         keep_own: bool = False,
+        distinct: str | None = None,
         nprobe: int | None = None,
         require_complete: bool = True,
     ) -> Hits:
@@ -245,11 +247,14 @@ class Searcher:
             Return every row that reaches the score, up to ``limit`` of a query, in place of k rows.
         keep_own
             Keep the rows that a query is made of.
+        distinct
+            ``place``: one hit for each place, with every date of the place inside
+            (:class:`pipeline.search.distinct.PlaceHits`).
 
         Raises
         ------
         ConfigError
-            The queries, k, the score, the limit, nprobe or the filter are invalid.
+            The queries, k, ``distinct``, the score, the limit, nprobe or the filter are invalid.
         SearchUnavailableError
             A shard did not answer, and a complete answer is required.
 
@@ -270,6 +275,11 @@ class Searcher:
         deep = min(most + max(map(len, own.values()), default=0), self.manifest.rows)
         vectors = np.stack([query.vector for query in several])
         settings: dict[str, Any] = {"nprobe": nprobe, "require_complete": require_complete}
+        if distinct is not None:
+            if distinct not in DISTINCT:
+                raise ConfigError(f"search: distinct is {distinct!r}; give {DISTINCT[0]!r} or none")
+            settings |= {} if min_score is None else {"min_score": min_score}
+            return answer_places(self, several, most, where, keep_own=keep_own, **settings)
         if min_score is None:
             hits = self.search(vectors, deep, where, **settings)
         else:
@@ -329,6 +339,20 @@ class Searcher:
         stored = columns.get("vector", empty)[first.to_numpy()] if vectors else empty
         return table.take(first), stored
 
+    def project(self, directions: npt.ArrayLike) -> dict[str, npt.NDArray[np.float16]]:
+        """Return the dot products (n, m) of every row with directions (m, D), by shard.
+
+        Rows are in the order of the shard's columns; deleted rows are among them.
+
+        Raises
+        ------
+        SearchUnavailableError
+            A shard did not answer.
+        """
+        plan = SearchPlan(k=1, where=Filter(), shards=tuple(s.name for s in self.manifest.shards))
+        parts = self._gather("project", plan, np.asarray(directions, dtype=np.float32)).answers
+        return {name: rows for part in parts for name, rows in part.items()}
+
     @cached_property
     def archive(self) -> "Archive":
         """The archive at the snapshot that the index pins, opened at the first use."""
@@ -358,6 +382,7 @@ class Searcher:
             snapshot=self.manifest.snapshot,
             version=self.manifest.version,
             classes=self.manifest.classes,
+            pairs=self.manifest.pairs,
             read_columns=self._columns,
         )
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from storage.errors import ArchiveConflictError, CorruptIndexError, NotFoundError
 from storage.geometry import BBox, enclosing
+from storage.index.pairs import PairScores
 from storage.index.quantizer import QuantizationError, ShardParameters
 from storage.location import Location
 from storage.locks import exchange
@@ -115,6 +116,8 @@ class IndexManifest:
         ``grown_fit`` over ``fit``, the worse of the two errors; 1 when no rows were added.
     advice
         The recommended step for the operator, empty when there is none.
+    pairs
+        The scores between random rows of the archive; None in an index of before.
     """
 
     version: str
@@ -142,6 +145,7 @@ class IndexManifest:
     drift: float = 1.0
     classes: tuple[str, ...] = ()
     advice: str = ""
+    pairs: PairScores | None = None
     format: int = field(default=FORMAT)
 
     @property
@@ -331,6 +335,7 @@ def _manifest(values: dict[str, Any]) -> IndexManifest:
             "shards": tuple(shard_entry(value) for value in values["shards"]),
             "segments": tuple(values["segments"]),
             "classes": tuple(values["classes"]),
+            "pairs": _pairs(values.get("pairs")),
         }
     )
 
@@ -347,6 +352,13 @@ def shard_entry(values: Mapping[str, Any]) -> ShardEntry:
     files: dict[str, Any] = {name: values[name] and _file(values[name]) for name in names}
     others = {"fit": QuantizationError(**values["fit"]), "bbox": tuple(values["bbox"])}
     return ShardEntry(**{**values, **files, **others})
+
+
+def _pairs(values: Mapping[str, Any] | None) -> PairScores | None:
+    if values is None:
+        return None
+    shares, scores = (tuple(map(float, values[name])) for name in ("shares", "scores"))
+    return PairScores(rows=int(values["rows"]), shares=shares, scores=scores)
 
 
 def _file(values: Mapping[str, Any]) -> FileEntry:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from storage.errors import NotFoundError
 from storage.index.files import VerifiedFiles
@@ -38,6 +39,8 @@ from storage.location import Location
 T = TypeVar("T")
 Block = TypeVar("Block", Float32, Int64)
 
+Float16 = npt.NDArray[np.float16]
+
 Selection = tuple[ShardGroup, RowMask]
 """A group of shards, and the rows of it that may be returned."""
 Best = tuple[Float32, Int64]
@@ -47,6 +50,7 @@ A number counts through the rows of the groups in their order.
 """
 _BLOCK_QUERIES = 1024
 _LEAST_QUERIES = 8  # waking another thread takes longer than answering as many
+_BLOCK_VALUES = 2**20  # vectors of a block stay in the cache
 _DEEPER = 8
 
 
@@ -178,6 +182,29 @@ class ShardSet:
         for group in self._groups:
             group.compile()
 
+    def project(self, plan: SearchPlan, directions: Float32) -> dict[str, Float16]:
+        """Return the dot products (n, m) of all rows of the plan's shards with directions (m, D).
+
+        By the shard's name, in the order of its rows; deleted rows are among them.
+
+        Raises
+        ------
+        NotFoundError
+            A shard of the plan is not in this set.
+        """
+        step = max(_BLOCK_VALUES // directions.shape[1], 1)
+        found: dict[str, Float16] = {}
+        for name in self._known(plan):
+            group, start = self._place_of(name)
+
+            def products(block: Int64, group: ShardGroup = group) -> Float16:
+                vectors = group.decode(block).astype(np.float32, copy=False)
+                return np.asarray(vectors @ directions.T, dtype=np.float16)
+
+            positions = start + np.arange(self.shards[name].rows)
+            found[name] = np.concatenate(self._each(products, _blocks(positions, step)))
+        return found
+
     def explain(self, plan: SearchPlan) -> PassPlan:
         """Return how :meth:`search` would compare queries with rows."""
         return plan_pass(plan, self._selections(plan))
@@ -205,11 +232,22 @@ class ShardSet:
 
     def _selections(self, plan: SearchPlan) -> list[Selection]:
         """Return the groups of the plan's shards that hold matching rows, with those rows."""
+        self._known(plan)
+        selections = [(group, group.select(plan.where, plan.shards)) for group in self._groups]
+        return [(group, selection) for group, selection in selections if selection.count]
+
+    def _known(self, plan: SearchPlan) -> tuple[str, ...]:
+        """Return the names of the plan's shards, all of which are in this set."""
         unknown = sorted(set(plan.shards) - set(self.shards))
         if unknown:
             raise NotFoundError(f"shards {', '.join(unknown)} are not loaded here")
-        selections = [(group, group.select(plan.where, plan.shards)) for group in self._groups]
-        return [(group, selection) for group, selection in selections if selection.count]
+        return plan.shards
+
+    def _place_of(self, name: str) -> tuple[ShardGroup, int]:
+        """Return the group of a shard, and the position of its first row there."""
+        number = self._ordered.index(self.shards[name])
+        owner = int(np.searchsorted(self._firsts, self._starts[number], side="right")) - 1
+        return self._groups[owner], int(self._starts[number] - self._firsts[owner])
 
     def _best(
         self, queries: Float32, plan: SearchPlan, selections: Sequence[Selection], nprobe: int

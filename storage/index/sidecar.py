@@ -38,6 +38,7 @@ HIT_SCHEMA = pa.schema(
     ]
 )
 """The columns of :func:`hit_table`."""
+_NUMBERS = 2**31
 _TILE_KEY = re.compile(r"(.+)/(0|-?[1-9][0-9]{0,9})/(0|-?[1-9][0-9]{0,9})")
 
 
@@ -165,6 +166,12 @@ class Sidecar:
         """The WGS84 box around all rows, and the ISO 8601 UTC times of the oldest and newest."""
         return enclosing(self.bbox), str(self.datetime.min()), str(self.datetime.max())
 
+    @property
+    def tiles(self) -> tuple[list[str], npt.NDArray[np.int16], npt.NDArray[np.int32]]:
+        """The names of grids, and the number of the grid (n,) and the tile (n, 2) of each row."""
+        names: list[str] = self._names["grid"].tolist()
+        return names, self._codes["grid"], np.stack(self._tile, axis=1)
+
     def matching(self, where: Filter) -> Mask:
         """Return the mask (n,) of the rows that meet every condition of a filter.
 
@@ -233,15 +240,26 @@ class Sidecar:
         return np.asarray(matches[self._codes[name]], dtype=np.bool_)
 
     def _of_tiles(self, tiles: Sequence[str]) -> Mask:
-        mask = np.zeros(len(self), dtype=np.bool_)
+        wanted: dict[str, list[tuple[int, int]]] = {}
         for tile in tiles:
             key = _TILE_KEY.fullmatch(tile)
             if key is None:
                 raise ConfigError(f"filter: {tile!r} is not a tile key; give grid/column/row")
-            column, row = self._tile
-            same_place = (column == int(key[2])) & (row == int(key[3]))
-            mask |= same_place & self._of("grid", [key[1]])
+            numbers = int(key[2]), int(key[3])
+            if max(map(abs, numbers)) < _NUMBERS:
+                wanted.setdefault(key[1], []).append(numbers)
+        column, row = self._tile
+        mask = np.zeros(len(self), dtype=np.bool_)
+        for grid, tiles_of in wanted.items():  # one look at the columns, however many tiles
+            columns, rows = np.array(tiles_of, dtype=np.int64).T
+            near = np.flatnonzero(np.isin(column, columns))
+            near = near[np.isin(_one_number(column[near], row[near]), _one_number(columns, rows))]
+            mask[near] = self._of("grid", [grid])[near]
         return mask
+
+
+def _one_number(column: npt.NDArray[Any], row: npt.NDArray[Any]) -> Int64:
+    return np.asarray((column.astype(np.int64) << 32) + row)
 
 
 def row_keys(columns: Columns) -> list[tuple[str, str]]:

@@ -104,7 +104,9 @@ def test_a_hit_has_one_footprint_from_the_command_line_and_over_http(
     write_hits(hits, str(tmp_path / "hits.geojson"))
     written = json.loads((tmp_path / "hits.geojson").read_text())["features"]
     bodies = [HitBody(**served(record)) for record in hit_records(hits)]
-    answer = SearchAnswer(query="q", snapshot="S", version="v", coverage=1.0, hits=bodies)
+    answer = SearchAnswer(
+        query="q", snapshot="S", version="v", coverage=1.0, ordinary=False, like="ADw", hits=bodies
+    )
     response = json.loads(bytes(negotiated(answer, GEOJSON).body))
     assert [f["geometry"] for f in response["features"]] == [f["geometry"] for f in written]
     assert [f["properties"]["datetime"] for f in response["features"]] == [
@@ -114,7 +116,7 @@ def test_a_hit_has_one_footprint_from_the_command_line_and_over_http(
 
 
 def served(record: dict) -> dict:
-    return {name: record["tile_key" if name == "tile" else name] for name in HitBody.model_fields}
+    return {"tile" if name == "tile_key" else name: value for name, value in record.items()}
 
 
 def test_a_record_without_a_place_has_no_geometry() -> None:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _WIDE = 100
 _MOST_JSON_BYTES = 256 * 1024 * 1024
+_ORDINARY = (
+    "nothing in the archive is like it: the best hit is closer than {} of random pairs of tiles"
+)
 _TRUNCATED = "{:,} queries have more hits than {:,}: raise --limit, or --min-score"
 KINDS = ("image", "lonlat", "tile", "vector")
 LIKE = ("scene", "label", "bbox", "polygon", "since", "until")
@@ -57,7 +60,7 @@ example_options = option_group(
         "--bands",
         type=CommaList(int),
         metavar="N,N,...",
-        help="With --image: its bands, in the encoder's order.",
+        help="With --image: its bands, in the encoder's order; 0 for one that it lacks.",
     ),
     _many("--lonlat", "--at", type=LonLat(), help="Like the tile at this place."),
     click.option("--date", metavar="DATE", help="With --lonlat: the acquisition nearest to this."),
@@ -207,6 +210,11 @@ def _vectors(path: str) -> Iterator["Query"]:
     metavar="N",
     help="With --min-score: no more of each query (10,000).",
 )
+@click.option(
+    "--distinct",
+    type=click.Choice(["place"]),
+    help="place: one hit a place, with its dates inside.",
+)
 @click.option("--each", is_flag=True, help="Search with each example by itself; needs --out.")
 @click.option("--include-self", is_flag=True, help="Keep the examples among the hits.")
 @click.option("--explain", is_flag=True, help="Show how it would be searched, and stop.")
@@ -235,6 +243,7 @@ def search(run: Run, /, **options: Any) -> None:
             min_score=options["min_score"],
             limit=options["limit"],
             keep_own=options["include_self"],
+            distinct=options["distinct"],
         )
         if options["explain"]:
             _explain(run, searcher, k, by_score)
@@ -261,6 +270,7 @@ def _show_hits(
 ) -> None:
     """Show the hits of a query; write them when a file is named."""
     from storage.formats import hit_records, write_hits
+    from storage.index.pairs import in_words
 
     hits = answer(query)
     table = hits.to_arrow()
@@ -273,9 +283,12 @@ def _show_hits(
         "version": hits.version,
         "coverage": hits.coverage,
         "truncated": bool(hits.truncated),
+        "ordinary": bool(hits.ordinary),
         "hits": records,
     }
     lines = [f"like {query.label}", *_lines(records)] if records else ["no hits"]
+    if hits.ordinary:
+        lines.append(_ORDINARY.format(in_words(records[0]["closer_than"])))
     run.show(result, [*lines, _TRUNCATED.format(1, k)] if hits.truncated else lines)
 
 
@@ -323,6 +336,8 @@ def _explain(run: Run, searcher: "Searcher", k: int, by_score: bool) -> None:
 
 def _lines(records: list[dict[str, Any]]) -> list[str]:
     """Lay hits out as a table; a grid that all hits share is named once, above it."""
+    from storage.index.pairs import in_words
+
     width = max(80, shutil.get_terminal_size((80, 24)).columns)
     grids = {record["tile_key"].rsplit("/", 2)[0] for record in records}
     cut = len(next(iter(grids))) + 1 if len(grids) == 1 else 0
@@ -331,10 +346,19 @@ def _lines(records: list[dict[str, Any]]) -> list[str]:
         [r["rank"], r["score"], r["datetime"].date().isoformat(), r["tile_key"][cut:], r["scene"]]
         for r in records
     ]
+    if records[0]["closer_than"] is not None:
+        columns.insert(2, "closer")
+        for row, record in zip(rows, records, strict=True):
+            row.insert(2, in_words(record["closer_than"]))
+    if "dates" in records[0]:
+        columns.insert(-1, "dates")
+        for row, record in zip(rows, records, strict=True):
+            row.insert(-1, len(record["dates"]))
     if width >= _WIDE:
-        columns.insert(3, "lon,lat")
+        place = columns.index("tile")
+        columns.insert(place, "lon,lat")
         for row, record in zip(rows, records, strict=True):
             lon, lat = centres([record["bbox"]])[0]
-            row.insert(3, f"{lon:.4f},{lat:.4f}")
+            row.insert(place, f"{lon:.4f},{lat:.4f}")
     heading = [f"tiles of grid {grids.pop()}/"] if cut else []
     return [*heading, *format_table(columns, rows, width)]

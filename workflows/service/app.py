@@ -4,7 +4,7 @@ Beyond loopback a bearer token is required (:func:`workflows.service.deploy.serv
 this). The map at ``/`` is static and holds no data; it gets its data from the guarded routes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from workflows.service.schema import (
     ReadyAnswer,
     ScenesAnswer,
     ScenesQuery,
+    ScoresQuery,
     SearchAnswer,
     SearchBody,
     ThumbnailQuery,
@@ -39,6 +40,7 @@ from workflows.service.uploads import read_query, receive
 
 if TYPE_CHECKING:
     from workflows.service.backend import IndexBackend
+    from workflows.service.layers import TileNumber
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 WEB = Path(__file__).parent / "web"
@@ -53,6 +55,9 @@ _MULTIPART = {
 
 Accept = Annotated[str | None, Header(include_in_schema=False)]
 Grid = Annotated[str, InPath(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=128)]
+MVT = "application/vnd.mapbox-vector-tile"
+Zoom = Annotated[int, InPath(ge=0, le=24)]
+Column = Annotated[int, InPath(ge=0, lt=2**24)]
 Cell = Annotated[int, InPath(ge=-(2**31), le=2**31 - 1)]
 
 
@@ -133,6 +138,7 @@ def create_app(
     _add_search(app, backend, limits, guard)
     _add_archive(app, backend, limits, map_config, guard)
     _add_tiles(app, backend, limits, metrics, guard)
+    _add_layers(app, backend, limits, guard)
     _add_map(app)
     return app
 
@@ -260,6 +266,35 @@ def _add_tiles(
         if picture.png is None:
             return Response(status_code=304, headers=headers)
         return Response(picture.png, media_type="image/png", headers=headers)
+
+
+def _add_layers(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: list[Any]) -> None:
+    drawing = FairPlaces(limits.drawing)
+    text = {"schema": {"type": "string", "format": "binary"}}
+    responses = {**documented(404, 422, 503), 200: {"content": {MVT: text}}}
+    common: dict[str, Any] = {
+        "dependencies": guard, "response_class": Response, "responses": responses,
+    }  # fmt: skip
+
+    async def cut(
+        request: Request, tile: "Callable[[TileNumber], bytes]", at: "TileNumber"
+    ) -> Response:
+        if max(at[1:]) >= 2 ** at[0]:
+            raise ConfigError(f"tile {at[1]}/{at[2]} does not exist at zoom {at[0]}")
+        content = await drawing.run(request.state.client, partial(tile, at))
+        return Response(content, media_type=MVT, headers={"Cache-Control": "private, max-age=300"})
+
+    @app.get("/v1/scores/{z}/{x}/{y}.mvt", **common)
+    async def scores(
+        request: Request, z: Zoom, x: Column, y: Column, query: Annotated[ScoresQuery, Query()]
+    ) -> Response:
+        """Draw the similarity of every place to a query as a vector tile of the map."""
+        return await cut(request, partial(backend.scores, query.like), (z, x, y))
+
+    @app.get("/v1/colours/{z}/{x}/{y}.mvt", **common)
+    async def colours(request: Request, z: Zoom, x: Column, y: Column) -> Response:
+        """Draw the principal components of every place's vectors as a vector tile of the map."""
+        return await cut(request, backend.colours, (z, x, y))
 
 
 def _add_map(app: FastAPI) -> None:

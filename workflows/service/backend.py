@@ -25,12 +25,14 @@ from storage.location import Location
 from storage.scene import CatalogSpec
 from workflows.service.decoding import Decoder
 from workflows.service.footprints import SceneBoxes
+from workflows.service.layers import Layers, TileNumber, to_text
 from workflows.service.schema import (
     AcquisitionBody,
     ExampleBody,
     FilterBody,
     HitBody,
     IndexAnswer,
+    PairsBody,
     ReadyAnswer,
     SceneBody,
     ScenesAnswer,
@@ -88,13 +90,21 @@ class IndexBackend:
     def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
         """Answer a query; the tiles of the query are not among its hits."""
         version = self._current()
-        query = self._query(version, body, image)
-        hits = version.searcher.answer(query, body.k, _filter(body.filter))
+        example = self._example(version, body, image)
+        query = combine(
+            example + _examples(version, body.positive), _examples(version, body.negative)
+        )
+        asked = example[0] if len(example) == 1 else query
+        hits = version.searcher.answer(query, body.k, _filter(body.filter), distinct=body.distinct)
         return SearchAnswer(
             query=query.label,
+            tile=asked.tile,
+            scene=asked.scene,
             snapshot=hits.snapshot,
             version=hits.version,
             coverage=hits.coverage,
+            ordinary=bool(hits.ordinary),
+            like=to_text(query.vector),
             hits=[
                 HitBody(tile=record.pop("tile_key"), **record)
                 for record in hit_records(hits.to_arrow())
@@ -119,6 +129,14 @@ class IndexBackend:
             raise NotFoundError(f"the index has no tile {key} of scene {scene}")
         png = self._thumbnails.draw(version.archive, key, scene, side_px, etag)
         return Thumbnail(png=png, etag=etag, source="drawn")
+
+    def scores(self, like: str, at: TileNumber) -> bytes:
+        """Return a map tile of the similarity of every place to a vector."""
+        return self._current().layers.scores(like, at)
+
+    def colours(self, at: TileNumber) -> bytes:
+        """Return a map tile of the principal components of every place."""
+        return self._current().layers.colours(at)
 
     def scenes(self, offset: int, limit: int, state: SceneState | None) -> ScenesAnswer:
         """Return a page of the ledger at the index's snapshot."""
@@ -159,6 +177,9 @@ class IndexBackend:
             since=parse_moment(min(shard.since for shard in manifest.shards), "index"),
             until=parse_moment(max(shard.until for shard in manifest.shards), "index"),
             classes=list(manifest.classes),
+            bands=list(self._current().archive.spec.bands),
+            pairs=manifest.pairs
+            and PairsBody(shares=list(manifest.pairs.shares), scores=list(manifest.pairs.scores)),
             pictures=self._thumbnails.catalog is not None,
             max_k=manifest.rows,
             base_map=None,
@@ -197,10 +218,6 @@ class IndexBackend:
     def _newest(self) -> str:
         return current_version(self._config.index)
 
-    def _query(self, version: "_Version", body: SearchBody, image: bytes | None) -> Query:
-        positive = self._example(version, body, image) + _examples(version, body.positive)
-        return combine(positive, _examples(version, body.negative))
-
     def _example(self, version: "_Version", body: SearchBody, image: bytes | None) -> list[Query]:
         if body.vector is not None:
             return [Query(vector=np.asarray(body.vector, np.float32), label="vector")]
@@ -212,7 +229,8 @@ class IndexBackend:
             return version.resolver.tiles(Filter(bbox=body.box), _MOST_IN_BOX)
         if image is None:
             return []
-        return [version.image_resolver.pixels(self._decode(image), label="the image")]
+        pixels, resolver = self._decode(image), version.image_resolver
+        return [resolver.pixels(pixels, label="the image", bands=body.bands)]
 
 
 class _Version:
@@ -224,6 +242,7 @@ class _Version:
         self.resolver = QueryResolver(self.searcher)
         self.archive = self.searcher.archive
         self.boxes = SceneBoxes(self.archive)
+        self.layers = Layers(self.searcher)
         self.ledger = self.archive.scenes()
 
     @cached_property

@@ -22,9 +22,11 @@ def negotiated(answer: SearchAnswer | ScenesAnswer, accept: str | None) -> Respo
     accepted = accept or ""
     items = answer.hits if isinstance(answer, SearchAnswer) else answer.scenes
     if PARQUET in accepted:
-        return Response(geoparquet([item.model_dump() for item in items]), media_type=PARQUET)
+        records = [item.model_dump(exclude_unset=True) for item in items]
+        return Response(geoparquet(records), media_type=PARQUET)
     if GEOJSON in accepted:
         about = answer.model_dump(mode="json", exclude={"hits", "scenes"})
-        features = feature_collection((item.model_dump(mode="json") for item in items), **about)
+        records = [item.model_dump(mode="json", exclude_unset=True) for item in items]
+        features = feature_collection(records, **about)
         return Response(json.dumps(features), media_type=GEOJSON)
     return Response(answer.model_dump_json(), media_type="application/json")

@@ -85,9 +85,19 @@ class SearchBody(_Request):
         None, description="The mean of the tiles in this box, of all dates; at most 1,000 tiles."
     )
     image_base64: str | None = Field(None, description="A PNG, JPEG or GeoTIFF file, in base64.")
+    bands: list[Annotated[int, Field(ge=0, le=65_535)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=1_000,
+        description="With an image: its band, from 1, for each of the encoder's; 0 fills the band "
+        "with the encoder's mean.",
+    )
     positive: list[ExampleBody] = Field([], max_length=MAX_EXAMPLES)
     negative: list[ExampleBody] = Field([], max_length=MAX_EXAMPLES)
     k: int = Field(10, ge=1, le=2**31 - 1)
+    distinct: Literal["place"] | None = Field(
+        None, description="`place`: one hit for each of k places, with every date of it inside."
+    )
     filter: FilterBody = FilterBody()
 
     @model_validator(mode="after")
@@ -103,7 +113,19 @@ class SearchBody(_Request):
             raise ValueError("date goes with lonlat")
         if self.scene is not None and self.tile is None:
             raise ValueError("scene goes with tile")
+        if self.bands is not None and not {"image", "image_base64"} & set(given):
+            raise ValueError("bands go with an image")
         return self
+
+
+class DateBody(_Message):
+    """One acquisition of the place of a hit."""
+
+    score: float
+    row: int
+    scene: str
+    datetime: dt.datetime
+    cloud_fraction: float
 
 
 class HitBody(_Message):
@@ -111,6 +133,11 @@ class HitBody(_Message):
 
     rank: int
     score: float = Field(description="Cosine similarity, -1 to 1.")
+    closer_than: float | None = Field(
+        None,
+        description="Share of random pairs of tiles of the archive with a lower score; at most "
+        "0.9999. None where the index does not know; `skysift index update` adds it.",
+    )
     row: int = Field(description="The row's id in the archive.")
     tile: str
     scene: str
@@ -118,15 +145,27 @@ class HitBody(_Message):
     bbox: Bounds
     cloud_fraction: float
     labels: list[str]
+    dates: list[DateBody] = Field(
+        [], description="With `distinct`: the acquisitions of the place, most alike first."
+    )
 
 
 class SearchAnswer(_Message):
     """Hits in order, and the versions and coverage of the search."""
 
     query: str = Field(description="Description of the query, for people.")
+    tile: str | None = Field(
+        None, description="Key of the tile that was searched with, if one was."
+    )
+    scene: str | None = Field(None, description="With tile: its scene.")
     snapshot: str = Field(description="Archive snapshot that the index was built from.")
     version: str = Field(description="Index version that answered.")
     coverage: float = Field(description="Fraction of the index's shards that answered.")
+    ordinary: bool = Field(
+        description="Whether nothing is like the query: its best hit is no more alike than random "
+        "tiles of the archive are."
+    )
+    like: str = Field(description="The query's vector as text, for /v1/scores.")
     hits: list[HitBody]
 
 
@@ -168,6 +207,14 @@ class ThumbnailQuery(_Message):
     size: int = Field(128, ge=16, le=512, description="Pixels a side.")
 
 
+class ScoresQuery(_Message):
+    """The vector that a map tile compares places with."""
+
+    like: str = Field(
+        min_length=2, max_length=175_000, description="`like` of the answer to a search."
+    )
+
+
 class SceneBody(_Message):
     """The state of a scene; its box encloses its tiles and is None without tiles."""
 
@@ -203,6 +250,13 @@ class ReadyAnswer(_Message):
     rows: int
 
 
+class PairsBody(_Message):
+    """Scores that shares of the random pairs of tiles do not reach; both ascending."""
+
+    shares: list[float]
+    scores: list[float]
+
+
 class IndexAnswer(_Message):
     """Description of the index, for the map."""
 
@@ -214,6 +268,10 @@ class IndexAnswer(_Message):
     since: dt.datetime
     until: dt.datetime
     classes: list[str]
+    bands: list[str] = Field(description="The bands that the encoder needs of an image.")
+    pairs: PairsBody | None = Field(
+        description="The scores between random tiles; None in an index of before."
+    )
     pictures: bool = Field(description="Whether thumbnails can be drawn: a catalog is configured.")
     max_k: int
     base_map: str | None = Field(description="URL template of a raster base map.")

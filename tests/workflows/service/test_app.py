@@ -33,7 +33,14 @@ from workflows.service.thumbnails import Thumbnail
 
 TOKEN = "0123456789abcdef-token"
 OTHER = "fedcba9876543210-token"
-GUARDED = ("/v1/index", "/v1/scenes", "/v1/tiles/g/1/2/thumbnail.png", "/metrics")
+GUARDED = (
+    "/v1/index",
+    "/v1/scenes",
+    "/v1/tiles/g/1/2/thumbnail.png",
+    "/v1/scores/1/0/0.mvt?like=ADw",
+    "/v1/colours/1/0/0.mvt",
+    "/metrics",
+)
 JSON = {"Content-Type": "application/json"}
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
 
@@ -52,6 +59,7 @@ class _Backend:
         hit = HitBody(
             rank=1,
             score=0.5,
+            closer_than=0.99,
             row=2**32 + 7,
             tile="g/1/2",
             scene="a",
@@ -60,7 +68,21 @@ class _Backend:
             cloud_fraction=0.0,
             labels=["water"],
         )
-        return SearchAnswer(query="q", snapshot="S", version="0001-ab", coverage=1.0, hits=[hit])
+        return SearchAnswer(
+            query="q",
+            snapshot="S",
+            version="0001-ab",
+            coverage=1.0,
+            ordinary=False,
+            like="ADw",
+            hits=[hit],
+        )
+
+    def scores(self, like: str, at: tuple[int, int, int]) -> bytes:
+        return f"{like} {at}".encode()
+
+    def colours(self, at: tuple[int, int, int]) -> bytes:
+        return str(at).encode()
 
     def tile(self, key: str) -> TileAnswer:
         raise NotFoundError(f"no tile {key}")
@@ -79,6 +101,8 @@ class _Backend:
             since=dt.datetime(2020, 1, 2, tzinfo=dt.UTC),
             until=dt.datetime(2020, 1, 2, tzinfo=dt.UTC),
             classes=["water"],
+            bands=["red"],
+            pairs=None,
             pictures=True,
             max_k=1,
             base_map=None,
@@ -289,9 +313,11 @@ def test_all_but_the_probes_and_the_page_need_a_token(backend, caplog):
     for token in (TOKEN, OTHER):
         good = {"Authorization": f"Bearer {token}"}
         assert client.post("/v1/search", json={"vector": [1.0]}, headers=good).status_code == 200
-        assert [client.get(path, headers=good).status_code for path in GUARDED] == [200] * 4
+        assert [client.get(path, headers=good).status_code for path in GUARDED] == [200] * len(
+            GUARDED
+        )
     lines = [record.getMessage() for record in caplog.records if record.name == "skysift.access"]
-    assert len(lines) == 5 + 5 * 5 + 2 * 5
+    assert len(lines) == 5 + (5 + 2) * (1 + len(GUARDED))
     assert all(TOKEN not in line and OTHER not in line for line in lines)
     assert json.loads(lines[-1])["route"] == "/metrics"
 
@@ -414,10 +440,12 @@ def test_openapi_names_every_route(client):
     document = client.get("/openapi.json").json()
     assert set(document["paths"]) == {
         "/metrics",
+        "/v1/colours/{z}/{x}/{y}.mvt",
         "/v1/health",
         "/v1/index",
         "/v1/ready",
         "/v1/scenes",
+        "/v1/scores/{z}/{x}/{y}.mvt",
         "/v1/search",
         "/v1/tiles/{grid}/{column}/{row}",
         "/v1/tiles/{grid}/{column}/{row}/thumbnail.png",

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,18 +12,15 @@ import geopandas as gpd
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, expect, sync_playwright
 
+from tests.support.map_page import CHROMIUM, WEBGL, Watched
 from tests.support.service_world import make_world, serving
 from workflows.service.app import WEB, Limits, create_app
 from workflows.service.backend import IndexBackend
 from workflows.service.guard import token_digests
 
-CHROMIUM = shutil.which("chromium")
-WEBGL = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 TOKEN = "0123456789abcdef-token"
-
-expect.set_options(timeout=60_000)  # a busy machine is slow, not wrong
 
 pytestmark = [
     pytest.mark.usefixtures("ray_session"),
@@ -53,44 +49,10 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-class _Watched:
-    """A page of the map and what its console said."""
-
-    def __init__(self, page: Page) -> None:
-        self.page, self.said = page, []
-        page.on("console", lambda message: self.said.append(message.text))
-        page.on("pageerror", lambda error: self.said.append(str(error)))
-
-    def open(self, url: str, *, drawn: bool = True) -> "_Watched":
-        """Open the page; ``drawn`` waits until the map listens."""
-        self.page.goto(url)
-        expect(self.page.locator("#about")).to_contain_text("tiles")
-        if drawn:
-            expect(self.page.locator(".crosshair")).to_be_attached()
-        return self
-
-    @property
-    def cards(self) -> Locator:
-        return self.page.locator(".card")
-
-    def found(self, count: int) -> None:
-        expect(self.page.locator("#status")).to_contain_text(f"{count} hits")
-        expect(self.cards).to_have_count(count)
-
-    def click_map(self, across: float, down: float) -> None:
-        canvas = self.page.locator("#map canvas")
-        box = canvas.bounding_box()
-        assert box
-        self.page.mouse.click(box["x"] + box["width"] * across, box["y"] + box["height"] * down)
-
-    def scenes_of(self) -> list[str]:
-        return self.page.locator(".card .scene").all_inner_texts()
-
-
 @pytest.fixture
-def wide(browser) -> Iterator[_Watched]:
+def wide(browser) -> Iterator[Watched]:
     context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
-    yield _Watched(context.new_page())
+    yield Watched(context.new_page())
     context.close()
 
 
@@ -151,7 +113,7 @@ def test_a_link_reproduces_the_view(wide, browser, address):
     expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
     count = wide.cards.count()
     labels = page.locator(".card .show").evaluate_all("all => all.map(e => e.ariaLabel)")
-    other = _Watched(browser.new_page()).open(page.url)
+    other = Watched(browser.new_page()).open(page.url)
     other.found(count)
     again = other.page.locator(".card .show").evaluate_all("all => all.map(e => e.ariaLabel)")
     assert again == labels
@@ -255,7 +217,7 @@ def test_a_narrow_page_fits(browser, address):
     context = browser.new_context(
         viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True
     )
-    narrow = _Watched(context.new_page()).open(address)
+    narrow = Watched(context.new_page()).open(address)
     expect(narrow.page.locator("#status")).to_contain_text("scenes")
     narrow.click_map(0.5, 0.45)
     narrow.found(24)
@@ -273,7 +235,7 @@ def test_a_narrow_page_fits(browser, address):
 def test_without_webgl_the_page_says_so_and_works_as_a_list(browser, address):
     arguments = ["--no-sandbox", "--disable-gpu", "--disable-3d-apis"]
     other = browser.browser_type.launch(executable_path=CHROMIUM, args=arguments)
-    plain = _Watched(other.new_page()).open(address, drawn=False)
+    plain = Watched(other.new_page()).open(address, drawn=False)
     expect(plain.page.locator("#no-map")).to_contain_text("no WebGL")
     west, south, east, north = _extent(address)
     plain.page.locator("[name=lon]").fill(str((west + east) / 2))

@@ -20,11 +20,12 @@ export function announce(text) {
   find("#status").textContent = text;
 }
 
-/** Say what went wrong and what to do. */
-export function complain(text) {
+/** Say what went wrong and what to do; `remedy` has words and an action, for a button. */
+export function complain(text, remedy) {
   find("#status").textContent = "";
   const place = find("#error");
-  place.textContent = text;
+  place.replaceChildren(text);
+  if (remedy) place.append(" ", element("button", { type: "button", onclick: remedy.act }, remedy.words));
   place.hidden = false;
 }
 

@@ -4,6 +4,7 @@ import { element } from "./dom.js";
 
 const STEPS = [30, 15, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001];
 const LINES = 5;
+const APART_PX = 80; // a label is about this wide
 
 function step(span) {
   return STEPS.find((one) => span / one >= LINES) ?? STEPS.at(-1);
@@ -55,10 +56,13 @@ export function addGraticule(map, host) {
     const seen = lines(map);
     const { clientWidth: width, clientHeight: height } = host;
     const made = [];
+    let last = -Infinity;
     for (const lon of seen.lons) {
       const { x } = map.project([lon, seen.south]);
       const folded = ((lon + 180) % 360 + 360) % 360 - 180;
-      if (x > 110 && x < width - 90) made.push([name(folded, "E", "W"), "lon", x]);
+      if (x <= 110 || x >= width - 90 || x - last < APART_PX) continue;
+      made.push([name(folded, "E", "W"), "lon", x]);
+      last = x;
     }
     for (const lat of seen.lats) {
       const { y } = map.project([seen.west, lat]);

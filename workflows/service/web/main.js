@@ -1,11 +1,14 @@
 // Wires the parts together: every change of the state shows itself and, where it asks, searches.
 
 import * as api from "./api.js";
+import { Asked } from "./asked.js";
+import { bandsNamed, offerBands, withdrawBands } from "./bands.js";
 import { announce, complain, day, find } from "./dom.js";
 import { MapView, hasWebGL } from "./mapview.js";
-import { fillForms, watchAsk, watchFilters } from "./panel.js";
+import { fillForms, swapped, watchAsk, watchFilters } from "./panel.js";
 import { Place } from "./place.js";
-import { indexOf, refreshStrip, showExamples, showStrip, walkByArrows } from "./results.js";
+import { indexOf, layOut, refreshStrip, showExamples, showStrip, walkByArrows } from "./results.js";
+import { closerThan } from "./scale.js";
 import { askedInWords, canSearch, fromHash, markOf, toBody, toHash, toggleMark } from "./state.js";
 
 const MOST_FOOTPRINTS = 5000;
@@ -17,6 +20,8 @@ let hits = [];
 let about = null;
 let map = null;
 let running = null;
+let like = ""; // the vector of the last answer
+const files = []; // pictures that were asked with, for the way back
 
 const mark = (hit) => markOf(state, hit);
 const openHit = () => indexOf(hits, state.open);
@@ -26,25 +31,38 @@ const place = new Place({
   search: (tile, scene) => ask({ tile, scene }),
 });
 
-function remember() {
-  history.replaceState(null, "", `#${toHash(state)}`);
+const asked = new Asked({
+  ask: (tile, scene) => ask({ tile, scene }),
+  outline: (box) => map?.showAsked(box),
+});
+
+/** Put the state into the address; a new search is a step that Back undoes. */
+function remember(asNew = false) {
+  const { file } = state.query ?? {};
+  if (file && !files.includes(file)) files.push(file);
+  const kept = file ? { file: files.indexOf(file), bands: state.query.bands } : null;
+  history[asNew ? "pushState" : "replaceState"](kept, "", `#${toHash(state)}`);
 }
 
 function show() {
-  remember();
   fillForms(state, about);
   refreshStrip(hits, openHit(), mark);
   showExamples(state, about, { mark: toggle });
   map?.showHits(hits, openHit(), mark);
   map?.showQuery(state.query);
   map?.showArea(state.area);
-  find("#legend").hidden = !hits.length;
+  map?.colour(state.layer, like);
+  layOut(state.grid);
+  find("#layer").value = state.layer;
+  find("#distinct").setAttribute("aria-pressed", String(state.places));
+  find("#legend").hidden = !hits.length && state.layer !== "scores";
   find("#refine").disabled = !(state.good.length || state.bad.length) || !canSearch(state);
   for (const name of ["#geojson", "#geoparquet"]) find(name).disabled = !hits.length;
 }
 
 function toggle(hit, name) {
   toggleMark(state, hit, name);
+  remember();
   show();
 }
 
@@ -58,6 +76,7 @@ function open(hit) {
     place.close();
     if (before) find(`#strip [data-rank="${before.rank}"] .show`)?.focus();
   }
+  remember();
   show();
 }
 
@@ -65,20 +84,49 @@ function open(hit) {
 function ask(query) {
   Object.assign(state, { query, good: [], bad: [], open: null });
   place.close();
-  return run();
+  return run(true);
 }
 
-async function run() {
+function forget() {
+  hits = [];
+  like = "";
+  asked.clear();
+  find("#ordinary").hidden = true;
+  showStrip(hits, { about, markOf: mark, on: {} });
+}
+
+/** Say when nothing is like the query: its best hit is no better than chance. */
+function warn({ ordinary, hits: [best] }) {
+  find("#ordinary").hidden = !ordinary;
+  if (ordinary) {
+    const meaning = closerThan(best.closer_than).replace("than", "than only");
+    find("#ordinary").textContent = `Nothing in the archive is like it: its best hit is ${meaning} of random tiles.`;
+  }
+}
+
+async function run(asNew = false) {
   running?.abort();
   const mine = running = new AbortController();
+  withdrawBands();
+  place.rescore(null);
+  remember(asNew);
   show();
-  if (!canSearch(state)) return;
+  if (!canSearch(state)) {
+    forget();
+    announce("");
+    show();
+    return;
+  }
   announce("Searching…");
   find("#results").setAttribute("aria-busy", "true");
   try {
     const response = await api.search(toBody(state), state.query?.file, { signal: mine.signal });
     const answer = await response.json();
-    hits = answer.hits;
+    [hits, like] = [answer.hits, answer.like];
+    warn(answer);
+    place.rescore(openHit());
+    asked.show(answer, state.query, askedInWords(state), about.pictures)
+      .catch((error) => complain(error.message));
     showStrip(hits, { about, markOf: mark, on: { open, mark: toggle } });
     const found = hits.length === 1 ? "1 hit" : `${hits.length} hits`;
     announce(hits.length ? `${found} like ${askedInWords(state)}` : "No hit: widen the filters.");
@@ -86,9 +134,10 @@ async function run() {
     if (answer.coverage < 1) complain(`Only ${Math.round(answer.coverage * 100)} % of the index answered.`);
   } catch (error) {
     if (error.name === "AbortError") return;
-    hits = [];
-    showStrip(hits, { about, markOf: mark, on: {} });
-    complain(inWords(error));
+    forget();
+    complain(inWords(error), remedy(error));
+    const count = state.query?.file && bandsNamed(error.message);
+    if (count) offerBands(count, about.bands, (bands) => ask({ ...state.query, bands }));
   }
   if (running === mine) find("#results").removeAttribute("aria-busy");
   show();
@@ -100,8 +149,14 @@ function inWords(error) {
   return "The archive has no tile there: choose a place inside one of the outlined scenes.";
 }
 
+function remedy({ status }) {
+  const { lonlat } = state.query ?? {};
+  return status === 404 && lonlat ? swapped(lonlat, (place) => ask({ lonlat: place }), about.bbox) : undefined;
+}
+
 function drawMode(purpose) {
   map.draw(purpose);
+  if (purpose) find("#stage").scrollIntoView({ block: "nearest" });
   for (const name of ["query", "area"]) {
     find(`#draw-${name}`).setAttribute("aria-pressed", String(purpose === name));
   }
@@ -115,7 +170,7 @@ function drawn(box, purpose) {
   if (purpose === "query") ask({ box });
   else {
     state.area = box;
-    run();
+    run(true);
   }
 }
 
@@ -145,9 +200,12 @@ async function copyLink() {
 
 function wire() {
   watchAsk({ place: (lonlat) => ask({ lonlat }), box: (box) => ask({ box }), file: (file) => ask({ file }) });
-  watchFilters((values) => { Object.assign(state, values); run(); });
+  watchFilters((values) => { Object.assign(state, values); run(true); });
   walkByArrows();
-  find("#refine").addEventListener("click", run);
+  find("#refine").addEventListener("click", () => run(true));
+  find("#distinct").addEventListener("click", () => { state.places = !state.places; run(true); });
+  find("#layout").addEventListener("click", () => { state.grid = !state.grid; remember(); show(); });
+  find("#layer").addEventListener("change", ({ target }) => { state.layer = target.value; remember(); show(); });
   find("#link").addEventListener("click", copyLink);
   find("#geojson").addEventListener("click", () => save("application/geo+json", "hits.geojson"));
   find("#geoparquet").addEventListener("click", () => save("application/vnd.apache.parquet", "hits.parquet"));
@@ -159,10 +217,19 @@ function wire() {
     if (map?.drawing) drawMode(null);
     else if (state.open) open(null);
   });
-  window.addEventListener("hashchange", () => { state = fromHash(location.hash); reopen(); });
+  window.addEventListener("popstate", () => { goBack(); });
+}
+
+function goBack() {
+  const kept = history.state;
+  state = fromHash(location.hash);
+  if (kept && files[kept.file]) state.query = { file: files[kept.file], bands: kept.bands };
+  map?.look(state.view);
+  return reopen();
 }
 
 async function reopen() {
+  if (!state.open) place.close();
   await run();
   if (state.open) open(openHit() ?? state.open);
 }
@@ -185,6 +252,8 @@ function startMap() {
 function describe() {
   const tiles = about.rows.toLocaleString("en");
   find("#about").textContent = `${tiles} tiles, ${day(about.since)} to ${day(about.until)}`;
+  find("#needs").textContent = `PNG, JPEG or GeoTIFF; the encoder needs ${about.bands.join(", ")}.`;
+  if (about.pairs) find("#legend").firstChild.textContent = "like random tiles ";
 }
 
 async function start() {

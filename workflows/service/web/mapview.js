@@ -2,10 +2,12 @@
 
 import { element, find } from "./dom.js";
 import { addGraticule } from "./graticule.js";
+import { PlaceLayers } from "./layers.js";
+import { COLOURS, shadeOf } from "./scale.js";
+import { followTheme } from "./theme.js";
 
 const EMPTY = { type: "FeatureCollection", features: [] };
-// From the least to the most alike of the hits that are shown.
-const COLOURS = [0, "#5b4b9a", 0.35, "#2f7fa8", 0.6, "#3aa687", 0.8, "#b5c334", 1, "#ffd23f"];
+const MARKS = ["match", ["get", "mark"], "good", "#0a7a3d", "bad", "#b3261e", "#1c2b36"];
 
 export function ring([west, south, east, north]) {
   const right = east < west ? east + 360 : east;
@@ -50,15 +52,18 @@ const LAYERS = [
     } },
   { id: "hits", type: "line", source: "hits",
     paint: {
-      "line-color": ["match", ["get", "mark"], "good", "#0a7a3d", "bad", "#b3261e", "#1c2b36"],
+      "line-color": MARKS,
       "line-width": ["case", ["get", "open"], 4, ["==", ["get", "mark"], ""], 1, 3],
     } },
   { id: "hit-points", type: "circle", source: "hit-points", maxzoom: 12,
     paint: {
       "circle-radius": ["case", ["get", "open"], 9, 6],
       "circle-color": ["interpolate", ["linear"], ["get", "shade"], ...COLOURS],
-      "circle-stroke-color": "#1c2b36", "circle-stroke-width": ["case", ["get", "open"], 3, 1],
+      "circle-stroke-color": MARKS,
+      "circle-stroke-width": ["case", ["any", ["get", "open"], ["!=", ["get", "mark"], ""]], 3, 1],
     } },
+  { id: "asked", type: "line", source: "asked",
+    paint: { "line-color": "#c2185b", "line-width": 3 } },
   { id: "query", type: "line", source: "query",
     paint: { "line-color": "#c2185b", "line-width": 3 } },
   { id: "query-point", type: "circle", source: "query", filter: ["==", ["geometry-type"], "Point"],
@@ -74,6 +79,7 @@ const LAYERS = [
 export class MapView {
   constructor(about, view, on) {
     this.on = on;
+    this.pairs = about.pairs;
     this.drawing = null;
     const { maplibregl } = window;
     maplibregl.setWorkerUrl("web/vendor/maplibre-gl-csp-worker.js");
@@ -99,9 +105,11 @@ export class MapView {
   furnish() {
     const { map } = this;
     addGraticule(map, find("#map"));
-    const names = ["scenes", "area", "hits", "hit-points", "query", "drawn"];
+    const names = ["scenes", "area", "hits", "hit-points", "asked", "query", "drawn"];
     for (const name of names) map.addSource(name, { type: "geojson", data: EMPTY });
     for (const layer of LAYERS) map.addLayer(layer);
+    this.places = new PlaceLayers(map, this.pairs, "area");
+    followTheme(map);
     map.on("click", (event) => this.clicked(event));
     map.on("moveend", () => {
       const { lng, lat } = map.getCenter();
@@ -176,8 +184,7 @@ export class MapView {
   }
 
   showHits(hits, open, markOf) {
-    const [most, least] = [hits[0]?.score, hits.at(-1)?.score];
-    const shade = ({ score }) => (most > least ? (score - least) / (most - least) : 1);
+    const shade = ({ score }) => shadeOf(score, this.pairs);
     const shown = [...hits].reverse().map((hit) => ({
       hit, properties: { shade: shade(hit), rank: hit.rank, mark: markOf(hit), open: hit === open },
     }));
@@ -193,6 +200,22 @@ export class MapView {
     return this.set("query", {
       type: "Feature", properties: {}, geometry: { type: "Point", coordinates: query.lonlat },
     });
+  }
+
+  /** The outline of the tile that was asked with; null takes it away. */
+  showAsked(box) {
+    return this.set("asked", box ? polygon(box) : EMPTY);
+  }
+
+  /** Colour every place by the scores of a vector, by components, or not. */
+  async colour(name, like) {
+    await this.ready;
+    this.places.show(name, like);
+  }
+
+  /** Go where a link or an earlier search looked. */
+  look(view) {
+    if (view) this.map.jumpTo({ center: view.slice(0, 2), zoom: view[2] });
   }
 
   showArea(area) {

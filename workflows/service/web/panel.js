@@ -18,6 +18,13 @@ function boxOf(input) {
   return undefined;
 }
 
+/** The remedy of exchanged degrees, where the exchanged ones are a place; else nothing. */
+export function swapped([lon, lat], ask, [west, south, east, north] = [-180, -90, 180, 90]) {
+  const inside = south <= lon && lon <= north
+    && (west <= east ? west <= lat && lat <= east : lat >= west || lat <= east);
+  return inside ? { words: `Search at longitude ${lat}, latitude ${lon}`, act: () => ask([lat, lon]) } : undefined;
+}
+
 /** Listen to the query form. `on` has place(lonlat), box(box), file(file). */
 export function watchAsk(on) {
   const form = find("#ask");
@@ -32,7 +39,7 @@ export function watchAsk(on) {
     }
     const [lon, lat] = texts.map((text) => (text ? Number(text.replace(",", ".")) : NaN));
     if (Math.abs(lon) <= 180 && Math.abs(lat) <= 90) on.place([lon, lat]);
-    else complain("Longitude is -180 to 180 and latitude -90 to 90 degrees.");
+    else complain("Longitude is -180 to 180 and latitude -90 to 90 degrees.", swapped([lon, lat], on.place));
   });
   field(form, "box").addEventListener("keydown", (event) => {
     if (event.key !== "Enter") return;

@@ -2,6 +2,7 @@
 
 import { picture, tile } from "./api.js";
 import { complain, day, element, find } from "./dom.js";
+import { closerThan } from "./scale.js";
 
 const SIZE = 256;
 
@@ -26,7 +27,7 @@ export class Place {
 
   /** Show a tile; `hit` has tile, scene and, when it is one, a score. */
   async show(hit, pictures) {
-    this.asked = hit;
+    this.asked = this.hit = hit;
     this.pictures = pictures;
     let answer;
     try {
@@ -35,12 +36,25 @@ export class Place {
       complain(error.message);
       return;
     }
-    if (this.asked !== hit) return;
+    if (this.asked?.tile !== hit.tile) return;
     this.acquisitions = answer.acquisitions;
-    this.at = Math.max(0, this.acquisitions.findIndex((one) => one.scene === hit.scene));
-    this.hit = hit;
+    this.at = Math.max(0, this.acquisitions.findIndex((one) => one.scene === this.hit.scene));
     this.build();
     this.panel.hidden = false;
+  }
+
+  /** Take over the scores of another answer; null while there is none, so no old score is shown. */
+  rescore(hit) {
+    if (!this.asked) return;
+    this.asked = this.hit = hit ?? { tile: this.asked.tile, scene: this.asked.scene };
+    if (!this.panel.hidden) this.build();
+  }
+
+  /** The hit or the date inside it that has a scene, with its score; undefined without. */
+  scored(scene) {
+    const { hit } = this;
+    if (hit.scene === scene) return hit.score === undefined ? undefined : hit;
+    return hit.dates?.find((one) => one.scene === scene);
   }
 
   step(by) {
@@ -56,7 +70,8 @@ export class Place {
   build() {
     const { hit, at, acquisitions: all } = this;
     const one = all[at];
-    const shown = one.scene === hit.scene && hit.score !== undefined;
+    const shown = this.scored(one.scene);
+    const meaning = closerThan(shown?.closer_than);
     const image = element("img", {
       width: SIZE, height: SIZE, alt: `Tile ${hit.tile} on ${day(one.datetime)}`,
     });
@@ -67,7 +82,7 @@ export class Place {
       disabled: at + by < 0 || at + by >= all.length,
     }, text);
     const facts = [
-      ...(shown ? [["Score", hit.score.toFixed(3)]] : []),
+      ...(shown ? [["Score", shown.score.toFixed(3) + (meaning && `, ${meaning}`)]] : []),
       ["Scene", one.scene], ["Tile", hit.tile], ["Cloud", `${Math.round(one.cloud_fraction * 100)} %`],
       ...(one.labels.length ? [["Labels", one.labels.join(", ")]] : []),
     ];

@@ -2,6 +2,7 @@
 
 import { picture } from "./api.js";
 import { day, element, find } from "./dom.js";
+import { closerThan } from "./scale.js";
 import { same } from "./state.js";
 
 const SIZE = 128;
@@ -24,13 +25,17 @@ function markButtons(hit, mark, on) {
 function card(hit, context) {
   const { about, markOf, on } = context;
   const score = hit.score.toFixed(3);
-  const words = `Hit ${hit.rank}: score ${score}, ${day(hit.datetime)}, scene ${hit.scene}`;
+  const meaning = closerThan(hit.closer_than);
+  const words = `Hit ${hit.rank}: score ${score}, ${day(hit.datetime)}, scene ${hit.scene}`
+    + (meaning && `, ${meaning}`);
+  const dates = hit.dates?.length > 1 ? `${hit.dates.length} dates` : "";
   return element("li", { class: "card", "data-rank": hit.rank },
     element("button", { type: "button", class: "show", "aria-label": words, onclick: () => on.open(hit) },
       photograph(about.pictures, hit.tile, hit.scene, ""),
-      element("span", { class: "score" }, score),
+      element("span", { class: "score", title: meaning }, score),
       element("span", { class: "date" }, day(hit.datetime)),
-      element("span", { class: "scene", title: hit.scene }, hit.scene)),
+      element("span", { class: "meaning", title: meaning }, meaning.replace(" of pairs", "")),
+      element("span", { class: "scene", title: hit.scene }, dates || hit.scene)),
     element("div", { class: "marks" }, ...markButtons(hit, markOf(hit), on)));
 }
 
@@ -51,6 +56,12 @@ export function refreshStrip(hits, open, markOf) {
       find(`.mark.${name}`, item).setAttribute("aria-pressed", String(markOf(hit) === name));
     }
   }
+}
+
+/** Lay the hits out as a strip or as a grid. */
+export function layOut(grid) {
+  find("#results").classList.toggle("grid", grid);
+  find("#layout").setAttribute("aria-pressed", String(grid));
 }
 
 /** Left and right go from card to card. */

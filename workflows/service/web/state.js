@@ -8,6 +8,9 @@ export function emptyState() {
     good: [], // { tile, scene }
     bad: [],
     since: "", until: "", cloud: 100, label: "", area: null, k: 24,
+    places: false, // one hit a place
+    grid: false, // hits as a grid instead of a strip
+    layer: "", // "scores" | "colours": what colours every place
     view: null, // [longitude, latitude, zoom]
     open: null, // { tile, scene }
   };
@@ -38,6 +41,8 @@ export function toHash(state) {
   if (state.cloud < 100) words.set("cloud", state.cloud);
   if (state.area) words.set("area", state.area.join(","));
   if (state.k !== 24) words.set("k", state.k);
+  for (const name of ["places", "grid"]) if (state[name]) words.set(name, "1");
+  if (state.layer) words.set("layer", state.layer);
   if (state.view) words.set("view", state.view.join(","));
   if (state.open) words.set("open", pair(state.open));
   return words.toString().replaceAll("%2C", ",").replaceAll("%2F", "/").replaceAll("%40", "@");
@@ -60,6 +65,8 @@ export function fromHash(hash) {
   state.label = words.get("label") ?? "";
   if (words.has("cloud")) state.cloud = Math.min(100, Math.max(0, Number(words.get("cloud")) || 0));
   if (words.has("k")) state.k = Math.max(1, Math.trunc(Number(words.get("k"))) || 24);
+  for (const name of ["places", "grid"]) state[name] = words.get(name) === "1";
+  state.layer = ["scores", "colours"].find((name) => name === words.get("layer")) ?? "";
   state.area = area;
   state.view = numberList(words.get("view"), 3);
   state.open = unpair(words.get("open") ?? "");
@@ -80,6 +87,8 @@ export function toBody(state) {
   if (query?.date) asked.date = query.date;
   if (query?.tile) Object.assign(asked, { tile: query.tile, scene: query.scene });
   if (query?.box) asked.box = query.box;
+  if (query?.file && query.bands) asked.bands = query.bands;
+  if (state.places) asked.distinct = "place";
   return { ...asked, positive: state.good, negative: state.bad, k: state.k, filter };
 }
 

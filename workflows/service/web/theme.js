@@ -1,0 +1,20 @@
+// Colours of the map's own layers that follow the light or dark scheme of the system.
+
+const DARK = window.matchMedia("(prefers-color-scheme: dark)");
+const PAINTS = [
+  ["background", "background-color", "#e9eef2", "#10181e"],
+  ["graticule", "line-color", "#9fb3c1", "#3b4f5d"],
+  ["scenes", "line-color", "#4f6d84", "#8fb0c6"],
+  ["area", "line-color", "#12324a", "#cfe3f1"],
+];
+
+/** Paint now and whenever the system changes its scheme. */
+export function followTheme(map) {
+  const apply = () => {
+    for (const [layer, property, light, dark] of PAINTS) {
+      if (map.getLayer(layer)) map.setPaintProperty(layer, property, DARK.matches ? dark : light);
+    }
+  };
+  DARK.addEventListener("change", apply);
+  apply();
+}
