@@ -72,10 +72,10 @@ def _labels(page: Page) -> list[str]:
 
 
 def _edge(page: Page) -> np.ndarray:
-    """Pixels at the right edge of the map, where nothing is but its background."""
+    """Pixels of the map's upper right corner, where nothing is but its background."""
     box = page.locator("#map canvas").bounding_box()
     assert box
-    clip = {"x": box["x"] + box["width"] - 12, "y": box["y"] + 150, "width": 8, "height": 60}
+    clip = {"x": box["x"] + box["width"] - 20, "y": box["y"] + 2, "width": 16, "height": 8}
     return np.asarray(Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB"), np.int64)
 
 

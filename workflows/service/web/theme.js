@@ -12,7 +12,9 @@ const PAINTS = [
 export function followTheme(map) {
   const apply = () => {
     for (const [layer, property, light, dark] of PAINTS) {
-      if (map.getLayer(layer)) map.setPaintProperty(layer, property, DARK.matches ? dark : light);
+      if (!map.getLayer(layer)) continue;
+      map.setPaintProperty(layer, `${property}-transition`, { duration: 0 }); // no flash of the other
+      map.setPaintProperty(layer, property, DARK.matches ? dark : light);
     }
   };
   DARK.addEventListener("change", apply);
