@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     "sheet",
     cls=Verb,
     example="""
-    skysift archive sheet -r naip-series --out sheet.png
+    skysift archive sheet --archive work/archive --out sheet.png
     skysift archive sheet -r naip-series --hits hits.geojson --out hits.png
     skysift archive sheet -r naip-series --tile epsg26914-5-64/1520/-16278 --out place.png""",
 )
@@ -54,9 +54,8 @@ def sheet(
     """Draw tiles as a contact sheet: image, score, date, place and scene of each.
 
     Without --tile, --of-scene and --hits, draws a random sample of the whole archive. The images
-    come from the scenes of the catalog, stretched by the brightness of each scene.
+    come from the files that the archive remembers, or from those of a catalog that is given.
     """
-    from storage.catalog.read import read_scenes
     from workflows.report.contact_sheet import contact_sheet
     from workflows.report.rendering import TileRenderer
 
@@ -64,9 +63,8 @@ def sheet(
         raise click.UsageError("give at most one of --tile, --of-scene and --hits")
     archive = open_archive(run)
     chosen, source = _chosen(run, archive, tiles, of_scene, hits, count, seed)
-    listing = read_scenes(run.catalog_spec(), archive.spec.bands)
     title = f"{len(chosen):,} of {source}  ·  {archive.uri}  ·  snapshot {archive.snapshot}"
-    renderer = TileRenderer(archive, listing.scenes)
+    renderer = TileRenderer(archive, run.pictured_scenes(archive.spec.bands))
     page = contact_sheet(chosen, renderer, title=title, columns=columns, side_px=side)
     run.location(out).write(page)
     run.show({"file": out, "tiles": len(chosen)})

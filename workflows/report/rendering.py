@@ -30,12 +30,13 @@ class TileRenderer:
     archive
         The archive of the tiles.
     scenes
-        The scenes of its catalog, with the bands to show.
+        The scenes of a catalog, with the bands to show; None for those that the archive remembers.
     """
 
-    def __init__(self, archive: Archive, scenes: Iterable[Scene]) -> None:
+    def __init__(self, archive: Archive, scenes: Iterable[Scene] | None = None) -> None:
         self.archive = archive
-        self._scenes = {scene.id: scene for scene in scenes}
+        self._listed = scenes is not None
+        self._scenes = {scene.id: scene for scene in scenes or ()}
         self._stretches: dict[tuple[str, str], NDArray[np.float32]] = {}
 
     def draw(self, scene_id: str, tile_key: str) -> NDArray[np.uint8]:
@@ -49,15 +50,12 @@ class TileRenderer:
         Raises
         ------
         NotFoundError
-            The scene is not in the catalog, or the key is not of a grid of the archive.
+            The scene is not in the catalog, the archive does not remember its files, or the key is
+            not of a grid of the archive.
         SceneError
             The scene can no longer be read.
         """
-        if scene_id not in self._scenes:
-            raise NotFoundError(
-                f"scene {scene_id} of archive {self.archive.uri} is not in the catalog; "
-                "give the catalog that was ingested"
-            )
+        scene = self.scene(scene_id)
         grid_id, place = grid_and_place(tile_key)
         grids = self.archive.ledger.grids
         if grid_id not in grids:
@@ -65,13 +63,30 @@ class TileRenderer:
                 f"tile {tile_key} is on no grid of archive {self.archive.uri}; "
                 f"it has {', '.join(grids)}"
             )
-        scene, grid = self._scenes[scene_id], TileGrid.from_dict(grids[grid_id])
+        grid = TileGrid.from_dict(grids[grid_id])
         if (scene_id, grid_id) not in self._stretches:
             self._stretches[scene_id, grid_id] = self._stretch(scene, grid)
         with SceneReader(scene, grid.pixels) as reader:
             block = reader.read(grid.window(*place))
         bands = list(rgb_indices(scene.band_names))
         return stretched(block.values[bands], self._stretches[scene_id, grid_id][:, bands])
+
+    def scene(self, scene_id: str) -> Scene:
+        """Return a scene with its files.
+
+        Raises
+        ------
+        NotFoundError
+            The scene is not in the catalog, or the archive does not remember its files.
+        """
+        if scene_id not in self._scenes:
+            if self._listed:
+                raise NotFoundError(
+                    f"scene {scene_id} of archive {self.archive.uri} is not in the catalog; "
+                    "give the catalog that was ingested"
+                )
+            self._scenes[scene_id] = self.archive.scene(scene_id)
+        return self._scenes[scene_id]
 
     def _stretch(self, scene: Scene, grid: TileGrid) -> NDArray[np.float32]:
         """Return the 2nd and 98th percentile of each band over a preview; float32 (2, bands).

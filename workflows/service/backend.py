@@ -15,12 +15,13 @@ import numpy as np
 from encoders.bundle import Encoder, load_encoder
 from pipeline.search.query import Query, QueryResolver, combine
 from pipeline.search.searcher import Searcher
+from storage.archive.reader import Archive
 from storage.dates import parse_moment
 from storage.errors import NotFoundError, SkysiftError
 from storage.formats import hit_records
 from storage.geometry import EDGES
 from storage.index.filter import Filter
-from storage.index.manifest import current_version
+from storage.index.manifest import current_version, read_manifest
 from storage.location import Location
 from storage.scene import CatalogSpec
 from workflows.service.decoding import Decoder
@@ -52,7 +53,7 @@ _MOST_IN_BOX = 1_000
 class BackendConfig:
     """The index to serve; ``encoder_uri`` None takes the bundle that the archive was made with.
 
-    Thumbnails are drawn from the scenes of ``catalog``.
+    Thumbnails are drawn from the scenes of ``catalog``; None for those that the archive remembers.
     """
 
     index_uri: str | Location
@@ -72,6 +73,13 @@ class BackendConfig:
     def index(self) -> Location:
         """The location of the index."""
         return Location.of(self.index_uri).absolute
+
+
+def no_pictures_because(config: BackendConfig) -> str:
+    """Return why a service would show no pictures; empty when it would show some."""
+    manifest = read_manifest(config.index)
+    archive = Archive.open(config.index.at(manifest.archive_uri), manifest.snapshot)
+    return Thumbnails(config.catalog, 0).obstacle(archive)
 
 
 class IndexBackend:
@@ -149,7 +157,8 @@ class IndexBackend:
 
     def about(self) -> IndexAnswer:
         """Describe the index; the application adds its limits."""
-        manifest = self._current().searcher.manifest
+        version = self._current()
+        manifest, obstacle = version.searcher.manifest, self._thumbnails.obstacle(version.archive)
         return IndexAnswer(
             version=manifest.version,
             snapshot=manifest.snapshot,
@@ -159,7 +168,8 @@ class IndexBackend:
             since=parse_moment(min(shard.since for shard in manifest.shards), "index"),
             until=parse_moment(max(shard.until for shard in manifest.shards), "index"),
             classes=list(manifest.classes),
-            pictures=self._thumbnails.catalog is not None,
+            pictures=not obstacle,
+            no_pictures_because=obstacle,
             max_k=manifest.rows,
             base_map=None,
             base_map_attribution="",

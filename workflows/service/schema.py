@@ -214,7 +214,8 @@ class IndexAnswer(_Message):
     since: dt.datetime
     until: dt.datetime
     classes: list[str]
-    pictures: bool = Field(description="Whether thumbnails can be drawn: a catalog is configured.")
+    pictures: bool = Field(description="Whether thumbnails can be drawn: the files are known.")
+    no_pictures_because: str = Field("", description="Why not; empty when they can be drawn.")
     max_k: int
     base_map: str | None = Field(description="URL template of a raster base map.")
     base_map_attribution: str

@@ -86,15 +86,17 @@ export function search(body, file, { accept = "application/json", signal } = {})
 
 export const tile = (key) => json(`v1/tiles/${key}`);
 
-/** Put the picture of a tile into an image element. */
+/** Put the picture of a tile into an image element; returns why there is none, if so. */
 export async function picture(image, key, scene, size) {
   const path = `v1/tiles/${key}/thumbnail.png?scene=${encodeURIComponent(scene)}&size=${size}`;
   try {
     const blob = await (await request(path)).blob();
     image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
     image.src = URL.createObjectURL(blob);
+    return "";
   } catch (error) {
     image.classList.add("missing");
     image.title = error.message;
+    return error.message;
   }
 }

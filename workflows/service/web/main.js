@@ -198,10 +198,11 @@ async function start() {
   startMap();
   wire();
   await reopen();
+  if (!about.pictures) complain(`No pictures: ${about.no_pictures_because}`);
   try {
     const { features, total } = await api.footprints(MOST_FOOTPRINTS);
     map?.showScenes(features.filter((one) => one.geometry));
-    if (!canSearch(state)) announce(`${total.toLocaleString("en")} scenes. Click one to begin.`);
+    if (!canSearch(state) && about.pictures) announce(`${total.toLocaleString("en")} scenes. Click one to begin.`);
   } catch (error) {
     complain(error.message);
   }
