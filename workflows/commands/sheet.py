@@ -38,6 +38,10 @@ if TYPE_CHECKING:
               help="Tiles in a row.")  # fmt: skip
 @click.option("--side", type=click.IntRange(32, 1024), default=192, show_default=True,
               help="Pixels on a side of each tile.")  # fmt: skip
+@click.option("--preset", metavar="NAME",
+              help="Bands to show, such as true, false or radar.")  # fmt: skip
+@click.option("--gamma", type=click.FloatRange(0.2, 5), default=1.0, show_default=True,
+              help="Above 1 brightens dark places.")  # fmt: skip
 @click.option("--out", default="sheet.png", show_default=True, metavar="URI", help="PNG to write.")
 @pass_run
 def sheet(
@@ -49,6 +53,8 @@ def sheet(
     seed: int,
     columns: int,
     side: int,
+    preset: str | None,
+    gamma: float,
     out: str,
 ) -> None:
     """Draw tiles as a contact sheet: image, score, date, place and scene of each.
@@ -64,7 +70,7 @@ def sheet(
     archive = open_archive(run)
     chosen, source = _chosen(run, archive, tiles, of_scene, hits, count, seed)
     title = f"{len(chosen):,} of {source}  ·  {archive.uri}  ·  snapshot {archive.snapshot}"
-    renderer = TileRenderer(archive, run.pictured_scenes(archive.spec.bands))
+    renderer = TileRenderer(archive, run.pictured_scenes(archive.spec.bands), preset, gamma)
     page = contact_sheet(chosen, renderer, title=title, columns=columns, side_px=side)
     run.location(out).write(page)
     run.show({"file": out, "tiles": len(chosen)})

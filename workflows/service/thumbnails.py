@@ -14,6 +14,7 @@ from storage.errors import NotFoundError
 from storage.quarantine import Quarantine
 from storage.scene import CatalogSpec, Scene
 from workflows.report.rendering import TileRenderer, encoded
+from workflows.service.schema import ThumbnailQuery
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ _LIST_EVERY_S = 60.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thumbnail:
-    """A PNG and its ETag; ``png`` is None when the client has it.
+    """A picture and its ETag; ``png`` is None when the client has it.
 
     ``source`` is ``drawn``, ``cache`` or ``unchanged``, for the metrics.
     """
@@ -57,7 +58,7 @@ class _LruCache:
 
 
 class Thumbnails:
-    """Draws tiles of an archive, each stretched by the percentiles of its scene.
+    """Draws tiles of an archive from the files of their scenes, and caches pictures.
 
     Parameters
     ----------
@@ -76,7 +77,7 @@ class Thumbnails:
         self._listed_s = float("-inf")
         self._lock = threading.Lock()
 
-    def etag(self, archive: Archive, tile: str, scene_id: str, side_px: int) -> str:
+    def etag(self, archive: Archive, tile: str, scene_id: str, how: ThumbnailQuery) -> str:
         """Return a tag that changes whenever the thumbnail of a tile would.
 
         Raises
@@ -87,15 +88,20 @@ class Thumbnails:
         entry = archive.ledger.entries.get(scene_id)
         if entry is None:
             raise NotFoundError(f"the archive has no scene {scene_id!r}; see /v1/scenes")
-        identity = f"{tile} {scene_id} {entry.fingerprint} {side_px}"
+        look = f"{how.size} {how.preset} {how.gamma}"
+        identity = f"{tile} {scene_id} {entry.fingerprint} {look}"
         return f'"{hashlib.sha256(identity.encode()).hexdigest()[:24]}"'
 
     def cached(self, etag: str) -> bytes | None:
-        """Return a thumbnail that is in the cache, else None."""
+        """Return a picture that is in the cache, else None."""
         return self._cache.get(etag)
 
-    def draw(self, archive: Archive, tile: str, scene_id: str, side_px: int, etag: str) -> bytes:
-        """Draw a tile as PNG of ``side_px`` pixels a side, and cache it.
+    def keep(self, etag: str, picture: bytes) -> bytes:
+        """Put a picture into the cache, and return it."""
+        return self._cache.put(etag, picture)
+
+    def draw(self, archive: Archive, tile: str, scene_id: str, how: ThumbnailQuery) -> bytes:
+        """Draw a tile as PNG.
 
         Raises
         ------
@@ -103,12 +109,13 @@ class Thumbnails:
             The files of the scene are not known, or can no longer be read.
         """
         with Quarantine(f"tile {tile} of scene {scene_id}") as fault:
-            pixels = self.renderer(archive, scene_id).draw(scene_id, tile)
+            renderer = self.renderer(archive, scene_id)
+            pixels = renderer.draw(scene_id, tile, how.preset, how.gamma)
         if fault:
             self.forget()
             logger.warning("%s cannot be drawn: %s", fault.subject, fault.reason)
             raise NotFoundError(f"tile {tile} cannot be drawn: {fault.reason}")
-        return self._cache.put(etag, encoded(pixels, "PNG", side_px))
+        return encoded(pixels, "PNG", how.size)
 
     def obstacle(self, archive: Archive) -> str:
         """Return why no tile of an archive can be drawn; empty when the files are known."""

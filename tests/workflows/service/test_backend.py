@@ -177,6 +177,23 @@ def test_the_archive_alone_is_enough_for_pictures_until_its_files_are_gone(clien
         (folder / "moved").rename(folder / "scenes")
 
 
+def test_the_map_shows_the_scenes_where_the_index_has_them(client):
+    """The tile of the map in the middle of the index is full, and the other side of Earth empty."""
+    west, south, east, north = client.get("/v1/index").json()["bbox"]
+    lon, lat = (west + east) / 2, np.radians((south + north) / 2)
+    x = int((lon + 180) / 360 * 2**16)
+    y = int((1 - np.arcsinh(np.tan(lat)) / np.pi) / 2 * 2**16)
+    full = client.get(f"/v1/mosaic/16/{x}/{y}")
+    image = np.asarray(Image.open(io.BytesIO(full.content)).convert("RGBA"))
+    assert full.headers["content-type"] == "image/webp"
+    assert image[..., 3].min() == 255
+    empty = client.get(f"/v1/mosaic/16/{x - 2**15}/{y}")
+    assert not np.asarray(Image.open(io.BytesIO(empty.content)).convert("RGBA")).any()
+    newest = client.get(f"/v1/mosaic/16/{x}/{y}?since=2024-07-01").content
+    oldest = client.get(f"/v1/mosaic/16/{x}/{y}?until=2024-05-01").content
+    assert newest == full.content != oldest
+
+
 def test_an_older_archive_says_why_there_are_no_pictures(served, client, monkeypatch):
     monkeypatch.setattr(Archive, "origins", lambda *_: {})
     config = BackendConfig(index_uri=served.index_uri)
@@ -252,7 +269,7 @@ def test_the_answers_are_what_openapi_says(served):
     )
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=config)
     operations = [result.ok() for result in schema.get_all_operations()]
-    assert len(operations) == 8
+    assert len(operations) == 9
     for operation in operations:
         modes = [operation.as_strategy(mode) for mode in GenerationMode]
 

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { announce, complain, day, find } from "./dom.js";
+import { lookOf } from "./ground.js";
 import { MapView, hasWebGL } from "./mapview.js";
 import { fillForms, watchAsk, watchFilters } from "./panel.js";
 import { Place } from "./place.js";
@@ -17,6 +18,7 @@ let hits = [];
 let about = null;
 let map = null;
 let running = null;
+let look = "";
 
 const mark = (hit) => markOf(state, hit);
 const openHit = () => indexOf(hits, state.open);
@@ -52,8 +54,9 @@ function open(hit) {
   const before = openHit();
   state.open = hit && { tile: hit.tile, scene: hit.scene };
   if (hit) {
-    place.show(hit, about.pictures);
-    if (hit.bbox) map?.reveal(hit.bbox);
+    place.show(hit, about.pictures).then(() => {
+      if (hit.bbox && !place.panel.hidden) map?.reveal(hit.bbox, place.panel);
+    });
   } else {
     place.close();
     if (before) find(`#strip [data-rank="${before.rank}"] .show`)?.focus();
@@ -159,7 +162,12 @@ function wire() {
     if (map?.drawing) drawMode(null);
     else if (state.open) open(null);
   });
-  window.addEventListener("hashchange", () => { state = fromHash(location.hash); reopen(); });
+  window.addEventListener("hashchange", () => {
+    state = fromHash(location.hash);
+    map?.ground?.use(state.ground);
+    redraw();
+    reopen();
+  });
 }
 
 async function reopen() {
@@ -174,12 +182,24 @@ function startMap() {
     document.body.classList.add("no-map");
     return;
   }
-  map = new MapView(about, state.view, {
+  map = new MapView(about, state.view, state.ground, {
+    ground: () => { remember(); redraw(); },
     place: (lonlat) => ask({ lonlat }),
     hit: (rank) => open(hits[rank - 1]),
     box: drawn,
     view: (view) => { state.view = view; remember(); },
   });
+}
+
+/** Draw the pictures again with the bands that were chosen. */
+function redraw() {
+  const before = look;
+  look = String(lookOf(state.ground));
+  api.lookLike(lookOf(state.ground));
+  if (look === before || !hits.length) return;
+  showStrip(hits, { about, markOf: mark, on: { open, mark: toggle } });
+  if (state.open) place.show(openHit() ?? state.open, about.pictures);
+  show();
 }
 
 function describe() {
@@ -195,6 +215,7 @@ async function start() {
     return;
   }
   describe();
+  redraw();
   startMap();
   wire();
   await reopen();

@@ -1,5 +1,7 @@
 // What is asked and shown, and its form in the address: a link reproduces the view.
 
+import { groundOf, writeGround } from "./ground.js";
+
 const BOXES = ["box", "area"];
 
 export function emptyState() {
@@ -10,6 +12,7 @@ export function emptyState() {
     since: "", until: "", cloud: 100, label: "", area: null, k: 24,
     view: null, // [longitude, latitude, zoom]
     open: null, // { tile, scene }
+    ground: groundOf(new URLSearchParams()), // how the scenes on the map look
   };
 }
 
@@ -40,6 +43,7 @@ export function toHash(state) {
   if (state.k !== 24) words.set("k", state.k);
   if (state.view) words.set("view", state.view.join(","));
   if (state.open) words.set("open", pair(state.open));
+  writeGround(state.ground, words);
   return words.toString().replaceAll("%2C", ",").replaceAll("%2F", "/").replaceAll("%40", "@");
 }
 
@@ -63,6 +67,7 @@ export function fromHash(hash) {
   state.area = area;
   state.view = numberList(words.get("view"), 3);
   state.open = unpair(words.get("open") ?? "");
+  state.ground = groundOf(words);
   return state;
 }
 
