@@ -3,13 +3,20 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow test-lowest check env results bench bench-full docs wheel clean
+.PHONY: browser demo test test-slow test-lowest check env results bench bench-full docs wheel clean
 
 demo: env
 	$(BIN)/skysift demo --folder skysift-demo
 
-test: env
+test: env browser
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+# The map is tested in Chromium. Where it is missing and cannot be installed, those tests skip, and the
+# last lines of the run say so.
+browser:
+	@command -v chromium >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] \
+	  || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; } >/dev/null 2>&1 \
+	  || echo "chromium could not be installed: apt-get install chromium says why" >&2
 
 # The tests that take an hour: every fault at every step, lost hosts, the tutorial. Run them nightly.
 test-slow: env

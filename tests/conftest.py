@@ -87,3 +87,18 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"real data is not at {REAL_DATA}")
     return REAL_DATA
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # after the list of skipped tests
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Say in the last lines how to install the browser that tests were skipped for."""
+    yield
+    skipped = terminalreporter.stats.get("skipped", [])
+    missing = [report for report in skipped if "chromium is not installed" in str(report.longrepr)]
+    if missing:
+        terminalreporter.write_line(
+            f"{len(missing)} tests of the map were skipped: chromium is not installed; "
+            "`apt-get install chromium` as root (or `make browser`) installs it",
+            yellow=True,
+            bold=True,
+        )

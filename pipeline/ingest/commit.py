@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pipeline.ingest.kernels import SceneRows
 from pipeline.ingest.spec import IngestPlan, IngestReport
 from storage.archive.ledger import LedgerEntry
+from storage.archive.origins import Origin
 from storage.archive.reader import Archive
 from storage.archive.writer import (
     UNIT_NORM_TOLERANCE,
@@ -21,6 +22,7 @@ from storage.archive.writer import (
     SegmentRows,
     write_segment,
 )
+from storage.location import Location
 from storage.progress import Event, EventSink, ignore
 from storage.scene import Rejected, Scene
 from storage.values import json_digest
@@ -48,6 +50,7 @@ class Committer:
         self._plan = plan
         self._events = events
         self._writer = ArchiveWriter(archive)
+        self._catalog = str(Location.of(plan.spec.catalog.source).absolute)
         self._labels = None if plan.labels is None else _LabelLookup(plan.labels)
         self._waiting: list[SceneRows] = []
         self._receipts: list[SegmentReceipt] = []
@@ -171,6 +174,7 @@ class Committer:
             scenes=tuple(scene.id for scene in scenes),
             grids=grids,
             columns=columns,
+            origins=tuple(Origin(scene=scene, catalog=self._catalog) for scene in scenes),
         )
         self._receipts.append(write_segment(self._writer.fork, segment, self._plan.archive))
         self._waiting = []

@@ -9,14 +9,15 @@ that were embedded. So an ingest of the same catalog leaves it out, and embeds i
 its pixels changed, or when the deletion allows it (``again=True``, which forgets the
 fingerprint).
 
-:func:`mend` does the same to the scenes of damaged segments.
+:func:`mend` does the same to the scenes of damaged segments; :func:`remember` changes where their
+files are.
 """
 
 import datetime as dt
 import hashlib
 import itertools
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ import icechunk
 
 from storage.archive.audit import row_faults, unsealed_segments
 from storage.archive.ledger import LedgerEntry
+from storage.archive.origins import Origin
 from storage.archive.reader import Archive
 from storage.archive.repository import (
     BRANCH,
@@ -35,10 +37,11 @@ from storage.archive.repository import (
     tag_names,
     translate_errors,
 )
-from storage.archive.writer import ArchiveWriter
+from storage.archive.writer import ArchiveWriter, write_origins
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.location import Location
 from storage.locks import commit_lock
+from storage.scene import Scene
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +65,19 @@ class Mending:
     snapshot: str
     scenes: tuple[str, ...]
     sealed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Result of :func:`remember`: scenes with files now, those that the catalog lacks, and others.
+
+    ``changed`` are scenes whose files are others than those that were embedded.
+    """
+
+    snapshot: str
+    scenes: tuple[str, ...]
+    missing: tuple[str, ...]
+    changed: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,6 +182,50 @@ def mend(uri: str | Location) -> Mending:
         message = f"mend: {len(scenes)} scenes to embed again, {len(digests)} segments sealed"
         snapshot = ArchiveWriter(archive).commit([], changed, {}, message, digests)
     return Mending(snapshot=snapshot, scenes=tuple(scenes), sealed=len(digests))
+
+
+def remember(uri: str | Location, catalog: str | Location, scenes: Iterable[Scene]) -> Memory:
+    """Note in an archive where the files of its scenes are, in place of earlier notes.
+
+    For an archive of an earlier Skysift, which noted none, and for files that were moved. Rows
+    stay as they are, and so do the notes of scenes that are not among ``scenes``.
+
+    Parameters
+    ----------
+    uri
+        The archive.
+    catalog
+        Where the scenes were listed.
+    scenes
+        Scenes with their files.
+
+    Raises
+    ------
+    NotFoundError
+        There is no archive, or none of its scenes is among ``scenes``.
+    """
+    archive = Archive.open(uri)
+    source = str(Location.of(catalog).absolute)
+    embedded = {e.scene_id: e.fingerprint for e in archive.scenes() if e.state == "embedded"}
+    found = {
+        scene.id: Origin(scene=scene, catalog=source) for scene in scenes if scene.id in embedded
+    }
+    if not found:
+        raise NotFoundError(
+            f"{source} lists none of the {len(embedded)} scenes of archive {uri}; give the catalog "
+            "that was ingested (`skysift archive info --scenes` lists the scenes)"
+        )
+    changed = (
+        name
+        for name, origin in found.items()
+        if origin.scene.known_as(embedded[name]) != embedded[name]
+    )
+    return Memory(
+        snapshot=write_origins(archive, found),
+        scenes=tuple(sorted(found)),
+        missing=tuple(sorted(embedded.keys() - found.keys())),
+        changed=tuple(sorted(changed)),
+    )
 
 
 def list_snapshots(uri: str | Location) -> list[SnapshotEntry]:

@@ -5,7 +5,8 @@ Layout, below the repository's root group::
     /                      attributes: the archive's spec, and the `geoemb:` convention
     segments/<id>/         immutable rows: embedding (n, D) float16 L2-normalised, tile (n, 2),
                            window (n, 4), bbox (n, 4), datetime (n,), valid_fraction (n,),
-                           cloud_fraction (n,), scene_index (n,), labels (n, K) when there are any
+                           cloud_fraction (n,), scene_index (n,), labels (n, K) when there are any;
+                           origins: the files of its scenes (storage.archive.origins)
     ledger/<page>          scenes that each commit recorded (storage.archive.ledger)
 
 The first read of a column of a segment compares the column with the digest in the ledger, so that
@@ -37,6 +38,7 @@ from storage.archive.ledger import (
     fold_page,
     page_name,
 )
+from storage.archive.origins import ORIGINS, Origin, origins_from_bytes
 from storage.archive.repository import (
     BRANCH,
     UNREADABLE,
@@ -51,6 +53,7 @@ from storage.errors import ArchiveConflictError, NotFoundError
 from storage.geometry import EDGES
 from storage.location import Location
 from storage.locks import commit_lock
+from storage.scene import Scene
 from storage.values import json_digest
 
 if TYPE_CHECKING:
@@ -61,6 +64,9 @@ Columns = dict[str, npt.NDArray[Any]]
 ROW_BITS = 32
 _PAGES_AT_MOST = 10**8
 _MEND = "`skysift archive verify --mend` lets the next `skysift ingest` embed its scenes again"
+_REMEMBER = (
+    "`skysift archive remember --scenes CATALOG` notes them, or give --scenes here to draw from it"
+)
 STORED_COLUMNS = (
     "embedding",
     "scene_index",
@@ -108,6 +114,8 @@ class Archive:
                 raise ValueError("its attributes differ from the digest in the ledger")
             self.spec = spec_of(self._root.attrs, self.uri)
         self._sound: set[tuple[int, str]] = set()
+        self._origins: dict[int, dict[str, Origin]] = {}
+        self._newest: Archive | None = None
 
     @classmethod
     def open(
@@ -204,6 +212,56 @@ class Archive:
     def scenes(self) -> list[LedgerEntry]:
         """Return the ledger's entry of every scene, ordered by scene id."""
         return sorted(self.ledger.entries.values(), key=lambda entry: entry.scene_id)
+
+    def scene(self, scene_id: str) -> Scene:
+        """Return a scene with its files, as the newest snapshot remembers it.
+
+        Raises
+        ------
+        NotFoundError
+            The archive has no tiles of the scene, or does not know the addresses of its files.
+        """
+        self._newest = (self._newest or self).latest()
+        homes = [
+            (archive, entry.segment_ordinal)
+            for archive in dict.fromkeys((self._newest, self))  # the newest may have deleted it
+            if (entry := archive.ledger.entries.get(scene_id)) is not None
+            and entry.segment_ordinal is not None
+        ]
+        if not homes:
+            raise NotFoundError(f"archive {self.uri} has no tiles of scene {scene_id}")
+        found = (archive.origins(ordinal).get(scene_id) for archive, ordinal in homes)
+        origin = next(filter(None, found), None)
+        if origin is None:
+            raise NotFoundError(
+                f"archive {self.uri} does not know the files of scene {scene_id}: an earlier "
+                f"Skysift wrote it; {_REMEMBER}"
+            )
+        if origin.signed:
+            raise NotFoundError(
+                f"scene {scene_id} came from signed addresses ({origin.scene.hrefs[0]}), and an "
+                f"archive keeps no signature; give its catalog: --scenes {origin.catalog}"
+            )
+        return origin.scene
+
+    def origins(self, ordinal: int) -> dict[str, Origin]:
+        """Return the origins of a segment's scenes by scene id; empty in an older archive.
+
+        Raises
+        ------
+        CorruptIndexError
+            They are damaged.
+        """
+        if ordinal not in self._origins:
+            segment = self._segment(ordinal)
+            part = f"{ORIGINS} of segment {segment.id}"
+            with translate_errors(self.location, reading=part, remedy=_REMEMBER):
+                group = self._root[f"segments/{segment.id}"]
+                assert isinstance(group, zarr.Group)
+                stored = group.get(ORIGINS)
+                data = np.asarray(stored[:]).tobytes() if isinstance(stored, zarr.Array) else None
+                self._origins[ordinal] = origins_from_bytes(data, self.location) if data else {}
+        return self._origins[ordinal]
 
     def digests(self, segment: Segment) -> dict[str, str]:
         """Return the digest of each stored column of a segment, computed from its content."""

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +28,7 @@ from storage.archive.ledger import (
     page_bytes,
     page_name,
 )
+from storage.archive.origins import ORIGINS, Origin, origins_to_bytes
 from storage.archive.reader import STORED_COLUMNS, Archive, read_ledger
 from storage.archive.repository import (
     translate_errors,
@@ -56,13 +58,15 @@ class SegmentRows:
     ``columns`` holds ``embedding`` (n, D) of unit norm, ``tile`` (n, 2) int32 column and row,
     ``window`` (n, 4) int32 row, column, height, width in pixels, ``bbox`` (n, 4) float64 WGS84
     degrees w s e n, ``datetime`` (n,) datetime64 UTC, ``valid_fraction`` and ``cloud_fraction``
-    (n,) in [0, 1] and, when the archive has classes, ``labels`` (n, K) uint8.
+    (n,) in [0, 1] and, when the archive has classes, ``labels`` (n, K) uint8. ``origins`` are those
+    of the scenes.
     """
 
     id: str
     scenes: tuple[str, ...]
     grids: tuple[str, ...]
     columns: Mapping[str, npt.NDArray[Any]]
+    origins: tuple[Origin, ...] = ()
 
     def __len__(self) -> int:
         return len(self.columns["embedding"])
@@ -148,10 +152,7 @@ class ArchiveWriter:
                 if self.location.is_local or attempt == _COMMIT_ATTEMPTS - 1:
                     raise  # a disk that is full stays full
                 time.sleep(_RETRY_AFTER_S * 2**attempt)
-        raise ArchiveConflictError(
-            f"archive {self.location}: other writers committed first {_COMMIT_ATTEMPTS} times; "
-            "run one ingest at a time, then repeat this one: finished scenes are skipped"
-        )
+        raise _outrun(self.location)
 
     def _ledger_of(self, session: icechunk.Session) -> Ledger:
         """Read the ledger that a session starts from, unless this writer wrote it."""
@@ -159,6 +160,34 @@ class ArchiveWriter:
         if self._known[0] != snapshot:
             self._known = (snapshot, read_ledger(zarr.open_group(session.store, mode="r")))
         return self._known[1]
+
+
+def write_origins(archive: Archive, origins: Mapping[str, Origin]) -> str:
+    """Commit the origins of embedded scenes, by scene id, in place of those that are stored.
+
+    Returns
+    -------
+    The id of the new snapshot; rows and ledger are those of the newest snapshot.
+
+    Raises
+    ------
+    ArchiveConflictError
+        Other writers were faster on every attempt.
+    """
+    place = archive.location
+    for _ in range(_COMMIT_ATTEMPTS):
+        newest = archive.latest()
+        with translate_errors(place), commit_lock(place), suppress(icechunk.ConflictError):
+            session = writing_session(newest.repository)
+            segments = zarr.open_group(session.store, mode="a", path="segments")
+            for segment in newest.segments:
+                fresh = {name: origins[name] for name in segment.scenes if name in origins}
+                if fresh:
+                    known = newest.origins(segment.ordinal) | fresh
+                    group = segments.require_group(segment.id)
+                    _put_bytes(group, ORIGINS, origins_to_bytes(known.values()))
+            return str(session.commit(f"remember the files of {len(origins)} scenes"))
+    raise _outrun(place)
 
 
 def write_segment(fork: Any, rows: SegmentRows, spec: ArchiveSpec) -> SegmentReceipt:
@@ -180,6 +209,8 @@ def write_segment(fork: Any, rows: SegmentRows, spec: ArchiveSpec) -> SegmentRec
         names = (*STORED_COLUMNS, "labels") if spec.classes else STORED_COLUMNS
         arrays = [_array(group, name, columns[name], rows) for name in names]
         digests = dict(zip(names, pool.map(_write, arrays), strict=True))
+    if rows.origins:
+        _put_bytes(group, ORIGINS, origins_to_bytes(rows.origins))
     return SegmentReceipt(
         id=segment_id, rows=len(rows), scenes=rows.scenes, digests=digests, fork=fork
     )
@@ -267,6 +298,13 @@ def _checked_embedding(
     return rounded
 
 
+def _outrun(place: Location) -> ArchiveConflictError:
+    return ArchiveConflictError(
+        f"archive {place}: other writers committed first {_COMMIT_ATTEMPTS} times; "
+        "run one ingest at a time, then repeat this one: finished scenes are skipped"
+    )
+
+
 def _pending_entries(
     ledger: Ledger, entries: Sequence[LedgerEntry], receipts: Sequence[SegmentReceipt]
 ) -> tuple[list[LedgerEntry], list[SegmentReceipt]]:
@@ -341,6 +379,10 @@ def _sealed(
 
 
 def _write_page(session: icechunk.Session, before: Ledger, after: Ledger) -> None:
-    data = np.frombuffer(page_bytes(before, after), dtype=np.uint8)
     pages = zarr.open_group(session.store, mode="a", path="ledger")
-    pages.create_array(page_name(before.pages), data=data, chunks=data.shape)
+    _put_bytes(pages, page_name(before.pages), page_bytes(before, after))
+
+
+def _put_bytes(group: zarr.Group, name: str, content: bytes) -> None:
+    data = np.frombuffer(content, dtype=np.uint8)
+    group.create_array(name, data=data, chunks=data.shape, overwrite=name == ORIGINS)

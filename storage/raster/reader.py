@@ -55,7 +55,8 @@ class SceneReader:
     """The bands and the cloud mask of a scene on one pixel grid; a context manager.
 
     Its files stay open until it is closed. ``extent`` is the scene's window on the grid, rounded
-    outwards. An instance belongs to one thread.
+    outwards; ``holds_bytes`` says that all bands are stored as bytes, without scale and offset. An
+    instance belongs to one thread.
 
     Parameters
     ----------
@@ -87,6 +88,7 @@ class SceneReader:
         self.scene = scene
         self.pixels = pixels
         self._overviews = overviews
+        self._steps: list[float] = []
         local = any(place.is_local for place in scene.hrefs)
         self._environment = environment(_common_place(scene), sidecars=local)
         with ExitStack() as files, self._environment:
@@ -138,6 +140,12 @@ class SceneReader:
             valid = np.logical_not(np.isnan(values).all(axis=0))
         return Block(values=values, valid=valid, cloud=cloud & valid)
 
+    def file_pixels(self, window: Window) -> int:
+        """Estimate the pixels of files, those of the mask included, behind a window of the grid."""
+        shared = window.intersection(self.extent)
+        area = 0 if shared is None else shared.width * shared.height
+        return round(sum(area * max(step, 1) ** 2 for step in self._steps))
+
     def _open(self, resampling: str) -> tuple[list[AlignedRaster], AlignedRaster | None]:
         files: dict[Location, list[int]] = {}
         for position, band in enumerate(self.scene.bands):
@@ -147,6 +155,11 @@ class SceneReader:
             for href, positions in files.items()
         ]
         self._check_numbers(opened)
+        self.holds_bytes = all(
+            _is_byte(dataset, self.scene.bands[p])
+            for dataset, positions in opened
+            for p in positions
+        )
         corners = (pixel_offset(dataset, self.pixels) for dataset, _ in opened)
         # All bands move by the shift of the first aligned file, so that they stay together.
         shift = next(
@@ -163,6 +176,8 @@ class SceneReader:
         if mask is None:
             return layers, None
         dataset = self._dataset(mask.href, [mask.index])
+        if self._overviews:
+            self._steps.append(self._step_of(dataset))
         source = BandSource(
             name="cloud mask",
             href=mask.href,
@@ -213,12 +228,16 @@ class SceneReader:
     def _bands_of(self, href: Location, indexes: Sequence[int]) -> Any:
         """Open the file of some bands, or its overview that suits the grid."""
         dataset = self._dataset(href, indexes)
-        factors = dataset.overviews(indexes[0]) if self._overviews else []
-        if not factors:
+        if not self._overviews:
             return dataset
-        step = self.pixels.resolution / resolution_in(raster_info(dataset), self.pixels.crs)
+        step, factors = self._step_of(dataset), dataset.overviews(indexes[0])
         fine = [level for level, factor in enumerate(factors) if factor <= step * (1 + 1e-6)]
+        self._steps.append(step / factors[fine[-1]] if fine else step)
         return self._dataset(href, indexes, fine[-1]) if fine else dataset
+
+    def _step_of(self, dataset: Any) -> float:
+        """Return how many pixels of a file a side of a pixel of the grid has."""
+        return self.pixels.resolution / resolution_in(raster_info(dataset), self.pixels.crs)
 
     def _dataset(self, href: Location, indexes: Sequence[int], overview: int | None = None) -> Any:
         dataset = self._files.enter_context(opened(href, overview=overview))
@@ -257,6 +276,13 @@ def read_categorical(
         place = TargetGrid(pixels=pixels, shift=(0.0, 0.0), resampling="nearest")
         gaps = gaps_of(dataset, [band], [index])
         return _exact(layer_of(files, dataset, [band], [0], place, gaps), window, file)
+
+
+def _is_byte(dataset: Any, band: BandSource) -> bool:
+    place = band.index - 1
+    scale = dataset.scales[place] if band.scale is None else band.scale
+    offset = dataset.offsets[place] if band.offset is None else band.offset
+    return (dataset.dtypes[place], scale, offset) == ("uint8", 1, 0)
 
 
 def _common_place(scene: Scene) -> Location:

@@ -18,6 +18,7 @@ from pipeline.tiles.grid import grid_for_scene
 from pipeline.tiles.read import read_tiles
 from pipeline.tiles.spec import GridSpec, TileRules
 from storage.archive.ledger import LedgerEntry
+from storage.archive.origins import Origin
 from storage.archive.reader import Archive
 from storage.archive.spec import ArchiveSpec
 from storage.archive.writer import ArchiveWriter, SegmentRows, write_segment
@@ -89,7 +90,13 @@ def embed(folder: Path) -> None:
             "valid_fraction": part.valid_fraction,
             "cloud_fraction": part.cloud_fraction,
         }
-        segment = SegmentRows(id=scene.id, scenes=(scene.id,), grids=(grid.id,), columns=columns)
+        segment = SegmentRows(
+            id=scene.id,
+            scenes=(scene.id,),
+            grids=(grid.id,),
+            columns=columns,
+            origins=(Origin(scene=scene, catalog=str(catalog.source)),),
+        )
         receipts.append(write_segment(writer.fork, segment, archive.spec))
         entries.append(
             LedgerEntry(

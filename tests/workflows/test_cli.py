@@ -277,6 +277,23 @@ def test_a_report_is_drawn(world, tmp_path):
     page = out.read_text()
     assert "site_20240501" in page
     assert "data:image" in page
+    alone = tmp_path / "alone.html"
+    index = world.folder / "index"
+    assert run("report", "--index", index, "--out", alone, "--queries", 2).code == 0
+    assert "data:image" in alone.read_text()
+
+
+def test_a_sheet_needs_the_archive_alone(world, tmp_path):
+    sheets = [tmp_path / name for name in ("alone.png", "listed.png")]
+    archive = ["--archive", world.folder / "archive", "--count", 3]
+    scenes = ["--scenes", world.folder / "scenes"]
+    for out, more in zip(sheets, ([], scenes), strict=True):
+        done = run("archive", "sheet", *archive, *more, "--out", out)
+        assert done.code == 0, done.err
+    assert sheets[0].read_bytes() == sheets[1].read_bytes()
+    noted = run("archive", "remember", *archive[:2], *scenes, "--json").data
+    assert len(noted["scenes"]) == 3
+    assert (noted["missing"], noted["changed"]) == ([], [])
 
 
 def test_a_dataset_is_imported_trained_on_and_scored(world, tmp_path):
@@ -329,6 +346,11 @@ def test_the_same_commands_work_on_an_object_store(world, moto_s3):
     assert run("archive", "audit", *common).data["complete"] is True
     assert run("index", "build", *common).data["version"]
     assert run("index", "verify", *common).data["problems"] == []
+    drawn = world.folder / "sheet-of-s3.png"
+    assert (
+        run("archive", "sheet", *common, "--set", "catalog.source=null", "--out", drawn).code == 0
+    )
+    assert drawn.stat().st_size > 10_000
     here = _search(world, f"--lonlat={PLACE}", "-k", 5)
     there = run("search", *common, f"--lonlat={PLACE}", "-k", 5).data["hits"]
     assert [(h["tile_key"], h["scene"]) for h in there] == [
@@ -537,7 +559,8 @@ def test_serve_answers_over_http_and_stops_on_ctrl_c(world, variables):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = _start("serve", "-r", world.recipe, "--port", str(port), **variables)
+    index = str(world.folder / "index")
+    process = _start("serve", "--index", index, "--port", str(port), **variables)
     try:
         assert f"http://127.0.0.1:{port}" in process.stdout.readline()
         request = urllib.request.Request(
@@ -551,6 +574,9 @@ def test_serve_answers_over_http_and_stops_on_ctrl_c(world, variables):
             served = json.load(answer)["hits"]
         told = _search(world, f"--lonlat={PLACE}", "-k", 3)
         assert [hit["row"] for hit in served] == [hit["row"] for hit in told]
+        picture = f"http://127.0.0.1:{port}/v1/tiles/{served[0]['tile']}/thumbnail.png"
+        with urllib.request.urlopen(picture, timeout=60) as answer:
+            assert answer.headers["Content-Type"] == "image/png"
     finally:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)

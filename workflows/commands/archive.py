@@ -143,6 +143,37 @@ def _mend(run: Run) -> None:
 
 
 @archive.command(
+    "remember",
+    cls=Verb,
+    example="""
+    skysift archive remember -r naip-series
+    skysift archive remember --archive work/archive --scenes /data/moved/scenes/*.tif""",
+)
+@archive_option
+@catalog_options
+@pass_run
+def remember(run: Run) -> None:
+    """Note where the files of an archive's scenes are, so that pictures need no catalog.
+
+    Ingest does so itself. This is for archives of an earlier Skysift, and for files that were
+    moved. No row changes, and indexes stay as they are.
+    """
+    from storage.archive.maintenance import remember as note
+    from storage.catalog.read import read_scenes
+
+    spec, opened = run.catalog_spec(), open_archive(run)
+    scenes = read_scenes(spec, opened.spec.bands).scenes
+    done = note(opened.location, spec.source, scenes)
+    lines = {
+        "scenes with files": len(done.scenes),
+        "not in this catalog": ", ".join(done.missing) or "none",
+        "other files than embedded": ", ".join(done.changed) or "none",
+        "snapshot": done.snapshot,
+    }
+    run.show(done, lines)
+
+
+@archive.command(
     "export",
     cls=Verb,
     example="""

@@ -35,7 +35,7 @@ from pipeline.ingest.spec import IngestSpec
 from pipeline.runtime.cluster import ray_session
 from storage.errors import ConfigError
 from storage.location import Location
-from storage.scene import CatalogSpec
+from storage.scene import CatalogSpec, Scene
 from storage.values import limits_in, printable
 from workflows.console import (
     ProgressView,
@@ -135,6 +135,19 @@ class Run:
         """
         source = self.need_path("catalog.source")
         return spec_from(CatalogSpec, self.recipe.catalog, source=source)
+
+    def pictured_scenes(self, bands: Sequence[str]) -> tuple[Scene, ...] | None:
+        """Return the scenes to draw tiles from: those of the catalog, if one is given.
+
+        Returns
+        -------
+        None without a catalog: the scenes are those that the archive remembers.
+        """
+        if not self.recipe.catalog.source:
+            return None
+        from storage.catalog.read import read_scenes
+
+        return read_scenes(self.catalog_spec(), bands).scenes
 
     def ingest_spec(self) -> IngestSpec:
         """Return the scenes, encoder, archive and settings of an ingest."""

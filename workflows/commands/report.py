@@ -19,21 +19,19 @@ from workflows.commands.common import Run, Verb, catalog_options, pass_run, reci
 def report(run: Run, out: str, queries: int, seed: int) -> None:
     """Draw the content of an archive and hits of its index as one self-contained HTML page."""
     from pipeline.search.searcher import Searcher
-    from storage.catalog.read import read_scenes
     from workflows.report.archive import ReportSpec, archive_report
     from workflows.report.html import write_report
     from workflows.report.rendering import TileRenderer
 
     searcher = Searcher.local(run.need_path("index.uri"))
     archive, manifest = searcher.archive, searcher.manifest
-    scenes = read_scenes(run.catalog_spec(), archive.spec.bands).scenes
     output = run.recipe.training.output
     training = Location.of(output) if output else None
     if training and not (training / "history.csv").exists():
         training = None
     data = archive_report(
         searcher,
-        TileRenderer(archive, scenes),
+        TileRenderer(archive, run.pictured_scenes(archive.spec.bands)),
         ReportSpec(
             title=run.recipe.name or "Skysift",
             summary=run.recipe.description or f"The archive at {manifest.archive_uri}.",

@@ -35,7 +35,7 @@ def serve(run: Run) -> None:
     of the variable SKYSIFT_TOKEN (or of the recipe's service.token; several are separated by
     commas).
     """
-    from workflows.service.backend import BackendConfig
+    from workflows.service.backend import BackendConfig, no_pictures_because
     from workflows.service.deploy import check_exposure, prepare_proxy, serve_index
 
     spec = _spec(run.recipe.service)
@@ -51,8 +51,12 @@ def serve(run: Run) -> None:
         thumbnail_cache_bytes=section.thumbnail_cache_bytes,
     )
 
+    obstacle = no_pictures_because(config)
+
     def ready(address: str) -> None:
         run.show({"address": address}, [f"serving {config.index_uri} at {address}; Ctrl-C stops"])
+        if obstacle:
+            click.echo(f"no pictures: {obstacle}", err=True)
         run.stdout.flush()
 
     with run.ray():

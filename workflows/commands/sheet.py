@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     "sheet",
     cls=Verb,
     example="""
-    skysift archive sheet -r naip-series --out sheet.png
+    skysift archive sheet --archive work/archive --out sheet.png
     skysift archive sheet -r naip-series --hits hits.geojson --out hits.png
     skysift archive sheet -r naip-series --tile epsg26914-5-64/1520/-16278 --out place.png""",
 )
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
               help="Tiles in a row.")  # fmt: skip
 @click.option("--side", type=click.IntRange(32, 1024), default=192, show_default=True,
               help="Pixels on a side of each tile.")  # fmt: skip
+@click.option("--preset", metavar="NAME",
+              help="Bands to show, such as true, false or radar.")  # fmt: skip
+@click.option("--gamma", type=click.FloatRange(0.2, 5), default=1.0, show_default=True,
+              help="Above 1 brightens dark places.")  # fmt: skip
 @click.option("--out", default="sheet.png", show_default=True, metavar="URI", help="PNG to write.")
 @pass_run
 def sheet(
@@ -49,14 +53,15 @@ def sheet(
     seed: int,
     columns: int,
     side: int,
+    preset: str | None,
+    gamma: float,
     out: str,
 ) -> None:
     """Draw tiles as a contact sheet: image, score, date, place and scene of each.
 
     Without --tile, --of-scene and --hits, draws a random sample of the whole archive. The images
-    come from the scenes of the catalog, stretched by the brightness of each scene.
+    come from the files that the archive remembers, or from those of a catalog that is given.
     """
-    from storage.catalog.read import read_scenes
     from workflows.report.contact_sheet import contact_sheet
     from workflows.report.rendering import TileRenderer
 
@@ -64,9 +69,8 @@ def sheet(
         raise click.UsageError("give at most one of --tile, --of-scene and --hits")
     archive = open_archive(run)
     chosen, source = _chosen(run, archive, tiles, of_scene, hits, count, seed)
-    listing = read_scenes(run.catalog_spec(), archive.spec.bands)
     title = f"{len(chosen):,} of {source}  ·  {archive.uri}  ·  snapshot {archive.snapshot}"
-    renderer = TileRenderer(archive, listing.scenes)
+    renderer = TileRenderer(archive, run.pictured_scenes(archive.spec.bands), preset, gamma)
     page = contact_sheet(chosen, renderer, title=title, columns=columns, side_px=side)
     run.location(out).write(page)
     run.show({"file": out, "tiles": len(chosen)})

@@ -76,8 +76,8 @@ def write_page(
         answers=answers,
         answers_note=(
             "Held-out tiles query the whole archive, both seasons; their own ground is left out. "
-            "Labels that a hit shares with its query are green. Each picture is stretched by its "
-            "scene's own brightness."
+            "Labels that a hit shares with its query are green. All pictures of a zone have "
+            "the same brightness."
         ),
         footprints=archive_footprints(archive, colours=COLOURS, answers=answers),
         footprints_note=(

@@ -1,8 +1,14 @@
-"""Images of tiles for people: true colour, stretched by the brightness of their scene."""
+"""Images of tiles for people, drawn from the files of their scenes.
+
+:mod:`workflows.report.colours` decides about bands and brightness.
+"""
 
 import base64
+import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from io import BytesIO
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,35 +17,70 @@ from PIL import Image
 from pipeline.tiles.grid import TileGrid
 from storage.archive.reader import Archive
 from storage.errors import NotFoundError
-from storage.raster.pixel_grid import PixelGrid
+from storage.quarantine import Quarantine
+from storage.raster.pixel_grid import PixelGrid, Window
 from storage.raster.reader import SceneReader
 from storage.scene import Scene
+from workflows.report.colours import (
+    BYTES,
+    LIGHT_GREY,
+    Preset,
+    Stretch,
+    coloured,
+    preset_of,
+    stretch_of,
+)
 
+logger = logging.getLogger(__name__)
+
+MOST_FILE_PIXELS = 16 * 1024 * 1024
+"""Pixels of a band that one picture may decode; a scene without overviews may have any number."""
 _PREVIEW_PX = 256
-_GAMMA = 0.7
+_SAMPLED_SCENES = 6
 
 
 class TileRenderer:
     """Draws tiles of an archive from the scenes that they came from.
 
-    All tiles of a scene have the same stretch, which is computed once. Safe to share between
-    threads.
+    Tiles of one grid have the same stretch on all dates. Safe to share between threads.
 
     Parameters
     ----------
     archive
         The archive of the tiles.
     scenes
-        The scenes of its catalog, with the bands to show.
+        The scenes of a catalog, with the bands to show; None for those that the archive remembers.
+    preset
+        Bands to show, see :func:`workflows.report.colours.presets_of`; None for the default.
+    gamma
+        Brightens dark places above 1.
     """
 
-    def __init__(self, archive: Archive, scenes: Iterable[Scene]) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        scenes: Iterable[Scene] | None = None,
+        preset: str | None = None,
+        gamma: float = 1.0,
+    ) -> None:
         self.archive = archive
-        self._scenes = {scene.id: scene for scene in scenes}
-        self._stretches: dict[tuple[str, str], NDArray[np.float32]] = {}
+        self._preset, self._gamma = preset, gamma
+        self._listed = scenes is not None
+        self._scenes = {scene.id: scene for scene in scenes or ()}
+        self._stretches: dict[tuple[str, str], Stretch] = {}
+        self._lock = Lock()
 
-    def draw(self, scene_id: str, tile_key: str) -> NDArray[np.uint8]:
+    def draw(
+        self, scene_id: str, tile_key: str, preset: str | None = None, gamma: float | None = None
+    ) -> NDArray[np.uint8]:
         """Draw one tile as one scene shows it.
+
+        Parameters
+        ----------
+        scene_id, tile_key
+            The scene and the tile.
+        preset, gamma
+            In place of those of the renderer.
 
         Returns
         -------
@@ -49,15 +90,12 @@ class TileRenderer:
         Raises
         ------
         NotFoundError
-            The scene is not in the catalog, or the key is not of a grid of the archive.
+            The scene is not in the catalog, the archive does not remember its files, or the key is
+            not of a grid of the archive.
         SceneError
             The scene can no longer be read.
         """
-        if scene_id not in self._scenes:
-            raise NotFoundError(
-                f"scene {scene_id} of archive {self.archive.uri} is not in the catalog; "
-                "give the catalog that was ingested"
-            )
+        scene = self.scene(scene_id)
         grid_id, place = grid_and_place(tile_key)
         grids = self.archive.ledger.grids
         if grid_id not in grids:
@@ -65,32 +103,98 @@ class TileRenderer:
                 f"tile {tile_key} is on no grid of archive {self.archive.uri}; "
                 f"it has {', '.join(grids)}"
             )
-        scene, grid = self._scenes[scene_id], TileGrid.from_dict(grids[grid_id])
-        if (scene_id, grid_id) not in self._stretches:
-            self._stretches[scene_id, grid_id] = self._stretch(scene, grid)
-        with SceneReader(scene, grid.pixels) as reader:
-            block = reader.read(grid.window(*place))
-        bands = list(rgb_indices(scene.band_names))
-        return stretched(block.values[bands], self._stretches[scene_id, grid_id][:, bands])
+        grid = TileGrid.from_dict(grids[grid_id])
+        look = preset_of(scene.band_names, preset or self._preset)
+        with SceneReader(replace(shown_bands(scene, look), mask=None), grid.pixels) as reader:
+            values = reader.read(grid.window(*place)).values
+            stretch = self.stretch(grid_id, look) if not reader.holds_bytes else BYTES
+        values = as_rgb(values, look)
+        image = coloured(values, stretch, gamma or self._gamma)
+        image[np.isnan(values).any(axis=0)] = LIGHT_GREY
+        return image
 
-    def _stretch(self, scene: Scene, grid: TileGrid) -> NDArray[np.float32]:
-        """Return the 2nd and 98th percentile of each band over a preview; float32 (2, bands).
+    def scene(self, scene_id: str) -> Scene:
+        """Return a scene with its files.
 
-        Cloud is left out unless under 5 % of the preview is clear.
+        Raises
+        ------
+        NotFoundError
+            The scene is not in the catalog, or the archive does not remember its files.
         """
-        with SceneReader(scene, grid.pixels) as reader:
-            extent = reader.extent
-        shrink = max(1.0, max(extent.width, extent.height) / _PREVIEW_PX)
-        pixels = PixelGrid(crs=grid.crs, resolution=grid.resolution * shrink, anchor=grid.anchor)
-        with SceneReader(scene, pixels, overviews=True) as reader:
-            block = reader.read(reader.extent)
-        usable = block.valid & ~block.cloud
-        if usable.mean() < 0.05:
-            usable = block.valid
-        values = block.values[:, usable]
-        if not values.size:
-            return np.repeat(np.array([[0], [1]], np.float32), len(values), axis=1)
-        return np.nanpercentile(values, [2, 98], axis=1).astype(np.float32)
+        if scene_id not in self._scenes:
+            if self._listed:
+                raise NotFoundError(
+                    f"scene {scene_id} of archive {self.archive.uri} is not in the catalog; "
+                    "give the catalog that was ingested"
+                )
+            self._scenes[scene_id] = self.archive.scene(scene_id)
+        return self._scenes[scene_id]
+
+    def stretch(self, grid_id: str, preset: Preset) -> Stretch:
+        """Return the stretch of all scenes on a grid of the archive, computed once.
+
+        It is made from previews of a few scenes, evenly spread over the dates; scenes that cannot
+        be read are left out.
+        """
+        key = grid_id, preset.name
+        with self._lock:
+            if key not in self._stretches:
+                self._stretches[key] = self._measured(grid_id, preset)
+            return self._stretches[key]
+
+    def _measured(self, grid_id: str, preset: Preset) -> Stretch:
+        entries = [e for e in self.archive.scenes() if e.grid_id == grid_id and e.rows]
+        entries.sort(key=lambda entry: (str(entry.datetime), entry.scene_id))
+        picked = np.linspace(0, len(entries) - 1, min(len(entries), _SAMPLED_SCENES))
+        grid = TileGrid.from_dict(self.archive.ledger.grids[grid_id])
+        samples = []
+        for position in picked.round().astype(int).tolist():
+            with Quarantine(f"scene {entries[position].scene_id}") as fault:
+                scene = shown_bands(self.scene(entries[position].scene_id), preset)
+                samples.append(as_rgb(_preview(scene, grid)[:, None], preset)[:, 0])
+            if fault:
+                logger.warning("%s is left out of the stretch: %s", fault.subject, fault.reason)
+        return stretch_of(samples, preset.joint)
+
+
+def shown_bands(scene: Scene, preset: Preset) -> Scene:
+    """Return a scene with the bands of a preset only, each once."""
+    return replace(scene, bands=tuple(scene.bands[place] for place in dict.fromkeys(preset.bands)))
+
+
+def as_rgb(values: NDArray[np.float32], preset: Preset) -> NDArray[np.float32]:
+    """Return red, green and blue (3, h, w) from the bands of :func:`shown_bands` (n, h, w)."""
+    order = list(dict.fromkeys(preset.bands))
+    return values[[order.index(band) for band in preset.bands]]
+
+
+def _preview(scene: Scene, grid: TileGrid) -> NDArray[np.float32]:
+    """Return the values (bands, n) of a scene at a coarse resolution.
+
+    Cloud is left out unless under 5 % of the preview is clear. Of a large scene without overviews
+    only the middle is read.
+    """
+    with SceneReader(scene, grid.pixels) as reader:
+        extent = reader.extent
+    shrink = max(1.0, max(extent.width, extent.height) / _PREVIEW_PX)
+    pixels = PixelGrid(crs=grid.crs, resolution=grid.resolution * shrink, anchor=grid.anchor)
+    with SceneReader(scene, pixels, overviews=True) as reader:
+        window = reader.extent
+        while (
+            reader.file_pixels(window) > MOST_FILE_PIXELS and min(window.width, window.height) > 8
+        ):
+            window = _middle(window)
+        block = reader.read(window)
+    usable = block.valid & ~block.cloud
+    if usable.mean() < 0.05:
+        usable = block.valid
+    return block.values[:, usable]
+
+
+def _middle(window: Window) -> Window:
+    width, height = window.width // 2, window.height // 2
+    column, row = window.column + width // 2, window.row + height // 2
+    return Window(column=column, row=row, width=width, height=height)
 
 
 def grid_and_place(tile_key: str) -> tuple[str, tuple[int, int]]:
@@ -113,44 +217,6 @@ def grid_and_place(tile_key: str) -> tuple[str, tuple[int, int]]:
         raise NotFoundError(
             f"{tile_key!r} is not the key of a tile, such as epsg32648-10-64/566/-3103"
         ) from error
-
-
-def rgb_indices(bands: tuple[str, ...]) -> tuple[int, int, int]:
-    """Choose the bands shown as red, green and blue: by name, else the first ones.
-
-    Examples
-    --------
-    >>> rgb_indices(("blue", "green", "red", "nir"))
-    (2, 1, 0)
-    >>> rgb_indices(("vv",))
-    (0, 0, 0)
-    """
-    if {"red", "green", "blue"} <= set(bands):
-        return bands.index("red"), bands.index("green"), bands.index("blue")
-    last = len(bands) - 1
-    return 0, min(1, last), min(2, last)
-
-
-def stretched(values: NDArray[np.float32], stretch: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Stretch three bands to 8 bits.
-
-    Parameters
-    ----------
-    values
-        float32 (3, h, w), NaN where invalid.
-    stretch
-        float32 (2, 3).
-
-    Returns
-    -------
-    ndarray
-        uint8 (h, w, 3).
-    """
-    low, high = stretch[:, :, None, None]
-    share = np.clip((values - low) / np.maximum(high - low, 1e-9), 0, 1) ** _GAMMA
-    grey = np.where(np.isnan(share), np.float32(0.92), share)
-    image: NDArray[np.uint8] = np.moveaxis(np.rint(255 * grey), 0, -1).astype(np.uint8)
-    return image
 
 
 def sized(image: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:

@@ -22,10 +22,12 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from storage.errors import ConfigError, SearchUnavailableError, SkysiftError
 from workflows.service.errors import add_handlers, documented
 from workflows.service.guard import Authenticator, BodyLimit, FairPlaces, OwnPages, SafeHeaders
+from workflows.service.mosaic import MOST_ZOOM, MapTile
 from workflows.service.negotiation import CONTENT, negotiated
 from workflows.service.schema import (
     HealthAnswer,
     IndexAnswer,
+    MosaicQuery,
     ReadyAnswer,
     ScenesAnswer,
     ScenesQuery,
@@ -36,6 +38,7 @@ from workflows.service.schema import (
     TileAnswer,
 )
 from workflows.service.telemetry import Metrics, RequestMetrics
+from workflows.service.thumbnails import Thumbnail
 from workflows.service.uploads import read_query, receive
 
 if TYPE_CHECKING:
@@ -56,8 +59,8 @@ _MULTIPART = {
 Accept = Annotated[str | None, Header(include_in_schema=False)]
 Grid = Annotated[str, InPath(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=128)]
 MVT = "application/vnd.mapbox-vector-tile"
-Zoom = Annotated[int, InPath(ge=0, le=24)]
-Column = Annotated[int, InPath(ge=0, lt=2**24)]
+Zoom = Annotated[int, InPath(ge=0, le=MOST_ZOOM)]
+Step = Annotated[int, InPath(ge=0, lt=2**MOST_ZOOM)]
 Cell = Annotated[int, InPath(ge=-(2**31), le=2**31 - 1)]
 
 
@@ -257,15 +260,39 @@ def _add_tiles(
         query: Annotated[ThumbnailQuery, Query()],
         if_none_match: Annotated[str, Header(include_in_schema=False)] = "",
     ) -> Response:
-        """Draw a tile from its source scene, stretched by the percentiles of the scene."""
-        key = f"{grid}/{column}/{row}"
-        draw = partial(backend.thumbnail, key, query.scene, query.size, if_none_match)
-        picture = await drawing.run(request.state.client, draw)
-        metrics.thumbnail(picture.source)
-        headers = {"ETag": picture.etag, "Cache-Control": "private, max-age=300"}
-        if picture.png is None:
-            return Response(status_code=304, headers=headers)
-        return Response(picture.png, media_type="image/png", headers=headers)
+        """Draw a tile from its source scene; bytes as they are, other values with one stretch."""
+        draw = partial(backend.thumbnail, f"{grid}/{column}/{row}", query, if_none_match)
+        return _answered(await drawing.run(request.state.client, draw), metrics, "image/png")
+
+    @app.get(
+        "/v1/mosaic/{z}/{x}/{y}",
+        response_class=Response,
+        responses={
+            **documented(404, 422, 503),
+            200: {"content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}}},
+            304: {"description": "The client has the current picture."},
+        },
+        dependencies=guard,
+    )
+    async def mosaic(
+        request: Request,
+        z: Zoom,
+        x: Step,
+        y: Step,
+        query: Annotated[MosaicQuery, Query()],
+        if_none_match: Annotated[str, Header(include_in_schema=False)] = "",
+    ) -> Response:
+        """Draw the scenes as a tile of a web map: the newest clear pixel of a period."""
+        draw = partial(backend.mosaic, MapTile(z=z, x=x, y=y), query, if_none_match)
+        return _answered(await drawing.run(request.state.client, draw), metrics, "image/webp")
+
+
+def _answered(picture: Thumbnail, metrics: Metrics, media_type: str) -> Response:
+    metrics.thumbnail(picture.source)
+    headers = {"ETag": picture.etag, "Cache-Control": "private, max-age=300"}
+    if picture.png is None:
+        return Response(status_code=304, headers=headers)
+    return Response(picture.png, media_type=media_type, headers=headers)
 
 
 def _add_layers(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: list[Any]) -> None:
@@ -286,13 +313,13 @@ def _add_layers(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: li
 
     @app.get("/v1/scores/{z}/{x}/{y}.mvt", **common)
     async def scores(
-        request: Request, z: Zoom, x: Column, y: Column, query: Annotated[ScoresQuery, Query()]
+        request: Request, z: Zoom, x: Step, y: Step, query: Annotated[ScoresQuery, Query()]
     ) -> Response:
         """Draw the similarity of every place to a query as a vector tile of the map."""
         return await cut(request, partial(backend.scores, query.like), (z, x, y))
 
     @app.get("/v1/colours/{z}/{x}/{y}.mvt", **common)
-    async def colours(request: Request, z: Zoom, x: Column, y: Column) -> Response:
+    async def colours(request: Request, z: Zoom, x: Step, y: Step) -> Response:
         """Draw the principal components of every place's vectors as a vector tile of the map."""
         return await cut(request, backend.colours, (z, x, y))
 

@@ -7,6 +7,7 @@ each request is answered by one version from beginning to end.
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,30 +16,36 @@ import numpy as np
 from encoders.bundle import Encoder, load_encoder
 from pipeline.search.query import Query, QueryResolver, combine
 from pipeline.search.searcher import Searcher
+from storage.archive.reader import Archive
 from storage.dates import parse_moment
 from storage.errors import NotFoundError, SkysiftError
 from storage.formats import hit_records
 from storage.geometry import EDGES
 from storage.index.filter import Filter
-from storage.index.manifest import current_version
+from storage.index.manifest import current_version, read_manifest
 from storage.location import Location
 from storage.scene import CatalogSpec
+from workflows.report.colours import preset_of, presets_of
 from workflows.service.decoding import Decoder
 from workflows.service.footprints import SceneBoxes
 from workflows.service.layers import Layers, TileNumber, to_text
+from workflows.service.mosaic import NOTHING, Look, MapTile, Mosaic, zoom_of
 from workflows.service.schema import (
     AcquisitionBody,
     ExampleBody,
     FilterBody,
     HitBody,
     IndexAnswer,
+    MosaicQuery,
     PairsBody,
+    PresetBody,
     ReadyAnswer,
     SceneBody,
     ScenesAnswer,
     SceneState,
     SearchAnswer,
     SearchBody,
+    ThumbnailQuery,
     TileAnswer,
 )
 from workflows.service.thumbnails import Thumbnail, Thumbnails
@@ -54,7 +61,7 @@ _MOST_IN_BOX = 1_000
 class BackendConfig:
     """The index to serve; ``encoder_uri`` None takes the bundle that the archive was made with.
 
-    Thumbnails are drawn from the scenes of ``catalog``.
+    Thumbnails are drawn from the scenes of ``catalog``; None for those that the archive remembers.
     """
 
     index_uri: str | Location
@@ -74,6 +81,13 @@ class BackendConfig:
     def index(self) -> Location:
         """The location of the index."""
         return Location.of(self.index_uri).absolute
+
+
+def no_pictures_because(config: BackendConfig) -> str:
+    """Return why a service would show no pictures; empty when it would show some."""
+    manifest = read_manifest(config.index)
+    archive = Archive.open(config.index.at(manifest.archive_uri), manifest.snapshot)
+    return Thumbnails(config.catalog, 0).obstacle(archive)
 
 
 class IndexBackend:
@@ -115,20 +129,47 @@ class IndexBackend:
         """Return every acquisition of a tile, oldest first."""
         return _tile(self._current(), key)
 
-    def thumbnail(self, key: str, scene: str | None, side_px: int, known: str) -> Thumbnail:
+    def thumbnail(self, key: str, how: ThumbnailQuery, known: str) -> Thumbnail:
         """Return a tile as PNG, of one scene or the newest; ``known`` are tags the client has."""
         version = self._current()
-        scene = scene or _tile(version, key).acquisitions[-1].scene
-        etag = self._thumbnails.etag(version.archive, key, scene, side_px)
+        scene = how.scene or _tile(version, key).acquisitions[-1].scene
+
+        def draw() -> bytes:
+            if not len(version.searcher.find(Filter(tiles=(key,), scenes=(scene,)), 1)):
+                raise NotFoundError(f"the index has no tile {key} of scene {scene}")
+            return self._thumbnails.draw(version.archive, key, scene, how)
+
+        return self._picture(self._thumbnails.etag(version.archive, key, scene, how), known, draw)
+
+    def mosaic(self, tile: MapTile, how: MosaicQuery, known: str) -> Thumbnail:
+        """Return the scenes of a tile of the map as WebP; ``known`` are tags the client has."""
+        version = self._current()
+        look = Look(
+            period=Filter(since=how.since, until=how.until),
+            preset=preset_of(version.archive.spec.bands, how.preset),
+            gamma=how.gamma,
+        )
+
+        def draw() -> bytes:
+            scenes = version.mosaic.scenes(tile, look.period)
+            if not scenes:
+                return NOTHING
+            renderer = self._thumbnails.renderer(version.archive, scenes[0][0].scene_id)
+            try:
+                return version.mosaic.draw(tile, look, renderer)
+            except NotFoundError:
+                self._thumbnails.forget()
+                raise
+
+        return self._picture(version.mosaic.etag(tile, look), known, draw)
+
+    def _picture(self, etag: str, known: str, draw: Callable[[], bytes]) -> Thumbnail:
         if etag in known:
             return Thumbnail(png=None, etag=etag, source="unchanged")
         cached = self._thumbnails.cached(etag)
         if cached is not None:
             return Thumbnail(png=cached, etag=etag, source="cache")
-        if not len(version.searcher.find(Filter(tiles=(key,), scenes=(scene,)), 1)):
-            raise NotFoundError(f"the index has no tile {key} of scene {scene}")
-        png = self._thumbnails.draw(version.archive, key, scene, side_px, etag)
-        return Thumbnail(png=png, etag=etag, source="drawn")
+        return Thumbnail(png=self._thumbnails.keep(etag, draw()), etag=etag, source="drawn")
 
     def scores(self, like: str, at: TileNumber) -> bytes:
         """Return a map tile of the similarity of every place to a vector."""
@@ -167,7 +208,8 @@ class IndexBackend:
 
     def about(self) -> IndexAnswer:
         """Describe the index; the application adds its limits."""
-        manifest = self._current().searcher.manifest
+        version = self._current()
+        manifest, obstacle = version.searcher.manifest, self._thumbnails.obstacle(version.archive)
         return IndexAnswer(
             version=manifest.version,
             snapshot=manifest.snapshot,
@@ -177,10 +219,16 @@ class IndexBackend:
             since=parse_moment(min(shard.since for shard in manifest.shards), "index"),
             until=parse_moment(max(shard.until for shard in manifest.shards), "index"),
             classes=list(manifest.classes),
-            bands=list(self._current().archive.spec.bands),
+            bands=list(version.archive.spec.bands),
             pairs=manifest.pairs
             and PairsBody(shares=list(manifest.pairs.shares), scores=list(manifest.pairs.scores)),
-            pictures=self._thumbnails.catalog is not None,
+            pictures=not obstacle,
+            no_pictures_because=obstacle,
+            presets=[
+                PresetBody(name=preset.name, title=preset.title)
+                for preset in presets_of(version.archive.spec.bands)
+            ],
+            mosaic_zoom=zoom_of(version.archive),
             max_k=manifest.rows,
             base_map=None,
             base_map_attribution="",
@@ -244,6 +292,10 @@ class _Version:
         self.boxes = SceneBoxes(self.archive)
         self.layers = Layers(self.searcher)
         self.ledger = self.archive.scenes()
+
+    @cached_property
+    def mosaic(self) -> Mosaic:
+        return Mosaic(self.archive, self.boxes)
 
     @cached_property
     def encoder(self) -> Encoder:

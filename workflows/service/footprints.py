@@ -2,12 +2,15 @@
 
 import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from storage.archive.ledger import LedgerEntry
 from storage.archive.reader import Archive
 from storage.geometry import BBox, enclosing
+
+_READERS = 4
 
 
 class SceneBoxes:
@@ -23,19 +26,21 @@ class SceneBoxes:
 
     def of(self, entries: Iterable[LedgerEntry]) -> list[BBox | None]:
         """Return the box of each scene; None for a scene without tiles."""
+        entries = list(entries)
+        ordinals = {entry.segment_ordinal for entry in entries} - {None}
+        with self._lock, ThreadPoolExecutor(_READERS) as pool:
+            list(pool.map(self._read, sorted(ordinals - self._boxes.keys())))
         return [
             None
             if entry.segment_ordinal is None
-            else self._segment(entry.segment_ordinal).get(entry.scene_id)
+            else self._boxes[entry.segment_ordinal].get(entry.scene_id)
             for entry in entries
         ]
 
-    def _segment(self, ordinal: int) -> dict[str, BBox]:
-        with self._lock:
-            if ordinal not in self._boxes:
-                rows = self._archive.read_segment(ordinal, ["scene", "bbox"])
-                names, number = np.unique(rows["scene"].astype(str), return_inverse=True)
-                self._boxes[ordinal] = {
-                    str(name): enclosing(rows["bbox"][number == i]) for i, name in enumerate(names)
-                }
-            return self._boxes[ordinal]
+    def _read(self, ordinal: int) -> None:
+        rows = self._archive.read_segment(ordinal, ["scene_index", "bbox"])
+        scenes = self._archive.segments[ordinal].scenes
+        self._boxes[ordinal] = {
+            scenes[index]: enclosing(rows["bbox"][rows["scene_index"] == index])
+            for index in np.unique(rows["scene_index"]).tolist()
+        }

@@ -200,8 +200,26 @@ class ScenesQuery(_Message):
     state: SceneState | None = None
 
 
-class ThumbnailQuery(_Message):
-    """The scene and the size of a picture of a tile."""
+class LookQuery(_Message):
+    """The bands and the brightness of a picture."""
+
+    preset: Name | None = Field(
+        None, description="Bands to show, one of the index's `presets`; the first without."
+    )
+    gamma: float = Field(1.0, ge=0.2, le=5, description="Above 1 brightens dark places.")
+
+
+class MosaicQuery(LookQuery):
+    """The period of a tile of the map, and its look."""
+
+    since: Moment | None = Field(None, description="First acquisition time.")
+    until: Moment | None = Field(
+        None, description="Last acquisition time; a date includes that day."
+    )
+
+
+class ThumbnailQuery(LookQuery):
+    """The scene, the size and the look of a picture of a tile."""
 
     scene: Name | None = Field(None, description="The scene to show; the newest without.")
     size: int = Field(128, ge=16, le=512, description="Pixels a side.")
@@ -257,6 +275,13 @@ class PairsBody(_Message):
     scores: list[float]
 
 
+class PresetBody(_Message):
+    """A choice of bands for pictures."""
+
+    name: str
+    title: str = Field(description="For people.")
+
+
 class IndexAnswer(_Message):
     """Description of the index, for the map."""
 
@@ -272,7 +297,10 @@ class IndexAnswer(_Message):
     pairs: PairsBody | None = Field(
         description="The scores between random tiles; None in an index of before."
     )
-    pictures: bool = Field(description="Whether thumbnails can be drawn: a catalog is configured.")
+    pictures: bool = Field(description="Whether thumbnails can be drawn: the files are known.")
+    no_pictures_because: str = Field("", description="Why not; empty when they can be drawn.")
+    presets: list[PresetBody] = Field([], description="Bands that pictures can show.")
+    mosaic_zoom: int = Field(0, description="Zoom at which the map has the scenes' own pixels.")
     max_k: int
     base_map: str | None = Field(description="URL template of a raster base map.")
     base_map_attribution: str

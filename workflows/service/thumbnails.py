@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import islice
 
 from storage.archive.reader import Archive
 from storage.catalog.read import read_scenes
@@ -13,6 +14,7 @@ from storage.errors import NotFoundError
 from storage.quarantine import Quarantine
 from storage.scene import CatalogSpec, Scene
 from workflows.report.rendering import TileRenderer, encoded
+from workflows.service.schema import ThumbnailQuery
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +23,7 @@ _LIST_EVERY_S = 60.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thumbnail:
-    """A PNG and its ETag; ``png`` is None when the client has it.
+    """A picture and its ETag; ``png`` is None when the client has it.
 
     ``source`` is ``drawn``, ``cache`` or ``unchanged``, for the metrics.
     """
@@ -56,12 +58,12 @@ class _LruCache:
 
 
 class Thumbnails:
-    """Draws tiles of an archive, each stretched by the percentiles of its scene.
+    """Draws tiles of an archive from the files of their scenes, and caches pictures.
 
     Parameters
     ----------
     catalog
-        Catalog of the scenes; None when the service has none, and nothing can be drawn.
+        Catalog of the scenes; None for the files that the archive remembers.
     cache_bytes
         Bytes of the thumbnails cached in memory.
     """
@@ -75,7 +77,7 @@ class Thumbnails:
         self._listed_s = float("-inf")
         self._lock = threading.Lock()
 
-    def etag(self, archive: Archive, tile: str, scene_id: str, side_px: int) -> str:
+    def etag(self, archive: Archive, tile: str, scene_id: str, how: ThumbnailQuery) -> str:
         """Return a tag that changes whenever the thumbnail of a tile would.
 
         Raises
@@ -86,46 +88,63 @@ class Thumbnails:
         entry = archive.ledger.entries.get(scene_id)
         if entry is None:
             raise NotFoundError(f"the archive has no scene {scene_id!r}; see /v1/scenes")
-        identity = f"{tile} {scene_id} {entry.fingerprint} {side_px}"
+        look = f"{how.size} {how.preset} {how.gamma}"
+        identity = f"{tile} {scene_id} {entry.fingerprint} {look}"
         return f'"{hashlib.sha256(identity.encode()).hexdigest()[:24]}"'
 
     def cached(self, etag: str) -> bytes | None:
-        """Return a thumbnail that is in the cache, else None."""
+        """Return a picture that is in the cache, else None."""
         return self._cache.get(etag)
 
-    def draw(self, archive: Archive, tile: str, scene_id: str, side_px: int, etag: str) -> bytes:
-        """Draw a tile as PNG of ``side_px`` pixels a side, and cache it.
+    def keep(self, etag: str, picture: bytes) -> bytes:
+        """Put a picture into the cache, and return it."""
+        return self._cache.put(etag, picture)
+
+    def draw(self, archive: Archive, tile: str, scene_id: str, how: ThumbnailQuery) -> bytes:
+        """Draw a tile as PNG.
 
         Raises
         ------
         NotFoundError
-            The scene is in no catalog of this service, or can no longer be read.
+            The files of the scene are not known, or can no longer be read.
         """
-        if self.catalog is None:
-            raise NotFoundError(
-                "this service draws no pictures: it has no catalog of the scenes; "
-                "start it with --scenes or with the recipe of the ingest"
-            )
         with Quarantine(f"tile {tile} of scene {scene_id}") as fault:
-            pixels = self._renderer_of(self.catalog, archive, scene_id).draw(scene_id, tile)
+            renderer = self.renderer(archive, scene_id)
+            pixels = renderer.draw(scene_id, tile, how.preset, how.gamma)
         if fault:
+            self.forget()
             logger.warning("%s cannot be drawn: %s", fault.subject, fault.reason)
-            raise NotFoundError(
-                f"tile {tile} cannot be drawn: scene {scene_id} can no longer be read; "
-                "the service's log says why"
-            )
-        return self._cache.put(etag, encoded(pixels, "PNG", side_px))
+            raise NotFoundError(f"tile {tile} cannot be drawn: {fault.reason}")
+        return encoded(pixels, "PNG", how.size)
 
-    def _renderer_of(self, catalog: CatalogSpec, archive: Archive, scene_id: str) -> TileRenderer:
+    def obstacle(self, archive: Archive) -> str:
+        """Return why no tile of an archive can be drawn; empty when the files are known."""
+        if self.catalog is not None:
+            return ""
+        entries = archive.ledger.entries.values()
+        known = (entry.scene_id for entry in entries if entry.state == "embedded")
+        with Quarantine("pictures") as fault:
+            for scene_id in islice(known, 1):
+                archive.scene(scene_id)
+        return fault.reason
+
+    def renderer(self, archive: Archive, scene_id: str) -> TileRenderer:
         """Return the renderer; the catalog is read again when it lacks a scene of the archive."""
         with self._lock:
             stale = time.monotonic() - self._listed_s > _LIST_EVERY_S
-            if scene_id not in self._scenes and stale:
-                scenes = read_scenes(catalog, archive.spec.bands).scenes
+            if self.catalog is not None and scene_id not in self._scenes and stale:
+                scenes = read_scenes(self.catalog, archive.spec.bands).scenes
                 self._scenes = {scene.id: scene for scene in scenes}
                 self._listed_s = time.monotonic()
                 self._renderer = None
             if self._renderer is None or self._snapshot != archive.snapshot:
-                self._renderer = TileRenderer(archive, self._scenes.values())
+                listed = None if self.catalog is None else self._scenes.values()
+                self._renderer = TileRenderer(archive, listed)
                 self._snapshot = archive.snapshot
             return self._renderer
+
+    def forget(self) -> None:
+        """Look the files of remembered scenes up again: they may have been moved."""
+        with self._lock:
+            if self.catalog is None:
+                self._renderer = None

@@ -19,7 +19,7 @@ from workflows.report.html import (
     render_report,
     write_report,
 )
-from workflows.report.rendering import data_uri, stretched
+from workflows.report.rendering import data_uri
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -187,15 +187,6 @@ def test_charts_are_named_and_share_a_page():
         assert f"<title>{title}</title>" in svg
         assert not re.search(r" id=|href|url\(|<script|font-family|https?:", svg)
         Page(svg)
-
-
-def test_pictures_stretch_and_mark_missing_pixels():
-    values = np.stack([np.array([[0.0, 0.1], [0.2, np.nan]], np.float32)] * 3)
-    picture = stretched(values, np.array([[0.0] * 3, [0.2] * 3], np.float32))
-    assert picture[0, 0].tolist() == [0, 0, 0]
-    assert picture[1, 0].tolist() == [255, 255, 255]
-    assert picture[0, 0, 0] < picture[0, 1, 0] < 255
-    assert 200 < picture[1, 1, 0] < 255
 
 
 def test_data_uri_is_a_picture_of_the_asked_size():

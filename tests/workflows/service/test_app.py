@@ -19,14 +19,17 @@ from storage.errors import ConfigError, CorruptIndexError, NotFoundError, Search
 from workflows.service.app import Limits, MapConfig, create_app
 from workflows.service.deploy import ServiceSpec, check_exposure
 from workflows.service.guard import Authenticator, token_digests
+from workflows.service.mosaic import MapTile
 from workflows.service.schema import (
     HitBody,
     IndexAnswer,
+    MosaicQuery,
     ReadyAnswer,
     SceneBody,
     ScenesAnswer,
     SearchAnswer,
     SearchBody,
+    ThumbnailQuery,
     TileAnswer,
 )
 from workflows.service.thumbnails import Thumbnail
@@ -35,6 +38,7 @@ TOKEN = "0123456789abcdef-token"
 OTHER = "fedcba9876543210-token"
 GUARDED = (
     "/v1/index",
+    "/v1/mosaic/0/0/0",
     "/v1/scenes",
     "/v1/tiles/g/1/2/thumbnail.png",
     "/v1/scores/1/0/0.mvt?like=ADw",
@@ -87,8 +91,12 @@ class _Backend:
     def tile(self, key: str) -> TileAnswer:
         raise NotFoundError(f"no tile {key}")
 
-    def thumbnail(self, key: str, scene: str | None, side_px: int, known: str) -> Thumbnail:
-        etag = f'"{key}-{scene}-{side_px}"'
+    def thumbnail(self, key: str, how: ThumbnailQuery, known: str) -> Thumbnail:
+        etag = f'"{key}-{how.scene}-{how.size}"'
+        return Thumbnail(png=None if etag in known else PNG, etag=etag, source="drawn")
+
+    def mosaic(self, tile: MapTile, how: MosaicQuery, known: str) -> Thumbnail:
+        etag = f'"{tile.z}-{tile.x}-{tile.y}-{how.since}"'
         return Thumbnail(png=None if etag in known else PNG, etag=etag, source="drawn")
 
     def about(self) -> IndexAnswer:
@@ -378,12 +386,25 @@ def test_the_page_lets_nothing_foreign_in_but_the_base_map(backend):
         create_app(backend, map_config=MapConfig(base_map="tiles/{z}"))
 
 
-def test_a_picture_is_not_sent_twice(client):
-    path = "/v1/tiles/g/1/-2/thumbnail.png?scene=a&size=64"
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/v1/tiles/g/1/-2/thumbnail.png?scene=a&size=64", "image/png"),
+        ("/v1/mosaic/3/1/2?since=2024-05-01", "image/webp"),
+    ],
+)
+def test_a_picture_is_not_sent_twice(client, path, kind):
     first = client.get(path)
-    assert (first.content, first.headers["content-type"]) == (PNG, "image/png")
+    assert (first.content, first.headers["content-type"]) == (PNG, kind)
     again = client.get(path, headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize(
+    "path", ["1/2/0", "25/0/0", "a/0/0", "1/0/-1", "0/0/0?since=x", "0/0/0?gamma=0"]
+)
+def test_a_tile_of_no_map_is_refused(client, path):
+    assert client.get(f"/v1/mosaic/{path}").status_code in (404, 422)
 
 
 @pytest.mark.parametrize("path", ["../../etc/passwd", "g/1/x", "G%2f..%2f/1/2", "g;rm/1/2"])
@@ -443,6 +464,7 @@ def test_openapi_names_every_route(client):
         "/v1/colours/{z}/{x}/{y}.mvt",
         "/v1/health",
         "/v1/index",
+        "/v1/mosaic/{z}/{x}/{y}",
         "/v1/ready",
         "/v1/scenes",
         "/v1/scores/{z}/{x}/{y}.mvt",

@@ -17,11 +17,15 @@ from PIL import Image
 from schemathesis.config import SchemathesisConfig
 from schemathesis.generation import GenerationMode
 
+from storage.archive.maintenance import Memory
+from storage.archive.maintenance import remember as note
 from storage.archive.reader import Archive
+from storage.catalog.read import read_scenes
 from storage.raster.writer import write_geotiff
+from storage.scene import CatalogSpec
 from tests.support.service_world import DAYS, add_day, make_world
 from workflows.service.app import Limits, create_app
-from workflows.service.backend import BackendConfig, IndexBackend
+from workflows.service.backend import BackendConfig, IndexBackend, no_pictures_because
 from workflows.service.guard import token_digests
 
 TOKEN = "0123456789abcdef-token"
@@ -47,6 +51,12 @@ def client(served) -> TestClient:
 def _client(backend: IndexBackend) -> TestClient:
     app = create_app(backend, limits=Limits(rate_per_s=0))
     return TestClient(app, base_url="http://127.0.0.1:8000")
+
+
+def remember(folder: Path) -> Memory:
+    catalog = CatalogSpec(source=str(folder / "moved" / "*.tif"))
+    scenes = read_scenes(catalog, ("b1", "b2", "b3")).scenes
+    return note(str(folder / "archive"), catalog.source, scenes)
 
 
 def _png(size: tuple[int, int] = (40, 50)) -> bytes:
@@ -146,10 +156,56 @@ def test_missing_tiles_and_scenes_are_not_drawn(client, served, tmp_path):
         assert client.get(f"/v1/tiles/{path}/thumbnail.png").status_code == 404
     path = f"/v1/tiles/{hit['tile']}/thumbnail.png"
     assert client.get(path, params={"scene": "../site"}).status_code == 404
-    blind = _client(IndexBackend(BackendConfig(index_uri=served.index_uri)))
-    answer = blind.get(path)
-    assert (answer.status_code, "--scenes" in answer.json()["message"]) == (404, True)
-    assert blind.get("/v1/index").json()["pictures"] is False
+
+
+def test_the_archive_alone_is_enough_for_pictures_until_its_files_are_gone(client, served, folder):
+    (hit,) = _search(client, vector=[1.0] * 16, k=1)
+    path = f"/v1/tiles/{hit['tile']}/thumbnail.png"
+    backend = IndexBackend(BackendConfig(index_uri=served.index_uri))
+    alone = _client(backend)
+    assert alone.get("/v1/index").json()["pictures"] is True
+    assert alone.get(path).content == client.get(path).content
+    (folder / "scenes").rename(folder / "moved")
+    try:
+        answer = alone.get(path, params={"size": 64})
+        assert answer.status_code == 404
+        assert "site_20240701.tif" in answer.json()["message"]
+        again = remember(folder)
+        assert len(again.scenes) == 3
+        assert alone.get(path, params={"size": 64}).status_code == 200
+    finally:
+        (folder / "moved").rename(folder / "scenes")
+
+
+def test_the_map_shows_the_scenes_where_the_index_has_them(client):
+    """The tile of the map in the middle of the index is full, and the other side of Earth empty."""
+    west, south, east, north = client.get("/v1/index").json()["bbox"]
+    lon, lat = (west + east) / 2, np.radians((south + north) / 2)
+    x = int((lon + 180) / 360 * 2**16)
+    y = int((1 - np.arcsinh(np.tan(lat)) / np.pi) / 2 * 2**16)
+    full = client.get(f"/v1/mosaic/16/{x}/{y}")
+    image = np.asarray(Image.open(io.BytesIO(full.content)).convert("RGBA"))
+    assert full.headers["content-type"] == "image/webp"
+    assert image[..., 3].min() == 255
+    empty = client.get(f"/v1/mosaic/16/{x - 2**15}/{y}")
+    assert not np.asarray(Image.open(io.BytesIO(empty.content)).convert("RGBA")).any()
+    newest = client.get(f"/v1/mosaic/16/{x}/{y}?since=2024-07-01").content
+    oldest = client.get(f"/v1/mosaic/16/{x}/{y}?until=2024-05-01").content
+    assert newest == full.content != oldest
+
+
+def test_an_older_archive_says_why_there_are_no_pictures(served, client, monkeypatch):
+    monkeypatch.setattr(Archive, "origins", lambda *_: {})
+    config = BackendConfig(index_uri=served.index_uri)
+    older = _client(IndexBackend(config))
+    (hit,) = _search(client, vector=[1.0] * 16, k=1)
+    answer = older.get(f"/v1/tiles/{hit['tile']}/thumbnail.png")
+    assert answer.status_code == 404
+    assert "skysift archive remember" in answer.json()["message"]
+    about = older.get("/v1/index").json()
+    assert about["pictures"] is False
+    assert about["no_pictures_because"] == no_pictures_because(config)
+    assert "skysift archive remember" in about["no_pictures_because"]
 
 
 def test_scenes_come_with_the_box_of_their_tiles(client):
@@ -213,7 +269,7 @@ def test_the_answers_are_what_openapi_says(served):
     )
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=config)
     operations = [result.ok() for result in schema.get_all_operations()]
-    assert len(operations) == 10
+    assert len(operations) == 11
     for operation in operations:
         modes = [operation.as_strategy(mode) for mode in GenerationMode]
 

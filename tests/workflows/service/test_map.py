@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Error, expect, sync_playwright
 
+from storage.archive.reader import Archive
 from tests.support.map_page import CHROMIUM, WEBGL, Watched
 from tests.support.service_world import make_world, serving
-from workflows.service.app import WEB, Limits, create_app
-from workflows.service.backend import IndexBackend
+from workflows.service.app import WEB, Limits, MapConfig, create_app
+from workflows.service.backend import BackendConfig, IndexBackend
 from workflows.service.guard import token_digests
 
 TOKEN = "0123456789abcdef-token"
@@ -95,6 +96,112 @@ def test_click_search_refine_step_and_export(wide, address):
     with page.expect_download() as saved:
         page.get_by_role("button", name="GeoParquet").click()
     assert len(gpd.read_parquet(saved.value.path())) == 24
+    assert wide.said == []
+
+
+def shown_colour(page: Page, across: float, down: float) -> np.ndarray:
+    """The colour of a pixel of the map, as the screen shows it."""
+    box = page.locator("#map canvas").bounding_box()
+    assert box
+    place = (int(box["x"] + box["width"] * across), int(box["y"] + box["height"] * down))
+    shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    return np.array(shot.getpixel(place), int)
+
+
+def wait_for_tiles(page: Page) -> None:
+    expect(page.locator("#map")).to_have_attribute("data-idle", "true")
+
+
+def test_the_scenes_lie_beneath_outlines_by_day_with_opacity(wide, address):
+    page = wide.open(address).page
+    expect(page.locator("#status")).to_contain_text("3 scenes")
+    wait_for_tiles(page)
+    seen = shown_colour(page, 0.5, 0.45)
+    assert np.ptp(seen) > 5 or seen.max() < 200, seen  # neither white nor the grey of the water
+    days = page.locator("#ground [name=day]")
+    expect(days.locator("option")).to_have_count(4)
+    with page.expect_request("**/v1/mosaic/**since=2024-05-01**"):
+        days.select_option("2024-05-01")
+    assert "day=2024-05-01" in page.url
+    with page.expect_request("**/v1/mosaic/**since=2024-06-01**"):
+        page.get_by_role("button", name="Later day").click()
+    page.locator("#ground summary").click()
+    page.get_by_label("Opacity").fill("0")
+    for _ in range(50):  # the scenes fade
+        differs = np.abs(shown_colour(page, 0.5, 0.45) - shown_colour(page, 0.02, 0.9))
+        if differs.max() <= 3:
+            break
+        page.wait_for_timeout(200)
+    assert differs.max() <= 3
+    assert "opacity=0" in page.url
+    with page.expect_request("**/v1/mosaic/**gamma=2**"):
+        page.get_by_label("Brightness").fill("2")
+    other = page.context.new_page()
+    other.goto(page.url)
+    expect(other.locator("#ground [name=day]")).to_have_value("2024-06-01")
+    other.close()
+    assert wide.said == []
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
+def test_an_open_hit_is_fitted_clear_of_its_panel(browser, address, size):
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]})
+    watched = _Watched(context.new_page()).open(address)
+    page = watched.page
+    expect(page.locator("#status")).to_contain_text("3 scenes")
+    watched.click_map(0.5, 0.45)
+    watched.found(24)
+    for rank in (0, 7, 15):
+        watched.cards.nth(rank).locator(".show").click()
+        expect(page.locator("#place")).to_be_visible()
+        page.wait_for_timeout(1000)  # the map moves
+        hit = page.evaluate("document.querySelector('#map').dataset.open.split(',').map(Number)")
+        panel = page.locator("#place").bounding_box()
+        stage = page.locator("#map").bounding_box()
+        assert panel
+        assert stage
+        left, top, right, bottom = hit
+        assert left >= stage["x"]
+        assert right <= stage["x"] + stage["width"]
+        assert top >= stage["y"]
+        assert bottom <= stage["y"] + stage["height"]
+        beside = right <= panel["x"] or top >= panel["y"] + panel["height"]
+        assert beside, (hit, panel)
+    assert watched.said == []
+    context.close()
+
+
+def test_a_base_map_stays_in_sight_beneath_the_outlines(browser, backend):
+    """Under three dates of one place, with the scenes made transparent."""
+    config = MapConfig(base_map="http://127.0.0.1:9/{z}/{x}/{y}.png")
+    tile = io.BytesIO()
+    Image.new("RGB", (256, 256), (10, 160, 60)).save(tile, "PNG")
+    app = create_app(backend, limits=Limits(rate_per_s=0), map_config=config)
+    with serving(app) as address:
+        watched = _Watched(browser.new_page())
+        watched.page.route(
+            "http://127.0.0.1:9/**",
+            lambda route: route.fulfill(
+                body=tile.getvalue(),
+                content_type="image/png",
+                headers={"Access-Control-Allow-Origin": "*"},
+            ),
+        )
+        watched.open(f"{address}/#opacity=0")
+        expect(watched.page.locator("#status")).to_contain_text("3 scenes")
+        wait_for_tiles(watched.page)
+        np.testing.assert_allclose(shown_colour(watched.page, 0.5, 0.45), (10, 160, 60), atol=12)
+        assert watched.said == []
+        watched.page.close()
+
+
+def test_the_page_says_why_there_are_no_pictures(wide, backend, monkeypatch):
+    monkeypatch.setattr(Archive, "origins", lambda *_: {})
+    blind = IndexBackend(BackendConfig(index_uri=backend._config.index_uri))
+    with serving(create_app(blind, limits=Limits(rate_per_s=0))) as address:
+        page = wide.open(address).page
+        expect(page.get_by_role("alert")).to_contain_text("skysift archive remember")
+        assert page.locator("#ground").count() == 0
     assert wide.said == []
 
 

@@ -13,9 +13,7 @@ export class Refused extends Error {
 }
 
 async function fetched(path, options) {
-  const token = sessionStorage.getItem(KEPT);
-  const headers = { ...options.headers };
-  if (token) headers.Authorization = `Bearer ${token}`;
+  const headers = { ...options.headers, ...tokenHeaders() };
   try {
     return await fetch(path, { ...options, headers });
   } catch (error) {
@@ -86,15 +84,30 @@ export function search(body, file, { accept = "application/json", signal } = {})
 
 export const tile = (key) => json(`v1/tiles/${key}`);
 
-/** Put the picture of a tile into an image element. */
+let look = new URLSearchParams();
+
+/** Draw the pictures from now on with these bands and this gamma. */
+export function lookLike(words) {
+  look = words;
+}
+
+/** Bearer token of this tab as headers, for requests that the map makes itself. */
+export function tokenHeaders() {
+  const token = sessionStorage.getItem(KEPT);
+  return token ? { Authorization: `Bearer ${token}` } : {};
+}
+
+/** Put the picture of a tile into an image element; returns why there is none, if so. */
 export async function picture(image, key, scene, size) {
-  const path = `v1/tiles/${key}/thumbnail.png?scene=${encodeURIComponent(scene)}&size=${size}`;
+  const path = `v1/tiles/${key}/thumbnail.png?scene=${encodeURIComponent(scene)}&size=${size}&${look}`;
   try {
     const blob = await (await request(path)).blob();
     image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
     image.src = URL.createObjectURL(blob);
+    return "";
   } catch (error) {
     image.classList.add("missing");
     image.title = error.message;
+    return error.message;
   }
 }

@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { Asked } from "./asked.js";
 import { bandsNamed, offerBands, withdrawBands } from "./bands.js";
 import { announce, complain, day, find } from "./dom.js";
+import { lookOf } from "./ground.js";
 import { MapView, hasWebGL } from "./mapview.js";
 import { fillForms, swapped, watchAsk, watchFilters } from "./panel.js";
 import { Place } from "./place.js";
@@ -22,6 +23,7 @@ let map = null;
 let running = null;
 let like = ""; // the vector of the last answer
 const files = []; // pictures that were asked with, for the way back
+let look = "";
 
 const mark = (hit) => markOf(state, hit);
 const openHit = () => indexOf(hits, state.open);
@@ -70,8 +72,9 @@ function open(hit) {
   const before = openHit();
   state.open = hit && { tile: hit.tile, scene: hit.scene };
   if (hit) {
-    place.show(hit, about.pictures);
-    if (hit.bbox) map?.reveal(hit.bbox);
+    place.show(hit, about.pictures).then(() => {
+      if (hit.bbox && !place.panel.hidden) map?.reveal(hit.bbox, place.panel);
+    });
   } else {
     place.close();
     if (before) find(`#strip [data-rank="${before.rank}"] .show`)?.focus();
@@ -225,6 +228,8 @@ function goBack() {
   state = fromHash(location.hash);
   if (kept && files[kept.file]) state.query = { file: files[kept.file], bands: kept.bands };
   map?.look(state.view);
+  map?.ground?.use(state.ground);
+  redraw();
   return reopen();
 }
 
@@ -241,12 +246,24 @@ function startMap() {
     document.body.classList.add("no-map");
     return;
   }
-  map = new MapView(about, state.view, {
+  map = new MapView(about, state.view, state.ground, {
+    ground: () => { remember(); redraw(); },
     place: (lonlat) => ask({ lonlat }),
     hit: (rank) => open(hits[rank - 1]),
     box: drawn,
     view: (view) => { state.view = view; remember(); },
   });
+}
+
+/** Draw the pictures again with the bands that were chosen. */
+function redraw() {
+  const before = look;
+  look = String(lookOf(state.ground));
+  api.lookLike(lookOf(state.ground));
+  if (look === before || !hits.length) return;
+  showStrip(hits, { about, markOf: mark, on: { open, mark: toggle } });
+  if (state.open) place.show(openHit() ?? state.open, about.pictures);
+  show();
 }
 
 function describe() {
@@ -264,13 +281,15 @@ async function start() {
     return;
   }
   describe();
+  redraw();
   startMap();
   wire();
   await reopen();
+  if (!about.pictures) complain(`No pictures: ${about.no_pictures_because}`);
   try {
     const { features, total } = await api.footprints(MOST_FOOTPRINTS);
     map?.showScenes(features.filter((one) => one.geometry));
-    if (!canSearch(state)) announce(`${total.toLocaleString("en")} scenes. Click one to begin.`);
+    if (!canSearch(state) && about.pictures) announce(`${total.toLocaleString("en")} scenes. Click one to begin.`);
   } catch (error) {
     complain(error.message);
   }

@@ -1,11 +1,14 @@
-// The map: footprints, hits, the place that asks, boxes that are drawn. Nothing here asks the service.
+// The map: footprints, hits, the place that asks, boxes that are drawn, above the ground.
 
 import { element, find } from "./dom.js";
+import { tokenHeaders } from "./api.js";
 import { addGraticule } from "./graticule.js";
+import { Ground, groundLayers, groundSources } from "./ground.js";
 import { PlaceLayers } from "./layers.js";
 import { COLOURS, shadeOf } from "./scale.js";
 import { followTheme } from "./theme.js";
 
+const HERE = new URL(".", location.href).href;
 const EMPTY = { type: "FeatureCollection", features: [] };
 const MARKS = ["match", ["get", "mark"], "good", "#0a7a3d", "bad", "#b3261e", "#1c2b36"];
 
@@ -26,21 +29,11 @@ export function hasWebGL() {
 }
 
 function style(about) {
-  const layers = [{ id: "background", type: "background", paint: { "background-color": "#e9eef2" } }];
-  const sources = {};
-  if (about.base_map) {
-    sources.base = {
-      type: "raster", tiles: [about.base_map], tileSize: 256, maxzoom: 19,
-      attribution: about.base_map_attribution,
-    };
-    layers.push({ id: "base", type: "raster", source: "base" });
-  }
-  return { version: 8, sources, layers };
+  const water = { id: "background", type: "background", paint: { "background-color": "#d9e5ec" } };
+  return { version: 8, sources: groundSources(about), layers: [water, ...groundLayers(about)] };
 }
 
 const LAYERS = [
-  { id: "scenes-fill", type: "fill", source: "scenes",
-    paint: { "fill-color": "#ffffff", "fill-opacity": 0.5 } },
   { id: "scenes", type: "line", source: "scenes",
     paint: { "line-color": "#4f6d84", "line-width": 1, "line-opacity": 0.7 } },
   { id: "area", type: "line", source: "area",
@@ -48,12 +41,15 @@ const LAYERS = [
   { id: "hits-fill", type: "fill", source: "hits",
     paint: {
       "fill-color": ["interpolate", ["linear"], ["get", "shade"], ...COLOURS],
-      "fill-opacity": 0.75,
+      "fill-opacity": 0, // a hit is an outline; the fill is there to be clicked
     } },
+  { id: "hits-edge", type: "line", source: "hits",
+    paint: { "line-color": "#14212b", "line-width": ["case", ["get", "open"], 8, 5], "line-opacity": 0.75 } },
   { id: "hits", type: "line", source: "hits",
     paint: {
-      "line-color": MARKS,
-      "line-width": ["case", ["get", "open"], 4, ["==", ["get", "mark"], ""], 1, 3],
+      "line-color": ["match", ["get", "mark"], "good", "#0a7a3d", "bad", "#b3261e",
+        ["interpolate", ["linear"], ["get", "shade"], ...COLOURS]],
+      "line-width": ["case", ["get", "open"], 5, 2.5],
     } },
   { id: "hit-points", type: "circle", source: "hit-points", maxzoom: 12,
     paint: {
@@ -77,9 +73,8 @@ const LAYERS = [
 
 /** A map over the extent of an archive. `on` has place(lonlat), hit(row), box(box, purpose), view(view). */
 export class MapView {
-  constructor(about, view, on) {
-    this.on = on;
-    this.pairs = about.pairs;
+  constructor(about, view, ground, on) {
+    Object.assign(this, { on, about, settings: ground, pairs: about.pairs });
     this.drawing = null;
     const { maplibregl } = window;
     maplibregl.setWorkerUrl("web/vendor/maplibre-gl-csp-worker.js");
@@ -89,6 +84,7 @@ export class MapView {
     this.map = new maplibregl.Map({
       container: "map", style: style(about), attributionControl: { compact: false },
       maxPitch: 0, dragRotate: false, pitchWithRotate: false, ...start,
+      transformRequest: (url) => (url.startsWith(HERE) ? { url, headers: tokenHeaders() } : { url }),
     });
     this.map.touchZoomRotate.disableRotation();
     this.map.addControl(new maplibregl.NavigationControl({ showCompass: false }), "top-left");
@@ -105,12 +101,15 @@ export class MapView {
   furnish() {
     const { map } = this;
     addGraticule(map, find("#map"));
+    this.ground = new Ground(map, this.about, this.settings, { change: this.on.ground });
     const names = ["scenes", "area", "hits", "hit-points", "asked", "query", "drawn"];
     for (const name of names) map.addSource(name, { type: "geojson", data: EMPTY });
     for (const layer of LAYERS) map.addLayer(layer);
     this.places = new PlaceLayers(map, this.pairs, "area");
     followTheme(map);
     map.on("click", (event) => this.clicked(event));
+    map.on("dataloading", () => { find("#map").dataset.idle = "false"; });
+    map.on("idle", () => { find("#map").dataset.idle = "true"; });
     map.on("moveend", () => {
       const { lng, lat } = map.getCenter();
       this.on.view([+lng.toFixed(5), +lat.toFixed(5), +map.getZoom().toFixed(2)]);
@@ -180,6 +179,7 @@ export class MapView {
   }
 
   showScenes(features) {
+    this.ready.then(() => this.ground.know(features));
     return this.set("scenes", collection(features));
   }
 
@@ -222,10 +222,26 @@ export class MapView {
     return this.set("area", area ? polygon(area) : EMPTY);
   }
 
-  /** Move only when a place is out of sight. */
-  reveal(box) {
-    const at = middle(box);
-    if (!this.map.getBounds().contains(at)) this.map.easeTo({ center: at });
+  /** The sides of a box on the screen: left, top, right, bottom. */
+  onScreen(box) {
+    const { x, y } = find("#map").getBoundingClientRect();
+    const [[west, south], [east, north]] = this.extent(box);
+    const [low, high] = [this.map.project([west, south]), this.map.project([east, north])];
+    return [low.x + x, high.y + y, high.x + x, low.y + y];
+  }
+
+  /** Fit a tile into the part of the map that a panel leaves free. */
+  reveal(box, panel) {
+    const [stage, over] = [find("#map").getBoundingClientRect(), panel.getBoundingClientRect()];
+    const beside = stage.right - over.left < stage.width * 0.6;
+    const free = beside ? [over.left - stage.left, stage.height] : [stage.width, stage.bottom - over.bottom];
+    const edge = Math.max(10, Math.min(...free) / 4);
+    const padding = { left: edge, bottom: edge, top: edge, right: edge };
+    if (beside) padding.right += stage.right - over.left;
+    else padding.top += over.bottom - stage.top;
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    this.map.fitBounds(this.extent(box), { padding, maxZoom: 16, animate: !calm, duration: 500 });
+    this.map.once("moveend", () => { find("#map").dataset.open = this.onScreen(box).join(","); });
   }
 }
 

@@ -75,7 +75,9 @@ export class Place {
     const image = element("img", {
       width: SIZE, height: SIZE, alt: `Tile ${hit.tile} on ${day(one.datetime)}`,
     });
-    if (this.pictures) picture(image, hit.tile, one.scene, SIZE);
+    const why = element("p", { class: "why", hidden: true });
+    const explain = (reason) => { why.textContent = reason; why.hidden = !reason; };
+    if (this.pictures) picture(image, hit.tile, one.scene, SIZE).then(explain);
     else image.classList.add("missing");
     const stepper = (text, by, label) => element("button", {
       type: "button", "data-step": by, "aria-label": label, onclick: () => this.step(by),
@@ -92,7 +94,7 @@ export class Place {
         element("strong", { "aria-live": "polite" }, `${day(one.datetime)} (${at + 1} of ${all.length})`),
         stepper("▶", 1, "Later date"),
         element("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => this.on.close() }, "×")),
-      image,
+      image, why,
       element("dl", {}, ...facts.flatMap(([k, v]) => [element("dt", {}, k), element("dd", {}, v)])),
       element("button", {
         type: "button", class: "more", onclick: () => this.on.search(hit.tile, one.scene),

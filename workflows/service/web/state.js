@@ -1,5 +1,7 @@
 // What is asked and shown, and its form in the address: a link reproduces the view.
 
+import { groundOf, writeGround } from "./ground.js";
+
 const BOXES = ["box", "area"];
 
 export function emptyState() {
@@ -13,6 +15,7 @@ export function emptyState() {
     layer: "", // "scores" | "colours": what colours every place
     view: null, // [longitude, latitude, zoom]
     open: null, // { tile, scene }
+    ground: groundOf(new URLSearchParams()), // how the scenes on the map look
   };
 }
 
@@ -45,6 +48,7 @@ export function toHash(state) {
   if (state.layer) words.set("layer", state.layer);
   if (state.view) words.set("view", state.view.join(","));
   if (state.open) words.set("open", pair(state.open));
+  writeGround(state.ground, words);
   return words.toString().replaceAll("%2C", ",").replaceAll("%2F", "/").replaceAll("%40", "@");
 }
 
@@ -70,6 +74,7 @@ export function fromHash(hash) {
   state.area = area;
   state.view = numberList(words.get("view"), 3);
   state.open = unpair(words.get("open") ?? "");
+  state.ground = groundOf(words);
   return state;
 }
 

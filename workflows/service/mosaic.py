@@ -1,0 +1,248 @@
+"""The scenes of an archive as tiles of a web map: the newest clear pixel of each place.
+
+Tiles are those of every web map: 256 x 256 pixels in Web Mercator, row 0 in the north. Pixels come
+from overviews. Memory and time of a tile are bounded: few scenes are opened, a scene whose file has
+no overview for the zoom is left out, and no further scene is begun after some seconds.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from storage.archive.ledger import LedgerEntry
+from storage.archive.reader import Archive
+from storage.errors import NotFoundError
+from storage.geometry import BBox, touches
+from storage.index.filter import Filter
+from storage.quarantine import Quarantine
+from storage.raster.pixel_grid import Block, PixelGrid, Window
+from storage.raster.reader import SceneReader
+from storage.scene import Scene
+from workflows.report.colours import BYTES, Preset, coloured
+from workflows.report.rendering import MOST_FILE_PIXELS, TileRenderer, as_rgb, shown_bands
+from workflows.service.footprints import SceneBoxes
+
+SIDE_PX = 256
+MOST_ZOOM = 24
+_MOST_SCENES = 16
+_SEAM_SHARE = 0.05
+_SECONDS = 4.0
+_WORLD_M = math.pi * 6_378_137.0
+_WINDOW = Window(column=0, row=0, width=SIDE_PX, height=SIDE_PX)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MapTile:
+    """A tile of the map: zoom, column from 180° west, row from the north.
+
+    Examples
+    --------
+    >>> MapTile(z=1, x=0, y=0).bbox
+    (-180.0, 0.0, 0.0, 85.0511287798066)
+    """
+
+    z: int
+    x: int
+    y: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.z <= MOST_ZOOM and 0 <= self.x < 2**self.z and 0 <= self.y < 2**self.z):
+            raise NotFoundError(
+                f"no map has a tile {self.z}/{self.x}/{self.y}; zooms go from 0 to {MOST_ZOOM}, "
+                "columns and rows from 0 to 2**zoom - 1"
+            )
+
+    @property
+    def bbox(self) -> BBox:
+        """West, south, east, north in WGS84 degrees."""
+        count = 2**self.z
+        west, east = (360 * column / count - 180 for column in (self.x, self.x + 1))
+        north, south = (
+            math.degrees(math.atan(math.sinh(math.pi * (1 - 2 * row / count))))
+            for row in (self.y, self.y + 1)
+        )
+        return west, south, east, north
+
+    @property
+    def pixels(self) -> PixelGrid:
+        """The pixel grid whose first 256 x 256 pixels are the tile."""
+        side = 2 * _WORLD_M / 2**self.z
+        corner = (self.x * side - _WORLD_M, _WORLD_M - self.y * side)
+        return PixelGrid(crs="EPSG:3857", resolution=side / SIDE_PX, anchor=corner)
+
+    def slices_of(self, box: BBox) -> tuple[slice, slice]:
+        """Return the rows and columns of the tile's pixels that a box touches."""
+        west, _, _, _ = self.bbox
+        scale = SIDE_PX * 2**self.z
+        turn = 360 * round((west - box[0]) / 360) if box[2] - box[0] < 180 else 0
+        left, right = (((lon + turn + 180) / 360) * scale - SIDE_PX * self.x for lon in box[::2])
+        bottom, top = (
+            (1 - math.asinh(math.tan(math.radians(max(-85.06, min(85.06, lat))))) / math.pi)
+            * (scale / 2)
+            - SIDE_PX * self.y
+            for lat in box[1::2]
+        )
+        if box[0] > box[2]:  # across the antimeridian: the whole width, to be safe
+            left, right = 0, SIDE_PX
+        rows, columns = (
+            slice(max(0, math.floor(first)), min(SIDE_PX, max(0, math.ceil(last))))
+            for first, last in ((top, bottom), (left, right))
+        )
+        return rows, columns
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """What a tile shows: a period, a preset of bands, and the gamma."""
+
+    period: Filter
+    preset: Preset
+    gamma: float = 1.0
+
+
+class Mosaic:
+    """The embedded scenes of an archive on the map; safe to share between threads.
+
+    Parameters
+    ----------
+    archive
+        The archive; its scenes do not change.
+    boxes
+        The boxes of its scenes.
+    """
+
+    def __init__(self, archive: Archive, boxes: SceneBoxes) -> None:
+        embedded = [entry for entry in archive.ledger.entries.values() if entry.rows]
+        embedded.sort(key=lambda entry: entry.scene_id)
+        embedded.sort(key=lambda entry: str(entry.datetime), reverse=True)
+        found = [
+            (entry, box) for entry, box in zip(embedded, boxes.of(embedded), strict=True) if box
+        ]
+        self._entries = [entry for entry, _ in found]
+        self._boxes = np.array([box for _, box in found]).reshape(-1, 4)
+        self._dates = np.array(
+            [np.datetime64(e.datetime and e.datetime.replace(tzinfo=None), "ms") for e, _ in found],
+            "datetime64[ms]",
+        )
+        self._identity = f"{archive.uri} {archive.snapshot}"
+
+    def etag(self, tile: MapTile, look: Look) -> str:
+        """Return a tag that changes whenever the picture of a tile would."""
+        identity = f"{self._identity} {tile} {look}"
+        return f'"{hashlib.sha256(identity.encode()).hexdigest()[:24]}"'
+
+    def scenes(self, tile: MapTile, period: Filter) -> list[tuple[LedgerEntry, BBox]]:
+        """Return the scenes of a period that touch a tile, and their boxes, the newest first."""
+        start, end = period.interval
+        chosen = touches(self._boxes, tile.bbox) if len(self._boxes) else np.zeros(0, np.bool_)
+        if start is not None:
+            chosen &= self._dates >= start
+        if end is not None:
+            chosen &= self._dates <= end
+        places = np.flatnonzero(chosen).tolist()
+        return [(self._entries[place], tuple(self._boxes[place].tolist())) for place in places]
+
+    def draw(self, tile: MapTile, look: Look, renderer: TileRenderer) -> bytes:
+        """Draw a tile as WebP; pixels without data are transparent.
+
+        Clouds, where the scenes have a mask, show only where no scene of the period is clear.
+
+        Raises
+        ------
+        NotFoundError
+            No scene of the tile can be read; the message has the reason of one.
+        """
+        image = np.zeros((SIDE_PX, SIDE_PX, 4), np.uint8)
+        clear = np.zeros((SIDE_PX, SIDE_PX), np.bool_)
+        until, reason = time.monotonic() + _SECONDS, ""
+        left = _MOST_SCENES
+        for entry, box in self.scenes(tile, look.period):
+            if clear.all() or not left or time.monotonic() > until:
+                break
+            if not _adds(image, clear, tile.slices_of(box)):
+                continue
+            left -= 1
+            with Quarantine(f"scene {entry.scene_id}") as fault:
+                _paint(image, clear, entry, tile, look, renderer)
+            reason = reason or fault.reason
+        if reason and not image[..., 3].any():
+            raise NotFoundError(f"no scene can be drawn here: {reason}")
+        return webp(image)
+
+
+def zoom_of(archive: Archive) -> int:
+    """Return the zoom at which a pixel of the map is about a pixel of the archive's grids."""
+    metres = [
+        grid["resolution"] * (1 if grid["resolution"] > 0.02 else 111_320)
+        for grid in archive.ledger.grids.values()
+        if "resolution" in grid
+    ]
+    finest = min(metres, default=10.0)
+    return max(0, min(MOST_ZOOM, math.ceil(math.log2(2 * _WORLD_M / SIDE_PX / finest))))
+
+
+def _adds(
+    image: npt.NDArray[np.uint8], clear: npt.NDArray[np.bool_], place: tuple[slice, slice]
+) -> bool:
+    """Tell whether a scene may add pixels: over clouds, or over more than a seam without any.
+
+    The box of a scene is larger than the scene, whose edges are not those of the map. So a few
+    pixels of its box stay without data, however many dates are read.
+    """
+    painted, done = image[place][..., 3] > 0, clear[place]
+    return bool((painted & ~done).any() or (~painted).mean() > _SEAM_SHARE) if done.size else False
+
+
+def _paint(
+    image: npt.NDArray[np.uint8],
+    clear: npt.NDArray[np.bool_],
+    entry: LedgerEntry,
+    tile: MapTile,
+    look: Look,
+    renderer: TileRenderer,
+) -> None:
+    """Add a scene below the scenes that are in the image, but above their clouds."""
+    scene = shown_bands(renderer.scene(entry.scene_id), look.preset)
+    block, holds_bytes = _read(scene, tile)
+    if block is None:
+        return
+    values = as_rgb(block.values, look.preset)
+    valid = ~np.isnan(values).any(axis=0)
+    fresh = valid & ~block.cloud & ~clear
+    below = valid & (image[..., 3] == 0)  # clouds, where nothing is yet
+    if not (fresh.any() or below.any()):
+        return
+    stretch = BYTES if holds_bytes else renderer.stretch(str(entry.grid_id), look.preset)
+    colours = coloured(values, stretch, look.gamma)
+    added = fresh | below
+    image[added, :3] = colours[added]
+    image[added, 3] = 255
+    clear |= fresh
+
+
+def _read(scene: Scene, tile: MapTile) -> tuple[Block | None, bool]:
+    """Return the pixels of a scene on a tile; None where too much of a file would be decoded."""
+    masks: Sequence[Scene] = (replace(scene, mask=None),) if scene.mask else ()
+    for version in (scene, *masks):  # the mask has no overviews: better a cloud than no picture
+        with SceneReader(version, tile.pixels, overviews=True) as reader:
+            if reader.file_pixels(_WINDOW) <= MOST_FILE_PIXELS:
+                return reader.read(_WINDOW), reader.holds_bytes
+    return None, False
+
+
+def webp(image: npt.NDArray[np.uint8]) -> bytes:
+    """Return an image (h, w, 4) as a WebP file."""
+    sink = BytesIO()
+    Image.fromarray(image).save(sink, "WEBP", quality=85, method=2)
+    return sink.getvalue()
+
+
+NOTHING = webp(np.zeros((1, 1, 4), np.uint8))
+"""A transparent picture."""

@@ -1,0 +1,205 @@
+// The ground below the hits: land and borders, the base map, the scenes themselves, and how these look.
+
+import { request } from "./api.js";
+import { complain, day, element, find } from "./dom.js";
+
+const MOST_DAYS = 400;
+const NEWEST = "Newest clear";
+/** The settings of the ground as the address spells them, with what is left out of it. */
+const DEFAULTS = { day: "", bands: "", gamma: "1", opacity: "1" };
+
+/** Read the settings from the words of an address. */
+export function groundOf(words) {
+  const kept = Object.keys(DEFAULTS).map((name) => [name, words.get(name) ?? DEFAULTS[name]]);
+  const ground = Object.fromEntries(kept);
+  if (!/^\d{4}-\d{2}-\d{2}$/.test(ground.day)) ground.day = "";
+  for (const name of ["gamma", "opacity"]) {
+    if (!(Number(ground[name]) >= 0)) ground[name] = DEFAULTS[name];
+  }
+  return ground;
+}
+
+/** Write the settings that are not the defaults. */
+export function writeGround(ground, words) {
+  for (const [name, value] of Object.entries(ground)) {
+    if (value !== DEFAULTS[name]) words.set(name, value);
+  }
+}
+
+/** Bands and gamma for the address of a picture. */
+export function lookOf(ground) {
+  const words = new URLSearchParams();
+  if (ground.bands) words.set("preset", ground.bands);
+  if (ground.gamma !== DEFAULTS.gamma) words.set("gamma", ground.gamma);
+  return words;
+}
+
+const LAND = "web/vendor/natural-earth.json";
+const of = (kind) => ["==", ["get", "kind"], kind];
+const PLACES = {
+  id: "places", type: "symbol", source: "land", filter: of("place"), maxzoom: 11,
+  layout: { "text-field": ["get", "name"], "text-font": ["sans-serif"], "text-size": 12 },
+  paint: { "text-color": "#33485a", "text-halo-color": "#ffffff", "text-halo-width": 1.5 },
+};
+
+/** The layers below the hits, from the lowest; `about` describes the index. */
+export function groundLayers(about) {
+  return [
+    { id: "land", type: "fill", source: "land", filter: of("land"), paint: { "fill-color": "#f2f0e9" } },
+    { id: "borders", type: "line", source: "land", filter: of("border"),
+      paint: { "line-color": "#b3a78f", "line-width": 1, "line-dasharray": [4, 2] } },
+    ...(about.base_map ? [{ id: "base", type: "raster", source: "base" }] : [PLACES]),
+  ];
+}
+
+/** The sources of these layers. */
+export function groundSources(about) {
+  const land = { type: "geojson", data: new URL(LAND, location.href).href, attribution: "Natural Earth" };
+  if (!about.base_map) return { land };
+  return {
+    land,
+    base: {
+      type: "raster", tiles: [about.base_map], tileSize: 256, maxzoom: 19,
+      attribution: about.base_map_attribution,
+    },
+  };
+}
+
+/** The scenes of the archive on the map, and the controls of the ground. `on.change()` hears them. */
+export class Ground {
+  constructor(map, about, settings, on) {
+    Object.assign(this, { map, about, settings, on, scenes: [], told: false });
+    if (!about.pictures) return;
+    this.panel = this.controls();
+    find("#stage").append(this.panel);
+    map.on("moveend", () => this.offerDays());
+    map.on("error", (event) => this.explain(event));
+    this.show();
+  }
+
+  /** Take other settings, from an address. */
+  use(settings) {
+    this.settings = settings;
+    if (!this.panel) return;
+    for (const name of ["bands", "gamma", "opacity"]) {
+      const field = this.panel.elements.namedItem(name);
+      if (field && settings[name]) field.value = settings[name];
+    }
+    this.offerDays();
+    this.show();
+  }
+
+  /** The scenes of the archive, whose days are offered where they are in sight. */
+  know(scenes) {
+    this.scenes = scenes;
+    if (this.panel) this.offerDays();
+  }
+
+  tiles() {
+    const words = lookOf(this.settings);
+    if (this.settings.day) words.set("since", this.settings.day);
+    if (this.settings.day) words.set("until", this.settings.day);
+    return `${new URL("v1/mosaic", location.href).href}/{z}/{x}/{y}?${words}`;
+  }
+
+  /** Draw the scenes with the present settings. */
+  show() {
+    const { map, settings } = this;
+    const tiles = this.tiles();
+    if (!map.getSource("mosaic")) {
+      map.addSource("mosaic", {
+        type: "raster", tiles: [tiles], tileSize: 256, maxzoom: this.about.mosaic_zoom,
+      });
+      const above = map.getLayer("graticule") ? "graticule" : undefined;
+      map.addLayer({ id: "mosaic", type: "raster", source: "mosaic",
+        paint: { "raster-fade-duration": 0 } }, above);
+    } else if (tiles !== this.drawn) {
+      map.getSource("mosaic").setTiles([tiles]);
+    }
+    this.drawn = tiles;
+    map.setPaintProperty("mosaic", "raster-opacity", Number(settings.opacity));
+  }
+
+  controls() {
+    const { presets } = this.about;
+    const step = (text, by, label) => element("button", {
+      type: "button", "aria-label": label, onclick: () => this.step(by),
+    }, text);
+    const range = (name, label, min, max) => element("label", {}, label, element("input", {
+      type: "range", name, min, max, step: 0.1, value: this.settings[name],
+    }));
+    const bands = element("label", {}, "Bands", element("select", { name: "bands" },
+      ...presets.map(({ name, title }) => element("option", { value: name }, title))));
+    if (this.settings.bands) find("select", bands).value = this.settings.bands;
+    return element("form", {
+      id: "ground", "aria-label": "Scenes on the map", onsubmit: (event) => event.preventDefault(),
+      onchange: () => this.changed(), oninput: (event) => this.slid(event),
+    },
+    element("div", { class: "days" },
+      step("◀", 1, "Earlier day"),
+      element("select", { name: "day", "aria-label": "Day of the scenes" }, element("option", { value: "" }, NEWEST)),
+      step("▶", -1, "Later day")),
+    element("details", {},
+      element("summary", {}, "Look"),
+      ...(presets.length > 1 ? [bands] : []),
+      range("opacity", "Opacity", 0, 1),
+      range("gamma", "Brightness", 0.4, 3)));
+  }
+
+  changed() {
+    const fields = this.panel.elements;
+    for (const name of ["day", "bands", "gamma", "opacity"]) {
+      const field = fields.namedItem(name);
+      if (field) this.settings[name] = field.value;
+    }
+    if (this.settings.bands === this.about.presets[0].name) this.settings.bands = "";
+    this.told = false;
+    this.show();
+    this.on.change();
+  }
+
+  /** Opacity follows the hand; the other settings wait until it lets go. */
+  slid({ target }) {
+    if (target.name === "opacity") this.map.setPaintProperty("mosaic", "raster-opacity", Number(target.value));
+  }
+
+  step(by) {
+    const select = this.panel.elements.namedItem("day");
+    const next = select.selectedIndex + by;
+    if (next < 0 || next >= select.options.length) return;
+    select.selectedIndex = next;
+    this.changed();
+  }
+
+  /** Offer the days of the scenes in sight, the newest first. */
+  offerDays() {
+    const bounds = this.map.getBounds();
+    const [west, south, east, north] = [bounds.getWest(), bounds.getSouth(), bounds.getEast(), bounds.getNorth()];
+    const seen = this.scenes.filter(({ geometry, properties }) => properties.datetime
+      && geometry.coordinates.flat(geometry.type === "Polygon" ? 0 : 1).some((outline) => {
+        const [lons, lats] = [0, 1].map((axis) => outline.map((point) => point[axis]));
+        const [w, e] = [Math.min(...lons), Math.max(...lons)];
+        const beside = [-360, 0, 360].some((turn) => w + turn <= east && e + turn >= west);
+        return beside && Math.min(...lats) <= north && Math.max(...lats) >= south;
+      }));
+    const days = new Set(seen.map(({ properties }) => properties.datetime.slice(0, 10)));
+    if (this.settings.day) days.add(this.settings.day);
+    const sorted = [...days].sort().reverse().slice(0, MOST_DAYS);
+    const select = this.panel.elements.namedItem("day");
+    select.replaceChildren(
+      element("option", { value: "" }, NEWEST),
+      ...sorted.map((one) => element("option", { value: one }, day(one))));
+    select.value = this.settings.day;
+  }
+
+  /** Say once why the scenes are not there. */
+  async explain({ error, sourceId }) {
+    if (sourceId !== "mosaic" || this.told) return;
+    this.told = true;
+    try {
+      await request(error.url);
+    } catch (refused) {
+      complain(`No picture of the scenes: ${refused.message}`);
+    }
+  }
+}
