@@ -12,7 +12,7 @@ import geopandas as gpd
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Error, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from storage.archive.reader import Archive
 from tests.support.map_page import CHROMIUM, WEBGL, Watched
@@ -146,7 +146,7 @@ def test_the_scenes_lie_beneath_outlines_by_day_with_opacity(wide, address):
 @pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
 def test_an_open_hit_is_fitted_clear_of_its_panel(browser, address, size):
     context = browser.new_context(viewport={"width": size[0], "height": size[1]})
-    watched = _Watched(context.new_page()).open(address)
+    watched = Watched(context.new_page()).open(address)
     page = watched.page
     expect(page.locator("#status")).to_contain_text("3 scenes")
     watched.click_map(0.5, 0.45)
@@ -178,7 +178,7 @@ def test_a_base_map_stays_in_sight_beneath_the_outlines(browser, backend):
     Image.new("RGB", (256, 256), (10, 160, 60)).save(tile, "PNG")
     app = create_app(backend, limits=Limits(rate_per_s=0), map_config=config)
     with serving(app) as address:
-        watched = _Watched(browser.new_page())
+        watched = Watched(browser.new_page())
         watched.page.route(
             "http://127.0.0.1:9/**",
             lambda route: route.fulfill(

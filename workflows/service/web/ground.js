@@ -39,15 +39,15 @@ const of = (kind) => ["==", ["get", "kind"], kind];
 const PLACES = {
   id: "places", type: "symbol", source: "land", filter: of("place"), maxzoom: 11,
   layout: { "text-field": ["get", "name"], "text-font": ["sans-serif"], "text-size": 12 },
-  paint: { "text-color": "#33485a", "text-halo-color": "#ffffff", "text-halo-width": 1.5 },
+  paint: { "text-halo-width": 1.5 },
 };
 
 /** The layers below the hits, from the lowest; `about` describes the index. */
 export function groundLayers(about) {
   return [
-    { id: "land", type: "fill", source: "land", filter: of("land"), paint: { "fill-color": "#f2f0e9" } },
+    { id: "land", type: "fill", source: "land", filter: of("land") },
     { id: "borders", type: "line", source: "land", filter: of("border"),
-      paint: { "line-color": "#b3a78f", "line-width": 1, "line-dasharray": [4, 2] } },
+      paint: { "line-width": 1, "line-dasharray": [4, 2] } },
     ...(about.base_map ? [{ id: "base", type: "raster", source: "base" }] : [PLACES]),
   ];
 }

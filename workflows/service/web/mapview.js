@@ -29,7 +29,7 @@ export function hasWebGL() {
 }
 
 function style(about) {
-  const water = { id: "background", type: "background", paint: { "background-color": "#d9e5ec" } };
+  const water = { id: "background", type: "background" };
   return { version: 8, sources: groundSources(about), layers: [water, ...groundLayers(about)] };
 }
 

@@ -2,7 +2,11 @@
 
 const DARK = window.matchMedia("(prefers-color-scheme: dark)");
 const PAINTS = [
-  ["background", "background-color", "#e9eef2", "#10181e"],
+  ["background", "background-color", "#d9e5ec", "#10181e"],
+  ["land", "fill-color", "#f2f0e9", "#202b33"],
+  ["borders", "line-color", "#b3a78f", "#5f6d77"],
+  ["places", "text-color", "#33485a", "#c3d0da"],
+  ["places", "text-halo-color", "#ffffff", "#10181e"],
   ["graticule", "line-color", "#9fb3c1", "#3b4f5d"],
   ["scenes", "line-color", "#4f6d84", "#8fb0c6"],
   ["area", "line-color", "#12324a", "#cfe3f1"],
