@@ -1,4 +1,4 @@
-"""A simulated fleet of search nodes: queries arrive, are routed, wait, are answered and merged.
+"""A simulated fleet of search nodes: requests arrive, are routed, wait, are answered and merged.
 
 The clock and the service times are simulated; routing is not. Which shards a filter leaves, which
 lists a query probes and how unequal the lists are is taken from a real index, by the code that a
@@ -73,7 +73,10 @@ class Routes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """Queries a second that the busiest node allows, and the latencies at a part of that load."""
+    """Queries a second that the busiest part allows; latencies of requests at a part of that load.
+
+    ``asked`` is the mean number of nodes that a request asks.
+    """
 
     queries_a_second: float
     p50_ms: float
@@ -89,54 +92,57 @@ def simulate(
     constants: Constants,
     routes: Routes,
     *,
+    batch: int = 1,
     regions: float = 0.0,
     load: float = 0.7,
     spread: Floats | None = None,
-    queries: int = 20_000,
+    requests: int = 5000,
     seed: int = 0,
 ) -> Outcome:
-    """Simulate queries at a part of the load that the fleet can bear.
+    """Simulate requests at a part of the load that the fleet can bear.
 
     Parameters
     ----------
     layout, fleet, archive, constants, routes
         What is simulated.
+    batch
+        Queries of a request; the cores of a node divide a batch among them.
     regions
-        The share of queries with a region.
+        The share of requests with a region.
     load
         The share of time for which the busiest part of the fleet works.
     spread
         Factors by which real service times differ from their median; 1 by default.
-    queries, seed
+    requests, seed
         Their number, and the seed of arrivals.
     """
     rng = np.random.default_rng(seed)
     owner = owners(routes.list_rows, fleet.nodes)
     asked = [
-        _asked(layout, fleet, archive, constants, routes, owner, rng, regions)
-        for _ in range(queries)
+        _asked(layout, fleet, archive, constants, routes, owner, rng, regions, batch)
+        for _ in range(requests)
     ]
     work = np.zeros(fleet.nodes)
     for parts in asked:
         for node, ns in parts:
             work[node] += ns
     messages = sum(len(parts) for parts in asked)
-    fan_out = messages / queries
-    at_client = fan_out * (fleet.message_ns + constants.merge)
-    if layout == "lists":
-        at_client += archive.lists * constants.centre
-    # Each node also runs one core's worth of clients.
+    fan_out = messages / requests
+    prepare = batch * archive.lists * constants.centre if layout == "lists" else 0.0
+    at_client = prepare + fan_out * (fleet.message_ns + batch * constants.merge)
+    # Requests a second. Each node also runs one core's worth of clients.
     limits = {
-        "search nodes": fleet.cores * 1e9 / (work.max() / queries),
+        "search nodes": fleet.cores * 1e9 / (work.max() / requests),
         "clients": fleet.nodes * 1e9 / at_client,
     }
     busiest = min(limits, key=lambda name: limits[name])
-    arrivals = np.cumsum(rng.exponential(1e9 / (load * limits[busiest]), queries))
+    arrivals = np.cumsum(rng.exponential(1e9 / (load * limits[busiest]), requests))
     factors = rng.choice(np.ones(1) if spread is None else spread, messages)
-    latencies = _served(arrivals, asked, factors, fleet, constants, archive, layout)
+    merging = batch * constants.merge
+    latencies = _served(arrivals, asked, factors, fleet, prepare, merging, together=batch > 1)
     p50, p99 = np.percentile(latencies, (50, 99)) / 1e6
     return Outcome(
-        queries_a_second=limits[busiest],
+        queries_a_second=batch * limits[busiest],
         p50_ms=float(p50),
         p99_ms=float(p99),
         asked=fan_out,
@@ -153,19 +159,21 @@ def _asked(
     owner: npt.NDArray[np.int64],
     rng: np.random.Generator,
     regions: float,
+    batch: int,
 ) -> list[tuple[int, float]]:
-    """Return the nodes that a query asks, each with its CPU time there."""
+    """Return the nodes that a request asks, each with its CPU time there."""
     if layout == "lists":
-        probed = routes.probed[rng.integers(len(routes.probed))]
         relative = routes.list_rows / routes.list_rows.mean()
-        lists = np.bincount(owner[probed], relative[probed], minlength=fleet.nodes)
-        lists *= archive.probes / len(probed)
-        times = {
-            node: cpu_ns(constants, archive, lists=lists[node], centres=False)
-            for node in np.flatnonzero(lists).tolist()
-        }
+        times: dict[int, float] = {}
+        for query in rng.integers(len(routes.probed), size=batch).tolist():
+            probed = routes.probed[query]
+            lists = np.bincount(owner[probed], relative[probed], minlength=fleet.nodes)
+            lists *= archive.probes / len(probed)
+            for node in np.flatnonzero(lists).tolist():
+                own = cpu_ns(constants, archive, lists=lists[node], centres=False)
+                times[node] = times.get(node, 0.0) + own
         return list(times.items())
-    own = cpu_ns(constants, archive, fleet.nodes)
+    own = batch * cpu_ns(constants, archive, fleet.nodes)
     nodes = range(fleet.nodes)
     if layout == "places" and rng.random() < regions:
         touched = routes.within[rng.integers(len(routes.within))]
@@ -195,31 +203,33 @@ def _served(
     asked: Sequence[Sequence[tuple[int, float]]],
     factors: Floats,
     fleet: Fleet,
-    constants: Constants,
-    archive: Archive,
-    layout: Layout,
+    prepare: float,
+    merging: float,
+    *,
+    together: bool,
 ) -> Floats:
-    """Return the latency (Q,) of each query: nodes serve in the order in which requests arrive.
+    """Return the latency of each request: nodes serve in the order in which messages arrive.
 
-    A query takes turns at the clients, which send its messages one after the other and, when the
-    last answer is there, merge.
+    A request takes turns at the clients, which prepare it, send its messages one after the other
+    and, when the last answer is there, merge. The cores of a node work ``together`` on a message,
+    or each on one of its own.
     """
     clients = [0.0] * fleet.nodes
-    first = archive.lists * constants.centre if layout == "lists" else 0.0
-    requests: list[tuple[float, int, int, float]] = []
+    messages: list[tuple[float, int, int, float]] = []
     sent = iter(factors.tolist())
-    for query, (arrival, parts) in enumerate(zip(arrivals.tolist(), asked, strict=True)):
-        client = query % fleet.nodes
-        now = max(arrival, clients[client]) + first
+    for request, (arrival, parts) in enumerate(zip(arrivals.tolist(), asked, strict=True)):
+        client = request % fleet.nodes
+        now = max(arrival, clients[client]) + prepare
         for node, ns in parts:
             now += fleet.message_ns
-            requests.append((now + fleet.network_ns, query, node, ns * next(sent)))
-        clients[client] = now + len(parts) * constants.merge
-    free = [[0.0] * fleet.cores for _ in range(fleet.nodes)]
+            messages.append((now + fleet.network_ns, request, node, ns * next(sent)))
+        clients[client] = now + len(parts) * merging
+    servers, speed = (1, fleet.cores) if together else (fleet.cores, 1)
+    free = [[0.0] * servers for _ in range(fleet.nodes)]
     done = np.zeros(len(arrivals))
-    for at, query, node, ns in sorted(requests):
-        finished = max(at, free[node][0]) + ns
+    for at, request, node, ns in sorted(messages):
+        finished = max(at, free[node][0]) + ns / speed
         heapq.heapreplace(free[node], finished)
-        done[query] = max(done[query], finished)
-    merging = np.array([len(parts) for parts in asked]) * constants.merge
-    return done + fleet.network_ns + merging - arrivals
+        done[request] = max(done[request], finished)
+    fan_out = np.array([len(parts) for parts in asked])
+    return done + fleet.network_ns + fan_out * merging - arrivals

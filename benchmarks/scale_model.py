@@ -48,8 +48,8 @@ class Constants:
     ----------
     dimension
         Of the vectors that they were measured with.
-    centre
-        To compare a query of a batch with one centre.
+    centre, assign
+        To compare a query of a batch with one centre; and a row, of which only the nearest counts.
     fixed
         Of a query in the scan, whatever it probes.
     row
@@ -66,6 +66,7 @@ class Constants:
 
     dimension: int
     centre: float
+    assign: float
     fixed: float
     row: float
     candidate: float
@@ -123,10 +124,15 @@ def cpu_ns(
     return c.fixed + compared + rows * c.row + candidates_for(K, archive.rerank) * candidate
 
 
-def build_hours(constants: Constants, archive: Archive, cores: int) -> float:
-    """Return the hours to train and fill an index with so many cores; reading is not in it."""
-    sample = archive.lists * TRAINING_ROWS_PER_CENTRE
-    compared = (ITERATIONS * sample + archive.rows) * archive.lists * constants.centre
+def build_hours(
+    constants: Constants,
+    archive: Archive,
+    cores: int,
+    rows_per_centre: int = TRAINING_ROWS_PER_CENTRE,
+) -> float:
+    """Return the hours to train and fill an index with some cores; reading is not in it."""
+    sample = archive.lists * rows_per_centre
+    compared = (ITERATIONS * sample + archive.rows) * archive.lists * constants.assign
     return (compared + archive.rows * constants.add) / cores / 3.6e12
 
 
@@ -164,6 +170,7 @@ def measured(dimension: int) -> Constants:
     return Constants(
         dimension=dimension,
         centre=centre,
+        assign=nearest / _LISTS,
         fixed=max(found[4] - 4 * scanned * row - _LISTS * centre, 0),
         row=row,
         candidate=_candidate_ns(dimension, queries),

@@ -1,12 +1,13 @@
 """The benchmarks work on a few rows: what they measure is left to `make results`."""
 
 import json
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
 import pytest
 
-from benchmarks import losses, metrics, results, training, vectors
+from benchmarks import losses, metrics, results, scale, scale_model, training, vectors
 from benchmarks.results_page import baselines, dominated_by, gains, write_page
 from benchmarks.results_plan import (
     COLUMNS,
@@ -17,6 +18,7 @@ from benchmarks.results_plan import (
     with_settings,
 )
 from benchmarks.results_runs import Run, World, measure, score, train
+from benchmarks.scale_fleet import Fleet, Routes, simulate
 from encoders.loop import TrainingRows
 from encoders.losses import LabelStatistics, build_loss, loss_names
 from storage.archive.reader import Archive
@@ -163,3 +165,63 @@ def test_the_bare_loop_and_the_workers_loop_train_on_the_same(tmp_path):
     loop = training._WaitTimed(encoder, loss, rows, spec)
     assert len(list(loop.run_epoch())) == loop.steps_per_epoch
     assert loop.waited_s > 0
+
+
+ROUTES = Routes(
+    parts=8,
+    within=[np.array([2]), np.array([6, 7])],
+    probed=np.array([[0, 1], [2, 3]]),
+    list_rows=np.array([10, 10, 10, 10]),
+)
+COSTS = scale_model.Constants(
+    dimension=128,
+    centre=8,
+    assign=5,
+    fixed=20_000,
+    row=2,
+    candidate=90,
+    disk=5e4,
+    add=3e3,
+    merge=1e3,
+)
+ARCHIVE = scale_model.Archive(rows=1_000_000, dimension=128, lists=1024)
+
+
+def fleet_of(nodes: int) -> Fleet:
+    return Fleet(nodes=nodes, cores=4, message_ns=400_000, network_ns=100_000)
+
+
+def test_a_simulated_query_without_waiting_takes_the_sum_of_its_steps():
+    calm = simulate("rows", fleet_of(1), ARCHIVE, COSTS, ROUTES, load=0.001, requests=300)
+    steps = 400_000 + 2 * 100_000 + 1e3 + scale_model.cpu_ns(COSTS, ARCHIVE)
+    assert calm.p50_ms == pytest.approx(steps / 1e6)
+    busy = simulate("rows", fleet_of(1), ARCHIVE, COSTS, ROUTES, load=0.95, requests=3000)
+    assert busy.p99_ms > 2 * calm.p99_ms
+    assert busy.queries_a_second == pytest.approx(1e9 / (400_000 + 1e3))
+    assert busy.busiest == "clients"
+
+
+@pytest.mark.parametrize(("layout", "nodes"), [("rows", 4), ("places", 1.25), ("lists", 2)])
+def test_a_layout_decides_how_many_nodes_are_asked(layout, nodes):
+    """Regions lie within parts 2 (node 1) and 6 to 7 (node 3); each query probes two lists."""
+    routes = replace(ROUTES, within=[*ROUTES.within, np.array([1, 2]), np.array([0])])
+    outcome = simulate(layout, fleet_of(4), ARCHIVE, COSTS, routes, regions=1.0, requests=4000)
+    assert outcome.asked == pytest.approx(nodes, rel=0.03)
+
+
+def test_batches_share_messages():
+    one, many = (
+        simulate("rows", fleet_of(4), ARCHIVE, COSTS, ROUTES, batch=batch, requests=500)
+        for batch in (1, 256)
+    )
+    assert many.queries_a_second > 10 * one.queries_a_second
+    assert (one.busiest, many.busiest) == ("clients", "search nodes")
+
+
+def test_tables_replace_those_on_the_page(tmp_path):
+    page = tmp_path / "scale.md"
+    page.write_text("A\n<!-- x -->old<!-- end -->\nB\n<!-- y -->\n<!-- end -->\n")
+    scale.write_page({"x": ["1", "2"], "y": ["3"]}, page)
+    assert page.read_text() == (
+        "A\n<!-- x -->\n1\n2\n<!-- end -->\nB\n<!-- y -->\n3\n<!-- end -->\n"
+    )
