@@ -81,10 +81,9 @@ export class Ground {
   use(settings) {
     this.settings = settings;
     if (!this.panel) return;
-    for (const name of ["bands", "gamma", "opacity"]) {
-      const field = this.panel.elements.namedItem(name);
-      if (field) field.value = settings[name] || this.about.presets[0].name;
-    }
+    const { bands, gamma, opacity } = this.panel.elements;
+    [gamma.value, opacity.value] = [settings.gamma, settings.opacity];
+    if (bands) bands.value = settings.bands || this.about.presets[0].name;
     this.offerDays();
     this.show();
   }
