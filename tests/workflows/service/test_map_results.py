@@ -242,6 +242,25 @@ def test_back_goes_to_the_search_before(wide, address):
     assert wide.said == []
 
 
+def test_back_restores_the_settings_of_the_ground(wide, address):
+    page = wide.open(address).page
+    days, opacity = page.locator("#ground [name=day]"), page.locator("#ground [name=opacity]")
+    wide.click_map(0.5, 0.45)
+    wide.found(24)
+    page.locator("#file").set_input_files(_file(_png(np.full((40, 40, 3), 90, np.uint8))))
+    expect(page.locator("#status")).to_contain_text("the picture chip.png")
+    days.select_option("2024-06-01")
+    page.locator("#ground summary").click()
+    opacity.fill("0.5")
+    page.go_back()
+    expect(days).to_have_value("")
+    expect(opacity).to_have_value("1")
+    page.go_forward()
+    expect(days).to_have_value("2024-06-01")
+    expect(opacity).to_have_value("0.5")
+    assert wide.said == []
+
+
 def test_an_open_panel_shows_no_score_of_another_search(wide, address):
     page = wide.open(address).page
     wide.click_map(0.5, 0.45)

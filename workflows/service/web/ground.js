@@ -71,7 +71,7 @@ export class Ground {
     Object.assign(this, { map, about, settings, on, scenes: [], told: false });
     if (!about.pictures) return;
     this.panel = this.controls();
-    find("#stage").append(this.panel);
+    find("#controls").prepend(this.panel);
     map.on("moveend", () => this.offerDays());
     map.on("error", (event) => this.explain(event));
     this.show();
@@ -81,10 +81,9 @@ export class Ground {
   use(settings) {
     this.settings = settings;
     if (!this.panel) return;
-    for (const name of ["bands", "gamma", "opacity"]) {
-      const field = this.panel.elements.namedItem(name);
-      if (field && settings[name]) field.value = settings[name];
-    }
+    const { bands, gamma, opacity } = this.panel.elements;
+    [gamma.value, opacity.value] = [settings.gamma, settings.opacity];
+    if (bands) bands.value = settings.bands || this.about.presets[0].name;
     this.offerDays();
     this.show();
   }

@@ -230,15 +230,14 @@ export class MapView {
     return [low.x + x, high.y + y, high.x + x, low.y + y];
   }
 
-  /** Fit a tile into the part of the map that a panel leaves free. */
+  /** Fit a tile into the part of the map that a panel and the controls leave free. */
   reveal(box, panel) {
-    const [stage, over] = [find("#map").getBoundingClientRect(), panel.getBoundingClientRect()];
+    const [stage, over, controls] = [find("#map"), panel, find("#controls")].map((one) => one.getBoundingClientRect());
     const beside = stage.right - over.left < stage.width * 0.6;
-    const free = beside ? [over.left - stage.left, stage.height] : [stage.width, stage.bottom - over.bottom];
-    const edge = Math.max(10, Math.min(...free) / 4);
-    const padding = { left: edge, bottom: edge, top: edge, right: edge };
-    if (beside) padding.right += stage.right - over.left;
-    else padding.top += over.bottom - stage.top;
+    const right = beside ? stage.right - over.left : 0;
+    const top = Math.max(0, (beside ? controls : over).bottom - stage.top);
+    const edge = Math.max(10, Math.min(stage.width - right, stage.height - top) / 4);
+    const padding = { left: edge, bottom: edge, top: top + edge, right: right + edge };
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
     this.map.fitBounds(this.extent(box), { padding, maxZoom: 16, animate: !calm, duration: 500 });
     this.map.once("moveend", () => { find("#map").dataset.open = this.onScreen(box).join(","); });
