@@ -33,9 +33,16 @@ function style(about) {
   return { version: 8, sources: groundSources(about), layers: [water, ...groundLayers(about)] };
 }
 
+/** A light line below another, which keeps it in sight on any ground. */
+const casing = (source) => ({
+  id: `${source}-casing`, type: "line", source,
+  paint: { "line-color": "#ffffff", "line-width": 6, "line-opacity": 0.8 },
+});
+
 const LAYERS = [
   { id: "scenes", type: "line", source: "scenes",
     paint: { "line-color": "#4f6d84", "line-width": 1, "line-opacity": 0.7 } },
+  casing("area"),
   { id: "area", type: "line", source: "area",
     paint: { "line-color": "#12324a", "line-width": 2, "line-dasharray": [3, 2] } },
   { id: "hits-fill", type: "fill", source: "hits",
@@ -58,8 +65,10 @@ const LAYERS = [
       "circle-stroke-color": MARKS,
       "circle-stroke-width": ["case", ["any", ["get", "open"], ["!=", ["get", "mark"], ""]], 3, 1],
     } },
+  casing("asked"),
   { id: "asked", type: "line", source: "asked",
     paint: { "line-color": "#c2185b", "line-width": 3 } },
+  casing("query"),
   { id: "query", type: "line", source: "query",
     paint: { "line-color": "#c2185b", "line-width": 3 } },
   { id: "query-point", type: "circle", source: "query", filter: ["==", ["geometry-type"], "Point"],

@@ -9,7 +9,6 @@ const PAINTS = [
   ["places", "text-halo-color", "#ffffff", "#10181e"],
   ["graticule", "line-color", "#9fb3c1", "#3b4f5d"],
   ["scenes", "line-color", "#4f6d84", "#8fb0c6"],
-  ["area", "line-color", "#12324a", "#cfe3f1"],
 ];
 
 /** Paint now and whenever the system changes its scheme. */
