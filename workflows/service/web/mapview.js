@@ -114,7 +114,7 @@ export class MapView {
     const names = ["scenes", "area", "hits", "hit-points", "asked", "query", "drawn"];
     for (const name of names) map.addSource(name, { type: "geojson", data: EMPTY });
     for (const layer of LAYERS) map.addLayer(layer);
-    this.places = new PlaceLayers(map, this.pairs, "area");
+    this.places = new PlaceLayers(map, this.pairs, "area-casing");
     followTheme(map);
     map.on("click", (event) => this.clicked(event));
     map.on("dataloading", () => { find("#map").dataset.idle = "false"; });
