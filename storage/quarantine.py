@@ -39,6 +39,8 @@ class Quarantine:
     trace
         Traceback of an error that no code of Skysift raised on purpose, where the log of this
         process does not show the traceback.
+    expected
+        Whether code of Skysift raised the exception on purpose.
 
     Examples
     --------
@@ -51,6 +53,12 @@ class Quarantine:
     subject: str
     reason: str = ""
     trace: str = ""
+    expected: bool = True
+
+    @property
+    def for_clients(self) -> str:
+        """The reason for people outside: of an unexpected error only that the log has it."""
+        return self.reason if self.expected else "an unexpected error; the service's log has it"
 
     def __bool__(self) -> bool:
         return bool(self.reason)
@@ -64,7 +72,8 @@ class Quarantine:
         if not isinstance(error, Exception):
             return False
         self.reason = reason_of(error)
-        if not isinstance(error, SkysiftError):
+        self.expected = isinstance(error, SkysiftError)
+        if not self.expected:
             if logger.isEnabledFor(logging.DEBUG):
                 logger.debug("%s: %s", self.subject, self.reason, exc_info=error)
             else:

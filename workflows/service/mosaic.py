@@ -6,6 +6,7 @@ no overview for the zoom is left out, and no further scene is begun after some s
 """
 
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from storage.scene import Scene
 from workflows.report.colours import BYTES, Preset, coloured
 from workflows.report.rendering import MOST_FILE_PIXELS, TileRenderer, as_rgb, shown_bands
 from workflows.service.footprints import SceneBoxes
+
+logger = logging.getLogger(__name__)
 
 SIDE_PX = 256
 MOST_ZOOM = 24
@@ -171,7 +174,9 @@ class Mosaic:
             left -= 1
             with Quarantine(f"scene {entry.scene_id}") as fault:
                 _paint(image, clear, entry, tile, look, renderer)
-            reason = reason or fault.reason
+            if fault:
+                logger.warning("%s is not on the map: %s", fault.subject, fault.reason)
+            reason = reason or (fault.for_clients if fault else "")
         if reason and not image[..., 3].any():
             raise NotFoundError(f"no scene can be drawn here: {reason}")
         return webp(image)

@@ -114,7 +114,7 @@ class Thumbnails:
         if fault:
             self.forget()
             logger.warning("%s cannot be drawn: %s", fault.subject, fault.reason)
-            raise NotFoundError(f"tile {tile} cannot be drawn: {fault.reason}")
+            raise NotFoundError(f"tile {tile} cannot be drawn: {fault.for_clients}")
         return encoded(pixels, "PNG", how.size)
 
     def obstacle(self, archive: Archive) -> str:

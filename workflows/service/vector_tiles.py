@@ -29,8 +29,8 @@ def mercator(boxes: Floats) -> Floats:
 
     Examples
     --------
-    >>> mercator(np.array([[-180.0, 0, 180, 85.0511287798066]])).round(6).tolist()
-    [[0.0, 0.0, 1.0, 0.5]]
+    >>> mercator(np.array([[-90.0, 0, 180, 80]])).round(3).tolist()
+    [[0.25, 0.112, 1.0, 0.5]]
     """
     west, south, east, north = boxes.T
     latitude = np.clip(np.stack([north, south]), -_MOST_LATITUDE, _MOST_LATITUDE)
