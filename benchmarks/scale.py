@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ from benchmarks.scale_model import (
     cpu_ns,
     measured,
 )
+from benchmarks.search import Echo
 from benchmarks.vectors import clustered, make_archive
 from pipeline.indexing.driver import build_index
+from pipeline.indexing.plan import lists_for
 from pipeline.indexing.spec import IndexSpec
 from pipeline.runtime.cluster import ray_session
 from pipeline.search.fleet import Placement
@@ -65,7 +68,7 @@ def real_routes(index: str) -> tuple[Routes, np.ndarray[Any, Any]]:
     searcher = Searcher.local(index)
     queries = next(clustered(_QUERIES, manifest.parameters.dimension, seed=99))
     exact = canonical_queries(queries, manifest.parameters.dimension)
-    group = searcher._backend._groups[0]  # type: ignore[union-attr]
+    group = searcher._backend._groups[0]
     probed = group.probes(exact.astype(np.float32), manifest.nprobe).lists
     within = []
     for shard in manifest.shards:  # a region around the middle of each shard's box
@@ -110,18 +113,9 @@ def _merges_like_one(
         raise AssertionError("nodes that are merged answer otherwise than one node")
 
 
-@ray.remote(num_cpus=0)
-class _Echo:
-    """An actor that does nothing."""
-
-    def answer(self, query: Any) -> Any:
-        """Return what came."""
-        return query
-
-
 def message_ns(actors: int = 4, turns: int = 200) -> float:
     """Return the CPU time of a client for one message to an actor and its answer."""
-    echoes = [_Echo.remote() for _ in range(actors)]
+    echoes = [Echo.remote() for _ in range(actors)]
     query = np.zeros((1, 128), np.float32)
     ray.get([echo.answer.remote(query) for echo in echoes])
     started = time.process_time_ns()
@@ -131,11 +125,6 @@ def message_ns(actors: int = 4, turns: int = 200) -> float:
     for echo in echoes:
         ray.kill(echo)
     return taken
-
-
-def lists_for(rows: int) -> int:
-    """Return the lists of a large index: about twice the square root of the rows."""
-    return int(2 ** round(math.log2(2 * math.sqrt(rows))))
 
 
 def archives() -> Iterator[Archive]:
@@ -255,7 +244,7 @@ def confirm(rows: int, folder: Path, cores: int) -> list[Row]:
     queries = next(clustered(_QUERIES, seed=99))
     manifest = searcher.manifest
     archive = replace(archive, probes=PROBES, rerank=manifest.rerank)
-    ask: Callable[[Any], object] = lambda block: searcher.search(block, 10, nprobe=PROBES)  # noqa: E731
+    ask = partial(searcher.search, k=10, nprobe=PROBES)
     for _ in range(3):
         ask(queries)
     batch = statistics.median(_seconds(lambda: ask(queries)) for _ in range(7)) / _QUERIES
@@ -305,7 +294,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--confirm", type=int, metavar="ROWS", help="build and search a real index")
     parser.add_argument("--folder", type=Path, help="with --confirm: where to build; is kept")
-    parser.add_argument("--full", action="store_true", help="the same as without")
     chosen = parser.parse_args(arguments)
     cores = len(os.sched_getaffinity(0))
     if chosen.confirm:

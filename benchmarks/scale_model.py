@@ -57,7 +57,8 @@ class Constants:
     candidate
         To score one candidate whose vector is in memory.
     disk
-        To read one candidate's vector from this disk.
+        To read one candidate's vector from this disk, where it is not in memory; the simulation
+        has it there.
     add
         To encode one row, without finding its list.
     merge
@@ -109,7 +110,6 @@ def cpu_ns(
     nodes: int = 1,
     lists: float | None = None,
     *,
-    vectors_in_memory: bool = True,
     centres: bool = True,
 ) -> float:
     """Return the CPU time of a query on one node that holds one part in ``nodes`` of the rows.
@@ -119,9 +119,8 @@ def cpu_ns(
     """
     c, probed = constants, archive.probes if lists is None else lists
     rows = probed * archive.rows / archive.lists / nodes
-    candidate = c.candidate + (0 if vectors_in_memory else c.disk)
     compared = archive.lists * c.centre if centres else 0
-    return c.fixed + compared + rows * c.row + candidates_for(K, archive.rerank) * candidate
+    return c.fixed + compared + rows * c.row + candidates_for(K, archive.rerank) * c.candidate
 
 
 def build_hours(

@@ -315,7 +315,7 @@ def _against_faiss(
 
 
 @ray.remote(num_cpus=0)
-class _Echo:
+class Echo:
     """An actor that does nothing."""
 
     def answer(self, query: Queries) -> Queries:
@@ -328,7 +328,7 @@ def _single(
 ) -> tuple[float, float, float]:
     """Return the median seconds of single queries: ours, FAISS and an idle actor, in turns."""
     ours, peer, nothing = [], [], []
-    echo = _Echo.remote()
+    echo = Echo.remote()
     for number in range(300):
         query = world.queries[number % _JUDGED][None]
         ours.append(rested(lambda q=query: ask(q, K)))

@@ -210,7 +210,7 @@ def _contenders(
 
 def _candidates(spec: IndexSpec, rows: int, dimension: int) -> list[ShardParameters]:
     """Return the parameters that fit the rows, most exact first."""
-    nlist = min(spec.nlist or _lists_for(rows), rows)
+    nlist = min(spec.nlist or lists_for(rows), rows)
     kinds: Sequence[Kind] = (spec.kind,) if spec.kind != "auto" else _automatic(spec, rows)
     found = [
         ShardParameters(
@@ -245,12 +245,12 @@ def _code_sizes(kind: Kind, dimension: int, rows: int) -> list[dict[str, int]]:
     return [{"pq_bytes": size // 8} for size in bits if size % 8 == 0]
 
 
-def _lists_for(rows: int) -> int:
+def lists_for(rows: int) -> int:
     """Return about twice the square root of the rows, as a power of two, lists not too empty.
 
     Examples
     --------
-    >>> _lists_for(100), _lists_for(10_000), _lists_for(1_000_000)
+    >>> lists_for(100), lists_for(10_000), lists_for(1_000_000)
     (2, 256, 2048)
     """
     ideal = 2 ** round(math.log2(2 * math.sqrt(rows)))

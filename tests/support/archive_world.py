@@ -71,3 +71,11 @@ def live_rows(place: str | Location) -> Rows:
     archive = Archive.open(place)
     parts = [archive.read_segment(segment.ordinal) for segment in archive.segments]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def three_scenes(where: str) -> str:
+    """Make an archive of scenes a, b and c in two segments; return where."""
+    create_archive(where, 8)
+    add_scenes(where, {"a": 3, "b": 2}, seed=1)
+    add_scenes(where, {"c": 4}, seed=2)
+    return where

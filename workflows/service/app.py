@@ -290,9 +290,9 @@ def _add_tiles(
 def _answered(picture: Thumbnail, metrics: Metrics, media_type: str) -> Response:
     metrics.thumbnail(picture.source)
     headers = {"ETag": picture.etag, "Cache-Control": "private, max-age=300"}
-    if picture.png is None:
+    if picture.content is None:
         return Response(status_code=304, headers=headers)
-    return Response(picture.png, media_type=media_type, headers=headers)
+    return Response(picture.content, media_type=media_type, headers=headers)
 
 
 def _add_layers(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: list[Any]) -> None:

@@ -165,11 +165,11 @@ class IndexBackend:
 
     def _picture(self, etag: str, known: str, draw: Callable[[], bytes]) -> Thumbnail:
         if etag in known:
-            return Thumbnail(png=None, etag=etag, source="unchanged")
+            return Thumbnail(content=None, etag=etag, source="unchanged")
         cached = self._thumbnails.cached(etag)
         if cached is not None:
-            return Thumbnail(png=cached, etag=etag, source="cache")
-        return Thumbnail(png=self._thumbnails.keep(etag, draw()), etag=etag, source="drawn")
+            return Thumbnail(content=cached, etag=etag, source="cache")
+        return Thumbnail(content=self._thumbnails.keep(etag, draw()), etag=etag, source="drawn")
 
     def scores(self, like: str, at: TileNumber) -> bytes:
         """Return a map tile of the similarity of every place to a vector."""

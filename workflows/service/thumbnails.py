@@ -23,12 +23,12 @@ _LIST_EVERY_S = 60.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thumbnail:
-    """A picture and its ETag; ``png`` is None when the client has it.
+    """A picture and its ETag; ``content`` is None when the client has it.
 
     ``source`` is ``drawn``, ``cache`` or ``unchanged``, for the metrics.
     """
 
-    png: bytes | None
+    content: bytes | None
     etag: str
     source: str
 

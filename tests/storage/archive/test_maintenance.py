@@ -23,7 +23,7 @@ from storage.archive.maintenance import (
 from storage.archive.reader import Archive
 from storage.archive.writer import ArchiveWriter
 from storage.errors import ArchiveConflictError, ConfigError, NotFoundError
-from tests.support.archive_world import add_scenes, create_archive, live_rows
+from tests.support.archive_world import add_scenes, create_archive, live_rows, three_scenes
 from tests.support.object_store import MotoS3
 
 DAY = dt.timedelta(days=1)
@@ -32,11 +32,7 @@ DAY = dt.timedelta(days=1)
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
     """An archive of three scenes in two segments."""
-    where = str(tmp_path / "archive")
-    create_archive(where, 8)
-    add_scenes(where, {"a": 3, "b": 2}, seed=1)
-    add_scenes(where, {"c": 4}, seed=2)
-    return where
+    return three_scenes(str(tmp_path / "archive"))
 
 
 def test_a_deleted_scene_is_gone_now_and_there_at_the_older_snapshot(uri: str):

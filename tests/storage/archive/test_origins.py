@@ -16,7 +16,7 @@ from storage.archive.writer import write_origins
 from storage.errors import CorruptIndexError, NotFoundError
 from storage.location import Location, StorageOptions
 from storage.scene import BandSource, MaskSource, Scene
-from tests.support.archive_world import add_scenes, create_archive
+from tests.support.archive_world import three_scenes
 
 ARCHIVE = Location("s3://b/archive", StorageOptions(region="eu-central-1", access_key_id="key"))
 DAY = dt.datetime(2024, 5, 1, 10, 30, tzinfo=dt.UTC)
@@ -86,11 +86,7 @@ def test_a_changed_byte_is_noticed():
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
     """An archive of an earlier Skysift: two segments without origins."""
-    where = str(tmp_path / "archive")
-    create_archive(where, 8)
-    add_scenes(where, {"a": 3, "b": 2}, seed=1)
-    add_scenes(where, {"c": 4}, seed=2)
-    return where
+    return three_scenes(str(tmp_path / "archive"))
 
 
 def test_an_older_archive_is_read_and_says_what_to_do(uri: str):

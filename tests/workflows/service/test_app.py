@@ -93,11 +93,11 @@ class _Backend:
 
     def thumbnail(self, key: str, how: ThumbnailQuery, known: str) -> Thumbnail:
         etag = f'"{key}-{how.scene}-{how.size}"'
-        return Thumbnail(png=None if etag in known else PNG, etag=etag, source="drawn")
+        return Thumbnail(content=None if etag in known else PNG, etag=etag, source="drawn")
 
     def mosaic(self, tile: MapTile, how: MosaicQuery, known: str) -> Thumbnail:
         etag = f'"{tile.z}-{tile.x}-{tile.y}-{how.since}"'
-        return Thumbnail(png=None if etag in known else PNG, etag=etag, source="drawn")
+        return Thumbnail(content=None if etag in known else PNG, etag=etag, source="drawn")
 
     def about(self) -> IndexAnswer:
         return IndexAnswer(

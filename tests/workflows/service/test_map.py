@@ -5,18 +5,17 @@ import io
 import json
 import re
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
+from playwright.sync_api import Error, Page, expect
 
 from storage.archive.reader import Archive
-from tests.support.map_page import CHROMIUM, WEBGL, Watched
-from tests.support.service_world import make_world, serving
+from tests.support.map_page import CHROMIUM, Watched
+from tests.support.service_world import serving
 from workflows.service.app import WEB, Limits, MapConfig, create_app
 from workflows.service.backend import BackendConfig, IndexBackend
 from workflows.service.guard import token_digests
@@ -27,34 +26,6 @@ pytestmark = [
     pytest.mark.usefixtures("ray_session"),
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
 ]
-
-
-@pytest.fixture(scope="module")
-def backend(tmp_path_factory, ray_session) -> IndexBackend:
-    made = IndexBackend(make_world(tmp_path_factory.mktemp("map")))
-    made.ready()  # the first page does not wait for search actors
-    return made
-
-
-@pytest.fixture(scope="module")
-def address(backend) -> Iterator[str]:
-    with serving(create_app(backend, limits=Limits(rate_per_s=0))) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=WEBGL)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def wide(browser) -> Iterator[Watched]:
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
-    yield Watched(context.new_page())
-    context.close()
 
 
 def test_click_search_refine_step_and_export(wide, address):

@@ -4,19 +4,17 @@ import base64
 import io
 import json
 import urllib.request
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from tests.support.map_page import CHROMIUM, WEBGL, Watched
-from tests.support.service_world import DAYS, make_world, serving
+from tests.support.map_page import CHROMIUM, Watched
+from tests.support.service_world import DAYS, serving
 from workflows.service.app import Limits, create_app
-from workflows.service.backend import IndexBackend
 from workflows.service.guard import token_digests
 
 TOKEN = "0123456789abcdef-token"
@@ -27,34 +25,6 @@ pytestmark = [
     pytest.mark.usefixtures("ray_session"),
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
 ]
-
-
-@pytest.fixture(scope="module")
-def backend(tmp_path_factory, ray_session) -> IndexBackend:
-    made = IndexBackend(make_world(tmp_path_factory.mktemp("results")))
-    made.ready()
-    return made
-
-
-@pytest.fixture(scope="module")
-def address(backend) -> Iterator[str]:
-    with serving(create_app(backend, limits=Limits(rate_per_s=0))) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=WEBGL)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def wide(browser) -> Iterator[Watched]:
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    yield Watched(context.new_page())
-    context.close()
 
 
 def _png(pixels: np.ndarray) -> bytes:
