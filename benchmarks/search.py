@@ -48,8 +48,8 @@ except ImportError:  # a peer, which the project does not need
 K, RECALL, HIGH_RECALL, DIMENSION = 10, 0.95, 0.99, 128
 PLAIN, BEST = "FAISS float16 lists", "FAISS fast-scan codes, refined"
 _GOALS = {(PLAIN, 2048): 2.5, (PLAIN, 256): 2.0, (BEST, 2048): 0.85, (BEST, 256): 0.75}
-_JUDGED, _BATCHES, _TURNS = 256, (2048, 256), 7
-_QUERIES_IN_A_ROW = 8192
+_JUDGED, _BATCHES, _TURNS = 256, (2048, 256), 5
+_QUERIES_IN_A_ROW = 4096
 _PROBES = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256)
 Queries = np.ndarray[Any, Any]
 Found = list[list[int]]
