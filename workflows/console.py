@@ -242,8 +242,8 @@ class _Stage:
         self.began_s, self.first_done, self.latest = now, report.done, report
         self.line_s = -math.inf
         self.shown = False
-        self.task: TaskID | None = None  # of a terminal
-        self.handle: Any = None  # of a notebook
+        self.task: TaskID | None = None  # on a terminal
+        self.handle: Any = None  # in a notebook
 
     @property
     def finished(self) -> bool:
@@ -363,15 +363,15 @@ class ProgressView:
         """Show a bar below the cell, and replace it with each tick; no widget has to be there."""
         if stage.finished and stage.line_s == math.inf:
             return
-        from IPython.display import HTML, display
+        from IPython import display
 
         stage.shown, stage.line_s = True, math.inf if stage.finished else now
         done, total = stage.latest.done, stage.latest.total
         value = "" if total is None else f"value='{done}' max='{max(total, 1)}'"
         text = html.escape(f"{name}: {stage.detail(now)}")
-        bar = HTML(f"<div><progress {value} style='width:16em'></progress> {text}</div>")
+        bar = display.HTML(f"<div><progress {value} style='width:16em'></progress> {text}</div>")
         if stage.handle is None:
-            stage.handle = display(bar, display_id=True)
+            stage.handle = display.display(bar, display_id=True)
         else:
             stage.handle.update(bar)
 

@@ -69,14 +69,16 @@ class Stages:
 
     Attributes
     ----------
-    settings
-        The recipe with the places where its values were written.
     debug
         Whether Ray's own messages are shown.
     """
 
-    settings: "LoadedRecipe"
     debug: bool = False
+
+    @property
+    def settings(self) -> "LoadedRecipe":
+        """The recipe with the places where its values were written."""
+        raise NotImplementedError
 
     @property
     def recipe(self) -> Recipe:
@@ -207,7 +209,7 @@ class Stages:
         Parameters
         ----------
         sample_scenes
-            Open at most so many scenes to estimate the costs; None for all.
+            Open at most this number of scenes to estimate the costs; None for all.
 
         Raises
         ------

@@ -201,7 +201,8 @@ class Hits:
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return :meth:`table` as a data frame, one row a hit."""
-        return self.table().to_pandas()
+        frame: pd.DataFrame = self.table().to_pandas()
+        return frame
 
     def to_geodataframe(self) -> "geopandas.GeoDataFrame":
         """Return :meth:`to_arrow` as a GeoDataFrame in OGC:CRS84, longitude first."""

@@ -86,6 +86,13 @@ class QueryResolver:
             )
         return encoder
 
+    def _needed_encoder(self, label: str) -> "Encoder":
+        if self._encoder is None and self._load is not None:
+            self._encoder = self._checked(self._load())
+        if self._encoder is None:
+            raise ConfigError(f"{label}: a picture needs an encoder; give its bundle")
+        return self._encoder
+
     @property
     def dimension(self) -> int:
         """Number of values of a vector of the index."""
@@ -110,6 +117,7 @@ class QueryResolver:
             The picture has another number of bands than the encoder, or there is no encoder.
         """
         location = href if isinstance(href, Location) else self._searcher.index.at(href)
+        self._needed_encoder(location.uri)  # before the picture is read
         if indexes is None or 0 not in indexes:
             return self.pixels(read_picture(location, indexes).values, label=location.uri)
         return self.pixels(read_picture(location).values, label=location.uri, bands=indexes)
@@ -132,11 +140,7 @@ class QueryResolver:
             The number of bands differs from the encoder's, no pixel is valid, or there is no
             encoder.
         """
-        if self._encoder is None and self._load is not None:
-            self._encoder = self._checked(self._load())
-        encoder = self._encoder
-        if encoder is None:
-            raise ConfigError(f"{label}: a picture needs an encoder; give its bundle")
+        encoder = self._needed_encoder(label)
         if bands is not None:
             values = chosen_bands(values, bands, encoder.spec.band_mean, label)
         if len(values) != len(encoder.bands):

@@ -1,7 +1,6 @@
 """Open an index or an archive by its address alone."""
 
 import atexit
-from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -76,7 +75,7 @@ class Index(Question):
         """The archive at the snapshot that the index pins."""
         return self.searcher.archive
 
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """Return those of the searcher."""
         return self.searcher.facts()
 

@@ -23,7 +23,12 @@ class Recipe(Described, Stages):
     """
 
     def __init__(self, settings: LoadedRecipe) -> None:
-        self.settings = settings
+        self._settings = settings
+
+    @property
+    def settings(self) -> LoadedRecipe:
+        """The recipe with the places where its values were written."""
+        return self._settings
 
     @classmethod
     def load(cls, name: str | None = None, changes: Mapping[str, Any] | None = None) -> "Recipe":

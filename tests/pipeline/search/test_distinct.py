@@ -103,7 +103,7 @@ def test_hits_of_places_travel_and_are_written_block_by_block(world: tuple[Searc
     queries = _queries(rows)
     hits = searcher.answer(queries, 3, distinct="place")
     again = pickle.loads(pickle.dumps(hits))
-    assert again.table().equals(hits.to_arrow())
+    assert again.table().equals(hits.table())
 
     def answer(block: Any) -> Any:
         return searcher.answer(block, 3, distinct="place")

@@ -78,7 +78,7 @@ def test_actors_answer_like_brute_force_and_like_one_process(
     hits = searcher.search(asked, 25, where, nprobe=EXHAUSTIVE)
     assert_exact(hits, world[2], asked, where)
     local = Searcher.local(world[1]).search(asked, 25, where, nprobe=EXHAUSTIVE)
-    assert local.table().equals(hits.to_arrow())
+    assert local.table().equals(hits.table())
     assert (hits.coverage, hits.missing) == (1.0, ())
     assert hits.snapshot == read_manifest(world[1]).snapshot
 
@@ -139,7 +139,7 @@ def test_hits_that_travelled_have_their_metadata(searcher: Searcher):
     travelled = pickle.loads(pickle.dumps(hits))
     keep = np.arange(7) % 2 == 0
     for one, other in ((travelled, hits), (travelled.where(keep, 3), hits.where(keep, 3))):
-        assert one.table().equals(other.to_arrow())
+        assert one.table().equals(other.table())
 
 
 def search_until_all_are_up(searcher: Searcher) -> ActorPool:
@@ -440,7 +440,7 @@ def test_a_search_by_score_returns_every_row_that_reaches_it(
     hits = searcher.search_above(asked, level, where, limit=limit, nprobe=EXHAUSTIVE)
     local = Searcher.local(world[1])
     same = local.search_above(asked, level, where, limit=limit, nprobe=EXHAUSTIVE)
-    assert same.table().equals(hits.to_arrow())
+    assert same.table().equals(hits.table())
     reach = (scores >= np.float32(level)).sum(axis=1)
     assert hits.truncated == tuple(np.flatnonzero(reach > limit).tolist())
     for i, count in enumerate(np.minimum(reach, limit).tolist()):
