@@ -13,7 +13,8 @@ from storage.lazy import public_names
 
 if TYPE_CHECKING:
     from encoders.bundle import Encoder, save_bundle
-    from encoders.losses import LabelStatistics, build_loss
+    from encoders.losses import build_loss
+    from encoders.losses.statistics import LabelStatistics
     from encoders.metrics import retrieval_metrics
     from pipeline.indexing.driver import build_index, update_index
     from pipeline.indexing.spec import IndexSpec
@@ -105,7 +106,7 @@ __getattr__ = public_names(
         "Index": "workflows.notebook.index",
         "IndexSpec": "pipeline.indexing.spec",
         "IngestSpec": "pipeline.ingest.spec",
-        "LabelStatistics": "encoders.losses",
+        "LabelStatistics": "encoders.losses.statistics",
         "LabelledDataset": "storage.dataset",
         "Location": "storage.location",
         "MaskMapping": "storage.scene",

@@ -192,7 +192,7 @@ def test_rooms_that_are_apart_do_not_import_each_other(folder: str):
 def test_a_uri_and_its_options_travel_as_one_location():
     """The recipe reads the options; every other function gets them inside a Location."""
     named = {name_of(path) for path in modules() if "StorageOptions" in path.read_text()}
-    assert named == {"storage/location.py", "workflows/recipe/schema.py"}
+    assert named - {"skysift/__init__.py"} == {"storage/location.py", "workflows/recipe/schema.py"}
 
 
 def _defined(body: list[ast.stmt]) -> Iterator[str]:
@@ -261,7 +261,7 @@ def test_a_folder_says_what_lives_there_and_what_does_not(path: Path):
 
 
 def test_the_front_door_defines_nothing():
-    """`skysift` re-exports: its names for type checkers, for people and for imports are the same."""
+    """`skysift` re-exports: the names of type checkers, people and imports are the same."""
     folder = REPOSITORY / "skysift"
     assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {"__init__.py", "py.typed"}
     _words, *rest = tree_of(folder / "__init__.py").body
