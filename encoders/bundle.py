@@ -33,6 +33,7 @@ from encoders.spec import (
     bundle_fingerprint,
     read_bundle,
 )
+from storage.display import Described
 from storage.errors import ConfigError
 from storage.location import Location
 from storage.locks import exclusive_lock
@@ -45,7 +46,7 @@ _CHUNK_TILES_ELSEWHERE = 256
 _UNIT_TOLERANCE = 1e-5
 
 
-class Encoder(nn.Module):
+class Encoder(Described, nn.Module):
     """Map raw pixel values to unit vectors.
 
     Parameters
@@ -78,6 +79,54 @@ class Encoder(nn.Module):
             column = torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
             self.register_buffer(name, column, persistent=False)
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @classmethod
+    def load(cls, uri: str | Location, device: str | None = "cpu") -> "Encoder":
+        """Read and check an encoder; return the encoder in evaluation mode.
+
+        Parameters
+        ----------
+        uri
+            Folder written by `save_bundle`.
+        device
+            Torch device for the weights; None for a GPU if one is available.
+
+        Raises
+        ------
+        NotFoundError
+            The folder or one of its two files does not exist.
+        ConfigError
+            ``encoder.json`` is malformed, or names another architecture than that of the weights.
+        EncoderMismatchError
+            A file was changed after it was saved.
+        """
+        files = read_bundle(uri)
+        try:
+            encoder = cls(files.spec)
+            encoder.load_state_dict(safetensors.torch.load(files.weights))
+        except (RuntimeError, SafetensorError, ConfigError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"bundle {uri}: the weights do not fit {DESCRIPTION_FILE} ({reason}); "
+                "save the bundle again"
+            ) from error
+        encoder.__dict__["fingerprint"] = files.fingerprint
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return encoder.eval().requires_grad_(False).to(device)
+
+    def facts(self) -> dict[str, Any]:
+        """Return network, bands, tile size, dimension, classes and fingerprint."""
+        pixel = self.spec.resolution_m
+        return {
+            "backbone": self.spec.backbone,
+            "bands": self.bands,
+            "tiles of": f"{self.tile_px} px" + (f" of {pixel:g} m" if pixel else ""),
+            "vectors": f"{self.dimension} values",
+            "trained on": self.spec.classes,
+            "loss": self.spec.loss.get("name"),
+            "parameters": sum(part.numel() for part in self.parameters()),
+            "fingerprint": self.fingerprint[:16],
+        }
 
     @property
     def device(self) -> torch.device:
@@ -166,6 +215,9 @@ class Encoder(nn.Module):
         return out
 
 
+load_encoder = Encoder.load
+
+
 def save_bundle(encoder: Encoder, uri: str | Location) -> str:
     """Write an encoder to a folder and return its fingerprint.
 
@@ -181,40 +233,6 @@ def save_bundle(encoder: Encoder, uri: str | Location) -> str:
         (folder / WEIGHTS_FILE).write(weights)
         (folder / DESCRIPTION_FILE).write(description)
     return bundle_fingerprint(description, weights)
-
-
-def load_encoder(uri: str | Location, device: str | None = "cpu") -> Encoder:
-    """Read and check an encoder; return it in evaluation mode.
-
-    Parameters
-    ----------
-    uri
-        Folder written by `save_bundle`.
-    device
-        Torch device for the weights; None for a GPU if one is available.
-
-    Raises
-    ------
-    NotFoundError
-        The folder or one of its two files does not exist.
-    ConfigError
-        ``encoder.json`` is malformed, or names another architecture than that of the weights.
-    EncoderMismatchError
-        A file was changed after it was saved.
-    """
-    files = read_bundle(uri)
-    try:
-        encoder = Encoder(files.spec)
-        encoder.load_state_dict(safetensors.torch.load(files.weights))
-    except (RuntimeError, SafetensorError, ConfigError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(
-            f"bundle {uri}: the weights do not fit {DESCRIPTION_FILE} ({reason}); "
-            "save the bundle again"
-        ) from error
-    encoder.__dict__["fingerprint"] = files.fingerprint
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return encoder.eval().requires_grad_(False).to(device)
 
 
 def new_encoder(

@@ -32,6 +32,7 @@ import pandas as pd
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from storage.display import Described
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.location import Location, sha256_of_file
 from storage.values import alike, check_types, is_running, json_digest
@@ -86,7 +87,7 @@ class DatasetInfo:
         return json_digest(content)
 
 
-class LabelledDataset:
+class LabelledDataset(Described):
     """A dataset opened for reading.
 
     Attributes
@@ -153,6 +154,17 @@ class LabelledDataset:
 
     def __len__(self) -> int:
         return self.info.count
+
+    def facts(self) -> dict[str, Any]:
+        """Return images, splits, bands, tile size and classes."""
+        return {
+            "images": len(self),
+            "splits": {split: len(self.indices(split)) for split in SPLITS},
+            "bands": self.bands,
+            "tiles of": f"{self.tile_px} px",
+            "pixel": None if self.resolution_m is None else f"{self.resolution_m:g} m",
+            "classes": self.classes,
+        }
 
     def indices(self, split: str) -> NDArray[np.int64]:
         """Return the row numbers of a split in ascending order, (n,) int64."""

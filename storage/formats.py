@@ -42,7 +42,7 @@ def hit_records(table: pa.Table) -> list[dict[str, Any]]:
     Parameters
     ----------
     table
-        As :meth:`pipeline.search.searcher.Hits.to_arrow` returns it.
+        As :meth:`pipeline.search.hits.Hits.table` returns it.
     """
     records: list[dict[str, Any]] = _ranked(table).to_pylist()
     for record in records:

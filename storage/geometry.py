@@ -9,7 +9,7 @@ import json
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -278,13 +278,30 @@ def intersects_polygon(boxes: Floats, wkt: str) -> Mask:
     return mask
 
 
-def polygon_wkt(polygon: str | Mapping[str, Any], subject: str = "filter") -> str:
+class GeoInterface(Protocol):
+    """A geometry of shapely, geopandas or another library that states itself as GeoJSON."""
+
+    @property
+    def __geo_interface__(self) -> Mapping[str, Any]:
+        """The geometry as a GeoJSON mapping."""
+
+
+def _shape(value: Any) -> Any:
+    """Return the shapely geometry of GeoJSON, or of an object with ``__geo_interface__``."""
+    geojson = getattr(value, "__geo_interface__", value)
+    if geojson.get("type") == "FeatureCollection":
+        return shapely.union_all([_shape(feature) for feature in geojson["features"]])
+    return shapely.geometry.shape(geojson.get("geometry", geojson))
+
+
+def polygon_wkt(polygon: "str | Mapping[str, Any] | GeoInterface", subject: str = "filter") -> str:
     """Return a polygon as WKT.
 
     Parameters
     ----------
     polygon
-        WKT, GeoJSON text or a GeoJSON mapping in WGS84 degrees.
+        WKT, GeoJSON text, a GeoJSON mapping (geometry, feature, or collection of features, which
+        are united) or an object with ``__geo_interface__``, in WGS84 degrees.
     subject
         Beginning of messages.
 
@@ -297,8 +314,7 @@ def polygon_wkt(polygon: str | Mapping[str, Any], subject: str = "filter") -> st
         if isinstance(polygon, str) and not polygon.lstrip().startswith("{"):
             shape = shapely.from_wkt(polygon)
         else:
-            geojson = json.loads(polygon) if isinstance(polygon, str) else polygon
-            shape = shapely.geometry.shape(geojson.get("geometry", geojson))
+            shape = _shape(json.loads(polygon) if isinstance(polygon, str) else polygon)
     except (shapely.errors.ShapelyError, *_MALFORMED) as error:
         reason = str(error).partition("\n")[0]
         shown = repr(polygon[:60]) if isinstance(polygon, str) else reprlib.repr(polygon)

@@ -16,7 +16,15 @@ from storage.errors import CatalogError, ConfigError
 from storage.geometry import BBox, check_bbox, polygon_bounds, polygon_wkt
 from storage.location import Location
 from storage.signatures import without_signatures
-from storage.values import Count, Percent, check_limits, check_names, json_digest, printable
+from storage.values import (
+    Count,
+    Percent,
+    as_spec,
+    check_limits,
+    check_names,
+    json_digest,
+    printable,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -335,6 +343,30 @@ class CatalogSpec:
     datetime_pattern: str | None = None
     allow: tuple[str, ...] = ()
     query: SceneQuery = SceneQuery()
+
+    def __post_init__(self) -> None:
+        settle = object.__setattr__
+        bands = {
+            name: as_spec(BandMapping, band, f"catalog: band {name}")
+            for name, band in self.bands.items()
+        }
+        settle(self, "bands", bands)
+        if self.mask is not None:
+            settle(self, "mask", as_spec(MaskMapping, self.mask, "catalog: mask"))
+        settle(self, "query", as_spec(SceneQuery, self.query, "catalog: query"))
+
+    @classmethod
+    def of(cls, value: object) -> "CatalogSpec":
+        """Return a catalog that is given as itself, as its source, or as a mapping of its fields.
+
+        Raises
+        ------
+        ConfigError
+            The value is something else, or a field does not exist or is invalid.
+        """
+        if isinstance(value, (str, os.PathLike, Location)):
+            return cls(source=Location.of(value))
+        return as_spec(cls, value, "catalog")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

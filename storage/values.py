@@ -5,20 +5,24 @@ value outside its limit in every specification; recipes, the command line and th
 read the same annotations. :func:`check_types` is for values that come from JSON documents at rest.
 """
 
+import difflib
 import hashlib
 import json
 import operator
 import os
+import reprlib
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le
 
 from storage.errors import ConfigError
+
+T = TypeVar("T")
 
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
@@ -98,6 +102,48 @@ def is_running(pid: int) -> bool:
     except (PermissionError, OverflowError):
         return True  # of another user, or no number that a process has here
     return True
+
+
+def as_spec(kind: type[T], value: object, subject: str) -> T:
+    """Return a specification that is given as itself, or as a mapping of its fields.
+
+    Parameters
+    ----------
+    kind
+        The dataclass.
+    value
+        An instance, or a mapping of the names of its fields to values.
+    subject
+        Beginning of messages.
+
+    Raises
+    ------
+    ConfigError
+        The value is something else, lacks a required field, or names a field that there is not.
+
+    Examples
+    --------
+    >>> from storage.index.filter import Filter
+    >>> as_spec(Filter, {"max_cloud_fraction": 0.1}, "filter").max_cloud_fraction
+    0.1
+    """
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"{subject} is {reprlib.repr(value)}; give a {kind.__name__} or a mapping of its fields"
+        )
+    known = {part.name: part for part in fields(kind)}  # type: ignore[arg-type]
+    for name in value:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f"did you mean {near[0]!r}" if near else f"it has {', '.join(known)}"
+            raise ConfigError(f"{subject}: {kind.__name__} has no field {name!r}; {hint}")
+    for name, part in known.items():
+        needed = part.default is MISSING and part.default_factory is MISSING
+        if needed and name not in value:
+            raise ConfigError(f"{subject}: {kind.__name__} needs {name}; give it a value")
+    return kind(**value)
 
 
 def check_names(names: Iterable[str], subject: str) -> tuple[str, ...]:

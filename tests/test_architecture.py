@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import skysift
 from tests.support.paths import REPOSITORY
 
-LAYERS = ("storage", "encoders", "pipeline", "workflows")
+LAYERS = ("storage", "encoders", "pipeline", "workflows", "skysift")
 
 
 def within(folder: str, names: str) -> tuple[str, ...]:
@@ -38,22 +39,24 @@ HOMES = {
     "faiss": within("storage/index", "gpu pilot quantizer shard"),
     "fastapi": within("workflows/service", "app deploy errors guard negotiation uploads"),
     "fsspec": ("storage/location.py",),
-    "geopandas": (),  # for tests and notebooks
+    "geopandas": ("pipeline/search/hits.py",),
     "icechunk": (
         "storage/location.py",
         *within("storage/archive", "maintenance reader repository writer"),
     ),
     "numba": ("storage/index/kernels.py",),
-    "matplotlib": ("workflows/report/charts.py",),
+    "matplotlib": ("pipeline/search/hits.py", "workflows/report/charts.py"),
     "odc": ("pipeline/composite/stack.py",),
     "pyarrow": (
         "storage/archive/export.py",
         "storage/formats.py",
+        "storage/geoarrow.py",
         "storage/catalog/stac_geoparquet.py",
         "storage/index/sidecar.py",
         "pipeline/analysis/landcover.py",
         *within("pipeline/search", "batch distinct hits searcher"),
         "pipeline/training/driver.py",
+        "workflows/notebook/pictures.py",
         "workflows/report/contact_sheet.py",
     ),
     "pydantic": (
@@ -65,6 +68,7 @@ HOMES = {
         "pipeline/datasets/scenes.py",
         "pipeline/tiles/grid.py",
         "storage/formats.py",
+        "storage/geoarrow.py",
         "workflows/demo/world.py",
     ),
     "pystac": within("storage/catalog", "stac stac_write"),
@@ -77,12 +81,14 @@ HOMES = {
         *within("pipeline/search", "actor fleet"),
         *within("pipeline/training", "driver network resources"),
         "workflows/commands/jobs.py",
+        "workflows/notebook/index.py",
         "workflows/service/deploy.py",
         "workflows/submit.py",
     ),
     "s3fs": (),  # fsspec finds it by the scheme
     "shapely": (
         "storage/formats.py",
+        "storage/geoarrow.py",
         "storage/geometry.py",
     ),
     "torch": (
@@ -107,6 +113,7 @@ PUBLIC = (
     "pipeline.ingest",
     "pipeline.indexing",
     "pipeline.search",
+    "skysift",
 )
 """Packages whose names notebooks, tests and benchmarks may import from the package itself."""
 HEAVY = {
@@ -185,7 +192,7 @@ def test_rooms_that_are_apart_do_not_import_each_other(folder: str):
 def test_a_uri_and_its_options_travel_as_one_location():
     """The recipe reads the options; every other function gets them inside a Location."""
     named = {name_of(path) for path in modules() if "StorageOptions" in path.read_text()}
-    assert named == {"storage/location.py", "workflows/recipe/schema.py"}
+    assert named - {"skysift/__init__.py"} == {"storage/location.py", "workflows/recipe/schema.py"}
 
 
 def _defined(body: list[ast.stmt]) -> Iterator[str]:
@@ -251,6 +258,36 @@ def test_a_folder_says_what_lives_there_and_what_does_not(path: Path):
     text = ast.get_docstring(tree_of(path)) or ""
     _first, _, rest = text.partition("\n")
     assert ":mod:`" in rest, f"{name_of(path)} does not say where its neighbours live"
+
+
+def test_the_front_door_defines_nothing():
+    """`skysift` re-exports: the names of type checkers, people and imports are the same."""
+    folder = REPOSITORY / "skysift"
+    assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {"__init__.py", "py.typed"}
+    _words, *rest = tree_of(folder / "__init__.py").body
+    assert [type(node).__name__ for node in rest] == [
+        "ImportFrom",  # TYPE_CHECKING
+        "ImportFrom",  # public_names
+        "If",
+        "Assign",  # __all__
+        "Assign",  # __getattr__
+        "FunctionDef",  # __dir__
+    ]
+    _, _, checked, names, homes, _ = rest
+    typed = {alias.name: node.module for node in checked.body for alias in node.names}
+    assert ast.literal_eval(names.value) == sorted(typed)
+    lazy = {**ast.literal_eval(homes.value.args[1])}
+    assert lazy == typed
+
+
+def test_the_front_door_opens_at_once_and_leads_to_every_name():
+    code = f"import sys, skysift; print(*({HEAVY!r} & set(sys.modules)))"
+    quick = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert quick.stdout.split() == []
+    for name in skysift.__all__:
+        assert getattr(skysift, name) is not None
 
 
 def test_nothing_is_ever_unpickled():

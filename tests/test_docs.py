@@ -52,7 +52,9 @@ def _is_module(name: str) -> bool:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_every_name_of_the_code_exists(path: Path):
     text = path.read_text()
-    names = re.findall(r"(?<![\w./:-])(?:storage|encoders|pipeline|workflows)(?:\.\w+)+", text)
+    names = re.findall(
+        r"(?<![\w./:-])(?:skysift|storage|encoders|pipeline|workflows)(?:\.\w+)+", text
+    )
     for name in {name for name in names if not name.endswith((".py", ".json"))}:
         assert _exists(name) or _is_key(name), f"{path.name} names {name}"
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.paths import REPOSITORY
 
-PACKAGES = ("storage", "encoders", "pipeline", "workflows")
+PACKAGES = ("skysift", "storage", "encoders", "pipeline", "workflows")
 MOST_WHAT = 0.03
 """Largest share of docstrings with "what"; it is a pronoun in nearly all of them."""
 IDIOMS = (

@@ -5,6 +5,7 @@ sees them. Rich is imported only once there is something to draw, so that ``--he
 """
 
 import dataclasses
+import html
 import json
 import logging
 import math
@@ -220,6 +221,13 @@ def suppress_stderr() -> Iterator[None]:
 # ---------------------------------------------------------------- progress on stderr
 
 
+def in_notebook() -> bool:
+    """Tell whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return getattr(shell, "kernel", None) is not None
+
+
 class Clock(Protocol):
     """Seconds on a clock that never goes back."""
 
@@ -234,7 +242,8 @@ class _Stage:
         self.began_s, self.first_done, self.latest = now, report.done, report
         self.line_s = -math.inf
         self.shown = False
-        self.task: TaskID | None = None
+        self.task: TaskID | None = None  # on a terminal
+        self.handle: Any = None  # in a notebook
 
     @property
     def finished(self) -> bool:
@@ -274,7 +283,7 @@ def duration(seconds: float) -> str:
 
 
 class ProgressView:
-    """A progress sink that draws bars on a terminal, and plain lines elsewhere.
+    """A progress sink that draws bars on a terminal and in a notebook, and plain lines elsewhere.
 
     Nothing is shown of a stage that is done within :data:`QUIET_S` seconds. Reports may come from
     any thread. Use it as a context manager: a thread draws the latest reports, so that a
@@ -291,6 +300,7 @@ class ProgressView:
         self._stream = stream or sys.stderr
         self._tty = self._stream.isatty() if tty is None else tty
         self._clock = clock
+        self._notebook = tty is None and stream is None and in_notebook()
         self._stages: dict[str, _Stage] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -329,7 +339,9 @@ class ProgressView:
         with self._lock:
             for name, stage in self._stages.items():
                 if stage.shown or (now - stage.began_s >= QUIET_S and not stage.finished):
-                    if self._tty:
+                    if self._notebook:
+                        self._show_html(name, stage, now)
+                    elif self._tty:
                         self._draw_bar(name, stage, now)
                     else:
                         self._write_line(name, stage, now)
@@ -346,6 +358,22 @@ class ProgressView:
             percent = f"{share:4.0%}  " if share is not None else ""
             self._stream.write(f"{name}: {percent}{stage.detail(now)}\n")
             self._stream.flush()
+
+    def _show_html(self, name: str, stage: _Stage, now: float) -> None:
+        """Show a bar below the cell, and replace it with each tick; no widget has to be there."""
+        if stage.finished and stage.line_s == math.inf:
+            return
+        from IPython import display
+
+        stage.shown, stage.line_s = True, math.inf if stage.finished else now
+        done, total = stage.latest.done, stage.latest.total
+        value = "" if total is None else f"value='{done}' max='{max(total, 1)}'"
+        text = html.escape(f"{name}: {stage.detail(now)}")
+        bar = display.HTML(f"<div><progress {value} style='width:16em'></progress> {text}</div>")
+        if stage.handle is None:
+            stage.handle = display.display(bar, display_id=True)
+        else:
+            stage.handle.update(bar)
 
     def _draw_bar(self, name: str, stage: _Stage, now: float) -> None:
         if self._bars is None:

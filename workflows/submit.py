@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("storage", "encoders", "pipeline", "workflows")
+PACKAGES = ("skysift", "storage", "encoders", "pipeline", "workflows")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _SECRET_NAME = re.compile(
     r".*(secret|token(?!iz)|passw|passphrase|credential|access_?key|api_?key|private_?key"

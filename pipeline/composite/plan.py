@@ -15,6 +15,7 @@ from pipeline.tiles.read import local_revision, read_each
 from pipeline.tiles.spec import GridSpec
 from storage.catalog.read import read_scenes
 from storage.catalog.stac_write import FINGERPRINT, is_sound, written_items
+from storage.display import Described
 from storage.errors import ConfigError
 from storage.location import Location
 from storage.quarantine import Quarantine, none_readable
@@ -44,8 +45,8 @@ class Composite:
     block_px: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CompositePlan:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class CompositePlan(Described):
     """Composites to make; ``unchanged`` ones exist already, made from the same sources."""
 
     spec: CompositeSpec
@@ -53,6 +54,14 @@ class CompositePlan:
     todo: tuple[Composite, ...]
     unchanged: tuple[str, ...]
     left_out: Mapping[str, str]
+
+    def facts(self) -> dict[str, Any]:
+        """Return the plan's summary with the composites counted."""
+        return {
+            **self.summary(),
+            "composites": len(self.todo),
+            "scenes_left_out": len(self.left_out),
+        }
 
     def summary(self) -> dict[str, Any]:
         """Return the plan as plain values, for printing."""

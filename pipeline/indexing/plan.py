@@ -6,10 +6,12 @@ Pure: reads numbers, returns a frozen plan that can be printed (`skysift index b
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from pipeline.indexing.spec import IndexSpec
+from storage.display import Described
 from storage.errors import ConfigError
 from storage.index.kinds import ESTIMATING, PQ_BITS, Kind
 from storage.index.pilot import Estimate
@@ -37,8 +39,8 @@ class Piece:
     stop: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IndexPlan:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class IndexPlan(Described):
     """An index to build.
 
     ``pieces`` holds one tuple for each shard; ``predicted_bytes`` is the memory of all shards when
@@ -61,6 +63,19 @@ class IndexPlan:
     recall_ceiling: float = 1.0
     estimate: Estimate | None = None
     estimates: tuple[Estimate, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """Return rows, kind, shards and sizes."""
+        return {
+            "rows": self.rows,
+            "kind": self.parameters.kind,
+            "shards": len(self.pieces),
+            "memory when loaded": f"{self.predicted_bytes / 1e6:,.1f} MB",
+            "on disk besides": f"{self.disk_bytes / 1e6:,.1f} MB",
+            "memory of a builder": f"{self.builder_bytes / 1e6:,.1f} MB",
+            "recall@10 at most": self.recall_ceiling,
+            "kinds measured": len(self.estimates),
+        }
 
 
 def plan_index(

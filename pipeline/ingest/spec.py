@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from encoders.spec import EncoderSpec
 from pipeline.tiles.spec import GridSpec, TileRules
 from storage.archive.spec import ArchiveSpec
+from storage.display import Described
 from storage.location import Location
 from storage.scene import CatalogSpec, Rejected, Scene
-from storage.values import Count, NonNegative, check_limits
+from storage.values import Count, NonNegative, as_spec, check_limits
 
 if TYPE_CHECKING:
     from pipeline.analysis.landcover import TileLabels
@@ -23,7 +24,8 @@ class IngestSpec:
     Attributes
     ----------
     catalog, encoder_uri, archive_uri
-        The scenes, the encoder bundle and the archive.
+        The scenes, the encoder bundle and the archive. The catalog may be given by its source
+        alone; catalog, grid and rules also as mappings of their fields.
     grid
         How scenes are cut; None for the encoder's tile size and resolution.
     rules
@@ -52,6 +54,11 @@ class IngestSpec:
     commit_interval_s: NonNegative = 120.0
 
     def __post_init__(self) -> None:
+        settle = object.__setattr__  # the way to set a field of a frozen value
+        settle(self, "catalog", CatalogSpec.of(self.catalog))
+        if self.grid is not None:
+            settle(self, "grid", as_spec(GridSpec, self.grid, "ingest: grid"))
+        settle(self, "rules", as_spec(TileRules, self.rules, "ingest: rules"))
         check_limits(self, "ingest")
 
 
@@ -68,8 +75,8 @@ class PlannedEncoder:
     version: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IngestPlan:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class IngestPlan(Described):
     """The work of a run: printable, made before anything is written.
 
     Attributes
@@ -98,6 +105,14 @@ class IngestPlan:
     rejected: tuple[Rejected, ...]
     reprocessed: tuple[str, ...]
     done: int
+
+    def facts(self) -> dict[str, Any]:
+        """Return the plan's summary with the scenes that are rejected counted."""
+        summary = self.summary()
+        return {
+            **{name.replace("_", " "): value for name, value in summary.items()},
+            "scenes rejected": len(self.rejected),
+        }
 
     def summary(self) -> dict[str, Any]:
         """Return the plan as plain values, for printing."""

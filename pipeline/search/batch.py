@@ -36,13 +36,13 @@ def search_many(
     -------
     Iterator
         Tables of ``query`` (number of the query, from 0), ``asked`` (its label), ``rank`` from 0,
-        then the other columns of :meth:`pipeline.search.hits.Hits.to_arrow`.
+        then the other columns of :meth:`pipeline.search.hits.Hits.table`.
     """
     size = max(min(BLOCK_HITS // k, _MOST_QUERIES), 1)
 
     def table_of(numbered: tuple[int, list[Query]]) -> pa.Table:
         first, block = numbered
-        table = answer(block).to_arrow()
+        table = answer(block).table()
         number = table["query"].to_numpy()
         labels = np.array([query.label for query in block], dtype=object)[number]
         table = table.set_column(0, "query", pa.array((number + first).astype(np.int32)))

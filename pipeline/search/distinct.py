@@ -31,7 +31,7 @@ _PLACES_AT_ONCE = 1000
 _DATES = ("score", "row", "scene", "datetime", "cloud_fraction")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PlaceHits(Hits):
     """Hits of different places; ``dates`` has a row for each acquisition of each place.
 
@@ -41,12 +41,12 @@ class PlaceHits(Hits):
 
     dates: pa.Table
 
-    def to_arrow(self) -> pa.Table:
-        """Return the table of :meth:`Hits.to_arrow` with the column ``dates``, a list of structs.
+    def table(self) -> pa.Table:
+        """Return the table of :meth:`Hits.table` with the column ``dates``, a list of structs.
 
         The hit itself is the first of the dates, or among them where few lists are probed.
         """
-        table = super().to_arrow()
+        table = super().table()
         places = [self.dates[name].to_numpy() for name in ("query", "rank")]
         count = np.zeros(self.rows.shape, dtype=np.int64)
         np.add.at(count, tuple(places), 1)
@@ -126,7 +126,7 @@ def _dates(
 ) -> pa.Table:
     """Return every acquisition at the places of hits that meets the filter; see PlaceHits."""
     exact = canonical_queries(vectors, searcher.manifest.parameters.dimension)
-    keys = hits.to_arrow().select(["query", "rank", "tile_key"])
+    keys = hits.table().select(["query", "rank", "tile_key"])
     step = max(_PLACES_AT_ONCE // max(hits.rows.shape[1], 1), 1)
     parts = [
         _dates_of(searcher, exact, keys.filter(_between(keys["query"], start, step)), where, own)

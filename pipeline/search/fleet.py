@@ -362,6 +362,11 @@ def running_nodes(index_uri: str | Location, version: str) -> dict[str, NodeStat
     return states
 
 
+def is_served(index: Location, version: str) -> bool:
+    """Tell whether search actors of a version of an index run on the cluster; starts none."""
+    return bool(_named(_prefix(index.absolute.uri, version)))
+
+
 def require_ray() -> None:
     """Check that this process is connected to Ray.
 

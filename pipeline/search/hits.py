@@ -1,29 +1,60 @@
 """The answer to a search, and how partial answers are merged."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from storage.display import Picture, in_words, table_html
+from storage.errors import ConfigError
+from storage.geoarrow import with_geometry
 from storage.geometry import Mask
 from storage.index.pairs import ORDINARY, Float64, PairScores
 from storage.index.ranking import Float32, Int64, best_in_order
 from storage.index.search import SearchResult
 from storage.index.sidecar import Columns, hit_table, row_keys
 
+if TYPE_CHECKING:
+    import geopandas
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from PIL.Image import Image
+
+    from pipeline.search.query import Query
+
 ReadColumns = Callable[[Int64], Columns]
 """Reads the columns of the rows at places (m,), in their order."""
 
 
-@dataclass(frozen=True, kw_only=True)
+SHOWN_HITS = 20
+"""Most hits that are shown where an answer is printed, and in a notebook."""
+_SHOWN = ("query", "rank", "score", "closer_than", "datetime", "tile_key", "scene")
+_PICTURE = "picture"
+
+
+class Pictures(Protocol):
+    """Draws tiles of the archive that was searched."""
+
+    def thumbnails(self, tiles: Sequence[tuple[str, str]]) -> tuple[list[Picture], str]:
+        """Return the picture of each (scene id, tile key), and why some of them are missing.
+
+        A picture that cannot be drawn is empty.
+        """
+
+    def sheet(self, hits: pa.Table, title: str, columns: int, side_px: int) -> "Image":
+        """Draw the rows of a table of hits on one page."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Hits:
     """The answer to a batch of Q queries.
 
-    The metadata of the rows are read when they are first asked for.
+    The length is the number of hits of all queries. Iteration gives each hit as a dict, with the
+    names of :meth:`table`. The metadata of the rows are read when they are first asked for.
 
     Attributes
     ----------
@@ -46,6 +77,10 @@ class Hits:
         Numbers of the queries of a search by score that more rows reach than the limit.
     pairs
         The scores between random rows of the archive; None in an index of before.
+    queries
+        The queries; empty in the answer to vectors.
+    pictures
+        Draws the tiles of hits; None where nothing was given to draw them with.
     """
 
     scores: Float32
@@ -59,6 +94,68 @@ class Hits:
     truncated: tuple[int, ...] = ()
     pairs: PairScores | None = None
     read_columns: ReadColumns = field(repr=False, compare=False)
+    queries: "tuple[Query, ...]" = field(default=(), repr=False, compare=False)
+    pictures: Pictures | None = field(default=None, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return int((self.rows >= 0).sum())
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.table().to_pylist())
+
+    def __repr__(self) -> str:
+        shown = self._shown()
+        lines = [f"<{self._title()}>"]
+        if len(shown):
+            lines.append(shown.to_pandas().to_string(index=False))
+        return "\n".join([*lines, *self._notes(len(shown))])
+
+    def _repr_html_(self) -> str:
+        shown = self._shown()
+        notes = self._notes(len(shown))
+        columns, rows = shown.column_names, list(zip(*shown.to_pydict().values(), strict=True))
+        if self.pictures is not None and rows:
+            tiles = list(
+                zip(shown["scene"].to_pylist(), shown["tile_key"].to_pylist(), strict=True)
+            )
+            asked = [query for query in self.queries if query.scene and query.tile]
+            if len(self.queries) == len(asked) == 1:  # the query's own tile comes first
+                tiles.insert(0, (str(asked[0].scene), str(asked[0].tile)))
+                of_query = {"rank": "query", "scene": asked[0].scene, "tile_key": asked[0].tile}
+                rows.insert(0, tuple(of_query.get(name, "") for name in columns))
+            drawn, missing = self.pictures.thumbnails(tiles)
+            columns = [_PICTURE, *columns]
+            rows = [(picture, *row) for picture, row in zip(drawn, rows, strict=True)]
+            notes += [missing] if missing else []
+        return table_html(self._title(), columns, rows, notes)
+
+    def _shown(self) -> pa.Table:
+        """Return the first hits with the columns that people read, and days for times."""
+        table = self.table().slice(0, SHOWN_HITS)
+        several = len(self.rows) > 1
+        names = [n for n in _SHOWN if n in table.column_names and (several or n != "query")]
+        table = table.select(names)
+        days = pa.array([f"{when:%Y-%m-%d}" for when in table["datetime"].to_pylist()], pa.string())
+        return table.set_column(table.schema.get_field_index("datetime"), "datetime", days)
+
+    def _title(self) -> str:
+        count = f"{len(self):,} hit{'' if len(self) == 1 else 's'}"
+        if len(self.queries) == 1:
+            return f"{count} like {self.queries[0].label}"
+        return count if len(self.rows) == 1 else f"{count} of {len(self.rows):,} queries"
+
+    def _notes(self, shown: int) -> list[str]:
+        notes = []
+        if len(self) > shown:
+            notes.append(f"and {len(self) - shown:,} more; to_pandas() has all")
+        if self.ordinary:
+            named = "" if len(self.rows) == 1 else f" (queries {in_words(self.ordinary)})"
+            notes.append(f"nothing in the archive is like the query{named}")
+        if self.truncated:
+            notes.append("more rows reach the score than the limit allows")
+        if self.missing:
+            notes.append(f"{self.coverage:.0%} of the shards answered")
+        return notes
 
     @cached_property
     def columns(self) -> Columns:
@@ -91,6 +188,79 @@ class Hits:
         return tuple(np.flatnonzero((shares < ORDINARY) & shown).tolist())
 
     def to_arrow(self) -> pa.Table:
+        """Return :meth:`table` with the footprints of the tiles as GeoArrow.
+
+        The last column, ``geometry``, is WKB in WGS84 longitude and latitude, tagged
+        ``geoarrow.wkb``; lonboard, geopandas and other readers of GeoArrow recognise it.
+        """
+        return with_geometry(self.table())
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Export :meth:`to_arrow` to any reader of the Arrow PyCapsule interface."""
+        return self.to_arrow().__arrow_c_stream__(requested_schema)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return :meth:`table` as a data frame, one row a hit."""
+        frame: pd.DataFrame = self.table().to_pandas()
+        return frame
+
+    def to_geodataframe(self) -> "geopandas.GeoDataFrame":
+        """Return :meth:`to_arrow` as a GeoDataFrame in OGC:CRS84, longitude first."""
+        import geopandas  # slow, and few searches need it
+
+        return geopandas.GeoDataFrame.from_arrow(self.to_arrow())
+
+    def plot(self, **options: Any) -> "Axes":
+        """Draw the footprints, coloured by score; options go to ``GeoDataFrame.plot``.
+
+        Raises
+        ------
+        ConfigError
+            There is no hit to draw.
+        """
+        self._require_some()
+        settings: dict[str, Any] = {"column": "score", "legend": True, "cmap": "viridis", **options}
+        axes: Axes = self.to_geodataframe().plot(**settings)
+        axes.set(title=self._title(), xlabel="longitude, degrees", ylabel="latitude, degrees")
+        return axes
+
+    def sheet(self, *, count: int = 24, columns: int = 6, side_px: int = 192) -> "Image":
+        """Draw the first hits on one page: picture, score, date, place and scene of each.
+
+        Parameters
+        ----------
+        count
+            Tiles at most.
+        columns
+            Tiles in a row.
+        side_px
+            Side of the picture of a tile.
+
+        Returns
+        -------
+        PIL.Image.Image
+            Shown by a notebook; ``.save("hits.png")`` writes a file.
+
+        Raises
+        ------
+        ConfigError
+            There is no hit, or the searcher was not given what to draw tiles with.
+        NotFoundError, SceneError
+            A tile cannot be drawn.
+        """
+        self._require_some()
+        if self.pictures is None:
+            raise ConfigError(
+                "hits: these come without pictures; search an index that skysift.open(...) "
+                "returned, or write them to a file and use `skysift archive sheet --hits`"
+            )
+        return self.pictures.sheet(self.table().slice(0, count), self._title(), columns, side_px)
+
+    def _require_some(self) -> None:
+        if not len(self):
+            raise ConfigError("hits: there is no hit to draw; widen the filter or lower the score")
+
+    def table(self) -> pa.Table:
         """Return one row a hit: query, rank, score, closer_than, row, tile_key, scene, ... labels.
 
         ``closer_than`` is the share of random pairs of rows with a lower score; null in the hits of

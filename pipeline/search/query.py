@@ -1,7 +1,7 @@
 """Query vectors from a picture, a place, a tile, an archive row or several examples."""
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,8 @@ class QueryResolver:
         the vectors to the archive.
     encoder
         The encoder that the archive was made with; needed for pictures only.
+    load
+        Loads the encoder when the first picture comes, in place of ``encoder``.
 
     Raises
     ------
@@ -68,15 +70,33 @@ class QueryResolver:
         self,
         searcher: Searcher,
         encoder: "Encoder | None" = None,
+        *,
+        load: "Callable[[], Encoder] | None" = None,
     ) -> None:
-        expected = searcher.manifest.encoder_fingerprint
-        if encoder is not None and encoder.fingerprint != expected:
+        self._searcher = searcher
+        self._encoder = None if encoder is None else self._checked(encoder)
+        self._load = load
+
+    def _checked(self, encoder: "Encoder") -> "Encoder":
+        expected = self._searcher.manifest.encoder_fingerprint
+        if encoder.fingerprint != expected:
             raise EncoderMismatchError(
                 f"queries would be embedded by encoder {encoder.fingerprint[:16]}, but index "
-                f"{searcher.index} holds vectors of {expected[:16]}; use that bundle"
+                f"{self._searcher.index} holds vectors of {expected[:16]}; use that bundle"
             )
-        self._searcher = searcher
-        self._encoder = encoder
+        return encoder
+
+    def _needed_encoder(self, label: str) -> "Encoder":
+        if self._encoder is None and self._load is not None:
+            self._encoder = self._checked(self._load())
+        if self._encoder is None:
+            raise ConfigError(f"{label}: a picture needs an encoder; give its bundle")
+        return self._encoder
+
+    @property
+    def dimension(self) -> int:
+        """Number of values of a vector of the index."""
+        return self._searcher.manifest.parameters.dimension
 
     def image(self, href: str | Location, indexes: Sequence[int] | None = None) -> Query:
         """Embed a PNG, JPEG or GeoTIFF, see `storage.raster.picture`, cut to a tile.
@@ -97,6 +117,7 @@ class QueryResolver:
             The picture has another number of bands than the encoder, or there is no encoder.
         """
         location = href if isinstance(href, Location) else self._searcher.index.at(href)
+        self._needed_encoder(location.uri)  # before the picture is read
         if indexes is None or 0 not in indexes:
             return self.pixels(read_picture(location, indexes).values, label=location.uri)
         return self.pixels(read_picture(location).values, label=location.uri, bands=indexes)
@@ -119,9 +140,7 @@ class QueryResolver:
             The number of bands differs from the encoder's, no pixel is valid, or there is no
             encoder.
         """
-        encoder = self._encoder
-        if encoder is None:
-            raise ConfigError(f"{label}: a picture needs an encoder; give its bundle")
+        encoder = self._needed_encoder(label)
         if bands is not None:
             values = chosen_bands(values, bands, encoder.spec.band_mean, label)
         if len(values) != len(encoder.bands):
@@ -246,6 +265,35 @@ class QueryResolver:
         if manifest.parameters.lossy and manifest.rerank == 1:  # stored vectors are approximations
             return self._searcher.archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
         return stored
+
+
+def load_archive_encoder(searcher: Searcher, bundle: str | Location | None = None) -> "Encoder":
+    """Load the encoder that the archive of an index was made with.
+
+    Parameters
+    ----------
+    searcher
+        The index.
+    bundle
+        The folder of the encoder, where it is no longer where the archive says.
+
+    Raises
+    ------
+    NotFoundError
+        There is no bundle at that place.
+    """
+    from encoders.bundle import load_encoder  # brings torch, which other queries do without
+
+    if bundle is not None:
+        return load_encoder(bundle)
+    archive = searcher.archive
+    try:
+        return load_encoder(archive.encoder)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"the archive's encoder was {archive.spec.encoder_uri!r} ({error}); "
+            "give the bundle with --encoder, or encoder= in Python"
+        ) from error
 
 
 def chosen_bands(

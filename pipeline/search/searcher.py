@@ -6,7 +6,7 @@ snapshot of the answer and the share of the shards that answered.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pipeline.search.distinct import DISTINCT, answer_places
 from pipeline.search.fleet import ActorPool, PartialResult, require_ray
 from pipeline.search.hits import Hits, merge, together
+from storage.display import Described, box_in_words
 from storage.errors import ConfigError, SearchUnavailableError
 from storage.index.filter import Filter
 from storage.index.manifest import IndexManifest, read_manifest, shard_name
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from pipeline.search.query import Query
     from storage.archive.reader import Archive
 
+Where = Filter | Mapping[str, Any] | None
+"""Which rows may be returned: a filter, a mapping of its fields, or every row."""
 _RECOVERY_POLL_S = 0.1
 _CACHED_PLANS = 64
 FIRST_DEPTH = 64
@@ -41,7 +44,7 @@ DEFAULT_LIMIT = 10_000
 """Most hits of a query in a search by score."""
 
 
-class Searcher:
+class Searcher(Described):
     """A client of one version of an index; :meth:`connect` or :meth:`local` makes one.
 
     Safe to share between threads. Pickles by connecting again where it is unpickled.
@@ -121,6 +124,25 @@ class Searcher:
         manifest = read_manifest(index, version)
         return cls(index, manifest, ShardSet.load(index, manifest))
 
+    def facts(self) -> dict[str, Any]:
+        """Return rows, dates, box, encoder, kind, and where the shards are searched."""
+        manifest = self.manifest
+        days = [text[:10] for shard in manifest.shards for text in (shard.since, shard.until)]
+        here = isinstance(self._backend, ShardSet)
+        return {
+            "location": str(self.index),
+            "rows": manifest.rows,
+            "dates": f"{min(days)} to {max(days)}" if days else None,
+            "box": box_in_words(manifest.bbox) if manifest.shards else None,
+            "labels": manifest.classes,
+            "encoder": manifest.encoder_fingerprint[:16],
+            "vectors": f"{manifest.parameters.dimension} values, {manifest.parameters.kind}",
+            "shards": len(manifest.shards),
+            "searched by": "this process" if here else "search actors of the cluster",
+            "archive": f"{manifest.archive_uri} at snapshot {manifest.snapshot}",
+            "version": manifest.version,
+        }
+
     def __reduce__(self) -> tuple[Any, ...]:
         replicas = self._backend.placement.replicas if isinstance(self._backend, ActorPool) else 0
         return _reopen, (self.index, self.manifest.version, replicas)
@@ -129,7 +151,7 @@ class Searcher:
         self,
         vectors: npt.ArrayLike,
         k: int = 10,
-        where: Filter | None = None,
+        where: Where = None,
         *,
         nprobe: int | None = None,
         require_complete: bool = True,
@@ -143,7 +165,8 @@ class Searcher:
         k
             Rows to return of each query.
         where
-            Which rows may be returned.
+            Which rows may be returned; a :class:`storage.index.filter.Filter` or a mapping of its
+            fields.
         nprobe
             Lists to probe instead of the tuned number; the number of lists for exact answers.
         require_complete
@@ -157,14 +180,14 @@ class Searcher:
             A shard did not answer, and a complete answer is required.
         """
         queries = canonical_queries(vectors, self.manifest.parameters.dimension)
-        plan = self._plan(k, where, nprobe)
+        plan = self._plan(k, Filter.of(where), nprobe)
         return self._execute(plan, queries, require_complete)
 
     def search_above(
         self,
         vectors: npt.ArrayLike,
         score: float,
-        where: Filter | None = None,
+        where: Where = None,
         *,
         limit: int = DEFAULT_LIMIT,
         nprobe: int | None = None,
@@ -202,6 +225,7 @@ class Searcher:
             raise ConfigError("search: there is no query; give at least one vector")
         deepest = min(limit + 1, self.manifest.rows)
         pending, depth = np.arange(len(queries)), min(FIRST_DEPTH, deepest)
+        where = Filter.of(where)
         parts: list[tuple[Int64, Hits]] = []
         truncated: list[int] = []
         while len(pending):
@@ -223,7 +247,7 @@ class Searcher:
         self,
         queries: "Query | Sequence[Query]",
         k: int = 10,
-        where: Filter | None = None,
+        where: Where = None,
         *,
         min_score: float | None = None,
         limit: int = DEFAULT_LIMIT,
@@ -262,7 +286,7 @@ class Searcher:
         --------
         >>> searcher = Searcher.local("work/index")                               # doctest: +SKIP
         >>> query = QueryResolver(searcher).point(-99.15, 47.02)                  # doctest: +SKIP
-        >>> searcher.answer(query, k=5).to_arrow()                                # doctest: +SKIP
+        >>> searcher.answer(query, k=5).table()                                   # doctest: +SKIP
         """
         several = queries if isinstance(queries, Sequence) else [queries]
         own = {} if keep_own else {n: rows for n, q in enumerate(several) if (rows := q.rows)}
@@ -279,7 +303,10 @@ class Searcher:
             if distinct not in DISTINCT:
                 raise ConfigError(f"search: distinct is {distinct!r}; give {DISTINCT[0]!r} or none")
             settings |= {} if min_score is None else {"min_score": min_score}
-            return answer_places(self, several, most, where, keep_own=keep_own, **settings)
+            found = answer_places(
+                self, several, most, Filter.of(where), keep_own=keep_own, **settings
+            )
+            return replace(found, queries=tuple(several))
         if min_score is None:
             hits = self.search(vectors, deep, where, **settings)
         else:
@@ -287,12 +314,12 @@ class Searcher:
         keep = np.ones(hits.rows.shape, dtype=np.bool_)
         for number, rows in own.items():
             keep[number] = ~np.isin(hits.rows[number], rows)
-        return hits.where(keep, most)
+        return replace(hits.where(keep, most), queries=tuple(several))
 
     def explain(
         self,
         k: int = 10,
-        where: Filter | None = None,
+        where: Where = None,
         *,
         nprobe: int | None = None,
     ) -> SearchPlan:
@@ -307,10 +334,10 @@ class Searcher:
         SearchUnavailableError
             A shard did not answer.
         """
-        plan = self._plan(k, where, nprobe)
+        plan = self._plan(k, Filter.of(where), nprobe)
         return replace(plan, passes=tuple(self._gather("explain", plan).answers))
 
-    def find(self, where: Filter, limit: int = 1000) -> pa.Table:
+    def find(self, where: Where, limit: int = 1000) -> pa.Table:
         """Return the first rows that match a filter, by (tile key, scene id), without a query.
 
         Raises
@@ -323,13 +350,13 @@ class Searcher:
         return self.find_vectors(where, limit, vectors=False)[0]
 
     def find_vectors(
-        self, where: Filter, limit: int = 1000, *, vectors: bool = True
+        self, where: Where, limit: int = 1000, *, vectors: bool = True
     ) -> tuple[pa.Table, Float32]:
         """Return the rows that :meth:`find` returns, and their vectors (n, D) in the index.
 
         They are the archive's vectors, except in a lossy index without exact vectors.
         """
-        plan = self._plan(max(min(limit, self.manifest.rows), 1), where)
+        plan = self._plan(max(min(limit, self.manifest.rows), 1), Filter.of(where))
         gathered = self._gather("find", plan, vectors)
         columns = join_rows(gathered.answers, len(self.manifest.classes))
         table = hit_table(columns, self.manifest.classes)

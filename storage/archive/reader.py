@@ -18,6 +18,7 @@ nothing; :mod:`storage.archive.repository` opens. These are the only homes of za
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -49,8 +50,9 @@ from storage.archive.repository import (
     translate_errors,
 )
 from storage.archive.spec import ArchiveSpec, root_attributes, spec_of
+from storage.display import Described, box_in_words
 from storage.errors import ArchiveConflictError, NotFoundError
-from storage.geometry import EDGES
+from storage.geometry import EDGES, enclosing
 from storage.location import Location
 from storage.locks import commit_lock
 from storage.scene import Scene
@@ -62,6 +64,8 @@ if TYPE_CHECKING:
 Columns = dict[str, npt.NDArray[Any]]
 
 ROW_BITS = 32
+_ROWS_WITH_BOX = 1_000_000
+"""Most rows whose boxes are read to show an archive: 32 MB."""
 _PAGES_AT_MOST = 10**8
 _MEND = "`skysift archive verify --mend` lets the next `skysift ingest` embed its scenes again"
 _REMEMBER = (
@@ -80,7 +84,7 @@ STORED_COLUMNS = (
 DERIVED_COLUMNS = ("scene", "tile_key", "row")
 
 
-class Archive:
+class Archive(Described):
     """An archive as it was at one snapshot, for reading.
 
     Safe to share between threads; pickles by opening the same location and snapshot again.
@@ -203,6 +207,27 @@ class Archive:
 
     def __len__(self) -> int:
         return sum(entry.rows for entry in self.ledger.entries.values())
+
+    def facts(self) -> dict[str, Any]:
+        """Return rows, scenes, dates, box and encoder; the box of small archives only."""
+        entries = self.ledger.entries.values()
+        states = Counter(entry.state for entry in entries)
+        days = [entry.datetime.date() for entry in entries if entry.rows and entry.datetime]
+        boxes = self.read_all(["bbox"])["bbox"] if 0 < len(self) <= _ROWS_WITH_BOX else None
+        return {
+            "location": str(self.location),
+            "rows": len(self),
+            "scenes": dict(states),
+            "dates": f"{min(days)} to {max(days)}" if days else None,
+            "box": f"not read, of more than {_ROWS_WITH_BOX:,} rows"
+            if len(self) > _ROWS_WITH_BOX
+            else box_in_words(None if boxes is None else enclosing(boxes)),
+            "bands": self.spec.bands,
+            "labels": self.spec.classes,
+            "vectors": f"{self.spec.dimension} values of tiles of {self.spec.tile_px} px",
+            "encoder": f"{self.spec.encoder_fingerprint[:16]} ({self.encoder})",
+            "snapshot": self.snapshot,
+        }
 
     @property
     def segments(self) -> tuple[Segment, ...]:

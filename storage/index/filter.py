@@ -14,7 +14,7 @@ import numpy as np
 
 from storage.dates import Moment, parse_range
 from storage.geometry import BBox, check_bbox, intersects_polygon, polygon_wkt, touches
-from storage.values import Fraction, check_limits, check_names
+from storage.values import Fraction, as_spec, check_limits, check_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,8 +27,8 @@ class Filter:
         WGS84 degrees (west, south, east, north); west > east crosses the antimeridian. Rows whose
         own box touches it match.
     polygon
-        WKT, GeoJSON text or a GeoJSON mapping in WGS84 degrees, kept as WKT. Rows whose box
-        intersects it match.
+        WKT, GeoJSON text, a GeoJSON mapping or an object with ``__geo_interface__`` in WGS84
+        degrees, kept as WKT. Rows whose box intersects it match.
     since
         Earliest time: a datetime (naive means UTC), a date or ISO 8601 text, kept as aware UTC
         datetime.
@@ -70,6 +70,17 @@ class Filter:
         check_limits(self, "filter")
         for name in ("scenes", "labels", "tiles"):
             settle(self, name, check_names(getattr(self, name), f"filter: {name}"))
+
+    @classmethod
+    def of(cls, value: "Filter | Mapping[str, Any] | None") -> "Filter":
+        """Return a filter that is given as itself, as a mapping of its fields, or not at all.
+
+        Raises
+        ------
+        ConfigError
+            The value is something else, or a condition does not exist or is invalid.
+        """
+        return cls() if value is None else as_spec(cls, value, "filter")
 
     def __bool__(self) -> bool:
         return self != _EVERYTHING

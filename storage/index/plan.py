@@ -9,10 +9,11 @@ candidates to take. :mod:`storage.index.search` executes the plan.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from storage.display import Described
 from storage.errors import ConfigError
 from storage.geometry import Mask
 from storage.index.filter import Filter, may_match
@@ -87,8 +88,8 @@ class PassPlan:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchPlan:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class SearchPlan(Described):
     """How an index answers a search; also the message to a search node.
 
     Attributes
@@ -128,6 +129,16 @@ class SearchPlan:
     nprobe: int = 1
     rerank: int = 1
     passes: tuple[PassPlan, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """Return shards, rows, lists to probe, and the plan of each search node."""
+        return {
+            "hits of each query": self.k,
+            "shards": f"{len(self.shards):,} of {self.all_shards:,} can hold a match",
+            "rows": f"{self.rows:,} of {self.all_rows:,}",
+            "lists to probe": f"{self.nprobe:,}, requested {self.nprobe_requested:,}",
+            **{f"node {number}": str(work) for number, work in enumerate(self.passes)},
+        }
 
     def __str__(self) -> str:
         widened = self.nprobe > self.nprobe_requested

@@ -39,7 +39,7 @@ HIT_SCHEMA = pa.schema(
 )
 """The columns of :func:`hit_table`."""
 _NUMBERS = 2**31
-_TILE_KEY = re.compile(r"(.+)/(0|-?[1-9][0-9]{0,9})/(0|-?[1-9][0-9]{0,9})")
+TILE_KEY = re.compile(r"(.+)/(0|-?[1-9][0-9]{0,9})/(0|-?[1-9][0-9]{0,9})")
 
 
 def order_of(columns: Mapping[str, Any]) -> Int64:
@@ -242,7 +242,7 @@ class Sidecar:
     def _of_tiles(self, tiles: Sequence[str]) -> Mask:
         wanted: dict[str, list[tuple[int, int]]] = {}
         for tile in tiles:
-            key = _TILE_KEY.fullmatch(tile)
+            key = TILE_KEY.fullmatch(tile)
             if key is None:
                 raise ConfigError(f"filter: {tile!r} is not a tile key; give grid/column/row")
             numbers = int(key[2]), int(key[3])

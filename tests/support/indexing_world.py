@@ -8,7 +8,7 @@ import pytest
 
 import pipeline.indexing.driver as driver
 import pipeline.indexing.steps as steps
-import workflows.commands.common as common
+import workflows.stages as stages
 from storage.progress import Progress, ProgressSink, ignore
 
 
@@ -33,7 +33,7 @@ def patch_out_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (driver, steps):
         monkeypatch.setattr(module, "run_tasks", _run)
         monkeypatch.setattr(module, "threads_for", lambda _: 1)
-    for module in (driver, common):
+    for module in (driver, stages):
         monkeypatch.setattr(module, "ray_session", lambda *_: nullcontext())
 
 

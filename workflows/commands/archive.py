@@ -9,7 +9,6 @@ import click
 
 from workflows.commands.archive_options import (
     archive_option,
-    open_archive,
     snapshot_option,
 )
 from workflows.commands.common import Duration, Run, Verb, catalog_options, pass_run
@@ -31,7 +30,7 @@ def archive() -> None:
 @pass_run
 def info(run: Run, scenes: bool) -> None:
     """Show the content of an archive and its origin."""
-    opened = open_archive(run)
+    opened = run.open_archive()
     entries = opened.scenes()
     states = Counter(entry.state for entry in entries)
     spec = opened.spec
@@ -71,7 +70,7 @@ def audit(ctx: click.Context, run: Run) -> None:
     from storage.archive.audit import audit as compare
     from storage.catalog.read import read_scenes
 
-    opened = open_archive(run)
+    opened = run.open_archive()
     listing = read_scenes(run.catalog_spec(), opened.spec.bands)
     recorded = {entry.scene_id: entry.fingerprint for entry in opened.scenes()}
     listed = [(scene.id, scene.known_as(recorded.get(scene.id, ""))) for scene in listing.scenes]
@@ -113,7 +112,7 @@ def verify(ctx: click.Context, run: Run, mend: bool) -> None:
     if mend:
         _mend(run)
         return
-    opened = open_archive(run)
+    opened = run.open_archive()
     faults = check(opened)
     unsealed = [segment.id for segment in unsealed_segments(opened)]
     lines = faults or [f"{len(opened):,} rows in {len(opened.segments):,} segments: sound"]
@@ -161,7 +160,7 @@ def remember(run: Run) -> None:
     from storage.archive.maintenance import remember as note
     from storage.catalog.read import read_scenes
 
-    spec, opened = run.catalog_spec(), open_archive(run)
+    spec, opened = run.catalog_spec(), run.open_archive()
     scenes = read_scenes(spec, opened.spec.bands).scenes
     done = note(opened.location, spec.source, scenes)
     lines = {
@@ -198,7 +197,7 @@ def export(run: Run, kind: str, out: str) -> None:
     GeoParquet holds every row: footprint, time, scene, labels and vector. The STAC item (of the
     embeddings extension) says where, when and by which encoder, and links to the archive itself.
     """
-    opened = open_archive(run)
+    opened = run.open_archive()
     if kind == "stac":
         from storage.archive.stac import write_archive_item
 

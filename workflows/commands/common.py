@@ -8,11 +8,10 @@ import datetime as dt
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from operator import attrgetter
 from pathlib import Path
 from types import UnionType
 from typing import (
@@ -30,24 +29,12 @@ from typing import (
 import click
 from annotated_types import Le
 
-from pipeline.indexing.spec import IndexSpec
-from pipeline.ingest.spec import IngestSpec
-from pipeline.runtime.cluster import ray_session
-from storage.errors import ConfigError
 from storage.location import Location
-from storage.scene import CatalogSpec, Scene
 from storage.values import limits_in, printable
-from workflows.console import (
-    ProgressView,
-    configure_logging,
-    format_pairs,
-    silence_ray,
-    suppress_stderr,
-    write_json,
-)
+from workflows.console import configure_logging, format_pairs, write_json
 from workflows.exit_codes import Interrupted
-from workflows.recipe.schema import Recipe, key_at
-from workflows.recipe.sections import spec_from
+from workflows.recipe.schema import key_at
+from workflows.stages import Stages
 
 if TYPE_CHECKING:
     from workflows.recipe.load import LoadedRecipe
@@ -59,8 +46,8 @@ _COMMON = ("recipe", "set_", "json_", "verbose", "debug")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One run of a verb: its settings, and the ways to show progress and results.
+class Run(Stages):
+    """One run of a verb: the stages of its recipe, and the way to show results.
 
     ``stdout`` is for results only.
     """
@@ -84,106 +71,10 @@ class Run:
         ]
         return load_recipe(self.recipe_name, [*map(Override.parse, self.sets), *options])
 
-    @property
-    def recipe(self) -> Recipe:
-        """The effective recipe."""
-        return self.settings.recipe
-
-    def location(self, uri: str) -> Location:
-        """Return a place that the options of the recipe reach."""
-        return Location(uri, self.recipe.storage)
-
-    def need(self, key: str) -> Any:
-        """Return a value of the recipe that this verb cannot do without.
-
-        Raises
-        ------
-        ConfigError
-            Neither the recipe nor the command line gives the value.
-        """
-        value, source = attrgetter(key)(self.recipe), self.settings.source
-        if value is None:
-            option, _ = self.overrides.get(key, ("", None))
-            raise ConfigError(
-                f"{key} is not given{f' in {source}' if source else ''}: "
-                f"use {f'{option}, ' if option else ''}--set {key}=..., or a recipe that has it"
-            )
-        return value
-
-    def need_path(self, key: str) -> Location:
-        """Return a place that this verb reads.
-
-        Raises
-        ------
-        ConfigError
-            The place is not given, or is a local path that does not exist.
-        """
-        from workflows.recipe.errors import missing_path
-
-        place = Location.of(self.need(key))
-        if "://" not in place.uri and not (fixed := _before_pattern(place.uri)).exists():
-            raise ConfigError(f"{self.settings.where(key)}: {key}: {missing_path(fixed)}")
-        return place
-
-    def catalog_spec(self) -> CatalogSpec:
-        """Return the source of scenes.
-
-        Raises
-        ------
-        ConfigError
-            No source is given, or a local source does not exist.
-        """
-        source = self.need_path("catalog.source")
-        return spec_from(CatalogSpec, self.recipe.catalog, source=source)
-
-    def pictured_scenes(self, bands: Sequence[str]) -> tuple[Scene, ...] | None:
-        """Return the scenes to draw tiles from: those of the catalog, if one is given.
-
-        Returns
-        -------
-        None without a catalog: the scenes are those that the archive remembers.
-        """
-        if not self.recipe.catalog.source:
-            return None
-        from storage.catalog.read import read_scenes
-
-        return read_scenes(self.catalog_spec(), bands).scenes
-
-    def ingest_spec(self) -> IngestSpec:
-        """Return the scenes, encoder, archive and settings of an ingest."""
-        return spec_from(
-            IngestSpec,
-            self.recipe.ingest,
-            catalog=self.catalog_spec(),
-            encoder_uri=self.need_path("encoder.bundle"),
-            archive_uri=self.need("archive.uri"),
-            grid=self.recipe.grid,
-            rules=self.recipe.tiles,
-        )
-
-    def index_spec(self) -> IndexSpec:
-        """Return the settings of an index."""
-        return spec_from(IndexSpec, self.recipe.index)
-
-    def progress(self) -> ProgressView:
-        """Return a progress sink, to be used as a context manager."""
-        return ProgressView()
-
-    @contextmanager
-    def ray(self, needed: bool = True) -> Iterator[None]:
-        """Be connected to Ray inside the block."""
-        section = self.recipe.cluster
-        with ExitStack() as stack:
-            self.silence_ray()
-            if needed:
-                with nullcontext() if self.debug else suppress_stderr():
-                    stack.enter_context(ray_session(section.address, section.cpus))
-            yield
-
-    def silence_ray(self) -> None:
-        """Keep Ray's own notes off stderr, unless ``--debug`` is given."""
-        if not self.debug:
-            silence_ray()
+    def way_to_give(self, key: str) -> str:
+        """Return the options that give a value."""
+        option, _ = self.overrides.get(key, ("", None))
+        return f"use {f'{option}, ' if option else ''}--set {key}=..., or a recipe that has it"
 
     def show(self, data: Any, lines: Sequence[str] | Mapping[str, Any] | None = None) -> None:
         """Write the result to stdout: as JSON with ``--json``, else as lines for people."""
@@ -202,13 +93,6 @@ def reason_lines(title: str, reasons: Mapping[str, str], all_by: str = "--json")
     if len(reasons) > len(shown):
         lines["  ..."] = f"and {len(reasons) - len(shown):,} more; {all_by} names all"
     return lines
-
-
-def _before_pattern(path: str) -> Path:
-    """Return the folder in which a pattern begins; a path without one as it is."""
-    parts = Path(path).parts
-    marked = (n for n, part in enumerate(parts) if any(mark in part for mark in "*?["))
-    return Path(*parts[: next(marked, len(parts))])
 
 
 class Verb(click.Command):

@@ -1,19 +1,14 @@
 """`skysift composite`: cloud-free composites of a series, as scenes."""
 
-import os
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.composite.spec import CompositeSpec
 from workflows.commands.common import CommaList, Run, Verb, catalog_options, pass_run, recipe_option
 from workflows.exit_codes import EXIT_QUARANTINED
-from workflows.recipe.sections import spec_from
 
 if TYPE_CHECKING:
     from pipeline.composite.plan import CompositePlan, CompositeReport
-    from pipeline.runtime.dask import Scheduler
 
 
 @click.command(
@@ -42,26 +37,11 @@ def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
     clouds. With --bbox, composites end at the box. The same command makes only composites that
     are new or have other sources. Exit code 3 when something could not be read.
     """
-    from pipeline.composite.driver import make_composites
-    from pipeline.composite.plan import plan_composites
-
-    encoder = run.recipe.encoder
-    spec = spec_from(
-        CompositeSpec,
-        run.recipe.composite,
-        catalog=run.catalog_spec(),
-        output_uri=run.need("composite.output_uri"),
-        bands=run.recipe.composite.bands or encoder.bands,
-        grid=run.recipe.grid,
-    )
-    plan = plan_composites(spec)
     if dry_run:
+        plan = run.plan_composites()
         run.show(plan.summary(), _plan_lines(plan))
         return
-    on_ray = bool(run.recipe.cluster.address or os.environ.get("RAY_ADDRESS"))
-    with run.ray() if on_ray else nullcontext(), run.progress() as progress:
-        scheduler: Scheduler = "ray" if on_ray else "threads"
-        report = make_composites(plan, scheduler=scheduler, progress=progress)
+    report = run.make_composites()
     run.show(report, _report_lines(report))
     if report.failed or report.left_out:
         ctx.exit(EXIT_QUARANTINED)

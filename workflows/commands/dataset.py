@@ -1,11 +1,7 @@
 """`skysift dataset`: labelled datasets to train and evaluate with."""
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
 import click
 
-from storage.progress import ProgressSink
 from workflows.commands.common import (
     Run,
     Verb,
@@ -15,22 +11,6 @@ from workflows.commands.common import (
     recipe_option,
 )
 from workflows.exit_codes import EXIT_QUARANTINED
-
-if TYPE_CHECKING:
-    from storage.dataset import DatasetInfo
-
-    Imported = tuple[DatasetInfo, dict[str, str]]  # and the scenes left out, with their reasons
-
-
-# The recipe keys that each importer of images takes.
-_SETTINGS = {
-    "folder": ("table", "tile_px", "bands", "resolution_m", "split"),
-    "dlrsd": ("min_share", "tile_px", "split"),
-    "whdld": ("min_share", "tile_px", "split"),
-    "uc-merced": ("tile_px", "split"),
-    "ml-aid": ("tile_px", "split"),
-    "bigearthnet": ("bands", "tile_px"),
-}
 
 
 @click.group()
@@ -71,9 +51,7 @@ def import_(ctx: click.Context, run: Run) -> None:
     All sources but bigearthnet and scenes may be a .tar. Errors name the missing
     file. A scene that cannot be read is left out with its reason (exit code 3).
     """  # noqa: D301
-    by_name = _import_scenes if run.recipe.dataset.importer == "scenes" else _import_images
-    with run.progress() as progress:
-        found, left_out = by_name(run, progress)
+    found, left_out = run.import_dataset()
     run.show(
         {"dataset": run.need("dataset.uri"), "info": found, "left_out": left_out},
         {
@@ -87,54 +65,3 @@ def import_(ctx: click.Context, run: Run) -> None:
     )
     if left_out:
         ctx.exit(EXIT_QUARANTINED)
-
-
-def _import_images(run: Run, progress: ProgressSink) -> "Imported":
-    from pipeline.datasets.importers import importers
-
-    section = run.recipe.dataset
-    settings = {name: getattr(section, name) for name in _SETTINGS[section.importer]}
-    info = importers[section.importer](
-        run.need_path("dataset.source"),
-        run.need("dataset.uri"),
-        **settings,
-        progress=progress,
-    )
-    return info, {}
-
-
-def _import_scenes(run: Run, progress: ProgressSink) -> "Imported":
-    from pipeline.datasets.scenes import import_scenes
-    from storage.catalog.read import read_scenes
-    from storage.quarantine import none_readable
-    from workflows.labels import label_scenes
-
-    section = run.recipe.dataset
-    listing = read_scenes(run.catalog_spec(), section.bands)
-    rejected = {item.scene_id: item.reason for item in listing.distinct_rejected}
-    if not listing.scenes:
-        raise none_readable(rejected)
-    unreadable: dict[str, str] = {}
-    grid = replace(run.recipe.grid, tile_px=run.recipe.grid.tile_px or run.need("dataset.tile_px"))
-    labels = label_scenes(
-        listing.scenes,
-        grid,
-        run.need_path("dataset.landcover.href"),
-        run.need("dataset.landcover.classes"),
-        min_fraction=section.landcover.min_fraction,
-        left_out=unreadable,
-        progress=progress,
-    )
-    info = import_scenes(
-        listing.scenes,
-        grid,
-        labels,
-        run.need("dataset.uri"),
-        bands=section.bands,
-        rules=run.recipe.tiles,
-        split=run.recipe.dataset.split,
-        block_tiles=section.block_tiles,
-        left_out=unreadable,
-        progress=progress,
-    )
-    return info, rejected | unreadable

@@ -7,7 +7,6 @@ import click
 
 from workflows.commands.archive_options import (
     archive_option,
-    open_archive,
     snapshot_option,
 )
 from workflows.commands.common import Run, Verb, pass_run
@@ -49,7 +48,7 @@ def drift(run: Run, /, **options: Any) -> None:
 
     if sum(options[name] is not None for name in ("by", "split", "since_snapshot")) > 1:
         raise click.UsageError("give at most one of --by, --split and --since-snapshot")
-    archive = open_archive(run)
+    archive = run.open_archive()
     groups, names = _groups(archive, options)
     permutations = max(999, round(10 * len(names) / options["alpha"]))
     spec = DriftSpec(

@@ -8,7 +8,6 @@ import click
 
 from storage.errors import ConfigError, EncoderMismatchError
 from storage.progress import Progress
-from workflows.commands.archive_options import open_archive
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.console import format_table
 
@@ -46,7 +45,7 @@ def evaluate(run: Run, same_place: bool, archive_labels: bool) -> None:
 def _by_place(run: Run) -> None:
     from pipeline.analysis.evaluation import same_place_recall
 
-    archive = open_archive(run)
+    archive = run.open_archive()
     columns = archive.read_all(["embedding", "tile_key", "scene"])
     depths = run.recipe.evaluate.same_place_k
     found = same_place_recall(
@@ -73,7 +72,7 @@ def _archive_labels(run: Run) -> None:
 
     from pipeline.analysis.evaluation import evaluate_labels
 
-    archive = open_archive(run)
+    archive = run.open_archive()
     if not archive.spec.classes:
         raise ConfigError(
             f"archive {archive.uri} holds no labels; use --same-place, or --dataset with labels"

@@ -1,6 +1,5 @@
 """`skysift index build|update|compact`; maintenance of versions is in index_care."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,18 +41,11 @@ def index() -> None:
 @pass_run
 def build(run: Run, dry_run: bool) -> None:
     """Index the newest snapshot of an archive; nothing is done when that is there."""
-    from pipeline.indexing.driver import build_index, plan_build
-
-    archive = run.need_path("archive.uri")
-    target = run.need("index.uri")
-    spec = run.index_spec()
     if dry_run:
-        plan = plan_build(archive, spec)
-        run.show(plan, _prediction(plan, spec))
+        plan = run.plan_index()
+        run.show(plan, _prediction(plan, run.index_spec()))
         return
-    with run.ray(), run.progress() as progress:
-        manifest = build_index(archive, target, spec, progress=progress)
-    _show(run, target, manifest)
+    _show(run, run.build_index())
 
 
 @index.command("update", cls=Verb, example="skysift index update --index work/index")
@@ -61,9 +53,7 @@ def build(run: Run, dry_run: bool) -> None:
 @pass_run
 def update(run: Run) -> None:
     """Add an archive's new rows to its index and hide those that are gone."""
-    from pipeline.indexing.driver import update_index
-
-    _change(run, update_index)
+    _show(run, run.update_index())
 
 
 @index.command("compact", cls=Verb, example="skysift index compact --index work/index")
@@ -71,16 +61,7 @@ def update(run: Run) -> None:
 @pass_run
 def compact(run: Run) -> None:
     """Merge the small shards that updates left and drop deleted rows; answers stay the same."""
-    from pipeline.indexing.driver import compact_index
-
-    _change(run, compact_index)
-
-
-def _change(run: Run, change: "Callable[..., IndexManifest]") -> None:
-    target = run.need_path("index.uri")
-    with run.ray(), run.progress() as progress:
-        manifest = change(target, progress=progress)
-    _show(run, target, manifest)
+    _show(run, run.compact_index())
 
 
 for command in (list_, info, stats, verify, rollback, gc):
@@ -131,7 +112,8 @@ def _figures(estimate: "Estimate", rows: int) -> str:
     )
 
 
-def _show(run: Run, target: Location, manifest: "IndexManifest") -> None:
+def _show(run: Run, manifest: "IndexManifest") -> None:
+    target = Location.of(run.need("index.uri"))
     facts: dict[str, Any] = {
         "index": target.uri,
         "version": manifest.version,

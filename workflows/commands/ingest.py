@@ -1,14 +1,11 @@
 """`skysift ingest`: scenes into an archive."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.ingest.spec import IngestPlan, IngestSpec
-from pipeline.runtime.cluster import joins_cluster
-from storage.location import Location
+from pipeline.ingest.spec import IngestPlan
 from storage.progress import event_log
 from workflows.commands.common import (
     Run,
@@ -47,26 +44,16 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
     Scenes that the archive has are skipped, so the same command continues a stopped run and adds
     new scenes. A scene that cannot be read is set aside with its reason (exit code 3).
     """
-    from pipeline.ingest.cost import SAMPLE_SCENES
-    from pipeline.ingest.driver import ingest as carry_out
-
-    spec = run.ingest_spec()
     if dry_run:
-        plan, cost = _planned(run, spec)
+        plan, cost = run.plan_ingest()
         run.show({**plan.summary(), **cost.summary()}, _plan_lines(plan, cost))
         cost.require_room()
         return
-    with event_log(events) as log, ThreadPoolExecutor(1) as pool:
-        planning = pool.submit(_planned, run, spec, SAMPLE_SCENES)
-        local = _fits_locally(run, spec, planning)
-        with run.ray(needed=not local):  # starts while the thread plans
-            plan, cost = planning.result()
-            cost.require_room()
-            run.silence_ray()  # again: the plan imported more of it
-            with run.progress() as progress:
-                report = carry_out(plan, local=local, progress=progress, events=log)
+    with event_log(events) as log:
+        report = run.ingest(events=log)
+    archive = run.need("archive.uri")
     lines = {
-        "archive": str(spec.archive_uri),
+        "archive": str(archive),
         "snapshot": report.snapshot,
         "scenes embedded": report.embedded,
         "scenes empty": report.empty,
@@ -75,40 +62,9 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
         "tiles": report.rows,
         "seconds": round(report.seconds, 1),
     }
-    run.show({"archive": spec.archive_uri, "report": report}, lines)
+    run.show({"archive": archive, "report": report}, lines)
     if report.quarantined:
         ctx.exit(EXIT_QUARANTINED)
-
-
-def _planned(
-    run: Run, spec: IngestSpec, sample_scenes: int | None = None
-) -> "tuple[IngestPlan, IngestCost]":
-    from pipeline.ingest.cost import estimate_cost
-    from pipeline.ingest.driver import plan_ingest
-
-    plan = plan_ingest(spec)
-    with run.progress() as progress:
-        cost = estimate_cost(
-            plan,
-            sample_scenes=sample_scenes,
-            cpus=run.recipe.cluster.cpus,
-            on_cluster=joins_cluster(run.recipe.cluster.address),
-            progress=progress,
-        )
-    return plan, cost
-
-
-def _fits_locally(
-    run: Run, spec: IngestSpec, planning: "Future[tuple[IngestPlan, IngestCost]]"
-) -> bool:
-    """Tell whether a run is so small that it does without Ray; waits for local plans only."""
-    from pipeline.ingest.driver import LOCAL_TILES
-
-    source = Location.of(spec.catalog.source)
-    if not source.is_local or joins_cluster(run.recipe.cluster.address):
-        return False
-    _, cost = planning.result()
-    return cost.tiles <= LOCAL_TILES
 
 
 def _plan_lines(plan: IngestPlan, cost: "IngestCost") -> dict[str, Any]:

@@ -20,6 +20,7 @@ from workflows.console import format_table
 from workflows.recipe.document import read_text
 
 if TYPE_CHECKING:
+    from encoders.bundle import Encoder
     from pipeline.search.hits import Hits
     from pipeline.search.query import Query, QueryResolver
     from pipeline.search.searcher import Searcher
@@ -113,11 +114,13 @@ def examples(
     run: Run, searcher: "Searcher", options: dict[str, Any]
 ) -> tuple[list["Query"], list["Query"]]:
     """Return the queries of the positive and of the negative examples."""
-    from pipeline.search.query import QueryResolver
+    from pipeline.search.query import QueryResolver, load_archive_encoder
 
-    pictures = options["image"] or options["not_image"]
-    encoder = _encoder(run, searcher) if pictures else None
-    resolver = QueryResolver(searcher, encoder)
+    def load() -> "Encoder":
+        given = run.recipe.encoder.bundle and run.need_path("encoder.bundle")
+        return load_archive_encoder(searcher, given)
+
+    resolver = QueryResolver(searcher, load=load)
     positive = list(_named(resolver, options, ""))
     like = _like(options)
     if like:
@@ -139,22 +142,6 @@ def _named(resolver: "QueryResolver", options: dict[str, Any], prefix: str) -> I
         yield resolver.tile(key, options["scene"])
     for path in options[f"{prefix}vector"]:
         yield from _vectors(path)
-
-
-def _encoder(run: Run, searcher: "Searcher") -> Any:
-    from encoders.bundle import load_encoder
-    from storage.errors import NotFoundError
-
-    if run.recipe.encoder.bundle is not None:
-        return load_encoder(run.need_path("encoder.bundle"))
-    archive = searcher.archive
-    try:
-        return load_encoder(archive.encoder)
-    except NotFoundError as error:
-        raise NotFoundError(
-            f"the archive's encoder was {archive.spec.encoder_uri!r} ({error}); "
-            "give the bundle with --encoder"
-        ) from error
 
 
 def _vectors(path: str) -> Iterator["Query"]:
@@ -273,7 +260,7 @@ def _show_hits(
     from storage.index.pairs import in_words
 
     hits = answer(query)
-    table = hits.to_arrow()
+    table = hits.table()
     if out:
         write_hits(table, run.location(out))
     records = hit_records(table)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from storage.errors import NotFoundError
-from workflows.commands.archive_options import archive_option, open_archive, snapshot_option
+from workflows.commands.archive_options import archive_option, snapshot_option
 from workflows.commands.common import Run, Verb, catalog_options, pass_run
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def sheet(
 
     if sum(map(bool, (tiles, of_scene, hits))) > 1:
         raise click.UsageError("give at most one of --tile, --of-scene and --hits")
-    archive = open_archive(run)
+    archive = run.open_archive()
     chosen, source = _chosen(run, archive, tiles, of_scene, hits, count, seed)
     title = f"{len(chosen):,} of {source}  ·  {archive.uri}  ·  snapshot {archive.snapshot}"
     renderer = TileRenderer(archive, run.pictured_scenes(archive.spec.bands), preset, gamma)

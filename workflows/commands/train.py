@@ -2,9 +2,7 @@
 
 import click
 
-from pipeline.training.spec import TrainingSpec
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
-from workflows.recipe.sections import spec_from
 
 
 @click.command(
@@ -29,20 +27,7 @@ def train(run: Run, resume: bool) -> None:
 
     The output folder holds the best encoder (bundle/), history.csv and checkpoints.
     """
-    from pipeline.training.driver import train as run_training
-
-    dataset = run.need_path("dataset.uri")
-    output = run.need("training.output")
-    if (run.recipe.training.pretrained or "").startswith((".", "/")):
-        run.need_path("training.pretrained")
-    with run.ray(), run.progress() as progress:
-        result = run_training(
-            dataset,
-            spec_from(TrainingSpec, run.recipe.training),
-            output,
-            resume=resume,
-            progress=progress,
-        )
+    result = run.train(resume=resume)
     lines = {
         "bundle": result.bundle_uri,
         "fingerprint": result.fingerprint,

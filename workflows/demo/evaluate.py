@@ -92,7 +92,7 @@ def search_queries(archive: Archive, searcher: Searcher, rows: NDArray[np.int64]
     """
     queries = archive.read(rows, ["embedding", "tile_key", "scene", "bbox"])
     vectors = queries["embedding"].astype(np.float32)
-    table = searcher.search(vectors, k=_K).to_arrow().to_pandas()
+    table = searcher.search(vectors, k=_K).to_pandas()
     elsewhere = table[table["tile_key"] != queries["tile_key"][table["query"]]]
     answers = [elsewhere[elsewhere["query"] == number] for number in range(len(rows))]
     times_s = []

@@ -127,6 +127,11 @@ def tiles_of_rows(archive: Archive, rows: ArrayLike) -> list[SheetTile]:
     ]
 
 
+def tiles_of_table(hits: pa.Table) -> list[SheetTile]:
+    """Return the tiles of a table of hits in their order."""
+    return [_tile(record) for record in hits.to_pylist()]
+
+
 def rows_where(archive: Archive, column: str, values: Sequence[str]) -> NDArray[np.int64]:
     """Return the ids of the live rows whose ``column`` (scene or tile key) is among the values.
 

@@ -121,7 +121,7 @@ class IndexBackend:
             like=to_text(query.vector),
             hits=[
                 HitBody(tile=record.pop("tile_key"), **record)
-                for record in hit_records(hits.to_arrow())
+                for record in hit_records(hits.table())
             ],
         )
 

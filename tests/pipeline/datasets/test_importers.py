@@ -23,7 +23,7 @@ from storage.dataset import LabelledDataset
 from storage.errors import ConfigError, NotFoundError, SceneError
 from storage.raster.writer import write_geotiff
 from workflows.cli import cli
-from workflows.commands.dataset import _SETTINGS
+from workflows.stages import IMPORTER_KEYS
 
 import_dlrsd, import_whdld = importers["dlrsd"], importers["whdld"]
 import_uc_merced, import_ml_aid = importers["uc-merced"], importers["ml-aid"]
@@ -411,7 +411,7 @@ def test_masks_and_nodata_beside_a_geotiff_count(tmp_path: Path, packed: bool):
 def test_every_importer_is_a_word_of_the_command_line(
     dlrsd: Path, bigearthnet: Path, tmp_path: Path
 ):
-    assert {*_SETTINGS, "scenes"} == set(importers)
+    assert {*IMPORTER_KEYS, "scenes"} == set(importers)
     uc_merced = _uc_merced(tmp_path / "ucm", "LandUse_Multilabeled.txt")
     sources = {"dlrsd": dlrsd, "uc-merced": uc_merced, "bigearthnet": bigearthnet}
     for name, source in sources.items():

@@ -16,31 +16,12 @@ from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.dataset import LabelledDataset
 from storage.errors import ConfigError, NotFoundError
-from workflows.demo.run import DemoSpec, run_demo
+from tests.support.demo_world import SMALL, Stopped
+from workflows.demo.run import run_demo
 from workflows.report.rendering import TileRenderer
 from workflows.report.tile_images import archive_footprints, ledger_summary, tile_cards
 from workflows.service.app import create_app
 from workflows.service.backend import BackendConfig, IndexBackend
-
-SMALL = DemoSpec(seed=7, scene_px=512, scenes_per_zone=1, epochs=2, batch_size=32)
-
-
-class Stopped(Exception):
-    pass
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory, ray_session):
-    """A small demo that was stopped in the middle of the ingest and started again."""
-    folder = tmp_path_factory.mktemp("demo") / "demo"
-
-    def stop(report):
-        if report.stage == "ingest":
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        run_demo(folder, spec=SMALL, progress=stop)
-    return run_demo(folder, spec=SMALL)
 
 
 def test_a_stopped_demo_goes_on_where_it_was(demo):
@@ -177,7 +158,7 @@ def test_the_library_a_ray_task_the_command_line_and_http_give_the_same_answer(d
     assert in_task.scores.tolist() == hits.scores.tolist()
     expected = [
         (hit["tile_key"], hit["scene"], pytest.approx(hit["score"]))
-        for hit in hits.to_arrow().to_pylist()
+        for hit in hits.table().to_pylist()
     ]
     assert len(expected) == 10
     options = ["--tile", tile, "--scene", scene, "-k", "10", "--json"]

@@ -260,7 +260,7 @@ def test_sizes_dates_and_keys_of_yaml_become_those_of_the_specs(recipe_file):
 def test_a_section_gives_the_spec_with_the_defaults_of_the_spec():
     recipe = load_recipe().recipe
     assert spec_from(IndexSpec, recipe.index) == IndexSpec()
-    filled = {"catalog": None, "encoder_uri": "e", "archive_uri": "a"}
+    filled = {"catalog": "scenes", "encoder_uri": "e", "archive_uri": "a"}
     assert spec_from(IngestSpec, recipe.ingest, **filled) == IngestSpec(**filled)
 
 

@@ -1,0 +1,137 @@
+"""Skysift in Python: ``import skysift``. The names are imported when they are first used.
+
+    index = skysift.open("work/index")
+    index.like(lonlat=(103.75, 17.92)).where(since="2024-01-01").top(20)
+
+Nothing is defined here: each name lives in one of the packages :mod:`storage`, :mod:`encoders`,
+:mod:`pipeline` and :mod:`workflows`.
+"""
+
+from typing import TYPE_CHECKING
+
+from storage.lazy import public_names
+
+if TYPE_CHECKING:
+    from encoders.bundle import Encoder, save_bundle
+    from encoders.losses import build_loss
+    from encoders.losses.statistics import LabelStatistics
+    from encoders.metrics import retrieval_metrics
+    from pipeline.indexing.driver import build_index, update_index
+    from pipeline.indexing.spec import IndexSpec
+    from pipeline.ingest.driver import ingest, plan_ingest
+    from pipeline.ingest.spec import IngestSpec
+    from pipeline.search.hits import Hits
+    from pipeline.search.query import Query
+    from pipeline.search.question import Question
+    from pipeline.search.searcher import Searcher
+    from pipeline.tiles.spec import GridSpec, TileRules
+    from storage.archive.reader import Archive
+    from storage.dataset import LabelledDataset
+    from storage.errors import (
+        ArchiveConflictError,
+        CatalogError,
+        ConfigError,
+        CorruptIndexError,
+        EncoderMismatchError,
+        GridError,
+        NotFoundError,
+        SceneError,
+        SearchUnavailableError,
+        SkysiftError,
+    )
+    from storage.index.filter import Filter
+    from storage.location import Location, StorageOptions
+    from storage.scene import BandMapping, CatalogSpec, MaskMapping, SceneQuery
+    from workflows.notebook.index import Index, open  # noqa: A004
+    from workflows.notebook.recipe import Recipe
+
+__all__ = [
+    "Archive",
+    "ArchiveConflictError",
+    "BandMapping",
+    "CatalogError",
+    "CatalogSpec",
+    "ConfigError",
+    "CorruptIndexError",
+    "Encoder",
+    "EncoderMismatchError",
+    "Filter",
+    "GridError",
+    "GridSpec",
+    "Hits",
+    "Index",
+    "IndexSpec",
+    "IngestSpec",
+    "LabelStatistics",
+    "LabelledDataset",
+    "Location",
+    "MaskMapping",
+    "NotFoundError",
+    "Query",
+    "Question",
+    "Recipe",
+    "SceneError",
+    "SceneQuery",
+    "SearchUnavailableError",
+    "Searcher",
+    "SkysiftError",
+    "StorageOptions",
+    "TileRules",
+    "build_index",
+    "build_loss",
+    "ingest",
+    "open",
+    "plan_ingest",
+    "retrieval_metrics",
+    "save_bundle",
+    "update_index",
+]
+
+__getattr__ = public_names(
+    __name__,
+    {
+        "Archive": "storage.archive.reader",
+        "ArchiveConflictError": "storage.errors",
+        "BandMapping": "storage.scene",
+        "CatalogError": "storage.errors",
+        "CatalogSpec": "storage.scene",
+        "ConfigError": "storage.errors",
+        "CorruptIndexError": "storage.errors",
+        "Encoder": "encoders.bundle",
+        "EncoderMismatchError": "storage.errors",
+        "Filter": "storage.index.filter",
+        "GridError": "storage.errors",
+        "GridSpec": "pipeline.tiles.spec",
+        "Hits": "pipeline.search.hits",
+        "Index": "workflows.notebook.index",
+        "IndexSpec": "pipeline.indexing.spec",
+        "IngestSpec": "pipeline.ingest.spec",
+        "LabelStatistics": "encoders.losses.statistics",
+        "LabelledDataset": "storage.dataset",
+        "Location": "storage.location",
+        "MaskMapping": "storage.scene",
+        "NotFoundError": "storage.errors",
+        "Query": "pipeline.search.query",
+        "Question": "pipeline.search.question",
+        "Recipe": "workflows.notebook.recipe",
+        "SceneError": "storage.errors",
+        "SceneQuery": "storage.scene",
+        "SearchUnavailableError": "storage.errors",
+        "Searcher": "pipeline.search.searcher",
+        "SkysiftError": "storage.errors",
+        "StorageOptions": "storage.location",
+        "TileRules": "pipeline.tiles.spec",
+        "build_index": "pipeline.indexing.driver",
+        "build_loss": "encoders.losses",
+        "ingest": "pipeline.ingest.driver",
+        "open": "workflows.notebook.index",
+        "plan_ingest": "pipeline.ingest.driver",
+        "retrieval_metrics": "encoders.metrics",
+        "save_bundle": "encoders.bundle",
+        "update_index": "pipeline.indexing.driver",
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,513 @@
+"""The stages of a recipe, each a method: what the command line and Python carry out alike.
+
+A stage takes its inputs from the recipe, shows its progress, connects to Ray where it has to, and
+returns its report. The verbs in :mod:`workflows.commands` print the reports;
+:class:`workflows.notebook.recipe.Recipe` returns them.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from encoders.spec import EncoderSpec
+from pipeline.composite.spec import CompositeSpec
+from pipeline.indexing.spec import IndexSpec
+from pipeline.ingest.spec import IngestPlan, IngestReport, IngestSpec
+from pipeline.runtime.cluster import joins_cluster, ray_session
+from pipeline.training.spec import TrainingSpec
+from storage.errors import ConfigError
+from storage.location import Location
+from storage.progress import EventSink, ProgressSink, ignore
+from storage.scene import CatalogSpec, Scene
+from workflows.console import ProgressView, silence_ray, suppress_stderr
+from workflows.recipe.schema import Recipe
+from workflows.recipe.sections import spec_from
+
+if TYPE_CHECKING:
+    from pipeline.composite.plan import CompositePlan, CompositeReport
+    from pipeline.indexing.plan import IndexPlan
+    from pipeline.ingest.cost import IngestCost
+    from pipeline.runtime.dask import Scheduler
+    from pipeline.training.spec import TrainingResult
+    from storage.archive.reader import Archive
+    from storage.dataset import DatasetInfo
+    from storage.index.manifest import IndexManifest
+    from workflows.recipe.load import LoadedRecipe
+
+IMPORTER_KEYS = {
+    "folder": ("table", "tile_px", "bands", "resolution_m", "split"),
+    "dlrsd": ("min_share", "tile_px", "split"),
+    "whdld": ("min_share", "tile_px", "split"),
+    "uc-merced": ("tile_px", "split"),
+    "ml-aid": ("tile_px", "split"),
+    "bigearthnet": ("bands", "tile_px"),
+}
+"""The recipe keys that each importer of images takes."""
+
+
+class MadeEncoder(NamedTuple):
+    """The fingerprint of a new bundle, and why scenes are missing from its statistics."""
+
+    fingerprint: str
+    left_out: dict[str, str]
+
+
+class ImportedDataset(NamedTuple):
+    """A new dataset, and why scenes are missing from it."""
+
+    info: "DatasetInfo"
+    left_out: dict[str, str]
+
+
+class Stages:
+    """A recipe and the ways to carry out its stages.
+
+    Attributes
+    ----------
+    debug
+        Whether Ray's own messages are shown.
+    """
+
+    debug: bool = False
+
+    @property
+    def settings(self) -> "LoadedRecipe":
+        """The recipe with the places where its values were written."""
+        raise NotImplementedError
+
+    @property
+    def recipe(self) -> Recipe:
+        """The effective values."""
+        return self.settings.recipe
+
+    # ------------------------------------------------------------ inputs
+
+    def location(self, uri: str) -> Location:
+        """Return a place that the options of the recipe reach."""
+        return Location(uri, self.recipe.storage)
+
+    def need(self, key: str) -> Any:
+        """Return a value of the recipe that a stage cannot do without.
+
+        Raises
+        ------
+        ConfigError
+            The value is not given.
+        """
+        value, source = attrgetter(key)(self.recipe), self.settings.source
+        if value is None:
+            raise ConfigError(
+                f"{key} is not given{f' in {source}' if source else ''}: {self.way_to_give(key)}"
+            )
+        return value
+
+    def way_to_give(self, key: str) -> str:
+        """Return how a value that is missing can be given, for messages."""
+        raise NotImplementedError
+
+    def need_path(self, key: str) -> Location:
+        """Return a place that a stage reads.
+
+        Raises
+        ------
+        ConfigError
+            The place is not given, or is a local path that does not exist.
+        """
+        from workflows.recipe.errors import missing_path
+
+        place = Location.of(self.need(key))
+        if "://" not in place.uri and not (fixed := _before_pattern(place.uri)).exists():
+            raise ConfigError(f"{self.settings.where(key)}: {key}: {missing_path(fixed)}")
+        return place
+
+    def catalog_spec(self) -> CatalogSpec:
+        """Return the source of scenes.
+
+        Raises
+        ------
+        ConfigError
+            No source is given, or a local source does not exist.
+        """
+        source = self.need_path("catalog.source")
+        return spec_from(CatalogSpec, self.recipe.catalog, source=source)
+
+    def pictured_scenes(self, bands: Sequence[str]) -> tuple[Scene, ...] | None:
+        """Return the scenes to draw tiles from: those of the catalog, if one is given.
+
+        Returns
+        -------
+        None without a catalog: the scenes are those that the archive remembers.
+        """
+        if not self.recipe.catalog.source:
+            return None
+        from storage.catalog.read import read_scenes
+
+        return read_scenes(self.catalog_spec(), bands).scenes
+
+    def ingest_spec(self) -> IngestSpec:
+        """Return the scenes, encoder, archive and settings of an ingest."""
+        return spec_from(
+            IngestSpec,
+            self.recipe.ingest,
+            catalog=self.catalog_spec(),
+            encoder_uri=self.need_path("encoder.bundle"),
+            archive_uri=self.need("archive.uri"),
+            grid=self.recipe.grid,
+            rules=self.recipe.tiles,
+        )
+
+    def open_archive(self) -> "Archive":
+        """Open the archive at the snapshot or tag of the recipe, else at the newest.
+
+        Raises
+        ------
+        ConfigError, NotFoundError
+            No archive is given, or there is none.
+        """
+        from storage.archive.maintenance import resolve_snapshot
+        from storage.archive.reader import Archive
+
+        uri, name = self.need_path("archive.uri"), self.recipe.archive.snapshot
+        return Archive.open(uri, name and resolve_snapshot(uri, name))
+
+    def index_spec(self) -> IndexSpec:
+        """Return the settings of an index."""
+        return spec_from(IndexSpec, self.recipe.index)
+
+    # ------------------------------------------------------------ surroundings
+
+    def progress(self) -> ProgressView:
+        """Return a progress sink, to be used as a context manager."""
+        return ProgressView()
+
+    @contextmanager
+    def ray(self, needed: bool = True) -> Iterator[None]:
+        """Be connected to Ray inside the block."""
+        section = self.recipe.cluster
+        with ExitStack() as stack:
+            self.silence_ray()
+            if needed:
+                with nullcontext() if self.debug else suppress_stderr():
+                    stack.enter_context(ray_session(section.address, section.cpus))
+            yield
+
+    def silence_ray(self) -> None:
+        """Keep Ray's own notes off stderr, unless messages are debugged."""
+        if not self.debug:
+            silence_ray()
+
+    # ------------------------------------------------------------ scenes to vectors
+
+    def plan_ingest(self, sample_scenes: int | None = None) -> "tuple[IngestPlan, IngestCost]":
+        """Return the plan of :meth:`ingest` and its costs; nothing is written.
+
+        Parameters
+        ----------
+        sample_scenes
+            Open at most this number of scenes to estimate the costs; None for all.
+
+        Raises
+        ------
+        ConfigError, CatalogError, NotFoundError, EncoderMismatchError
+            As :func:`pipeline.ingest.driver.plan_ingest`.
+        """
+        return self._planned_ingest(self.ingest_spec(), sample_scenes)
+
+    def ingest(self, *, events: EventSink = ignore) -> IngestReport:
+        """Tile and embed the scenes that the archive lacks, exactly once.
+
+        A small run of a local catalog works in this process, others on Ray. A stopped run continues
+        where the last commit ended.
+
+        Parameters
+        ----------
+        events
+            Gets an event for each scene and commit.
+
+        Raises
+        ------
+        ConfigError, CatalogError, NotFoundError, EncoderMismatchError, ArchiveConflictError
+            As :func:`pipeline.ingest.driver.ingest`.
+        """
+        from pipeline.ingest.cost import SAMPLE_SCENES
+        from pipeline.ingest.driver import ingest
+
+        spec = self.ingest_spec()
+        with ThreadPoolExecutor(1) as pool:
+            planning = pool.submit(self._planned_ingest, spec, SAMPLE_SCENES)
+            local = self._fits_locally(spec, planning)
+            with self.ray(needed=not local):  # starts while the thread plans
+                plan, cost = planning.result()
+                cost.require_room()
+                self.silence_ray()  # again: the plan imported more of it
+                with self.progress() as progress:
+                    return ingest(plan, local=local, progress=progress, events=events)
+
+    def _planned_ingest(
+        self, spec: IngestSpec, sample_scenes: int | None
+    ) -> "tuple[IngestPlan, IngestCost]":
+        from pipeline.ingest.cost import estimate_cost
+        from pipeline.ingest.driver import plan_ingest
+
+        plan = plan_ingest(spec)
+        with self.progress() as progress:
+            cost = estimate_cost(
+                plan,
+                sample_scenes=sample_scenes,
+                cpus=self.recipe.cluster.cpus,
+                on_cluster=joins_cluster(self.recipe.cluster.address),
+                progress=progress,
+            )
+        return plan, cost
+
+    def _fits_locally(
+        self, spec: IngestSpec, planning: "Future[tuple[IngestPlan, IngestCost]]"
+    ) -> bool:
+        """Tell whether a run is so small that it does without Ray; waits for local plans only."""
+        from pipeline.ingest.driver import LOCAL_TILES
+
+        source = Location.of(spec.catalog.source)
+        if not source.is_local or joins_cluster(self.recipe.cluster.address):
+            return False
+        _, cost = planning.result()
+        return cost.tiles <= LOCAL_TILES
+
+    def plan_composites(self) -> "CompositePlan":
+        """Return the composites that :meth:`make_composites` would make.
+
+        Raises
+        ------
+        ConfigError, CatalogError
+            As :func:`pipeline.composite.plan.plan_composites`.
+        """
+        from pipeline.composite.plan import plan_composites
+
+        section = self.recipe.composite
+        spec = spec_from(
+            CompositeSpec,
+            section,
+            catalog=self.catalog_spec(),
+            output_uri=self.need("composite.output_uri"),
+            bands=section.bands or self.recipe.encoder.bands,
+            grid=self.recipe.grid,
+        )
+        return plan_composites(spec)
+
+    def make_composites(self) -> "CompositeReport":
+        """Write the median of the clear pixels of each period, as scenes.
+
+        Raises
+        ------
+        ConfigError, CatalogError
+            As :meth:`plan_composites`.
+        """
+        from pipeline.composite.driver import make_composites
+
+        plan = self.plan_composites()
+        on_ray = bool(self.recipe.cluster.address or os.environ.get("RAY_ADDRESS"))
+        with self.ray() if on_ray else nullcontext(), self.progress() as progress:
+            scheduler: Scheduler = "ray" if on_ray else "threads"
+            return make_composites(plan, scheduler=scheduler, progress=progress)
+
+    # ------------------------------------------------------------ vectors to an index
+
+    def plan_index(self) -> "IndexPlan":
+        """Return the plan of :meth:`build_index`; nothing is written.
+
+        Raises
+        ------
+        ConfigError, NotFoundError
+            As :func:`pipeline.indexing.driver.plan_build`.
+        """
+        from pipeline.indexing.driver import plan_build
+
+        return plan_build(self.need_path("archive.uri"), self.index_spec())
+
+    def build_index(self) -> "IndexManifest":
+        """Index the newest snapshot of the archive; nothing is done when that is there.
+
+        Raises
+        ------
+        ConfigError, NotFoundError
+            As :func:`pipeline.indexing.driver.build_index`.
+        """
+        from pipeline.indexing.driver import build_index
+
+        archive, target, spec = (
+            self.need_path("archive.uri"),
+            self.need("index.uri"),
+            self.index_spec(),
+        )
+        with self.ray(), self.progress() as progress:
+            return build_index(archive, target, spec, progress=progress)
+
+    def update_index(self) -> "IndexManifest":
+        """Add the archive's new rows to the index and hide those that are gone.
+
+        Raises
+        ------
+        NotFoundError, ArchiveConflictError
+            As :func:`pipeline.indexing.driver.update_index`.
+        """
+        from pipeline.indexing.driver import update_index
+
+        with self.ray(), self.progress() as progress:
+            return update_index(self.need_path("index.uri"), progress=progress)
+
+    def compact_index(self) -> "IndexManifest":
+        """Merge the small shards that updates left and drop deleted rows; answers stay the same.
+
+        Raises
+        ------
+        NotFoundError, ArchiveConflictError
+            As :func:`pipeline.indexing.driver.compact_index`.
+        """
+        from pipeline.indexing.driver import compact_index
+
+        with self.ray(), self.progress() as progress:
+            return compact_index(self.need_path("index.uri"), progress=progress)
+
+    # ------------------------------------------------------------ datasets and encoders
+
+    def import_dataset(self) -> ImportedDataset:
+        """Import a labelled dataset; an existing one from the same source is kept.
+
+        Raises
+        ------
+        ConfigError, NotFoundError, CatalogError
+            The source is not of the importer's layout, or cannot be read.
+        """
+        with self.progress() as progress:
+            if self.recipe.dataset.importer == "scenes":
+                return self._import_scenes(progress)
+            return self._import_images(progress)
+
+    def _import_images(self, progress: ProgressSink) -> ImportedDataset:
+        from pipeline.datasets.importers import importers
+
+        section = self.recipe.dataset
+        settings = {name: getattr(section, name) for name in IMPORTER_KEYS[section.importer]}
+        info = importers[section.importer](
+            self.need_path("dataset.source"),
+            self.need("dataset.uri"),
+            **settings,
+            progress=progress,
+        )
+        return ImportedDataset(info, {})
+
+    def _import_scenes(self, progress: ProgressSink) -> ImportedDataset:
+        from pipeline.datasets.scenes import import_scenes
+        from storage.catalog.read import read_scenes
+        from storage.quarantine import none_readable
+        from workflows.labels import label_scenes
+
+        section = self.recipe.dataset
+        listing = read_scenes(self.catalog_spec(), section.bands)
+        rejected = {item.scene_id: item.reason for item in listing.distinct_rejected}
+        if not listing.scenes:
+            raise none_readable(rejected)
+        unreadable: dict[str, str] = {}
+        tile_px = self.recipe.grid.tile_px or self.need("dataset.tile_px")
+        grid = replace(self.recipe.grid, tile_px=tile_px)
+        labels = label_scenes(
+            listing.scenes,
+            grid,
+            self.need_path("dataset.landcover.href"),
+            self.need("dataset.landcover.classes"),
+            min_fraction=section.landcover.min_fraction,
+            left_out=unreadable,
+            progress=progress,
+        )
+        info = import_scenes(
+            listing.scenes,
+            grid,
+            labels,
+            self.need("dataset.uri"),
+            bands=section.bands,
+            rules=self.recipe.tiles,
+            split=section.split,
+            block_tiles=section.block_tiles,
+            left_out=unreadable,
+            progress=progress,
+        )
+        return ImportedDataset(info, rejected | unreadable)
+
+    def make_encoder(self) -> MadeEncoder:
+        """Write an encoder bundle without training it.
+
+        The statistics of the bands are those of the recipe, else of the labelled dataset, else they
+        are computed over the scenes of the catalog.
+
+        Raises
+        ------
+        ConfigError, CatalogError, NotFoundError
+            The network cannot be built, or the statistics not computed.
+        """
+        from encoders.bundle import new_encoder, require_distinct_vectors, save_bundle
+
+        target = self.need("encoder.bundle")
+        section = self.recipe.encoder
+        if section.pretrained is not None:
+            self.need_path("encoder.pretrained")
+        spec, left_out = self._encoder_spec()
+        untrained = new_encoder(spec, pretrained=section.pretrained, seed=section.seed)
+        require_distinct_vectors(untrained)
+        return MadeEncoder(save_bundle(untrained, target), left_out)
+
+    def _encoder_spec(self) -> tuple[EncoderSpec, dict[str, str]]:
+        """Return the spec of a new encoder, and why scenes are missing from its statistics."""
+        from pipeline.analysis.statistics import band_statistics
+        from storage.catalog.read import read_scenes
+        from storage.dataset import read_info
+        from storage.quarantine import none_readable
+
+        section = self.recipe.encoder
+        if section.band_mean is not None and section.band_std is not None:
+            return spec_from(EncoderSpec, section), {}
+        if self.recipe.dataset.uri is not None:
+            info = read_info(self.recipe.dataset.uri)
+            names = ("band_mean", "band_std", "bands", "tile_px", "classes")
+            found = {name: getattr(info, name) for name in names}
+            return spec_from(EncoderSpec, section, **found), {}
+        listing = read_scenes(self.catalog_spec(), section.bands)
+        rejected = {item.scene_id: item.reason for item in listing.distinct_rejected}
+        if not listing.scenes:
+            raise none_readable(rejected)
+        with self.progress() as progress:
+            statistics = band_statistics(listing.scenes, progress=progress)
+        spec = spec_from(EncoderSpec, section, band_mean=statistics.mean, band_std=statistics.std)
+        return spec, {**rejected, **statistics.skipped}
+
+    def train(self, *, resume: bool = False) -> "TrainingResult":
+        """Train an encoder on the labelled dataset; a stopped run continues.
+
+        Parameters
+        ----------
+        resume
+            Go on although settings changed, where that works.
+
+        Raises
+        ------
+        ConfigError, NotFoundError
+            As :func:`pipeline.training.driver.train`.
+        """
+        from pipeline.training.driver import train
+
+        dataset, output = self.need_path("dataset.uri"), self.need("training.output")
+        if (self.recipe.training.pretrained or "").startswith((".", "/")):
+            self.need_path("training.pretrained")
+        spec = spec_from(TrainingSpec, self.recipe.training)
+        with self.ray(), self.progress() as progress:
+            return train(dataset, spec, output, resume=resume, progress=progress)
+
+
+def _before_pattern(path: str) -> Path:
+    """Return the folder in which a pattern begins; a path without one as it is."""
+    parts = Path(path).parts
+    marked = (n for n, part in enumerate(parts) if any(mark in part for mark in "*?["))
+    return Path(*parts[: next(marked, len(parts))])
