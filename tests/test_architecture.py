@@ -64,7 +64,7 @@ HOMES = {
         "pipeline/composite/stack.py",
         "pipeline/datasets/scenes.py",
         "pipeline/tiles/grid.py",
-        "storage/formats.py",
+        "storage/outlines.py",
         "workflows/demo/world.py",
     ),
     "pystac": within("storage/catalog", "stac stac_write"),
@@ -83,7 +83,7 @@ HOMES = {
     "s3fs": (),  # fsspec finds it by the scheme
     "shapely": (
         "storage/formats.py",
-        "storage/geometry.py",
+        *within("storage", "geometry outlines"),
     ),
     "torch": (
         *within("encoders", "augment batch_norm bundle gather loop projection ranking"),

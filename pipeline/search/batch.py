@@ -35,7 +35,7 @@ def search_many(
     Returns
     -------
     Iterator
-        Tables of ``query`` (number of the query, from 0), ``asked`` (its label), ``rank`` from 0,
+        Tables of ``query`` (number of the query, from 0), ``asked`` (its label), ``rank`` from 1,
         then the other columns of :meth:`pipeline.search.hits.Hits.to_arrow`.
     """
     size = max(min(BLOCK_HITS // k, _MOST_QUERIES), 1)

@@ -1,6 +1,6 @@
 """The answer to a search, and how partial answers are merged."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from storage.formats import located
 from storage.geometry import Mask
 from storage.index.pairs import ORDINARY, Float64, PairScores
 from storage.index.ranking import Float32, Int64, best_in_order
 from storage.index.search import SearchResult
 from storage.index.sidecar import Columns, hit_table, row_keys
+from storage.outlines import tile_outlines
 
 ReadColumns = Callable[[Int64], Columns]
 """Reads the columns of the rows at places (m,), in their order."""
@@ -46,6 +48,8 @@ class Hits:
         Numbers of the queries of a search by score that more rows reach than the limit.
     pairs
         The scores between random rows of the archive; None in an index of before.
+    grids
+        The tile grids of the archive, which give tiles their footprints.
     """
 
     scores: Float32
@@ -58,6 +62,7 @@ class Hits:
     classes: tuple[str, ...]
     truncated: tuple[int, ...] = ()
     pairs: PairScores | None = None
+    grids: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     read_columns: ReadColumns = field(repr=False, compare=False)
 
     @cached_property
@@ -91,16 +96,19 @@ class Hits:
         return tuple(np.flatnonzero((shares < ORDINARY) & shown).tolist())
 
     def to_arrow(self) -> pa.Table:
-        """Return one row a hit: query, rank, score, closer_than, row, tile_key, scene, ... labels.
+        """Return one row a hit: ``query`` (from 0) and :data:`storage.formats.HIT_COLUMNS`.
 
-        ``closer_than`` is the share of random pairs of rows with a lower score; null in the hits of
-        an index of before.
+        ``rank`` counts from 1. ``closer_than`` is the share of random pairs of rows with a lower
+        score; null in the hits of an index of before. ``geometry`` is the footprint of the tile
+        (WKB, WGS84 degrees), ``bbox`` the box around it.
         """
         query, rank = np.nonzero(self.rows >= 0)
-        table = hit_table(self.columns, self.classes)
+        columns = self.columns
+        shapes = tile_outlines(self.grids, columns["grid"], columns["tile"], columns["bbox"])
+        table = located(hit_table(columns, self.classes), shapes)
         heads: list[tuple[str, npt.NDArray[Any]]] = [
             ("query", query.astype(np.int32)),
-            ("rank", rank.astype(np.int32)),
+            ("rank", (rank + 1).astype(np.int32)),
             ("score", self.scores[query, rank]),
         ]
         shares = self.closer_than

@@ -5,8 +5,9 @@ message for all of its shards, merges the answers by (score, tile key, scene id)
 snapshot of the answer and the share of the shards that answered.
 """
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 from pipeline.search.distinct import DISTINCT, answer_places
 from pipeline.search.fleet import ActorPool, PartialResult, require_ray
 from pipeline.search.hits import Hits, merge, together
-from storage.errors import ConfigError, SearchUnavailableError
+from storage.errors import ConfigError, NotFoundError, SearchUnavailableError
 from storage.index.filter import Filter
 from storage.index.manifest import IndexManifest, read_manifest, shard_name
 from storage.index.plan import SearchPlan, plan_search
@@ -31,6 +32,8 @@ from storage.location import Location
 if TYPE_CHECKING:
     from pipeline.search.query import Query
     from storage.archive.reader import Archive
+
+logger = logging.getLogger(__name__)
 
 _RECOVERY_POLL_S = 0.1
 _CACHED_PLANS = 64
@@ -360,6 +363,22 @@ class Searcher:
 
         return Archive.open(self.index.at(self.manifest.archive_uri), self.manifest.snapshot)
 
+    @cached_property
+    def grids(self) -> Mapping[str, Mapping[str, Any]]:
+        """The plain description of each tile grid by its id; an old index asks its archive."""
+        if self.manifest.grids:
+            return self.manifest.grids
+        try:
+            return self.archive.ledger.grids
+        except NotFoundError as error:
+            logger.warning(
+                "index %s does not describe its tile grids and its archive is not there (%s): "
+                "footprints are the boxes of tiles; run `skysift index update`",
+                self.index,
+                error,
+            )
+            return {}
+
     def stop(self) -> None:
         """End the search actors of this version, for all clients; a local searcher has none."""
         if isinstance(self._backend, ActorPool):
@@ -383,6 +402,7 @@ class Searcher:
             version=self.manifest.version,
             classes=self.manifest.classes,
             pairs=self.manifest.pairs,
+            grids=self.grids,
             read_columns=self._columns,
         )
 

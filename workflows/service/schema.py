@@ -20,6 +20,10 @@ Bounds = Annotated[
     Field(min_length=4, max_length=4, description="West, south, east, north in WGS84 degrees."),
 ]
 
+Geometry = Annotated[
+    dict[str, Any], Field(description="The footprint: a GeoJSON geometry in WGS84 degrees.")
+]
+
 QUERIES = ("vector", "lonlat", "tile", "box", "image_base64")
 MAX_EXAMPLES = 64
 _TILE = "epsg32648-10-64/4/7"
@@ -139,12 +143,13 @@ class HitBody(_Message):
         "0.9999. None where the index does not know; `skysift index update` adds it.",
     )
     row: int = Field(description="The row's id in the archive.")
-    tile: str
+    tile_key: str
     scene: str
     datetime: dt.datetime
-    bbox: Bounds
     cloud_fraction: float
     labels: list[str]
+    bbox: Bounds
+    geometry: Geometry
     dates: list[DateBody] = Field(
         [], description="With `distinct`: the acquisitions of the place, most alike first."
     )
@@ -186,6 +191,7 @@ class TileAnswer(_Message):
     version: str
     tile: str
     bbox: Bounds
+    geometry: Geometry
     acquisitions: list[AcquisitionBody]
 
 
@@ -234,7 +240,10 @@ class ScoresQuery(_Message):
 
 
 class SceneBody(_Message):
-    """The state of a scene; its box encloses its tiles and is None without tiles."""
+    """The state of a scene.
+
+    Its geometry is the hull of its tiles and its box encloses them; both are None without tiles.
+    """
 
     scene: str
     state: SceneState
@@ -242,6 +251,7 @@ class SceneBody(_Message):
     rows: int
     datetime: dt.datetime | None
     bbox: Bounds | None = None
+    geometry: Geometry | None = None
 
 
 class ScenesAnswer(_Message):
