@@ -36,7 +36,7 @@ HOMES = {
         *within("pipeline/composite", "driver stack"),
     ),
     "faiss": within("storage/index", "gpu pilot quantizer shard"),
-    "fastapi": within("workflows/service", "app deploy errors guard negotiation uploads"),
+    "fastapi": within("workflows/service", "app deploy errors features guard negotiation uploads"),
     "fsspec": ("storage/location.py",),
     "geopandas": (),  # for tests and notebooks
     "icechunk": (

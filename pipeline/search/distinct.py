@@ -37,7 +37,8 @@ class PlaceHits(Hits):
     """Hits of different places; ``dates`` has a row for each acquisition of each place.
 
     Its columns are the query and the rank of the place (both from 0), ``score``, ``row``,
-    ``scene``, ``datetime`` and ``cloud_fraction``, ordered by query, rank, score (highest first) and scene.
+    ``scene``, ``datetime`` and ``cloud_fraction``, ordered by query, rank, score (highest first)
+    and scene.
     """
 
     dates: pa.Table

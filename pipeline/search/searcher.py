@@ -22,7 +22,7 @@ from pipeline.search.fleet import ActorPool, PartialResult, require_ray
 from pipeline.search.hits import Hits, merge, together
 from storage.errors import ConfigError, NotFoundError, SearchUnavailableError
 from storage.index.filter import Filter
-from storage.index.manifest import IndexManifest, read_manifest, shard_name
+from storage.index.manifest import IndexManifest, read_manifest, shard_name, shard_number
 from storage.index.plan import SearchPlan, plan_search
 from storage.index.ranking import Float32, Float64, Int64, canonical_queries
 from storage.index.search import ShardSet
@@ -341,6 +341,50 @@ class Searcher:
         empty = np.empty((0, self.manifest.parameters.dimension), np.float32)
         stored = columns.get("vector", empty)[first.to_numpy()] if vectors else empty
         return table.take(first), stored
+
+    def page(
+        self, where: Filter, limit: int, start: tuple[int, int] = (0, 0)
+    ) -> tuple[Columns, tuple[int, int] | None]:
+        """Return some of the rows that match a filter, in the order of the index.
+
+        Parameters
+        ----------
+        where, limit
+            The filter, and the most rows to return.
+        start
+            Number of the shard, and position in it, of the first row in question.
+
+        Returns
+        -------
+        Columns, tuple or None
+            The rows, and the start of the next page. A start stays valid in later versions of the
+            index until it is compacted or built again.
+
+        Raises
+        ------
+        ConfigError
+            The filter names a class that the archive does not have.
+        SearchUnavailableError
+            A shard did not answer.
+
+        Notes
+        -----
+        Each page asks one shard, or a few where rows are rare.
+        """
+        plan = self._plan(min(limit + 1, self.manifest.rows), where)
+        parts: list[Columns] = []
+        shard, position = start
+        for number in sorted(map(shard_number, plan.shards)):
+            if number < shard:
+                continue
+            one = replace(plan, shards=(shard_name(number),), k=limit + 1)
+            (part,) = self._gather("page", one, position if number == shard else 0).answers
+            room = limit - sum(len(part["row"]) for part in parts)
+            places = part.pop("position")
+            parts.append({name: values[:room] for name, values in part.items()})
+            if len(places) > room:
+                return join_rows(parts, len(self.manifest.classes)), (number, int(places[room]))
+        return join_rows(parts, len(self.manifest.classes)), None
 
     def project(self, directions: npt.ArrayLike) -> dict[str, npt.NDArray[np.float16]]:
         """Return the dot products (n, m) of every row with directions (m, D), by shard.

@@ -27,6 +27,7 @@ from storage.location import Location
 from storage.outlines import tile_outlines
 from storage.scene import CatalogSpec
 from workflows.report.colours import preset_of, presets_of
+from workflows.service.collections import Collections
 from workflows.service.decoding import Decoder
 from workflows.service.footprints import ScenePlaces
 from workflows.service.layers import Layers, TileNumber, to_text
@@ -62,12 +63,13 @@ _MOST_IN_BOX = 1_000
 class BackendConfig:
     """The index to serve; ``encoder_uri`` None takes the bundle that the archive was made with.
 
-    Thumbnails are drawn from the scenes of ``catalog``; None for those that the archive remembers.
+    The saved searches in the folder ``searches`` are layers. Thumbnails are drawn from the scenes of ``catalog``; None for those that the archive remembers.
     """
 
     index_uri: str | Location
     encoder_uri: str | Location | None = None
     catalog: CatalogSpec | None = None
+    searches: str | Location | None = None
     replicas: int = 1
     max_image_px: int = 16 * 1024 * 1024
     thumbnail_cache_bytes: int = 64 * 1024 * 1024
@@ -77,6 +79,8 @@ class BackendConfig:
         object.__setattr__(self, "index_uri", self.index)
         if self.encoder_uri is not None:
             object.__setattr__(self, "encoder_uri", Location.of(self.encoder_uri).absolute)
+        if self.searches is not None:
+            object.__setattr__(self, "searches", Location.of(self.searches).absolute)
 
     @property
     def index(self) -> Location:
@@ -200,6 +204,10 @@ class IndexBackend:
             ],
         )
 
+    def collections(self) -> Collections:
+        """Return the collections of features of the current version."""
+        return self._current().collections
+
     def ready(self) -> ReadyAnswer:
         """Return the version that is served."""
         manifest = self._current().searcher.manifest
@@ -291,6 +299,12 @@ class _Version:
         self.places = ScenePlaces(self.archive)
         self.layers = Layers(self.searcher)
         self.ledger = self.archive.scenes()
+
+    @cached_property
+    def collections(self) -> Collections:
+        searches = self._config.searches
+        folder = None if searches is None else Location.of(searches)
+        return Collections(self.searcher, self.places, folder)
 
     @cached_property
     def mosaic(self) -> Mosaic:

@@ -1,7 +1,7 @@
 """Map tiles of polygons with values, in the format of Mapbox Vector Tiles 2.1.
 
-A layer has one polygon for each place or square and columns of values, so the encoder needs neither a geometry
-library nor a schema.
+A layer has one polygon for each place or square and columns of values, so the encoder needs neither
+a geometry library nor a schema.
 """
 
 import math
