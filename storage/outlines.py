@@ -17,7 +17,7 @@ from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
 
 from storage.errors import GridError
-from storage.geometry import Floats, areas, footprints
+from storage.geometry import BBox, Floats, areas, footprints
 
 Shapes = npt.NDArray[np.object_]
 Grids = Mapping[str, Mapping[str, Any]]
@@ -26,6 +26,7 @@ Grids = Mapping[str, Mapping[str, Any]]
 TOLERANCE = 5e-4
 """Most distance between a footprint's edge and the tile's, as a share of the edge."""
 _MOST_PARTS = 64
+_DESCRIBED = {"crs", "resolution", "tile_px", "stride_px", "anchor"}
 
 
 def tile_bounds(grid: Mapping[str, Any], tiles: npt.ArrayLike) -> Floats:
@@ -59,7 +60,7 @@ def tile_outlines(
     tiles
         Column and row of each tile (n, 2).
     boxes
-        WGS84 box of each tile (n, 4): its footprint where the grid is not known.
+        WGS84 box of each tile (n, 4): its footprint where its grid is not described.
 
     Raises
     ------
@@ -95,7 +96,9 @@ def _by_grid(grids: Grids, names: npt.ArrayLike, tiles: npt.ArrayLike) -> list[A
     """Return the known grids of tiles, the numbers of the tiles, and the distinct tiles."""
     known, places = np.asarray(names, dtype=object), np.asarray(tiles, np.int64).reshape(-1, 2)
     found = []
-    for name in sorted(set(known.tolist()) & grids.keys()):
+    for name in sorted(set(known.tolist())):
+        if not grids.get(name, {}).keys() >= _DESCRIBED:
+            continue
         numbers = np.flatnonzero(known == name)
         codes, back = np.unique((places[numbers] << [32, 0]).sum(axis=1), return_inverse=True)
         distinct = np.stack([(codes + 2**31) >> 32, (codes + 2**31) % 2**32 - 2**31], axis=1)
@@ -126,14 +129,24 @@ def outlines(crs: str, bounds: Floats) -> Shapes:
     return shapes
 
 
-def hull_outline(grid: Mapping[str, Any], tiles: npt.ArrayLike) -> Any:
-    """Return the convex hull, in the grid's CRS, of tiles (n, 2) as a polygon in degrees.
+def hull_outline(grids: Grids, name: str, tiles: npt.ArrayLike, box: BBox) -> Shapes:
+    """Return the convex hull, in their grid's CRS, of tiles (n, 2) as one polygon (1,) in degrees.
+
+    Parameters
+    ----------
+    grids, name, tiles
+        The known grids, the id of the tiles' grid, and their columns and rows.
+    box
+        WGS84 box around the tiles: the result where the grid is not described.
 
     Raises
     ------
     GridError
         A tile lies outside the CRS.
     """
+    grid = grids.get(name, {})
+    if not grid.keys() >= _DESCRIBED:
+        return footprints(np.array([box]))
     left, bottom, right, top = tile_bounds(grid, tiles).T
     xs, ys = np.r_[left, right, right, left], np.r_[bottom, bottom, top, top]
     hull = shapely.convex_hull(shapely.multipoints(np.stack([xs, ys], axis=1)))
@@ -141,7 +154,7 @@ def hull_outline(grid: Mapping[str, Any], tiles: npt.ArrayLike) -> Any:
     points = shapely.get_coordinates(shapely.segmentize(hull, step))[:-1]
     crs = str(grid["crs"])
     lons, lats = project(to_wgs84(crs), points[:, 0], points[:, 1], _outside(crs))
-    return areas(lons[None], lats[None])[0]
+    return areas(lons[None], lats[None])
 
 
 def _ring(bounds: Floats, parts: int) -> tuple[Floats, Floats]:

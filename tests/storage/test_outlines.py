@@ -105,7 +105,7 @@ def test_a_scene_is_the_hull_of_its_tiles():
     grid = TileGrid(crs="EPSG:32631", resolution=10.0, tile_px=64)
     column, row = tile_at(grid, 5.9, 48.7)[0]
     tiles = np.array([[column + i, row + j] for i in range(20) for j in range(30)])
-    shape = hull_outline(grid.to_dict(), tiles)
+    (shape,) = hull_outline({grid.id: grid.to_dict()}, grid.id, tiles, (0.0, 0.0, 1.0, 1.0))
     tiled = shapely.union_all([outline(grid, tile[None]).buffer(1e-7) for tile in tiles])
     assert area_m2(shape) == pytest.approx(area_m2(tiled), rel=1e-3)
     assert shape.symmetric_difference(tiled).area < 1e-3 * shape.area

@@ -63,7 +63,8 @@ _MOST_IN_BOX = 1_000
 class BackendConfig:
     """The index to serve; ``encoder_uri`` None takes the bundle that the archive was made with.
 
-    The saved searches in the folder ``searches`` are layers. Thumbnails are drawn from the scenes of ``catalog``; None for those that the archive remembers.
+    Thumbnails are drawn from the scenes of ``catalog``; None for those that the archive remembers.
+    The saved searches in the folder ``searches`` are layers.
     """
 
     index_uri: str | Location

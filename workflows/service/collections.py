@@ -1,8 +1,9 @@
 """The collections of features: tiles, scenes and saved searches, a page at a time.
 
-A feature is GeoJSON and a STAC item at once. Addresses are left to :mod:`workflows.service.features`:
-a link or asset here is relative to the service. A page of tiles asks the search actors for the rows
-after a position, so its cost does not grow with the number of pages before it.
+A feature is GeoJSON and a STAC item at once. Addresses are left to
+:mod:`workflows.service.features`: an asset here is relative to the service. A page of tiles asks
+the search actors for the rows after a position, so its cost does not grow with the number of pages
+before it.
 """
 
 import datetime as dt
@@ -252,9 +253,9 @@ class Scenes:
         return features, str(ids[found[wanted.limit]]) if len(found) > wanted.limit else None
 
     def _feature(self, entry: LedgerEntry, box: BBox, geometry: Mapping[str, Any]) -> Feature:
-        assert entry.datetime is not None
         assert entry.segment_ordinal is not None
-        properties: dict[str, Any] = {"datetime": _text(entry.datetime), "tiles": entry.rows}
+        first = entry.datetime and _text(entry.datetime)
+        properties: dict[str, Any] = {"datetime": first, "tiles": entry.rows}
         if entry.end is not None:
             properties |= {
                 "start_datetime": _text(entry.datetime),

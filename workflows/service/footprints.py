@@ -10,7 +10,7 @@ import numpy as np
 
 from storage.archive.ledger import LedgerEntry
 from storage.archive.reader import Archive
-from storage.geometry import BBox, enclosing, geojson, geojson_footprints
+from storage.geometry import BBox, enclosing, geojson
 from storage.outlines import hull_outline
 
 _READERS = 4
@@ -54,11 +54,7 @@ class ScenePlaces:
         found = {}
         for index in np.unique(rows["scene_index"]).tolist():
             own = rows["scene_index"] == index
-            box, grid = enclosing(rows["bbox"][own]), grids.get(str(rows["grid"][own][0]))
-            geometry = (
-                geojson_footprints([box])[0]
-                if grid is None
-                else geojson(np.array([hull_outline(grid, rows["tile"][own])], dtype=object))[0]
-            )
-            found[scenes[index]] = ScenePlace(box=box, geometry=geometry)
+            box, grid = enclosing(rows["bbox"][own]), str(rows["grid"][own][0])
+            shape = hull_outline(grids, grid, rows["tile"][own], box)
+            found[scenes[index]] = ScenePlace(box=box, geometry=geojson(shape)[0])
         self._places[ordinal] = found

@@ -253,7 +253,7 @@ class ItemsQuery(_Message):
     datetime: str | None = Field(
         None,
         max_length=100,
-        description="A moment or date, or START/END with `..` for an open end.",
+        description="A moment or date, or START/END; `..` is an open end.",
     )
     limit: int = Field(100, ge=1, description="Most features of the page; at most 2,000 are given.")
     token: str | None = Field(None, max_length=1024, description="From the link `next`.")
