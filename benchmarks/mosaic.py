@@ -30,7 +30,7 @@ from storage.raster.writer import write_geotiff
 from storage.scene import BandSource, Scene
 from workflows.report.colours import preset_of
 from workflows.report.rendering import TileRenderer
-from workflows.service.footprints import SceneBoxes
+from workflows.service.footprints import ScenePlaces
 from workflows.service.mosaic import Look, MapTile, Mosaic
 
 BANDS = ("red", "green", "blue")
@@ -56,7 +56,7 @@ def _rows(folder: Path, tiles_a_zoom: int) -> list[Row]:
     look = Look(period=Filter(), preset=preset_of(BANDS, None))
     started = time.perf_counter()
     archive = Archive.open(uri)
-    mosaic, renderer = Mosaic(archive, SceneBoxes(archive)), TileRenderer(archive)
+    mosaic, renderer = Mosaic(archive, ScenePlaces(archive)), TileRenderer(archive)
     west, south, east, north = mosaic_box(archive)
     first = _tile((west + east) / 2, (south + north) / 2, 12)
     mosaic.draw(first, look, renderer)
@@ -102,9 +102,9 @@ def _rows(folder: Path, tiles_a_zoom: int) -> list[Row]:
 
 def mosaic_box(archive: Archive) -> tuple[float, float, float, float]:
     """Return the box of a scene: all lie at one place."""
-    (box,) = SceneBoxes(archive).of(archive.scenes()[:1])
-    assert box
-    return box
+    (place,) = ScenePlaces(archive).of(archive.scenes()[:1])
+    assert place
+    return place.box
 
 
 def _tile(lon: float, lat: float, z: int) -> MapTile:

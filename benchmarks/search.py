@@ -407,7 +407,8 @@ def _against_lance(world: World, searcher: Searcher, lists: int) -> list[Row]:
 
 def _deep(world: World, searcher: Searcher, size: Size) -> Row:
     took = [
-        seconds(lambda q=query: searcher.search(q, 10_000).table()) for query in world.queries[:7]
+        seconds(lambda q=query: searcher.search(q, 10_000).to_arrow())
+        for query in world.queries[:7]
     ]
     middle = statistics.median(took)
     return Row(

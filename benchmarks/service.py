@@ -117,7 +117,7 @@ def _overhead(url: str, searcher: Searcher, limit: str) -> Row:
             for turn in range(PAIRS + 20):
                 number = turn % QUERIES
                 started = time.perf_counter()
-                searcher.search(queries[number], K).table()
+                searcher.search(queries[number], K).to_arrow()
                 between = time.perf_counter()
                 async with session.post(url, data=bodies[number], headers=HEADERS) as answer:
                     await answer.read()
@@ -172,7 +172,7 @@ def _in_process(searcher: Searcher, clients: int, seconds: float) -> float:
     def work(first: int) -> int:
         done = 0
         while time.monotonic() < until:
-            searcher.search(queries[(first + done) % QUERIES], K).table()
+            searcher.search(queries[(first + done) % QUERIES], K).to_arrow()
             done += 1
         return done
 

@@ -14,8 +14,8 @@ _OPENING = """\
 # Licences
 
 Skysift is Apache-2.0. What `pip install` brings along, with the licence that each package states
-about itself; made by `make docs`. MapLibre GL JS (BSD-3-Clause) and
-land, borders and places of Natural Earth (public domain) are part of the wheel.
+about itself; made by `make docs`. MapLibre GL JS (BSD-3-Clause), Swagger UI
+(Apache-2.0) and land, borders and places of Natural Earth (public domain) are part of the wheel.
 
 | package | licence |
 |---|---|

@@ -1,7 +1,6 @@
-"""Rows and hits as GeoJSON, GeoParquet and CSV: one footprint rule and one writer of each format.
+"""Rows and hits as GeoJSON, GeoParquet and CSV: one schema of hits and one writer of each format.
 
-Footprints are those of :mod:`storage.geometry`. GeoParquet is written table by table, so that a
-file may be larger than memory.
+GeoParquet is written table by table, so that a file may be larger than memory.
 
 References
 ----------
@@ -9,6 +8,7 @@ GeoParquet 1.1.0, https://geoparquet.org/releases/v1.1.0. GeoJSON, RFC 7946.
 """
 
 import csv
+import datetime as dt
 import io
 import json
 import tempfile
@@ -22,31 +22,62 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet as pq
-import pyproj
 import shapely
 
 from storage.errors import ConfigError
-from storage.geometry import EDGES, footprints, geojson_footprints
+from storage.geometry import EDGES, from_geojson, geojson
 from storage.location import Location
+from storage.outlines import Shapes
 from storage.values import json_digest
 
-_GEOMETRY = {"encoding": "WKB", "geometry_types": ["Polygon", "MultiPolygon"]}
+HIT_COLUMNS = (
+    "rank", "score", "closer_than", "row", "tile_key", "scene", "datetime", "cloud_fraction",
+    "labels", "bbox", "geometry",
+)  # fmt: skip
+"""What every hit has, in Arrow, JSON, GeoJSON, GeoParquet and CSV; ``rank`` counts from 1."""
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_BOX = pa.struct([(corner, pa.float64()) for corner in _CORNERS])
+_GEOMETRY = {
+    "encoding": "WKB",
+    "geometry_types": ["Polygon", "MultiPolygon"],
+    "covering": {"bbox": {corner: ["bbox", corner] for corner in _CORNERS}},
+}
 # Spreadsheets evaluate a cell that begins like this. An apostrophe before makes the cell text; one
 # that is there already gets another, so that readers take off exactly one.
 _FORMULA = r"^[=+\-@\t\r'\x{FF1D}\x{FF0B}\x{FF0D}\x{FF20}]"
 
 
-def hit_records(table: pa.Table) -> list[dict[str, Any]]:
-    """Return the hits of one query as plain values with a ``bbox``; ranks count from 1.
+def located(table: pa.Table, shapes: Shapes) -> pa.Table:
+    """Return rows with ``bbox`` and ``geometry`` (WKB) at the end, in place of their edges.
 
     Parameters
     ----------
     table
-        As :meth:`pipeline.search.hits.Hits.table` returns it.
+        With the boxes of its rows, WGS84 degrees, in :data:`storage.geometry.EDGES`.
+    shapes
+        Footprints (n,) of the rows.
     """
-    records: list[dict[str, Any]] = _ranked(table).to_pylist()
-    for record in records:
-        record["bbox"] = [record.pop(edge) for edge in EDGES]
+    edges = [table[edge].combine_chunks() for edge in EDGES]
+    box = pa.StructArray.from_arrays(edges, fields=list(_BOX))
+    wkb = pa.array(shapely.to_wkb(shapes), pa.binary())
+    return table.drop_columns(list(EDGES)).append_column("bbox", box).append_column("geometry", wkb)
+
+
+def hit_records(table: pa.Table) -> list[dict[str, Any]]:
+    """Return the hits of one query as plain values of :data:`HIT_COLUMNS`.
+
+    ``bbox`` is west, south, east, north; ``geometry`` is GeoJSON; both in WGS84 degrees.
+
+    Parameters
+    ----------
+    table
+        As :meth:`pipeline.search.hits.Hits.to_arrow` returns it.
+    """
+    shapes = shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False))
+    records: list[dict[str, Any]] = table.drop_columns(["query", "geometry"]).to_pylist()
+    for record, geometry in zip(records, geojson(shapes), strict=True):
+        record["bbox"] = list(record["bbox"].values())
+        record["geometry"] = geometry
     return records
 
 
@@ -56,22 +87,17 @@ def feature_collection(records: Iterable[Mapping[str, Any]], **members: Any) -> 
     Parameters
     ----------
     records
-        JSON values by name; ``bbox`` (WGS84 degrees, None for no place) becomes the geometry, the
-        others become properties.
+        JSON values by name; ``bbox`` and ``geometry`` (GeoJSON; both None for no place) become
+        members of the feature, the others become properties.
     members
         Further members of the collection.
     """
-    rows = [dict(record) for record in records]
-    boxes = [row.pop("bbox") for row in rows]
-    geometries = iter(geojson_footprints([box for box in boxes if box is not None]))
-    features = [
-        {
-            "type": "Feature",
-            "geometry": None if box is None else next(geometries),
-            "properties": row,
-        }
-        for row, box in zip(rows, boxes, strict=True)
-    ]
+    features = []
+    for record in records:
+        row = dict(record)
+        box, geometry = row.pop("bbox"), row.pop("geometry")
+        place = {"bbox": box, "geometry": geometry} if box else {"geometry": None}
+        features.append({"type": "Feature", **place, "properties": row})
     return {"type": "FeatureCollection", **members, "features": features}
 
 
@@ -81,30 +107,33 @@ def geoparquet(rows: pa.Table | Sequence[Mapping[str, Any]]) -> bytes:
     Parameters
     ----------
     rows
-        A table with the boxes of its rows in :data:`EDGES`, or records as
-        :func:`feature_collection` takes them; records without a box are left out.
+        A table with ``bbox`` and ``geometry`` (:func:`located`), or records as
+        :func:`feature_collection` takes them; records without a place are left out.
     """
     sink = io.BytesIO()
     table = rows if isinstance(rows, pa.Table) else _placed(rows)
-    crs = pyproj.CRS.from_epsg(4326).to_json_dict()
-    placed = _with_geometry(table, {"crs": crs})
-    pq.write_table(placed, sink, compression="zstd", write_page_checksum=True)
+    pq.write_table(_covered(table), sink, **_PARQUET)
     return sink.getvalue()
 
 
-def write_geoparquet(tables: Iterable[pa.Table], uri: str | Location) -> int:
+def write_geoparquet(
+    tables: Iterable[pa.Table], uri: str | Location, metadata: Mapping[str, Any] | None = None
+) -> int:
     """Write tables of one schema, one row group each, as one GeoParquet file; return its rows.
 
     The file appears when it is complete, and not at all when a table fails to come. The file names
-    no CRS, which means longitude and latitude on WGS84 (OGC:CRS84).
+    no CRS, which means longitude and latitude on WGS84 (OGC:CRS84). Its column ``bbox`` covers the
+    footprints, so readers skip the row groups outside a box; a footprint that is cut at the
+    antimeridian is covered from -180 to 180.
 
     Parameters
     ----------
     tables
-        With the boxes of their rows, WGS84 degrees, in :data:`EDGES`; those become ``geometry``,
-        a polygon in WKB.
+        With ``bbox`` and ``geometry`` (:func:`located`).
     uri
         The file.
+    metadata
+        JSON values for the file's footer, by key.
 
     Raises
     ------
@@ -117,12 +146,11 @@ def write_geoparquet(tables: Iterable[pa.Table], uri: str | Location) -> int:
         near.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=near) as folder:
         path = Path(folder) / "part.parquet"
-        parts = map(_with_geometry, tables)
+        parts = (_covered(table, metadata or {}) for table in tables)
         first = next(parts, None)
         if first is None:
             raise ConfigError(f"{target}: there is nothing to write, not even an empty table")
-        options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
-        with closing(pq.ParquetWriter(path, first.schema, **options)) as writer:
+        with closing(pq.ParquetWriter(path, first.schema, **_PARQUET)) as writer:
             part: pa.Table | None = first
             while part is not None:
                 writer.write_table(part)
@@ -150,7 +178,7 @@ def check_format(uri: str | Location) -> None:
 
 
 def write_hits(table: pa.Table, uri: str | Location) -> None:
-    """Write the hits of one query in the format that the name ends in; ranks count from 1.
+    """Write the hits of one query in the format that the name ends in.
 
     Raises
     ------
@@ -158,23 +186,22 @@ def write_hits(table: pa.Table, uri: str | Location) -> None:
         The name ends in something else; see :func:`check_format`.
     """
     check_format(uri)
-    Location.of(uri).write(_WRITERS[_suffix(uri)](_ranked(table)))
+    Location.of(uri).write(_WRITERS[_suffix(uri)](table))
 
 
 def _suffix(uri: str | Location) -> str:
     return PurePosixPath(str(uri)).suffix.lower()
 
 
-def _ranked(table: pa.Table) -> pa.Table:
-    """Return the hits of one query without its number, with ranks from 1."""
-    ranks = pa.array(np.arange(1, len(table) + 1))
-    position = table.schema.get_field_index("rank")
-    return table.set_column(position, "rank", ranks).drop_columns(["query"])
-
-
 def _flat(hits: pa.Table) -> pa.Table:
-    """Return hits with their labels, and the dates of their places, as texts at the end."""
-    texts = {"labels": [", ".join(names or []) for names in hits["labels"].to_pylist()]}
+    """Return hits with edges for the box and texts at the end: footprint, labels, dates."""
+    boxes = zip(EDGES, hits["bbox"].combine_chunks().flatten(), strict=True)
+    shapes = shapely.from_wkb(hits["geometry"].to_numpy(zero_copy_only=False))
+    hits = hits.drop_columns(["query", "bbox"])
+    for edge, values in boxes:
+        hits = hits.append_column(edge, values)
+    texts: dict[str, Any] = {"geometry": shapely.to_wkt(shapes)}
+    texts |= {"labels": [", ".join(names or []) for names in hits["labels"].to_pylist()]}
     if "dates" in hits.column_names:
         texts["dates"] = [
             "; ".join(f"{date['scene']} {date['score']:.4f}" for date in dates)
@@ -186,12 +213,12 @@ def _flat(hits: pa.Table) -> pa.Table:
 
 
 def _geojson(hits: pa.Table) -> bytes:
-    records = _flat(hits).to_pylist()
-    for record in records:
-        record["bbox"] = [record.pop(edge) for edge in EDGES]
-        record["datetime"] = f"{record['datetime']:%Y-%m-%dT%H:%M:%SZ}"
-    document = feature_collection(records)
+    document = json.loads(json.dumps(feature_collection(hit_records(hits)), default=_as_text))
     return json.dumps({**document, "sha256": json_digest(document["features"])}).encode()
+
+
+def _as_text(moment: dt.datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
 
 
 def check_features(document: Mapping[str, Any]) -> None:
@@ -212,8 +239,7 @@ def _csv(hits: pa.Table) -> bytes:
         if pa.types.is_string(column.type):
             cells = pa.compute.replace_substring_regex(flat[column.name], _FORMULA, r"'\0")
             flat = flat.set_column(position, column.name, cells)
-    names = [name for name in flat.column_names if name != "rank"]
-    pa.csv.write_csv(flat.select(["rank", *names]), sink)
+    pa.csv.write_csv(flat, sink)
     return sink.getvalue()
 
 
@@ -225,27 +251,33 @@ def read_csv_hits(data: bytes) -> list[dict[str, Any]]:
     return rows
 
 
-_WRITERS = {".geojson": _geojson, ".json": _geojson, ".parquet": geoparquet, ".csv": _csv}
+_PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+
+
+def _parquet(hits: pa.Table) -> bytes:
+    return geoparquet(hits.drop_columns(["query"]))
+
+
+_WRITERS = {".geojson": _geojson, ".json": _geojson, ".parquet": _parquet, ".csv": _csv}
 
 
 def _placed(records: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Return the records that have a box as a table with :data:`EDGES`."""
+    """Return the records that have a place as a table of :func:`located`."""
     rows = [dict(record) for record in records if record["bbox"] is not None]
     boxes = np.array([row.pop("bbox") for row in rows], dtype=np.float64).reshape(-1, 4)
+    shapes = from_geojson([row.pop("geometry") for row in rows])
     table = pa.Table.from_pylist(rows)
     for edge, values in zip(EDGES, boxes.T, strict=True):
         table = table.append_column(edge, pa.array(np.ascontiguousarray(values)))
-    return table
+    return located(table, shapes)
 
 
-def _with_geometry(table: pa.Table, more: Mapping[str, Any] | None = None) -> pa.Table:
-    """Return a table with the footprints of its rows in place of their boxes.
-
-    ``more`` are further metadata of the column.
-    """
-    boxes = np.stack([table[edge].to_numpy() for edge in EDGES], axis=1)
-    shapes = pa.array(shapely.to_wkb(footprints(boxes)), pa.binary())
-    part = table.drop_columns(list(EDGES)).append_column("geometry", shapes)
-    columns = {"geometry": {**_GEOMETRY, **(more or {})}}
-    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": columns}
-    return part.replace_schema_metadata({"geo": json.dumps(geo)})
+def _covered(table: pa.Table, metadata: Mapping[str, Any] | None = None) -> pa.Table:
+    """Return a table whose boxes cover its footprints, with the metadata of GeoParquet."""
+    bounds = shapely.bounds(shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False)))
+    edges = [pa.array(np.ascontiguousarray(values)) for values in bounds.reshape(-1, 4).T]
+    box = pa.StructArray.from_arrays(edges, fields=list(_BOX))
+    place = table.schema.get_field_index("bbox")
+    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": _GEOMETRY}}
+    texts = {name: json.dumps(value) for name, value in {"geo": geo, **(metadata or {})}.items()}
+    return table.set_column(place, "bbox", box).replace_schema_metadata(texts)

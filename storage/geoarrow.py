@@ -9,31 +9,25 @@ GeoArrow extension types, https://geoarrow.org/extension-types: a column of WKB 
 import json
 from functools import cache
 
-import numpy as np
 import pyarrow as pa
 import pyproj
-import shapely
-
-from storage.geometry import EDGES, footprints
-
-GEOMETRY = "geometry"
 
 
-def with_geometry(table: pa.Table) -> pa.Table:
-    """Return a table with the footprint of each row as a last column, :data:`GEOMETRY`.
+def tagged(table: pa.Table) -> pa.Table:
+    """Return a table whose column ``geometry`` is tagged as WKB in longitude and latitude.
 
     Parameters
     ----------
     table
-        With the boxes of its rows, WGS84 degrees, in :data:`storage.geometry.EDGES`.
+        As :func:`storage.formats.located` returns it.
     """
-    boxes = np.stack([table[edge].to_numpy() for edge in EDGES], axis=1)
+    place = table.schema.get_field_index("geometry")
     metadata = {
         "ARROW:extension:name": "geoarrow.wkb",
         "ARROW:extension:metadata": json.dumps({"crs": _crs84(), "crs_type": "projjson"}),
     }
-    field = pa.field(GEOMETRY, pa.binary(), metadata=metadata)
-    return table.append_column(field, pa.array(shapely.to_wkb(footprints(boxes)), pa.binary()))
+    field = table.schema.field(place).with_metadata(metadata)
+    return table.set_column(place, field, table["geometry"])
 
 
 @cache

@@ -23,6 +23,7 @@ EDGES = ("west", "south", "east", "north")
 BBox = tuple[float, float, float, float]
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+_POLE = 90 - 1e-9
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 """What shapely raises for a document that is no geometry."""
 
@@ -155,6 +156,29 @@ def centres(boxes: npt.ArrayLike) -> Floats:
     return np.stack([longitudes, (south + north) / 2], axis=1)
 
 
+def hilbert(points: Floats) -> npt.NDArray[np.uint32]:
+    """Return the distances (n,) along a Hilbert curve of longitudes and latitudes (n, 2).
+
+    The curve has 2**16 steps along each side of the world; near places are mostly near on it.
+
+    Examples
+    --------
+    >>> hilbert(np.array([[-180.0, -90], [-179.99, -90], [180, -90]])).tolist()
+    [0, 1, 4294967295]
+    """
+    x, y = ((points + np.array([180, 90])) / [360, 180] * 65536).clip(0, 65535).astype(np.int64).T
+    distance = np.zeros(len(points), dtype=np.int64)
+    side = 1 << 15
+    while side:
+        right, up = (x & side) > 0, (y & side) > 0
+        distance += side * side * ((3 * right) ^ up)
+        turned = right & ~up
+        x, y = np.where(turned, 65535 - x, x), np.where(turned, 65535 - y, y)
+        x, y = np.where(up, x, y), np.where(up, y, x)
+        side >>= 1
+    return distance.astype(np.uint32)
+
+
 def enclosing(boxes: npt.ArrayLike) -> BBox:
     """Return the box around boxes (n, 4), at least one.
 
@@ -206,9 +230,10 @@ def around_points(longitudes: Floats, latitudes: Floats) -> Floats:
 
 
 def footprints(boxes: Floats) -> npt.NDArray[np.object_]:
-    """Return the footprints (n,) of boxes (n, 4) as shapely polygons.
+    """Return boxes (n, 4) as shapely polygons (n,).
 
-    A box that crosses the antimeridian becomes two polygons.
+    A box that crosses the antimeridian becomes two polygons. The ground of a tile is smaller than
+    its box; :mod:`storage.outlines` has it.
     """
     west, south, east, north = boxes.T
     crossing = west > east
@@ -219,16 +244,96 @@ def footprints(boxes: Floats) -> npt.NDArray[np.object_]:
     return np.asarray(shapes, dtype=object)
 
 
+def areas(longitudes: Floats, latitudes: Floats) -> npt.NDArray[np.object_]:
+    """Return the areas (n,) within rings of points (n, m) in degrees as shapely polygons.
+
+    An area across the antimeridian becomes two polygons; one around a pole reaches to the pole.
+    Neighbouring points are less than 180 degrees of longitude apart; the first is not repeated.
+
+    Examples
+    --------
+    >>> areas(np.array([[179.0, -179, -179, 179]]), np.array([[0.0, 0, 1, 1]]))[0].bounds
+    (-180.0, 0.0, 180.0, 1.0)
+    """
+    closed = np.unwrap(np.hstack([longitudes, longitudes[:, :1]]), period=360, axis=1)
+    polar = np.abs(closed[:, -1] - closed[:, 0]) > 180
+    polar |= (np.abs(latitudes) >= _POLE).any(axis=1)
+    closed -= 360 * np.floor((closed.min(axis=1, keepdims=True) + 180) / 360)
+    shapes = np.atleast_1d(shapely.polygons(np.stack([closed[:, :-1], latitudes], axis=2)))
+    for index in np.flatnonzero(polar):
+        shapes[index] = shapely.Polygon(_around_pole(longitudes[index], latitudes[index]))
+    for index in np.flatnonzero(shapely.bounds(shapes)[:, 2] > 180):
+        east = shapely.intersection(shapes[index], shapely.box(-180, -90, 180, 90))
+        west = shapely.intersection(shapes[index], shapely.box(180, -90, 540, 90))
+        west = shapely.transform(west, lambda points: points - [360, 0])
+        parts = [part for shape in (east, west) for part in getattr(shape, "geoms", [shape])]
+        shapes[index] = shapely.union_all([part for part in parts if part.area])
+    return np.asarray(shapes, dtype=object)
+
+
+def _around_pole(longitudes: Floats, latitudes: Floats) -> Floats:
+    """Return the ring of an area that touches or contains a pole, which has every longitude."""
+    pole, count = math.copysign(90.0, latitudes.mean()), len(longitudes)
+    ring = []
+    for index, latitude in enumerate(latitudes.tolist()):
+        if abs(latitude) < _POLE:
+            ring.append((longitudes[index], latitude))
+        else:
+            near = longitudes[index - 1], longitudes[(index + 1) % count]
+            ring += [(longitude, pole) for longitude in near]
+    points = np.array([*ring, ring[0]])
+    points[:, 0] = np.unwrap(points[:, 0], period=360)
+    first, last = points[0, 0], points[-1, 0]
+    if abs(last - first) > 180:
+        points = np.vstack([points, [(last, pole), (first, pole)]])
+    points[:, 0] -= 360 * math.floor((points[:, 0].min() + 180) / 360)
+    return points
+
+
 def geojson_footprints(boxes: npt.ArrayLike) -> list[dict[str, Any]]:
-    """Return the footprints of boxes (n, 4) as GeoJSON geometries.
+    """Return boxes (n, 4) as GeoJSON geometries.
 
     Examples
     --------
     >>> [geometry["type"] for geometry in geojson_footprints([[179, 0, -179, 1], [0, 0, 1, 1]])]
     ['MultiPolygon', 'Polygon']
     """
-    shapes = footprints(np.asarray(boxes, dtype=np.float64).reshape(-1, 4))
+    return geojson(footprints(np.asarray(boxes, dtype=np.float64).reshape(-1, 4)))
+
+
+def geojson(shapes: npt.NDArray[np.object_]) -> list[dict[str, Any]]:
+    """Return shapely geometries (n,) as GeoJSON geometries."""
     return [json.loads(text) for text in shapely.to_geojson(shapes)]
+
+
+def from_geojson(geometries: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.object_]:
+    """Return GeoJSON geometries as shapely geometries (n,)."""
+    texts = [json.dumps(geometry) for geometry in geometries]
+    return np.asarray(shapely.from_geojson(np.array(texts, dtype=object)), dtype=object)
+
+
+def clip(rings: Floats, window: tuple[float, float, float, float]) -> list[Floats]:
+    """Return what of convex rings (n, m, 2) lies in a window: points (k, 2), without repetition.
+
+    The points of a ring beyond the window are none.
+
+    Examples
+    --------
+    >>> clip(np.array([[[0.0, 0], [4, 0], [4, 4]]]), (0, 0, 2, 9))[0].shape
+    (4, 2)
+    """
+    shapes = np.atleast_1d(shapely.polygons(rings))
+    bounds = shapely.bounds(shapes)
+    low, high = window[:2], window[2:]
+    beyond = (bounds[:, :2] < low).any(axis=1) | (bounds[:, 2:] > high).any(axis=1)
+    found = list(rings)
+    for index in np.flatnonzero(beyond):
+        points = shapely.get_coordinates(shapely.clip_by_rect(shapes[index], *window))[:-1]
+        turned = len(points) > 2 and shapely.is_ccw(shapely.LinearRing(points)) != shapely.is_ccw(
+            shapely.LinearRing(rings[index])
+        )
+        found[index] = points[::-1] if turned else points
+    return found
 
 
 def touches(boxes: Floats, bbox: BBox) -> Mask:

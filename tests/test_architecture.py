@@ -37,7 +37,7 @@ HOMES = {
         *within("pipeline/composite", "driver stack"),
     ),
     "faiss": within("storage/index", "gpu pilot quantizer shard"),
-    "fastapi": within("workflows/service", "app deploy errors guard negotiation uploads"),
+    "fastapi": within("workflows/service", "app deploy errors features guard negotiation uploads"),
     "fsspec": ("storage/location.py",),
     "geopandas": ("pipeline/search/hits.py",),
     "icechunk": (
@@ -67,8 +67,8 @@ HOMES = {
         "pipeline/composite/stack.py",
         "pipeline/datasets/scenes.py",
         "pipeline/tiles/grid.py",
-        "storage/formats.py",
         "storage/geoarrow.py",
+        "storage/outlines.py",
         "workflows/demo/world.py",
     ),
     "pystac": within("storage/catalog", "stac stac_write"),
@@ -88,8 +88,7 @@ HOMES = {
     "s3fs": (),  # fsspec finds it by the scheme
     "shapely": (
         "storage/formats.py",
-        "storage/geoarrow.py",
-        "storage/geometry.py",
+        *within("storage", "geometry outlines"),
     ),
     "torch": (
         *within("encoders", "augment batch_norm bundle gather loop projection ranking"),

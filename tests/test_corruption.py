@@ -63,7 +63,7 @@ def archive_content(folder: Path) -> object:
 def index_answer(folder: Path) -> object:
     """The hits of three queries, everything but the rows' numbers."""
     hits = Searcher.local(str(folder / "index")).search(QUERIES, k=30, nprobe=100)
-    return hits.table().drop_columns(["row"]).to_pylist()
+    return hits.to_arrow().drop_columns(["row"]).to_pylist()
 
 
 def bundle_answer(folder: Path) -> object:

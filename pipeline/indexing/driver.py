@@ -178,6 +178,7 @@ def update_index(
         digest=digest,
         snapshot=archive.snapshot,
         segments=tuple(segment.id for segment in archive.segments),
+        grids=archive.ledger.grids,
         pairs=current.pairs or pair_scores(archive, int(current.spec["seed"])),
     )
     return publish(with_shards(after, shards, index), index, pointer)

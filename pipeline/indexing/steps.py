@@ -245,6 +245,7 @@ def first_manifest(
         classes=archive.spec.classes,
         advice=_recall_advice(recall, nprobe, spec.recall, plan),
         pairs=pairs,
+        grids=archive.ledger.grids,
     )
 
 

@@ -35,14 +35,14 @@ def search_many(
     Returns
     -------
     Iterator
-        Tables of ``query`` (number of the query, from 0), ``asked`` (its label), ``rank`` from 0,
-        then the other columns of :meth:`pipeline.search.hits.Hits.table`.
+        Tables of ``query`` (number of the query, from 0), ``asked`` (its label), ``rank`` from 1,
+        then the other columns of :meth:`pipeline.search.hits.Hits.to_arrow`.
     """
     size = max(min(BLOCK_HITS // k, _MOST_QUERIES), 1)
 
     def table_of(numbered: tuple[int, list[Query]]) -> pa.Table:
         first, block = numbered
-        table = answer(block).table()
+        table = answer(block).to_arrow()
         number = table["query"].to_numpy()
         labels = np.array([query.label for query in block], dtype=object)[number]
         table = table.set_column(0, "query", pa.array((number + first).astype(np.int32)))

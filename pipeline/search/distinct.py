@@ -19,6 +19,7 @@ from storage.errors import ConfigError
 from storage.geometry import Mask
 from storage.index.filter import Filter
 from storage.index.ranking import Float32, Int64, canonical_queries
+from storage.index.sidecar import row_keys
 
 if TYPE_CHECKING:
     from pipeline.search.query import Query
@@ -35,18 +36,19 @@ _DATES = ("score", "row", "scene", "datetime", "cloud_fraction")
 class PlaceHits(Hits):
     """Hits of different places; ``dates`` has a row for each acquisition of each place.
 
-    Its columns are the query and the rank of the place, ``score``, ``row``, ``scene``, ``datetime``
-    and ``cloud_fraction``, ordered by query, rank, score (highest first) and scene.
+    Its columns are the query and the rank of the place (both from 0), ``score``, ``row``,
+    ``scene``, ``datetime`` and ``cloud_fraction``, ordered by query, rank, score (highest first)
+    and scene.
     """
 
     dates: pa.Table
 
-    def table(self) -> pa.Table:
-        """Return the table of :meth:`Hits.table` with the column ``dates``, a list of structs.
+    def to_arrow(self) -> pa.Table:
+        """Return the table of :meth:`Hits.to_arrow` with the column ``dates``, a list of structs.
 
         The hit itself is the first of the dates, or among them where few lists are probed.
         """
-        table = super().table()
+        table = super().to_arrow()
         places = [self.dates[name].to_numpy() for name in ("query", "rank")]
         count = np.zeros(self.rows.shape, dtype=np.int64)
         np.add.at(count, tuple(places), 1)
@@ -126,7 +128,10 @@ def _dates(
 ) -> pa.Table:
     """Return every acquisition at the places of hits that meets the filter; see PlaceHits."""
     exact = canonical_queries(vectors, searcher.manifest.parameters.dimension)
-    keys = hits.table().select(["query", "rank", "tile_key"])
+    query, rank = np.nonzero(hits.rows >= 0)
+    keys = pa.table(
+        {"query": query, "rank": rank, "tile_key": [key for key, _ in row_keys(hits.columns)]}
+    )
     step = max(_PLACES_AT_ONCE // max(hits.rows.shape[1], 1), 1)
     parts = [
         _dates_of(searcher, exact, keys.filter(_between(keys["query"], start, step)), where, own)

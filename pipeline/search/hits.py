@@ -1,6 +1,6 @@
 """The answer to a search, and how partial answers are merged."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,12 +11,14 @@ import pyarrow as pa
 
 from storage.display import Picture, in_words, table_html
 from storage.errors import ConfigError
-from storage.geoarrow import with_geometry
+from storage.formats import located
+from storage.geoarrow import tagged
 from storage.geometry import Mask
 from storage.index.pairs import ORDINARY, Float64, PairScores
 from storage.index.ranking import Float32, Int64, best_in_order
 from storage.index.search import SearchResult
 from storage.index.sidecar import Columns, hit_table, row_keys
+from storage.outlines import tile_outlines
 
 if TYPE_CHECKING:
     import geopandas
@@ -54,7 +56,7 @@ class Hits:
     """The answer to a batch of Q queries.
 
     The length is the number of hits of all queries. Iteration gives each hit as a dict, with the
-    names of :meth:`table`. The metadata of the rows are read when they are first asked for.
+    names of :meth:`to_arrow`. The metadata of the rows are read when they are first asked for.
 
     Attributes
     ----------
@@ -77,6 +79,8 @@ class Hits:
         Numbers of the queries of a search by score that more rows reach than the limit.
     pairs
         The scores between random rows of the archive; None in an index of before.
+    grids
+        The tile grids of the archive, which give tiles their footprints.
     queries
         The queries; empty in the answer to vectors.
     pictures
@@ -93,6 +97,7 @@ class Hits:
     classes: tuple[str, ...]
     truncated: tuple[int, ...] = ()
     pairs: PairScores | None = None
+    grids: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     read_columns: ReadColumns = field(repr=False, compare=False)
     queries: "tuple[Query, ...]" = field(default=(), repr=False, compare=False)
     pictures: Pictures | None = field(default=None, repr=False, compare=False)
@@ -101,7 +106,7 @@ class Hits:
         return int((self.rows >= 0).sum())
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.table().to_pylist())
+        return iter(self.to_arrow().to_pylist())
 
     def __repr__(self) -> str:
         shown = self._shown()
@@ -131,7 +136,7 @@ class Hits:
 
     def _shown(self) -> pa.Table:
         """Return the first hits with the columns that people read, and days for times."""
-        table = self.table().slice(0, SHOWN_HITS)
+        table = self.to_arrow().slice(0, SHOWN_HITS)
         several = len(self.rows) > 1
         names = [n for n in _SHOWN if n in table.column_names and (several or n != "query")]
         table = table.select(names)
@@ -188,20 +193,35 @@ class Hits:
         return tuple(np.flatnonzero((shares < ORDINARY) & shown).tolist())
 
     def to_arrow(self) -> pa.Table:
-        """Return :meth:`table` with the footprints of the tiles as GeoArrow.
+        """Return one row a hit: ``query`` (from 0) and :data:`storage.formats.HIT_COLUMNS`.
 
-        The last column, ``geometry``, is WKB in WGS84 longitude and latitude, tagged
-        ``geoarrow.wkb``; lonboard, geopandas and other readers of GeoArrow recognise it.
+        ``rank`` counts from 1. ``closer_than`` is the share of random pairs of rows with a lower
+        score; null in the hits of an index of before. ``geometry`` is the footprint of the tile
+        (WKB, WGS84 degrees), ``bbox`` the box around it. The column is tagged as GeoArrow, which
+        lonboard, geopandas and other readers recognise.
         """
-        return with_geometry(self.table())
+        query, rank = np.nonzero(self.rows >= 0)
+        columns = self.columns
+        shapes = tile_outlines(self.grids, columns["grid"], columns["tile"], columns["bbox"])
+        table = tagged(located(hit_table(columns, self.classes), shapes))
+        heads: list[tuple[str, npt.NDArray[Any]]] = [
+            ("query", query.astype(np.int32)),
+            ("rank", (rank + 1).astype(np.int32)),
+            ("score", self.scores[query, rank]),
+        ]
+        shares = self.closer_than
+        closer = pa.nulls(len(query), pa.float64()) if shares is None else shares[query, rank]
+        for place, (name, values) in enumerate(heads):
+            table = table.add_column(place, name, pa.array(values))
+        return table.add_column(len(heads), "closer_than", pa.array(closer, pa.float64()))
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """Export :meth:`to_arrow` to any reader of the Arrow PyCapsule interface."""
         return self.to_arrow().__arrow_c_stream__(requested_schema)
 
     def to_pandas(self) -> "pd.DataFrame":
-        """Return :meth:`table` as a data frame, one row a hit."""
-        frame: pd.DataFrame = self.table().to_pandas()
+        """Return :meth:`to_arrow` as a data frame, one row a hit."""
+        frame: pd.DataFrame = self.to_arrow().to_pandas()
         return frame
 
     def to_geodataframe(self) -> "geopandas.GeoDataFrame":
@@ -254,30 +274,11 @@ class Hits:
                 "hits: these come without pictures; search an index that skysift.open(...) "
                 "returned, or write them to a file and use `skysift archive sheet --hits`"
             )
-        return self.pictures.sheet(self.table().slice(0, count), self._title(), columns, side_px)
+        return self.pictures.sheet(self.to_arrow().slice(0, count), self._title(), columns, side_px)
 
     def _require_some(self) -> None:
         if not len(self):
             raise ConfigError("hits: there is no hit to draw; widen the filter or lower the score")
-
-    def table(self) -> pa.Table:
-        """Return one row a hit: query, rank, score, closer_than, row, tile_key, scene, ... labels.
-
-        ``closer_than`` is the share of random pairs of rows with a lower score; null in the hits of
-        an index of before.
-        """
-        query, rank = np.nonzero(self.rows >= 0)
-        table = hit_table(self.columns, self.classes)
-        heads: list[tuple[str, npt.NDArray[Any]]] = [
-            ("query", query.astype(np.int32)),
-            ("rank", rank.astype(np.int32)),
-            ("score", self.scores[query, rank]),
-        ]
-        shares = self.closer_than
-        closer = pa.nulls(len(query), pa.float64()) if shares is None else shares[query, rank]
-        for place, (name, values) in enumerate(heads):
-            table = table.add_column(place, name, pa.array(values))
-        return table.add_column(len(heads), "closer_than", pa.array(closer, pa.float64()))
 
     def where(self, keep: Mask, most: int) -> "Hits":
         """Return the first ``most`` hits of each query that a mask (Q, k) keeps."""

@@ -78,6 +78,10 @@ class SearchNode:
         """Return the first ``plan.k`` rows of each of the plan's shards that match its filter."""
         return self._shards().find(plan, vectors)
 
+    def page(self, plan: SearchPlan, start: int) -> Columns:
+        """Return the first ``plan.k`` rows of the plan's shard that match, from a position on."""
+        return self._shards().page(plan, start)
+
     def project(self, plan: SearchPlan, directions: Float32) -> dict[str, Float16]:
         """Return the dot products (n, m) of the rows of each of the plan's shards, by its name."""
         return self._shards().project(plan, directions)

@@ -5,6 +5,7 @@ message for all of its shards, merges the answers by (score, tile key, scene id)
 snapshot of the answer and the share of the shards that answered.
 """
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,9 +21,9 @@ from pipeline.search.distinct import DISTINCT, answer_places
 from pipeline.search.fleet import ActorPool, PartialResult, require_ray
 from pipeline.search.hits import Hits, merge, together
 from storage.display import Described, box_in_words
-from storage.errors import ConfigError, SearchUnavailableError
+from storage.errors import ConfigError, NotFoundError, SearchUnavailableError
 from storage.index.filter import Filter
-from storage.index.manifest import IndexManifest, read_manifest, shard_name
+from storage.index.manifest import IndexManifest, read_manifest, shard_name, shard_number
 from storage.index.plan import SearchPlan, plan_search
 from storage.index.ranking import Float32, Float64, Int64, canonical_queries
 from storage.index.search import ShardSet
@@ -32,6 +33,8 @@ from storage.location import Location
 if TYPE_CHECKING:
     from pipeline.search.query import Query
     from storage.archive.reader import Archive
+
+logger = logging.getLogger(__name__)
 
 Where = Filter | Mapping[str, Any] | None
 """Which rows may be returned: a filter, a mapping of its fields, or every row."""
@@ -286,7 +289,7 @@ class Searcher(Described):
         --------
         >>> searcher = Searcher.local("work/index")                               # doctest: +SKIP
         >>> query = QueryResolver(searcher).point(-99.15, 47.02)                  # doctest: +SKIP
-        >>> searcher.answer(query, k=5).table()                                   # doctest: +SKIP
+        >>> searcher.answer(query, k=5).to_arrow()                                   # doctest: +SKIP
         """
         several = queries if isinstance(queries, Sequence) else [queries]
         own = {} if keep_own else {n: rows for n, q in enumerate(several) if (rows := q.rows)}
@@ -366,6 +369,50 @@ class Searcher(Described):
         stored = columns.get("vector", empty)[first.to_numpy()] if vectors else empty
         return table.take(first), stored
 
+    def page(
+        self, where: Filter, limit: int, start: tuple[int, int] = (0, 0)
+    ) -> tuple[Columns, tuple[int, int] | None]:
+        """Return some of the rows that match a filter, in the order of the index.
+
+        Parameters
+        ----------
+        where, limit
+            The filter, and the most rows to return.
+        start
+            Number of the shard, and position in it, of the first row in question.
+
+        Returns
+        -------
+        Columns, tuple or None
+            The rows, and the start of the next page. A start stays valid in later versions of the
+            index until it is compacted or built again.
+
+        Raises
+        ------
+        ConfigError
+            The filter names a class that the archive does not have.
+        SearchUnavailableError
+            A shard did not answer.
+
+        Notes
+        -----
+        Each page asks one shard, or a few where rows are rare.
+        """
+        plan = self._plan(min(limit + 1, self.manifest.rows), where)
+        parts: list[Columns] = []
+        shard, position = start
+        for number in sorted(map(shard_number, plan.shards)):
+            if number < shard:
+                continue
+            one = replace(plan, shards=(shard_name(number),), k=limit + 1)
+            (part,) = self._gather("page", one, position if number == shard else 0).answers
+            room = limit - sum(len(part["row"]) for part in parts)
+            places = part.pop("position")
+            parts.append({name: values[:room] for name, values in part.items()})
+            if len(places) > room:
+                return join_rows(parts, len(self.manifest.classes)), (number, int(places[room]))
+        return join_rows(parts, len(self.manifest.classes)), None
+
     def project(self, directions: npt.ArrayLike) -> dict[str, npt.NDArray[np.float16]]:
         """Return the dot products (n, m) of every row with directions (m, D), by shard.
 
@@ -386,6 +433,22 @@ class Searcher(Described):
         from storage.archive.reader import Archive  # brings zarr, which a search does without
 
         return Archive.open(self.index.at(self.manifest.archive_uri), self.manifest.snapshot)
+
+    @cached_property
+    def grids(self) -> Mapping[str, Mapping[str, Any]]:
+        """The plain description of each tile grid by its id; an old index asks its archive."""
+        if self.manifest.grids:
+            return self.manifest.grids
+        try:
+            return self.archive.ledger.grids
+        except NotFoundError as error:
+            logger.warning(
+                "index %s does not describe its tile grids and its archive is not there (%s): "
+                "footprints are the boxes of tiles; run `skysift index update`",
+                self.index,
+                error,
+            )
+            return {}
 
     def stop(self) -> None:
         """End the search actors of this version, for all clients; a local searcher has none."""
@@ -410,6 +473,7 @@ class Searcher(Described):
             version=self.manifest.version,
             classes=self.manifest.classes,
             pairs=self.manifest.pairs,
+            grids=self.grids,
             read_columns=self._columns,
         )
 

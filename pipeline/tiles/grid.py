@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pyproj import CRS, Transformer
-from pyproj.exceptions import ProjError
+from pyproj import CRS
 
 from pipeline.tiles.spec import Edge, GridSpec
 from storage.errors import ConfigError, GridError
 from storage.geometry import BBox, around_points, unwrapped
+from storage.outlines import from_wgs84, perimeter, project, tile_bounds, to_wgs84
 from storage.raster.geotiff import crs_name, inspect, resolution_in
 from storage.raster.pixel_grid import PixelGrid, Window
 from storage.scene import Scene
@@ -177,14 +177,10 @@ class TileGrid:
 
     def crs_bounds(self, tiles: Int32) -> Float64:
         """Return left, bottom, right, top of tiles (n, 2) in CRS units, float64 (n, 4)."""
-        starts = np.asarray(tiles, np.float64).reshape(-1, 2) * self.stride_px
-        left = self.anchor[0] + starts[:, 0] * self.resolution
-        top = self.anchor[1] - starts[:, 1] * self.resolution
-        side = self.tile_px * self.resolution
-        return np.stack([left, top - side, left + side, top], axis=1)
+        return tile_bounds(asdict(self), tiles)
 
     def bbox_wgs84(self, tiles: Int32) -> Float64:
-        """Return the footprints of tiles in degrees.
+        """Return the boxes of tiles in degrees.
 
         Parameters
         ----------
@@ -201,9 +197,9 @@ class TileGrid:
             A tile lies outside the area of the CRS.
         """
         left, bottom, right, top = self.crs_bounds(tiles).T[:, :, None]
-        xs, ys = _perimeter(left, bottom, right, top, _EDGE_POINTS)
-        lons, lats = _project(
-            _to_wgs84(self.crs), xs, ys, f"a tile of grid {self.id} lies outside its CRS"
+        xs, ys = perimeter(left, bottom, right, top, _EDGE_POINTS)
+        lons, lats = project(
+            to_wgs84(self.crs), xs, ys, f"a tile of grid {self.id} lies outside its CRS"
         )
         boxes = around_points(lons, np.clip(lats, -90, 90))
         for pole in (-90.0, 90.0):
@@ -294,22 +290,13 @@ def window_of_bbox(pixels: PixelGrid, bbox: BBox) -> Window:
         The grid's CRS has no such place.
     """
     west, south, east, north = unwrapped([bbox])[0].tolist()
-    lons, lats = _perimeter(west, south, east, north, 21)
-    xs, ys = _project(_to_crs(pixels.crs), lons, lats, f"box {bbox} is not in {pixels.crs}")
+    lons, lats = perimeter(west, south, east, north, 21)
+    xs, ys = project(from_wgs84(pixels.crs), lons, lats, f"box {bbox} is not in {pixels.crs}")
     columns = (xs - pixels.anchor[0]) / pixels.resolution
     rows = (pixels.anchor[1] - ys) / pixels.resolution
     left, top = (math.floor(v.min() + _ROUNDING_PX) for v in (columns, rows))
     right, bottom = (math.ceil(v.max() - _ROUNDING_PX) for v in (columns, rows))
     return Window(column=left, row=top, width=max(1, right - left), height=max(1, bottom - top))
-
-
-def _perimeter(left: Any, bottom: Any, right: Any, top: Any, points: int) -> tuple[Any, Any]:
-    """Return points along the four edges of boxes."""
-    along = np.linspace(0.0, 1.0, points)
-    low, high = np.zeros_like(along), np.ones_like(along)
-    xs = left + (right - left) * np.concatenate([along, high, along, low])
-    ys = bottom + (top - bottom) * np.concatenate([low, along, high, along])
-    return xs, ys
 
 
 def _rounded(value: float) -> float:
@@ -322,27 +309,7 @@ def _pole(crs: str, lat: float) -> tuple[float, float] | None:
     """Return the place of a pole in a CRS; None where the pole is not a single point."""
     if CRS.from_user_input(crs).is_geographic:
         return None
-    x, y = _to_crs(crs).transform([0.0, 90.0, 180.0], [lat] * 3)
+    x, y = from_wgs84(crs).transform([0.0, 90.0, 180.0], [lat] * 3)
     if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(x) + np.ptp(y) > 1:
         return None
     return float(x[0]), float(y[0])
-
-
-def _project(transformer: Transformer, x: Any, y: Any, message: str) -> tuple[Any, Any]:
-    try:
-        x, y = transformer.transform(x, y)
-    except ProjError as error:
-        raise GridError(f"{message}; check the CRS and the place") from error
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise GridError(f"{message}; check the CRS and the place")
-    return x, y
-
-
-@lru_cache(64)
-def _to_wgs84(crs: str) -> Transformer:
-    return Transformer.from_crs(CRS.from_user_input(crs), CRS.from_epsg(4326), always_xy=True)
-
-
-@lru_cache(64)
-def _to_crs(crs: str) -> Transformer:
-    return Transformer.from_crs(CRS.from_epsg(4326), CRS.from_user_input(crs), always_xy=True)

@@ -1,42 +1,102 @@
-"""The live rows of an archive as one GeoParquet file."""
+"""The live rows of an archive as one GeoParquet file that readers need not read whole.
 
-import itertools
+Rows lie along a Hilbert curve of their places and row groups are small, so that a reader that asks
+for a box skips the others. The footer ``emb`` says which encoder the vectors are of.
+
+References
+----------
+The key ``emb`` is that of Earth Index's files of embeddings, version 0.0.1.
+"""
+
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from storage.archive.reader import Archive, Columns
-from storage.formats import write_geoparquet
-from storage.geometry import EDGES
+from storage.formats import located, write_geoparquet
+from storage.geometry import EDGES, centres, hilbert
 from storage.location import Location
 
 _TIME = pa.timestamp("ms", tz="UTC")
-EXPORTED = ("scene", "tile_key", "datetime", "valid_fraction", "cloud_fraction", "bbox")
+_GROUP_ROWS = 8192
+EXPORTED = (
+    *("scene", "grid", "tile", "tile_key", "datetime"),
+    *("valid_fraction", "cloud_fraction", "bbox"),
+)
 
 
 def to_geoparquet(archive: Archive, uri: str | Location) -> int:
-    """Write all live rows as one GeoParquet file, a row group a segment; return their number.
+    """Write all live rows as one GeoParquet file; return their number.
 
     Its columns are ``row``, scene, tile key, UTC datetime, fractions, ``labels`` (lists of class
-    names) when there are any, ``embedding`` (lists of D float32) and the footprint as geometry.
+    names) when there are any, ``embedding`` (D float32, a list of fixed size), ``bbox`` and the
+    footprint as ``geometry``.
 
     Notes
     -----
-    Peak memory is a few copies of one segment, whatever the size of the archive.
+    Vectors wait in a temporary file of 2 D bytes a row. Peak memory is a few copies of one segment
+    and some 300 bytes a row.
     """
     labels = ("labels",) if archive.spec.classes else ()
-    names = (*EXPORTED, *labels, "embedding")
-    parts = (archive.read_segment(segment.ordinal, names) for segment in archive.segments)
-    empty = archive.read([], (*names, "row"))
-    tables = (_table(part, archive.spec.classes) for part in itertools.chain([empty], parts))
-    return write_geoparquet(tables, uri)
+    names = (*EXPORTED, *labels)
+    with tempfile.TemporaryDirectory(prefix="skysift-export-") as folder:
+        rows, vectors = _gathered(archive, names, Path(folder) / "vectors")
+        order = np.lexsort((rows["row"], hilbert(centres(rows["bbox"]))))
+        groups = [order[start : start + _GROUP_ROWS] for start in range(0, len(order), _GROUP_ROWS)]
+        tables = (
+            _table(archive, {name: column[group] for name, column in rows.items()}, vectors[group])
+            for group in groups or [order]
+        )
+        return write_geoparquet(tables, uri, {"emb": _about(archive, rows["datetime"])})
 
 
-def _table(columns: Columns, classes: tuple[str, ...]) -> pa.Table:
-    """Return rows as an Arrow table, their boxes as four columns."""
-    vectors = columns["embedding"].astype(np.float32)
-    starts = np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1]
+def _gathered(
+    archive: Archive, names: tuple[str, ...], file: Path
+) -> tuple[Columns, npt.NDArray[np.float16]]:
+    """Return columns of all live rows, and their vectors (n, D) in a file."""
+    parts, count, width = [archive.read([], (*names, "row"))], 0, archive.spec.dimension
+    with file.open("wb") as stream:
+        for segment in archive.segments:
+            part = archive.read_segment(segment.ordinal, (*names, "embedding"))
+            stream.write(np.ascontiguousarray(part.pop("embedding"), dtype="<f2").data)
+            count += len(part["row"])
+            parts.append(part)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if not count:
+        return columns, np.empty((0, width), np.float16)
+    return columns, np.memmap(file, dtype="<f2", mode="r", shape=(count, width))
+
+
+def _about(archive: Archive, times: npt.NDArray[np.datetime64]) -> dict[str, Any]:
+    """Return the model and the period of the vectors, as the key ``emb`` states them."""
+    spec = archive.spec
+    period = {}
+    if len(times):
+        first, last = (f"{np.datetime_as_string(t, unit='s')}Z" for t in (times.min(), times.max()))
+        period = {"datetime": first, "start_datetime": first, "end_datetime": last}
+    return {
+        "version": "0.0.1",
+        "model": {
+            "id": spec.encoder_fingerprint,
+            "name": "Skysift encoder",
+            "version": spec.encoder_fingerprint[:16],
+            "source": archive.encoder.absolute.uri,
+            "config": {"bands": list(spec.bands), "tile_px": spec.tile_px},
+        },
+        **period,
+        "datasets": [{"name": "Skysift archive", "source": archive.location.absolute.uri}],
+        "embedding": {"dim": spec.dimension, "quantization": "float16, unit norm"},
+    }
+
+
+def _table(archive: Archive, columns: Columns, vectors: npt.NDArray[np.float16]) -> pa.Table:
+    """Return rows and their vectors (n, D) as an Arrow table."""
+    classes, width = archive.spec.classes, archive.spec.dimension
+    flat = pa.array(vectors.astype(np.float32).reshape(-1))
     data: dict[str, Any] = {
         "row": columns["row"],
         "scene": pa.array(columns["scene"].tolist(), pa.string()),
@@ -49,6 +109,6 @@ def _table(columns: Columns, classes: tuple[str, ...]) -> pa.Table:
         names = np.array(classes, dtype=object)
         labels = [names[flags.astype(bool)].tolist() for flags in columns["labels"]]
         data["labels"] = pa.array(labels, pa.list_(pa.string()))
-    data["embedding"] = pa.ListArray.from_arrays(starts, vectors.reshape(-1))
+    data["embedding"] = pa.FixedSizeListArray.from_arrays(flat, width)
     edges = dict(zip(EDGES, columns["bbox"].T, strict=True))
-    return pa.table(data | edges)
+    return located(pa.table(data | edges), archive.footprints(columns))

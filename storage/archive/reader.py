@@ -55,6 +55,7 @@ from storage.errors import ArchiveConflictError, NotFoundError
 from storage.geometry import EDGES, enclosing
 from storage.location import Location
 from storage.locks import commit_lock
+from storage.outlines import Shapes, tile_outlines
 from storage.scene import Scene
 from storage.values import json_digest
 
@@ -81,7 +82,7 @@ STORED_COLUMNS = (
     "valid_fraction",
     "cloud_fraction",
 )
-DERIVED_COLUMNS = ("scene", "tile_key", "row")
+DERIVED_COLUMNS = ("scene", "grid", "tile_key", "row")
 
 
 class Archive(Described):
@@ -359,6 +360,20 @@ class Archive(Described):
             return self._empty(columns)
         return {name: np.concatenate([part[name] for part in parts])[inverse] for name in parts[0]}
 
+    def footprints(self, columns: Columns) -> Shapes:
+        """Return the ground (n,) of rows as shapely polygons in WGS84 degrees.
+
+        Parameters
+        ----------
+        columns
+            At least ``grid``, ``tile`` and ``bbox`` of the rows, as the methods here read them.
+
+        Notes
+        -----
+        A row whose grid the archive does not describe has its box.
+        """
+        return tile_outlines(self.ledger.grids, columns["grid"], columns["tile"], columns["bbox"])
+
     def to_dask(self, column: str = "embedding") -> Any:
         """Return a stored column of all live rows as a lazy ``dask.array.Array``, in row order."""
         import dask.array as da
@@ -493,6 +508,8 @@ class Archive(Described):
             if name == "scene":
                 return np.asarray(np.array(segment.scenes, dtype=object)[index])
             grids = np.array(self._grids(segment), dtype=object)[index]
+            if name == "grid":
+                return np.asarray(grids)
             pairs = zip(grids, stored("tile").tolist(), strict=True)
             keys = [f"{grid}/{column}/{row}" for grid, (column, row) in pairs]
             return np.array(keys, dtype=object)
@@ -521,6 +538,7 @@ class Archive(Described):
             "bbox": ((4,), np.float64),
             "datetime": ((), "datetime64[ms]"),
             "scene": ((), object),
+            "grid": ((), object),
             "tile_key": ((), object),
             "scene_index": ((), np.int32),
             "row": ((), np.int64),

@@ -118,6 +118,8 @@ class IndexManifest:
         The recommended step for the operator, empty when there is none.
     pairs
         The scores between random rows of the archive; None in an index of before.
+    grids
+        The plain description of each tile grid by its id; empty in an index of before.
     """
 
     version: str
@@ -146,6 +148,7 @@ class IndexManifest:
     classes: tuple[str, ...] = ()
     advice: str = ""
     pairs: PairScores | None = None
+    grids: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     format: int = field(default=FORMAT)
 
     @property

@@ -230,6 +230,24 @@ class ShardSet:
                     parts[-1]["vector"] = group.decode(first).astype(np.float32)
         return join_rows(parts, self._classes)
 
+    def page(self, plan: SearchPlan, start: int) -> Columns:
+        """Return the first ``plan.k`` rows of one shard that match, from a position on.
+
+        The column ``position`` is the position of each in the shard.
+
+        Raises
+        ------
+        ConfigError
+            The plan's filter names a class that the archive does not have.
+        NotFoundError
+            The shard of the plan is not in this set.
+        """
+        (name,) = self._known(plan)
+        group, first = self._place_of(name)
+        positions = group.select(plan.where, plan.shards).positions
+        chosen = positions[np.searchsorted(positions, first + start) :][: plan.k]
+        return {**group.sidecar.take(chosen), "position": chosen - first}
+
     def _selections(self, plan: SearchPlan) -> list[Selection]:
         """Return the groups of the plan's shards that hold matching rows, with those rows."""
         self._known(plan)

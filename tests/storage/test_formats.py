@@ -14,9 +14,11 @@ import pytest
 
 from storage.errors import ConfigError
 from storage.formats import (
+    HIT_COLUMNS,
     feature_collection,
     geoparquet,
     hit_records,
+    located,
     read_csv_hits,
     write_geoparquet,
     write_hits,
@@ -35,8 +37,9 @@ def hits() -> pa.Table:
     moments = [dt.datetime(2024, 5, 1, 10, 30, tzinfo=dt.UTC)] * 2
     rows = {
         "query": pa.array([0, 0], pa.int32()),
-        "rank": pa.array([0, 1], pa.int32()),
+        "rank": pa.array([1, 2], pa.int32()),
         "score": pa.array([0.5, 0.25], pa.float32()),
+        "closer_than": pa.array([0.9, None], pa.float64()),
         "row": [7, 8],
         "tile_key": ["g/1/2", "g/3/4"],
         "scene": ["a", "b"],
@@ -45,11 +48,7 @@ def hits() -> pa.Table:
         "cloud_fraction": pa.array([0.0, 0.1], pa.float32()),
         "labels": [["water", "forest"], []],
     }
-    return pa.table(rows)
-
-
-def test_the_columns_of_the_hits_here_are_those_of_a_search(hits: pa.Table) -> None:
-    assert set(HIT_SCHEMA.names) == set(hits.column_names) - {"query", "rank", "score"}
+    return located(pa.table(rows), footprints(BOXES))
 
 
 SIGNS = ["=1+1", "+1", "-1", "@a", "\t=1", "\r=1", "'=1", "\uff1d1", "plain", "a=b", "", " =1"]
@@ -80,20 +79,26 @@ def test_every_format_has_the_same_hits(hits: pa.Table, tmp_path: Path) -> None:
     assert features[0]["properties"] == {
         "rank": 1,
         "score": 0.5,
+        "closer_than": 0.9,
         "row": 7,
         "tile_key": "g/1/2",
         "scene": "a",
         "datetime": "2024-05-01T10:30:00Z",
         "cloud_fraction": 0.0,
-        "labels": "water, forest",
+        "labels": ["water", "forest"],
     }
+    assert features[1]["bbox"] == BOXES[1].tolist()
     frame = gpd.read_parquet(tmp_path / "hits.parquet")
-    assert frame.crs.to_epsg() == 4326
+    assert frame.crs.to_authority() == ("OGC", "CRS84")
+    assert frame["bbox"][1] == {"xmin": -180, "ymin": -10, "xmax": 180, "ymax": -9}
     assert frame.geometry.tolist() == footprints(BOXES).tolist()
     assert gpd.read_file(tmp_path / "hits.geojson").geometry.tolist() == frame.geometry.tolist()
     rows = list(csv.DictReader(io.StringIO((tmp_path / "hits.csv").read_text())))
     assert next(iter(rows[0])) == "rank"
-    assert list(rows[0])[-1] == "labels"
+    assert list(rows[0])[-2:] == ["geometry", "labels"]
+    assert gpd.GeoSeries.from_wkt([row["geometry"] for row in rows]).tolist() == (
+        frame.geometry.tolist()
+    )
     for name in ("rank", "tile_key", "scene", "row"):
         assert [str(value) for value in frame[name]] == [row[name] for row in rows]
 
@@ -103,24 +108,21 @@ def test_a_hit_has_one_footprint_from_the_command_line_and_over_http(
 ) -> None:
     write_hits(hits, str(tmp_path / "hits.geojson"))
     written = json.loads((tmp_path / "hits.geojson").read_text())["features"]
-    bodies = [HitBody(**served(record)) for record in hit_records(hits)]
+    bodies = [HitBody(**record) for record in hit_records(hits)]
     answer = SearchAnswer(
         query="q", snapshot="S", version="v", coverage=1.0, ordinary=False, like="ADw", hits=bodies
     )
     response = json.loads(bytes(negotiated(answer, GEOJSON).body))
-    assert [f["geometry"] for f in response["features"]] == [f["geometry"] for f in written]
-    assert [f["properties"]["datetime"] for f in response["features"]] == [
-        f["properties"]["datetime"] for f in written
-    ]
+    assert response["features"] == written
     assert response["snapshot"] == "S"
 
 
-def served(record: dict) -> dict:
-    return {"tile" if name == "tile_key" else name: value for name, value in record.items()}
-
-
 def test_a_record_without_a_place_has_no_geometry() -> None:
-    records = [{"scene": "a", "bbox": None}, {"scene": "b", "bbox": [0, 0, 1, 1]}]
+    square = {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]]}
+    records = [
+        {"scene": "a", "bbox": None, "geometry": None},
+        {"scene": "b", "bbox": [0, 0, 1, 1], "geometry": square},
+    ]
     features = feature_collection(records, total=2)["features"]
     assert [f["geometry"] and f["geometry"]["type"] for f in features] == [None, "Polygon"]
     frame = gpd.read_parquet(io.BytesIO(geoparquet(records)))
@@ -140,3 +142,13 @@ def test_a_file_appears_when_it_is_complete_or_not_at_all(hits: pa.Table, tmp_pa
     assert list(tmp_path.iterdir()) == []
     assert write_geoparquet([hits, hits], str(tmp_path / "rows.parquet")) == 4
     assert len(gpd.read_parquet(tmp_path / "rows.parquet")) == 4
+
+
+def test_hits_have_one_schema_everywhere(hits: pa.Table, tmp_path: Path) -> None:
+    """Of a search, over HTTP, and in files: the same names, in one order."""
+    assert tuple(HitBody.model_fields) == (*HIT_COLUMNS, "dates")
+    assert tuple(hits.column_names) == ("query", *HIT_COLUMNS)
+    assert set(HIT_SCHEMA.names) - set(EDGES) <= set(HIT_COLUMNS)
+    write_hits(hits, str(tmp_path / "hits.parquet"))
+    assert tuple(gpd.read_parquet(tmp_path / "hits.parquet").columns) == HIT_COLUMNS
+    assert tuple(hit_records(hits)[0]) == HIT_COLUMNS

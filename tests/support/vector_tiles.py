@@ -1,7 +1,8 @@
-"""Read Mapbox vector tiles, as far as the map's layers go: one ring of four corners a feature."""
+"""Read Mapbox vector tiles, as far as the map's layers go: one ring a feature."""
 
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 
@@ -28,18 +29,18 @@ def _layer(layer: bytes) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _box(path: list[int]) -> list[int]:
-    assert (path[0], path[3], path[-1]) == (9, 26, 15)  # move to one, line to three, close
+    assert (path[0], path[3] & 7, path[-1]) == (9, 2, 15)  # move to one, line to the others, close
     x = y = 0
     corners = []
     steps = [(n >> 1) ^ -(n & 1) for n in [*path[1:3], *path[4:-1]]]
     for dx, dy in zip(steps[::2], steps[1::2], strict=True):
         x, y = x + dx, y + dy
         corners.append((x, y))
-    (left, top), (right, _), (_, bottom), _ = corners
-    assert corners == [(left, top), (right, top), (right, bottom), (left, bottom)]
-    assert left < right
-    assert top < bottom
-    return [left, top, right, bottom]
+    assert len(corners) == (path[3] >> 3) + 1
+    turns = sum(a * d - b * c for (a, b), (c, d) in pairwise([*corners, corners[0]]))
+    assert turns > 0  # an outer ring: clockwise on the screen
+    xs, ys = zip(*corners, strict=True)
+    return [min(xs), min(ys), max(xs), max(ys)]
 
 
 def _value(content: bytes) -> Any:

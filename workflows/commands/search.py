@@ -93,10 +93,15 @@ def _check(options: dict[str, Any]) -> None:
     """
     from storage.formats import check_format
 
-    if not any(options[kind] for kind in KINDS) and not _like(options):
+    asked = any(options[kind] for kind in KINDS) or _like(options)
+    if options["saved"] and (asked or options["each"] or options["save"]):
+        raise click.UsageError("--saved brings its own example, filters and number of hits")
+    if options["save"] and options["each"]:
+        raise click.UsageError("--save keeps one query; leave --each out")
+    if not asked and not options["saved"]:
         raise click.UsageError(
-            "give an example: --image, --lonlat, --tile, --vector, or tiles by --like-scene, "
-            "--like-label, --like-bbox, --like-polygon"
+            "give an example: --image, --lonlat, --tile, --vector, tiles by --like-scene, "
+            "--like-label, --like-bbox, --like-polygon, or a --saved search"
         )
     for name, owner in (("bands", "image"), ("date", "lonlat"), ("scene", "tile")):
         if options[name] is not None and not options[owner] and not options[f"not_{owner}"]:
@@ -177,7 +182,9 @@ def _vectors(path: str) -> Iterator["Query"]:
     skysift search -r naip-series --tile epsg26914-5-64/1520/-16278 --since 2012-01-01
     skysift search -r naip-series --image chip.png --out hits.geojson
     skysift search -r naip-series --tile A/1/2 --tile A/1/3 --not-tile A/5/5 --min-score 0.8
-    skysift search -r naip-series --like-label water --each --out hits.parquet""",
+    skysift search -r naip-series --like-label water --each --out hits.parquet
+    skysift search --index work/index --lonlat=-99.15,47.02 --save searches/lake.json
+    skysift search --index work/index --saved searches/lake.json""",
 )
 @recipe_option("--index", "index.uri")
 @example_options
@@ -206,6 +213,8 @@ def _vectors(path: str) -> Iterator["Query"]:
 @click.option("--include-self", is_flag=True, help="Keep the examples among the hits.")
 @click.option("--explain", is_flag=True, help="Show how it would be searched, and stop.")
 @recipe_option("--encoder", "encoder.bundle", "Bundle for --image; the archive's.")
+@click.option("--save", metavar="FILE", help="Keep the search as a .json file.")
+@click.option("--saved", metavar="FILE", help="Run a search that --save kept.")
 @click.option("--out", metavar="URI", help="Write the hits to a .geojson, .parquet or .csv file.")
 @pass_run
 def search(run: Run, /, **options: Any) -> None:
@@ -222,6 +231,9 @@ def search(run: Run, /, **options: Any) -> None:
     by_score = options["min_score"] is not None
     k: int = options["limit"] if by_score else run.recipe.search.k
     with _searcher(run) as searcher:
+        if options["saved"]:
+            _run_saved(run, searcher, options["saved"], options["out"])
+            return
         positive, negative = examples(run, searcher, options)
         answer = partial(
             searcher.answer,
@@ -237,7 +249,10 @@ def search(run: Run, /, **options: Any) -> None:
         elif options["each"]:
             _write_each(run, searcher.manifest, answer, positive, k, options["out"])
         else:
-            _show_hits(run, answer, combine(positive, negative), k, options["out"])
+            query = combine(positive, negative)
+            if options["save"]:
+                _save(run, searcher, query, k, options)
+            _show_hits(run, query.label, answer(query), k, options["out"])
 
 
 @contextmanager
@@ -252,20 +267,42 @@ def _searcher(run: Run) -> Iterator["Searcher"]:
         yield Searcher.connect(index, replicas=run.recipe.search.replicas)
 
 
-def _show_hits(
-    run: Run, answer: "Callable[[Query], Hits]", query: "Query", k: int, out: str | None
-) -> None:
+def _save(run: Run, searcher: "Searcher", query: "Query", k: int, options: dict[str, Any]) -> None:
+    """Keep a search as a file."""
+    from pipeline.search.saved import SavedSearch, plain_filter, save_search
+
+    search = SavedSearch(
+        title=query.label,
+        encoder_fingerprint=searcher.manifest.encoder_fingerprint,
+        vector=tuple(query.vector.tolist()),
+        k=k,
+        min_score=options["min_score"],
+        distinct=options["distinct"],
+        filter=plain_filter(run.recipe.search.filter),
+    )
+    save_search(search, run.location(options["save"]))
+
+
+def _run_saved(run: Run, searcher: "Searcher", uri: str, out: str | None) -> None:
+    """Show the hits of a saved search."""
+    from pipeline.search.saved import load_search
+
+    search = load_search(run.location(uri))
+    _show_hits(run, search.title, search.answer(searcher), search.k, out)
+
+
+def _show_hits(run: Run, label: str, hits: "Hits", k: int, out: str | None) -> None:
     """Show the hits of a query; write them when a file is named."""
     from storage.formats import hit_records, write_hits
     from storage.index.pairs import in_words
 
     hits = answer(query)
-    table = hits.table()
+    table = hits.to_arrow()
     if out:
         write_hits(table, run.location(out))
     records = hit_records(table)
     result = {
-        "query": query.label,
+        "query": label,
         "snapshot": hits.snapshot,
         "version": hits.version,
         "coverage": hits.coverage,
@@ -273,7 +310,7 @@ def _show_hits(
         "ordinary": bool(hits.ordinary),
         "hits": records,
     }
-    lines = [f"like {query.label}", *_lines(records)] if records else ["no hits"]
+    lines = [f"like {label}", *_lines(records)] if records else ["no hits"]
     if hits.ordinary:
         lines.append(_ORDINARY.format(in_words(records[0]["closer_than"])))
     run.show(result, [*lines, _TRUNCATED.format(1, k)] if hits.truncated else lines)

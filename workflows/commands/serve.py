@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @recipe_option("--scenes", "catalog.source")
 @recipe_option("--host", "service.host")
 @recipe_option("--port", "service.port")
+@recipe_option("--searches", "service.searches", metavar="FOLDER")
 @recipe_option("--base-map", "service.base_map", metavar="URL")
 @pass_run
 def serve(run: Run) -> None:
@@ -46,6 +47,7 @@ def serve(run: Run) -> None:
         index_uri=run.need_path("index.uri"),
         encoder_uri=run.recipe.encoder.bundle,
         catalog=run.catalog_spec() if run.recipe.catalog.source else None,
+        searches=None if section.searches is None else run.location(section.searches),
         replicas=run.recipe.search.replicas,
         max_image_px=section.max_image_px,
         thumbnail_cache_bytes=section.thumbnail_cache_bytes,

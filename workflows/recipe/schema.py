@@ -271,6 +271,8 @@ class ServiceSection:
         Processes that answer.
     thumbnail_cache_bytes
         Size of the pictures of tiles that each process keeps.
+    searches
+        Folder of saved searches (.json), each of which is a layer.
     base_map
         URL template of raster tiles below the map, such as https://host/{z}/{x}/{y}.png. None by
         default, and nothing foreign is loaded then.
@@ -291,6 +293,7 @@ class ServiceSection:
     burst: Count = 300
     replicas: Count = 1
     thumbnail_cache_bytes: Count = 64 * 1024 * 1024
+    searches: str | None = None
     base_map: str | None = None
     base_map_attribution: str = ""
     cors_origins: tuple[str, ...] = ()

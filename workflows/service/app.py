@@ -21,6 +21,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from storage.errors import ConfigError, SearchUnavailableError, SkysiftError
 from workflows.service.errors import add_handlers, documented
+from workflows.service.features import add_features, landing
 from workflows.service.guard import Authenticator, BodyLimit, FairPlaces, OwnPages, SafeHeaders
 from workflows.service.mosaic import MOST_ZOOM, MapTile
 from workflows.service.negotiation import CONTENT, negotiated
@@ -142,6 +143,7 @@ def create_app(
     _add_archive(app, backend, limits, map_config, guard)
     _add_tiles(app, backend, limits, metrics, guard)
     _add_layers(app, backend, limits, guard)
+    add_features(app, backend, FairPlaces(limits.drawing), guard)
     _add_map(app)
     return app
 
@@ -326,8 +328,16 @@ def _add_layers(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: li
 
 def _add_map(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
-    def page() -> FileResponse:
-        return FileResponse(WEB / "index.html", headers={"Cache-Control": "no-cache"})
+    def page(request: Request, accept: Accept = None) -> Response:
+        """Return the map to browsers, the landing page of the layers for other programs."""
+        if "text/html" not in (accept or ""):
+            return landing(request)
+        headers = {"Cache-Control": "no-cache", "Vary": "Accept"}
+        return FileResponse(WEB / "index.html", headers=headers)
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> FileResponse:
+        return FileResponse(WEB / "docs.html", headers={"Cache-Control": "no-cache"})
 
     app.mount("/web", StaticFiles(directory=WEB), name="web")
 

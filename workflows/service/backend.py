@@ -20,14 +20,16 @@ from storage.archive.reader import Archive
 from storage.dates import parse_moment
 from storage.errors import NotFoundError, SkysiftError
 from storage.formats import hit_records
-from storage.geometry import EDGES
+from storage.geometry import EDGES, geojson
 from storage.index.filter import Filter
 from storage.index.manifest import current_version, read_manifest
 from storage.location import Location
+from storage.outlines import tile_outlines
 from storage.scene import CatalogSpec
 from workflows.report.colours import preset_of, presets_of
+from workflows.service.collections import Collections
 from workflows.service.decoding import Decoder
-from workflows.service.footprints import SceneBoxes
+from workflows.service.footprints import ScenePlaces
 from workflows.service.layers import Layers, TileNumber, to_text
 from workflows.service.mosaic import NOTHING, Look, MapTile, Mosaic, zoom_of
 from workflows.service.schema import (
@@ -62,11 +64,13 @@ class BackendConfig:
     """The index to serve; ``encoder_uri`` None takes the bundle that the archive was made with.
 
     Thumbnails are drawn from the scenes of ``catalog``; None for those that the archive remembers.
+    The saved searches in the folder ``searches`` are layers.
     """
 
     index_uri: str | Location
     encoder_uri: str | Location | None = None
     catalog: CatalogSpec | None = None
+    searches: str | Location | None = None
     replicas: int = 1
     max_image_px: int = 16 * 1024 * 1024
     thumbnail_cache_bytes: int = 64 * 1024 * 1024
@@ -76,6 +80,8 @@ class BackendConfig:
         object.__setattr__(self, "index_uri", self.index)
         if self.encoder_uri is not None:
             object.__setattr__(self, "encoder_uri", Location.of(self.encoder_uri).absolute)
+        if self.searches is not None:
+            object.__setattr__(self, "searches", Location.of(self.searches).absolute)
 
     @property
     def index(self) -> Location:
@@ -119,10 +125,7 @@ class IndexBackend:
             coverage=hits.coverage,
             ordinary=bool(hits.ordinary),
             like=to_text(query.vector),
-            hits=[
-                HitBody(tile=record.pop("tile_key"), **record)
-                for record in hit_records(hits.table())
-            ],
+            hits=[HitBody(**record) for record in hit_records(hits.to_arrow())],
         )
 
     def tile(self, key: str) -> TileAnswer:
@@ -195,11 +198,16 @@ class IndexBackend:
                     reason=entry.reason,
                     rows=entry.rows,
                     datetime=entry.datetime,
-                    bbox=None if box is None else list(box),
+                    bbox=None if place is None else list(place.box),
+                    geometry=None if place is None else place.geometry,
                 )
-                for entry, box in zip(page, version.boxes.of(page), strict=True)
+                for entry, place in zip(page, version.places.of(page), strict=True)
             ],
         )
+
+    def collections(self) -> Collections:
+        """Return the collections of features of the current version."""
+        return self._current().collections
 
     def ready(self) -> ReadyAnswer:
         """Return the version that is served."""
@@ -289,13 +297,19 @@ class _Version:
         self.searcher = Searcher.connect(config.index, version=name, replicas=config.replicas)
         self.resolver = QueryResolver(self.searcher)
         self.archive = self.searcher.archive
-        self.boxes = SceneBoxes(self.archive)
+        self.places = ScenePlaces(self.archive)
         self.layers = Layers(self.searcher)
         self.ledger = self.archive.scenes()
 
     @cached_property
+    def collections(self) -> Collections:
+        searches = self._config.searches
+        folder = None if searches is None else Location.of(searches)
+        return Collections(self.searcher, self.places, folder)
+
+    @cached_property
     def mosaic(self) -> Mosaic:
-        return Mosaic(self.archive, self.boxes)
+        return Mosaic(self.archive, self.places)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -316,11 +330,15 @@ def _tile(version: _Version, key: str) -> TileAnswer:
     if not records:
         raise NotFoundError(f"the index has no tile {key}; search by lonlat to find some")
     newest = records[-1]
+    box = np.array([[newest[edge] for edge in EDGES]])
+    grid, column, row = key.rsplit("/", 2)
+    shape = tile_outlines(version.searcher.grids, [grid], [[int(column), int(row)]], box)
     return TileAnswer(
         snapshot=version.searcher.manifest.snapshot,
         version=version.name,
         tile=key,
-        bbox=[newest[edge] for edge in EDGES],
+        bbox=box[0].tolist(),
+        geometry=geojson(shape)[0],
         acquisitions=[
             AcquisitionBody(**{name: row[name] for name in AcquisitionBody.model_fields})
             for row in records

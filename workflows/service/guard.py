@@ -194,7 +194,7 @@ class OwnPages:
         if site is None:
             return origin is None or urlsplit(origin).netloc == headers.get("host")
         opened = headers.get("sec-fetch-mode") == "navigate" and scope["method"] == "GET"
-        return site in ("same-origin", "none") or (opened and scope["path"] == "/")
+        return site in ("same-origin", "none") or (opened and scope["path"] in ("/", "/docs"))
 
 
 class BodyLimit:

@@ -21,12 +21,20 @@ import numpy.typing as npt
 from pipeline.analysis.samples import uniform_rows
 from pipeline.search.searcher import Searcher
 from storage.errors import ConfigError
-from storage.geometry import Mask
+from storage.geometry import Mask, clip
 from storage.index.files import VerifiedFiles
 from storage.index.manifest import ShardEntry
 from storage.index.ranking import canonical_queries
 from storage.index.sidecar import Sidecar
-from workflows.service.vector_tiles import EXTENT, Value, encode_boxes, mercator
+from storage.outlines import tile_corners
+from workflows.service.vector_tiles import (
+    EXTENT,
+    Value,
+    box_rings,
+    encode_rings,
+    mercator,
+    mercator_points,
+)
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -182,7 +190,8 @@ class _Places:
         self._starts = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)])
         self._keys, self._grids = keys[self._starts], list(grids)
         self.dates: Int64 = np.diff([*self._starts.tolist(), len(keys)])
-        self._box = np.ascontiguousarray(mercator(boxes[self._order[self._starts]]).T)
+        self._wgs84, self._known = boxes[self._order[self._starts]], searcher.grids
+        self._box = np.ascontiguousarray(mercator(self._wgs84).T)
         left, top, right, bottom = self._box
         self._middle = np.stack([(left + right) / 2 % 1, (top + bottom) / 2])
         self._side = np.maximum(right - left, bottom - top)
@@ -215,17 +224,27 @@ class _Places:
         layers = []
         if len(inside := np.flatnonzero(small & _between(self._middle, low, high))):
             offset = (self._middle[:, inside].T - low) * (_CELLS / span)
-            layers.append(encode_boxes(name, *_squares(inside, offset, blend)))
+            squares, columns = _squares(inside, offset, blend)
+            layers.append(encode_rings(name, box_rings(squares), columns))
         shown = ~small & _touching(self._box, low, high)
         far = self._box[2] > 1  # across the antimeridian: also at the other side of the map
         again = ~small & far & ~shown & _touching(self._box - _TURN[:, None], low, high)
         if len(numbers := np.flatnonzero(shown | again)):
-            turn = np.where(again[numbers, None], _TURN, 0)
-            boxes = (self._box[:, numbers].T - turn - np.tile(low, 2)) * (EXTENT / span)
-            edges = np.clip(np.rint(boxes), -_MARGIN, EXTENT + _MARGIN).astype(np.int64)
+            points = self._corners(numbers) - low
+            points[again[numbers], :, 0] -= 1
+            rings, kept = _in_tile(points * (EXTENT / span))
+            numbers = numbers[kept]
             keys = [self._key(number) for number in numbers.tolist()]
-            layers.append(encode_boxes(f"{name}-places", edges, {**paint(numbers), "tile": keys}))
+            layers.append(encode_rings(f"{name}-places", rings, {**paint(numbers), "tile": keys}))
         return b"".join(layers)
+
+    def _corners(self, numbers: Int64) -> Float64:
+        """Return the corners (n, 4, 2) of places in the unit square, clockwise on the screen."""
+        grids = np.array(self._grids, dtype=object)[self._keys[numbers, 0]]
+        corners = tile_corners(self._known, grids, self._keys[numbers, 1:], self._wgs84[numbers])
+        points = mercator_points(corners[:, ::-1])
+        points[..., 0] += points[..., 0] < self._box[0, numbers, None] - 0.5  # past 180 degrees
+        return points
 
     def _key(self, number: int) -> str:
         grid, column, row = self._keys[number].tolist()
@@ -259,6 +278,15 @@ def _squares(
     first = np.flatnonzero(np.r_[True, np.diff(square[order]) > 0])
     corner = own[order[first]] * (EXTENT // _CELLS)
     return np.hstack([corner, corner + EXTENT // _CELLS]), blend(numbers[order], first)
+
+
+def _in_tile(points: Float64) -> tuple[list[list[list[int]]], Int64]:
+    """Return polygons (n, 4, 2) without what lies far beyond the tile, and which are left."""
+    low, high = -_MARGIN, EXTENT + _MARGIN
+    shapes = clip(points, (low, low, high, high))
+    kept = [number for number, ring in enumerate(shapes) if len(ring) >= 3]
+    rings = [np.rint(shapes[number]).astype(np.int64).tolist() for number in kept]
+    return rings, np.array(kept, dtype=np.int64)
 
 
 def _live(files: VerifiedFiles, shard: ShardEntry) -> Int64:

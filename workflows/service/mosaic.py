@@ -28,7 +28,7 @@ from storage.raster.reader import SceneReader
 from storage.scene import Scene
 from workflows.report.colours import BYTES, Preset, coloured
 from workflows.report.rendering import MOST_FILE_PIXELS, TileRenderer, as_rgb, shown_bands
-from workflows.service.footprints import SceneBoxes
+from workflows.service.footprints import ScenePlaces
 
 logger = logging.getLogger(__name__)
 
@@ -117,16 +117,18 @@ class Mosaic:
     ----------
     archive
         The archive; its scenes do not change.
-    boxes
-        The boxes of its scenes.
+    places
+        The places of its scenes.
     """
 
-    def __init__(self, archive: Archive, boxes: SceneBoxes) -> None:
+    def __init__(self, archive: Archive, places: ScenePlaces) -> None:
         embedded = [entry for entry in archive.ledger.entries.values() if entry.rows]
         embedded.sort(key=lambda entry: entry.scene_id)
         embedded.sort(key=lambda entry: str(entry.datetime), reverse=True)
         found = [
-            (entry, box) for entry, box in zip(embedded, boxes.of(embedded), strict=True) if box
+            (entry, place.box)
+            for entry, place in zip(embedded, places.of(embedded), strict=True)
+            if place
         ]
         self._entries = [entry for entry, _ in found]
         self._boxes = np.array([box for _, box in found]).reshape(-1, 4)

@@ -1,7 +1,7 @@
-"""Map tiles of boxes with values, in the format of Mapbox Vector Tiles 2.1.
+"""Map tiles of polygons with values, in the format of Mapbox Vector Tiles 2.1.
 
-A layer has one polygon for each box and columns of values, so the encoder needs neither a geometry
-library nor a schema.
+A layer has one polygon for each place or square and columns of values, so the encoder needs neither
+a geometry library nor a schema.
 """
 
 import math
@@ -16,7 +16,7 @@ Value = str | float
 
 EXTENT = 4096
 """Units of a tile's side."""
-_MOVE, _LINE, _CLOSE = (1 << 3) | 1, (3 << 3) | 2, (1 << 3) | 7
+_MOVE, _LINE, _CLOSE = (1 << 3) | 1, 2, (1 << 3) | 7
 _POLYGON = 3
 _MOST_LATITUDE = math.degrees(math.atan(math.sinh(math.pi)))
 
@@ -39,8 +39,29 @@ def mercator(boxes: Floats) -> Floats:
     return np.stack([(west + 180) / 360, top, (right + 180) / 360, bottom], axis=1)
 
 
-def encode_boxes(
-    name: str, boxes: npt.NDArray[np.int64], columns: Mapping[str, Sequence[Value]]
+def mercator_points(points: Floats) -> Floats:
+    """Return longitudes and latitudes (..., 2) as x and y in the unit square of :func:`mercator`.
+
+    Examples
+    --------
+    >>> mercator_points(np.array([[-90.0, 0]])).tolist()
+    [[0.25, 0.5]]
+    """
+    latitude = np.clip(points[..., 1], -_MOST_LATITUDE, _MOST_LATITUDE)
+    y = 0.5 - np.arcsinh(np.tan(np.radians(latitude))) / (2 * np.pi)
+    return np.stack([(points[..., 0] + 180) / 360, y], axis=-1)
+
+
+def box_rings(boxes: npt.NDArray[np.int64]) -> list[list[list[int]]]:
+    """Return boxes (n, 4) left, top, right, bottom as rings, clockwise on the screen."""
+    left, top, right, bottom = boxes.T
+    xs, ys = np.stack([left, right, right, left], 1), np.stack([top, top, bottom, bottom], 1)
+    rings: list[list[list[int]]] = np.stack([xs, ys], axis=2).tolist()
+    return rings
+
+
+def encode_rings(
+    name: str, rings: Sequence[Sequence[Sequence[int]]], columns: Mapping[str, Sequence[Value]]
 ) -> bytes:
     """Encode a tile with one layer.
 
@@ -48,26 +69,26 @@ def encode_boxes(
     ----------
     name
         The layer's name.
-    boxes
-        Left, top, right, bottom (n, 4) in units of the tile, y downwards; they may lie beyond it.
+    rings
+        The points x, y of each polygon in units of the tile, y downwards, clockwise on the screen,
+        the first not repeated; at least three, which may lie a little beyond the tile.
     columns
-        A text or a number of each box, by the name of the property.
+        A text or a number of each polygon, by the name of the property.
     """
     values: dict[Value, int] = {}
     tags = [
         [_varint(key) + _varint(values.setdefault(value, len(values))) for value in column]
         for key, column in enumerate(columns.values())
     ]
-    ring = _varint(_LINE)
-    close = _varint(_CLOSE)
+    move, close = _varint(_MOVE), _varint(_CLOSE)
     features = []
-    for number, (left, top, right, bottom) in enumerate(boxes.tolist()):
-        wide, high = _signed(right - left), _signed(bottom - top)
-        narrow, zero = _signed(left - right), _signed(0)
-        path = (
-            _varint(_MOVE) + _signed(left) + _signed(top)
-            + ring + wide + zero + zero + high + narrow + zero + close
-        )  # fmt: skip
+    for number, ring in enumerate(rings):
+        (x, y), *_ = ring
+        path = move + _signed(x) + _signed(y) + _varint((len(ring) - 1) << 3 | _LINE)
+        for right, down in ring[1:]:
+            path += _signed(right - x) + _signed(down - y)
+            x, y = right, down
+        path += close
         tag = b"".join([column[number] for column in tags])
         features.append(_field(2, _field(2, tag) + _number(3, _POLYGON) + _field(4, path)))
     layer = b"".join(

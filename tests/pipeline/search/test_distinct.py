@@ -77,7 +77,7 @@ def test_places_and_dates_are_those_of_brute_force(
     queries = _queries(rows)
     hits = searcher.answer(queries, k, where, distinct="place", nprobe=EXHAUSTIVE)
     found: dict[int, list[Any]] = {number: [] for number in range(len(queries))}
-    for hit in hits.table().to_pylist():
+    for hit in hits.to_arrow().to_pylist():
         dates = [(date["score"], date["scene"]) for date in hit["dates"]]
         assert (hit["score"], hit["scene"]) == dates[0]
         assert hit["rank"] == len(found[hit["query"]])
@@ -89,12 +89,12 @@ def test_a_place_has_every_date_that_passes_whatever_its_score(world: tuple[Sear
     searcher, rows = world
     query = _queries(rows)[0]
     hits = searcher.answer(query, distinct="place", min_score=0.2, nprobe=EXHAUSTIVE)
-    table = hits.table().to_pylist()
+    table = hits.to_arrow().to_pylist()
     truth = _truth(rows, query, 40, Filter())
     assert [hit["tile_key"] for hit in table] == [key for key, dates in truth if dates[0][0] >= 0.2]
     assert {len(hit["dates"]) for hit in table} == {5}
     some = searcher.answer(query, distinct="place", min_score=0.0, limit=3, nprobe=EXHAUSTIVE)
-    assert (len(some.table()), some.truncated) == (3, (0,))
+    assert (len(some.to_arrow()), some.truncated) == (3, (0,))
     assert hits.truncated == ()
 
 
@@ -103,19 +103,21 @@ def test_hits_of_places_travel_and_are_written_block_by_block(world: tuple[Searc
     queries = _queries(rows)
     hits = searcher.answer(queries, 3, distinct="place")
     again = pickle.loads(pickle.dumps(hits))
-    assert again.table().equals(hits.table())
+    assert again.to_arrow().equals(hits.to_arrow())
 
     def answer(block: Any) -> Any:
         return searcher.answer(block, 3, distinct="place")
 
     (table,) = search_many(queries, answer, 3)
-    assert table["dates"].to_pylist() == hits.table()["dates"].to_pylist()
+    assert table["dates"].to_pylist() == hits.to_arrow()["dates"].to_pylist()
 
 
 def test_no_match_is_no_place_and_a_wrong_word_is_refused(world: tuple[Searcher, Rows]):
     searcher, rows = world
     query = _queries(rows)[0]
-    assert len(searcher.answer(query, 5, Filter(until="1990-01-01"), distinct="place").table()) == 0
+    assert (
+        len(searcher.answer(query, 5, Filter(until="1990-01-01"), distinct="place").to_arrow()) == 0
+    )
     with pytest.raises(ConfigError, match="distinct is 'scene'"):
         searcher.answer(query, 5, distinct="scene")
 
@@ -126,7 +128,7 @@ def test_a_score_has_a_share_and_noise_is_like_nothing(world: tuple[Searcher, Ro
     products = (vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]
     own = Query(vector=vectors[7], label="own", row=int(rows["row"][7]))
     hits = searcher.answer(own, 3)
-    (score, *_), (share, *_) = hits.scores[0].tolist(), hits.table()["closer_than"].to_pylist()
+    (score, *_), (share, *_) = hits.scores[0].tolist(), hits.to_arrow()["closer_than"].to_pylist()
     assert share == pytest.approx((products < score).mean(), abs=0.005)
     assert share > ORDINARY
     assert hits.ordinary == ()
@@ -146,7 +148,7 @@ def test_an_old_index_answers_without_shares_until_it_is_updated(
     assert old.pairs is None
     hits = Searcher.local(index).search(np.eye(DIMENSION)[:1], 2)
     assert (hits.closer_than, hits.ordinary) == (None, ())
-    assert hits.table()["closer_than"].to_pylist() == [None, None]
+    assert hits.to_arrow()["closer_than"].to_pylist() == [None, None]
     new = update_index(index)
     assert new.snapshot == old.snapshot
     assert read_manifest(index).pairs == new.pairs

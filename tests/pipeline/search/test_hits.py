@@ -34,8 +34,8 @@ def answer(searcher: Searcher, k: int = 6, **settings):
 
 def test_length_and_iteration_are_those_of_the_table(searcher):
     hits = answer(searcher)
-    assert len(hits) == len(list(hits)) == hits.table().num_rows == 6
-    assert list(hits) == hits.table().to_pylist()
+    assert len(hits) == len(list(hits)) == hits.to_arrow().num_rows == 6
+    assert list(hits) == hits.to_arrow().to_pylist()
     assert [hit["score"] for hit in hits] == hits.scores[0].tolist()
     nothing = answer(searcher, where={"until": "1990-01-01"})
     assert (len(nothing), list(nothing)) == (0, [])
@@ -44,7 +44,7 @@ def test_length_and_iteration_are_those_of_the_table(searcher):
 def test_frames_hold_every_column_and_the_footprint(searcher):
     hits = answer(searcher)
     frame = hits.to_pandas()
-    assert frame.columns.tolist() == hits.table().column_names
+    assert frame.columns.tolist() == hits.to_arrow().column_names
     places = hits.to_geodataframe()
     assert places.crs.to_authority() == ("OGC", "CRS84")
     assert places.columns.tolist() == [*frame.columns, "geometry"]

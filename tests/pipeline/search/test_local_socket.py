@@ -192,7 +192,7 @@ def test_a_client_on_the_machine_of_an_actor_uses_the_socket(
     pool._sockets.clear()
     by_message = searcher.search(queries(5), 7)
     assert sockets == 1
-    assert by_socket.table().equals(by_message.table())
+    assert by_socket.to_arrow().equals(by_message.to_arrow())
 
 
 def test_a_socket_that_closed_is_connected_again(searcher: Searcher):

@@ -41,7 +41,7 @@ def rows(searcher: Searcher):
 
 
 def same(one, other) -> bool:
-    return one.table().equals(other.table())
+    return one.to_arrow().equals(other.to_arrow())
 
 
 def test_a_question_asks_what_the_searcher_answers(searcher, index, rows):

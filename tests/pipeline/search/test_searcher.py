@@ -78,7 +78,7 @@ def test_actors_answer_like_brute_force_and_like_one_process(
     hits = searcher.search(asked, 25, where, nprobe=EXHAUSTIVE)
     assert_exact(hits, world[2], asked, where)
     local = Searcher.local(world[1]).search(asked, 25, where, nprobe=EXHAUSTIVE)
-    assert local.table().equals(hits.table())
+    assert local.to_arrow().equals(hits.to_arrow())
     assert (hits.coverage, hits.missing) == (1.0, ())
     assert hits.snapshot == read_manifest(world[1]).snapshot
 
@@ -86,7 +86,7 @@ def test_actors_answer_like_brute_force_and_like_one_process(
 def test_hits_become_a_table_of_ranked_rows(world: tuple[str, str, Rows], searcher: Searcher):
     rows = world[2]
     hits = searcher.search(queries(3), 4)
-    table = hits.table().to_pydict()
+    table = hits.to_arrow().to_pydict()
     assert table["query"] == [0] * 4 + [1] * 4 + [2] * 4
     assert table["rank"] == [0, 1, 2, 3] * 3
     np.testing.assert_array_equal(table["score"], hits.scores.ravel())
@@ -139,7 +139,7 @@ def test_hits_that_travelled_have_their_metadata(searcher: Searcher):
     travelled = pickle.loads(pickle.dumps(hits))
     keep = np.arange(7) % 2 == 0
     for one, other in ((travelled, hits), (travelled.where(keep, 3), hits.where(keep, 3))):
-        assert one.table().equals(other.table())
+        assert one.to_arrow().equals(other.to_arrow())
 
 
 def search_until_all_are_up(searcher: Searcher) -> ActorPool:
@@ -298,8 +298,8 @@ def test_an_answer_leaves_out_the_rows_that_its_query_is_made_of(
     for client in (searcher, Searcher.local(world[1])):
         answer = client.answer(query, 12, nprobe=EXHAUSTIVE)
         assert answer.rows[0].tolist() == [row for row in hits if row not in own][:12]
-        assert answer.table()["row"].to_pylist() == answer.rows[0].tolist()
-        assert answer.table()["rank"].to_pylist() == list(range(12))
+        assert answer.to_arrow()["row"].to_pylist() == answer.rows[0].tolist()
+        assert answer.to_arrow()["rank"].to_pylist() == list(range(12))
         whole = client.answer(query, 12, keep_own=True, nprobe=EXHAUSTIVE)
         assert whole.rows[0].tolist() == hits[:12]
 
@@ -440,7 +440,7 @@ def test_a_search_by_score_returns_every_row_that_reaches_it(
     hits = searcher.search_above(asked, level, where, limit=limit, nprobe=EXHAUSTIVE)
     local = Searcher.local(world[1])
     same = local.search_above(asked, level, where, limit=limit, nprobe=EXHAUSTIVE)
-    assert same.table().equals(hits.table())
+    assert same.to_arrow().equals(hits.to_arrow())
     reach = (scores >= np.float32(level)).sum(axis=1)
     assert hits.truncated == tuple(np.flatnonzero(reach > limit).tolist())
     for i, count in enumerate(np.minimum(reach, limit).tolist()):
@@ -453,7 +453,7 @@ def test_a_search_by_score_returns_every_row_that_reaches_it(
 
 def test_a_score_that_no_row_reaches_gives_no_hit(world: tuple[str, str, Rows]):
     hits = Searcher.local(world[1]).search_above(queries(3), 1.0)
-    assert (hits.rows.shape, hits.truncated, len(hits.table())) == ((3, 0), (), 0)
+    assert (hits.rows.shape, hits.truncated, len(hits.to_arrow())) == ((3, 0), (), 0)
 
 
 @pytest.mark.parametrize(

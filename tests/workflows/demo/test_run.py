@@ -158,7 +158,7 @@ def test_the_library_a_ray_task_the_command_line_and_http_give_the_same_answer(d
     assert in_task.scores.tolist() == hits.scores.tolist()
     expected = [
         (hit["tile_key"], hit["scene"], pytest.approx(hit["score"]))
-        for hit in hits.table().to_pylist()
+        for hit in hits.to_arrow().to_pylist()
     ]
     assert len(expected) == 10
     options = ["--tile", tile, "--scene", scene, "-k", "10", "--json"]

@@ -81,7 +81,7 @@ def test_search_actors_are_used_where_they_run_and_only_there(demo, index, ray_s
         found = skysift.open(uri)
         assert found.facts()["searched by"] == "search actors of the cluster"
         there, here = (i.like(lonlat=PLACE).top(20) for i in (found, index))
-        assert there.table().equals(here.table())
+        assert there.to_arrow().equals(here.to_arrow())
         assert Index.open(uri, cluster=False).facts()["searched by"] == "this process"
     finally:
         started.searcher.stop()

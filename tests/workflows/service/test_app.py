@@ -149,7 +149,7 @@ def test_a_search_passes_the_query_and_returns_hits(client, backend):
     query = {"lonlat": [10, 20], "k": 3, "filter": {"bbox": [0, 0, 1, 1], "scenes": ["a"]}}
     answer = client.post("/v1/search", json=query)
     assert answer.status_code == 200
-    assert answer.json()["hits"][0]["tile"] == "g/1/2"
+    assert answer.json()["hits"][0]["tile_key"] == "g/1/2"
     assert answer.json()["coverage"] == 1.0
     body, image = backend.requests[0]
     assert (body.lonlat, body.k, body.filter.scenes, image) == ((10, 20), 3, ["a"], None)

@@ -76,22 +76,22 @@ def test_every_kind_of_query_finds_and_leaves_its_own_rows_out(client):
     form = {"query": json.dumps({"k": 1})}
     answer = client.post("/v1/search", files={"image": _png()}, data=form)
     (hit,) = answer.json()["hits"]
-    found = _search(client, tile=hit["tile"], scene=hit["scene"], k=48)
+    found = _search(client, tile=hit["tile_key"], scene=hit["scene"], k=48)
     assert len(found) == 47
     assert hit["row"] not in {other["row"] for other in found}
     assert [other["rank"] for other in found] == list(range(1, 48))
-    assert {other["tile"] for other in found[:2]} == {hit["tile"]}  # its two other days
+    assert {other["tile_key"] for other in found[:2]} == {hit["tile_key"]}  # its two other days
     only = _search(
-        client, tile=hit["tile"], k=5, filter={"since": "2024-06-01", "until": "2024-06-01"}
+        client, tile=hit["tile_key"], k=5, filter={"since": "2024-06-01", "until": "2024-06-01"}
     )
     assert {other["scene"] for other in only} == {"site_20240601"}
     west, south, east, north = hit["bbox"]
     place = [(west + east) / 2, (south + north) / 2]
     (near,) = _search(client, lonlat=place, date="2024-05-03", k=1)
-    assert near["tile"] == hit["tile"]
+    assert near["tile"] == hit["tile_key"]
     inside = _search(client, box=[*place, *place], k=48)
     assert len(inside) == 45  # without the three days of the tile in the box
-    assert hit["tile"] not in {other["tile"] for other in inside}
+    assert hit["tile_key"] not in {other["tile_key"] for other in inside}
 
 
 def test_examples_pull_and_push(client, served):
@@ -138,8 +138,8 @@ def test_a_picture_is_that_of_its_place(client):
     colours = np.random.default_rng(99).integers(20, 220, (3, 4, 4))
     reds, seen = [], []
     for hit in day:
-        column, row = (int(part) for part in hit["tile"].split("/")[1:])
-        low_column, low_row = (min(int(h["tile"].split("/")[i]) for h in day) for i in (1, 2))
+        column, row = (int(part) for part in hit["tile_key"].split("/")[1:])
+        low_column, low_row = (min(int(h["tile_key"].split("/")[i]) for h in day) for i in (1, 2))
         reds.append(colours[0, row - low_row, column - low_column])
         path = f"/v1/tiles/{hit['tile']}/thumbnail.png"
         png = client.get(path, params={"scene": hit["scene"], "size": 16}).content
@@ -150,7 +150,7 @@ def test_a_picture_is_that_of_its_place(client):
 
 def test_missing_tiles_and_scenes_are_not_drawn(client, served, tmp_path):
     (hit,) = _search(client, vector=[1.0] * 16, k=1)
-    grid = hit["tile"].split("/")[0]
+    grid = hit["tile_key"].split("/")[0]
     for path in (f"{grid}/1/1", "nogrid/1/1"):
         assert client.get(f"/v1/tiles/{path}").status_code == 404
         assert client.get(f"/v1/tiles/{path}/thumbnail.png").status_code == 404

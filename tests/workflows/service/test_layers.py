@@ -135,9 +135,9 @@ def test_a_search_names_the_vector_of_its_map(tmp_path_factory, ray_session):
     west, south, east, north = about["bbox"]
     middle = [(west + east) / 2, (south + north) / 2]
     answer = client.post("/v1/search", json={"lonlat": middle, "k": 3, "distinct": "place"}).json()
-    assert len({hit["tile"] for hit in answer["hits"]}) == 3
+    assert len({hit["tile_key"] for hit in answer["hits"]}) == 3
     assert [len(hit["dates"]) for hit in answer["hits"]] == [
-        2 if hit["tile"] == answer["query"].split("tile ")[1].split(" of")[0] else 3
+        2 if hit["tile_key"] == answer["query"].split("tile ")[1].split(" of")[0] else 3
         for hit in answer["hits"]
     ]
     assert all(0 < hit["closer_than"] <= 0.9999 for hit in answer["hits"])
@@ -147,8 +147,8 @@ def test_a_search_names_the_vector_of_its_map(tmp_path_factory, ray_session):
     assert tile.headers["content-type"] == "application/vnd.mapbox-vector-tile"
     scores = {one["tile"]: one["score"] for one in read_tile(tile.content)["scores-places"]}
     for hit in answer["hits"]:
-        if hit["tile"] in scores:
-            assert scores[hit["tile"]] >= round(hit["score"], 3) - 0.002
+        if hit["tile_key"] in scores:
+            assert scores[hit["tile_key"]] >= round(hit["score"], 3) - 0.002
     assert len(scores) > 4
     assert client.get(f"/v1/colours/{path}").status_code == 200
     assert client.get("/v1/colours/1/2/0.mvt").status_code == 422

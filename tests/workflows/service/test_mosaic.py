@@ -23,7 +23,7 @@ from storage.scene import BandSource, MaskSource, Scene
 from workflows.report.colours import preset_of
 from workflows.report.rendering import TileRenderer
 from workflows.service import mosaic as module
-from workflows.service.footprints import SceneBoxes
+from workflows.service.footprints import ScenePlaces
 from workflows.service.mosaic import Look, MapTile, Mosaic, zoom_of
 
 BANDS = ("red", "green", "blue", "nir")
@@ -122,7 +122,7 @@ def at(column: float, row: float, z: int = 14) -> MapTile:
 
 def drawn(archive: Archive, tile: MapTile, preset: str | None = None, **period: str) -> np.ndarray:
     look = Look(period=Filter(**period), preset=preset_of(BANDS, preset))
-    data = Mosaic(archive, SceneBoxes(archive)).draw(tile, look, TileRenderer(archive))
+    data = Mosaic(archive, ScenePlaces(archive)).draw(tile, look, TileRenderer(archive))
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
 
 
@@ -224,7 +224,7 @@ def test_a_scene_that_is_gone_is_passed_over_and_the_last_one_gives_the_reason(
 
 
 def test_the_tag_changes_with_what_is_shown(archive: Archive):
-    made = Mosaic(archive, SceneBoxes(archive))
+    made = Mosaic(archive, ScenePlaces(archive))
     look = Look(period=Filter(), preset=preset_of(BANDS, None))
     looks = [
         look,

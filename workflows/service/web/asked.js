@@ -5,7 +5,7 @@ import { day, element, find } from "./dom.js";
 
 const SIZE = 128;
 
-/** Shows what was asked; `on` has ask(tile, scene), outline(box or null). */
+/** Shows what was asked; `on` has ask(tile, scene), outline(geometry or null). */
 export class Asked {
   constructor(on) {
     this.on = on;
@@ -30,11 +30,11 @@ export class Asked {
     const image = element("img", { width: SIZE, height: SIZE, alt: "The query" });
     const parts = [];
     if (answer.tile) {
-      const { acquisitions, bbox } = await tile(answer.tile);
+      const { acquisitions, geometry } = await tile(answer.tile);
       if (this.shown !== key) return;
       if (pictures) picture(image, answer.tile, answer.scene, SIZE);
       else image.classList.add("missing");
-      this.on.outline(bbox);
+      this.on.outline(geometry);
       parts.push(this.dates(answer, acquisitions));
     } else if (query?.file && /^image\/(png|jpeg)$/.test(query.file.type)) {
       this.url = URL.createObjectURL(query.file);

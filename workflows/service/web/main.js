@@ -35,7 +35,7 @@ const place = new Place({
 
 const asked = new Asked({
   ask: (tile, scene) => ask({ tile, scene }),
-  outline: (box) => map?.showAsked(box),
+  outline: (geometry) => map?.showAsked(geometry),
 });
 
 /** Put the state into the address; a new search is a step that Back undoes. */
@@ -125,7 +125,8 @@ async function run(asNew = false) {
   try {
     const response = await api.search(toBody(state), state.query?.file, { signal: mine.signal });
     const answer = await response.json();
-    [hits, like] = [answer.hits, answer.like];
+    hits = answer.hits.map((hit) => ({ tile: hit.tile_key, ...hit })); // as queries and marks say it
+    like = answer.like;
     warn(answer);
     place.rescore(openHit());
     asked.show(answer, state.query, askedInWords(state), about.pictures)

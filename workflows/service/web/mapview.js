@@ -17,9 +17,9 @@ export function ring([west, south, east, north]) {
   return [[[west, south], [right, south], [right, north], [west, north], [west, south]]];
 }
 
-const polygon = (box, properties = {}, id = undefined) => ({
-  type: "Feature", id, properties, geometry: { type: "Polygon", coordinates: ring(box) },
-});
+const feature = (geometry, properties = {}) => ({ type: "Feature", properties, geometry });
+
+const polygon = (box) => feature({ type: "Polygon", coordinates: ring(box) });
 
 const collection = (features) => ({ type: "FeatureCollection", features });
 
@@ -197,7 +197,7 @@ export class MapView {
     const shown = [...hits].reverse().map((hit) => ({
       hit, properties: { shade: shade(hit), rank: hit.rank, mark: markOf(hit), open: hit === open },
     }));
-    this.set("hits", collection(shown.map(({ hit, properties }) => polygon(hit.bbox, properties))));
+    this.set("hits", collection(shown.map(({ hit, properties }) => feature(hit.geometry, properties))));
     return this.set("hit-points", collection(shown.map(({ hit, properties }) => ({
       type: "Feature", properties, geometry: { type: "Point", coordinates: middle(hit.bbox) },
     }))));
@@ -212,8 +212,8 @@ export class MapView {
   }
 
   /** The outline of the tile that was asked with; null takes it away. */
-  showAsked(box) {
-    return this.set("asked", box ? polygon(box) : EMPTY);
+  showAsked(geometry) {
+    return this.set("asked", geometry ? feature(geometry) : EMPTY);
   }
 
   /** Colour every place by the scores of a vector, by components, or not. */

@@ -1,0 +1,230 @@
+"""The layers as other programs read them: pystac-client, GDAL, and the standards' own schemas."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pystac
+import pytest
+import shapely
+from fastapi.testclient import TestClient
+from pystac_client import Client
+
+from pipeline.search.saved import SavedSearch, plain_filter, save_search
+from pipeline.search.searcher import Searcher
+from storage.archive.reader import Archive
+from storage.index.filter import Filter
+from tests.support.service_world import DAYS, TILES, make_world, serving
+from workflows.service.app import Limits, create_app
+from workflows.service.backend import BackendConfig, IndexBackend
+
+ROWS = TILES * TILES * len(DAYS)
+TOKEN = "a-token-of-the-tests"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> BackendConfig:
+    folder = tmp_path_factory.mktemp("features")
+    made = make_world(folder)
+    archive = Archive.open(str(folder / "archive"))
+    searcher = Searcher.local(made.index)
+    search = SavedSearch(
+        title="the first tile",
+        encoder_fingerprint=searcher.manifest.encoder_fingerprint,
+        vector=tuple(archive.read_all(["embedding"])["embedding"][0].astype(float).tolist()),
+        k=20,
+        filter=plain_filter(Filter(since="2024-05-15")),
+    )
+    save_search(search, str(folder / "searches" / "first.json"))
+    return BackendConfig(index_uri=made.index, searches=str(folder / "searches"))
+
+
+@pytest.fixture(scope="module")
+def app(config: BackendConfig):
+    return create_app(IndexBackend(config), limits=Limits(rate_per_s=0))
+
+
+@pytest.fixture(scope="module")
+def client(app) -> TestClient:
+    return TestClient(app, base_url="http://127.0.0.1:8000")
+
+
+@pytest.fixture(scope="module")
+def address(app) -> Iterator[str]:
+    with serving(app) as address:
+        yield address
+
+
+def pages(client: TestClient, path: str) -> Iterator[dict]:
+    """Every page from a path on, by its next links."""
+    while path:
+        answer = client.get(path)
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        yield page
+        path = next((link["href"] for link in page["links"] if link["rel"] == "next"), "")
+
+
+def test_every_tile_is_on_one_page_and_where_the_archive_says(
+    client: TestClient, config: BackendConfig
+):
+    found = [
+        f for page in pages(client, "/collections/tiles/items?limit=7") for f in page["features"]
+    ]
+    archive = Searcher.local(config.index).archive
+    rows = archive.read_all(["grid", "tile", "tile_key", "scene", "bbox", "datetime"])
+    shapes = dict(zip(rows["row"].tolist(), archive.footprints(rows), strict=True))
+    assert sorted(f["properties"]["row"] for f in found) == sorted(rows["row"].tolist())
+    for feature in found:
+        shape = shapely.from_geojson(json.dumps(feature["geometry"]))
+        assert shape.equals(shapes[feature["properties"]["row"]])
+    (page, *_) = pages(client, f"/collections/tiles/items/{found[5]['id']}")
+    assert page == found[5]
+
+
+def test_bbox_and_datetime_choose_as_the_filter_does(client: TestClient, config: BackendConfig):
+    searcher = Searcher.local(config.index)
+    west, south, _, north = searcher.manifest.bbox
+    box = (west, south, west + 0.003, north)
+    query = f"bbox={','.join(map(str, box))}&datetime=2024-05-15/.."
+    for limit in (3, 1000):
+        found = [
+            feature["properties"]["row"]
+            for page in pages(client, f"/collections/tiles/items?{query}&limit={limit}")
+            for feature in page["features"]
+        ]
+        wanted = searcher.find(Filter(bbox=box, since="2024-05-15"))["row"].to_pylist()
+        assert sorted(found) == sorted(wanted)
+        assert 0 < len(found) < ROWS
+    one_day = client.get("/collections/scenes/items?datetime=2024-06-01").json()["features"]
+    assert [feature["id"] for feature in one_day] == ["site_20240601"]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/collections/tiles/items?bbox=1,2,3", "bbox"),
+        ("/collections/tiles/items?bbox=5,50,4,nan", "bbox"),
+        ("/collections/tiles/items?datetime=yesterday", "yesterday"),
+        ("/collections/tiles/items?datetime=a/b/c", "two ends"),
+        ("/collections/tiles/items?token=1.x", "token"),
+        ("/collections/tiles/items?limit=0", "limit"),
+        ("/collections/tiles/items?colour=red", "colour"),
+        ("/search?intersects=x", "intersects"),
+        ("/search?bbox=0,0,1,1&intersects={}", "not both"),
+    ],
+)
+def test_a_wrong_question_is_answered_with_its_reason(client: TestClient, path: str, words: str):
+    answer = client.get(path)
+    assert answer.status_code == 422, answer.text
+    assert words in answer.json()["message"]
+
+
+def test_what_is_not_there_is_404(client: TestClient):
+    for path in ("nothing", "searches/second", "tiles/items/99999", "scenes/items/no"):
+        answer = client.get(f"/collections/{path}")
+        assert answer.status_code == 404, answer.text
+    assert "tiles" in client.get("/collections/tile").json()["message"]
+
+
+def test_pystac_client_needs_nothing_new(address: str):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        catalog = Client.open(address)
+        names = [collection.id for collection in catalog.get_collections()]
+        assert names == ["tiles", "scenes", "searches/first"]
+        for method in ("GET", "POST"):
+            search = catalog.search(collections=["tiles"], limit=10, method=method)
+            items = list(search.items())
+            assert len({item.id for item in items}) == len(items) == ROWS
+            both = catalog.search(limit=ROWS - 2, max_items=1000, method=method)
+            assert len(list(both.items())) == ROWS + len(DAYS)
+        west, south, _, north = items[0].bbox
+        point = {"type": "Point", "coordinates": [west + 1e-4, (south + north) / 2]}
+        near = catalog.search(collections=["tiles"], intersects=point, datetime="2024-06-01")
+        assert 1 <= len(list(near.items())) <= 4
+        assert [i.id for i in catalog.search(ids=["site_20240501"]).items()] == ["site_20240501"]
+        hits = list(catalog.get_collection("searches/first").get_items())
+    assert [hit.properties["rank"] for hit in hits] == list(range(1, 21))
+    assert min(hit.datetime.date().isoformat() for hit in hits) > "2024-05-15"
+
+
+def test_every_document_is_valid_stac(client: TestClient):
+    """pystac brings the schemas of STAC itself, so this needs no network."""
+    documents = client.get("/collections").json()["collections"]
+    for name in ("tiles", "scenes", "searches/first"):
+        (page, *_) = pages(client, f"/collections/{name}/items?limit=2")
+        documents += page["features"]
+    for document in documents:
+        pystac.validation.validate_dict(document)
+    landing = client.get("/").json()
+    pystac.validation.validate_dict({**landing, "links": landing["links"]})
+    assert client.get("/conformance").json()["conformsTo"] == landing["conformsTo"]
+
+
+def test_gdal_reads_the_layers(address: str):
+    """As QGIS does: the driver OAPIF, with the layers' extent, a filter, and pages."""
+    ogrinfo = shutil.which("ogrinfo")
+    if ogrinfo is None:
+        pytest.skip("ogrinfo is not installed: `apt-get install gdal-bin` as root installs it")
+
+    def run(*words: str) -> str:
+        command = [ogrinfo, "-ro", f"OAPIF:{address}", "-oo", "PAGE_SIZE=10", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    assert "tiles" in run()
+    features = json.loads(run("-json", "-features", "tiles"))["layers"][0]["features"]
+    assert len({feature["properties"]["row"] for feature in features}) == ROWS
+    west, south, east, north = shapely.from_geojson(json.dumps(features[0]["geometry"])).bounds
+    spot = [str(value) for value in ((west + east) / 2, (south + north) / 2) * 2]
+    assert 3 <= run("-q", "tiles", "-spat", *spot).count("OGRFeature(tiles)") < ROWS
+    assert run("-q", "scenes").count("OGRFeature(scenes)") == len(DAYS)
+    assert run("-q", "searches/first").count("OGRFeature(searches/first)") == 20
+
+
+def test_a_saved_search_is_the_same_search(client: TestClient, config: BackendConfig):
+    (page,) = pages(client, "/collections/searches/first/items?limit=50")
+    first = page["features"][0]["properties"]
+    searcher = Searcher.local(config.index)
+    row = searcher.archive.read_all(["embedding"])
+    hits = searcher.search(row["embedding"][0], 20, Filter(since="2024-05-15"))
+    assert [f["properties"]["row"] for f in page["features"]] == hits.rows[0].tolist()
+    np.testing.assert_allclose(first["score"], hits.scores[0, 0])
+
+
+def test_layers_need_the_token_and_pages_for_people_do_not(config: BackendConfig):
+    digests = [hashlib.sha256(TOKEN.encode()).hexdigest()]
+    app = create_app(IndexBackend(config), digests=digests)
+    with serving(app) as address:
+        for path in ("/conformance", "/collections", "/collections/tiles/items", "/search"):
+            assert httpx.get(f"{address}{path}").status_code == 401
+            headers = {"Authorization": f"Bearer {TOKEN}"}
+            assert httpx.get(f"{address}{path}", headers=headers).status_code == 200
+        for path in ("/", "/docs"):
+            assert httpx.get(f"{address}{path}").status_code == 200
+
+
+def test_browsers_get_the_map_and_programs_the_landing_page(client: TestClient):
+    page = client.get("/", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+    assert page.headers["content-type"].startswith("text/html")
+    forwarded = client.get("/", headers={"X-Forwarded-Proto": "https"}).json()["links"]
+    assert {link["href"].split(":")[0] for link in forwarded} == {"https"}
+
+
+def test_the_page_of_the_api_loads_nothing_from_elsewhere(client: TestClient):
+    text = client.get("/docs").text
+    assert "//" not in text.replace("<!doctype html>", "")
+    for part in ("web/docs.js", "web/vendor/swagger-ui-bundle.js", "web/vendor/swagger-ui.css"):
+        assert part in text
+        assert client.get(f"/{part}").status_code == 200
+
+
+def test_links_are_not_followed_out_of_the_folder_of_searches(client: TestClient, tmp_path: Path):
+    for name in ("..%2Ffirst", "%2e%2e", "first.json"):
+        assert client.get(f"/collections/searches/{name}").status_code == 404
