@@ -19,7 +19,7 @@ def within(folder: str, names: str) -> tuple[str, ...]:
 
 
 COMMANDS = (
-    "archive common composite dataset demo doctor drift encoder evaluate index "
+    "archive archive_import common composite dataset demo doctor drift encoder evaluate index "
     "index_care index_stats ingest jobs recipe report search serve sheet train watch"
 )
 HOMES = {
@@ -34,6 +34,7 @@ HOMES = {
         "pipeline/runtime/dask.py",
         *within("pipeline/analysis", "drift landcover statistics"),
         *within("pipeline/composite", "driver stack"),
+        "pipeline/importing/pixels.py",
     ),
     "faiss": within("storage/index", "gpu pilot quantizer shard"),
     "fastapi": within("workflows/service", "app deploy errors guard negotiation uploads"),
@@ -50,6 +51,7 @@ HOMES = {
         "storage/archive/export.py",
         "storage/formats.py",
         "storage/catalog/stac_geoparquet.py",
+        "storage/embeddings/table.py",
         "storage/index/sidecar.py",
         "pipeline/analysis/landcover.py",
         *within("pipeline/search", "batch distinct hits searcher"),
@@ -63,7 +65,9 @@ HOMES = {
     "pyproj": (
         "pipeline/composite/stack.py",
         "pipeline/datasets/scenes.py",
+        "pipeline/importing/places.py",
         "pipeline/tiles/grid.py",
+        "storage/embeddings/table.py",
         "storage/formats.py",
         "workflows/demo/world.py",
     ),
@@ -82,6 +86,7 @@ HOMES = {
     ),
     "s3fs": (),  # fsspec finds it by the scheme
     "shapely": (
+        "storage/embeddings/table.py",
         "storage/formats.py",
         "storage/geometry.py",
     ),
@@ -92,7 +97,10 @@ HOMES = {
         "encoders/losses/triplet.py",
         *within("pipeline/training", "driver log network worker"),
     ),
-    "zarr": within("storage/archive", "reader repository writer"),
+    "zarr": (
+        *within("storage/archive", "reader repository writer"),
+        "storage/embeddings/rasters.py",
+    ),
 }
 """The files that may import a library; each of them does."""
 APART = {
@@ -104,6 +112,7 @@ APART = {
 PUBLIC = (
     "storage.archive",
     "encoders.losses",
+    "pipeline.importing",
     "pipeline.ingest",
     "pipeline.indexing",
     "pipeline.search",

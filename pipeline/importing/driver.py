@@ -1,6 +1,7 @@
 """The run of an import: parts are read ahead in threads, and this thread alone writes and commits.
 
-The archive, its ledger and its commits are those of ingest (:class:`pipeline.ingest.commit.Recorder`).
+The archive, its ledger and its commits are those of ingest: see
+:class:`pipeline.ingest.commit.Recorder`.
 """
 
 import time
@@ -18,7 +19,7 @@ from pipeline.ingest.commit import Recorder
 from storage.archive.ledger import LedgerEntry
 from storage.archive.reader import Archive
 from storage.archive.spec import PublishedModel
-from storage.archive.writer import SegmentRows
+from storage.archive.writer import SegmentRows, write_segment
 from storage.dates import as_utc
 from storage.errors import ArchiveConflictError, EncoderMismatchError
 from storage.location import Location
@@ -163,9 +164,7 @@ class Importer(Recorder):
         for number, group in enumerate(groups, 1):
             name = part.scene_id if number == 1 else f"{part.scene_id}~{number}"
             reason = left_out_text(left_out, part.rows) if number == 1 else ""
-            self.record(
-                _entry(name, part.fingerprint, group, reason), group.grid.to_dict()
-            )
+            self.record(_entry(name, part.fingerprint, group, reason), group.grid.to_dict())
             self._waiting.append((name, part.fingerprint, group))
         if groups:
             self.left_out.update({reason: len(rows) for reason, rows in left_out.items()})
@@ -174,11 +173,6 @@ class Importer(Recorder):
             self._write()
         if self.is_due:
             self.commit()
-
-    def commit(self) -> None:
-        """Write and commit everything that was taken."""
-        self._write()
-        super().commit()
 
     def _record_without_rows(
         self, part: Source, fault: str, left_out: Mapping[str, npt.NDArray[np.int64]]
@@ -217,14 +211,13 @@ class Importer(Recorder):
             np.arange(len(names), dtype=np.int32), [len(group) for group in groups]
         )
         content = [self._spec.encoder_fingerprint, list(zip(names, fingerprints, strict=True))]
-        self.write(
-            SegmentRows(
-                id=json_digest(content)[:20],
-                scenes=names,
-                grids=tuple(group.grid.id for group in groups),
-                columns=columns,
-            )
+        segment = SegmentRows(
+            id=json_digest(content)[:20],
+            scenes=names,
+            grids=tuple(group.grid.id for group in groups),
+            columns=columns,
         )
+        self._receipts.append(write_segment(self._writer.fork, segment, self._spec))
         self._waiting = []
 
 

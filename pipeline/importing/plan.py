@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -67,6 +66,7 @@ class _Candidate:
     """A readable file: its model without a centre, its parts and a sample of its vectors."""
 
     place: Location
+    name: str
     model: PublishedModel
     layout: str
     columns: Mapping[str, str]
@@ -96,14 +96,21 @@ def plan_import(spec: ImportSpec) -> ImportPlan:
         spec = as_before(spec, existing.spec)
     found, rejected = _candidates(spec)
     known = _known_model(existing)
+    if known is not None and known.centre and not spec.centre:
+        raise ConfigError(
+            f"archive {spec.archive_uri} subtracts a mean from its vectors; import without "
+            "--no-centre, or name another archive"
+        )
     model = known or found[0].model
     same, others = [], list(rejected)
     for candidate in found:
         if candidate.model.is_same_model(model) or not candidate.rows:
             same.append(candidate)
         else:
-            reason = f"it holds vectors of {_described(candidate.model)}, not of {_described(model)}"
-            others.append(Rejected(scene_id=_stem(candidate.place), reason=reason))
+            reason = (
+                f"it holds vectors of {_described(candidate.model)}, not of {_described(model)}"
+            )
+            others.append(Rejected(scene_id=candidate.name, reason=reason))
     if not same:
         raise EncoderMismatchError(
             f"archive {spec.archive_uri} holds vectors of {_described(model)}, and {spec.source} "
@@ -147,9 +154,12 @@ def _candidates(spec: ImportSpec) -> tuple[list[_Candidate], list[Rejected]]:
     """Return the readable files of a source, and the others with their reasons."""
     source = Location.of(spec.source)
     if is_raster(source):
-        headers: Iterable[Any] = raster_headers(source, spec)
-        results = [_raster_candidate(header, spec) for header in headers]
-        return results, []
+        headers = list(raster_headers(source, spec))
+        rasters = [_raster_candidate(h, spec) for h in headers if isinstance(h, RasterHeader)]
+        unusable = [header for header in headers if isinstance(header, Rejected)]
+        if not rasters:
+            raise ConfigError(f"{source}: {unusable[0].reason}")
+        return rasters, unusable
     if not source.is_pattern and not source.exists():
         raise NotFoundError(f"{source} does not exist; check the path, the bucket and the key")
     files = [file for file in source.list() if file.uri.lower().endswith(TABLE_SUFFIXES)]
@@ -195,6 +205,7 @@ def _table_candidate(table: Table, spec: ImportSpec) -> _Candidate:
 
     return _Candidate(
         place=table.place,
+        name=_stem(table.place),
         model=model,
         layout=table.layout.name,
         columns=table.layout.columns.named,
@@ -218,6 +229,7 @@ def _raster_candidate(header: RasterHeader, spec: ImportSpec) -> _Candidate:
     layout = header.layout
     return _Candidate(
         place=header.place,
+        name=header.raster.name,
         model=_model(spec, layout.model, layout.version, header.dimension, layout.quantization),
         layout=layout.name,
         columns={},
@@ -286,10 +298,10 @@ def _named(
 
     A file that the ledger has under its mere name keeps that.
     """
-    counts = Counter(_stem(candidate.place) for candidate in candidates)
+    counts = Counter(candidate.name for candidate in candidates)
     named = []
     for candidate in candidates:
-        name = _stem(candidate.place)
+        name = candidate.name
         known = entries.get(name)
         if counts[name] > 1 and (known is None or known.fingerprint != candidate.fingerprint):
             name = f"{PurePosixPath(candidate.place.absolute.uri).parent.name}-{name}"

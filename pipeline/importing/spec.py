@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from storage.archive.spec import ArchiveSpec, PublishedModel
 from storage.dates import parse_moment
-from storage.embeddings.layouts import Columns
-from storage.embeddings.table import Choice
+from storage.embeddings.layouts import Choice, Columns
+from storage.geometry import BBox, check_bbox
 from storage.location import Location
 from storage.scene import Rejected
 from storage.values import Count, Natural, NonNegative, PositiveFraction, check_limits
@@ -41,6 +41,8 @@ class ImportSpec:
         Side of a tile in pixels, over which pixel embeddings are averaged.
     min_valid_fraction
         Least share of a tile's pixels that hold data.
+    bbox
+        West, south, east, north in WGS84 degrees: only the blocks of a raster that touch the box.
     retry_quarantined
         Read the files again that an earlier run quarantined.
     segment_rows
@@ -58,12 +60,15 @@ class ImportSpec:
     sample_rows: Count = 16_384
     tile_px: Count = 32
     min_valid_fraction: PositiveFraction = 0.5
+    bbox: BBox | None = None
     retry_quarantined: bool = False
     segment_rows: Count = 65_536
     commit_interval_s: NonNegative = 120.0
 
     def __post_init__(self) -> None:
         check_limits(self, "import")
+        if self.bbox is not None:
+            object.__setattr__(self, "bbox", check_bbox(self.bbox, "import"))
 
 
 def stated_rules(spec: ImportSpec) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Recorder:
+class Recorder(ABC):
     """Collects ledger entries and written segments, and commits them together from time to time.
 
     Parameters
@@ -81,17 +82,14 @@ class Recorder:
             )
         )
 
-    def write(self, segment: SegmentRows) -> None:
-        """Write a segment for the next commit."""
-        self._receipts.append(write_segment(self._writer.fork, segment, self._spec))
-
     @property
     def is_due(self) -> bool:
         """Whether it is time for a commit."""
         return time.monotonic() - self._last_commit >= self._interval_s
 
     def commit(self) -> None:
-        """Commit everything that was recorded and written."""
+        """Write and commit everything that was taken."""
+        self._write()
         if self._entries:
             message = f"{self._work} {len(self._entries)} scenes"
             self.snapshot = self._writer.commit(self._receipts, self._entries, self._grids, message)
@@ -105,6 +103,10 @@ class Recorder:
             )
         self._receipts, self._entries, self._grids = [], [], {}
         self._last_commit = time.monotonic()
+
+    @abstractmethod
+    def _write(self) -> None:
+        """Write rows that wait as a segment, and keep its receipt."""
 
 
 class Committer(Recorder):
@@ -170,11 +172,6 @@ class Committer(Recorder):
         if self.is_due:
             self.commit()
 
-    def commit(self) -> None:
-        """Write and commit everything that is finished."""
-        self._write()
-        super().commit()
-
     def report(self, seconds: float) -> IngestReport:
         """Commit the rest and return the counts of the run."""
         self.commit()
@@ -211,7 +208,7 @@ class Committer(Recorder):
             columns=columns,
             origins=tuple(Origin(scene=scene, catalog=self._catalog) for scene in scenes),
         )
-        self.write(segment)
+        self._receipts.append(write_segment(self._writer.fork, segment, self._spec))
         self._waiting = []
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import PurePosixPath
 from typing import Literal, get_args
 
+from storage.dates import Moment
 from storage.errors import ConfigError
 from storage.values import Positive, check_limits
 
@@ -53,6 +54,31 @@ class Columns:
     def named(self) -> dict[str, str]:
         """The parts that have a column."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What a person states about a source, in place of what its files say.
+
+    Parameters
+    ----------
+    layout
+        Name of the layout; empty to recognise it.
+    columns
+        Columns, which go before those of the layout.
+    date
+        Date of the rows of tables that state none.
+    crs
+        CRS of the geometry, in place of what the table declares.
+    chip_m
+        Side of a chip in metres, where the geometry is its centre.
+    """
+
+    layout: str = ""
+    columns: Columns | None = None
+    date: Moment | None = None
+    crs: str = ""
+    chip_m: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,9 +171,7 @@ TABLES = (
     TableLayout(
         name="earth-embeddings",
         model="EarthEmbeddings",
-        columns=Columns(
-            vector="embedding", date="timestamp", lon="centre_lon", lat="centre_lat"
-        ),
+        columns=Columns(vector="embedding", date="timestamp", lon="centre_lon", lat="centre_lat"),
         marks=frozenset({"embedding", "timestamp", "centre_lon", "centre_lat"}),
         chip_m=3840.0,
     ),
@@ -177,9 +201,7 @@ TABLES = (
 )
 """Tables of chips; of several whose marks a table has, the first."""
 PIXELS = (
-    PixelLayout(
-        name="alphaearth", model="AlphaEarth", quantization="signed_power", nodata=-128
-    ),
+    PixelLayout(name="alphaearth", model="AlphaEarth", quantization="signed_power", nodata=-128),
     PixelLayout(name="olmoearth", model="OlmoEarth", quantization="signed_power", nodata=-128),
     PixelLayout(name="tessera", model="TESSERA", quantization="scale"),
     PixelLayout(name="pixels", model=""),
@@ -264,7 +286,7 @@ def table_layout(
 
 
 def _joined(stated: Columns, own: Columns) -> Columns:
-    """Return columns, a person's own before those of a layout; a place goes before its other form."""
+    """Return columns, a person's own first; a place in one form replaces that in the other."""
     named: Mapping[str, str] = stated.named
     if own.lon or own.lat:
         named = {part: column for part, column in named.items() if part != "geometry"}

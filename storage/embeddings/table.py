@@ -12,6 +12,7 @@ GeoParquet 1.1.0, https://geoparquet.org/releases/v1.1.0.
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from pyproj.exceptions import CRSError
 
 from storage.catalog.files import date_of_name
 from storage.dates import Moment, parse_moment
-from storage.embeddings.layouts import Columns, TableLayout, crs_of_mgrs, table_layout
+from storage.embeddings.layouts import Choice, Columns, TableLayout, crs_of_mgrs, table_layout
 from storage.errors import CatalogError, ConfigError, SceneError
 from storage.location import Location, named_failures
 
@@ -47,31 +48,6 @@ _DEGREES = "EPSG:4326"
 _DATE_TEXT = re.compile(
     r"(\d{4})-?(\d{2})-?(\d{2})(?:[T ](\d{2}):?(\d{2}):?(\d{2})?)?(?:\.\d+)?(?:Z|[+-]00:?00)?"
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """What a person states about tables, in place of what the tables say.
-
-    Parameters
-    ----------
-    layout
-        Name of the layout; empty to recognise it.
-    columns
-        Columns, which go before those of the layout.
-    date
-        Date of the rows of tables that state none.
-    crs
-        CRS of the geometry, in place of what the table declares.
-    chip_m
-        Side of a chip in metres, where the geometry is its centre.
-    """
-
-    layout: str = ""
-    columns: Columns | None = None
-    date: Moment | None = None
-    crs: str = ""
-    chip_m: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,7 +230,8 @@ def _batches(
     file: pq.ParquetFile, start: int, stop: int, columns: list[str]
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows from ``start`` to ``stop``; only row groups that hold some are read."""
-    first, groups, at = 0, [], 0
+    groups: list[int] = []
+    first = at = 0
     for number in range(file.num_row_groups):
         rows = file.metadata.row_group(number).num_rows
         if at < stop and at + rows > start:
@@ -359,9 +336,9 @@ def _corners(data: pa.Table, table: Table) -> tuple[Float64, dict[str, Mask]]:
         missing = ~np.isfinite(corners).all(axis=(1, 2))
     else:
         shapes = _shapes(_column(data, names.geometry))
-        missing = shapely.is_missing(shapes) | shapely.is_empty(shapes)
+        missing = np.asarray(shapely.is_missing(shapes) | shapely.is_empty(shapes))
         corners = _points(shapes, missing)
-    faults = {"no geometry": missing}
+    faults: dict[str, Mask] = {"no geometry": missing}
     if table.crs != _DEGREES:
         metres = ~missing & (np.abs(corners) <= (180, 90)).all(axis=(1, 2))
         faults[f"degrees under a CRS in metres ({table.crs}); give --crs EPSG:4326"] = metres
@@ -398,14 +375,14 @@ def _points(shapes: npt.NDArray[np.object_], missing: Mask) -> Float64:
 
 
 def _moments(column: pa.Array) -> npt.NDArray[Any]:
-    """Return dates, times or texts that begin with one as datetime64[ms]; NaT where there is none."""
+    """Return dates, times or texts that begin with one as datetime64[ms]; NaT where none is."""
     if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
         moments = column.cast(pa.timestamp("ms"), safe=False)
         return np.asarray(moments.to_numpy(zero_copy_only=False), "datetime64[ms]")
     coded = column.cast(pa.string()).dictionary_encode()
     texts = [_moment(text) for text in coded.dictionary.to_pylist()] + [np.datetime64("NaT", "ms")]
     codes = coded.indices.fill_null(len(texts) - 1).to_numpy(zero_copy_only=False)
-    return np.array(texts, "datetime64[ms]")[codes]
+    return np.asarray(np.array(texts, "datetime64[ms]")[codes])
 
 
 def _moment(text: str | None) -> np.datetime64:
@@ -438,7 +415,7 @@ def _date(place: Location, footer: Mapping[str, Any], given: Moment | None) -> n
 
 
 def _dimension(file: pq.ParquetFile, columns: Columns | None) -> int:
-    """Return the length of a table's vectors, by its schema or its first vector; 0 if unknown."""
+    """Return the length of a table's vectors, by its schema or its first rows; 0 if unknown."""
     mapped = columns.vector if columns else ""
     names = [mapped] if mapped else ["embedding", "embeddings"]
     name = next((name for name in names if name in file.schema_arrow.names), None)
@@ -454,12 +431,17 @@ def _dimension(file: pq.ParquetFile, columns: Columns | None) -> int:
     if pa.types.is_fixed_size_list(kind) and not _is_list(kind.value_type):
         return int(kind.list_size)
     for batch in file.iter_batches(_FIRST_ROWS, columns=[name]):
-        for value in batch.column(0).to_pylist():
-            while isinstance(value, list) and value and isinstance(value[0], list):
-                value = value[-1]
-            if value:
-                return len(value)
+        lengths = Counter(filter(None, map(_length, batch.column(0).to_pylist())))
+        if lengths:
+            return lengths.most_common(1)[0][0]
     return 0
+
+
+def _length(value: Any) -> int:
+    """Return the length of a vector; of lists of lists, that of the innermost."""
+    while isinstance(value, list) and value and isinstance(value[0], list):
+        value = value[0]
+    return len(value) if value else 0
 
 
 def _crs_of(metadata: Mapping[bytes, bytes], column: str, place: Location) -> str:

@@ -114,9 +114,7 @@ def _listed_parts(run: Run, opened: "Archive") -> list[tuple[str, str]]:
     from pipeline.importing.plan import part_ids, plan_import
     from pipeline.importing.spec import import_spec
 
-    plan = plan_import(
-        import_spec(opened.spec, run.need_path("catalog.source"), opened.location)
-    )
+    plan = plan_import(import_spec(opened.spec, run.need_path("catalog.source"), opened.location))
     return list(part_ids(plan, opened.ledger.entries).items())
 
 

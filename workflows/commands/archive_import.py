@@ -48,6 +48,13 @@ if TYPE_CHECKING:
     help="Side of the tiles over which pixel embeddings are averaged.",
 )
 @click.option(
+    "--bbox",
+    type=float,
+    nargs=4,
+    metavar="W S E N",
+    help="Only the blocks of a raster that touch this box, in WGS84 degrees.",
+)
+@click.option(
     "--centre/--no-centre",
     default=True,
     show_default=True,
@@ -59,7 +66,7 @@ if TYPE_CHECKING:
 @pass_run
 @click.pass_context
 def import_(
-    ctx: click.Context, run: Run, source: str, events: Path | None, dry_run: bool, **options: Any
+    ctx: click.Context, run: Run, /, source: str, events: Path | None, dry_run: bool, **options: Any
 ) -> None:
     """Make an archive of published embeddings, exactly once; no encoder and no pixel is needed.
 
@@ -83,8 +90,7 @@ def import_(
 
 def _spec(run: Run, source: str, options: dict[str, Any]) -> "ImportSpec":
     from pipeline.importing.spec import ImportSpec
-    from storage.embeddings.layouts import parse_columns
-    from storage.embeddings.table import Choice
+    from storage.embeddings.layouts import Choice, parse_columns
 
     columns = options["columns"]
     return ImportSpec(
@@ -95,7 +101,10 @@ def _spec(run: Run, source: str, options: dict[str, Any]) -> "ImportSpec":
             **{name: options[name] for name in ("layout", "date", "crs", "chip_m")},
         ),
         version=options["model_version"],
-        **{name: options[name] for name in ("model", "centre", "tile_px", "retry_quarantined")},
+        **{
+            name: options[name]
+            for name in ("model", "centre", "tile_px", "bbox", "retry_quarantined")
+        },
     )
 
 
