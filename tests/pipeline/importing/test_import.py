@@ -225,9 +225,7 @@ def test_embeddings_on_s3_become_an_archive_on_s3(moto_s3: MotoS3, tmp_path: Pat
     chips = make_chips(5, DIMENSION)
     path = clay_v0(tmp_path, chips)
     moto_s3.location("clay", path.name).upload(path)
-    spec = ImportSpec(
-        source=moto_s3.location("clay"), archive_uri=moto_s3.location("imported")
-    )
+    spec = ImportSpec(source=moto_s3.location("clay"), archive_uri=moto_s3.location("imported"))
     import_embeddings(plan_import(spec))
     assert len(rows_of(spec)) == 5
     assert plan_import(spec).todo == ()
@@ -285,9 +283,7 @@ def test_a_year_of_zarr_is_a_scene_a_block_and_a_box_chooses_blocks(tmp_path: Pa
     first = stored[1, :, :4, :4] * scales[1, :4, :4]
     mean = first.mean(axis=(1, 2))
     newer = [i for i, name in enumerate(found["scene"]) if "2024" in name]
-    np.testing.assert_allclose(
-        found["embedding"][newer[0]], mean / np.linalg.norm(mean), atol=2e-3
-    )
+    np.testing.assert_allclose(found["embedding"][newer[0]], mean / np.linalg.norm(mean), atol=2e-3)
     assert len({*found["tile_key"]}) == 4 * 130
     scenes = [entry.scene_id for entry in archive.scenes()]
     assert len(scenes) > 2
