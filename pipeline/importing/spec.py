@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.importing.places import PlacedRows
     from storage.archive.reader import Archive
 
-_REMEMBERED = ("tile_px", "min_valid_fraction")
+_REMEMBERED = ("model", "version", "tile_px", "min_valid_fraction")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,14 +91,10 @@ def as_before(spec: ImportSpec, archive: ArchiveSpec) -> ImportSpec:
     before = import_spec(archive, spec.source, spec.archive_uri)
     stated = {f.name: getattr(spec.choice, f.name) for f in fields(Choice)}
     own = {name: value for name, value in stated.items() if value} | {"date": spec.choice.date}
-    renamed = bool(spec.model) and spec.model != before.model
-    return replace(
-        spec,
-        choice=replace(before.choice, **own),
-        model=spec.model or before.model,
-        version=spec.version or ("" if renamed else before.version),
-        **{name: getattr(before, name) for name in _REMEMBERED},
-    )
+    again = {name: getattr(before, name) for name in _REMEMBERED}
+    if spec.model:
+        again |= {"model": spec.model, "version": spec.version}
+    return replace(spec, choice=replace(before.choice, **own), **again)
 
 
 def import_spec(
@@ -108,13 +104,10 @@ def import_spec(
     rules = dict(archive.rules)
     columns = rules["columns"] and Columns(**rules["columns"])
     names = ("layout", "date", "crs", "chip_m")
-    model = archive.published
     return ImportSpec(
         source=source,
         archive_uri=archive_uri,
         choice=Choice(columns=columns, **{name: rules[name] for name in names}),
-        model="" if model is None else model.name,
-        version="" if model is None else model.version,
         **{name: rules[name] for name in _REMEMBERED},
     )
 

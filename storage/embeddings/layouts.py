@@ -271,12 +271,14 @@ def table_layout(
             f"layout {name!r} is not one of a table; {where} needs one of {', '.join(_TABLES)}, "
             "or columns=..."
         )
-    fits = (
-        layout
-        for layout in TABLES
-        if layout.marks <= set(have) and dimension in (0, layout.dimension or dimension)
-    )
+    alike = [layout for layout in TABLES if layout.marks <= set(have)]
+    fits = (layout for layout in alike if dimension in (0, layout.dimension or dimension))
     found = _TABLES[name] if name else next(fits, None)
+    if found is None and alike and columns is None:
+        raise ConfigError(
+            f"{where} has the columns of layout {alike[0].name}, but vectors of {dimension} "
+            f"numbers, not {alike[0].dimension}; say what it holds: --model NAME --columns ..."
+        )
     if found is None or (columns is not None and not name):
         found = TableLayout(name="custom", model="", columns=found.columns if found else Columns())
     if columns is not None:

@@ -180,7 +180,9 @@ def test_rows_and_files_that_cannot_be_used_have_their_reasons(spec: ImportSpec,
     report = import_embeddings(plan_import(spec))
     assert report.left_out == {"vector not finite": 1}
     assert "no readable Parquet" in report.quarantined["broken"]
-    assert "(64 numbers" in report.quarantined["clay_32TPT_20220101_20220101_v001"]
+    assert (
+        "vectors of 64 numbers, not 768" in report.quarantined["clay_32TPT_20220101_20220101_v001"]
+    )
     archive = Archive.open(spec.archive_uri)
     assert len(archive) == 3
     assert plan_import(spec).todo == ()  # what is set aside stays so until it changes
@@ -256,8 +258,9 @@ def test_pixels_are_pooled_to_tiles_after_they_became_vectors(tmp_path: Path):
     valid = np.isfinite(vectors[0]).reshape(10, 10, 7, 10).mean(axis=(1, 3))
     kept = valid >= 0.3
     assert len(archive) == kept.sum() < 69
-    means = np.nanmean(vectors.reshape(64, 10, 10, 7, 10), axis=(2, 4)).reshape(64, -1).T
-    expected = unit(means[kept.ravel()], np.array(archive.spec.published.centre))
+    tiles = vectors.reshape(64, 10, 10, 7, 10).transpose(1, 3, 0, 2, 4)[kept]
+    means = np.nanmean(tiles, axis=(2, 3))
+    expected = unit(means, np.array(archive.spec.published.centre))
     np.testing.assert_allclose(found["embedding"], expected, atol=2e-3)
     np.testing.assert_allclose(found["valid_fraction"], valid[kept], atol=1e-6)
     x, y = pyproj.Transformer.from_crs(4326, 32632, always_xy=True).transform(
