@@ -18,6 +18,7 @@ from pipeline.tiles.grid import TileGrid, window_of_bbox
 from storage.embeddings.layouts import PixelLayout
 from storage.embeddings.rasters import Raster, geotiff_raster, geotiffs, is_zarr, zarr_rasters
 from storage.embeddings.table import TABLE_SUFFIXES
+from storage.errors import ConfigError
 from storage.geometry import BBox
 from storage.location import Location
 from storage.quarantine import Quarantine
@@ -30,6 +31,7 @@ Float32 = npt.NDArray[np.float32]
 _PART_TILES = 128
 _BLOCK_PX = 512
 _SAMPLED_BLOCKS = 4
+_MOST_PARTS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +134,11 @@ class RasterHeader:
         extent = wanted.intersection(self.raster.extent)
         if extent is None:
             return []
+        if extent.width * extent.height > _MOST_PARTS * size * size:
+            raise ConfigError(
+                f"{self.place} has more than {_MOST_PARTS:,} blocks of {size:,} px; give --bbox, "
+                "or larger tiles (--tile-px)"
+            )
         return [
             RasterPart(
                 scene_id=f"{name}.{column}_{row}",

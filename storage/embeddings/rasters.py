@@ -252,7 +252,7 @@ def _axes(array: "zarr.Array[Any]", where: str) -> dict[str, int]:
 
 def _stated_layout(group: zarr.Group, array: "zarr.Array[Any]") -> str:
     """Return the layout that the attributes of the convention tell; empty when none."""
-    attributes = {**dict(group.attrs), **dict(array.attrs)}
+    attributes: dict[str, Any] = {**dict(group.attrs), **dict(array.attrs)}
     method = attributes.get("geoemb:quantization")
     stated = str(method.get("method", "") if isinstance(method, Mapping) else method or "")
     model = str(attributes.get("geoemb:model", "")).lower()
@@ -265,7 +265,7 @@ def _placement(
     group: zarr.Group, array: "zarr.Array[Any]", shape: tuple[int, int], where: str
 ) -> tuple[float, float, float, bool]:
     """Return left, top, pixel size and whether rows run northwards."""
-    attributes = {**dict(group.attrs), **dict(array.attrs)}
+    attributes: dict[str, Any] = {**dict(group.attrs), **dict(array.attrs)}
     stated = attributes.get("spatial:transform")
     if isinstance(stated, Sequence) and len(stated) >= 6:
         a, b, left, d, e, top = (float(value) for value in stated[:6])
@@ -288,7 +288,7 @@ def _coordinates(group: zarr.Group, names: Sequence[str]) -> npt.NDArray[Any] | 
 
 
 def _crs(group: zarr.Group, array: "zarr.Array[Any]", name: str, where: str) -> str:
-    attributes = {**dict(group.attrs), **dict(array.attrs)}
+    attributes: dict[str, Any] = {**dict(group.attrs), **dict(array.attrs)}
     for key in ("proj:code", "proj:wkt2", "crs", "crs_wkt"):
         if isinstance(attributes.get(key), str):
             return crs_name(attributes[key])

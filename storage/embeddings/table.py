@@ -333,19 +333,19 @@ def _corners(data: pa.Table, table: Table) -> tuple[Float64, dict[str, Mask]]:
             for n in (names.lon, names.lat)
         ]
         corners = np.stack(axes, axis=1)[:, None, :]
-        missing = ~np.isfinite(corners).all(axis=(1, 2))
+        missing: Mask = ~np.isfinite(corners).all(axis=(1, 2))
     else:
         shapes = _shapes(_column(data, names.geometry))
-        missing = np.asarray(shapely.is_missing(shapes) | shapely.is_empty(shapes))
+        missing = np.asarray(shapely.is_missing(shapes) | shapely.is_empty(shapes), np.bool_)
         corners = _points(shapes, missing)
     faults: dict[str, Mask] = {"no geometry": missing}
     if table.crs != _DEGREES:
-        metres = ~missing & (np.abs(corners) <= (180, 90)).all(axis=(1, 2))
+        metres: Mask = ~missing & (np.abs(corners) <= (180, 90)).all(axis=(1, 2))
         faults[f"degrees under a CRS in metres ({table.crs}); give --crs EPSG:4326"] = metres
         x, y = _to_degrees(table.crs).transform(corners[..., 0], corners[..., 1])
         corners = np.stack([x, y], axis=-1)
-    known = ~missing
-    outside = ~(np.abs(corners) <= (180 + 1e-6, 90 + 1e-6)).all(axis=(1, 2))
+    known: Mask = ~missing
+    outside: Mask = ~(np.abs(corners) <= (180 + 1e-6, 90 + 1e-6)).all(axis=(1, 2))
     faults["geometry outside WGS84 degrees"] = known & outside
     return np.clip(corners, (-180, -90), (180, 90)), faults
 

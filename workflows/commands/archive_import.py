@@ -140,5 +140,5 @@ def _lines(plan: "ImportPlan", report: "ImportReport") -> dict[str, Any]:
         "seconds": round(report.seconds, 1),
     }
     if report.left_out:
-        lines["next"] = "`skysift archive info --scenes` names the rows that were left out"
+        lines["next"] = "`skysift archive info --scenes --json` names rows that were left out"
     return lines
