@@ -1,5 +1,6 @@
 """The plan of an import: files and their layouts, compared with the ledger of the archive."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -95,27 +96,12 @@ def plan_import(spec: ImportSpec) -> ImportPlan:
     if existing is not None:
         spec = as_before(spec, existing.spec)
     found, rejected = _candidates(spec)
-    known = _known_model(existing)
-    if known is not None and known.centre and not spec.centre:
-        raise ConfigError(
-            f"archive {spec.archive_uri} subtracts a mean from its vectors; import without "
-            "--no-centre, or name another archive"
-        )
+    known = _known_model(existing, spec)
+    # Files with rows first: a table without any need not state the length of its vectors.
+    found.sort(key=lambda candidate: not candidate.rows)
     model = known or found[0].model
-    same, others = [], list(rejected)
-    for candidate in found:
-        if candidate.model.is_same_model(model) or not candidate.rows:
-            same.append(candidate)
-        else:
-            reason = (
-                f"it holds vectors of {_described(candidate.model)}, not of {_described(model)}"
-            )
-            others.append(Rejected(scene_id=candidate.name, reason=reason))
-    if not same:
-        raise EncoderMismatchError(
-            f"archive {spec.archive_uri} holds vectors of {_described(model)}, and {spec.source} "
-            f"of {_described(found[0].model)}; name another archive"
-        )
+    same, others = _of_model(model, found, spec)
+    rejected += others
     sampled = 0
     if known is None and spec.centre:
         vectors = _sample(same, spec.sample_rows)
@@ -126,27 +112,53 @@ def plan_import(spec: ImportSpec) -> ImportPlan:
     todo = tuple(part for part in parts if _is_pending(part, entries, spec))
     return ImportPlan(
         spec=spec,
-        archive=ArchiveSpec(
-            encoder_fingerprint=model.fingerprint,
-            encoder_uri="",
-            dimension=model.dimension,
-            bands=(),
-            tile_px=same[0].tile_px(),
-            rules=stated_rules(spec),
-            published=model,
-        )
-        if existing is None
-        else existing.spec,
+        archive=_new_archive(spec, model, same[0]) if existing is None else existing.spec,
         model=model,
         layout=same[0].layout,
         columns=same[0].columns,
         existing=existing,
         todo=todo,
-        rejected=tuple(item for item in others if not _is_recorded(item, entries)),
+        rejected=tuple(item for item in rejected if not _is_recorded(item, entries)),
         done=len(parts) - len(todo),
         parts={part.scene_id: part.fingerprint for part in parts}
-        | {item.scene_id: "" for item in others},
+        | {item.scene_id: "" for item in rejected},
         sampled_rows=sampled,
+    )
+
+
+def _of_model(
+    model: PublishedModel, found: Sequence[_Candidate], spec: ImportSpec
+) -> tuple[list[_Candidate], list[Rejected]]:
+    """Return the files of a model, and the others with the reason; files without rows fit all."""
+
+    def fits(candidate: _Candidate) -> bool:
+        return candidate.model.is_same_model(model) or not candidate.rows
+
+    same = list(filter(fits, found))
+    if not same:
+        raise EncoderMismatchError(
+            f"archive {spec.archive_uri} holds vectors of {_described(model)}, and {spec.source} "
+            f"of {_described(found[0].model)}; name another archive"
+        )
+    others = [
+        Rejected(
+            scene_id=candidate.name,
+            reason=f"it holds vectors of {_described(candidate.model)}, not of {_described(model)}",
+        )
+        for candidate in itertools.filterfalse(fits, found)
+    ]
+    return same, others
+
+
+def _new_archive(spec: ImportSpec, model: PublishedModel, first: _Candidate) -> ArchiveSpec:
+    return ArchiveSpec(
+        encoder_fingerprint=model.fingerprint,
+        encoder_uri="",
+        dimension=model.dimension,
+        bands=(),
+        tile_px=first.tile_px(),
+        rules=stated_rules(spec),
+        published=model,
     )
 
 
@@ -154,12 +166,10 @@ def _candidates(spec: ImportSpec) -> tuple[list[_Candidate], list[Rejected]]:
     """Return the readable files of a source, and the others with their reasons."""
     source = Location.of(spec.source)
     if is_raster(source):
-        headers = list(raster_headers(source, spec))
-        rasters = [_raster_candidate(h, spec) for h in headers if isinstance(h, RasterHeader)]
-        unusable = [header for header in headers if isinstance(header, Rejected)]
-        if not rasters:
-            raise ConfigError(f"{source}: {unusable[0].reason}")
-        return rasters, unusable
+        headers = raster_headers(source, spec)
+        return _usable(
+            source, [h if isinstance(h, Rejected) else _raster_candidate(h, spec) for h in headers]
+        )
     if not source.is_pattern and not source.exists():
         raise NotFoundError(f"{source} does not exist; check the path, the bucket and the key")
     files = [file for file in source.list() if file.uri.lower().endswith(TABLE_SUFFIXES)]
@@ -168,13 +178,29 @@ def _candidates(spec: ImportSpec) -> tuple[list[_Candidate], list[Rejected]]:
             f"{source} holds no embeddings: no {', '.join(TABLE_SUFFIXES)} file, no GeoTIFF and no "
             "Zarr group"
         )
-    found: list[_Candidate] = []
-    rejected: list[Rejected] = []
     with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
-        for result in pool.map(lambda file: _tried(file, spec), files):
-            (rejected if isinstance(result, Rejected) else found).append(result)  # type: ignore[arg-type]
+        results = list(pool.map(lambda file: _tried(file, spec), files))
+    return _usable(source, results)
+
+
+def _usable(
+    source: Location, results: Sequence[_Candidate | Rejected]
+) -> tuple[list[_Candidate], list[Rejected]]:
+    """Return the readable files and the others.
+
+    Raises
+    ------
+    ConfigError
+        No file is readable.
+    """
+    found = [result for result in results if isinstance(result, _Candidate)]
+    rejected = [result for result in results if isinstance(result, Rejected)]
+    if not found and len(rejected) == 1:
+        raise ConfigError(rejected[0].reason)
     if not found:
-        raise ConfigError(f"{source}: {rejected[0].reason}")
+        raise ConfigError(
+            f"{source}: none of {len(rejected)} files can be used; the first: {rejected[0].reason}"
+        )
     return found, rejected
 
 
@@ -257,7 +283,8 @@ def _model(
     )
 
 
-def _known_model(existing: Archive | None) -> PublishedModel | None:
+def _known_model(existing: Archive | None, spec: ImportSpec) -> PublishedModel | None:
+    """Return the model of an archive that exists, and refuse vectors that cannot join it."""
     if existing is None:
         return None
     if existing.spec.published is None:
@@ -265,6 +292,11 @@ def _known_model(existing: Archive | None) -> PublishedModel | None:
             f"archive {existing.uri} holds vectors of encoder "
             f"{existing.spec.encoder_fingerprint[:16]}, which imported embeddings cannot join; "
             "name another archive"
+        )
+    if existing.spec.published.centre and not spec.centre:
+        raise ConfigError(
+            f"archive {existing.uri} subtracts a mean from its vectors; import without "
+            "--no-centre, or name another archive"
         )
     return existing.spec.published
 
