@@ -135,13 +135,13 @@ def read_header(place: Location, choice: Choice) -> Table:
         dimension=dimension,
         model=str(model.get("name") or layout.model),
         version=str(model.get("version") or layout.version),
-        crs=choice.crs or _crs_of(metadata, layout.columns.geometry, place),
+        crs=_crs_of(choice.crs or _declared(metadata, layout.columns.geometry), place),
         chip_crs=crs_of_mgrs(PurePosixPath(place.uri).name),
         date=None if layout.columns.date else _date(place, footer, choice.date),
     )
 
 
-def read_rows(table: Table, start: int, stop: int, chip_m: float | None = None) -> ChipRows:
+def read_rows(table: Table, start: int, stop: int) -> ChipRows:
     """Read rows ``start`` to ``stop`` of a table.
 
     Raises
@@ -444,17 +444,22 @@ def _length(value: Any) -> int:
     return len(value) if value else 0
 
 
-def _crs_of(metadata: Mapping[bytes, bytes], column: str, place: Location) -> str:
-    """Return the CRS of a geometry column; longitude and latitude where none is declared."""
+def _declared(metadata: Mapping[bytes, bytes], column: str) -> Any:
+    """Return the CRS that GeoParquet's footer declares for a column, if any."""
     columns = _json(metadata.get(b"geo")).get("columns")
-    declared = columns.get(column, {}).get("crs") if isinstance(columns, dict) else None
-    if not declared or not column:
+    stated = columns.get(column) if isinstance(columns, dict) else None
+    return stated.get("crs") if isinstance(stated, dict) else None
+
+
+def _crs_of(declared: Any, place: Location) -> str:
+    """Return a CRS; longitude and latitude for every CRS in degrees, and where none is declared."""
+    if not declared:
         return _DEGREES
     try:
         crs = pyproj.CRS.from_user_input(declared)
     except CRSError as error:
         raise CatalogError(
-            f"{place} declares a CRS that cannot be read ({str(error)[:80]}); give --crs"
+            f"{place} has a CRS that cannot be read ({str(error)[:80]}); give --crs EPSG:CODE"
         ) from error
     if crs.is_geographic:
         return _DEGREES
