@@ -28,7 +28,6 @@ SURFACE = {
     "skysift.Index": ("open", "archive"),
     "skysift.Question": ("like", "where", "top", "above", "explain"),
     "skysift.Hits": (
-        "table",
         "to_pandas",
         "to_geodataframe",
         "to_arrow",
@@ -71,6 +70,9 @@ SURFACE = {
     "skysift.IngestSpec": (),
     "skysift.plan_ingest": (),
     "skysift.ingest": (),
+    "pipeline.importing.ImportSpec": (),
+    "pipeline.importing.plan_import": (),
+    "pipeline.importing.import_embeddings": (),
     "skysift.IndexSpec": (),
     "skysift.build_index": (),
     "skysift.update_index": (),

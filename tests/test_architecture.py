@@ -20,7 +20,7 @@ def within(folder: str, names: str) -> tuple[str, ...]:
 
 
 COMMANDS = (
-    "archive common composite dataset demo doctor drift encoder evaluate index "
+    "archive archive_import common composite dataset demo doctor drift encoder evaluate index "
     "index_care index_stats ingest jobs recipe report search serve sheet train watch"
 )
 HOMES = {
@@ -35,6 +35,7 @@ HOMES = {
         "pipeline/runtime/dask.py",
         *within("pipeline/analysis", "drift landcover statistics"),
         *within("pipeline/composite", "driver stack"),
+        "pipeline/importing/pixels.py",
     ),
     "faiss": within("storage/index", "gpu pilot quantizer shard"),
     "fastapi": within("workflows/service", "app deploy errors features guard negotiation uploads"),
@@ -52,6 +53,7 @@ HOMES = {
         "storage/formats.py",
         "storage/geoarrow.py",
         "storage/catalog/stac_geoparquet.py",
+        "storage/embeddings/table.py",
         "storage/index/sidecar.py",
         "pipeline/analysis/landcover.py",
         *within("pipeline/search", "batch distinct hits searcher"),
@@ -66,7 +68,9 @@ HOMES = {
     "pyproj": (
         "pipeline/composite/stack.py",
         "pipeline/datasets/scenes.py",
+        "pipeline/importing/places.py",
         "pipeline/tiles/grid.py",
+        "storage/embeddings/table.py",
         "storage/geoarrow.py",
         "storage/outlines.py",
         "workflows/demo/world.py",
@@ -87,6 +91,7 @@ HOMES = {
     ),
     "s3fs": (),  # fsspec finds it by the scheme
     "shapely": (
+        "storage/embeddings/table.py",
         "storage/formats.py",
         *within("storage", "geometry outlines"),
     ),
@@ -97,7 +102,10 @@ HOMES = {
         "encoders/losses/triplet.py",
         *within("pipeline/training", "driver log network worker"),
     ),
-    "zarr": within("storage/archive", "reader repository writer"),
+    "zarr": (
+        *within("storage/archive", "reader repository writer"),
+        "storage/embeddings/rasters.py",
+    ),
 }
 """The files that may import a library; each of them does."""
 APART = {
@@ -109,6 +117,7 @@ APART = {
 PUBLIC = (
     "storage.archive",
     "encoders.losses",
+    "pipeline.importing",
     "pipeline.ingest",
     "pipeline.indexing",
     "pipeline.search",

@@ -2,8 +2,9 @@
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,82 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Committer:
+class Recorder(ABC):
+    """Collects ledger entries and written segments, and commits them together from time to time.
+
+    Parameters
+    ----------
+    archive
+        At its newest snapshot.
+    interval_s
+        Seconds between commits.
+    work
+        Name of the work in the messages of commits.
+    events
+        Receives the outcome of each scene, and every commit.
+    """
+
+    def __init__(
+        self, archive: Archive, interval_s: float, work: str, events: EventSink = ignore
+    ) -> None:
+        self._events, self._interval_s, self._work = events, interval_s, work
+        self._writer = ArchiveWriter(archive)
+        self._spec = archive.spec
+        self._receipts: list[SegmentReceipt] = []
+        self._entries: list[LedgerEntry] = []
+        self._grids: dict[str, dict[str, Any]] = {}
+        self._last_commit = time.monotonic()
+        self.snapshot = archive.snapshot
+        self.counts: Counter[str] = Counter()
+        self.quarantined: dict[str, str] = {}
+
+    def record(self, entry: LedgerEntry, grid: Mapping[str, Any] | None = None) -> None:
+        """Take the state of a scene, and the plain form of its grid, for the next commit."""
+        self._entries.append(entry)
+        if grid is not None and entry.grid_id is not None:
+            self._grids[entry.grid_id] = dict(grid)
+        self.counts[entry.state] += 1
+        self.counts["rows"] += entry.rows
+        if entry.state == "quarantined":
+            self.quarantined[entry.scene_id] = entry.reason
+        self._events(
+            Event(
+                event="scene",
+                scene=entry.scene_id,
+                state=entry.state,
+                rows=entry.rows,
+                reason=entry.reason or None,
+            )
+        )
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a commit."""
+        return time.monotonic() - self._last_commit >= self._interval_s
+
+    def commit(self) -> None:
+        """Write and commit everything that was taken."""
+        self._write()
+        if self._entries:
+            message = f"{self._work} {len(self._entries)} scenes"
+            self.snapshot = self._writer.commit(self._receipts, self._entries, self._grids, message)
+            self._events(
+                Event(
+                    event="committed",
+                    snapshot=self.snapshot,
+                    scenes=len(self._entries),
+                    rows=sum(entry.rows for entry in self._entries),
+                )
+            )
+        self._receipts, self._entries, self._grids = [], [], {}
+        self._last_commit = time.monotonic()
+
+    @abstractmethod
+    def _write(self) -> None:
+        """Write rows that wait as a segment, and keep its receipt."""
+
+
+class Committer(Recorder):
     """Collects finished scenes, writes them as segments and commits them.
 
     Parameters
@@ -47,24 +123,16 @@ class Committer:
     """
 
     def __init__(self, plan: IngestPlan, archive: Archive, events: EventSink = ignore) -> None:
+        super().__init__(archive, plan.spec.commit_interval_s, "ingest", events)
         self._plan = plan
-        self._events = events
-        self._writer = ArchiveWriter(archive)
         self._catalog = str(Location.of(plan.spec.catalog.source).absolute)
         self._labels = None if plan.labels is None else _LabelLookup(plan.labels)
         self._waiting: list[SceneRows] = []
-        self._receipts: list[SegmentReceipt] = []
-        self._entries: list[LedgerEntry] = []
-        self._grids: dict[str, dict[str, Any]] = {}
-        self._last_commit = time.monotonic()
-        self._snapshot = archive.snapshot
-        self.counts: Counter[str] = Counter()
-        self.quarantined: dict[str, str] = {}
 
     def reject(self, rejected: Sequence[Rejected]) -> None:
         """Quarantine the entries that the catalog refused."""
         for item in rejected:
-            self._record(
+            self.record(
                 LedgerEntry(
                     scene_id=item.scene_id,
                     state="quarantined",
@@ -87,7 +155,6 @@ class Committer:
             files=note.get("files", ""),
         )
         if not entry.reason:
-            self._grids[note["grid_id"]] = note["grid"]
             entry = replace(
                 entry,
                 state="embedded" if len(rows) else "empty",
@@ -99,58 +166,23 @@ class Committer:
             )
         if entry.rows:
             self._waiting.append(rows)
-        self._record(entry)
+        self.record(entry, note.get("grid"))
         if sum(map(len, self._waiting)) >= self._plan.spec.segment_rows:
             self._write()
-        if time.monotonic() - self._last_commit >= self._plan.spec.commit_interval_s:
+        if self.is_due:
             self.commit()
-
-    def commit(self) -> None:
-        """Write and commit everything that is finished."""
-        self._write()
-        if self._entries:
-            message = f"ingest {len(self._entries)} scenes"
-            self._snapshot = self._writer.commit(
-                self._receipts, self._entries, self._grids, message
-            )
-            self._events(
-                Event(
-                    event="committed",
-                    snapshot=self._snapshot,
-                    scenes=len(self._entries),
-                    rows=sum(entry.rows for entry in self._entries),
-                )
-            )
-        self._receipts, self._entries, self._grids = [], [], {}
-        self._last_commit = time.monotonic()
 
     def report(self, seconds: float) -> IngestReport:
         """Commit the rest and return the counts of the run."""
         self.commit()
         return IngestReport(
-            snapshot=self._snapshot,
+            snapshot=self.snapshot,
             embedded=self.counts["embedded"],
             empty=self.counts["empty"],
             quarantined=dict(self.quarantined),
             done_before=self._plan.done,
             rows=self.counts["rows"],
             seconds=seconds,
-        )
-
-    def _record(self, entry: LedgerEntry) -> None:
-        self._entries.append(entry)
-        self.counts[entry.state] += 1
-        self.counts["rows"] += entry.rows
-        if entry.state == "quarantined":
-            self.quarantined[entry.scene_id] = entry.reason
-        self._events(
-            Event(
-                event="scene",
-                scene=entry.scene_id,
-                state=entry.state,
-                rows=entry.rows,
-                reason=entry.reason or None,
-            )
         )
 
     def _write(self) -> None:
@@ -176,7 +208,7 @@ class Committer:
             columns=columns,
             origins=tuple(Origin(scene=scene, catalog=self._catalog) for scene in scenes),
         )
-        self._receipts.append(write_segment(self._writer.fork, segment, self._plan.archive))
+        self._receipts.append(write_segment(self._writer.fork, segment, self._spec))
         self._waiting = []
 
 

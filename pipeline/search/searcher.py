@@ -289,7 +289,7 @@ class Searcher(Described):
         --------
         >>> searcher = Searcher.local("work/index")                               # doctest: +SKIP
         >>> query = QueryResolver(searcher).point(-99.15, 47.02)                  # doctest: +SKIP
-        >>> searcher.answer(query, k=5).to_arrow()                                   # doctest: +SKIP
+        >>> searcher.answer(query, k=5).to_arrow()                                # doctest: +SKIP
         """
         several = queries if isinstance(queries, Sequence) else [queries]
         own = {} if keep_own else {n: rows for n, q in enumerate(several) if (rows := q.rows)}

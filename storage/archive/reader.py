@@ -51,7 +51,7 @@ from storage.archive.repository import (
 )
 from storage.archive.spec import ArchiveSpec, root_attributes, spec_of
 from storage.display import Described, box_in_words
-from storage.errors import ArchiveConflictError, NotFoundError
+from storage.errors import ArchiveConflictError, ConfigError, NotFoundError
 from storage.geometry import EDGES, enclosing
 from storage.location import Location
 from storage.locks import commit_lock
@@ -200,7 +200,17 @@ class Archive(Described):
 
         Older archives may state a path relative to the folder in which they were made. Where there
         is no such bundle, the path is taken from the folder of the archive.
+
+        Raises
+        ------
+        ConfigError
+            The archive holds imported embeddings, for which there is no bundle.
         """
+        if self.spec.published:
+            raise ConfigError(
+                f"archive {self.uri} holds imported embeddings of {self.spec.published.title}, and "
+                "there is no encoder to embed a picture with; ask by place, tile, vector or marks"
+            )
         stated = self.location.at(self.spec.encoder_uri)
         if not (stated.is_local and self.location.is_local) or stated.path.exists():
             return stated
@@ -247,6 +257,11 @@ class Archive(Described):
         NotFoundError
             The archive has no tiles of the scene, or does not know the addresses of its files.
         """
+        if self.spec.published:
+            raise NotFoundError(
+                f"archive {self.uri} holds imported embeddings of {self.spec.published.title}, "
+                "which come without pixels"
+            )
         self._newest = (self._newest or self).latest()
         homes = [
             (archive, entry.segment_ordinal)

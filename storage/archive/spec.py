@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from storage.errors import SkysiftError
-from storage.values import check_types
+import numpy as np
+import numpy.typing as npt
+
+from storage.errors import ConfigError, SkysiftError
+from storage.values import Count, check_limits, check_types, json_digest
 
 _FORMAT = 1
 _GEOEMB = {
@@ -18,11 +21,86 @@ _GEOEMB = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedModel:
+    """The model of published embeddings, which an archive of imported rows has for an encoder.
+
+    Parameters
+    ----------
+    name, version
+        As the publisher calls them; the version may be empty.
+    dimension
+        Length of a vector, D.
+    quantization
+        How published numbers become vectors: ``none``, ``signed_power`` or ``scale``.
+    centre
+        The mean vector (D,) of the product, which is subtracted before a vector is scaled to unit
+        norm; empty to subtract nothing. Vectors of many models lie in a narrow cone: in a sample
+        of Clay v0 the cosine of two tiles is .97 in the median, and .22 without the mean.
+    """
+
+    name: str
+    dimension: Count
+    version: str = ""
+    quantization: str = "none"
+    centre: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_limits(self, "published model")
+        if len(self.centre) not in (0, self.dimension):
+            raise ConfigError(
+                f"published model {self.title}: its centre has {len(self.centre)} numbers for "
+                f"vectors of {self.dimension}"
+            )
+
+    @property
+    def title(self) -> str:
+        """Name and version, for people."""
+        return f"{self.name} {self.version}".rstrip()
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the stored vectors: another centre makes vectors that do not compare."""
+        return json_digest(asdict(self))
+
+    def is_same_model(self, other: "PublishedModel") -> bool:
+        """Tell whether two stand for the same published vectors, whatever their centres."""
+        return all(
+            getattr(self, name) == getattr(other, name)
+            for name in ("name", "version", "dimension", "quantization")
+        )
+
+    def unit_vectors(self, vectors: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return published vectors (n, D) as the archive stores them: centred, of unit norm.
+
+        A vector without a direction, or with a number that is not finite, becomes NaN.
+
+        Examples
+        --------
+        >>> model = PublishedModel(name="m", dimension=2, centre=(1.0, 0.0))
+        >>> model.unit_vectors(np.array([[1.0, 2.0], [1.0, 0.0]]))
+        array([[ 0.,  1.],
+               [nan, nan]], dtype=float32)
+        """
+        centred = np.array(vectors, dtype=np.float32)
+        if self.centre:
+            centred -= np.asarray(self.centre, np.float32)
+        with np.errstate(all="ignore"):
+            norms = np.sqrt(np.einsum("nd,nd->n", centred, centred))
+            norms[~(norms > 1e-12)] = np.nan  # an infinite norm makes a vector of zeros or NaN
+            norms[~np.isfinite(norms)] = np.nan
+            centred /= norms[:, None]
+        return centred
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ArchiveSpec:
     """Encoder, grid and rules of an archive; written once, at its creation.
 
     ``grid`` and ``rules`` are the plain forms of the tile grid and tile rules that ingest uses;
-    ``classes`` names the columns of ``labels`` (empty: no labels are stored).
+    ``classes`` names the columns of ``labels`` (empty: no labels are stored). An archive of
+    imported embeddings names their model, ``published``; its ``bands`` and ``encoder_uri`` are
+    empty, its ``rules`` are what was stated at the import, and ``tile_px`` is that of the first
+    chips, for each grid has its own.
     """
 
     encoder_fingerprint: str
@@ -33,6 +111,7 @@ class ArchiveSpec:
     grid: Mapping[str, Any] = field(default_factory=dict)
     rules: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    published: PublishedModel | None = None
 
 
 def root_attributes(spec: ArchiveSpec) -> dict[str, Any]:
@@ -46,7 +125,7 @@ def root_attributes(spec: ArchiveSpec) -> dict[str, Any]:
         "geoemb:source_data": ["urn:skysift:ledger"],
         "geoemb:data_type": "float16",
         "geoemb:chip_layout": {
-            "layout_type": "regular_grid",
+            "layout_type": "irregular" if spec.published else "regular_grid",
             "chip_size": [spec.tile_px, spec.tile_px],
         },
     }
@@ -70,6 +149,8 @@ def spec_of(attributes: Mapping[str, Any], uri: str) -> ArchiveSpec:
     values = {key: value for key, value in stored.items() if key != "format"}
     for name in ("bands", "classes"):
         values[name] = tuple(values[name])
+    if model := values.get("published"):
+        values["published"] = PublishedModel(**{**model, "centre": tuple(model["centre"])})
     spec = ArchiveSpec(**values)
     check_types(spec)
     return spec

@@ -28,6 +28,7 @@ def archive_item(archive: Archive) -> dict[str, Any]:
     box, times = _extent(archive)
     spec = archive.spec
     stride = spec.grid.get("stride_px") or spec.tile_px
+    centred = spec.published is not None and bool(spec.published.centre)
     first, last = (f"{np.datetime_as_string(t, unit='s')}Z" for t in (times.min(), times.max()))
     return {
         "type": "Feature",
@@ -45,7 +46,10 @@ def archive_item(archive: Archive) -> dict[str, Any]:
                 "chip_size": spec.tile_px,
                 "stride": stride,
             },
-            "emb:postprocessing": {"format": "text", "expression": "l2_normalize"},
+            "emb:postprocessing": {
+                "format": "text",
+                "expression": "subtract the mean, l2_normalize" if centred else "l2_normalize",
+            },
             "emb:quantization": {
                 "method": "cast",
                 "original_dtype": "float32",
@@ -56,13 +60,7 @@ def archive_item(archive: Archive) -> dict[str, Any]:
             "skysift:encoder_fingerprint": spec.encoder_fingerprint,
             "skysift:snapshot": archive.snapshot,
         },
-        "links": [
-            {
-                "rel": "emb:model",
-                "href": archive.encoder.absolute.uri,
-                "title": f"encoder {spec.encoder_fingerprint[:16]}",
-            }
-        ],
+        "links": [_model_link(archive)],
         "assets": {
             "embeddings": {
                 "href": archive.location.absolute.uri,
@@ -72,6 +70,16 @@ def archive_item(archive: Archive) -> dict[str, Any]:
             }
         },
     }
+
+
+def _model_link(archive: Archive) -> dict[str, str]:
+    """Return the link to the encoder; published models are named, and have no address here."""
+    spec = archive.spec
+    if spec.published:
+        name, href = spec.published.title, f"urn:sha256:{spec.encoder_fingerprint}"
+    else:
+        name, href = f"encoder {spec.encoder_fingerprint[:16]}", archive.encoder.absolute.uri
+    return {"rel": "emb:model", "href": href, "title": name}
 
 
 def write_archive_item(archive: Archive, uri: str | Location) -> dict[str, Any]:

@@ -112,6 +112,17 @@ class _Files:
         )
 
 
+def date_of_name(name: str) -> datetime:
+    """Return the first date in the name of a file, such as 20090818 or 2009-08-18.
+
+    Raises
+    ------
+    CatalogError
+        There is none.
+    """
+    return _date(name, name, _date_pattern(None))
+
+
 def _date_pattern(pattern: str | None) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern or _DATE)

@@ -3,10 +3,11 @@
 import datetime as dt
 from collections import Counter
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from workflows.commands.archive_import import import_
 from workflows.commands.archive_options import (
     archive_option,
     snapshot_option,
@@ -16,6 +17,9 @@ from workflows.commands.drift import drift
 from workflows.commands.sheet import sheet
 from workflows.console import format_pairs, format_table
 from workflows.exit_codes import EXIT_FAILED
+
+if TYPE_CHECKING:
+    from storage.archive.reader import Archive
 
 
 @click.group()
@@ -40,8 +44,9 @@ def info(run: Run, scenes: bool) -> None:
         "rows": len(opened),
         "segments": len(opened.segments),
         "dimension": spec.dimension,
-        "bands": ", ".join(spec.bands),
+        "bands": ", ".join(spec.bands) or None,
         "tile_px": spec.tile_px,
+        "model": spec.published and spec.published.title,
         "encoder": spec.encoder_fingerprint,
         "classes": ", ".join(spec.classes) or None,
         "grids": ", ".join(opened.ledger.grids) or None,
@@ -66,16 +71,16 @@ def info(run: Run, scenes: bool) -> None:
 @pass_run
 @click.pass_context
 def audit(ctx: click.Context, run: Run) -> None:
-    """Check that every scene of a catalog is accounted for (exit code 1 when not)."""
+    """Check that every scene of a catalog is accounted for (exit code 1 when not).
+
+    For an archive of imported embeddings, --scenes is the source of the embeddings.
+    """
     from storage.archive.audit import audit as compare
-    from storage.catalog.read import read_scenes
 
     opened = run.open_archive()
-    listing = read_scenes(run.catalog_spec(), opened.spec.bands)
-    recorded = {entry.scene_id: entry.fingerprint for entry in opened.scenes()}
-    listed = [(scene.id, scene.known_as(recorded.get(scene.id, ""))) for scene in listing.scenes]
-    listed += [(item.scene_id, "") for item in listing.rejected]
+    listed = _listed_parts(run, opened) if opened.spec.published else _listed_scenes(run, opened)
     found = compare(opened, listed)
+    again = "skysift archive import" if opened.spec.published else "skysift ingest"
     lines = format_pairs(
         {
             "scenes of the catalog": len(listed),
@@ -85,12 +90,31 @@ def audit(ctx: click.Context, run: Run) -> None:
             "missing": ", ".join(found.missing) or "none",
             "changed since": ", ".join(found.changed) or "none",
             "no longer listed": ", ".join(found.unlisted) or "none",
-            "accounted for": "all" if found.complete else "NOT ALL: run `skysift ingest` again",
+            "accounted for": "all" if found.complete else f"NOT ALL: run `{again}` again",
         }
     )
     run.show({"complete": found.complete, **asdict(found)}, lines)
     if not found.complete:
         ctx.exit(EXIT_FAILED)
+
+
+def _listed_scenes(run: Run, opened: "Archive") -> list[tuple[str, str]]:
+    """Return id and fingerprint of every scene of the catalog."""
+    from storage.catalog.read import read_scenes
+
+    listing = read_scenes(run.catalog_spec(), opened.spec.bands)
+    recorded = {entry.scene_id: entry.fingerprint for entry in opened.scenes()}
+    listed = [(scene.id, scene.known_as(recorded.get(scene.id, ""))) for scene in listing.scenes]
+    return listed + [(item.scene_id, "") for item in listing.rejected]
+
+
+def _listed_parts(run: Run, opened: "Archive") -> list[tuple[str, str]]:
+    """Return id and fingerprint of every scene of a source of embeddings."""
+    from pipeline.importing.plan import part_ids, plan_import
+    from pipeline.importing.spec import import_spec
+
+    plan = plan_import(import_spec(opened.spec, run.need_path("catalog.source"), opened.location))
+    return list(part_ids(plan, opened.ledger.entries).items())
 
 
 @archive.command("verify", cls=Verb, example="skysift archive verify --archive work/archive")
@@ -323,5 +347,6 @@ def gc(run: Run, older_than: dt.timedelta, dry_run: bool) -> None:
     run.show(done, lines)
 
 
+archive.add_command(import_)
 archive.add_command(sheet)
 archive.add_command(drift)

@@ -296,7 +296,6 @@ def _show_hits(run: Run, label: str, hits: "Hits", k: int, out: str | None) -> N
     from storage.formats import hit_records, write_hits
     from storage.index.pairs import in_words
 
-    hits = answer(query)
     table = hits.to_arrow()
     if out:
         write_hits(table, run.location(out))

@@ -83,7 +83,7 @@ def presets_of(bands: Sequence[str]) -> tuple[Preset, ...]:
         red, green, blue = (known[band] for band in wanted)
         if red is not None and green is not None and blue is not None:
             found.append(Preset(name=name, title=title, bands=(red, green, blue), joint=joint))
-    if found:
+    if found or not bands:  # imported embeddings have no bands
         return tuple(found)
     last = len(bands) - 1
     first = (0, min(1, last), min(2, last))
@@ -100,6 +100,8 @@ def preset_of(bands: Sequence[str], name: str | None) -> Preset:
         The bands do not offer it.
     """
     offered = presets_of(bands)
+    if not offered:
+        raise NotFoundError("imported embeddings have no bands to draw")
     for preset in offered:
         if name in (None, preset.name):
             return preset

@@ -1,0 +1,367 @@
+"""The plan of an import: files and their layouts, compared with the ledger of the archive."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from pipeline.importing.pixels import RasterHeader, is_raster, raster_headers
+from pipeline.importing.places import Float64, PlacedRows, placed_chips
+from pipeline.importing.spec import ImportPlan, ImportSpec, Source, as_before, stated_rules
+from pipeline.ingest.driver import existing_archive
+from storage.archive.ledger import LedgerEntry
+from storage.archive.reader import Archive
+from storage.archive.spec import ArchiveSpec, PublishedModel
+from storage.embeddings.table import (
+    PART_ROWS,
+    TABLE_SUFFIXES,
+    Table,
+    part_count,
+    read_header,
+    read_rows,
+    sample_vectors,
+)
+from storage.errors import (
+    ConfigError,
+    EmptyCatalogError,
+    EncoderMismatchError,
+    NotFoundError,
+)
+from storage.location import Location
+from storage.quarantine import Quarantine
+from storage.scene import Rejected
+from storage.values import json_digest
+
+_HEADERS_AT_ONCE = 8
+_SAMPLED_FILES = 16
+_FIRST_ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TablePart:
+    """Consecutive rows of a table."""
+
+    scene_id: str
+    fingerprint: str
+    table: Table
+    start: int
+    stop: int
+    chip_m: float | None
+
+    @property
+    def rows(self) -> int:
+        """Rows at most."""
+        return self.stop - self.start
+
+    def read(self) -> PlacedRows:
+        """Read the vectors as published, with their tiles."""
+        return placed_chips(read_rows(self.table, self.start, self.stop), self.chip_m)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Candidate:
+    """A readable file: its model without a centre, its parts and a sample of its vectors."""
+
+    place: Location
+    name: str
+    model: PublishedModel
+    layout: str
+    columns: Mapping[str, str]
+    fingerprint: str
+    parts: Callable[[str], Sequence[Source]]
+    sample: Callable[[int], Float64]
+    tile_px: Callable[[], int]
+    rows: int
+
+
+def plan_import(spec: ImportSpec) -> ImportPlan:
+    """Read the headers of a source and compare them with the archive's ledger.
+
+    Raises
+    ------
+    NotFoundError
+        The source does not exist.
+    EmptyCatalogError
+        The source holds no table and no raster.
+    ConfigError
+        No layout fits any of its files, or the model has no name.
+    EncoderMismatchError
+        The archive holds vectors of another model or of an encoder.
+    """
+    existing = existing_archive(spec.archive_uri)
+    if existing is not None:
+        spec = as_before(spec, existing.spec)
+    found, rejected = _candidates(spec)
+    known = _known_model(existing, spec)
+    # Files with rows first: a table without any need not state the length of its vectors.
+    found.sort(key=lambda candidate: not candidate.rows)
+    model = known or found[0].model
+    same, others = _of_model(model, found, spec)
+    rejected += others
+    sampled = 0
+    if known is None and spec.centre:
+        vectors = _sample(same, spec.sample_rows)
+        sampled = len(vectors)
+        model = replace(model, centre=_mean(vectors))
+    entries: Mapping[str, LedgerEntry] = {} if existing is None else existing.ledger.entries
+    parts = [part for name, c in _named(same, entries) for part in c.parts(name)]
+    todo = tuple(part for part in parts if _is_pending(part, entries, spec))
+    return ImportPlan(
+        spec=spec,
+        archive=_new_archive(spec, model, same[0]) if existing is None else existing.spec,
+        model=model,
+        layout=same[0].layout,
+        columns=same[0].columns,
+        existing=existing,
+        todo=todo,
+        rejected=tuple(item for item in rejected if not _is_recorded(item, entries)),
+        done=len(parts) - len(todo),
+        parts={part.scene_id: part.fingerprint for part in parts}
+        | {item.scene_id: "" for item in rejected},
+        sampled_rows=sampled,
+    )
+
+
+def _of_model(
+    model: PublishedModel, found: Sequence[_Candidate], spec: ImportSpec
+) -> tuple[list[_Candidate], list[Rejected]]:
+    """Return the files of a model, and the others with the reason; files without rows fit all."""
+
+    def fits(candidate: _Candidate) -> bool:
+        return candidate.model.is_same_model(model) or not candidate.rows
+
+    same = list(filter(fits, found))
+    if not same:
+        raise EncoderMismatchError(
+            f"archive {spec.archive_uri} holds vectors of {_described(model)}, and {spec.source} "
+            f"of {_described(found[0].model)}; name another archive"
+        )
+    others = [
+        Rejected(
+            scene_id=candidate.name,
+            reason=f"it holds vectors of {_described(candidate.model)}, not of {_described(model)}",
+        )
+        for candidate in itertools.filterfalse(fits, found)
+    ]
+    return same, others
+
+
+def _new_archive(spec: ImportSpec, model: PublishedModel, first: _Candidate) -> ArchiveSpec:
+    return ArchiveSpec(
+        encoder_fingerprint=model.fingerprint,
+        encoder_uri="",
+        dimension=model.dimension,
+        bands=(),
+        tile_px=first.tile_px(),
+        rules=stated_rules(spec),
+        published=model,
+    )
+
+
+def _candidates(spec: ImportSpec) -> tuple[list[_Candidate], list[Rejected]]:
+    """Return the readable files of a source, and the others with their reasons."""
+    source = Location.of(spec.source)
+    if is_raster(source):
+        headers = raster_headers(source, spec)
+        return _usable(
+            source, [h if isinstance(h, Rejected) else _raster_candidate(h, spec) for h in headers]
+        )
+    if not source.is_pattern and not source.exists():
+        raise NotFoundError(f"{source} does not exist; check the path, the bucket and the key")
+    files = [file for file in source.list() if file.uri.lower().endswith(TABLE_SUFFIXES)]
+    if not files:
+        raise EmptyCatalogError(
+            f"{source} holds no embeddings: no {', '.join(TABLE_SUFFIXES)} file, no GeoTIFF and no "
+            "Zarr group"
+        )
+    with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
+        results = list(pool.map(lambda file: _tried(file, spec), files))
+    return _usable(source, results)
+
+
+def _usable(
+    source: Location, results: Sequence[_Candidate | Rejected]
+) -> tuple[list[_Candidate], list[Rejected]]:
+    """Return the readable files and the others.
+
+    Raises
+    ------
+    ConfigError
+        No file is readable.
+    """
+    found = [result for result in results if isinstance(result, _Candidate)]
+    rejected = [result for result in results if isinstance(result, Rejected)]
+    if not found and len(rejected) == 1:
+        raise ConfigError(rejected[0].reason)
+    if not found:
+        raise ConfigError(
+            f"{source}: none of {len(rejected)} files can be used; the first: {rejected[0].reason}"
+        )
+    return found, rejected
+
+
+def _tried(file: Location, spec: ImportSpec) -> _Candidate | Rejected:
+    with Quarantine(str(file)) as fault:
+        return _table_candidate(read_header(file, spec.choice), spec)
+    return Rejected(scene_id=_stem(file), reason=fault.reason)
+
+
+def _table_candidate(table: Table, spec: ImportSpec) -> _Candidate:
+    model = _model(spec, table.model, table.version, max(table.dimension, 1), "none")
+    chip_m = spec.choice.chip_m or table.layout.chip_m
+    how = [table.layout.name, table.layout.columns.named, table.crs, str(table.date), chip_m]
+    fingerprint = json_digest([_stem(table.place), table.place.revision(), how])[:16]
+
+    def parts(name: str) -> list[Source]:
+        return [
+            TablePart(
+                scene_id=name if number == 0 else f"{name}.{number}",
+                fingerprint=fingerprint,
+                table=table,
+                start=number * PART_ROWS,
+                stop=min((number + 1) * PART_ROWS, table.rows),
+                chip_m=chip_m,
+            )
+            for number in range(part_count(table.rows))
+        ]
+
+    return _Candidate(
+        place=table.place,
+        name=_stem(table.place),
+        model=model,
+        layout=table.layout.name,
+        columns=table.layout.columns.named,
+        fingerprint=fingerprint,
+        parts=parts,
+        sample=lambda rows: sample_vectors(table, rows).astype(np.float64),
+        tile_px=lambda: _chip_px(table, chip_m) or spec.tile_px,
+        rows=table.rows,
+    )
+
+
+def _chip_px(table: Table, chip_m: float | None) -> int:
+    """Return the pixels along a side of a table's first chips; 0 where none can be placed."""
+    placed = PlacedRows(groups=())
+    with Quarantine(str(table.place)):
+        placed = placed_chips(read_rows(table, 0, min(table.rows, _FIRST_ROWS)), chip_m)
+    return placed.groups[0].grid.tile_px if placed.groups else 0
+
+
+def _raster_candidate(header: RasterHeader, spec: ImportSpec) -> _Candidate:
+    layout = header.layout
+    return _Candidate(
+        place=header.place,
+        name=header.raster.name,
+        model=_model(spec, layout.model, layout.version, header.dimension, layout.quantization),
+        layout=layout.name,
+        columns={},
+        fingerprint=header.fingerprint,
+        parts=header.parts,
+        sample=header.sample,
+        tile_px=lambda: spec.tile_px,
+        rows=header.tiles,
+    )
+
+
+def _model(
+    spec: ImportSpec, name: str, version: str, dimension: int, quantization: str
+) -> PublishedModel:
+    if not (spec.model or name):
+        raise ConfigError(
+            f"nothing in {spec.source} names the model of its vectors; name it, so that vectors of "
+            "two models are never mixed: --model NAME"
+        )
+    return PublishedModel(
+        name=spec.model or name,
+        version=spec.version or ("" if spec.model else version),
+        dimension=dimension,
+        quantization=quantization,
+    )
+
+
+def _known_model(existing: Archive | None, spec: ImportSpec) -> PublishedModel | None:
+    """Return the model of an archive that exists, and refuse vectors that cannot join it."""
+    if existing is None:
+        return None
+    if existing.spec.published is None:
+        raise EncoderMismatchError(
+            f"archive {existing.uri} holds vectors of encoder "
+            f"{existing.spec.encoder_fingerprint[:16]}, which imported embeddings cannot join; "
+            "name another archive"
+        )
+    if existing.spec.published.centre and not spec.centre:
+        raise ConfigError(
+            f"archive {existing.uri} subtracts a mean from its vectors; import without "
+            "--no-centre, or name another archive"
+        )
+    return existing.spec.published
+
+
+def _described(model: PublishedModel) -> str:
+    return f"{model.title} ({model.dimension} numbers, quantization {model.quantization})"
+
+
+def _sample(candidates: Sequence[_Candidate], rows: int) -> Float64:
+    """Return vectors of files that are spread evenly over the source."""
+    full = [candidate for candidate in candidates if candidate.rows]
+    spread = np.linspace(0, max(len(full) - 1, 0), min(_SAMPLED_FILES, len(full))).astype(int)
+    parts = [full[index].sample(max(rows // len(spread), 1)) for index in spread.tolist()]
+    return np.concatenate(parts) if parts else np.empty((0, 0))
+
+
+def _mean(vectors: Float64) -> tuple[float, ...]:
+    if len(vectors) < 2:  # one vector would become its own mean, and nothing
+        return ()
+    return tuple(float(f"{value:.7g}") for value in vectors.mean(axis=0).tolist())
+
+
+def _stem(place: Location) -> str:
+    return PurePosixPath(place.uri.rstrip("/")).stem
+
+
+def _named(
+    candidates: Sequence[_Candidate], entries: Mapping[str, LedgerEntry]
+) -> list[tuple[str, _Candidate]]:
+    """Return ids of files: their names, with their folder where two files share a name.
+
+    A file that the ledger has under its mere name keeps that.
+    """
+    counts = Counter(candidate.name for candidate in candidates)
+    named = []
+    for candidate in candidates:
+        name = candidate.name
+        known = entries.get(name)
+        if counts[name] > 1 and (known is None or known.fingerprint != candidate.fingerprint):
+            name = f"{PurePosixPath(candidate.place.absolute.uri).parent.name}-{name}"
+        named.append((name, candidate))
+    return named
+
+
+def _is_pending(part: Source, entries: Mapping[str, LedgerEntry], spec: ImportSpec) -> bool:
+    entry = entries.get(part.scene_id)
+    if entry is None or entry.fingerprint != part.fingerprint:
+        return True
+    return entry.state == "quarantined" and spec.retry_quarantined
+
+
+def _is_recorded(item: Rejected, entries: Mapping[str, LedgerEntry]) -> bool:
+    entry = entries.get(item.scene_id)
+    return entry is not None and (entry.state, entry.reason) == ("quarantined", item.reason)
+
+
+def part_ids(plan: ImportPlan, recorded: Iterable[str]) -> dict[str, str]:
+    """Return the fingerprints of all scenes of a source, by id, as a ledger should have them.
+
+    The rows of a part that lie on further grids, or on one tile at several dates, are scenes of
+    their own in the ledger, named for the part.
+    """
+    further = {
+        name: plan.parts[name.partition("~")[0]]
+        for name in recorded
+        if "~" in name and name.partition("~")[0] in plan.parts
+    }
+    return {**further, **plan.parts}
