@@ -29,6 +29,7 @@ MOST_TILES = 2**22
 """Most tiles of a scene; their rows wait in memory until the scene is whole."""
 _FARTHEST = 2**31 - 1  # columns and rows are stored as int32
 _EDGE_POINTS = 3
+_WGS84 = "EPSG:4326"
 _ROUNDING_PX = 1e-3
 
 
@@ -175,14 +176,6 @@ class TileGrid:
         ends = np.array([start, max(start + length - self.tile_px, start)], np.int32)
         return np.unique(np.concatenate([ends, within * np.int32(self.stride_px)]))
 
-    def crs_bounds(self, tiles: Int32) -> Float64:
-        """Return left, bottom, right, top of tiles (n, 2) in CRS units, float64 (n, 4)."""
-        starts = np.asarray(tiles, np.float64).reshape(-1, 2) * self.stride_px
-        left = self.anchor[0] + starts[:, 0] * self.resolution
-        top = self.anchor[1] - starts[:, 1] * self.resolution
-        side = self.tile_px * self.resolution
-        return np.stack([left, top - side, left + side, top], axis=1)
-
     def bbox_wgs84(self, tiles: Int32) -> Float64:
         """Return the footprints of tiles in degrees.
 
@@ -200,10 +193,14 @@ class TileGrid:
         GridError
             A tile lies outside the area of the CRS.
         """
-        left, bottom, right, top = self.crs_bounds(tiles).T[:, :, None]
+        starts = np.asarray(tiles, np.float64).reshape(-1, 2).T[:, :, None] * self.stride_px
+        left = self.anchor[0] + starts[0] * self.resolution
+        top = self.anchor[1] - starts[1] * self.resolution
+        side = self.tile_px * self.resolution
+        right, bottom = left + side, top - side
         xs, ys = _perimeter(left, bottom, right, top, _EDGE_POINTS)
         lons, lats = _project(
-            _to_wgs84(self.crs), xs, ys, f"a tile of grid {self.id} lies outside its CRS"
+            _transformer(self.crs, _WGS84), xs, ys, f"a tile of grid {self.id} lies outside its CRS"
         )
         boxes = around_points(lons, np.clip(lats, -90, 90))
         for pole in (-90.0, 90.0):
@@ -295,7 +292,9 @@ def window_of_bbox(pixels: PixelGrid, bbox: BBox) -> Window:
     """
     west, south, east, north = unwrapped([bbox])[0].tolist()
     lons, lats = _perimeter(west, south, east, north, 21)
-    xs, ys = _project(_to_crs(pixels.crs), lons, lats, f"box {bbox} is not in {pixels.crs}")
+    xs, ys = _project(
+        _transformer(_WGS84, pixels.crs), lons, lats, f"box {bbox} is not in {pixels.crs}"
+    )
     columns = (xs - pixels.anchor[0]) / pixels.resolution
     rows = (pixels.anchor[1] - ys) / pixels.resolution
     left, top = (math.floor(v.min() + _ROUNDING_PX) for v in (columns, rows))
@@ -322,7 +321,7 @@ def _pole(crs: str, lat: float) -> tuple[float, float] | None:
     """Return the place of a pole in a CRS; None where the pole is not a single point."""
     if CRS.from_user_input(crs).is_geographic:
         return None
-    x, y = _to_crs(crs).transform([0.0, 90.0, 180.0], [lat] * 3)
+    x, y = _transformer(_WGS84, crs).transform([0.0, 90.0, 180.0], [lat] * 3)
     if not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(x) + np.ptp(y) > 1:
         return None
     return float(x[0]), float(y[0])
@@ -339,10 +338,5 @@ def _project(transformer: Transformer, x: Any, y: Any, message: str) -> tuple[An
 
 
 @lru_cache(64)
-def _to_wgs84(crs: str) -> Transformer:
-    return Transformer.from_crs(CRS.from_user_input(crs), CRS.from_epsg(4326), always_xy=True)
-
-
-@lru_cache(64)
-def _to_crs(crs: str) -> Transformer:
-    return Transformer.from_crs(CRS.from_epsg(4326), CRS.from_user_input(crs), always_xy=True)
+def _transformer(source: str, target: str) -> Transformer:
+    return Transformer.from_crs(source, target, always_xy=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import islice, takewhile
 from operator import attrgetter
 from pathlib import Path
 from types import UnionType
@@ -38,7 +38,6 @@ from storage.location import Location
 from storage.scene import CatalogSpec, Scene
 from storage.values import limits_in, printable
 from workflows.console import (
-    ProgressView,
     configure_logging,
     format_pairs,
     silence_ray,
@@ -60,7 +59,7 @@ _COMMON = ("recipe", "set_", "json_", "verbose", "debug")
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run of a verb: its settings, and the ways to show progress and results.
+    """One run of a verb: its settings, Ray, and the way to show results.
 
     ``stdout`` is for results only.
     """
@@ -121,8 +120,12 @@ class Run:
         from workflows.recipe.errors import missing_path
 
         place = Location.of(self.need(key))
-        if "://" not in place.uri and not (fixed := _before_pattern(place.uri)).exists():
-            raise ConfigError(f"{self.settings.where(key)}: {key}: {missing_path(fixed)}")
+        if "://" not in place.uri:
+            # Of a pattern, the folder in which it begins has to exist.
+            is_name = re.compile(r"[^*?[]*").fullmatch
+            folder = Path(*takewhile(is_name, Path(place.uri).parts))
+            if not folder.exists():
+                raise ConfigError(f"{self.settings.where(key)}: {key}: {missing_path(folder)}")
         return place
 
     def catalog_spec(self) -> CatalogSpec:
@@ -165,19 +168,14 @@ class Run:
         """Return the settings of an index."""
         return spec_from(IndexSpec, self.recipe.index)
 
-    def progress(self) -> ProgressView:
-        """Return a progress sink, to be used as a context manager."""
-        return ProgressView()
-
     @contextmanager
-    def ray(self, needed: bool = True) -> Iterator[None]:
+    def ray(self) -> Iterator[None]:
         """Be connected to Ray inside the block."""
         section = self.recipe.cluster
         with ExitStack() as stack:
             self.silence_ray()
-            if needed:
-                with nullcontext() if self.debug else suppress_stderr():
-                    stack.enter_context(ray_session(section.address, section.cpus))
+            with nullcontext() if self.debug else suppress_stderr():
+                stack.enter_context(ray_session(section.address, section.cpus))
             yield
 
     def silence_ray(self) -> None:
@@ -202,13 +200,6 @@ def reason_lines(title: str, reasons: Mapping[str, str], all_by: str = "--json")
     if len(reasons) > len(shown):
         lines["  ..."] = f"and {len(reasons) - len(shown):,} more; {all_by} names all"
     return lines
-
-
-def _before_pattern(path: str) -> Path:
-    """Return the folder in which a pattern begins; a path without one as it is."""
-    parts = Path(path).parts
-    marked = (n for n, part in enumerate(parts) if any(mark in part for mark in "*?["))
-    return Path(*parts[: next(marked, len(parts))])
 
 
 class Verb(click.Command):

@@ -8,6 +8,7 @@ import click
 
 from pipeline.composite.spec import CompositeSpec
 from workflows.commands.common import CommaList, Run, Verb, catalog_options, pass_run, recipe_option
+from workflows.console import ProgressView
 from workflows.exit_codes import EXIT_QUARANTINED
 from workflows.recipe.sections import spec_from
 
@@ -59,7 +60,7 @@ def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
         run.show(plan.summary(), _plan_lines(plan))
         return
     on_ray = bool(run.recipe.cluster.address or os.environ.get("RAY_ADDRESS"))
-    with run.ray() if on_ray else nullcontext(), run.progress() as progress:
+    with run.ray() if on_ray else nullcontext(), ProgressView() as progress:
         scheduler: Scheduler = "ray" if on_ray else "threads"
         report = make_composites(plan, scheduler=scheduler, progress=progress)
     run.show(report, _report_lines(report))

@@ -14,6 +14,7 @@ from workflows.commands.common import (
     reason_lines,
     recipe_option,
 )
+from workflows.console import ProgressView
 from workflows.exit_codes import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def import_(ctx: click.Context, run: Run) -> None:
     file. A scene that cannot be read is left out with its reason (exit code 3).
     """  # noqa: D301
     by_name = _import_scenes if run.recipe.dataset.importer == "scenes" else _import_images
-    with run.progress() as progress:
+    with ProgressView() as progress:
         found, left_out = by_name(run, progress)
     run.show(
         {"dataset": run.need("dataset.uri"), "info": found, "left_out": left_out},

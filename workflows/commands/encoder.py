@@ -14,6 +14,7 @@ from workflows.commands.common import (
     reason_lines,
     recipe_option,
 )
+from workflows.console import ProgressView
 from workflows.exit_codes import EXIT_QUARANTINED
 from workflows.recipe.sections import spec_from
 
@@ -91,7 +92,7 @@ def _spec(run: Run) -> tuple[EncoderSpec, dict[str, str]]:
     rejected = {item.scene_id: item.reason for item in listing.distinct_rejected}
     if not listing.scenes:
         raise none_readable(rejected)
-    with run.progress() as progress:
+    with ProgressView() as progress:
         statistics = band_statistics(listing.scenes, progress=progress)
     spec = spec_from(EncoderSpec, section, band_mean=statistics.mean, band_std=statistics.std)
     return spec, {**rejected, **statistics.skipped}

@@ -9,6 +9,7 @@ from storage.location import Location
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.commands.index_care import INDEX, gc, info, list_, rollback, size, verify
 from workflows.commands.index_stats import stats
+from workflows.console import ProgressView
 
 if TYPE_CHECKING:
     from pipeline.indexing.plan import IndexPlan
@@ -51,7 +52,7 @@ def build(run: Run, dry_run: bool) -> None:
         plan = plan_build(archive, spec)
         run.show(plan, _prediction(plan, spec))
         return
-    with run.ray(), run.progress() as progress:
+    with run.ray(), ProgressView() as progress:
         manifest = build_index(archive, target, spec, progress=progress)
     _show(run, target, manifest)
 
@@ -78,7 +79,7 @@ def compact(run: Run) -> None:
 
 def _change(run: Run, change: "Callable[..., IndexManifest]") -> None:
     target = run.need_path("index.uri")
-    with run.ray(), run.progress() as progress:
+    with run.ray(), ProgressView() as progress:
         manifest = change(target, progress=progress)
     _show(run, target, manifest)
 

@@ -1,6 +1,7 @@
 """`skysift ingest`: scenes into an archive."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from workflows.commands.common import (
     reason_lines,
     recipe_option,
 )
+from workflows.console import ProgressView
 from workflows.exit_codes import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
@@ -59,11 +61,12 @@ def ingest(ctx: click.Context, run: Run, events: Path | None, dry_run: bool) -> 
     with event_log(events) as log, ThreadPoolExecutor(1) as pool:
         planning = pool.submit(_planned, run, spec, SAMPLE_SCENES)
         local = _fits_locally(run, spec, planning)
-        with run.ray(needed=not local):  # starts while the thread plans
+        with nullcontext() if local else run.ray():  # starts while the thread plans
             plan, cost = planning.result()
             cost.require_room()
-            run.silence_ray()  # again: the plan imported more of it
-            with run.progress() as progress:
+            if not local:
+                run.silence_ray()  # again: the plan imported more of it
+            with ProgressView() as progress:
                 report = carry_out(plan, local=local, progress=progress, events=log)
     lines = {
         "archive": str(spec.archive_uri),
@@ -87,7 +90,7 @@ def _planned(
     from pipeline.ingest.driver import plan_ingest
 
     plan = plan_ingest(spec)
-    with run.progress() as progress:
+    with ProgressView() as progress:
         cost = estimate_cost(
             plan,
             sample_scenes=sample_scenes,

@@ -4,6 +4,7 @@ import click
 
 from pipeline.training.spec import TrainingSpec
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.console import ProgressView
 from workflows.recipe.sections import spec_from
 
 
@@ -35,7 +36,7 @@ def train(run: Run, resume: bool) -> None:
     output = run.need("training.output")
     if (run.recipe.training.pretrained or "").startswith((".", "/")):
         run.need_path("training.pretrained")
-    with run.ray(), run.progress() as progress:
+    with run.ray(), ProgressView() as progress:
         result = run_training(
             dataset,
             spec_from(TrainingSpec, run.recipe.training),
