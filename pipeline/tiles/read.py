@@ -175,8 +175,8 @@ def read_tiles(
                 continue
             # A view: pixels are copied only below, for tiles that are kept and short strips.
             # Nothing writes to it, but torch warns of arrays that it may not write to.
-            every = sliding_window_view(block.values, grid.tile_px, axis=2, writeable=True)
-            pixels = every[:, :, :: grid.stride_px].transpose(2, 0, 1, 3)
+            views = sliding_window_view(block.values, grid.tile_px, axis=2, writeable=True)
+            pixels = views[:, :, :: grid.stride_px].transpose(2, 0, 1, 3)
             strip = _described(pixels, tiles, named, reader.extent, valid, cloud)
             # Equal parts waste less than full batches and a small rest; short parts of several
             # strips share a batch.

@@ -365,8 +365,9 @@ def _sealed(
     ledger: Ledger, session: icechunk.Session, digests: Mapping[int, Mapping[str, str]]
 ) -> Ledger:
     """Return a ledger that states the digest of the archive's spec, and those of segments."""
-    attributes = dict(zarr.open_group(session.store, mode="r").attrs)
-    ledger = replace(ledger, spec_digest=ledger.spec_digest or json_digest(attributes))
+    if not ledger.spec_digest:
+        attributes = dict(zarr.open_group(session.store, mode="r").attrs)
+        ledger = replace(ledger, spec_digest=json_digest(attributes))
     if not digests:
         return ledger
     segments = tuple(

@@ -7,7 +7,7 @@ service or another format. :mod:`storage.raster.writer` writes them, :mod:`stora
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -56,7 +56,6 @@ class RasterInfo:
     dtype: str
     nodata: float | None
     descriptions: tuple[str, ...]
-    block_shape_px: tuple[int, int]
 
     @property
     def pixel_size(self) -> tuple[float, float]:
@@ -314,7 +313,6 @@ def raster_info(dataset: Any) -> RasterInfo:
         dtype=dataset.dtypes[0],
         nodata=dataset.nodata,
         descriptions=tuple(name or "" for name in dataset.descriptions),
-        block_shape_px=dataset.block_shapes[0],
     )
 
 
@@ -330,19 +328,6 @@ def alpha_index(dataset: Any) -> int:
     interpretations = list(dataset.colorinterp)
     alpha = ColorInterp.alpha
     return interpretations.index(alpha) + 1 if alpha in interpretations else 0
-
-
-def check_indexes(href: str | Location, indexes: Sequence[int], count: int) -> None:
-    """Refuse band numbers that a file of ``count`` bands does not have.
-
-    Raises
-    ------
-    SceneError
-        A number is not between 1 and ``count``.
-    """
-    for index in indexes:
-        if not 1 <= index <= count:
-            raise SceneError(f"{href} has {count} band(s), but band number {index} was requested")
 
 
 def perimeter(transform: Affine, width: int, height: int) -> tuple[Any, Any]:
