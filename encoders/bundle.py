@@ -239,7 +239,6 @@ def new_encoder(
     spec: EncoderSpec,
     *,
     pretrained: str | None = None,
-    head: nn.Module | None = None,
     seed: int = 0,
 ) -> Encoder:
     """Build an untrained encoder, to start from or to compare with.
@@ -251,8 +250,6 @@ def new_encoder(
         the network that is built.
     pretrained
         Folder (or hub id) of pretrained weights; None for random weights.
-    head
-        For example `encoders.projection.principal_head`; built from ``spec`` when None.
     seed
         Seed of the random weights.
 
@@ -274,7 +271,7 @@ def new_encoder(
             backbone_options=backbone.options,
             dimension=backbone.dimension if identity else spec.dimension,
         )
-        encoder = Encoder(spec, backbone, head).eval()
+        encoder = Encoder(spec, backbone).eval()
     try:
         encoder(_probes(encoder))
     except RuntimeError as error:

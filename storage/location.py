@@ -433,39 +433,6 @@ class Location:
         )
 
 
-def gdal_environment(options: StorageOptions) -> dict[str, str]:
-    """Return GDAL's configuration for reading scenes in a worker, object store included."""
-    resolved = options.resolved()
-    environment = {
-        # TRUE looks for every sidecar by its name, which is cheaper than to list large folders.
-        "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE" if resolved.sidecars else "EMPTY_DIR",
-        "GDAL_NUM_THREADS": "1",
-        "GDAL_CACHEMAX": "128",
-        "GDAL_HTTP_MAX_RETRY": "4",
-        "GDAL_HTTP_RETRY_DELAY": "0.5",
-        "GDAL_HTTP_TIMEOUT": "60",
-        "VSI_CACHE": "TRUE",
-        "VSI_CACHE_SIZE": str(16 * 1024 * 1024),
-        # Long-lived workers must see the new content of an overwritten object.
-        "CPL_VSIL_CURL_NON_CACHED": "/vsis3/:/vsicurl/",
-    }
-    if resolved.endpoint_url:
-        endpoint = urlsplit(resolved.endpoint_url)
-        environment["AWS_S3_ENDPOINT"] = endpoint.netloc
-        environment["AWS_HTTPS"] = "YES" if endpoint.scheme == "https" else "NO"
-        environment["AWS_VIRTUAL_HOSTING"] = "FALSE"
-    if resolved.region:
-        environment["AWS_REGION"] = resolved.region
-    if resolved.anonymous:
-        environment["AWS_NO_SIGN_REQUEST"] = "YES"
-    secrets = {
-        "AWS_ACCESS_KEY_ID": resolved.access_key_id,
-        "AWS_SECRET_ACCESS_KEY": resolved.secret_access_key,
-        "AWS_SESSION_TOKEN": resolved.session_token,
-    }
-    return environment | {name: value for name, value in secrets.items() if value}
-
-
 def _split_pattern(fs: fsspec.AbstractFileSystem, path: str) -> tuple[str, str]:
     """Return the beginning of a path that exists as written, and the glob pattern below."""
     parts = path.split("/")

@@ -110,12 +110,12 @@ def exclusive_lock(
 
 
 @contextmanager
-def watcher_lock(uri: str | Location, *, lease_s: float = LEASE_S) -> Iterator[Callable[[], None]]:
+def watcher_lock(uri: str | Location) -> Iterator[Callable[[], None]]:
     """Be the only watcher of an archive inside the block; see :func:`exclusive_lock`.
 
     The lock lies beside the archive, whose folder holds nothing but its repository.
     """
-    with exclusive_lock(uri, "`skysift watch`", beside="watch", lease_s=lease_s) as check:
+    with exclusive_lock(uri, "`skysift watch`", beside="watch") as check:
         yield check
 
 

@@ -181,10 +181,6 @@ class Stages:
 
     # ------------------------------------------------------------ surroundings
 
-    def progress(self) -> ProgressView:
-        """Return a progress sink, to be used as a context manager."""
-        return ProgressView()
-
     @contextmanager
     def ray(self, needed: bool = True) -> Iterator[None]:
         """Be connected to Ray inside the block."""
@@ -245,7 +241,7 @@ class Stages:
                 plan, cost = planning.result()
                 cost.require_room()
                 self.silence_ray()  # again: the plan imported more of it
-                with self.progress() as progress:
+                with ProgressView() as progress:
                     return ingest(plan, local=local, progress=progress, events=events)
 
     def _planned_ingest(
@@ -255,7 +251,7 @@ class Stages:
         from pipeline.ingest.driver import plan_ingest
 
         plan = plan_ingest(spec)
-        with self.progress() as progress:
+        with ProgressView() as progress:
             cost = estimate_cost(
                 plan,
                 sample_scenes=sample_scenes,
@@ -310,7 +306,7 @@ class Stages:
 
         plan = self.plan_composites()
         on_ray = bool(self.recipe.cluster.address or os.environ.get("RAY_ADDRESS"))
-        with self.ray() if on_ray else nullcontext(), self.progress() as progress:
+        with self.ray() if on_ray else nullcontext(), ProgressView() as progress:
             scheduler: Scheduler = "ray" if on_ray else "threads"
             return make_composites(plan, scheduler=scheduler, progress=progress)
 
@@ -343,7 +339,7 @@ class Stages:
             self.need("index.uri"),
             self.index_spec(),
         )
-        with self.ray(), self.progress() as progress:
+        with self.ray(), ProgressView() as progress:
             return build_index(archive, target, spec, progress=progress)
 
     def update_index(self) -> "IndexManifest":
@@ -356,7 +352,7 @@ class Stages:
         """
         from pipeline.indexing.driver import update_index
 
-        with self.ray(), self.progress() as progress:
+        with self.ray(), ProgressView() as progress:
             return update_index(self.need_path("index.uri"), progress=progress)
 
     def compact_index(self) -> "IndexManifest":
@@ -369,7 +365,7 @@ class Stages:
         """
         from pipeline.indexing.driver import compact_index
 
-        with self.ray(), self.progress() as progress:
+        with self.ray(), ProgressView() as progress:
             return compact_index(self.need_path("index.uri"), progress=progress)
 
     # ------------------------------------------------------------ datasets and encoders
@@ -382,7 +378,7 @@ class Stages:
         ConfigError, NotFoundError, CatalogError
             The source is not of the importer's layout, or cannot be read.
         """
-        with self.progress() as progress:
+        with ProgressView() as progress:
             if self.recipe.dataset.importer == "scenes":
                 return self._import_scenes(progress)
             return self._import_images(progress)
@@ -478,7 +474,7 @@ class Stages:
         rejected = {item.scene_id: item.reason for item in listing.distinct_rejected}
         if not listing.scenes:
             raise none_readable(rejected)
-        with self.progress() as progress:
+        with ProgressView() as progress:
             statistics = band_statistics(listing.scenes, progress=progress)
         spec = spec_from(EncoderSpec, section, band_mean=statistics.mean, band_std=statistics.std)
         return spec, {**rejected, **statistics.skipped}
@@ -502,7 +498,7 @@ class Stages:
         if (self.recipe.training.pretrained or "").startswith((".", "/")):
             self.need_path("training.pretrained")
         spec = spec_from(TrainingSpec, self.recipe.training)
-        with self.ray(), self.progress() as progress:
+        with self.ray(), ProgressView() as progress:
             return train(dataset, spec, output, resume=resume, progress=progress)
 
 

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("skysift", "storage", "encoders", "pipeline", "workflows")
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _SECRET_NAME = re.compile(
     r".*(secret|token(?!iz)|passw|passphrase|credential|access_?key|api_?key|private_?key"
     r"|signature|authorization|userpwd).*|(.*_)?(key|pass|sas|jwt|dsn|bearer|cookie)|.+_pwd",

@@ -44,8 +44,6 @@ class IngestCost:
     ----------
     archive_uri
         The archive that would grow.
-    scenes, measured_scenes
-        Scenes to embed, and how many of them were opened; the others count as their mean.
     tiles
         At most: tiles without data or under clouds are skipped.
     read_bytes
@@ -66,8 +64,6 @@ class IngestCost:
     """
 
     archive_uri: str
-    scenes: int
-    measured_scenes: int
     tiles: int
     read_bytes: int
     archive_bytes: int
@@ -163,8 +159,6 @@ def estimate_cost(
     tiles = math.ceil(sum(counts) * scale)
     return IngestCost(
         archive_uri=str(plan.spec.archive_uri),
-        scenes=len(plan.todo),
-        measured_scenes=len(chosen),
         tiles=tiles,
         read_bytes=math.ceil(sum(sizes.values()) * scale),
         archive_bytes=_archive_bytes(plan, tiles, math.ceil(len(counts) * scale)),

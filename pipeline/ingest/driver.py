@@ -104,7 +104,7 @@ def plan_ingest(spec: IngestSpec, *, encoder: PlannedEncoder | None = None) -> I
     grid = spec.grid or GridSpec(resolution=encoder.spec.resolution_m or "native")
     grid = replace(grid, tile_px=grid.tile_px or encoder.spec.tile_px)
     grid_crs(grid)  # a wrong one would quarantine every scene
-    labels = _read_labels(spec)
+    labels = _read_labels(spec, spec.labels_uri) if spec.labels_uri else None
     archive = _archive_spec(spec, encoder, grid, () if labels is None else labels.classes)
     listing = read_scenes(spec.catalog, encoder.spec.bands)
     existing = existing_archive(spec.archive_uri)
@@ -289,9 +289,7 @@ def _batches_on_ray(plan: IngestPlan) -> Iterable[Batch]:
     return embedded_batches(plan)
 
 
-def _read_labels(spec: IngestSpec) -> "TileLabels | None":
-    if not spec.labels_uri:
-        return None
+def _read_labels(spec: IngestSpec, table: str | Location) -> "TileLabels":
     if spec.rules.edge == "shift":
         raise ConfigError(
             "labels name whole tiles of the grid, which tiles shifted to a scene's edge are not; "
@@ -299,7 +297,7 @@ def _read_labels(spec: IngestSpec) -> "TileLabels | None":
         )
     from pipeline.analysis.landcover import TileLabels  # brings dask
 
-    return TileLabels.from_parquet(spec.labels_uri)
+    return TileLabels.from_parquet(table)
 
 
 def _archive_spec(

@@ -29,6 +29,7 @@ MOST_TILES = 2**22
 """Most tiles of a scene; their rows wait in memory until the scene is whole."""
 _FARTHEST = 2**31 - 1  # columns and rows are stored as int32
 _EDGE_POINTS = 3
+_WGS84 = "EPSG:4326"
 _ROUNDING_PX = 1e-3
 
 
@@ -175,10 +176,6 @@ class TileGrid:
         ends = np.array([start, max(start + length - self.tile_px, start)], np.int32)
         return np.unique(np.concatenate([ends, within * np.int32(self.stride_px)]))
 
-    def crs_bounds(self, tiles: Int32) -> Float64:
-        """Return left, bottom, right, top of tiles (n, 2) in CRS units, float64 (n, 4)."""
-        return tile_bounds(asdict(self), tiles)
-
     def bbox_wgs84(self, tiles: Int32) -> Float64:
         """Return the boxes of tiles in degrees.
 
@@ -196,7 +193,7 @@ class TileGrid:
         GridError
             A tile lies outside the area of the CRS.
         """
-        left, bottom, right, top = self.crs_bounds(tiles).T[:, :, None]
+        left, bottom, right, top = tile_bounds(asdict(self), tiles).T[:, :, None]
         xs, ys = perimeter(left, bottom, right, top, _EDGE_POINTS)
         lons, lats = project(
             to_wgs84(self.crs), xs, ys, f"a tile of grid {self.id} lies outside its CRS"

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from pipeline.tiles.grid import Float64, Int32, TileGrid
 from pipeline.tiles.spec import TileRules
@@ -173,7 +174,9 @@ def read_tiles(
             if not keep.any():
                 continue
             # A view: pixels are copied only below, for tiles that are kept and short strips.
-            pixels = _tiles_of(block.values, grid)
+            # Nothing writes to it, but torch warns of arrays that it may not write to.
+            views = sliding_window_view(block.values, grid.tile_px, axis=2, writeable=True)
+            pixels = views[:, :, :: grid.stride_px].transpose(2, 0, 1, 3)
             strip = _described(pixels, tiles, named, reader.extent, valid, cloud)
             # Equal parts waste less than full batches and a small rest; short parts of several
             # strips share a batch.
@@ -184,17 +187,6 @@ def read_tiles(
                 waiting.append(part)
     if waiting:
         yield _joined(waiting)
-
-
-def _tiles_of(values: Float32, grid: TileGrid) -> Float32:
-    """Return the tiles (n, bands, h, w) of a strip (bands, h, w): a view."""
-    every = np.lib.stride_tricks.sliding_window_view(
-        values,
-        grid.tile_px,
-        axis=2,
-        writeable=True,  # nothing writes, but torch warns of arrays that it may not write to
-    )
-    return every[:, :, :: grid.stride_px].transpose(2, 0, 1, 3)
 
 
 def _described(
@@ -242,7 +234,7 @@ def _strips(tiles: Int32, pitch: int, grid: TileGrid, bands: int) -> Iterator[In
     longest = max(1, _STRIP_BYTES // column_bytes)
     columns = np.unique(tiles[:, 0])
     # The tiles form a full rectangle. Tiles shifted inwards to an edge break the even spacing, and
-    # a view with one stride (_tiles_of) needs even spacing, so they make strips of their own.
+    # a view with one stride needs even spacing, so they make strips of their own.
     for even in np.split(np.arange(len(columns)), np.flatnonzero(np.diff(columns) != pitch) + 1):
         for start in range(0, len(even), longest):
             yield from tiles.reshape(-1, len(columns), 2)[:, even[start : start + longest]]

@@ -301,7 +301,7 @@ def create_tag(
         raise ConfigError(f"{name!r} is no name for a tag; use letters, digits, '-' and '.'")
     archive = Archive.open(uri, snapshot)
     with translate_errors(archive.location, f"tag {name!r}"):
-        open_repository(archive.location).create_tag(name, archive.snapshot)
+        archive.repository.create_tag(name, archive.snapshot)
     return archive.snapshot
 
 
@@ -409,11 +409,11 @@ def rollback(uri: str | Location, to: str) -> Rollback:
         previous = newest_snapshot(place)
         if not previous:
             name_newest(place, to)
-        target = Archive.open(place, resolve_snapshot(place, to)).snapshot
+        archive = Archive.open(place, resolve_snapshot(place, to))
+        target = archive.snapshot
         with translate_errors(place, f"going back to {target}"):
             if previous not in ("", target):
-                repository = open_repository(place)
-                repository.reset_branch(BRANCH, target, from_snapshot_id=previous)
+                archive.repository.reset_branch(BRANCH, target, from_snapshot_id=previous)
     return Rollback(snapshot=target, previous=previous)
 
 

@@ -63,17 +63,15 @@ def _record(origin: Origin) -> dict[str, Any]:
         {
             **{part.name: getattr(scene, part.name) for part in fields(scene)},
             "document": str(Location(scene.document)),
-            "bands": [_stated(asdict(band) | _address(band.href)) for band in scene.bands],
-            "mask": scene.mask and asdict(scene.mask) | _address(scene.mask.href),
+            "bands": [
+                _stated({**asdict(band), "href": str(band.href.absolute)}) for band in scene.bands
+            ],
+            "mask": scene.mask and {**asdict(scene.mask), "href": str(scene.mask.href.absolute)},
             "catalog": origin.catalog,
             "signed": origin.signed or any(str(href) != href.uri for href in hrefs),
             "sidecars": any(href.options.sidecars for href in hrefs),
         }
     )
-
-
-def _address(href: Location) -> dict[str, str]:
-    return {"href": str(href.absolute)}
 
 
 def _stated(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import icechunk
@@ -119,6 +118,7 @@ class Archive(Described):
                 raise ValueError("its attributes differ from the digest in the ledger")
             self.spec = spec_of(self._root.attrs, self.uri)
         self._sound: set[tuple[int, str]] = set()
+        self._live_positions: dict[int, npt.NDArray[np.int64]] = {}
         self._origins: dict[int, dict[str, Origin]] = {}
         self._newest: Archive | None = None
 
@@ -308,10 +308,6 @@ class Archive(Described):
         """Return the digest of each stored column of a segment, computed from its content."""
         names = [name for name in self._column_names() if name not in DERIVED_COLUMNS]
         return {name: column_digest(self.stored(segment, name, slice(None))) for name in names}
-
-    @cached_property
-    def _live_positions(self) -> dict[int, npt.NDArray[np.int64]]:
-        return {}
 
     def live_rows(self, ordinal: int) -> npt.NDArray[np.int64]:
         """Return the row ids (n,) of a segment that are live at this snapshot, ascending."""

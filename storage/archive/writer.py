@@ -141,7 +141,8 @@ class ArchiveWriter:
                     session.merge(*{id(r.fork): r.fork for r in receipts}.values())
                     after = _advance(ledger, receipts, entries, grids)
                     after = _sealed(after, session, digests)
-                    _write_page(session, ledger, after)
+                    pages = zarr.open_group(session.store, mode="a", path="ledger")
+                    _put_bytes(pages, page_name(ledger.pages), page_bytes(ledger, after))
                     snapshot = str(session.commit(message))
                     self._known = (snapshot, after)
                     self.fork = writing_fork(self._repository)
@@ -225,11 +226,14 @@ def _array(
         raise SkysiftError(
             f"segment {rows.id}: column {name} has {len(data)} rows, expected {len(rows)}"
         )
+    # Equal chunks of at most CHUNK_ROWS: edge chunks are stored whole.
+    count = max(len(data), 1)
+    chunk_rows = math.ceil(count / math.ceil(count / CHUNK_ROWS))
     array = group.create_array(
         name,
         shape=data.shape,
         dtype=data.dtype,
-        chunks=(_chunk_rows(len(data)), *data.shape[1:]),
+        chunks=(chunk_rows, *data.shape[1:]),
         dimension_names=["row", *([f"{name}_axis"] if data.ndim == 2 else [])],
         # Unit vectors in float16 do not compress; the other columns do.
         compressors=None if name == "embedding" else "auto",
@@ -261,12 +265,6 @@ def _unused_id(fork: Any, segment_id: str) -> str:
         number += 1
         unused = f"{segment_id}-{number}"
     return unused
-
-
-def _chunk_rows(rows: int) -> int:
-    """Cut rows into equal chunks of at most CHUNK_ROWS: edge chunks are stored whole."""
-    chunks = max(math.ceil(rows / CHUNK_ROWS), 1)
-    return max(math.ceil(rows / chunks), 1)
 
 
 def _checked_embedding(
@@ -367,8 +365,9 @@ def _sealed(
     ledger: Ledger, session: icechunk.Session, digests: Mapping[int, Mapping[str, str]]
 ) -> Ledger:
     """Return a ledger that states the digest of the archive's spec, and those of segments."""
-    attributes = dict(zarr.open_group(session.store, mode="r").attrs)
-    ledger = replace(ledger, spec_digest=ledger.spec_digest or json_digest(attributes))
+    if not ledger.spec_digest:
+        attributes = dict(zarr.open_group(session.store, mode="r").attrs)
+        ledger = replace(ledger, spec_digest=json_digest(attributes))
     if not digests:
         return ledger
     segments = tuple(
@@ -376,11 +375,6 @@ def _sealed(
         for segment in ledger.segments
     )
     return replace(ledger, segments=segments)
-
-
-def _write_page(session: icechunk.Session, before: Ledger, after: Ledger) -> None:
-    pages = zarr.open_group(session.store, mode="a", path="ledger")
-    _put_bytes(pages, page_name(before.pages), page_bytes(before, after))
 
 
 def _put_bytes(group: zarr.Group, name: str, content: bytes) -> None:

@@ -7,15 +7,15 @@ An entry that is wrong, in whatever way, is rejected with its reason and never s
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from functools import partial
 
 import numpy as np
 
 from storage.catalog.files import GEOTIFF_SUFFIXES, SIDECAR_SUFFIXES, file_candidates
 from storage.catalog.stac import item_candidates
-from storage.catalog.stac_api import api_candidates, is_api
+from storage.catalog.stac_api import api_candidates
 from storage.catalog.stac_geoparquet import SUFFIXES as TABLE_SUFFIXES
 from storage.catalog.stac_geoparquet import table_candidates
 from storage.errors import CatalogError, ConfigError, EmptyCatalogError, SkysiftError
@@ -33,9 +33,6 @@ from storage.scene import (
 
 _JSON_SUFFIXES = (".json", ".geojson")
 _READERS = 16
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def read_scenes(spec: CatalogSpec, bands: Sequence[str]) -> SceneList:
@@ -66,14 +63,17 @@ def read_scenes(spec: CatalogSpec, bands: Sequence[str]) -> SceneList:
     """
     if not bands:
         raise ConfigError("no bands are named; name at least one")
-    source = _absolute(Location.of(spec.source))
+    source = Location.of(spec.source).absolute
+    if source.is_local:
+        # Without "..", too, the scenes are the same from any working directory.
+        source = source.at(os.path.normpath(source.uri))
     try:
         found = list(_entries(source, spec))
     except SkysiftError:
         raise
     except Exception as error:  # documents and libraries of outside raise whatever they like
         raise CatalogError(f"{source} cannot be read as a catalog: {reason_of(error)}") from error
-    if not found and is_api(source):
+    if not found and source.is_web:
         raise EmptyCatalogError(f"the STAC API at {source} finds nothing for the query; widen it")
     if not found:
         raise EmptyCatalogError(
@@ -86,18 +86,20 @@ def read_scenes(spec: CatalogSpec, bands: Sequence[str]) -> SceneList:
             f"none of the {len(found)} entries of {source} satisfies the query; widen it"
         )
     scenes: list[Scene] = []
-    waits = not (is_api(source) or source.is_local)  # an API's items are here whole
-    for outcome in _map(lambda entry: _scene(entry, bands), selected, local=not waits):
-        if isinstance(outcome, Scene):
-            scenes.append(outcome)
-        else:
-            rejected.append(outcome)
+    # An object store takes long to answer, which threads hide; an API's items are here whole.
+    waits = not (source.is_web or source.is_local)
+    with ThreadPoolExecutor(_READERS) as pool:
+        for outcome in (pool.map if waits else map)(partial(_scene, bands=bands), selected):
+            if isinstance(outcome, Scene):
+                scenes.append(outcome)
+            else:
+                rejected.append(outcome)
     return SceneList(scenes=tuple(scenes), rejected=tuple(rejected))
 
 
 def _entries(source: Location, spec: CatalogSpec) -> Iterator[Candidate | Rejected]:
     """Yield the entries of a source, by the form of its URI."""
-    if is_api(source):
+    if source.is_web:
         yield from api_candidates(source, spec)
         return
     is_pattern, name = source.is_pattern, source.uri.lower()
@@ -123,20 +125,6 @@ def _entries(source: Location, spec: CatalogSpec) -> Iterator[Candidate | Reject
         )
     elif documents:
         yield from item_candidates(source, documents, spec)
-
-
-def _absolute(source: Location) -> Location:
-    """Return a source whose scenes are the same from any working directory."""
-    absolute = source if is_api(source) else source.absolute
-    return absolute.at(os.path.normpath(absolute.uri)) if absolute.is_local else absolute
-
-
-def _map(work: Callable[[T], R], values: Sequence[T], *, local: bool) -> Iterable[R]:
-    """Map in order; in threads when every value may wait for a remote store."""
-    if local:
-        return map(work, values)
-    with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(work, values))
 
 
 def _select(

@@ -37,17 +37,6 @@ _STALE_PAGES = 20
 """Pages without a new item, in a row, after which a search does not end."""
 
 
-def is_api(source: str | Location) -> bool:
-    """Tell whether a source is the address of a STAC API.
-
-    Examples
-    --------
-    >>> is_api("https://earth-search.aws.element84.com/v1"), is_api("s3://bucket/catalog.json")
-    (True, False)
-    """
-    return urlsplit(str(source)).scheme in ("http", "https")
-
-
 def api_candidates(
     source: Location, spec: CatalogSpec, *, page_items: int = PAGE_ITEMS
 ) -> Iterator[Candidate | Rejected]:
@@ -193,8 +182,10 @@ def _fresh(
 def _own_address(item: Mapping[str, Any]) -> str | None:
     """Return the address in an item's `self` link, to which its relative links refer."""
     for link in item.get("links") or []:
-        if isinstance(link, dict) and link.get("rel") == "self" and is_api(str(link.get("href"))):
-            return str(link["href"])
+        if isinstance(link, dict) and link.get("rel") == "self":
+            address = str(link.get("href"))
+            if Location(address).is_web:
+                return address
     return None
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from storage.index.manifest import IndexManifest
     from storage.index.shard import RowMask, ShardGroup
 
-_EVERYTHING = Filter()
 EVERY_LIST = 2**31
 """An ``nprobe`` that is always exhaustive."""
 _SPARE = 2
@@ -168,7 +167,7 @@ def plan_search(
     ConfigError
         k or nprobe is out of range, or the filter names a class that the archive does not have.
     """
-    where, rows = where or _EVERYTHING, manifest.rows
+    where, rows = where or Filter(), manifest.rows
     if not 1 <= k <= rows:
         raise ConfigError(
             f"search: k is {k}, but index version {manifest.version} holds {rows} rows; "

@@ -7,12 +7,13 @@ service or another format. :mod:`storage.raster.writer` writes them, :mod:`stora
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import rasterio
@@ -27,7 +28,7 @@ from rasterio.warp import transform as reproject_points
 
 from storage.errors import ConfigError, GridError, SceneError
 from storage.geometry import BBox, around_points
-from storage.location import REQUEST_PAYER, Location, gdal_environment
+from storage.location import REQUEST_PAYER, Location
 
 # A block without data takes 16 bytes in a sparse file, and a large block of one value some hundred.
 _CLAIM_BYTES, _CLAIM_RATIO = 2**30, 100_000
@@ -55,7 +56,6 @@ class RasterInfo:
     dtype: str
     nodata: float | None
     descriptions: tuple[str, ...]
-    block_shape_px: tuple[int, int]
 
     @property
     def pixel_size(self) -> tuple[float, float]:
@@ -144,13 +144,38 @@ def environment(place: Location, sidecars: bool = False) -> rasterio.Env:
     Credentials are resolved once, when the context is made; it may be entered again and again.
     Files beside a GeoTIFF count when it is local, when its options say so, or with ``sidecars``.
     """
-    remote = place.uri.startswith(("s3://", "http://", "https://"))
-    place = place.with_sidecars() if sidecars or not remote else place
-    settings: dict[str, Any] = dict(gdal_environment(place.options))
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-    keys = {name: settings.pop(name) for name in names if name in settings}
-    # rasterio hands this one to GDAL as a number of bytes, not as the option's megabytes.
-    settings["GDAL_CACHEMAX"] = int(settings["GDAL_CACHEMAX"]) * 1024 * 1024
+    options = place.options.resolved()
+    is_remote = place.uri.startswith(("s3://", "http://", "https://"))
+    settings: dict[str, Any] = {
+        # TRUE looks for every sidecar by its name, which is cheaper than to list large folders.
+        "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"
+        if sidecars or options.sidecars or not is_remote
+        else "EMPTY_DIR",
+        "GDAL_NUM_THREADS": "1",
+        "GDAL_CACHEMAX": 128 * 1024 * 1024,  # rasterio hands a number over as bytes
+        "GDAL_HTTP_MAX_RETRY": "4",
+        "GDAL_HTTP_RETRY_DELAY": "0.5",
+        "GDAL_HTTP_TIMEOUT": "60",
+        "VSI_CACHE": "TRUE",
+        "VSI_CACHE_SIZE": str(16 * 1024 * 1024),
+        # Long-lived workers must see the new content of an overwritten object.
+        "CPL_VSIL_CURL_NON_CACHED": "/vsis3/:/vsicurl/",
+    }
+    if options.endpoint_url:
+        endpoint = urlsplit(options.endpoint_url)
+        settings["AWS_S3_ENDPOINT"] = endpoint.netloc
+        settings["AWS_HTTPS"] = "YES" if endpoint.scheme == "https" else "NO"
+        settings["AWS_VIRTUAL_HOSTING"] = "FALSE"
+    if options.region:
+        settings["AWS_REGION"] = options.region
+    if options.anonymous:
+        settings["AWS_NO_SIGN_REQUEST"] = "YES"
+    secrets = {
+        "AWS_ACCESS_KEY_ID": options.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": options.secret_access_key,
+        "AWS_SESSION_TOKEN": options.session_token,
+    }
+    keys = {name: value for name, value in secrets.items() if value}
     # rasterio's logging callback prints a traceback for a message that is not UTF-8. The callback
     # reads the messages of numbers that are in its table; errors have their texts all the same.
     for number in code_map.keys() - {0}:  # 0 is GDAL's own debugging
@@ -205,7 +230,9 @@ def named_faults(href: Location, where: str = "") -> Iterator[None]:
 def _check(dataset: Any, href: Location, georeferenced: bool) -> None:
     if href.is_local:
         _check_length(dataset, href)
-    _check_numbers(dataset, str(href))
+    # GDAL has complex types of integers too, which numpy does not know.
+    if any(dtype.startswith("complex") for dtype in dataset.dtypes):
+        raise SceneError(f"{href} holds complex numbers; convert it to amplitude first")
     if not georeferenced:
         return
     t = dataset.transform
@@ -251,12 +278,6 @@ def _check_sidecars(path: Path) -> None:
         raise SceneError(f"{metadata} names a file of overviews; remove that entry")
 
 
-def _check_numbers(dataset: Any, name: str) -> None:
-    # GDAL has complex types of integers too, which numpy does not know.
-    if any(dtype.startswith("complex") for dtype in dataset.dtypes):
-        raise SceneError(f"{name} holds complex numbers; convert it to amplitude first")
-
-
 def _check_length(dataset: Any, href: Location) -> None:
     """Refuse a file that ends before its last block, or that cannot hold what it claims."""
     size_bytes = href.path.stat().st_size
@@ -292,7 +313,6 @@ def raster_info(dataset: Any) -> RasterInfo:
         dtype=dataset.dtypes[0],
         nodata=dataset.nodata,
         descriptions=tuple(name or "" for name in dataset.descriptions),
-        block_shape_px=dataset.block_shapes[0],
     )
 
 
@@ -308,19 +328,6 @@ def alpha_index(dataset: Any) -> int:
     interpretations = list(dataset.colorinterp)
     alpha = ColorInterp.alpha
     return interpretations.index(alpha) + 1 if alpha in interpretations else 0
-
-
-def check_indexes(href: str | Location, indexes: Sequence[int], count: int) -> None:
-    """Refuse band numbers that a file of ``count`` bands does not have.
-
-    Raises
-    ------
-    SceneError
-        A number is not between 1 and ``count``.
-    """
-    for index in indexes:
-        if not 1 <= index <= count:
-            raise SceneError(f"{href} has {count} band(s), but band number {index} was requested")
 
 
 def perimeter(transform: Affine, width: int, height: int) -> tuple[Any, Any]:

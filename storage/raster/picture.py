@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from storage.errors import ConfigError, SceneError, SkysiftError
 from storage.location import Location
-from storage.raster.geotiff import alpha_index, cause, check_indexes, environment, opened
+from storage.raster.geotiff import alpha_index, cause, environment, opened
 from storage.raster.layer import by_nodata, gaps_of, plain_layer
 from storage.raster.pixel_grid import Float32, Window
 from storage.scene import BandSource
@@ -220,7 +220,7 @@ def _read_tiff(
         _check_block(place, dataset)
         alpha = alpha_index(dataset) if bands != dataset.count else 0
         chosen = indexes or [index for index in dataset.indexes if index != alpha]
-        check_indexes(place, chosen, dataset.count)
+        _check_indexes(place, chosen, dataset.count)
         if len(chosen) > _MOST_BANDS:
             raise ConfigError(f"{place} has {len(chosen)} bands, at most {_MOST_BANDS} are taken")
         sources = [BandSource(name=str(index), href=place, index=index) for index in chosen]
@@ -263,7 +263,7 @@ def _read_encoded(
     if bands is not None and alpha is not None and bands == len(numbers) + 1:
         numbers, alpha = np.concatenate([numbers, alpha[None]]), None
     chosen = range(1, len(numbers) + 1) if indexes is None else indexes
-    check_indexes(place, chosen, len(numbers))
+    _check_indexes(place, chosen, len(numbers))
     values = numbers[[index - 1 for index in chosen]].astype(np.float32)
     if alpha is not None:
         values[:, alpha == 0] = np.nan
@@ -352,3 +352,9 @@ def _check_block(place: Location, dataset: Any) -> None:
             f"{place} has tiles of {rows * columns:,} pixels, which take more than "
             f"{_MOST_BLOCK_BYTES:,} bytes each; write it with tiles of 512 x 512 pixels"
         )
+
+
+def _check_indexes(place: Location, indexes: Sequence[int], count: int) -> None:
+    for index in indexes:
+        if not 1 <= index <= count:
+            raise SceneError(f"{place} has {count} band(s), but band number {index} was requested")

@@ -27,7 +27,6 @@ import numpy.typing as npt
 from storage.errors import SceneError
 from storage.location import Location
 from storage.raster.geotiff import (
-    check_indexes,
     environment,
     named_faults,
     opened,
@@ -54,7 +53,7 @@ _WHOLE_LIMIT = 2.0**53  # a float64 holds every whole number below
 class SceneReader:
     """The bands and the cloud mask of a scene on one pixel grid; a context manager.
 
-    Its files stay open until it is closed. ``extent`` is the scene's window on the grid, rounded
+    Its files stay open until the block ends. ``extent`` is the scene's window on the grid, rounded
     outwards; ``holds_bytes`` says that all bands are stored as bytes, without scale and offset. An
     instance belongs to one thread.
 
@@ -109,10 +108,6 @@ class SceneReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the files."""
         self._files.close()
 
     def read(self, window: Window) -> Block:
@@ -252,7 +247,7 @@ class SceneReader:
 
 
 def read_categorical(
-    href: str | Location, pixels: PixelGrid, window: Window, *, index: int = 1
+    href: str | Location, pixels: PixelGrid, window: Window
 ) -> tuple[npt.NDArray[Any], Bool]:
     """Read one window of a class raster on a grid, by nearest neighbour.
 
@@ -271,10 +266,9 @@ def read_categorical(
     file = Location.of(href)
     with environment(file), ExitStack() as files:
         dataset = files.enter_context(opened(file))
-        check_indexes(href, [index], dataset.count)
-        band = BandSource(name="class", href=file, index=index, scale=1.0, offset=0.0)
+        band = BandSource(name="class", href=file, scale=1.0, offset=0.0)
         place = TargetGrid(pixels=pixels, shift=(0.0, 0.0), resampling="nearest")
-        gaps = gaps_of(dataset, [band], [index])
+        gaps = gaps_of(dataset, [band], [1])
         return _exact(layer_of(files, dataset, [band], [0], place, gaps), window, file)
 
 

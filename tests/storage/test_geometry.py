@@ -118,6 +118,5 @@ def test_a_raster_of_the_whole_globe_has_its_box() -> None:
         dtype="uint8",
         nodata=None,
         descriptions=("",),
-        block_shape_px=(180, 360),
     )
     assert info.bbox == (-180, -90, 180, 90)

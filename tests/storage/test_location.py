@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from storage.errors import ConfigError, NotFoundError, SkysiftError
-from storage.location import Location, StorageOptions, gdal_environment
+from storage.location import Location, StorageOptions
+from storage.raster.geotiff import environment
 from tests.support.object_store import MotoS3
 
 
@@ -76,12 +77,12 @@ def test_options_come_from_the_usual_variables_and_secrets_stay_out_of_sight():
     )
     assert (options.region, options.access_key_id) == ("eu-west-1", "key")
     assert "hush" not in repr(options)
-    gdal = gdal_environment(options)
-    assert gdal["AWS_S3_ENDPOINT"] == "127.0.0.1:9000"
-    assert (gdal["AWS_HTTPS"], gdal["AWS_SECRET_ACCESS_KEY"]) == ("NO", "hush")
-    anonymous = gdal_environment(StorageOptions(anonymous=True))
-    assert anonymous["AWS_NO_SIGN_REQUEST"] == "YES"
-    assert "AWS_SECRET_ACCESS_KEY" not in anonymous
+    gdal = environment(Location("s3://b/a.tif", options))
+    assert (gdal.options["AWS_S3_ENDPOINT"], gdal.options["AWS_HTTPS"]) == ("127.0.0.1:9000", "NO")
+    assert gdal.session.get_credential_options()["AWS_SECRET_ACCESS_KEY"] == "hush"
+    anonymous = environment(Location("s3://b/a.tif", StorageOptions(anonymous=True)))
+    assert anonymous.options["AWS_NO_SIGN_REQUEST"] == "YES"
+    assert "AWS_SECRET_ACCESS_KEY" not in anonymous.session.get_credential_options()
 
 
 def test_unknown_schemes_are_refused():

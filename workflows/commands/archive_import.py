@@ -8,6 +8,7 @@ import click
 from storage.progress import event_log
 from workflows.commands.archive_options import archive_option
 from workflows.commands.common import Run, Verb, events_option, pass_run, reason_lines
+from workflows.console import ProgressView
 from workflows.exit_codes import EXIT_QUARANTINED
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def import_(
     if dry_run:
         run.show(plan.summary(), _plan_lines(plan))
         return
-    with event_log(events) as log, run.progress() as progress:
+    with event_log(events) as log, ProgressView() as progress:
         report = import_embeddings(plan, progress=progress, events=log)
     run.show({"archive": str(plan.spec.archive_uri), "report": report}, _lines(plan, report))
     if report.quarantined or report.left_out:

@@ -3,7 +3,7 @@
 import click
 
 from workflows.commands.common import Run, Verb, pass_run
-from workflows.console import format_table
+from workflows.console import ProgressView, format_table
 
 _METRICS = ("rare mAP", "macro mAP", "mAP", "nDCG@50", "WAP@50")
 
@@ -21,7 +21,7 @@ def demo(run: Run, folder: str, seed: int) -> None:
     """
     from workflows.demo.run import run_demo
 
-    with run.progress() as progress:
+    with ProgressView() as progress:
         result = run_demo(folder, seed=seed, cluster=run.ray, progress=progress)
     rows = [[name, *(result.scores[name].get(m) for m in _METRICS)] for name in result.scores]
     data = {

@@ -10,7 +10,7 @@ from workflows.commands.archive_options import (
     snapshot_option,
 )
 from workflows.commands.common import Run, Verb, pass_run
-from workflows.console import format_table
+from workflows.console import ProgressView, format_table
 
 if TYPE_CHECKING:
     from storage.archive.reader import Archive
@@ -57,7 +57,7 @@ def drift(run: Run, /, **options: Any) -> None:
         alpha=options["alpha"],
         seed=options["seed"],
     )
-    with run.progress() as progress:
+    with ProgressView() as progress:
         found = measure_drift(archive, groups, names, spec, progress=progress)
     columns = ["rows of", "rows", "shift", "mmd", "p", "drifted"]
     rows = [[g.name, g.rows, g.mean_shift, g.mmd, g.p_value, g.drifted] for g in found]

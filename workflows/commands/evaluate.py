@@ -9,7 +9,7 @@ import click
 from storage.errors import ConfigError, EncoderMismatchError
 from storage.progress import Progress
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
-from workflows.console import format_table
+from workflows.console import ProgressView, format_table
 
 
 @click.command(
@@ -106,7 +106,7 @@ def _dataset_labels(run: Run) -> None:
     dataset = LabelledDataset.open(uri)
     encoder = load_encoder(bundle)
     queries, database = dataset.indices(run.recipe.evaluate.split), dataset.indices("train")
-    with run.progress() as progress:
+    with ProgressView() as progress:
         vectors = _embed(encoder, dataset, np.concatenate([queries, database]), progress)
     found = evaluate_labels(
         vectors[: len(queries)],

@@ -6,7 +6,7 @@ import click
 
 from workflows.commands.common import Duration, Run, Verb, pass_run, recipe_option
 from workflows.commands.index_stats import actors_of
-from workflows.console import format_pairs, format_table
+from workflows.console import ProgressView, format_pairs, format_table
 from workflows.exit_codes import EXIT_FAILED
 
 INDEX = recipe_option("--index", "index.uri")
@@ -85,7 +85,7 @@ def verify(ctx: click.Context, run: Run, version: str | None) -> None:
     """Compare every file of an index with its manifest (exit code 1 when one differs)."""
     from pipeline.indexing.maintenance import verify_index
 
-    with run.progress() as progress:
+    with ProgressView() as progress:
         report = verify_index(run.need_path("index.uri"), version, progress=progress)
     sound = f"version {report.version}: {report.files} files, {size(report.size_bytes)}: sound"
     run.show(report, report.problems or [sound])
@@ -104,7 +104,7 @@ def rollback(run: Run, to: str | None) -> None:
     """
     from pipeline.indexing.maintenance import rollback_index
 
-    with run.progress() as progress:
+    with ProgressView() as progress:
         manifest = rollback_index(run.need_path("index.uri"), to, progress=progress)
     facts = {"current version": manifest.version, "rows": manifest.rows}
     run.show(facts | {"snapshot": manifest.snapshot})

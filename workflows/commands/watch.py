@@ -19,7 +19,7 @@ from workflows.commands.common import (
     pass_run,
     recipe_option,
 )
-from workflows.console import format_pairs, plain_value
+from workflows.console import ProgressView, format_pairs, plain_value
 from workflows.exit_codes import EXIT_QUARANTINED, one_line
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def watch(
     from workflows.watch import Watcher
 
     job = _job(run)
-    with event_log(events) as log, run.progress() as progress:
+    with event_log(events) as log, ProgressView() as progress:
         watcher = Watcher(job, session=run.ray, progress=progress, events=log)
         if not once:
             watcher.watch(interval.total_seconds(), report=lambda outcome: _write(run, outcome))

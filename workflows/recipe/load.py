@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
-from functools import cache
 from importlib import resources
 from math import isfinite
 from pathlib import Path
@@ -27,6 +26,7 @@ from workflows.recipe.schema import Recipe
 from workflows.recipe.sections import keys_of
 
 T = TypeVar("T")
+_RECIPE = TypeAdapter(Recipe)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,16 +169,11 @@ def load_recipe(
         _apply(data, override, origins)
     values = _json_values(data, lambda path: where_written(origins, path, source))
     try:
-        recipe = _recipe_type().validate_json(json.dumps(values), strict=True)
+        recipe = _RECIPE.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise ConfigError(complaint(error, values, origins, source)) from error
     loaded = LoadedRecipe(recipe=recipe, source=source, origins=origins)
     return replace(loaded, recipe=loaded.located(recipe))
-
-
-@cache
-def _recipe_type() -> TypeAdapter[Recipe]:
-    return TypeAdapter(Recipe)
 
 
 def _json_values(value: Any, where: Callable[[KeyPath], str], path: KeyPath = ()) -> Any:

@@ -309,7 +309,9 @@ def test_grid_survives_its_dict_and_ids_differ_when_grids_do(
 def test_footprints_hold_what_rasterio_says() -> None:
     grid = TileGrid(crs=UTM, resolution=10, tile_px=512)
     tiles = grid.tiles_over(Window(column=36261, row=-198709, width=3000, height=3000))
-    for bounds, box in zip(grid.crs_bounds(tiles), grid.bbox_wgs84(tiles), strict=True):
+    for (column, row), box in zip(tiles.tolist(), grid.bbox_wgs84(tiles), strict=True):
+        left, top = column * 5120, -row * 5120
+        bounds = (left, top - 5120, left + 5120, top)
         expected = transform_bounds(UTM, "EPSG:4326", *bounds, densify_pts=3)
         np.testing.assert_allclose(box, expected, atol=1e-7)
 

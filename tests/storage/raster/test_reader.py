@@ -405,7 +405,6 @@ def test_write_geotiff_makes_a_cog_that_reads_back(tmp_path: Path) -> None:
     assert info.transform == (10, 0, ORIGIN[0], 0, -10, ORIGIN[1])
     assert (info.width, info.height, info.count, info.nodata) == (700, 600, 2, 0)
     assert info.descriptions == ("B2", "B3")
-    assert info.block_shape_px == (256, 256)
     with rasterio.open(href) as dataset:
         assert dataset.overviews(1) == [2, 4]
         assert dataset.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
