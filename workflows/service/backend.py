@@ -29,7 +29,7 @@ from workflows.report.colours import preset_of, presets_of
 from workflows.service.decoding import Decoder
 from workflows.service.footprints import SceneBoxes
 from workflows.service.layers import Layers, TileNumber, to_text
-from workflows.service.mosaic import NOTHING, Look, MapTile, Mosaic, zoom_of
+from workflows.service.mosaic import NOTHING, Drawn, Look, MapTile, Mosaic, zoom_of
 from workflows.service.schema import (
     AcquisitionBody,
     ExampleBody,
@@ -118,6 +118,7 @@ class IndexBackend:
             version=hits.version,
             coverage=hits.coverage,
             ordinary=bool(hits.ordinary),
+            note=query.note,
             like=to_text(query.vector),
             hits=[
                 HitBody(tile=record.pop("tile_key"), **record)
@@ -134,7 +135,7 @@ class IndexBackend:
         version = self._current()
         scene = how.scene or _tile(version, key).acquisitions[-1].scene
 
-        def draw() -> bytes:
+        def draw() -> Drawn:
             if not len(version.searcher.find(Filter(tiles=(key,), scenes=(scene,)), 1)):
                 raise NotFoundError(f"the index has no tile {key} of scene {scene}")
             return self._thumbnails.draw(version.archive, key, scene, how)
@@ -150,7 +151,7 @@ class IndexBackend:
             gamma=how.gamma,
         )
 
-        def draw() -> bytes:
+        def draw() -> Drawn:
             scenes = version.mosaic.scenes(tile, look.period)
             if not scenes:
                 return NOTHING
@@ -163,13 +164,13 @@ class IndexBackend:
 
         return self._picture(version.mosaic.etag(tile, look), known, draw)
 
-    def _picture(self, etag: str, known: str, draw: Callable[[], bytes]) -> Thumbnail:
+    def _picture(self, etag: str, known: str, draw: Callable[[], Drawn]) -> Thumbnail:
         if etag in known:
             return Thumbnail(content=None, etag=etag, source="unchanged")
         cached = self._thumbnails.cached(etag)
-        if cached is not None:
-            return Thumbnail(content=cached, etag=etag, source="cache")
-        return Thumbnail(content=self._thumbnails.keep(etag, draw()), etag=etag, source="drawn")
+        made = cached or self._thumbnails.keep(etag, draw())
+        source = "cache" if cached else "drawn"
+        return Thumbnail(content=made.content, etag=etag, source=source, note=made.note)
 
     def scores(self, like: str, at: TileNumber) -> bytes:
         """Return a map tile of the similarity of every place to a vector."""

@@ -299,6 +299,8 @@ def test_every_state_is_accessible_and_fits(browser, address, width, scheme):
     watched.cards.nth(2).locator(".show").click()
     expect(page.locator("#place")).to_be_visible()
     _check(page)
+    button = page.get_by_role("button", name="Search from this one")
+    expect(button).to_be_in_viewport(ratio=1)  # and not clipped by the panel
     panel, stage = (page.locator(name).bounding_box() for name in ("#place", "#stage"))
     assert panel
     assert stage
