@@ -213,7 +213,7 @@ def test_a_large_file_without_overviews_is_hatched_where_it_would_be_read_whole(
         f"scene day0: {module.NO_OVERVIEWS}"
     ]
     rows, columns = at(256, 256, z=10).slices_of(SceneBoxes(archive).of(archive.scenes())[0])
-    alpha = pixels_of(far[0])[..., 3]
+    alpha = pixels_of(far[0])[..., 3].copy()
     assert 0.1 < (alpha[rows, columns] > 90).mean() < 0.5  # stripes, there
     alpha[rows, columns] = 0
     assert alpha.max() < 90  # and nowhere else
@@ -229,7 +229,7 @@ def test_no_further_scene_is_begun_when_the_time_is_over(
     look = Look(period=Filter(), preset=preset_of(BANDS, None))
     made = Mosaic(archive, SceneBoxes(archive)).draw(at(256, 256), look, TileRenderer(archive))
     assert made.note == module.TOO_MANY
-    assert len(np.unique(pixels_of(made)[..., :3].reshape(-1, 3) // 64, axis=0)) <= 3  # no picture
+    assert (pixels_of(made)[..., 3] == 0).mean() > 0.5  # stripes, and no picture
 
 
 def test_a_scene_that_is_gone_is_passed_over_and_the_last_one_gives_the_reason(
