@@ -1,7 +1,7 @@
 """Archives with files behind them, for the benchmarks of the map: a million tiles of 992 scenes.
 
-All scenes have one grid, a UTM zone. They lie at one place and share a file, or beside each other in
-31 rows of 32, each with a file of its own.
+All scenes have one grid, a UTM zone. They lie at one place and share a file, or beside each other
+in 31 rows of 32, each with a file of its own.
 """
 
 import datetime as dt
@@ -32,7 +32,7 @@ _CRS, _FIRST, _SCENES_A_ROW = "EPSG:32632", (2000, -32000), 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
-    """Sizes: pixels of 10 m along a tile, values of a vector; scenes at places of their own or one."""
+    """Pixels of 10 m along a tile, values of a vector; ``spread`` scenes have a place each."""
 
     tile_px: int
     dimension: int = 2

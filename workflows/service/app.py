@@ -296,7 +296,8 @@ def _add_tiles(
 def _answered(picture: Thumbnail, metrics: Metrics, media_type: str) -> Response:
     metrics.thumbnail(picture.source)
     headers = {"ETag": picture.etag, "Cache-Control": "private, max-age=300"}
-    headers |= {NOTE: picture.note} if picture.note else {}
+    if picture.note:
+        headers = {NOTE: picture.note, "Cache-Control": "private, max-age=60"}
     if picture.content is None:
         return Response(status_code=304, headers=headers)
     return Response(picture.content, media_type=media_type, headers=headers)

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -101,6 +102,11 @@ class IndexBackend:
         self._decode = Decoder(config.max_image_px)
         self._thumbnails = Thumbnails(config.catalog, config.thumbnail_cache_bytes)
 
+    def prepare(self) -> None:
+        """Load what a first page asks for; a fault is told to the request that meets it."""
+        with suppress(SkysiftError):
+            self._current().prepare()
+
     def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
         """Answer a query; the tiles of the query are not among its hits."""
         version = self._current()
@@ -168,7 +174,9 @@ class IndexBackend:
         if etag in known:
             return Thumbnail(content=None, etag=etag, source="unchanged")
         cached = self._thumbnails.cached(etag)
-        made = cached or self._thumbnails.keep(etag, draw())
+        made = cached or draw()
+        if not made.note:  # with a note: the next time there may be overviews, or more time
+            self._thumbnails.keep(etag, made)
         source = "cache" if cached else "drawn"
         return Thumbnail(content=made.content, etag=etag, source=source, note=made.note)
 
@@ -256,6 +264,7 @@ class IndexBackend:
             name = self._newest()
             if old is not None and name != old.name:
                 newer = _Version(self._config, name)
+                newer.prepare()
                 with self._lock:
                     self._version = newer
                 logger.info("index version %s takes over from %s", name, old.name)
@@ -293,6 +302,10 @@ class _Version:
         self.boxes = SceneBoxes(self.archive)
         self.layers = Layers(self.searcher)
         self.ledger = self.archive.scenes()
+
+    def prepare(self) -> None:
+        """Read the boxes of the scenes, which the map needs first."""
+        _ = self.mosaic
 
     @cached_property
     def mosaic(self) -> Mosaic:

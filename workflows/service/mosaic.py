@@ -40,7 +40,7 @@ _SEAM_SHARE = 0.05
 _SECONDS = 4.0
 _MOST_HATCHED = 2000
 _STRIPE_PX, _STRIPES_PX, _HATCH = 4, 16, (122, 134, 145, 190)
-"""Width and distance of stripes, which continue from tile to tile as it divides 256; their colour."""
+"""Width of stripes; their distance, which divides 256, so that they continue in the next tile."""
 _WORLD_M = math.pi * 6_378_137.0
 
 
@@ -106,7 +106,7 @@ class MapTile:
 
 NO_OVERVIEWS = (
     "scenes without overviews are hatched at this zoom: zoom in, or add overviews to their files "
-    "(gdaladdo -r average FILE), or write them as cloud-optimized GeoTIFFs"
+    "(gdaladdo -ro -r average FILE), or write them as cloud-optimized GeoTIFFs"
 )
 TOO_MANY = (
     f"scenes are hatched where more lie together than a tile of the map opens ({_MOST_SCENES}): "
@@ -253,7 +253,8 @@ def _paint(
 ) -> bool:
     """Add a scene below the scenes that are in the image, but above their clouds.
 
-    ``place`` are the rows and columns that the scene covers. False where too much of its file would be decoded.
+    ``place`` are the rows and columns that the scene covers. False where too much of its file
+    would be decoded.
     """
     scene = shown_bands(renderer.scene(entry.scene_id), look.preset)
     block, holds_bytes = _read(scene, tile, place)
@@ -275,9 +276,7 @@ def _paint(
     return True
 
 
-def _hatch(
-    image: npt.NDArray[np.uint8], hidden: Sequence[tuple[tuple[slice, slice], str]]
-) -> str:
+def _hatch(image: npt.NDArray[np.uint8], hidden: Sequence[tuple[tuple[slice, slice], str]]) -> str:
     """Hatch the places of scenes where nothing is drawn; return why, empty when nothing is."""
     empty, reasons = image[..., 3] == 0, set()
     hatched = np.zeros_like(empty)
@@ -291,9 +290,7 @@ def _hatch(
     return "; ".join(sorted(reasons))
 
 
-def _read(
-    scene: Scene, tile: MapTile, place: tuple[slice, slice]
-) -> tuple[Block | None, bool]:
+def _read(scene: Scene, tile: MapTile, place: tuple[slice, slice]) -> tuple[Block | None, bool]:
     """Return the pixels of a scene on rows and columns of a tile.
 
     None where too much of a file would be decoded.

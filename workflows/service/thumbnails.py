@@ -50,14 +50,13 @@ class _LruCache:
                 self._files.move_to_end(name)
             return self._files.get(name)
 
-    def put(self, name: str, file: Drawn) -> Drawn:
+    def put(self, name: str, file: Drawn) -> None:
         with self._lock:
             if name not in self._files:
                 self._files[name] = file
                 self._used_bytes += len(file.content)
             while self._used_bytes > self._capacity_bytes:
                 self._used_bytes -= len(self._files.popitem(last=False)[1].content)
-        return file
 
 
 class Thumbnails:
@@ -99,9 +98,9 @@ class Thumbnails:
         """Return a picture that is in the cache, else None."""
         return self._cache.get(etag)
 
-    def keep(self, etag: str, picture: Drawn) -> Drawn:
-        """Put a picture into the cache, and return it."""
-        return self._cache.put(etag, picture)
+    def keep(self, etag: str, picture: Drawn) -> None:
+        """Put a picture into the cache."""
+        self._cache.put(etag, picture)
 
     def draw(self, archive: Archive, tile: str, scene_id: str, how: ThumbnailQuery) -> Drawn:
         """Draw a tile as PNG.

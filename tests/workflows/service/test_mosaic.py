@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyproj
 import pytest
+import rasterio
 from PIL import Image
+from rasterio.enums import Resampling
 
 from pipeline.tiles.grid import TileGrid
 from storage.archive.ledger import LedgerEntry
@@ -219,6 +221,12 @@ def test_a_large_file_without_overviews_is_hatched_where_it_would_be_read_whole(
     assert alpha.max() < 90  # and nowhere else
     near = mosaic.draw(at(256, 256, z=15), look, renderer)
     assert near.note == ""
+    with rasterio.Env(TIFF_USE_OVR="YES"), rasterio.open(tmp_path / "day0.tif", "r+") as file:
+        file.build_overviews([2, 4, 8, 16], Resampling.average)
+    assert (tmp_path / "day0.tif.ovr").exists()  # as the note advises
+    mended = mosaic.draw(at(256, 256, z=10), look, renderer)
+    assert mended.note == ""
+    assert pixels_of(mended)[rows, columns, 3].mean() > 200
     assert pixels_of(near)[..., 3].all()
 
 

@@ -1,4 +1,4 @@
-"""Pictures from the index alone, where archive and scenes are in an object store, and on Ray Serve."""
+"""Pictures from the index alone: archive and scenes in an object store, and Ray Serve."""
 
 import io
 import json
