@@ -103,7 +103,7 @@ class IndexBackend:
         self._thumbnails = Thumbnails(config.catalog, config.thumbnail_cache_bytes)
 
     def prepare(self) -> None:
-        """Load what a first page asks for; a fault is told to the request that meets it."""
+        """Load what a first page requests; a fault is answered to the request that meets it."""
         with suppress(SkysiftError):
             self._current().prepare()
 

@@ -199,6 +199,7 @@ export class Ground {
     if (this.settings.bands === this.about.presets[0].name) this.settings.bands = "";
     this.told = false;
     this.show();
+    this.note();
     this.on.change();
   }
 
