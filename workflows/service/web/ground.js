@@ -7,6 +7,7 @@ const MOST_DAYS = 400;
 const NEWEST = "Newest clear";
 const SCHEME = "skysift-mosaic";
 const TILE_PX = 256;
+const [EMPTY, LEAST_BYTES] = ["", 100]; // a tile without scenes is a picture of one pixel
 /** The settings of the ground as the address spells them, with what is left out of it. */
 const DEFAULTS = { day: "", bands: "", gamma: "1", opacity: "1" };
 
@@ -86,6 +87,8 @@ export class Ground {
   timeFirst() {
     const arrived = ({ sourceId, tile }) => {
       if (sourceId !== "mosaic" || tile?.state !== "loaded") return;
+      const { z, x, y } = tile.tileID.canonical;
+      if (this.notes.get(`${z}/${x}/${y}`) === EMPTY) return;
       this.map.off("sourcedata", arrived);
       this.map.once("render", () => requestAnimationFrame(() => performance.mark("first-picture")));
     };
@@ -120,8 +123,10 @@ export class Ground {
   async tile(url, signal) {
     const path = url.replace(`${SCHEME}://`, "");
     const answer = await request(`v1/mosaic/${path}`, { signal });
-    this.notes.set(path.split("?")[0], answer.headers.get("Skysift-Note") ?? "");
-    return { data: await answer.arrayBuffer() };
+    const data = await answer.arrayBuffer();
+    const note = data.byteLength < LEAST_BYTES ? EMPTY : answer.headers.get("Skysift-Note");
+    this.notes.set(path.split("?")[0], note);
+    return { data };
   }
 
   /** Say what the tiles in sight do not show. */
