@@ -63,7 +63,8 @@ def main(name: str = "service") -> None:
     with tempfile.TemporaryDirectory(prefix="bs") as folder, ray_session():
         index = str(Path(folder) / "index")
         build_index(make_archive(Path(folder), ROWS, DIMENSION), index)
-        with _service(index, copies := 2 if given.full else 1) as url:
+        with serving(index, copies := 2 if given.full else 1) as address:
+            url = f"{address}/v1/search"
             searcher = Searcher.connect(index, replicas=copies)
             rows = [_overhead(url, searcher, _LIMITS[name])]
             for clients in CLIENTS:
@@ -76,8 +77,8 @@ def main(name: str = "service") -> None:
 
 
 @contextmanager
-def _service(index: str, replicas: int) -> Iterator[str]:
-    """Serve the index as `skysift serve` does, without a limit of requests a second."""
+def serving(index: str, replicas: int = 1) -> Iterator[str]:
+    """Serve an index as `skysift serve` does, without a limit of requests a second."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -92,7 +93,7 @@ def _service(index: str, replicas: int) -> Iterator[str]:
     try:
         if not up.wait(120):
             raise RuntimeError("the service did not start in 120 s")
-        yield f"http://127.0.0.1:{port}/v1/search"
+        yield f"http://127.0.0.1:{port}"
     finally:
         stop.set()
         thread.join()

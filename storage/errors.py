@@ -4,6 +4,7 @@ The tree::
 
     SkysiftError
     ├── ConfigError (ValueError)      a recipe, option or argument is wrong
+    │   └── PictureBandsError         a picture has other bands than the encoder
     ├── CatalogError                  a catalog or one of its items cannot be used
     │   └── EmptyCatalogError         it holds nothing, or nothing for the query
     ├── SceneError                    one scene's pixels cannot be read as required
@@ -30,6 +31,14 @@ class SkysiftError(Exception):
 
 class ConfigError(SkysiftError, ValueError):
     """A recipe, an option or an argument is wrong; the command line exits with 2."""
+
+
+class PictureBandsError(ConfigError):
+    """A picture has not the bands that the encoder needs; ``bands`` is the number that it has."""
+
+    def __init__(self, message: str, bands: int = 0) -> None:
+        super().__init__(message)
+        self.bands = bands
 
 
 class CatalogError(SkysiftError):

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pipeline.search.searcher import Searcher
 from storage.dates import parse_moment
-from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
+from storage.errors import ConfigError, EncoderMismatchError, NotFoundError, PictureBandsError
 from storage.geometry import EDGES, centres, wrapped
 from storage.index.filter import Filter
 from storage.location import Location
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 Float32 = npt.NDArray[np.float32]
 
+FEATURELESS = (
+    "the picture is of one colour: its hits are the tiles with the least in them, and their scores "
+    "say how even these are, not that they show the same"
+)
+_LEAST_CONTRAST = 0.02
+"""Deviation in a picture, in deviations of the encoder's bands, below which it is of one colour."""
 _CANDIDATES = 10_000
 _LABELS = 3
 
@@ -31,7 +37,8 @@ class Query:
 
     ``row`` is the archive row that has this vector, ``examples`` are the rows it was combined from;
     both are left out of the hits. ``label`` names the query for people. ``tile`` and ``scene`` are
-    those of a query that is a tile of the archive.
+    those of a query that is a tile of the archive. ``note`` is what people have to know about the
+    hits: :data:`FEATURELESS` for a picture without contrast; empty otherwise.
     """
 
     vector: Float32
@@ -40,6 +47,7 @@ class Query:
     examples: tuple[int, ...] = ()
     tile: str | None = None
     scene: str | None = None
+    note: str = ""
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -136,24 +144,27 @@ class QueryResolver:
 
         Raises
         ------
+        PictureBandsError
+            The number of bands differs from the encoder's.
         ConfigError
-            The number of bands differs from the encoder's, no pixel is valid, or there is no
-            encoder.
+            No pixel is valid, or there is no encoder.
         """
         encoder = self._needed_encoder(label)
         if bands is not None:
             values = chosen_bands(values, bands, encoder.spec.band_mean, label)
         if len(values) != len(encoder.bands):
             more = len(values) > len(encoder.bands)
-            raise ConfigError(
+            raise PictureBandsError(
                 f"{label} has {len(values)} bands, the encoder needs {len(encoder.bands)} "
                 f"({', '.join(encoder.bands)}); "
-                f"{'choose bands by number' if more else 'take a picture with these bands'}"
+                f"{'choose bands by number' if more else 'take a picture with these bands'}",
+                bands=len(values),
             )
         if not np.isfinite(values).any():
             raise ConfigError(f"{label} has no valid pixel; choose another picture")
         tile = fit_picture(values, encoder.tile_px)
-        return Query(vector=encoder(tile[None])[0], label=label)
+        note = "" if _contrast(tile, encoder.spec.band_std) >= _LEAST_CONTRAST else FEATURELESS
+        return Query(vector=encoder(tile[None])[0], label=label, note=note)
 
     def point(self, lon: float, lat: float, date: dt.date | str | None = None) -> Query:
         """Take the tile that contains a place, from the scene nearest to a date or the newest.
@@ -315,7 +326,7 @@ def chosen_bands(
 
     Raises
     ------
-    ConfigError
+    PictureBandsError
         The picture lacks a band that is named, or no band of it is used.
 
     Examples
@@ -329,10 +340,11 @@ def chosen_bands(
         or not any(bands)
         or not 0 <= min(bands) <= max(bands) <= len(values)
     ):
-        raise ConfigError(
+        raise PictureBandsError(
             f"{label} has {len(values)} bands and the encoder needs {len(means)}, but bands "
             f"{', '.join(map(str, bands))} were chosen; give one number for each band of the "
-            f"encoder, from 1 to {len(values)}, or 0 for a band that the picture lacks"
+            f"encoder, from 1 to {len(values)}, or 0 for a band that the picture lacks",
+            bands=len(values),
         )
     gap = np.isnan(values).all(axis=0)
     parts = [
@@ -364,7 +376,23 @@ def combine(positive: Sequence[Query], negative: Sequence[Query] = ()) -> Query:
     vector = _mean(positive) - (0.5 * _mean(negative) if negative else 0)
     label = _labels(positive, " + ") + (f" - {_labels(negative, ' - ')}" if negative else "")
     examples = tuple(sorted({row for query in (*positive, *negative) for row in query.rows}))
-    return Query(vector=np.asarray(vector, dtype=np.float32), label=label, examples=examples)
+    return Query(
+        vector=np.asarray(vector, dtype=np.float32),
+        label=label,
+        examples=examples,
+        note="; ".join(dict.fromkeys(query.note for query in positive if query.note)),
+    )
+
+
+def _contrast(tile: Float32, deviations: Sequence[float]) -> float:
+    """Return the largest deviation of the bands of a tile (C, h, w), in those of the encoder."""
+    bands = zip(tile, deviations, strict=True)
+    found = (
+        float(band[valid].std()) / deviation
+        for band, deviation in bands
+        if (valid := np.isfinite(band)).any()
+    )
+    return max(found, default=0.0)
 
 
 def _labels(queries: Sequence[Query], separator: str) -> str:

@@ -208,6 +208,8 @@ def opened(
             f"{paid if 'Denied' in reason or '403' in reason else ''}"
         ) from error
     with dataset, named_faults(href):
+        if href.is_local and overview is None:  # an overview may be in a file of its own
+            _check_length(dataset, href)
         _check(dataset, href, georeferenced)
         yield dataset
 
@@ -228,8 +230,6 @@ def named_faults(href: Location, where: str = "") -> Iterator[None]:
 
 
 def _check(dataset: Any, href: Location, georeferenced: bool) -> None:
-    if href.is_local:
-        _check_length(dataset, href)
     # GDAL has complex types of integers too, which numpy does not know.
     if any(dtype.startswith("complex") for dtype in dataset.dtypes):
         raise SceneError(f"{href} holds complex numbers; convert it to amplitude first")

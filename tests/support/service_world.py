@@ -23,6 +23,7 @@ from storage.archive.reader import Archive
 from storage.archive.spec import ArchiveSpec
 from storage.archive.writer import ArchiveWriter, SegmentRows, write_segment
 from storage.catalog.read import read_scenes
+from storage.location import Location
 from storage.raster.writer import write_geotiff
 from storage.scene import CatalogSpec
 from workflows.service.backend import BackendConfig
@@ -33,8 +34,9 @@ EAST_M, NORTH_M = 320 * 1000, 320 * 15000
 DAYS = ("20240501", "20240601", "20240701")
 
 
-def make_world(folder: Path) -> BackendConfig:
+def make_world(place: Path | Location) -> BackendConfig:
     """Embed one place on three days; this process has to be connected to Ray."""
+    folder = Location.of(place)
     spec = EncoderSpec(
         backbone="tiny-cnn",
         bands=("b1", "b2", "b3"),
@@ -43,36 +45,37 @@ def make_world(folder: Path) -> BackendConfig:
         tile_px=TILE_PX,
         dimension=16,
     )
-    bundle, archive = str(folder / "bundle"), str(folder / "archive")
+    bundle, archive = folder / "bundle", folder / "archive"
     fingerprint = save_bundle(new_encoder(spec), bundle)
     Archive.create(
         archive,
         ArchiveSpec(
             encoder_fingerprint=fingerprint,
-            encoder_uri=bundle,
+            encoder_uri=bundle.uri,
             dimension=spec.dimension,
             bands=spec.bands,
             tile_px=TILE_PX,
         ),
     )
-    (folder / "scenes").mkdir()
+    if folder.is_local:
+        (folder / "scenes").path.mkdir()
     for seed, date in enumerate(DAYS):
         write_scene(folder / "scenes", date, seed)
     embed(folder)
-    build_index(archive, str(folder / "index"))
+    build_index(archive, folder / "index")
     return BackendConfig(
-        index_uri=str(folder / "index"),
-        catalog=CatalogSpec(source=str(folder / "scenes" / "*.tif")),
+        index_uri=folder / "index",
+        catalog=CatalogSpec(source=folder / "scenes" / "*.tif"),
         max_image_px=1_000_000,
     )
 
 
-def embed(folder: Path) -> None:
+def embed(folder: Location) -> None:
     """Commit the scenes that the archive lacks, in this process: what ingest does on Ray."""
-    uri = str(folder / "archive")
+    uri = folder / "archive"
     writer, archive = ArchiveWriter(uri), Archive.open(uri)
-    encoder = load_encoder(archive.spec.encoder_uri)
-    catalog = CatalogSpec(source=str(folder / "scenes" / "*.tif"))
+    encoder = load_encoder(archive.encoder)
+    catalog = CatalogSpec(source=folder / "scenes" / "*.tif")
     receipts, entries, grids = [], [], {}
     for scene in read_scenes(catalog, encoder.bands).scenes:
         if scene.id in archive.ledger.entries:
@@ -111,13 +114,13 @@ def embed(folder: Path) -> None:
     writer.commit(receipts, entries, grids, "embed")
 
 
-def write_scene(folder: Path, date: str, seed: int) -> None:
+def write_scene(folder: Location, date: str, seed: int) -> None:
     """Write 4 x 4 tiles, each of its own colours; only the noise changes from day to day."""
     rng = np.random.default_rng(99)
     colours = rng.integers(20, 220, (3, TILES, TILES)).repeat(TILE_PX, 1).repeat(TILE_PX, 2)
     noise = np.random.default_rng(seed).integers(0, 35, colours.shape)
     write_geotiff(
-        str(folder / f"site_{date}.tif"),
+        folder / f"site_{date}.tif",
         (colours + noise).astype(np.uint8),
         "EPSG:32632",
         (10, 0, EAST_M, 0, -10, NORTH_M),
@@ -127,11 +130,12 @@ def write_scene(folder: Path, date: str, seed: int) -> None:
     )
 
 
-def add_day(folder: Path, date: str, seed: int) -> None:
+def add_day(place: Path, date: str, seed: int) -> None:
     """Embed one more day and let the index follow."""
+    folder = Location.of(place)
     write_scene(folder / "scenes", date, seed)
     embed(folder)
-    update_index(str(folder / "index"))
+    update_index(folder / "index")
 
 
 @contextmanager

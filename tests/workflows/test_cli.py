@@ -351,6 +351,10 @@ def test_the_same_commands_work_on_an_object_store(world, moto_s3):
         run("archive", "sheet", *common, "--set", "catalog.source=null", "--out", drawn).code == 0
     )
     assert drawn.stat().st_size > 10_000
+    page = world.folder / "report-of-s3.html"
+    alone = ("--set", "catalog.source=null", "--out", page, "--queries", 2)
+    assert run("report", *common, *alone).code == 0
+    assert page.read_text().count("data:image/jpeg;base64,") >= 4
     here = _search(world, f"--lonlat={PLACE}", "-k", 5)
     there = run("search", *common, f"--lonlat={PLACE}", "-k", 5).data["hits"]
     assert [(h["tile_key"], h["scene"]) for h in there] == [

@@ -307,11 +307,14 @@ def _show_hits(run: Run, label: str, hits: "Hits", k: int, out: str | None) -> N
         "coverage": hits.coverage,
         "truncated": bool(hits.truncated),
         "ordinary": bool(hits.ordinary),
+        "note": query.note,
         "hits": records,
     }
     lines = [f"like {label}", *_lines(records)] if records else ["no hits"]
     if hits.ordinary:
         lines.append(_ORDINARY.format(in_words(records[0]["closer_than"])))
+    if query.note:
+        lines.append(query.note)
     run.show(result, [*lines, _TRUNCATED.format(1, k)] if hits.truncated else lines)
 
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 WEB = Path(__file__).parent / "web"
+_HATCHED = "Why scenes are hatched, where they are, and what helps."
 _MULTIPART = {
     "type": "object",
     "required": ["image"],
@@ -61,6 +62,8 @@ Accept = Annotated[str | None, Header(include_in_schema=False)]
 Grid = Annotated[str, InPath(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=128)]
 MVT = "application/vnd.mapbox-vector-tile"
 Zoom = Annotated[int, InPath(ge=0, le=MOST_ZOOM)]
+NOTE = "Skysift-Note"
+"""Header of a picture that does not show all; people read it."""
 Step = Annotated[int, InPath(ge=0, lt=2**MOST_ZOOM)]
 Cell = Annotated[int, InPath(ge=-(2**31), le=2**31 - 1)]
 
@@ -271,7 +274,10 @@ def _add_tiles(
         response_class=Response,
         responses={
             **documented(404, 422, 503),
-            200: {"content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}}},
+            200: {
+                "content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}},
+                "headers": {NOTE: {"description": _HATCHED, "schema": {"type": "string"}}},
+            },
             304: {"description": "The client has the current picture."},
         },
         dependencies=guard,
@@ -292,6 +298,8 @@ def _add_tiles(
 def _answered(picture: Thumbnail, metrics: Metrics, media_type: str) -> Response:
     metrics.thumbnail(picture.source)
     headers = {"ETag": picture.etag, "Cache-Control": "private, max-age=300"}
+    if picture.note:
+        headers = {NOTE: picture.note, "Cache-Control": "private, max-age=60"}
     if picture.content is None:
         return Response(status_code=304, headers=headers)
     return Response(picture.content, media_type=media_type, headers=headers)

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,7 +32,7 @@ from workflows.service.collections import Collections
 from workflows.service.decoding import Decoder
 from workflows.service.footprints import ScenePlaces
 from workflows.service.layers import Layers, TileNumber, to_text
-from workflows.service.mosaic import NOTHING, Look, MapTile, Mosaic, zoom_of
+from workflows.service.mosaic import NOTHING, Drawn, Look, MapTile, Mosaic, zoom_of
 from workflows.service.schema import (
     AcquisitionBody,
     ExampleBody,
@@ -107,6 +108,11 @@ class IndexBackend:
         self._decode = Decoder(config.max_image_px)
         self._thumbnails = Thumbnails(config.catalog, config.thumbnail_cache_bytes)
 
+    def prepare(self) -> None:
+        """Load what a first page requests; a fault is answered to the request that meets it."""
+        with suppress(SkysiftError):
+            self._current().prepare()
+
     def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
         """Answer a query; the tiles of the query are not among its hits."""
         version = self._current()
@@ -124,6 +130,7 @@ class IndexBackend:
             version=hits.version,
             coverage=hits.coverage,
             ordinary=bool(hits.ordinary),
+            note=query.note,
             like=to_text(query.vector),
             hits=[HitBody(**record) for record in hit_records(hits.to_arrow())],
         )
@@ -137,7 +144,7 @@ class IndexBackend:
         version = self._current()
         scene = how.scene or _tile(version, key).acquisitions[-1].scene
 
-        def draw() -> bytes:
+        def draw() -> Drawn:
             if not len(version.searcher.find(Filter(tiles=(key,), scenes=(scene,)), 1)):
                 raise NotFoundError(f"the index has no tile {key} of scene {scene}")
             return self._thumbnails.draw(version.archive, key, scene, how)
@@ -153,7 +160,7 @@ class IndexBackend:
             gamma=how.gamma,
         )
 
-        def draw() -> bytes:
+        def draw() -> Drawn:
             scenes = version.mosaic.scenes(tile, look.period)
             if not scenes:
                 return NOTHING
@@ -166,13 +173,15 @@ class IndexBackend:
 
         return self._picture(version.mosaic.etag(tile, look), known, draw)
 
-    def _picture(self, etag: str, known: str, draw: Callable[[], bytes]) -> Thumbnail:
+    def _picture(self, etag: str, known: str, draw: Callable[[], Drawn]) -> Thumbnail:
         if etag in known:
             return Thumbnail(content=None, etag=etag, source="unchanged")
         cached = self._thumbnails.cached(etag)
-        if cached is not None:
-            return Thumbnail(content=cached, etag=etag, source="cache")
-        return Thumbnail(content=self._thumbnails.keep(etag, draw()), etag=etag, source="drawn")
+        made = cached or draw()
+        if not made.note:  # with a note: the next time there may be overviews, or more time
+            self._thumbnails.keep(etag, made)
+        source = "cache" if cached else "drawn"
+        return Thumbnail(content=made.content, etag=etag, source=source, note=made.note)
 
     def scores(self, like: str, at: TileNumber) -> bytes:
         """Return a map tile of the similarity of every place to a vector."""
@@ -263,6 +272,7 @@ class IndexBackend:
             name = self._newest()
             if old is not None and name != old.name:
                 newer = _Version(self._config, name)
+                newer.prepare()
                 with self._lock:
                     self._version = newer
                 logger.info("index version %s takes over from %s", name, old.name)
@@ -300,6 +310,10 @@ class _Version:
         self.places = ScenePlaces(self.archive)
         self.layers = Layers(self.searcher)
         self.ledger = self.archive.scenes()
+
+    def prepare(self) -> None:
+        """Read the boxes of the scenes, which the map needs first."""
+        _ = self.mosaic
 
     @cached_property
     def collections(self) -> Collections:

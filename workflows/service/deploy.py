@@ -199,8 +199,10 @@ def _application(
 
     def build() -> FastAPI:
         log_to_stderr()
+        backend = IndexBackend(config)
+        threading.Thread(target=backend.prepare, name="skysift-prepare", daemon=True).start()
         return create_app(
-            IndexBackend(config),
+            backend,
             digests=digests,
             limits=limits,
             map_config=map_config,

@@ -12,6 +12,7 @@ from storage.errors import (
     ConfigError,
     GridError,
     NotFoundError,
+    PictureBandsError,
     SceneError,
     SearchUnavailableError,
     SkysiftError,
@@ -34,10 +35,12 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorBody} for status in sorted({*statuses, 400, 401, 403, 429})}
 
 
-def error_response(status: int, name: str, message: str, headers: Any = None) -> JSONResponse:
-    """Return an error response."""
-    body = ErrorBody(error=name, message=" ".join(message.split()))
-    return JSONResponse(body.model_dump(), status, headers=headers)
+def error_response(
+    status: int, name: str, message: str, headers: Any = None, *, bands: int | None = None
+) -> JSONResponse:
+    """Return an error response; ``bands`` are those of a picture that does not fit the encoder."""
+    body = ErrorBody(error=name, message=" ".join(message.split()), bands=bands)
+    return JSONResponse(body.model_dump(exclude_none=True), status, headers=headers)
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -53,7 +56,8 @@ async def _skysift_error(request: Request, error: Exception) -> JSONResponse:
     if status == 500:
         logger.error("%s %s: %s", request.method, request.url.path, error)
         return await _internal_error(request, error)
-    return error_response(status, type(error).__name__, str(error))
+    bands = error.bands if isinstance(error, PictureBandsError) else None
+    return error_response(status, type(error).__name__, str(error), bands=bands)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

@@ -1,8 +1,9 @@
 """The scenes of an archive as tiles of a web map: the newest clear pixel of each place.
 
 Tiles are those of every web map: 256 x 256 pixels in Web Mercator, row 0 in the north. Pixels come
-from overviews. Memory and time of a tile are bounded: few scenes are opened, a scene whose file has
-no overview for the zoom is left out, and no further scene is begun after some seconds.
+from overviews. Memory and time of a tile are bounded: few scenes are opened, none of which the file
+would be decoded almost whole for want of overviews, and none is begun after some seconds. The
+places of scenes that are there and not drawn are hatched, and a note says what helps.
 """
 
 import hashlib
@@ -37,8 +38,10 @@ MOST_ZOOM = 24
 _MOST_SCENES = 16
 _SEAM_SHARE = 0.05
 _SECONDS = 4.0
+_MOST_HATCHED = 2000
+_STRIPE_PX, _STRIPES_PX, _HATCH = 4, 16, (122, 134, 145, 190)
+"""Width of stripes; their distance, which divides 256, so that they continue in the next tile."""
 _WORLD_M = math.pi * 6_378_137.0
-_WINDOW = Window(column=0, row=0, width=SIDE_PX, height=SIDE_PX)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +104,24 @@ class MapTile:
         return rows, columns
 
 
+NO_OVERVIEWS = (
+    "scenes without overviews are hatched at this zoom: zoom in, or add overviews to their files "
+    "(gdaladdo -ro -r average FILE), or write them as cloud-optimized GeoTIFFs"
+)
+TOO_MANY = (
+    f"scenes are hatched where more lie together than a tile of the map opens ({_MOST_SCENES}): "
+    "zoom in, or choose a day"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawn:
+    """A picture as a file, and a note about what it does not show; empty when it shows all."""
+
+    content: bytes
+    note: str = ""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
     """What a tile shows: a period, a preset of bands, and the gamma."""
@@ -137,6 +158,7 @@ class Mosaic:
             "datetime64[ms]",
         )
         self._identity = f"{archive.uri} {archive.snapshot}"
+        self._told: set[str] = set()
 
     def etag(self, tile: MapTile, look: Look) -> str:
         """Return a tag that changes whenever the picture of a tile would."""
@@ -154,10 +176,11 @@ class Mosaic:
         places = np.flatnonzero(chosen).tolist()
         return [(self._entries[place], tuple(self._boxes[place].tolist())) for place in places]
 
-    def draw(self, tile: MapTile, look: Look, renderer: TileRenderer) -> bytes:
+    def draw(self, tile: MapTile, look: Look, renderer: TileRenderer) -> Drawn:
         """Draw a tile as WebP; pixels without data are transparent.
 
         Clouds, where the scenes have a mask, show only where no scene of the period is clear.
+        Scenes that would take too long are hatched.
 
         Raises
         ------
@@ -168,20 +191,34 @@ class Mosaic:
         clear = np.zeros((SIDE_PX, SIDE_PX), np.bool_)
         until, reason = time.monotonic() + _SECONDS, ""
         left = _MOST_SCENES
+        hidden: list[tuple[tuple[slice, slice], str]] = []
         for entry, box in self.scenes(tile, look.period):
-            if clear.all() or not left or time.monotonic() > until:
+            if clear.all() or len(hidden) == _MOST_HATCHED:
                 break
-            if not _adds(image, clear, tile.slices_of(box)):
+            place = tile.slices_of(box)
+            if not _adds(image, clear, place):
+                continue
+            if not left or time.monotonic() > until:
+                hidden.append((place, TOO_MANY))
                 continue
             left -= 1
             with Quarantine(f"scene {entry.scene_id}") as fault:
-                _paint(image, clear, entry, tile, look, renderer)
+                if not _paint(image, clear, entry, tile, place, look, renderer):
+                    hidden.append((place, NO_OVERVIEWS))
+                    self._tell(entry)
             if fault:
                 logger.warning("%s is not on the map: %s", fault.subject, fault.reason)
             reason = reason or (fault.for_clients if fault else "")
+        note = _hatch(image, hidden)
         if reason and not image[..., 3].any():
             raise NotFoundError(f"no scene can be drawn here: {reason}")
-        return webp(image)
+        return Drawn(content=webp(image), note=note)
+
+    def _tell(self, entry: LedgerEntry) -> None:
+        """Write once into the log that a scene has no overviews."""
+        if entry.scene_id not in self._told:
+            self._told.add(entry.scene_id)
+            logger.warning("scene %s: %s", entry.scene_id, NO_OVERVIEWS)
 
 
 def zoom_of(archive: Archive) -> int:
@@ -212,35 +249,66 @@ def _paint(
     clear: npt.NDArray[np.bool_],
     entry: LedgerEntry,
     tile: MapTile,
+    place: tuple[slice, slice],
     look: Look,
     renderer: TileRenderer,
-) -> None:
-    """Add a scene below the scenes that are in the image, but above their clouds."""
+) -> bool:
+    """Add a scene below the scenes that are in the image, but above their clouds.
+
+    ``place`` are the rows and columns that the scene covers. False where too much of its file
+    would be decoded.
+    """
     scene = shown_bands(renderer.scene(entry.scene_id), look.preset)
-    block, holds_bytes = _read(scene, tile)
+    block, holds_bytes = _read(scene, tile, place)
     if block is None:
-        return
+        return False
     values = as_rgb(block.values, look.preset)
     valid = ~np.isnan(values).any(axis=0)
-    fresh = valid & ~block.cloud & ~clear
-    below = valid & (image[..., 3] == 0)  # clouds, where nothing is yet
+    part, done = image[place], clear[place]
+    fresh = valid & ~block.cloud & ~done
+    below = valid & (part[..., 3] == 0)  # clouds, where nothing is yet
     if not (fresh.any() or below.any()):
-        return
+        return True
     stretch = BYTES if holds_bytes else renderer.stretch(str(entry.grid_id), look.preset)
     colours = coloured(values, stretch, look.gamma)
     added = fresh | below
-    image[added, :3] = colours[added]
-    image[added, 3] = 255
-    clear |= fresh
+    part[added, :3] = colours[added]
+    part[added, 3] = 255
+    done |= fresh
+    return True
 
 
-def _read(scene: Scene, tile: MapTile) -> tuple[Block | None, bool]:
-    """Return the pixels of a scene on a tile; None where too much of a file would be decoded."""
+def _hatch(image: npt.NDArray[np.uint8], hidden: Sequence[tuple[tuple[slice, slice], str]]) -> str:
+    """Hatch the places of scenes where nothing is drawn; return why, empty when nothing is."""
+    empty, reasons = image[..., 3] == 0, set()
+    hatched = np.zeros_like(empty)
+    for place, why in hidden:
+        if empty[place].any():
+            hatched[place] = True
+            reasons.add(why)
+    rows, columns = np.indices(empty.shape)
+    stripes = (rows + columns) % _STRIPES_PX < _STRIPE_PX
+    image[hatched & empty & stripes] = _HATCH
+    return "; ".join(sorted(reasons))
+
+
+def _read(scene: Scene, tile: MapTile, place: tuple[slice, slice]) -> tuple[Block | None, bool]:
+    """Return the pixels of a scene on rows and columns of a tile.
+
+    None where too much of a file would be decoded.
+    """
+    rows, columns = place
+    window = Window(
+        column=columns.start,
+        row=rows.start,
+        width=columns.stop - columns.start,
+        height=rows.stop - rows.start,
+    )
     masks: Sequence[Scene] = (replace(scene, mask=None),) if scene.mask else ()
     for version in (scene, *masks):  # the mask has no overviews: better a cloud than no picture
         with SceneReader(version, tile.pixels, overviews=True) as reader:
-            if reader.file_pixels(_WINDOW) <= MOST_FILE_PIXELS:
-                return reader.read(_WINDOW), reader.holds_bytes
+            if reader.file_pixels(window) <= MOST_FILE_PIXELS:
+                return reader.read(window), reader.holds_bytes
     return None, False
 
 
@@ -251,5 +319,5 @@ def webp(image: npt.NDArray[np.uint8]) -> bytes:
     return sink.getvalue()
 
 
-NOTHING = webp(np.zeros((1, 1, 4), np.uint8))
+NOTHING = Drawn(content=webp(np.zeros((1, 1, 4), np.uint8)))
 """A transparent picture."""

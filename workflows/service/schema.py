@@ -175,6 +175,9 @@ class SearchAnswer(_Message):
         description="Whether nothing is like the query: its best hit is no more alike than random "
         "tiles of the archive are."
     )
+    note: str = Field(
+        "", description="What to know about the hits, such as that the picture has no contrast."
+    )
     like: str = Field(description="The query's vector as text, for /v1/scores.")
     hits: list[HitBody]
 
@@ -426,3 +429,8 @@ class ErrorBody(_Message):
 
     error: str
     message: str
+    bands: int | None = Field(
+        None,
+        description="Bands of the picture that was sent, where they are not those that the "
+        "encoder needs: send `bands`.",
+    )

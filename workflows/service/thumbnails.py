@@ -14,6 +14,7 @@ from storage.errors import NotFoundError
 from storage.quarantine import Quarantine
 from storage.scene import CatalogSpec, Scene
 from workflows.report.rendering import TileRenderer, encoded
+from workflows.service.mosaic import Drawn
 from workflows.service.schema import ThumbnailQuery
 
 logger = logging.getLogger(__name__)
@@ -25,36 +26,37 @@ _LIST_EVERY_S = 60.0
 class Thumbnail:
     """A picture and its ETag; ``content`` is None when the client has it.
 
-    ``source`` is ``drawn``, ``cache`` or ``unchanged``, for the metrics.
+    ``source`` is ``drawn``, ``cache`` or ``unchanged``, for the metrics; ``note`` says what the
+    picture does not show.
     """
 
     content: bytes | None
     etag: str
     source: str
+    note: str = ""
 
 
 class _LruCache:
-    """A cache of files by name that drops the least recently used; safe between threads."""
+    """A cache of pictures by name that drops the least recently used; safe between threads."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self._capacity_bytes, self._used_bytes = capacity_bytes, 0
-        self._files: OrderedDict[str, bytes] = OrderedDict()
+        self._files: OrderedDict[str, Drawn] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, name: str) -> bytes | None:
+    def get(self, name: str) -> Drawn | None:
         with self._lock:
             if name in self._files:
                 self._files.move_to_end(name)
             return self._files.get(name)
 
-    def put(self, name: str, file: bytes) -> bytes:
+    def put(self, name: str, file: Drawn) -> None:
         with self._lock:
             if name not in self._files:
                 self._files[name] = file
-                self._used_bytes += len(file)
+                self._used_bytes += len(file.content)
             while self._used_bytes > self._capacity_bytes:
-                self._used_bytes -= len(self._files.popitem(last=False)[1])
-        return file
+                self._used_bytes -= len(self._files.popitem(last=False)[1].content)
 
 
 class Thumbnails:
@@ -92,15 +94,15 @@ class Thumbnails:
         identity = f"{tile} {scene_id} {entry.fingerprint} {look}"
         return f'"{hashlib.sha256(identity.encode()).hexdigest()[:24]}"'
 
-    def cached(self, etag: str) -> bytes | None:
+    def cached(self, etag: str) -> Drawn | None:
         """Return a picture that is in the cache, else None."""
         return self._cache.get(etag)
 
-    def keep(self, etag: str, picture: bytes) -> bytes:
-        """Put a picture into the cache, and return it."""
-        return self._cache.put(etag, picture)
+    def keep(self, etag: str, picture: Drawn) -> None:
+        """Put a picture into the cache."""
+        self._cache.put(etag, picture)
 
-    def draw(self, archive: Archive, tile: str, scene_id: str, how: ThumbnailQuery) -> bytes:
+    def draw(self, archive: Archive, tile: str, scene_id: str, how: ThumbnailQuery) -> Drawn:
         """Draw a tile as PNG.
 
         Raises
@@ -115,7 +117,7 @@ class Thumbnails:
             self.forget()
             logger.warning("%s cannot be drawn: %s", fault.subject, fault.reason)
             raise NotFoundError(f"tile {tile} cannot be drawn: {fault.for_clients}")
-        return encoded(pixels, "PNG", how.size)
+        return Drawn(content=encoded(pixels, "PNG", how.size))
 
     def obstacle(self, archive: Archive) -> str:
         """Return why no tile of an archive can be drawn; empty when the files are known."""

@@ -1,6 +1,7 @@
 """Queries: what a person points at becomes the vector that the archive has for it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,15 @@ import pytest
 from PIL import Image
 
 from pipeline.indexing.driver import build_index, update_index
-from pipeline.search.query import Query, QueryResolver, combine
+from pipeline.search.query import FEATURELESS, Query, QueryResolver, combine
 from pipeline.search.searcher import Searcher
-from storage.errors import ConfigError, EncoderMismatchError, NotFoundError, SceneError
+from storage.errors import (
+    ConfigError,
+    EncoderMismatchError,
+    NotFoundError,
+    PictureBandsError,
+    SceneError,
+)
 from storage.raster.picture import fit_picture
 from tests.support.archive_world import FINGERPRINT, add_scenes, create_archive, live_rows
 from tests.support.shard_world import Rows
@@ -24,6 +31,7 @@ class MeanColour:
 
     bands = ("red", "green", "blue")
     tile_px = 8
+    spec = SimpleNamespace(band_mean=(100.0,) * 3, band_std=(50.0,) * 3)
 
     def __init__(self, fingerprint: str = FINGERPRINT) -> None:
         self.fingerprint = fingerprint
@@ -114,14 +122,38 @@ def test_unusable_pictures_are_named(world: tuple[Searcher, Rows], tmp_path: Pat
     Image.new("L", (8, 8)).save(grey)
     Path(text).write_text("no picture")
     resolver = QueryResolver(world[0], MeanColour())
-    with pytest.raises(ConfigError, match=r"has 1 bands, the encoder needs 3 \(red, green, blue\)"):
+    needs = r"has 1 bands, the encoder needs 3 \(red, green, blue\)"
+    with pytest.raises(PictureBandsError, match=needs) as refused:
         resolver.image(grey)
+    assert refused.value.bands == 1
+    with pytest.raises(PictureBandsError, match="bands 1, 2, 0 were chosen") as refused:
+        resolver.image(grey, [1, 2, 0])
+    assert refused.value.bands == 1
     with pytest.raises(SceneError, match=r"text\.png"):
         resolver.image(text)
     with pytest.raises(ConfigError, match="no valid pixel"):
         resolver.pixels(np.full((3, 9, 9), np.nan, np.float32))
     with pytest.raises(ConfigError, match="needs an encoder"):
         QueryResolver(world[0]).image(grey)
+
+
+@pytest.mark.parametrize(
+    ("contrast", "bands", "told"),
+    [(0.0, None, True), (0.5, None, True), (2.0, None, False), (0.0, [1, 0, 0], True)],
+)
+def test_a_picture_of_one_colour_is_told_apart(
+    world: tuple[Searcher, Rows], contrast: float, bands: list[int] | None, told: bool
+):
+    """``contrast`` is the deviation of its values; 50 is that of the encoder's bands."""
+    noise = np.random.default_rng(0).normal(size=(3, 8, 8)) * contrast
+    values = (np.array([90.0, 120, 60])[:, None, None] + noise).astype(np.float32)
+    values[:, 0, 0] = np.nan
+    resolver = QueryResolver(world[0], MeanColour())
+    query = resolver.pixels(values, bands=bands)
+    assert query.note == (FEATURELESS if told else "")
+    place = Query(vector=query.vector, label="place")
+    assert combine([query, place, query]).note == query.note
+    assert combine([place], [query]).note == ""
 
 
 def test_another_encoder_is_refused(world: tuple[Searcher, Rows]):

@@ -17,6 +17,7 @@ from PIL import Image
 from schemathesis.config import SchemathesisConfig
 from schemathesis.generation import GenerationMode
 
+from pipeline.search.query import FEATURELESS
 from storage.archive.maintenance import Memory
 from storage.archive.maintenance import remember as note
 from storage.archive.reader import Archive
@@ -24,6 +25,7 @@ from storage.catalog.read import read_scenes
 from storage.raster.writer import write_geotiff
 from storage.scene import CatalogSpec
 from tests.support.service_world import DAYS, add_day, make_world
+from workflows.service import mosaic
 from workflows.service.app import Limits, create_app
 from workflows.service.backend import BackendConfig, IndexBackend, no_pictures_because
 from workflows.service.guard import token_digests
@@ -60,7 +62,10 @@ def remember(folder: Path) -> Memory:
 
 
 def _png(size: tuple[int, int] = (40, 50)) -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    return _encoded(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8))
+
+
+def _encoded(pixels: np.ndarray) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
@@ -192,6 +197,40 @@ def test_the_map_shows_the_scenes_where_the_index_has_them(client):
     newest = client.get(f"/v1/mosaic/16/{x}/{y}?since=2024-07-01").content
     oldest = client.get(f"/v1/mosaic/16/{x}/{y}?until=2024-05-01").content
     assert newest == full.content != oldest
+
+
+def test_what_a_map_tile_does_not_show_is_said_until_it_shows_it(served, monkeypatch):
+    client = _client(IndexBackend(served))
+    west, south, east, north = client.get("/v1/index").json()["bbox"]
+    lat = np.radians((south + north) / 2)
+    x = int(((west + east) / 2 + 180) / 360 * 2**16)
+    y = int((1 - np.arcsinh(np.tan(lat)) / np.pi) / 2 * 2**16)
+    with monkeypatch.context() as patch:
+        patch.setattr(mosaic, "MOST_FILE_PIXELS", 0)
+        hatched = client.get(f"/v1/mosaic/16/{x}/{y}")
+    assert hatched.status_code == 200
+    assert hatched.headers["skysift-note"] == mosaic.NO_OVERVIEWS
+    assert "etag" not in hatched.headers
+    shown = client.get(f"/v1/mosaic/16/{x}/{y}")
+    assert "skysift-note" not in shown.headers
+    assert shown.content != hatched.content
+
+
+def test_a_picture_of_one_colour_is_told_apart(client):
+    grey = _encoded(np.full((40, 40, 3), 90, np.uint8))
+    for png, told in ((grey, FEATURELESS), (_png(), "")):
+        answer = client.post("/v1/search", files={"image": png}, data={"query": "{}"})
+        assert answer.json()["note"] == told
+
+
+def test_a_picture_of_other_bands_is_refused_with_their_number(client):
+    grey = _encoded(np.zeros((40, 40), np.uint8))
+    for query, bands in (({}, 1), ({"bands": [1, 2, 0]}, 1)):
+        form = {"query": json.dumps(query)}
+        answer = client.post("/v1/search", files={"image": grey}, data=form)
+        assert (answer.status_code, answer.json()["bands"]) == (422, bands)
+        assert answer.json()["error"] == "PictureBandsError"
+    assert "bands" not in client.post("/v1/search", json={"vector": [1.0]}).json()
 
 
 def test_an_older_archive_says_why_there_are_no_pictures(served, client, monkeypatch):

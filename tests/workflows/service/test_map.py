@@ -16,6 +16,7 @@ from playwright.sync_api import Error, Page, expect
 from storage.archive.reader import Archive
 from tests.support.map_page import CHROMIUM, Watched
 from tests.support.service_world import serving
+from workflows.service import mosaic
 from workflows.service.app import WEB, Limits, MapConfig, create_app
 from workflows.service.backend import BackendConfig, IndexBackend
 from workflows.service.guard import token_digests
@@ -111,6 +112,28 @@ def test_the_scenes_lie_beneath_outlines_by_day_with_opacity(wide, address):
     other.goto(page.url)
     expect(other.locator("#ground [name=day]")).to_have_value("2024-06-01")
     other.close()
+    assert wide.said == []
+
+
+def test_the_page_says_why_scenes_are_hatched_and_what_helps(wide, address, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(mosaic, "MOST_FILE_PIXELS", 0)
+        page = wide.open(f"{address}/#gamma=1.7").page
+        note = page.locator("#ground .note")
+        expect(note).to_contain_text("Scenes without overviews are hatched")
+        expect(note).to_contain_text("gdaladdo")
+        wait_for_tiles(page)
+        shot = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"), int)
+        middle = shot[250:350, 740:840].reshape(-1, 3)
+        assert (np.abs(middle - np.array([122, 134, 145])).max(axis=1) < 45).mean() > 0.1
+        page.locator("#ground summary").click()
+        page.get_by_label("Opacity").fill("0")
+        page.get_by_label("Opacity").dispatch_event("change")
+        expect(note).to_be_hidden()
+    page.goto("about:blank")
+    wide.open(f"{address}/#gamma=1.8")
+    wait_for_tiles(page)
+    expect(note).to_be_hidden()
     assert wide.said == []
 
 

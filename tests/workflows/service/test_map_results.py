@@ -118,6 +118,17 @@ def test_a_score_says_what_it_means(wide, address):
     assert wide.said == []
 
 
+def test_a_picture_of_one_colour_is_told_apart(wide, address):
+    page = wide.open(address).page
+    page.locator("#file").set_input_files(_file(_png(np.full((40, 40, 3), 120, np.uint8))))
+    expect(page.locator("#ordinary")).to_contain_text("The picture is of one colour")
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    page.locator("#file").set_input_files(_file(_png(noise), "noise.png"))
+    expect(page.locator("#status")).to_contain_text("noise.png")
+    expect(page.locator("#ordinary")).not_to_contain_text("one colour")
+    assert wide.said == []
+
+
 def _picture_like_nothing(address: str) -> bytes:
     """A picture whose best hit is no better than chance, by the service's own word."""
     ramp = np.linspace(0, 255, 32).astype(np.uint8)
@@ -299,6 +310,8 @@ def test_every_state_is_accessible_and_fits(browser, address, width, scheme):
     watched.cards.nth(2).locator(".show").click()
     expect(page.locator("#place")).to_be_visible()
     _check(page)
+    button = page.get_by_role("button", name="Search from this one")
+    expect(button).to_be_in_viewport(ratio=1)  # and not clipped by the panel
     panel, stage = (page.locator(name).bounding_box() for name in ("#place", "#stage"))
     assert panel
     assert stage

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyproj
 import pytest
+import rasterio
 from PIL import Image
+from rasterio.enums import Resampling
 
 from pipeline.tiles.grid import TileGrid
 from storage.archive.ledger import LedgerEntry
@@ -24,7 +26,7 @@ from workflows.report.colours import preset_of
 from workflows.report.rendering import TileRenderer
 from workflows.service import mosaic as module
 from workflows.service.footprints import ScenePlaces
-from workflows.service.mosaic import Look, MapTile, Mosaic, zoom_of
+from workflows.service.mosaic import Drawn, Look, MapTile, Mosaic, zoom_of
 
 BANDS = ("red", "green", "blue", "nir")
 SIDE, TILE_PX = 512, 128
@@ -122,8 +124,12 @@ def at(column: float, row: float, z: int = 14) -> MapTile:
 
 def drawn(archive: Archive, tile: MapTile, preset: str | None = None, **period: str) -> np.ndarray:
     look = Look(period=Filter(**period), preset=preset_of(BANDS, preset))
-    data = Mosaic(archive, ScenePlaces(archive)).draw(tile, look, TileRenderer(archive))
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
+    made = Mosaic(archive, ScenePlaces(archive)).draw(tile, look, TileRenderer(archive))
+    return pixels_of(made)
+
+
+def pixels_of(made: Drawn) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(made.content)).convert("RGBA"))
 
 
 def middle(archive: Archive, tile: MapTile, **period: str) -> list[int]:
@@ -195,20 +201,43 @@ def test_beside_the_scenes_nothing_is_drawn(archive: Archive):
     assert drawn(archive, at(256, 256, z=5)).any()  # a few pixels
 
 
-def test_a_large_file_without_overviews_is_left_out_where_it_would_be_read_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_large_file_without_overviews_is_hatched_where_it_would_be_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     archive = make_archive(tmp_path, [scene(tmp_path, 0, cog=False)])
     monkeypatch.setattr(module, "MOST_FILE_PIXELS", 200_000)
-    assert not drawn(archive, at(256, 256, z=9)).any()
-    assert drawn(archive, at(256, 256, z=15)).any()
+    mosaic, renderer = Mosaic(archive, ScenePlaces(archive)), TileRenderer(archive)
+    look = Look(period=Filter(), preset=preset_of(BANDS, None))
+    far = [mosaic.draw(at(256, 256, z=z), look, renderer) for z in (10, 9)]
+    assert [made.note for made in far] == [module.NO_OVERVIEWS] * 2
+    assert "gdaladdo" in module.NO_OVERVIEWS
+    assert [record.getMessage() for record in caplog.records] == [
+        f"scene day0: {module.NO_OVERVIEWS}"
+    ]
+    rows, columns = at(256, 256, z=10).slices_of(ScenePlaces(archive).of(archive.scenes())[0])
+    alpha = pixels_of(far[0])[..., 3].copy()
+    assert 0.1 < (alpha[rows, columns] > 90).mean() < 0.5  # stripes, there
+    alpha[rows, columns] = 0
+    assert alpha.max() < 90  # and nowhere else
+    near = mosaic.draw(at(256, 256, z=15), look, renderer)
+    assert near.note == ""
+    with rasterio.Env(TIFF_USE_OVR="YES"), rasterio.open(tmp_path / "day0.tif", "r+") as file:
+        file.build_overviews([2, 4, 8, 16], Resampling.average)
+    assert (tmp_path / "day0.tif.ovr").exists()  # as the note advises
+    mended = mosaic.draw(at(256, 256, z=10), look, renderer)
+    assert mended.note == ""
+    assert pixels_of(mended)[rows, columns, 3].mean() > 200
+    assert pixels_of(near)[..., 3].all()
 
 
 def test_no_further_scene_is_begun_when_the_time_is_over(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(module, "_SECONDS", -1.0)
-    assert not drawn(archive, at(128, 256)).any()
+    look = Look(period=Filter(), preset=preset_of(BANDS, None))
+    made = Mosaic(archive, ScenePlaces(archive)).draw(at(256, 256), look, TileRenderer(archive))
+    assert made.note == module.TOO_MANY
+    assert (pixels_of(made)[..., 3] == 0).mean() > 0.5  # stripes, and no picture
 
 
 def test_a_scene_that_is_gone_is_passed_over_and_the_last_one_gives_the_reason(

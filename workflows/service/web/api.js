@@ -6,9 +6,9 @@ const KEPT = "skysift-token";
 
 /** A refusal of the service, with its own words. */
 export class Refused extends Error {
-  constructor(status, message) {
+  constructor(status, { message, bands }) {
     super(message);
-    this.status = status;
+    Object.assign(this, { status, bands }); // bands of a picture, where they do not fit the encoder
   }
 }
 
@@ -18,7 +18,7 @@ async function fetched(path, options) {
     return await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused(0, "The service cannot be reached. Check that it runs, then try again.");
+    throw new Refused(0, { message: "The service cannot be reached. Check that it runs, then try again." });
   }
 }
 
@@ -46,12 +46,12 @@ export async function request(path, options = {}) {
     if (await asking) return request(path, options);
   }
   if (response.ok) return response;
-  let message = `The service answered ${response.status}.`;
+  const said = { message: `The service answered ${response.status}.` };
   try {
-    message = (await response.json()).message ?? message;
+    Object.assign(said, await response.json());
   } catch { /* not JSON: the status has to do */ }
-  if (response.status === 429) message = `Too many requests: ${message}`;
-  throw new Refused(response.status, message);
+  if (response.status === 429) said.message = `Too many requests: ${said.message}`;
+  throw new Refused(response.status, said);
 }
 
 export const json = async (path, options) => (await request(path, options)).json();

@@ -2,12 +2,6 @@
 
 import { element, find } from "./dom.js";
 
-/** The number of bands that a refusal names; null when it is about something else. */
-export function bandsNamed(message) {
-  const [, count] = /has (\d+) bands?[, ].*encoder needs/.exec(message) ?? [];
-  return count ? Number(count) : null;
-}
-
 /** Offer a choice for each band of the encoder; `chosen` gets the numbers, 0 for a missing band. */
 export function offerBands(count, needed, chosen) {
   const form = find("#bands");

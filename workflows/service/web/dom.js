@@ -29,6 +29,9 @@ export function complain(text, remedy) {
   place.hidden = false;
 }
 
+/** A text of the service as a sentence. */
+export const sentence = (text) => text && `${text[0].toUpperCase()}${text.slice(1)}.`;
+
 /** A day for people, in UTC. */
 export function day(iso) {
   return new Date(iso).toLocaleDateString("en-GB", {

@@ -1,10 +1,13 @@
 // The ground below the hits: land and borders, the base map, the scenes themselves, and how these look.
 
 import { request } from "./api.js";
-import { complain, day, element, find } from "./dom.js";
+import { complain, day, element, find, sentence } from "./dom.js";
 
 const MOST_DAYS = 400;
 const NEWEST = "Newest clear";
+const SCHEME = "skysift-mosaic";
+const TILE_PX = 256;
+const [EMPTY, LEAST_BYTES] = ["", 100]; // a tile without scenes is a picture of one pixel
 /** The settings of the ground as the address spells them, with what is left out of it. */
 const DEFAULTS = { day: "", bands: "", gamma: "1", opacity: "1" };
 
@@ -68,13 +71,28 @@ export function groundSources(about) {
 /** The scenes of the archive on the map, and the controls of the ground. `on.change()` hears them. */
 export class Ground {
   constructor(map, about, settings, on) {
-    Object.assign(this, { map, about, settings, on, scenes: [], told: false });
+    Object.assign(this, { map, about, settings, on, scenes: [], notes: new Map(), told: false });
     if (!about.pictures) return;
     this.panel = this.controls();
     find("#controls").prepend(this.panel);
     map.on("moveend", () => this.offerDays());
     map.on("error", (event) => this.explain(event));
+    map.on("idle", () => this.note());
+    this.timeFirst();
+    window.maplibregl.addProtocol(SCHEME, (asked, { signal }) => this.tile(asked.url, signal));
     this.show();
+  }
+
+  /** Leave a mark in the browser's timeline when the first picture is on the screen. */
+  timeFirst() {
+    const arrived = ({ sourceId, tile }) => {
+      if (sourceId !== "mosaic" || tile?.state !== "loaded") return;
+      const { z, x, y } = tile.tileID.canonical;
+      if (this.notes.get(`${z}/${x}/${y}`) === EMPTY) return;
+      this.map.off("sourcedata", arrived);
+      this.map.once("render", () => requestAnimationFrame(() => performance.mark("first-picture")));
+    };
+    this.map.on("sourcedata", arrived);
   }
 
   /** Take other settings, from an address. */
@@ -98,7 +116,37 @@ export class Ground {
     const words = lookOf(this.settings);
     if (this.settings.day) words.set("since", this.settings.day);
     if (this.settings.day) words.set("until", this.settings.day);
-    return `${new URL("v1/mosaic", location.href).href}/{z}/{x}/{y}?${words}`;
+    return `${SCHEME}://{z}/{x}/{y}?${words}`;
+  }
+
+  /** Get a tile as the page gets everything else, with the token, and keep what it does not show. */
+  async tile(url, signal) {
+    const path = url.replace(`${SCHEME}://`, "");
+    const answer = await request(`v1/mosaic/${path}`, { signal });
+    const data = await answer.arrayBuffer();
+    const note = data.byteLength < LEAST_BYTES ? EMPTY : answer.headers.get("Skysift-Note");
+    this.notes.set(path.split("?")[0], note);
+    return { data };
+  }
+
+  /** Say what the tiles in sight do not show. */
+  note() {
+    const { map } = this;
+    const bounds = map.getBounds();
+    const [low, high] = [bounds.getNorthWest(), bounds.getSouthEast()]
+      .map((corner) => window.maplibregl.MercatorCoordinate.fromLngLat(corner));
+    const zoom = Math.min(Math.round(map.getZoom() + Math.log2(512 / TILE_PX)), this.about.mosaic_zoom);
+    const inSight = ([tile]) => {
+      const [z, x, y] = tile.split("/").map(Number);
+      const [left, top] = [x, y].map((step) => step / 2 ** z);
+      const beside = [-1, 0, 1].some((turn) => left + turn < high.x && left + turn + 2 ** -z > low.x);
+      return z === zoom && beside && top < high.y && top + 2 ** -z > low.y;
+    };
+    const said = new Set([...this.notes].filter(inSight).map(([, note]) => note).filter(Boolean));
+    const place = find(".note", this.panel);
+    const text = [...said].sort((one, other) => other.length - one.length)[0] ?? "";
+    place.textContent = sentence(text);
+    place.hidden = !text || !Number(this.settings.opacity);
   }
 
   /** Draw the scenes with the present settings. */
@@ -107,12 +155,13 @@ export class Ground {
     const tiles = this.tiles();
     if (!map.getSource("mosaic")) {
       map.addSource("mosaic", {
-        type: "raster", tiles: [tiles], tileSize: 256, maxzoom: this.about.mosaic_zoom,
+        type: "raster", tiles: [tiles], tileSize: TILE_PX, maxzoom: this.about.mosaic_zoom,
       });
       const above = map.getLayer("graticule") ? "graticule" : undefined;
       map.addLayer({ id: "mosaic", type: "raster", source: "mosaic",
         paint: { "raster-fade-duration": 0 } }, above);
     } else if (tiles !== this.drawn) {
+      this.notes.clear();
       map.getSource("mosaic").setTiles([tiles]);
     }
     this.drawn = tiles;
@@ -142,7 +191,8 @@ export class Ground {
       element("summary", {}, "Look"),
       ...(presets.length > 1 ? [bands] : []),
       range("opacity", "Opacity", 0, 1),
-      range("gamma", "Brightness", 0.4, 3)));
+      range("gamma", "Brightness", 0.4, 3)),
+    element("p", { class: "note", role: "status", hidden: true }));
   }
 
   changed() {
@@ -154,6 +204,7 @@ export class Ground {
     if (this.settings.bands === this.about.presets[0].name) this.settings.bands = "";
     this.told = false;
     this.show();
+    this.note();
     this.on.change();
   }
 
@@ -192,13 +243,9 @@ export class Ground {
   }
 
   /** Say once why the scenes are not there. */
-  async explain({ error, sourceId }) {
+  explain({ error, sourceId }) {
     if (sourceId !== "mosaic" || this.told) return;
     this.told = true;
-    try {
-      await request(error.url);
-    } catch (refused) {
-      complain(`No picture of the scenes: ${refused.message}`);
-    }
+    complain(`No picture of the scenes: ${error.message}`);
   }
 }

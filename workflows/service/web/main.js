@@ -2,8 +2,8 @@
 
 import * as api from "./api.js";
 import { Asked } from "./asked.js";
-import { bandsNamed, offerBands, withdrawBands } from "./bands.js";
-import { announce, complain, day, find } from "./dom.js";
+import { offerBands, withdrawBands } from "./bands.js";
+import { announce, complain, day, find, sentence } from "./dom.js";
 import { lookOf } from "./ground.js";
 import { MapView, hasWebGL } from "./mapview.js";
 import { fillForms, swapped, watchAsk, watchFilters } from "./panel.js";
@@ -98,13 +98,15 @@ function forget() {
   showStrip(hits, { about, markOf: mark, on: {} });
 }
 
-/** Say when nothing is like the query: its best hit is no better than chance. */
-function warn({ ordinary, hits: [best] }) {
-  find("#ordinary").hidden = !ordinary;
+/** Say what has to be known about the hits: that they are no better than chance, or why they are. */
+function warn({ ordinary, note, hits: [best] }) {
+  const said = [sentence(note)];
   if (ordinary) {
     const meaning = closerThan(best.closer_than).replace("than", "than only");
-    find("#ordinary").textContent = `Nothing in the archive is like it: its best hit is ${meaning} of random tiles.`;
+    said.push(`Nothing in the archive is like it: its best hit is ${meaning} of random tiles.`);
   }
+  find("#ordinary").textContent = said.filter(Boolean).join(" ");
+  find("#ordinary").hidden = !find("#ordinary").textContent;
 }
 
 async function run(asNew = false) {
@@ -140,8 +142,7 @@ async function run(asNew = false) {
     if (error.name === "AbortError") return;
     forget();
     complain(inWords(error), remedy(error));
-    const count = state.query?.file && bandsNamed(error.message);
-    if (count) offerBands(count, about.bands, (bands) => ask({ ...state.query, bands }));
+    if (error.bands) offerBands(error.bands, about.bands, (bands) => ask({ ...state.query, bands }));
   }
   if (running === mine) find("#results").removeAttribute("aria-busy");
   show();

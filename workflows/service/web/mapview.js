@@ -100,7 +100,8 @@ export class MapView {
     this.map.addControl(new maplibregl.ScaleControl(), "bottom-left");
     this.map.getCanvas().setAttribute("aria-label",
       "Map of the archive. Arrow keys move, plus and minus zoom, Enter searches at the middle.");
-    this.ready = this.map.once("load").then(() => this.furnish());
+    // Before the land is drawn: the scenes do not wait for it.
+    this.ready = this.map.once("style.load").then(() => this.furnish());
   }
 
   extent([west, south, east, north]) {

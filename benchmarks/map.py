@@ -1,0 +1,158 @@
+"""The map of an archive of a million places: the layers of all places, and the first picture.
+
+    python -m benchmarks.map [--full]
+
+992 scenes lie beside each other, each a COG of 512 x 512 pixels and 1,024 tiles of 128 values.
+Layers are drawn in this process, without HTTP; each map tile is asked for once. The page is opened
+by Chromium (software rendering, on the same cores) from a service that says it is ready.
+"""
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from playwright.sync_api import Browser, sync_playwright
+
+from benchmarks.map_world import ROWS, World, make_archive
+from benchmarks.measure import Row, publish, seconds
+from benchmarks.mosaic import map_tile
+from benchmarks.service import serving
+from benchmarks.vectors import clustered
+from pipeline.indexing.driver import build_index
+from pipeline.indexing.spec import IndexSpec
+from pipeline.runtime.cluster import ray_session
+from pipeline.search.searcher import Searcher
+from workflows.service.layers import Layers, TileNumber, to_text
+
+WORLD = World(tile_px=16, dimension=128, spread=True)
+ZOOMS = range(7, 15)
+_WEBGL = ("--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader")
+_WEBGL += ("--enable-unsafe-swiftshader",)
+_MARK = "performance.getEntriesByName('first-picture')[0]?.startTime ?? null"
+_READY_S = 300.0
+
+
+def main() -> None:
+    """Measure and publish."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true", help="Three times as many tiles and visits.")
+    times = 3 if parser.parse_args().full else 1
+    with tempfile.TemporaryDirectory(prefix="bm") as folder, ray_session():
+        index = str(Path(folder) / "index")
+        build_index(
+            make_archive(Path(folder), WORLD), index, IndexSpec(kind="ivf_flat", nlist=1024)
+        )
+        publish("map", [*_layers(index, 5 * times), *_page(index, 5 * times)])
+
+
+def _layers(index: str, tiles_a_zoom: int) -> list[Row]:
+    searcher = Searcher.local(index)
+    layers = Layers(searcher)
+    west, south, east, north = searcher.manifest.bbox
+    rng = np.random.default_rng(0)
+    places = [
+        map_tile(rng.uniform(west, east), rng.uniform(south, north), zoom)
+        for zoom in ZOOMS
+        for _ in range(tiles_a_zoom)
+    ]
+    numbers = [(tile.z, tile.x, tile.y) for tile in places]
+    queries = [to_text(query) for query in next(iter(clustered(3, WORLD.dimension, seed=9)))]
+    rows = []
+    for name, draws in (
+        ("likeness", [lambda at, like=like: layers.scores(like, at) for like in queries]),
+        ("look", [layers.colours]),
+    ):
+        rows += _layer(name, draws, numbers)
+    return rows
+
+
+def _layer(
+    name: str, draws: list[Callable[[TileNumber], bytes]], numbers: list[TileNumber]
+) -> list[Row]:
+    """Draw the first map tile of each layer, and many further ones of the first."""
+    firsts = [seconds(lambda draw=draw: draw(numbers[0])) for draw in draws]
+    further = [1e3 * seconds(lambda at=at: draws[0](at)) for at in dict.fromkeys(numbers[1:])]
+    places = f"{ROWS:,} places of {WORLD.dimension} values"
+    first, *others = firsts
+    half, most = statistics.median(further), float(np.percentile(further, 95))
+    after = f"; of another query {statistics.median(others):.2f} s" if others else ""
+    note = f"Once for an index version: the places are gathered{after}."
+    what = f"every place by {name}"
+    return [
+        Row(what=f"{what}: first map tile, {places}", ours=first, unit="s", ratio=first, note=note),
+        Row(
+            what=f"{what}: further map tiles, p50 of {len(further)} (zoom 7 to 14)",
+            ours=half,
+            unit="ms",
+            ratio=half,
+            goal=150,
+            direction="at most",
+        ),
+        Row(what=f"{what}: the same, p95", ours=most, unit="ms", ratio=most),
+    ]
+
+
+def _page(index: str, visits: int) -> list[Row]:
+    chromium = shutil.which("chromium")
+    with serving(index) as address, sync_playwright() as playwright:
+        _wait_until_ready(address)
+        browser = playwright.chromium.launch(executable_path=chromium, args=_WEBGL)
+        browser.new_page().goto("about:blank")
+        first, *later = [_visit(browser, address) for _ in range(visits + 1)]
+        browser.close()
+    again = statistics.median(later)
+    what = f"first picture of the ground after the page's navigation, {ROWS:,} tiles"
+    return [
+        Row(
+            what=f"{what}: the first visit of a service",
+            ours=first,
+            unit="s",
+            ratio=first,
+            goal=1,
+            direction="at most",
+            note="Chromium at 1280 x 800 without a GPU shares the two cores with the service.",
+        ),
+        Row(
+            what=f"{what}: median of {len(later)} later visits",
+            ours=again,
+            unit="s",
+            ratio=again,
+            goal=1,
+            direction="at most",
+            note="Tiles are in the service's cache; the browser's cache is empty.",
+        ),
+    ]
+
+
+def _wait_until_ready(address: str) -> None:
+    until = time.monotonic() + _READY_S
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/v1/ready", timeout=60).close()
+            return
+        except urllib.error.HTTPError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
+
+
+def _visit(browser: Browser, address: str) -> float:
+    """Open the page with an empty cache; return the seconds to the first picture."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    page.goto(address)
+    while (taken_ms := page.evaluate(_MARK)) is None:  # the page forbids `wait_for_function`
+        page.wait_for_timeout(100)
+    context.close()
+    return float(taken_ms) / 1e3
+
+
+if __name__ == "__main__":
+    main()
