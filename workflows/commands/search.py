@@ -252,7 +252,7 @@ def search(run: Run, /, **options: Any) -> None:
             query = combine(positive, negative)
             if options["save"]:
                 _save(run, searcher, query, k, options)
-            _show_hits(run, query.label, answer(query), k, options["out"])
+            _show_hits(run, query.label, answer(query), k, options["out"], query.note)
 
 
 @contextmanager
@@ -291,7 +291,9 @@ def _run_saved(run: Run, searcher: "Searcher", uri: str, out: str | None) -> Non
     _show_hits(run, search.title, search.answer(searcher), search.k, out)
 
 
-def _show_hits(run: Run, label: str, hits: "Hits", k: int, out: str | None) -> None:
+def _show_hits(
+    run: Run, label: str, hits: "Hits", k: int, out: str | None, note: str = ""
+) -> None:
     """Show the hits of a query; write them when a file is named."""
     from storage.formats import hit_records, write_hits
     from storage.index.pairs import in_words
@@ -307,14 +309,14 @@ def _show_hits(run: Run, label: str, hits: "Hits", k: int, out: str | None) -> N
         "coverage": hits.coverage,
         "truncated": bool(hits.truncated),
         "ordinary": bool(hits.ordinary),
-        "note": query.note,
+        "note": note,
         "hits": records,
     }
     lines = [f"like {label}", *_lines(records)] if records else ["no hits"]
     if hits.ordinary:
         lines.append(_ORDINARY.format(in_words(records[0]["closer_than"])))
-    if query.note:
-        lines.append(query.note)
+    if note:
+        lines.append(note)
     run.show(result, [*lines, _TRUNCATED.format(1, k)] if hits.truncated else lines)
 
 
