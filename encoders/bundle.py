@@ -206,7 +206,8 @@ class Encoder(Described, nn.Module):
         try:
             with torch.inference_mode():
                 for start in range(0, max(len(x_NCHW), 1), step):
-                    chunk = np.asarray(x_NCHW[start : start + step], dtype=np.float32)
+                    # Torch wants to own what it may write; a read-only memory map is copied.
+                    chunk = np.require(x_NCHW[start : start + step], np.float32, "W")
                     y = self.backbone(self.normalise(torch.from_numpy(chunk).to(self.device)))
                     y = self.project(y) if projected else y.float()
                     out[start : start + step] = y.cpu().numpy()

@@ -352,8 +352,9 @@ class Stages:
         """
         from pipeline.indexing.driver import update_index
 
+        target = self.need_path("index.uri")  # before Ray starts
         with self.ray(), ProgressView() as progress:
-            return update_index(self.need_path("index.uri"), progress=progress)
+            return update_index(target, progress=progress)
 
     def compact_index(self) -> "IndexManifest":
         """Merge the small shards that updates left and drop deleted rows; answers stay the same.
@@ -365,8 +366,9 @@ class Stages:
         """
         from pipeline.indexing.driver import compact_index
 
+        target = self.need_path("index.uri")  # before Ray starts
         with self.ray(), ProgressView() as progress:
-            return compact_index(self.need_path("index.uri"), progress=progress)
+            return compact_index(target, progress=progress)
 
     # ------------------------------------------------------------ datasets and encoders
 

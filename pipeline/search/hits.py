@@ -15,6 +15,7 @@ from storage.formats import located
 from storage.geoarrow import tagged
 from storage.geometry import Mask
 from storage.index.pairs import ORDINARY, Float64, PairScores
+from storage.index.pairs import in_words as share_in_words
 from storage.index.ranking import Float32, Int64, best_in_order
 from storage.index.search import SearchResult
 from storage.index.sidecar import Columns, hit_table, row_keys
@@ -135,13 +136,20 @@ class Hits:
         return table_html(self._title(), columns, rows, notes)
 
     def _shown(self) -> pa.Table:
-        """Return the first hits with the columns that people read, and days for times."""
+        """Return the first hits with the columns that people read, days and shares in words."""
         table = self.to_arrow().slice(0, SHOWN_HITS)
         several = len(self.rows) > 1
         names = [n for n in _SHOWN if n in table.column_names and (several or n != "query")]
-        table = table.select(names)
-        days = pa.array([f"{when:%Y-%m-%d}" for when in table["datetime"].to_pylist()], pa.string())
-        return table.set_column(table.schema.get_field_index("datetime"), "datetime", days)
+        words = {
+            "datetime": [f"{when:%Y-%m-%d}" for when in table["datetime"].to_pylist()],
+            "closer_than": [
+                None if share is None else share_in_words(share)
+                for share in table["closer_than"].to_pylist()
+            ],
+        }
+        return pa.table(
+            {n: pa.array(words[n], pa.string()) if n in words else table[n] for n in names}
+        )
 
     def _title(self) -> str:
         count = f"{len(self):,} hit{'' if len(self) == 1 else 's'}"

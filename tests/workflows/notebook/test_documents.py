@@ -89,3 +89,16 @@ def shown(cell: nbformat.NotebookNode) -> set[str]:
 def test_there_is_one_notebook_for_each_kind_of_user():
     assert [path.stem for path in NOTEBOOKS] == ["analyst", "geospatial", "platform", "researcher"]
     assert max(path.stat().st_size for path in NOTEBOOKS) < 400_000
+
+
+def test_the_readmes_line_completes_in_bash():
+    line = re.search(r'`(eval "\$\(_SKYSIFT_COMPLETE=.*?)`', (REPOSITORY / "README.md").read_text())
+    assert line
+    words = (
+        "COMP_WORDS=(skysift ind); COMP_CWORD=1; _skysift_completion skysift; echo ${COMPREPLY[@]}"
+    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
+    command = ["bash", "-c", f"{line[1]}; complete -p skysift; {words}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "index"

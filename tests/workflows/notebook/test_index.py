@@ -44,7 +44,8 @@ def test_hits_have_a_picture_each_and_the_query_comes_first(index):
     hits = index.like(lonlat=PLACE).top(5)
     html = hits._repr_html_()
     assert html.count("<img src='data:image/jpeg;base64,") == 6
-    assert html.index(">query<") < html.index(hits.queries[0].tile) < html.index(">0<")
+    query, first = html.index(">query<"), html.index(">0<")
+    assert query < html.index(f">{hits.queries[0].tile}<") < first
     sheet = hits.sheet(columns=5, side_px=64)
     assert sheet.size[0] == 5 * (64 + 12) + 12
 
