@@ -65,6 +65,7 @@ HOMES = {
         *within("workflows/recipe", "errors load"),
         *within("workflows/service", "deploy schema uploads"),
     ),
+    "pmtiles": ("workflows/report/score_map.py",),
     "pyproj": (
         "pipeline/composite/stack.py",
         "pipeline/datasets/scenes.py",

@@ -88,8 +88,8 @@ def _make(composite: Composite, plan: CompositePlan, scheduler: Scheduler) -> No
         file,
         (len(spec.bands), extent.height, extent.width),
         "float32",
-        plan.pixels.crs,
-        plan.pixels.affine(extent.column, extent.row),
+        composite.pixels.crs,
+        composite.pixels.affine(extent.column, extent.row),
         nodata=np.nan,
         descriptions=spec.bands,
     ) as target:
@@ -119,7 +119,7 @@ def _median(
 ) -> NDArray[np.float32]:
     """Return the median of some scenes over a piece of a composite."""
     with required(f"composite {composite.id}"):
-        stack = scene_stack(placed, plan.pixels, piece, block_px=composite.block_px)
+        stack = scene_stack(placed, composite.pixels, piece, block_px=composite.block_px)
         median = da.map_blocks(median_of_days, stack, dtype=np.float32, drop_axis=0)
         [values] = compute([median], scheduler)
     return np.asarray(values)

@@ -323,6 +323,13 @@ def test_a_dataset_is_imported_trained_on_and_scored(world, tmp_path):
     scores = run("evaluate", "--dataset", dataset, "--encoder", bundle, "-k", 5, "--json").data
     assert (scores["queries"], scores["items"]) == (9, 18)
     assert set(scores["metrics"]) == set(scores["random"])
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(f"dataset: {{uri: {dataset}}}\ntraining: {{output: {output}}}\n")
+    again = run("evaluate", "-r", recipe, "-k", 5, "--json")  # after `skysift train -r own.yaml`
+    assert again.data == scores, again.err
+    early = run("evaluate", "-r", recipe, "--set", f"training.output={tmp_path / 'later'}")
+    assert early.code == 2
+    assert "skysift train" in early.err
 
 
 def test_the_same_commands_work_on_an_object_store(world, moto_s3):

@@ -34,9 +34,15 @@ def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
 
     Each composite is a Cloud Optimized GeoTIFF with a STAC item that names its period and its
     sources; `skysift ingest` takes the folder as a catalog. The recipe's `catalog.mask` defines
-    clouds. With --bbox, composites end at the box. The same command makes only composites that
-    are new or have other sources. Exit code 3 when something could not be read.
+    clouds; without, clouds stay. Scenes of several UTM zones make a composite for each zone, unless
+    --crs and --resolution name one grid. With --bbox, composites end at the box. The same command
+    makes only composites that are new or have other sources. Exit code 3 when something could not
+    be read.
     """
+    if run.catalog_spec().mask is None:
+        click.echo(
+            "no mask: clouds stay in the median; name the cloud band with catalog.mask", err=True
+        )
     if dry_run:
         plan = run.plan_composites()
         run.show(plan.summary(), _plan_lines(plan))
@@ -51,7 +57,10 @@ def _plan_lines(plan: "CompositePlan") -> dict[str, Any]:
     pixels = plan.summary()["pixels"]
     return {
         "folder": str(plan.spec.output_uri),
-        "grid": f"{plan.pixels.crs}, {plan.pixels.resolution:g} per pixel",
+        **{
+            f"grid {number}" if number > 1 else "grid": f"{grid.crs}, {grid.resolution:g} per pixel"
+            for number, grid in enumerate(plan.grids, 1)
+        },
         "composites to make": len(plan.todo),
         **{f"  {item.id}": f"of {len(item.placed)} scenes" for item in plan.todo},
         "composites unchanged": len(plan.unchanged),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from storage.errors import ConfigError, EncoderMismatchError
 from storage.progress import Progress
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.console import ProgressView, format_table
+
+if TYPE_CHECKING:
+    from storage.location import Location
 
 
 @click.command(
@@ -102,7 +105,7 @@ def _dataset_labels(run: Run) -> None:
     from storage.dataset import LabelledDataset
 
     uri = run.need_path("dataset.uri")
-    bundle = run.need_path("encoder.bundle")
+    bundle = _bundle(run)
     dataset = LabelledDataset.open(uri)
     encoder = load_encoder(bundle)
     queries, database = dataset.indices(run.recipe.evaluate.split), dataset.indices("train")
@@ -119,6 +122,26 @@ def _dataset_labels(run: Run) -> None:
     )
     facts = {"dataset": uri, "encoder": bundle, "fingerprint": encoder.fingerprint}
     _show(run, {**facts, **asdict(found)})
+
+
+def _bundle(run: Run) -> "Location":
+    """Return the encoder to score: the one that is named, or that of the recipe's training.
+
+    Raises
+    ------
+    ConfigError
+        Neither is there.
+    """
+    output = run.recipe.training.output
+    if run.recipe.encoder.bundle is None and output is not None:
+        trained = run.location(output) / "bundle"
+        if not trained.is_local or trained.path.exists():
+            return trained
+        raise ConfigError(
+            f"there is no encoder at {trained}: `skysift train` with the same recipe makes it; or "
+            "give one with --encoder"
+        )
+    return run.need_path("encoder.bundle")
 
 
 def _embed(encoder: Any, dataset: Any, rows: Any, progress: Any) -> Any:

@@ -94,10 +94,11 @@ def _check(options: dict[str, Any]) -> None:
     from storage.formats import check_format
 
     asked = any(options[kind] for kind in KINDS) or _like(options)
-    if options["saved"] and (asked or options["each"] or options["save"]):
+    alone = ("each", "save", "score_map")
+    if options["saved"] and (asked or any(options[name] for name in alone)):
         raise click.UsageError("--saved brings its own example, filters and number of hits")
-    if options["save"] and options["each"]:
-        raise click.UsageError("--save keeps one query; leave --each out")
+    if options["each"] and (options["save"] or options["score_map"]):
+        raise click.UsageError("--save and --score-map are of one query; leave --each out")
     if not asked and not options["saved"]:
         raise click.UsageError(
             "give an example: --image, --lonlat, --tile, --vector, tiles by --like-scene, "
@@ -183,6 +184,7 @@ def _vectors(path: str) -> Iterator["Query"]:
     skysift search -r naip-series --image chip.png --out hits.geojson
     skysift search -r naip-series --tile A/1/2 --tile A/1/3 --not-tile A/5/5 --min-score 0.8
     skysift search -r naip-series --like-label water --each --out hits.parquet
+    skysift search --index work/index --lonlat=-99.15,47.02 --score-map lake.pmtiles
     skysift search --index work/index --lonlat=-99.15,47.02 --save searches/lake.json
     skysift search --index work/index --saved searches/lake.json""",
 )
@@ -215,6 +217,9 @@ def _vectors(path: str) -> Iterator["Query"]:
 @recipe_option("--encoder", "encoder.bundle", "Bundle for --image; the archive's.")
 @click.option("--save", metavar="FILE", help="Keep the search as a .json file.")
 @click.option("--saved", metavar="FILE", help="Run a search that --save kept.")
+@click.option(
+    "--score-map", metavar="FILE", help="Write how alike every place is, as a .pmtiles map."
+)
 @click.option("--out", metavar="URI", help="Write the hits to a .geojson, .parquet or .csv file.")
 @pass_run
 def search(run: Run, /, **options: Any) -> None:
@@ -226,8 +231,11 @@ def search(run: Run, /, **options: Any) -> None:
     or RAY_ADDRESS is set.
     """
     from pipeline.search.query import combine
+    from workflows.report.score_map import check_score_map, write_score_map
 
     _check(options)
+    if options["score_map"]:
+        check_score_map(options["score_map"])
     by_score = options["min_score"] is not None
     k: int = options["limit"] if by_score else run.recipe.search.k
     with _searcher(run) as searcher:
@@ -252,6 +260,8 @@ def search(run: Run, /, **options: Any) -> None:
             query = combine(positive, negative)
             if options["save"]:
                 _save(run, searcher, query, k, options)
+            if options["score_map"]:
+                write_score_map(searcher, query, run.location(options["score_map"]))
             _show_hits(run, query.label, answer(query), k, options["out"], query.note)
 
 
@@ -291,9 +301,7 @@ def _run_saved(run: Run, searcher: "Searcher", uri: str, out: str | None) -> Non
     _show_hits(run, search.title, search.answer(searcher), search.k, out)
 
 
-def _show_hits(
-    run: Run, label: str, hits: "Hits", k: int, out: str | None, note: str = ""
-) -> None:
+def _show_hits(run: Run, label: str, hits: "Hits", k: int, out: str | None, note: str = "") -> None:
     """Show the hits of a query; write them when a file is named."""
     from storage.formats import hit_records, write_hits
     from storage.index.pairs import in_words

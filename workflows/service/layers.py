@@ -9,6 +9,7 @@ pixels, the tiles show squares of the map: the most alike place of each, or the 
 
 import base64
 import binascii
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -125,6 +126,15 @@ class Layers:
 
         return self._places.tile("colours", at, paint, blend)
 
+    def tiles(self, zoom: int) -> list[tuple[int, int]]:
+        """Return the columns and rows of the map tiles of a zoom that hold places."""
+        return self._places.tiles(zoom)
+
+    @property
+    def deepest(self) -> int:
+        """The first zoom at which most places are drawn as they are, not as squares."""
+        return self._places.deepest
+
     def _scores_of(self, query: Float64) -> Float32:
         key = query.tobytes()
         with self._lock:  # the tiles of a view come together, and share the first one's work
@@ -237,6 +247,23 @@ class _Places:
             keys = [self._key(number) for number in numbers.tolist()]
             layers.append(encode_rings(f"{name}-places", rings, {**paint(numbers), "tile": keys}))
         return b"".join(layers)
+
+    @property
+    def deepest(self) -> int:
+        """The first zoom at which the median place is no smaller than a square."""
+        return max(0, math.ceil(-math.log2(float(np.median(self._side)) * _CELLS)))
+
+    def tiles(self, zoom: int) -> list[tuple[int, int]]:
+        """Return the columns and rows of the map tiles that hold places, by column."""
+        count, found = 2**zoom, set()
+        left, top, right, bottom = np.floor(self._box * count).astype(np.int64)
+        # A place is a few map tiles wide at most at the zooms of a score map.
+        for x in range(int((right - left).max()) + 1):
+            for y in range(int((bottom - top).max()) + 1):
+                inside = (left + x <= right) & (top + y <= bottom)
+                at = np.stack([(left + x)[inside] % count, (top + y)[inside].clip(0, count - 1)])
+                found |= set(map(tuple, np.unique(at, axis=1).T.tolist()))
+        return sorted(found)
 
     def _corners(self, numbers: Int64) -> Float64:
         """Return the corners (n, 4, 2) of places in the unit square, clockwise on the screen."""

@@ -25,7 +25,7 @@ from pipeline.ingest.spec import IngestSpec
 from pipeline.tiles.spec import GridSpec
 from storage.archive.reader import Archive
 from storage.catalog.read import read_scenes
-from storage.errors import ConfigError, SkysiftError
+from storage.errors import SkysiftError
 from storage.locks import exclusive_lock
 from storage.raster.reader import SceneReader
 from storage.scene import CatalogSpec, SceneQuery
@@ -111,7 +111,7 @@ def test_two_crs_and_resolutions_are_read_as_one_reader_reads_them(series: Serie
     make_composites(plan)
     layers: dict[str, np.ndarray] = {}
     for placed in composite.placed:
-        with SceneReader(placed.scene, plan.pixels) as reader:
+        with SceneReader(placed.scene, composite.pixels) as reader:
             block = reader.read(composite.extent)
         values = np.where(block.cloud, np.float32(np.nan), block.values)
         before = layers.get(placed.day)
@@ -122,10 +122,19 @@ def test_two_crs_and_resolutions_are_read_as_one_reader_reads_them(series: Serie
     assert np.isfinite(made[0]).sum() > 500
 
 
-def test_scenes_on_different_grids_need_a_stated_one(series: Series):
+def test_scenes_of_two_zones_make_a_composite_for_each(series: Series):
+    alone = plan_composites(spec_of(series))
     series.add("zone32", "2024-06-18T10:00", 7, crs="EPSG:32632", corner=ZONE_32)
-    with pytest.raises(ConfigError, match="state the composites' --crs and --resolution"):
-        plan_composites(spec_of(series))
+    plan = plan_composites(spec_of(series))
+    assert {grid.crs for grid in plan.grids} == {CRS, "EPSG:32632"}
+    assert plan.summary()["grids"][1]["crs"] == "EPSG:32632"
+    made = make_composites(plan).made
+    assert {item.id for item in alone.todo} < set(made)
+    for item in plan.todo:
+        with rasterio.open(series.folder / "out" / f"{item.id}.tif") as dataset:
+            assert dataset.crs == rasterio.CRS.from_user_input(item.pixels.crs)
+    again = plan_composites(spec_of(series))
+    assert (again.todo, set(again.unchanged)) == ((), set(made))
 
 
 def test_a_box_bounds_the_composite(series: Series):

@@ -1,5 +1,6 @@
 """Exports open in other tools and say the same as the archive."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import duckdb
 import geopandas as gpd
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import shapely
 
@@ -37,7 +40,7 @@ def all_rows(archive: Archive) -> dict[str, np.ndarray]:
 
 def test_geoparquet_opens_in_geopandas_with_the_same_rows(exported: tuple[Path, Archive]):
     target, archive = exported
-    frame, stored = gpd.read_parquet(target), all_rows(archive)
+    frame, stored = gpd.read_parquet(target).sort_values("row"), all_rows(archive)
     assert frame.crs.to_authority() == ("OGC", "CRS84")
     assert frame["scene"].tolist() == stored["scene"].tolist()
     assert frame["tile_key"].tolist() == stored["tile_key"].tolist()
@@ -76,6 +79,54 @@ def test_geoparquet_opens_in_duckdb_without_an_extension(exported: tuple[Path, A
     assert dict(counts) == {"a": 3, "b": 2, "d": 4}
 
 
+def test_rows_of_a_group_are_neighbours_and_readers_skip_the_other_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Against the file in the order of the archive: a small box touches few groups."""
+    monkeypatch.setattr("storage.archive.export._GROUP_ROWS", 50)
+    archive = Archive.create(str(tmp_path / "archive"), SPEC)
+    commit(ArchiveWriter(archive.uri), rows("s1", {"a": 1500, "b": 1500}))
+    target = tmp_path / "rows.parquet"
+    to_geoparquet(Archive.open(archive.uri), target)
+    file = pq.ParquetFile(target)
+    geo = json.loads(file.schema_arrow.metadata[b"geo"])
+    assert geo["version"] == "1.1.0"
+    assert geo["columns"]["geometry"]["covering"]["bbox"]["xmin"] == ["bbox", "xmin"]
+    names = [
+        file.metadata.row_group(0).column(i).path_in_schema
+        for i in range(99)
+        if i < file.metadata.num_columns
+    ]
+    edges = [names.index(f"bbox.{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
+
+    def span(group: int) -> list[float]:
+        low_x, low_y, high_x, high_y = (
+            file.metadata.row_group(group).column(i).statistics for i in edges
+        )
+        return [low_x.min, low_y.min, high_x.max, high_y.max]
+
+    spans = np.array([span(group) for group in range(file.num_row_groups)])
+    assert len(spans) == 60
+    whole = gpd.read_parquet(target).total_bounds
+    areas = (spans[:, 2] - spans[:, 0]) * (spans[:, 3] - spans[:, 1])
+    assert np.median(areas) < 0.15 * (whole[2] - whole[0]) * (whole[3] - whole[1])
+    middle = np.median(gpd.read_parquet(target).bounds.to_numpy(), axis=0)
+    box = (*middle[:2], *(middle[:2] + 1e-6))
+    inside = gpd.read_parquet(target, bbox=box)
+    assert set(inside["row"]) == set(
+        gpd.read_parquet(target).cx[box[0] : box[2], box[1] : box[3]]["row"]
+    )
+
+
+def test_the_file_names_the_model_and_vectors_have_a_fixed_size(exported: tuple[Path, Archive]):
+    target, archive = exported
+    schema = pq.read_schema(target)
+    assert schema.field("embedding").type == pa.list_(pa.float32(), archive.spec.dimension)
+    about = json.loads(schema.metadata[b"emb"])
+    assert about["model"]["id"] == archive.spec.encoder_fingerprint
+    assert about["embedding"]["dim"] == archive.spec.dimension
+
+
 def test_an_empty_archive_exports_its_columns(tmp_path: Path):
     uri = str(tmp_path / "empty")
     Archive.create(uri, SPEC)
@@ -101,6 +152,11 @@ def test_the_documented_lines_run(exported: tuple[Path, Archive], monkeypatch: p
     assert names["clear"].sizes["row"] == (stored["cloud_fraction"] < 0.1).sum()
     assert len(names["frame"]) == 9
     assert sum(count for _, count in names["counts"]) == 9
+    query = stored["embedding"].astype(np.float64)
+    scores = query @ query[stored["row"].tolist().index(names["nearest"][0][0])]
+    assert [score for *_, score in names["nearest"]] == pytest.approx(
+        sorted(scores)[::-1][:5], abs=2e-3
+    )
 
 
 def test_audit_names_gaps_changes_and_quarantined_scenes(tmp_path: Path):
