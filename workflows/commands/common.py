@@ -57,6 +57,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _OVERRIDES = "skysift.overrides"
 _REASONS_SHOWN = 10
 _AREA_SUFFIXES = (".geojson", ".json", ".wkt", ".txt")
+_AREA = "Area that a scene must touch: WKT, GeoJSON or a file."
 _MOST_AREA_BYTES = 16 * 1024 * 1024
 _COMMON = ("recipe", "set_", "json_", "verbose", "debug")
 
@@ -391,7 +392,7 @@ catalog_options = option_group(
     recipe_option("--since", f"{_QUERY}.since"),
     recipe_option("--until", f"{_QUERY}.until"),
     recipe_option("--bbox", f"{_QUERY}.bbox", "Box that a scene must touch, in WGS84 degrees."),
-    recipe_option("--polygon", f"{_QUERY}.polygon", "Area that a scene must touch.", type=Area()),
+    recipe_option("--polygon", f"{_QUERY}.polygon", _AREA, type=Area(), metavar="AREA"),
     recipe_option("--max-cloud", f"{_QUERY}.max_cloud_cover_percent"),
 )
 events_option = click.option(

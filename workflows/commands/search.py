@@ -204,7 +204,13 @@ def _vectors(path: str) -> Iterator["Query"]:
 @example_options
 @recipe_option("-k --k", "search.k")
 @recipe_option("--bbox", "search.filter.bbox", "Only in this box.")
-@recipe_option("--polygon", "search.filter.polygon", "Only in this area.", type=Area())
+@recipe_option(
+    "--polygon",
+    "search.filter.polygon",
+    "Only in this area: WKT, GeoJSON or a file.",
+    type=Area(),
+    metavar="AREA",
+)
 @recipe_option("--since", "search.filter.since", "Only from then on.")
 @recipe_option("--until", "search.filter.until", "Only up to then.")
 @recipe_option("--max-cloud-fraction", "search.filter.max_cloud_fraction")
