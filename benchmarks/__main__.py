@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.measure import FOLDER, Row
 
-NAMES = ("losses", "training", "metrics", "ingest", "importing", "composite", "index", "search")
+NAMES = ("search", "index", "losses", "training", "metrics", "ingest", "importing", "composite")
 NAMES += ("service", "service_haproxy", "mosaic")
 PAGE = FOLDER.parent / "docs/performance.md"
 _OPENING = """\

@@ -3,13 +3,16 @@
 The peers are one FAISS index of float16 lists, and FAISS's fastest kind, 4-bit codes in the
 fast-scan layout refined by float16 vectors. Both are in this process, with the same threads, tuned
 to the same recall@10 as ours. What the actors add is a message, exact scores, ties in order and
-filters.
+filters. ``--peers`` names a Python in which other libraries are installed, which are then measured
+on the same vectors by :mod:`benchmarks.search_peers`.
 ``--full`` measures the sizes of docs/performance.md.
 """
 
 import argparse
+import json
 import shutil
 import statistics
+import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +26,9 @@ import pyarrow as pa
 import ray
 
 from benchmarks.measure import Row, in_turns, publish, rested, seconds
-from benchmarks.vectors import clustered, make_archive
+from benchmarks.real_vectors import VIEWS, reduced, view_features
+from benchmarks.results import DATA
+from benchmarks.vectors import archive_of, clustered, make_archive
 from pipeline.indexing.driver import build_index
 from pipeline.indexing.spec import IndexSpec
 from pipeline.runtime.cluster import ray_session
@@ -40,11 +45,11 @@ try:
 except ImportError:  # a peer, which the project does not need
     lancedb = None
 
-K, RECALL, DIMENSION = 10, 0.95, 128
+K, RECALL, HIGH_RECALL, DIMENSION = 10, 0.95, 0.99, 128
 PLAIN, BEST = "FAISS float16 lists", "FAISS fast-scan codes, refined"
 _GOALS = {(PLAIN, 2048): 2.5, (PLAIN, 256): 2.0, (BEST, 2048): 0.85, (BEST, 256): 0.75}
-_JUDGED, _BATCHES, _TURNS = 256, (2048, 256), 7
-_QUERIES_IN_A_ROW = 8192
+_JUDGED, _BATCHES, _TURNS = 256, (2048, 256), 5
+_QUERIES_IN_A_ROW = 4096
 _PROBES = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256)
 Queries = np.ndarray[Any, Any]
 Found = list[list[int]]
@@ -52,14 +57,15 @@ Found = list[list[int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """A set of vectors; few clusters leave them with little structure."""
+    """A set of vectors; few clusters leave them with little structure, none are views of images."""
 
     rows: int
     dimension: int
     clusters: int = 5000
 
     def __str__(self) -> str:
-        return f"{self.rows:,} x {self.dimension} in {self.clusters:,} clusters"
+        of = f"in {self.clusters:,} clusters" if self.clusters else "of images"
+        return f"{self.rows:,} x {self.dimension} {of}"
 
 
 FULL = (
@@ -67,6 +73,7 @@ FULL = (
     Size(rows=1_000_000, dimension=128, clusters=20),
     Size(rows=1_000_000, dimension=512),
     Size(rows=200_000, dimension=768),
+    Size(rows=100_000, dimension=512, clusters=0),
 )
 
 
@@ -118,15 +125,33 @@ def recall(found: Sequence[Sequence[int]], truth: Found) -> float:
     return statistics.fmean(len(set(a) & set(b)) / len(b) for a, b in pairs)
 
 
-def make_world(folder: Path, size: Size, threads: int) -> World:
+def make_vectors(folder: Path, size: Size, scratch: Path) -> tuple[str, Queries]:
+    """Make an archive; return its URI and queries that are not in it.
+
+    Queries of images are views of images none of which are in the archive.
+    """
+    if size.clusters:
+        uri = make_archive(folder, size.rows, size.dimension, size.clusters)
+        return uri, next(clustered(max(_BATCHES), size.dimension, size.clusters, seed=99))
+    sources = [DATA / "aid_multilabel_150px.tar", DATA / "ucm_multilabel_256px.tar"]
+    backbone = DATA / "weights" / "mobilenet_v2_imagenet_folded"
+    vectors = reduced(view_features(sources, backbone, scratch), size.dimension)
+    views = vectors.reshape(-1, VIEWS, size.dimension)
+    views = views[np.random.default_rng(0).permutation(len(views))]
+    apart = -(-max(_BATCHES) // VIEWS)  # images
+    queries = views[:apart].reshape(-1, size.dimension)[: max(_BATCHES)]
+    rows = np.random.default_rng(1).permutation(views[apart:].reshape(-1, size.dimension))
+    return archive_of(folder, rows[: size.rows]), queries
+
+
+def make_world(folder: Path, size: Size, threads: int, scratch: Path) -> World:
     """Make an archive, and a filter of about 1 % of its rows by place and time."""
-    uri = make_archive(folder, size.rows, size.dimension, size.clusters)
+    uri, queries = make_vectors(folder, size, scratch)
     archive = Archive.open(uri)
     names = ["row", "embedding", "bbox", "datetime"]
     parts = [archive.read_segment(segment.ordinal, names) for segment in archive.segments]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
     columns["datetime"] = columns["datetime"].astype("datetime64[ms]")
-    queries = next(clustered(max(_BATCHES), size.dimension, size.clusters, seed=99))
     since, until = np.quantile(columns["datetime"].astype(np.int64), (0.3, 0.7)).astype("M8[ms]")
     world = World(
         archive=uri,
@@ -153,7 +178,7 @@ class InProcess:
     ``refined`` scores candidates again with float16 vectors, by FAISS's `IndexRefine`.
     """
 
-    def __init__(self, index_uri: str, truth: Found, world: World, *, refined: bool) -> None:
+    def __init__(self, index_uri: str, world: World, *, refined: bool) -> None:
         (entry,) = read_manifest(index_uri).shards
         self._shard = ShardGroup([VerifiedFiles(index_uri).load(entry)])
         self._lists = self._shard.index
@@ -164,22 +189,22 @@ class InProcess:
             self._refined = faiss.IndexRefine(self._lists, self._vectors)
         self.search = (self._refined or self._lists).search
         set_threads(world.threads)
-        self.recall = self._tune(world, truth, (1, 2, 4, 8, 16, 32) if refined else (1,))
 
-    def _tune(self, world: World, truth: Found, factors: Sequence[int]) -> float:
-        """Choose the fastest pair of nprobe and candidates per hit; return the recall."""
+    def tune(self, world: World, truth: Found, wanted: float) -> None:
+        """Choose the fastest nprobe and candidates per hit that reach a recall."""
+        factors = (1, 2, 4, 8, 16, 32) if self._refined else (1,)
         best = (float("inf"), _PROBES[-1], factors[-1], 0.0)
         for factor in factors:
             for nprobe in _PROBES:
                 self._set(nprobe, factor)
                 found = self.search(world.queries[:_JUDGED], K)[1]
                 reached = recall(self._rows[found].tolist(), truth)
-                if reached >= RECALL:
+                if reached >= wanted:
                     took = min(seconds(lambda: self.search(world.queries, K)) for _ in range(3))
                     best = min(best, (took, nprobe, factor, reached))
                     break
         self._set(*best[1:3])
-        return best[3]
+        self.recall = best[3]
 
     def _set(self, nprobe: int, factor: int) -> None:
         self.nprobe, self.factor, self._lists.nprobe = nprobe, factor, nprobe
@@ -258,20 +283,29 @@ def _blocks(queries: Queries, size: int) -> Callable[[], Queries]:
     return lambda: queries[(next(turn) * size) % (len(queries) - size + 1) :][:size]
 
 
-def _tuned(world: World, searcher: Searcher, truth: Found) -> tuple[int, float]:
-    """Return the least nprobe of ours that reaches the recall, and that recall."""
+def _tuned(
+    world: World, searcher: Searcher, truth: Found, wanted: float = RECALL
+) -> tuple[int, float]:
+    """Return the least nprobe of ours that reaches a recall, and that recall."""
     for nprobe in _PROBES:
         found = searcher.search(world.queries[:_JUDGED], K, nprobe=nprobe).rows
-        if (reached := recall(found.tolist(), truth)) >= RECALL:
+        if (reached := recall(found.tolist(), truth)) >= wanted:
             break
     return nprobe, reached
 
 
 def _against_faiss(
-    world: World, peers: dict[str, InProcess], searcher: Searcher, name: str
+    world: World,
+    peers: dict[str, InProcess],
+    searcher: Searcher,
+    name: str,
+    truth: Found,
+    wanted: float = RECALL,
 ) -> list[Row]:
     rows = []
-    nprobe, reached = _tuned(world, searcher, world.truth(Filter()))
+    for peer in peers.values():
+        peer.tune(world, truth, wanted)
+    nprobe, reached = _tuned(world, searcher, truth, wanted)
     ask = partial(searcher.search, nprobe=nprobe)
     ours_is = f"{searcher.manifest.parameters.kind}, {nprobe} lists"
     for peer_name, peer in peers.items():
@@ -291,11 +325,13 @@ def _against_faiss(
                     peer=size / theirs,
                     against=peer_name,
                     ratio=1 / ratio,
-                    goal=_GOALS[peer_name, size],
+                    goal=_GOALS[peer_name, size] if wanted == RECALL else None,
                     note=f"recall@10 {reached:.3f} ({ours_is}), FAISS {peer.recall:.3f} "
                     f"({peer.nprobe} lists, {peer.factor} candidates per hit)",
                 )
             )
+    if wanted != RECALL:
+        return rows
     ours, theirs, nothing = _single(world, peers[BEST], ask)
     rows.append(
         Row(
@@ -381,9 +417,43 @@ def _deep(world: World, searcher: Searcher, size: Size) -> Row:
     )  # fmt: skip
 
 
-def measure(folder: Path, size: Size, threads: int) -> list[Row]:
+def _against_others(
+    world: World, searcher: Searcher, truth: Found, name: str, python: str
+) -> list[Row]:
+    """Return a row for each library that is installed in another Python."""
+    order = np.argsort(world.columns["row"])
+    np.save(world.folder / "vectors.npy", world.columns["embedding"][order].astype(np.float32))
+    np.save(world.folder / "queries.npy", world.queries)
+    np.save(world.folder / "truth.npy", np.asarray(truth))
+    script = Path(__file__).with_name("search_peers.py")
+    command = [python, str(script), str(world.folder), str(world.threads), str(RECALL)]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    ask = partial(searcher.search, k=K, nprobe=_tuned(world, searcher, truth)[0])
+    rows = []
+    for peer in map(json.loads, answer.splitlines()):
+        for size in _BATCHES:
+            block = _blocks(world.queries, size)
+            took = [rested(lambda b=block: ask(b())) for _ in range(_TURNS)]
+            ours, theirs = size / statistics.median(took), peer[f"batch of {size}"]
+            rows.append(
+                Row(
+                    what=f"batch of {size}, {name}, beside {peer['name']}",
+                    ours=ours,
+                    unit="queries/s",
+                    peer=theirs,
+                    against=peer["name"],
+                    ratio=ours / theirs,
+                    note=f"{peer['name']} {peer['version']}: {peer['setting']}, recall@10 "
+                    f"{peer['recall']:.3f}, {peer['bytes_a_row']:.0f} bytes a row, built in "
+                    f"{peer['build_s']:.0f} s; in a process of its own, not in turns",
+                )
+            )
+    return rows
+
+
+def measure(folder: Path, size: Size, options: argparse.Namespace) -> list[Row]:
     """Return every figure for a size."""
-    world = make_world(folder, size, threads)
+    world = make_world(folder, size, options.threads, options.scratch)
     lists = int(4 * size.rows**0.5) // 64 * 64
     exact = IndexSpec(
         kind="ivf_flat", shards=1, nlist=lists, sample_rows=min(size.rows, 48 * lists)
@@ -394,22 +464,30 @@ def measure(folder: Path, size: Size, threads: int) -> list[Row]:
     for shards in (1, 8):
         indexes[shards] = str(folder / f"index-{shards}")
         build_index(world.archive, indexes[shards], replace(ours, shards=shards))
+    high = str(folder / "index-high")
+    build_index(world.archive, high, replace(ours, recall=HIGH_RECALL))
     truth = world.truth(Filter())
     peers = {
-        PLAIN: InProcess(str(folder / "exact"), truth, world, refined=False),
-        BEST: InProcess(indexes[1], truth, world, refined=True),
+        PLAIN: InProcess(str(folder / "exact"), world, refined=False),
+        BEST: InProcess(indexes[1], world, refined=True),
     }
     rows = []
     for shards, replicas in ((1, 1), (8, 1), (8, 2)):
         searcher = Searcher.connect(indexes[shards], replicas=replicas)
         name = f"{shards} shards of {size}"
         name += f", {replicas} replicas" if replicas > 1 else ""
-        rows += _against_faiss(world, peers, searcher, name)
+        rows += _against_faiss(world, peers, searcher, name, truth)
+        if shards == 1 and options.peers:
+            rows += _against_others(world, searcher, truth, name, options.peers)
         if shards == 8 and replicas == 1:
             rows.append(_deep(world, searcher, size))
             if lancedb is not None and size.dimension == DIMENSION:
                 rows += _against_lance(world, searcher, lists)
         searcher.stop()
+    searcher = Searcher.connect(high)
+    name = f"1 shard of {size}, recall {HIGH_RECALL}"
+    rows += _against_faiss(world, peers, searcher, name, truth, HIGH_RECALL)
+    searcher.stop()
     return rows
 
 
@@ -419,15 +497,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--full", action="store_true", help="the sizes of docs/performance.md")
     parser.add_argument("--rows", type=int, default=100_000, help="number of rows")
     parser.add_argument("--dimension", type=int, default=DIMENSION)
-    parser.add_argument("--clusters", type=int, default=5000, help="fewer have less structure")
+    parser.add_argument(
+        "--clusters", type=int, default=5000, help="fewer have less structure; 0: views of images"
+    )
+    parser.add_argument("--peers", help="a Python with usearch, hnswlib, ScaNN or SVS")
+    parser.add_argument("--scratch", type=Path, help="keeps the vectors of images")
+    parser.add_argument("--partial", action="store_true", help="keep the figures of other sizes")
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args(arguments)
     one = Size(rows=chosen.rows, dimension=chosen.dimension, clusters=chosen.clusters)
     for number, size in enumerate(FULL if chosen.full else (one,)):
         folder = Path(tempfile.mkdtemp(prefix="bench-search-"))
+        options = argparse.Namespace(**vars(chosen) | {"scratch": chosen.scratch or folder})
         try:
             with ray_session(cpus=chosen.threads):
-                publish("search", measure(folder, size, chosen.threads), partial=number > 0)
+                rows = measure(folder, size, options)
+                publish("search", rows, partial=chosen.partial or number > 0)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -4,7 +4,7 @@ A mixture of Gaussians on the sphere: thousands of clusters of unequal weight, e
 directions (the spectrum decays), none along the axes. What a seed draws is always the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -98,25 +98,43 @@ def make_archive(
     """
     uri = str(folder / f"archive-{rows}-{dimension}-{clusters}-{seed}")
     if not Archive.exists(uri):
-        spec = ArchiveSpec(
-            encoder_fingerprint="be" * 32,
-            encoder_uri="benchmark",
-            dimension=dimension,
-            bands=("red",),
-            tile_px=64,
-        )
-        Archive.create(uri, spec)
+        _create(uri, dimension)
         add_rows(uri, rows, clusters=clusters, seed=seed)
     return uri
+
+
+def archive_of(folder: Path, vectors: Float32) -> str:
+    """Return the URI of a new archive of unit vectors (n, D), which lie as `make_archive` says."""
+    uri = str(folder / "archive")
+    _create(uri, vectors.shape[1])
+    starts = range(0, len(vectors), CHUNK_ROWS)
+    _commit(uri, (vectors[start : start + CHUNK_ROWS] for start in starts), 0)
+    return uri
+
+
+def _create(uri: str, dimension: int) -> None:
+    spec = ArchiveSpec(
+        encoder_fingerprint="be" * 32,
+        encoder_uri="benchmark",
+        dimension=dimension,
+        bands=("red",),
+        tile_px=64,
+    )
+    Archive.create(uri, spec)
 
 
 def add_rows(
     uri: str, rows: int, clusters: int = 5000, seed: int = 0, shift: float = 0.0
 ) -> list[str]:
     """Commit ``rows`` rows as new segments; return the ids of their scenes."""
+    dimension = Archive.open(uri).spec.dimension
+    return _commit(uri, clustered(rows, dimension, clusters, seed, shift), seed)
+
+
+def _commit(uri: str, vectors: Iterable[Float32], seed: int) -> list[str]:
     writer, archive = ArchiveWriter(uri), Archive.open(uri)
     scenes: list[str] = []
-    chunks = enumerate(clustered(rows, archive.spec.dimension, clusters, seed, shift))
+    chunks = enumerate(vectors)
     while some := list(islice(chunks, _SEGMENTS_A_COMMIT)):
         receipts, settled = [], []
         for number, vectors in some:

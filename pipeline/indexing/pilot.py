@@ -83,14 +83,19 @@ def fastest(estimates: Sequence[Estimate], target: float, rows: int) -> Estimate
 def _measured(contenders: Sequence[ShardParameters]) -> list[ShardParameters]:
     """Return the contenders that are worth measuring: of each kind the most exact that fits.
 
-    `ivf_opq` takes long to train and to search, so it is measured only where nothing else fits.
+    Of `ivf_pq4` also the one of half as many bytes, which is faster where more candidates make up
+    for it. `ivf_opq` takes long to train and to search, so it is measured only where nothing else
+    fits.
     """
     of_kind: dict[Kind, ShardParameters] = {}
+    measured = []
     for parameters in contenders:
-        of_kind.setdefault(parameters.kind, parameters)
-    if len(of_kind) > 1:
-        of_kind.pop("ivf_opq", None)
-    return list(of_kind.values())
+        most_exact = of_kind.setdefault(parameters.kind, parameters)
+        half = parameters.kind == "ivf_pq4" and 2 * parameters.pq_bytes == most_exact.pq_bytes
+        if parameters is most_exact or half:
+            measured.append(parameters)
+    others = [parameters for parameters in measured if parameters.kind != "ivf_opq"]
+    return others or measured
 
 
 def _pilot_rows(archive: Archive, seed: int) -> Float32:
