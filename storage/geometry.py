@@ -391,22 +391,15 @@ class GeoInterface(Protocol):
         """The geometry as a GeoJSON mapping."""
 
 
-def _shape(value: Any) -> Any:
-    """Return the shapely geometry of GeoJSON, or of an object with ``__geo_interface__``."""
-    geojson = getattr(value, "__geo_interface__", value)
-    if geojson.get("type") == "FeatureCollection":
-        return shapely.union_all([_shape(feature) for feature in geojson["features"]])
-    return shapely.geometry.shape(geojson.get("geometry", geojson))
-
-
 def polygon_wkt(polygon: "str | Mapping[str, Any] | GeoInterface", subject: str = "filter") -> str:
     """Return a polygon as WKT.
 
     Parameters
     ----------
     polygon
-        WKT, GeoJSON text, a GeoJSON mapping (geometry, feature, or collection of features, which
-        are united) or an object with ``__geo_interface__``, in WGS84 degrees.
+        WKT, GeoJSON as text or as a mapping, or an object with ``__geo_interface__`` (of shapely,
+        geopandas), in WGS84 degrees. GeoJSON may be a geometry, a Feature, or a FeatureCollection
+        or GeometryCollection, whose polygons are joined.
     subject
         Beginning of messages.
 
@@ -419,7 +412,7 @@ def polygon_wkt(polygon: "str | Mapping[str, Any] | GeoInterface", subject: str 
         if isinstance(polygon, str) and not polygon.lstrip().startswith("{"):
             shape = shapely.from_wkt(polygon)
         else:
-            shape = _shape(json.loads(polygon) if isinstance(polygon, str) else polygon)
+            shape = _joined_shape(json.loads(polygon) if isinstance(polygon, str) else polygon)
     except (shapely.errors.ShapelyError, *_MALFORMED) as error:
         reason = str(error).partition("\n")[0]
         shown = repr(polygon[:60]) if isinstance(polygon, str) else reprlib.repr(polygon)
@@ -443,6 +436,21 @@ def polygon_wkt(polygon: "str | Mapping[str, Any] | GeoInterface", subject: str 
             "reproject it, or cut it at the antimeridian"
         )
     return str(shape.wkt)
+
+
+def _joined_shape(document: Any) -> Any:
+    """Return a GeoJSON document as one shape; the members of a collection are joined."""
+    geojson = getattr(document, "__geo_interface__", document)
+    if geojson.get("type") == "FeatureCollection":
+        members = [feature["geometry"] for feature in geojson["features"]]
+    elif geojson.get("type") == "GeometryCollection":
+        members = geojson["geometries"]
+    else:
+        return shapely.geometry.shape(geojson.get("geometry", geojson))
+    shapes = [shapely.geometry.shape(member) for member in members]
+    # A shape that cannot be joined is named by the checks of the caller.
+    odd = (s for s in shapes if s.geom_type not in ("Polygon", "MultiPolygon") or not s.is_valid)
+    return next(odd, None) or shapely.union_all(shapes)
 
 
 def touches_polygon(geometry: Mapping[str, Any], wkt: str) -> bool:

@@ -201,8 +201,8 @@ class SceneQuery:
     bbox
         West, south, east, north in WGS84 degrees that a scene must touch.
     polygon
-        WKT, GeoJSON text or a GeoJSON mapping in WGS84 degrees that a scene's geometry (its box
-        where the catalog has none) must touch; kept as WKT.
+        In WGS84 degrees, that a scene's geometry (its box where the catalog has none) must touch;
+        in any form of :func:`storage.geometry.polygon_wkt`, and kept as WKT.
     since
         Earliest time of a scene: a datetime (naive means UTC), a date, or ISO 8601 text.
     until

@@ -333,21 +333,25 @@ def _corners(data: pa.Table, table: Table) -> tuple[Float64, dict[str, Mask]]:
             for n in (names.lon, names.lat)
         ]
         corners = np.stack(axes, axis=1)[:, None, :]
-        missing: Mask = ~np.isfinite(corners).all(axis=(1, 2))
+        missing = ~_throughout(np.isfinite(corners))
     else:
         shapes = _shapes(_column(data, names.geometry))
         missing = np.asarray(shapely.is_missing(shapes) | shapely.is_empty(shapes), np.bool_)
         corners = _points(shapes, missing)
     faults: dict[str, Mask] = {"no geometry": missing}
     if table.crs != _DEGREES:
-        metres: Mask = ~missing & (np.abs(corners) <= (180, 90)).all(axis=(1, 2))
+        metres = ~missing & _throughout(np.abs(corners) <= (180, 90))
         faults[f"degrees under a CRS in metres ({table.crs}); give --crs EPSG:4326"] = metres
         x, y = _to_degrees(table.crs).transform(corners[..., 0], corners[..., 1])
         corners = np.stack([x, y], axis=-1)
-    known: Mask = ~missing
-    outside: Mask = ~(np.abs(corners) <= (180 + 1e-6, 90 + 1e-6)).all(axis=(1, 2))
-    faults["geometry outside WGS84 degrees"] = known & outside
+    outside = ~_throughout(np.abs(corners) <= (180 + 1e-6, 90 + 1e-6))
+    faults["geometry outside WGS84 degrees"] = ~missing & outside
     return np.clip(corners, (-180, -90), (180, 90)), faults
+
+
+def _throughout(points: npt.NDArray[np.bool_]) -> Mask:
+    """Return which rows (n,) of (n, m, 2) are true at every number."""
+    return np.asarray(points.all(axis=(1, 2)), np.bool_)
 
 
 def _shapes(column: pa.Array) -> npt.NDArray[np.object_]:

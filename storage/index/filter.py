@@ -27,8 +27,8 @@ class Filter:
         WGS84 degrees (west, south, east, north); west > east crosses the antimeridian. Rows whose
         own box touches it match.
     polygon
-        WKT, GeoJSON text, a GeoJSON mapping or an object with ``__geo_interface__`` in WGS84
-        degrees, kept as WKT. Rows whose box intersects it match.
+        In WGS84 degrees, in any form of :func:`storage.geometry.polygon_wkt`, and kept as WKT. Rows
+        whose box intersects it match.
     since
         Earliest time: a datetime (naive means UTC), a date or ISO 8601 text, kept as aware UTC
         datetime.

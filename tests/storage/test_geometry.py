@@ -1,11 +1,14 @@
 """Boxes at the antimeridian behave as boxes elsewhere, against plain geometry of their parts."""
 
+import json
+
 import numpy as np
 import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from storage.errors import ConfigError
 from storage.geometry import (
     BBox,
     around_points,
@@ -15,6 +18,7 @@ from storage.geometry import (
     footprints,
     geojson_footprints,
     intersects_polygon,
+    polygon_wkt,
     touches,
     unwrapped,
 )
@@ -120,3 +124,69 @@ def test_a_raster_of_the_whole_globe_has_its_box() -> None:
         descriptions=("",),
     )
     assert info.bbox == (-180, -90, 180, 90)
+
+
+class HasInterface:
+    """What a library of geometries offers."""
+
+    __geo_interface__ = {  # noqa: RUF012
+        "type": "FeatureCollection",
+        "features": [
+            {"type": "Feature", "geometry": shapely.box(0, 0, 2, 1).__geo_interface__},
+            {"type": "Feature", "geometry": shapely.box(1, 0, 3, 1).__geo_interface__},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    "area",
+    [
+        shapely.box(0, 0, 3, 1),
+        shapely.box(0, 0, 3, 1).wkt,
+        shapely.to_geojson(shapely.box(0, 0, 3, 1)),
+        {"type": "Feature", "geometry": shapely.box(0, 0, 3, 1).__geo_interface__},
+        HasInterface(),
+        HasInterface.__geo_interface__,
+        json.dumps(HasInterface.__geo_interface__),
+        {
+            "type": "GeometryCollection",
+            "geometries": [shapely.box(0, 0, 3, 1).__geo_interface__],
+        },
+    ],
+    ids=lambda area: type(area).__name__,
+)
+def test_an_area_of_any_form_is_the_same_polygon(area: object):
+    assert shapely.from_wkt(polygon_wkt(area)).equals(shapely.box(0, 0, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("area", "text"),
+    [
+        ({"type": "FeatureCollection", "features": []}, "without area"),
+        (
+            {"type": "FeatureCollection", "features": [{"geometry": None}]},
+            "neither WKT nor GeoJSON",
+        ),
+        (
+            {
+                "type": "GeometryCollection",
+                "geometries": [{"type": "Point", "coordinates": [0, 0]}],
+            },
+            "polygon is a Point",
+        ),
+        (
+            {
+                "type": "GeometryCollection",
+                "geometries": [
+                    {"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [0, 1], [1, 0], [0, 0]]]}
+                ],
+            },
+            "not valid",
+        ),
+        (5, "neither WKT nor GeoJSON"),
+    ],
+)
+def test_an_area_that_is_none_is_refused(area: object, text: str):
+    with pytest.raises(ConfigError, match=text) as raised:
+        polygon_wkt(area)
+    assert "\n" not in str(raised.value)

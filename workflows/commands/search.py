@@ -15,7 +15,15 @@ import click
 from storage.errors import ConfigError
 from storage.geometry import centres
 from storage.index.filter import Filter
-from workflows.commands.common import CommaList, Run, Verb, option_group, pass_run, recipe_option
+from workflows.commands.common import (
+    Area,
+    CommaList,
+    Run,
+    Verb,
+    option_group,
+    pass_run,
+    recipe_option,
+)
 from workflows.console import format_table
 from workflows.recipe.document import read_text
 
@@ -73,7 +81,7 @@ example_options = option_group(
     click.option(
         "--like-bbox", type=float, nargs=4, metavar="W S E N", help="Like the tiles here."
     ),
-    click.option("--like-polygon", metavar="TEXT", help="Like the tiles here: WKT, GeoJSON."),
+    click.option("--like-polygon", type=Area(), help="Like the tiles in this area."),
     click.option("--like-since", metavar="DATE", help="Of those, only from then on."),
     click.option("--like-until", metavar="DATE", help="Of those, only up to then."),
     _many("--not-image", metavar="FILE", help="Unlike this picture."),
@@ -192,7 +200,13 @@ def _vectors(path: str) -> Iterator["Query"]:
 @example_options
 @recipe_option("-k --k", "search.k")
 @recipe_option("--bbox", "search.filter.bbox", "Only in this box.")
-@recipe_option("--polygon", "search.filter.polygon", "Only in this polygon: WKT or GeoJSON.")
+@recipe_option(
+    "--polygon",
+    "search.filter.polygon",
+    "Only in this area: WKT, GeoJSON or a file.",
+    type=Area(),
+    metavar="AREA",
+)
 @recipe_option("--since", "search.filter.since", "Only from then on.")
 @recipe_option("--until", "search.filter.until", "Only up to then.")
 @recipe_option("--max-cloud-fraction", "search.filter.max_cloud_fraction")

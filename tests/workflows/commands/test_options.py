@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 
-from workflows.commands.common import recipe_option
+from storage.errors import ConfigError
+from workflows.commands.common import Area, recipe_option
 from workflows.recipe.schema import key_at
 
 
@@ -73,3 +75,13 @@ def test_the_help_of_every_verb_and_a_recipe_bring_no_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_an_area_is_text_or_a_file(tmp_path: Path):
+    wkt = "POLYGON ((0 0, 1 0, 1 1, 0 0))"
+    path = tmp_path / "area.wkt"
+    path.write_text(f"{wkt}\n")
+    assert Area().convert(wkt, None, None) == wkt
+    assert Area().convert(str(path), None, None).strip() == wkt
+    with pytest.raises(ConfigError, match="is not a file"):
+        Area().convert(str(tmp_path / "gone.geojson"), None, None)

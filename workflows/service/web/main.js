@@ -271,7 +271,11 @@ function redraw() {
 function describe() {
   const tiles = about.rows.toLocaleString("en");
   find("#about").textContent = `${tiles} tiles, ${day(about.since)} to ${day(about.until)}`;
-  find("#needs").textContent = `PNG, JPEG or GeoTIFF; the encoder needs ${about.bands.join(", ")}.`;
+  const embeds = about.bands.length > 0; // imported embeddings come without an encoder
+  find("#drop").hidden = !embeds;
+  find("#needs").textContent = embeds
+    ? `PNG, JPEG or GeoTIFF; the encoder needs ${about.bands.join(", ")}.`
+    : "No pictures: these embeddings were imported, and their encoder is not here.";
   if (about.pairs) find("#legend").firstChild.textContent = "like random tiles ";
 }
 
