@@ -139,7 +139,7 @@ def _submit_when_up(client: "JobSubmissionClient", request: Mapping[str, Any]) -
 
 
 def package(arguments: Sequence[str], folder: Path) -> list[str]:
-    """Copy the four packages and the recipe into a folder; return the arguments to use there."""
+    """Copy the packages and the recipe into a folder; return the arguments to use there."""
     for name in PACKAGES:
         shutil.copytree(
             str(resources.files(name)),

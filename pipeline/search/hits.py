@@ -182,9 +182,12 @@ class Hits:
         return self.read_columns(self.places[self.rows >= 0])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the fields with the columns that were read: hits travel without the searcher."""
+        """Return the fields with the columns that were read.
+
+        Hits travel without the searcher and without the drawer of pictures.
+        """
         known = _KnownColumns(places=self.places[self.rows >= 0], columns=self.columns)
-        return {**self.__dict__, "read_columns": known}
+        return {**self.__dict__, "read_columns": known, "pictures": None}
 
     @property
     def closer_than(self) -> Float64 | None:

@@ -40,11 +40,12 @@ class ArchivePictures:
     def thumbnails(self, tiles: Sequence[tuple[str, str]]) -> tuple[list[Picture], str]:
         """Return the picture of each (scene id, tile key), and why some of them are missing."""
         missing: list[str] = []
+        renderer = self.renderer  # made before there are threads
 
         def draw(tile: tuple[str, str]) -> Picture:
             if tile not in self._drawn:
                 try:
-                    picture = Picture(data_uri(self.renderer.draw(*tile), THUMBNAIL_PX))
+                    picture = Picture(data_uri(renderer.draw(*tile), THUMBNAIL_PX))
                 except SkysiftError as error:
                     missing.append(str(error))
                     return Picture("")

@@ -1,5 +1,6 @@
 """The front door on the demo: it opens what is there, draws hits, and finds a running cluster."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,8 @@ def test_hits_have_a_picture_each_and_the_query_comes_first(index):
     assert html.count("<img src='data:image/jpeg;base64,") == 6
     query, first = html.index(">query<"), html.index(">0<")
     assert query < html.index(f">{hits.queries[0].tile}<") < first
+    there = pickle.loads(pickle.dumps(hits))
+    assert (list(there), there.pictures) == (list(hits), None)
     sheet = hits.sheet(columns=5, side_px=64)
     assert sheet.size[0] == 5 * (64 + 12) + 12
 
