@@ -40,8 +40,9 @@ def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
     Each composite is a Cloud Optimized GeoTIFF with a STAC item that names its period and its
     sources; `skysift ingest` takes the folder as a catalog. The recipe's `catalog.mask` defines
     clouds; without, clouds stay. Scenes of several UTM zones make a composite for each zone, unless
-    --crs and --resolution name one grid. With --bbox, composites end at the box. The same command makes only composites that
-    are new or have other sources. Exit code 3 when something could not be read.
+    --crs and --resolution name one grid. With --bbox, composites end at the box. The same command
+    makes only composites that are new or have other sources. Exit code 3 when something could not
+    be read.
     """
     from pipeline.composite.driver import make_composites
     from pipeline.composite.plan import plan_composites
