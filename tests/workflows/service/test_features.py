@@ -244,7 +244,7 @@ for layer in sys.argv[2:]:
 
 
 def test_a_newer_gdal_reads_the_layers(address: str):
-    """The GDAL of pyogrio is there wherever the tests are; in a process of its own, as it blocks."""
+    """The GDAL of pyogrio is there wherever the tests are; it blocks, so it has its own process."""
     command = [sys.executable, "-c", READ, address, "tiles", "searches/first"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     assert done.stdout.split("\n")[:2] == [f"{ROWS} True", "20 True"]
