@@ -117,7 +117,7 @@ def http_page() -> str:
             parts += [f"## {method.upper()} {path}\n", f"{operation.get('summary', '')}.\n"]
             if operation.get("description"):
                 parts.append(f"{operation['description']}\n")
-            parts += _parameters(operation)
+            parts += _asked(operation)
             answers = ", ".join(
                 f"{code} {answer['description'].lower()}"
                 for code, answer in operation["responses"].items()
@@ -129,7 +129,7 @@ def http_page() -> str:
     return "\n".join(parts)
 
 
-def _parameters(operation: Mapping[str, Any]) -> list[str]:
+def _asked(operation: Mapping[str, Any]) -> list[str]:
     """Return the fields of an address and of a body."""
     fields = operation.get("parameters", ())
     lines = ["| field | in | type | meaning |", "|---|---|---|---|"] if fields else []
