@@ -17,13 +17,17 @@ from storage.index.filter import Filter
 from workflows.service.collections import Collections, Wanted
 from workflows.service.footprints import ScenePlaces
 
-_FILTERS = {
-    "everything": Filter(),
-    "a box": Filter(bbox=(0.0, 0.0, 5.0, 5.0)),
-    "a box and a month": Filter(
-        bbox=(0.0, 0.0, 30.0, 30.0), since="2024-01-01", until="2024-12-31"
-    ),
-}
+
+def _filters(searcher: Searcher) -> dict[str, Filter]:
+    """Return no filter, a box of some tiles of the last shard, and a wide box and a year."""
+    columns, _ = searcher.page(Filter(), 1, (len(searcher.manifest.shards) - 1, 0))
+    x, y = columns["bbox"][0, :2].tolist()
+    small, wide = (x - 0.1, y - 0.1, x + 0.1, y + 0.1), (x - 10, y - 10, x + 10, y + 10)
+    return {
+        "everything": Filter(),
+        "a box of 20 km": Filter(bbox=small),
+        "a box of 20 degrees and a year": Filter(bbox=wide, since="2023-01-01", until="2023-12-31"),
+    }
 
 
 def main() -> None:
@@ -38,7 +42,7 @@ def main() -> None:
         build_index(archive, f"{folder}/index", IndexSpec(kind="flat", shards=4))
         searcher = Searcher.local(f"{folder}/index")
         tiles = Collections(searcher, ScenePlaces(searcher.archive), None).get("tiles")
-        for name, where in _FILTERS.items():
+        for name, where in _filters(searcher).items():
             for place, start in (("first pages", None), ("last shard", "3.0")):
                 times, count, token = [], 0, start
                 for _ in range(options.pages):

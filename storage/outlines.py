@@ -178,7 +178,8 @@ def _parts(lons: Floats, lats: Floats) -> npt.NDArray[np.int64]:
     ends = np.roll(starts, -1, axis=2)
     off = np.hypot(*(middles - (starts + ends) / 2))
     bend = (off / np.maximum(np.hypot(*(ends - starts)), 1e-12)).max(axis=1)
-    return np.clip(np.ceil(np.sqrt(bend / TOLERANCE)), 1, _MOST_PARTS).astype(np.int64)
+    parts: npt.NDArray[np.int64] = np.ceil(np.sqrt(bend / TOLERANCE)).astype(np.int64)
+    return parts.clip(1, _MOST_PARTS)
 
 
 def perimeter(left: Any, bottom: Any, right: Any, top: Any, points: int) -> tuple[Any, Any]:
