@@ -321,7 +321,7 @@ def clip(rings: Floats, window: tuple[float, float, float, float]) -> list[Float
 
     Examples
     --------
-    >>> clip(np.array([[[0.0, 0], [4, 0], [4, 4]]]), (0, 0, 2, 9))[0].shape
+    >>> clip(np.array([[[0.0, 0], [4, 0], [4, 4]]]), (1, 0, 9, 9))[0].shape
     (4, 2)
     """
     shapes = np.asarray(shapely.polygons(rings), dtype=object)

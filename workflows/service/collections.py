@@ -263,7 +263,7 @@ class Scenes:
             properties |= {"start_datetime": first, "end_datetime": _text(entry.end)}
         origin = self._searcher.archive.origins(entry.segment_ordinal).get(entry.scene_id)
         files = [] if origin is None or origin.signed else origin.scene.hrefs
-        # The paths of the service's own disks are nobody's business.
+        # The paths of the service's own disks stay inside.
         assets = {
             PurePosixPath(file.uri).name: {"href": file.uri, "roles": ["data"]}
             for file in files

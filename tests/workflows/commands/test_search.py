@@ -96,7 +96,7 @@ def test_each_example_asks_alone_and_all_hits_go_to_one_file(
         n, hits = in_scene.index(key), by_label[f"tile {key} of A"]
         found = searcher.search(rows["embedding"][n].astype(np.float32), 8).rows[0].tolist()
         assert hits["row"].tolist() == [row for row in found if row != rows["row"][n]][:7]
-        assert hits["rank"].tolist() == list(range(7))
+        assert hits["rank"].tolist() == list(range(1, 8))
     assert len(alone) > 100
     assert frame["query"].tolist() == np.arange(150).repeat(7).tolist()
     by_row = {row: n for n, row in enumerate(rows["row"].tolist())}
