@@ -150,6 +150,7 @@ def http_page() -> str:
             parts += [f"## {method.upper()} {path}\n", f"{operation.get('summary', '')}.\n"]
             if operation.get("description"):
                 parts.append(f"{operation['description']}\n")
+            parts += _asked(operation)
             answers = ", ".join(
                 f"{code} {answer['description'].lower()}"
                 for code, answer in operation["responses"].items()
@@ -159,6 +160,22 @@ def http_page() -> str:
     for name, schema in described.get("components", {}).get("schemas", {}).items():
         parts += _schema(name, schema)
     return "\n".join(parts)
+
+
+def _asked(operation: Mapping[str, Any]) -> list[str]:
+    """Return the fields of an address and of a body."""
+    fields = operation.get("parameters", ())
+    lines = ["| field | in | type | meaning |", "|---|---|---|---|"] if fields else []
+    for field in fields:
+        kind, meaning = _json_type(field["schema"]), field.get("description", "")
+        lines.append(f"| `{field['name']}` | {field['in']} | {kind} | {meaning} |")
+    bodies = operation.get("requestBody", {}).get("content", {})
+    kinds = [f"{_json_type(body['schema'])} (`{kind}`)" for kind, body in bodies.items()]
+    return [
+        *lines,
+        *([""] if lines else []),
+        *([f"Body: {' or '.join(kinds)}.\n"] if kinds else []),
+    ]
 
 
 class _Nothing:

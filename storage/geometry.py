@@ -259,7 +259,9 @@ def areas(longitudes: Floats, latitudes: Floats) -> npt.NDArray[np.object_]:
     polar = np.abs(closed[:, -1] - closed[:, 0]) > 180
     polar |= (np.abs(latitudes) >= _POLE).any(axis=1)
     closed -= 360 * np.floor((closed.min(axis=1, keepdims=True) + 180) / 360)
-    shapes = np.atleast_1d(shapely.polygons(np.stack([closed[:, :-1], latitudes], axis=2)))
+    shapes = np.asarray(
+        shapely.polygons(np.stack([closed[:, :-1], latitudes], axis=2)), dtype=object
+    )
     for index in np.flatnonzero(polar):
         shapes[index] = shapely.Polygon(_around_pole(longitudes[index], latitudes[index]))
     for index in np.flatnonzero(shapely.bounds(shapes)[:, 2] > 180):
@@ -268,7 +270,7 @@ def areas(longitudes: Floats, latitudes: Floats) -> npt.NDArray[np.object_]:
         west = shapely.transform(west, lambda points: points - [360, 0])
         parts = [part for shape in (east, west) for part in getattr(shape, "geoms", [shape])]
         shapes[index] = shapely.union_all([part for part in parts if part.area])
-    return np.asarray(shapes, dtype=object)
+    return shapes
 
 
 def _around_pole(longitudes: Floats, latitudes: Floats) -> Floats:
@@ -319,10 +321,10 @@ def clip(rings: Floats, window: tuple[float, float, float, float]) -> list[Float
 
     Examples
     --------
-    >>> clip(np.array([[[0.0, 0], [4, 0], [4, 4]]]), (0, 0, 2, 9))[0].shape
+    >>> clip(np.array([[[0.0, 0], [4, 0], [4, 4]]]), (1, 0, 9, 9))[0].shape
     (4, 2)
     """
-    shapes = np.atleast_1d(shapely.polygons(rings))
+    shapes = np.asarray(shapely.polygons(rings), dtype=object)
     bounds = shapely.bounds(shapes)
     low, high = window[:2], window[2:]
     beyond = (bounds[:, :2] < low).any(axis=1) | (bounds[:, 2:] > high).any(axis=1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -20,7 +21,8 @@ from storage.archive.repository import translate_errors
 from storage.archive.spec import ArchiveSpec, root_attributes, spec_of
 from storage.catalog.stac_write import is_sound, written_items
 from storage.dataset import read_info
-from storage.formats import write_hits
+from storage.formats import located, write_hits
+from storage.geometry import footprints
 from storage.index.manifest import read_manifest, write_manifest
 from storage.index.sidecar import HIT_SCHEMA
 from storage.location import Location
@@ -161,7 +163,7 @@ def _hits() -> pa.Table:
     rows = [
         {
             "query": 0,
-            "rank": 0,
+            "rank": 1,
             "score": 0.5,
             "row": 1,
             "tile_key": "g/1/2",
@@ -173,7 +175,8 @@ def _hits() -> pa.Table:
         }
     ]
     first = [("query", pa.int64()), ("rank", pa.int64()), ("score", pa.float32())]
-    return pa.Table.from_pylist(rows, schema=pa.schema([*first, *HIT_SCHEMA]))
+    table = pa.Table.from_pylist(rows, schema=pa.schema([*first, *HIT_SCHEMA]))
+    return located(table, footprints(np.array([[0.0, 0.0, 1.0, 1.0]])))
 
 
 def read_mutated(seed: int) -> None:

@@ -78,7 +78,7 @@ def test_every_footprint_has_its_tiles_area_and_middle(case, place, side_px):
     left, bottom, right, top = tile_bounds(grid.to_dict(), tile)[0]
     to_wgs84 = Transformer.from_crs(crs, 4326, always_xy=True)
     middle = to_wgs84.transform((left + right) / 2, (bottom + top) / 2)
-    assert shape.contains(shapely.Point(middle))
+    assert shape.distance(shapely.Point(middle)) < 1e-9  # which may lie on the cut
 
 
 @pytest.mark.parametrize("corner", [(-5000, -5000), (0, 0), (-5120, 0), (-9000, -300)])

@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from storage.errors import ConfigError, EncoderMismatchError
+from storage.location import Location
 from storage.progress import Progress
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.console import ProgressView, format_table
-
-if TYPE_CHECKING:
-    from storage.location import Location
 
 
 @click.command(
@@ -124,7 +122,7 @@ def _dataset_labels(run: Run) -> None:
     _show(run, {**facts, **asdict(found)})
 
 
-def _bundle(run: Run) -> "Location":
+def _bundle(run: Run) -> Location:
     """Return the encoder to score: the one that is named, or that of the recipe's training.
 
     Raises
@@ -134,7 +132,7 @@ def _bundle(run: Run) -> "Location":
     """
     output = run.recipe.training.output
     if run.recipe.encoder.bundle is None and output is not None:
-        trained = run.location(output) / "bundle"
+        trained = Location.of(output) / "bundle"
         if not trained.is_local or trained.path.exists():
             return trained
         raise ConfigError(

@@ -78,7 +78,10 @@ class Collections:
 
     def __init__(self, searcher: Searcher, places: ScenePlaces, searches: Location | None) -> None:
         self._searcher, self._searches = searcher, searches
-        self._fixed = {"tiles": Tiles(searcher), "scenes": Scenes(searcher, places)}
+        self._fixed: dict[str, Collection] = {
+            "tiles": Tiles(searcher),
+            "scenes": Scenes(searcher, places),
+        }
 
     @property
     def extent(self) -> tuple[BBox, list[str]]:
@@ -137,8 +140,8 @@ class Tiles:
         """Return the tiles in question, in the order of the index."""
         if wanted.ids is not None:
             return self._rows(wanted), None
-        start = (0, 0) if wanted.token is None else _numbers(wanted.token)
-        columns, after = self._searcher.page(wanted.where, wanted.limit, start)
+        shard, position = _numbers(wanted.token or "0.0")
+        columns, after = self._searcher.page(wanted.where, wanted.limit, (shard, position))
         token = None if after is None else f"{after[0]}.{after[1]}"
         return list(self._features(columns)), token
 
@@ -257,13 +260,10 @@ class Scenes:
         first = entry.datetime and _text(entry.datetime)
         properties: dict[str, Any] = {"datetime": first, "tiles": entry.rows}
         if entry.end is not None:
-            properties |= {
-                "start_datetime": _text(entry.datetime),
-                "end_datetime": _text(entry.end),
-            }
+            properties |= {"start_datetime": first, "end_datetime": _text(entry.end)}
         origin = self._searcher.archive.origins(entry.segment_ordinal).get(entry.scene_id)
         files = [] if origin is None or origin.signed else origin.scene.hrefs
-        # The paths of the service's own disks are nobody's business.
+        # The paths of the service's own disks stay inside.
         assets = {
             PurePosixPath(file.uri).name: {"href": file.uri, "roles": ["data"]}
             for file in files

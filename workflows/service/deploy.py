@@ -116,6 +116,7 @@ class Arguments(BaseModel):
     index: str
     encoder: str | None = None
     scenes: str | None = None
+    searches: str | None = None
     replicas: int = 1
 
 
@@ -134,6 +135,7 @@ def application(arguments: Arguments) -> serve.Application:
         index_uri=arguments.index,
         encoder_uri=arguments.encoder,
         catalog=CatalogSpec(source=arguments.scenes) if arguments.scenes else None,
+        searches=arguments.searches,
         replicas=arguments.replicas,
     )
     return _application(config, spec, check_exposure(spec))

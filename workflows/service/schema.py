@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from storage.errors import ConfigError
 from storage.geometry import usable_bbox
@@ -261,6 +261,9 @@ class ItemsQuery(_Message):
     limit: int = Field(100, ge=1, description="Most features of the page; at most 2,000 are given.")
     token: str | None = Field(None, max_length=1024, description="From the link `next`.")
     f: Literal["json"] | None = Field(None, description="The only format is GeoJSON.")
+    collections: str | None = Field(
+        None, max_length=10_000, description="Some clients repeat the collection's name here."
+    )
 
     @property
     def box(self) -> tuple[float, float, float, float] | None:
@@ -311,17 +314,27 @@ class ItemSearchBody(_Message):
 class ItemSearchQuery(ItemsQuery):
     """The conditions of an item search in an address; lists have commas."""
 
-    collections: str | None = Field(None, max_length=10_000)
     ids: str | None = Field(None, max_length=100_000)
     intersects: str | None = Field(None, max_length=1_000_000, description="GeoJSON as text.")
 
     def as_body(self) -> ItemSearchBody:
-        """Return the same conditions as a body."""
+        """Return the same conditions as a body.
+
+        Raises
+        ------
+        ConfigError
+            They are not conditions of a search.
+        """
         lists = {name: getattr(self, name) for name in ("collections", "ids", "bbox")}
         split = {name: text.split(",") for name, text in lists.items() if text is not None}
-        shape = None if self.intersects is None else json.loads(self.intersects)
         others = {"datetime": self.datetime, "limit": self.limit, "token": self.token}
-        return ItemSearchBody.model_validate({**split, **others, "intersects": shape})
+        try:
+            shape = None if self.intersects is None else json.loads(self.intersects)
+            return ItemSearchBody.model_validate({**split, **others, "intersects": shape})
+        except ValidationError as error:
+            raise ConfigError(f"search: {error.errors()[0]['msg']}") from error
+        except ValueError as error:
+            raise ConfigError(f"search: intersects is not JSON ({error}); give GeoJSON") from error
 
     @classmethod
     def of(cls, body: ItemSearchBody) -> "ItemSearchQuery":

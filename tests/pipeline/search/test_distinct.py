@@ -80,7 +80,7 @@ def test_places_and_dates_are_those_of_brute_force(
     for hit in hits.to_arrow().to_pylist():
         dates = [(date["score"], date["scene"]) for date in hit["dates"]]
         assert (hit["score"], hit["scene"]) == dates[0]
-        assert hit["rank"] == len(found[hit["query"]])
+        assert hit["rank"] == len(found[hit["query"]]) + 1
         found[hit["query"]].append((hit["tile_key"], dates))
     assert list(found.values()) == [_truth(rows, query, k, where) for query in queries]
 

@@ -88,16 +88,14 @@ def test_hits_become_a_table_of_ranked_rows(world: tuple[str, str, Rows], search
     hits = searcher.search(queries(3), 4)
     table = hits.to_arrow().to_pydict()
     assert table["query"] == [0] * 4 + [1] * 4 + [2] * 4
-    assert table["rank"] == [0, 1, 2, 3] * 3
+    assert table["rank"] == [1, 2, 3, 4] * 3
     np.testing.assert_array_equal(table["score"], hits.scores.ravel())
     by_row = {row: n for n, row in enumerate(rows["row"].tolist())}
     for i, row in enumerate(table["row"]):
         n = by_row[row]
         assert table["tile_key"][i] == rows["tile_key"][n]
         assert table["scene"][i] == rows["scene"][n]
-        assert [table[edge][i] for edge in ("west", "south", "east", "north")] == list(
-            rows["bbox"][n]
-        )
+        assert list(table["bbox"][i].values()) == list(rows["bbox"][n])
         assert np.datetime64(table["datetime"][i].replace(tzinfo=None), "ms") == rows["datetime"][n]
 
 
@@ -299,7 +297,7 @@ def test_an_answer_leaves_out_the_rows_that_its_query_is_made_of(
         answer = client.answer(query, 12, nprobe=EXHAUSTIVE)
         assert answer.rows[0].tolist() == [row for row in hits if row not in own][:12]
         assert answer.to_arrow()["row"].to_pylist() == answer.rows[0].tolist()
-        assert answer.to_arrow()["rank"].to_pylist() == list(range(12))
+        assert answer.to_arrow()["rank"].to_pylist() == list(range(1, 13))
         whole = client.answer(query, 12, keep_own=True, nprobe=EXHAUSTIVE)
         assert whole.rows[0].tolist() == hits[:12]
 

@@ -96,7 +96,7 @@ def test_each_example_asks_alone_and_all_hits_go_to_one_file(
         n, hits = in_scene.index(key), by_label[f"tile {key} of A"]
         found = searcher.search(rows["embedding"][n].astype(np.float32), 8).rows[0].tolist()
         assert hits["row"].tolist() == [row for row in found if row != rows["row"][n]][:7]
-        assert hits["rank"].tolist() == list(range(7))
+        assert hits["rank"].tolist() == list(range(1, 8))
     assert len(alone) > 100
     assert frame["query"].tolist() == np.arange(150).repeat(7).tolist()
     by_row = {row: n for n, row in enumerate(rows["row"].tolist())}
@@ -160,3 +160,30 @@ def test_explain_prints_the_plan_instead_of_hits(world: tuple[str, Rows]):
         0.5,
     )
     assert [work["selected"] for work in plan["passes"]] == [selected]
+
+
+def test_a_search_is_kept_run_again_and_drawn(world: tuple[str, Rows], tmp_path: Path):
+    """A kept search finds its example too, because the file holds the vector alone."""
+    index, rows = world
+    kept, drawn = tmp_path / "kept.json", tmp_path / "map.pmtiles"
+    asked = ("--tile", rows["tile_key"][3], "--scene", "A", "--label", "water", "-k", 9)
+    _search(index, *asked, "--save", kept, "--score-map", drawn)
+    assert drawn.read_bytes().startswith(b"PMTiles")
+    answer = _search(index, "--saved", kept, "--out", tmp_path / "hits.geojson")
+    hits = Searcher.local(index).search(rows["embedding"][3], 9, Filter(labels=("water",)))
+    assert [hit["row"] for hit in answer["hits"]] == hits.rows[0].tolist()
+    document = json.loads(kept.read_text())
+    for name, value, words in (
+        ("encoder_fingerprint", "0" * 64, "of encoder 0000"),
+        ("k", 0, "k is below 1"),
+        ("vector", [], "zero"),
+        ("filter", {"colour": "red"}, "colour"),
+        ("version", 2, "version 2"),
+        ("marks", [], "marks"),
+    ):
+        kept.write_text(json.dumps({**document, name: value}))
+        outcome = run("search", "--index", index, "--saved", kept)
+        assert outcome.code in (1, 2)
+        assert words in outcome.err
+    both = run("search", "--index", index, "--saved", kept, "--tile", rows["tile_key"][3])
+    assert both.code == 2
