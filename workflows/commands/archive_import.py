@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from storage.embeddings.layouts import LAYOUT_NAMES, Choice, parse_columns
 from storage.progress import event_log
 from workflows.commands.archive_options import archive_option
 from workflows.commands.common import Run, Verb, events_option, pass_run, reason_lines
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="SOURCE")
 @archive_option
 @click.option(
-    "--layout", default="", metavar="NAME", help="Layout of the source; recognised by default."
+    "--layout",
+    type=click.Choice(LAYOUT_NAMES),
+    metavar="NAME",
+    help=f"Layout of the source; recognised by default: {', '.join(LAYOUT_NAMES)}.",
 )
 @click.option(
     "--columns",
@@ -91,7 +95,6 @@ def import_(
 
 def _spec(run: Run, source: str, options: dict[str, Any]) -> "ImportSpec":
     from pipeline.importing.spec import ImportSpec
-    from storage.embeddings.layouts import Choice, parse_columns
 
     columns = options["columns"]
     return ImportSpec(
@@ -99,7 +102,8 @@ def _spec(run: Run, source: str, options: dict[str, Any]) -> "ImportSpec":
         archive_uri=run.need("archive.uri"),
         choice=Choice(
             columns=parse_columns(columns) if columns else None,
-            **{name: options[name] for name in ("layout", "date", "crs", "chip_m")},
+            layout=options["layout"] or "",
+            **{name: options[name] for name in ("date", "crs", "chip_m")},
         ),
         version=options["model_version"],
         **{

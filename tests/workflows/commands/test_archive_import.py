@@ -117,7 +117,8 @@ def test_bad_rows_end_with_exit_code_3_and_are_named(tmp_path: Path):
     ("arguments", "text"),
     [
         (["--columns", "vektor=embeddings"], "is not NAME=COLUMN"),
-        (["--layout", "clay"], "layout 'clay' is not one of a table"),
+        (["--layout", "clay"], "'clay' is not one of 'clay-v0'"),
+        (["--layout", "tessera"], "layout 'tessera' is not one of a table"),
         (["--columns", "vector=date"], "not lists of numbers"),
         (["--date", "soon", "--columns", "geometry=geometry"], "names the model of its vectors"),
     ],
