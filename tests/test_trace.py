@@ -18,8 +18,9 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trace]:
 # Files and functions that each way may touch, as many as it does today. The limits in
 # benchmarks.trace are lower for the first two; lower these with each way that gets shorter. A few
 # functions of the progress display run or not by the speed of the machine. An archive remembers the
-# files of its scenes: storage/archive/origins.py lies on the way of an ingest. workflows/stages.py has the stages
-# that commands and Python share, and specifications may be given as mappings.
+# files of its scenes: storage/archive/origins.py lies on the way of an ingest.
+# workflows/stages.py has the stages that commands and Python share, and specifications may be given
+# as mappings.
 CEILINGS = {"search": (29, 171), "ingest": (43, 309), "step": (9, 37)}
 
 
