@@ -80,7 +80,9 @@ class Filter:
         ConfigError
             The value is something else, or a condition does not exist or is invalid.
         """
-        return cls() if value is None else as_spec(cls, value, "filter")
+        if value is None or isinstance(value, cls):
+            return value or _EVERYTHING
+        return as_spec(cls, value, "filter")
 
     def __bool__(self) -> bool:
         return self != _EVERYTHING
