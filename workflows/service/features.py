@@ -102,7 +102,7 @@ def _add_collection(
     item: Callable[..., Any],
     options: dict[str, Any],
 ) -> None:
-    geojson = {**options, "response_class": GeoJson}
+    geojson = _of_features(options)
 
     @app.get("/collections/searches/{search}/items", **geojson)
     async def hits(
@@ -144,7 +144,7 @@ def _add_collection(
 def _add_search(
     app: FastAPI, backend: "IndexBackend", places: FairPlaces, options: dict[str, Any]
 ) -> None:
-    geojson = {**options, "response_class": GeoJson}
+    geojson = _of_features(options)
 
     @app.get("/search", **geojson)
     async def search(request: Request, query: Annotated[ItemSearchQuery, Query()]) -> Response:
@@ -157,6 +157,16 @@ def _add_search(
         """Search the collections for items, with the conditions as JSON."""
         work = partial(_searched, backend, _base(request), body, post=True)
         return await places.run(request.state.client, work)
+
+
+def _of_features(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a route whose answer is GeoJSON and whose errors are JSON."""
+    answer = {200: {"content": {GEOJSON: {"schema": {"type": "object"}}}}}
+    return {
+        **options,
+        "response_class": Response,
+        "responses": {**options["responses"], **answer},
+    }
 
 
 def landing(request: Request) -> JSONResponse:
