@@ -80,16 +80,23 @@ def _about(archive: Archive, times: npt.NDArray[np.datetime64]) -> dict[str, Any
         period = {"datetime": first, "start_datetime": first, "end_datetime": last}
     return {
         "version": "0.0.1",
-        "model": {
-            "id": spec.encoder_fingerprint,
-            "name": "Skysift encoder",
-            "version": spec.encoder_fingerprint[:16],
-            "source": archive.encoder.absolute.uri,
-            "config": {"bands": list(spec.bands), "tile_px": spec.tile_px},
-        },
+        "model": {"id": spec.encoder_fingerprint, **_model(archive)},
         **period,
         "datasets": [{"name": "Skysift archive", "source": archive.location.absolute.uri}],
         "embedding": {"dim": spec.dimension, "quantization": "float16, unit norm"},
+    }
+
+
+def _model(archive: Archive) -> dict[str, Any]:
+    """Return the name, the version and what else is known of the model of the vectors."""
+    spec = archive.spec
+    if spec.published:
+        return {"name": spec.published.name, "version": spec.published.version}
+    return {
+        "name": "Skysift encoder",
+        "version": spec.encoder_fingerprint[:16],
+        "source": archive.encoder.absolute.uri,
+        "config": {"bands": list(spec.bands), "tile_px": spec.tile_px},
     }
 
 

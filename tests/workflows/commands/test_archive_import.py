@@ -132,16 +132,20 @@ def test_wrong_options_end_in_one_line(
     assert done.err.count("\n") == 1
 
 
-def test_the_export_of_an_archive_can_be_imported_and_described(synthetic: Path, tmp_path: Path):
+def test_the_export_of_an_archive_can_be_imported_and_described(tmp_path: Path):
+    source = clay_v0(tmp_path / "clay", make_chips(20, 768))  # within one UTM zone
     archive, rows = str(tmp_path / "archive"), str(tmp_path / "rows.parquet")
-    run("archive", "import", synthetic, "--archive", archive)
+    run("archive", "import", source, "--archive", archive)
     run("archive", "export", "--archive", archive, "--out", rows)
     columns = "vector=embedding,geometry=geometry,date=datetime"
     again = ["--columns", columns, "--model", "own", "--no-centre", "--archive", tmp_path / "again"]
-    assert run("archive", "import", rows, *again, "--json").data["report"]["rows"] == 40
+    assert run("archive", "import", rows, *again, "--json").data["report"]["rows"] == 20
     made = Archive.open(str(tmp_path / "again")).read_all(["embedding", "tile_key"])
     before = Archive.open(archive).read_all(["embedding", "tile_key"])
-    np.testing.assert_allclose(made["embedding"], before["embedding"], atol=1e-3)
+    places = [np.argsort(rows["tile_key"]) for rows in (made, before)]  # exports follow a curve
+    assert (made["tile_key"][places[0]] == before["tile_key"][places[1]]).all()
+    vectors = made["embedding"][places[0]], before["embedding"][places[1]]
+    np.testing.assert_allclose(*vectors, atol=1e-3)
     item = tmp_path / "item.json"
     run("archive", "export", "--archive", archive, "--format", "stac", "--out", item)
     (link,) = json.loads(item.read_text())["links"]

@@ -173,7 +173,7 @@ def test_the_library_a_ray_task_the_command_line_and_http_give_the_same_answer(d
     app = create_app(IndexBackend(BackendConfig(index_uri=index)))
     with TestClient(app, base_url="http://127.0.0.1") as client:
         answer = client.post("/v1/search", json={"tile": tile, "scene": scene, "k": 10}).json()
-    assert [(hit["tile"], hit["scene"], hit["score"]) for hit in answer["hits"]] == expected
+    assert [(hit["tile_key"], hit["scene"], hit["score"]) for hit in answer["hits"]] == expected
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path):

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from PIL import Image
 
 from docs.build_notebooks import NOTEBOOKS, executed
+from tests.support.command_line import run
+from tests.support.embeddings import clay_v0, make_chips
 from tests.support.paths import REPOSITORY
 from workflows.demo.run import DemoResult
 
@@ -44,6 +47,9 @@ def folder(demo: DemoResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         (work / name).symlink_to(demo.folder / target)
     (place / "prairie.yaml").write_text((demo.folder / "recipe.yaml").read_text())
+    chips = make_chips(40, 768)
+    run("archive", "import", clay_v0(place / "published", chips), "--archive", work / "clay")
+    np.save(place / "vectors.npy", chips.vectors)
     rng_like = Image.radial_gradient("L").resize((64, 64))
     Image.merge("RGBA", [rng_like] * 4).convert("RGB").save(place / "chip.png")
     return place
