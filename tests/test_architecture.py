@@ -39,7 +39,7 @@ HOMES = {
     "faiss": within("storage/index", "gpu pilot quantizer shard"),
     "fastapi": within("workflows/service", "app deploy errors guard negotiation uploads"),
     "fsspec": ("storage/location.py",),
-    "geopandas": (),  # for tests and notebooks
+    "geopandas": ("storage/areas.py",),
     "icechunk": (
         "storage/location.py",
         *within("storage/archive", "maintenance reader repository writer"),
@@ -67,6 +67,7 @@ HOMES = {
         "pipeline/datasets/scenes.py",
         "pipeline/importing/places.py",
         "pipeline/tiles/grid.py",
+        "storage/areas.py",
         "storage/embeddings/table.py",
         "storage/formats.py",
         "workflows/demo/world.py",
@@ -86,6 +87,7 @@ HOMES = {
     ),
     "s3fs": (),  # fsspec finds it by the scheme
     "shapely": (
+        "storage/areas.py",
         "storage/embeddings/table.py",
         "storage/formats.py",
         "storage/geometry.py",
