@@ -88,15 +88,15 @@ def _make(composite: Composite, plan: CompositePlan, scheduler: Scheduler) -> No
         file,
         (len(spec.bands), extent.height, extent.width),
         "float32",
-        plan.pixels.crs,
-        plan.pixels.affine(extent.column, extent.row),
+        composite.pixels.crs,
+        composite.pixels.affine(extent.column, extent.row),
         nodata=np.nan,
         descriptions=spec.bands,
     ) as target:
         for piece in blocks_of(extent, _PIECE_BLOCKS * composite.block_px):
             placed = [scene for scene in composite.placed if scene.extent.intersection(piece)]
             if placed:
-                values = _median(composite, placed, plan, piece, scheduler)
+                values = _median(composite, placed, piece, scheduler)
                 target.write(values, piece.row - extent.row, piece.column - extent.column)
     document = composite_document(
         composite.id,
@@ -113,13 +113,12 @@ def _make(composite: Composite, plan: CompositePlan, scheduler: Scheduler) -> No
 def _median(
     composite: Composite,
     placed: Sequence[Placed],
-    plan: CompositePlan,
     piece: Window,
     scheduler: Scheduler,
 ) -> NDArray[np.float32]:
     """Return the median of some scenes over a piece of a composite."""
     with required(f"composite {composite.id}"):
-        stack = scene_stack(placed, plan.pixels, piece, block_px=composite.block_px)
+        stack = scene_stack(placed, composite.pixels, piece, block_px=composite.block_px)
         median = da.map_blocks(median_of_days, stack, dtype=np.float32, drop_axis=0)
         [values] = compute([median], scheduler)
     return np.asarray(values)

@@ -33,11 +33,12 @@ _LARGEST_BLOCK_PX = 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Composite:
-    """One composite to make: its period, its window on the grid and its sources."""
+    """One composite to make: its period, its grid and window on it, and its sources."""
 
     id: str
     start: datetime
     end: datetime
+    pixels: PixelGrid
     extent: Window
     placed: tuple[Placed, ...]
     fingerprint: str
@@ -46,23 +47,28 @@ class Composite:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompositePlan:
-    """Composites to make; ``unchanged`` ones exist already, made from the same sources."""
+    """Composites to make; ``unchanged`` ones exist already, made from the same sources.
+
+    ``unmasked`` counts the scenes without a cloud mask, of all composites.
+    """
 
     spec: CompositeSpec
-    pixels: PixelGrid
+    grids: tuple[PixelGrid, ...]
     todo: tuple[Composite, ...]
     unchanged: tuple[str, ...]
     left_out: Mapping[str, str]
+    unmasked: int
 
     def summary(self) -> dict[str, Any]:
         """Return the plan as plain values, for printing."""
         return {
             "output": str(self.spec.output_uri),
-            "grid": {"crs": self.pixels.crs, "resolution": self.pixels.resolution},
+            "grids": [{"crs": grid.crs, "resolution": grid.resolution} for grid in self.grids],
             "composites": {composite.id: len(composite.placed) for composite in self.todo},
             "unchanged": len(self.unchanged),
             "pixels": sum(item.extent.width * item.extent.height for item in self.todo),
             "scenes_left_out": dict(self.left_out),
+            "scenes_without_mask": self.unmasked,
         }
 
 
@@ -80,12 +86,15 @@ class CompositeReport:
 def plan_composites(spec: CompositeSpec) -> CompositePlan:
     """Find the composites that a catalog makes and that do not exist yet.
 
+    Scenes of several CRS or pixel sizes make composites of their own on each native grid, where the
+    spec states none.
+
     Raises
     ------
     CatalogError
         The catalog cannot be read, or holds nothing that satisfies the query.
     ConfigError
-        The scenes do not agree on a grid and the spec states none, or the spec is wrong.
+        The spec is wrong.
     GridError
         The spec's area has no place on its grid.
     """
@@ -94,20 +103,29 @@ def plan_composites(spec: CompositeSpec) -> CompositePlan:
     grid_crs(spec.grid)  # a wrong one would leave out every scene
     listing = read_scenes(spec.catalog, spec.bands)
     left_out = {entry.scene_id: entry.reason for entry in listing.rejected}
-    pixels, readable = _common_grid(listing.scenes, spec.grid, left_out)
-    box = spec.catalog.query.bbox
-    clip = window_of_bbox(pixels, box) if box else None
-    placed = [item for _, item in _read(readable, partial(place, pixels=pixels), left_out)]
-    found = [_composite(spec, pixels, clip, group) for group in _by_period(placed, spec.period)]
-    composites = [composite for composite in found if composite is not None]
+    grids = _grids(listing.scenes, spec.grid, left_out)
+    composites = [
+        composite
+        for pixels, scenes in grids.items()
+        for composite in _on_grid(spec, pixels, scenes, left_out)
+    ]
+    unmasked = sum(scene.mask is None for scenes in grids.values() for scene in scenes)
+    if unmasked:
+        logger.warning(
+            "%d of %d scenes have no cloud mask: their clouds stay in the composites; state one "
+            "as catalog.mask",
+            unmasked,
+            sum(map(len, grids.values())),
+        )
     written = written_items(spec.output_uri)
     todo = tuple(item for item in composites if not _is_made(item, written, spec.output_uri))
     return CompositePlan(
         spec=spec,
-        pixels=pixels,
+        grids=tuple(grids),
         todo=todo,
         unchanged=tuple(item.id for item in composites if item not in todo),
         left_out=left_out,
+        unmasked=unmasked,
     )
 
 
@@ -137,23 +155,27 @@ def _read(
     return readable
 
 
-def _common_grid(
+def _grids(
     scenes: Sequence[Scene], spec: GridSpec, left_out: dict[str, str]
-) -> tuple[PixelGrid, list[Scene]]:
-    """Return the common grid of all scenes that can be read, and these scenes."""
+) -> dict[PixelGrid, list[Scene]]:
+    """Return the scenes that can be read, by their grids."""
     grids: dict[PixelGrid, list[Scene]] = {}
     for scene, grid in _read(scenes, partial(pixels_for_scene, spec=spec), left_out):
         grids.setdefault(grid, []).append(scene)
     if not grids:
         raise none_readable(left_out)
-    if len(grids) > 1:
-        (grid, first), (other, second) = list(grids.items())[:2]
-        raise ConfigError(
-            f"scenes {first[0].id} ({grid.crs}, {grid.resolution:g}) and {second[0].id} "
-            f"({other.crs}, {other.resolution:g}) are on different grids; state the composites' "
-            "--crs and --resolution"
-        )
-    return next(iter(grids.items()))
+    return grids
+
+
+def _on_grid(
+    spec: CompositeSpec, pixels: PixelGrid, scenes: Sequence[Scene], left_out: dict[str, str]
+) -> list[Composite]:
+    """Return the composites of the scenes of one grid."""
+    box = spec.catalog.query.bbox
+    clip = window_of_bbox(pixels, box) if box else None
+    placed = [item for _, item in _read(scenes, partial(place, pixels=pixels), left_out)]
+    found = [_composite(spec, pixels, clip, group) for group in _by_period(placed, spec.period)]
+    return [composite for composite in found if composite is not None]
 
 
 def _by_period(placed: Iterable[Placed], kind: PeriodKind) -> list[tuple[Placed, ...]]:
@@ -186,6 +208,7 @@ def _composite(
         id=f"{spec.name}-{label}-{area[:6]}",
         start=start,
         end=end,
+        pixels=pixels,
         extent=extent,
         placed=placed,
         fingerprint=json_digest([area, asdict(extent), sources])[:16],

@@ -25,7 +25,7 @@ from pipeline.ingest.spec import IngestSpec
 from pipeline.tiles.spec import GridSpec
 from storage.archive.reader import Archive
 from storage.catalog.read import read_scenes
-from storage.errors import ConfigError, SkysiftError
+from storage.errors import SkysiftError
 from storage.locks import exclusive_lock
 from storage.raster.reader import SceneReader
 from storage.scene import CatalogSpec, SceneQuery
@@ -111,7 +111,7 @@ def test_two_crs_and_resolutions_are_read_as_one_reader_reads_them(series: Serie
     make_composites(plan)
     layers: dict[str, np.ndarray] = {}
     for placed in composite.placed:
-        with SceneReader(placed.scene, plan.pixels) as reader:
+        with SceneReader(placed.scene, composite.pixels) as reader:
             block = reader.read(composite.extent)
         values = np.where(block.cloud, np.float32(np.nan), block.values)
         before = layers.get(placed.day)
@@ -122,10 +122,29 @@ def test_two_crs_and_resolutions_are_read_as_one_reader_reads_them(series: Serie
     assert np.isfinite(made[0]).sum() > 500
 
 
-def test_scenes_on_different_grids_need_a_stated_one(series: Series):
+def test_scenes_on_different_grids_make_composites_on_each(series: Series):
     series.add("zone32", "2024-06-18T10:00", 7, crs="EPSG:32632", corner=ZONE_32)
-    with pytest.raises(ConfigError, match="state the composites' --crs and --resolution"):
-        plan_composites(spec_of(series))
+    plan = plan_composites(spec_of(series))
+    assert [grid.crs for grid in plan.grids] == [CRS, "EPSG:32632"]
+    june, july, other = plan.todo
+    assert [len(one.placed) for one in plan.todo] == [5, 1, 1]
+    assert [one.pixels for one in plan.todo] == [*[plan.grids[0]] * 2, plan.grids[1]]
+    assert june.id != other.id
+    report = make_composites(plan)
+    assert report.made == (june.id, july.id, other.id)
+    with rasterio.open(series.folder / "out" / f"{other.id}.tif") as dataset:
+        assert dataset.crs.to_epsg() == 32632
+        np.testing.assert_array_equal(dataset.read(), series.truth["zone32"])
+
+
+def test_scenes_without_a_mask_are_counted_and_warned_of(
+    series: Series, caplog: pytest.LogCaptureFixture
+):
+    assert plan_composites(spec_of(series)).unmasked == 0
+    assert caplog.text == ""
+    plan = plan_composites(spec_of(series, catalog=replace(series.catalog, mask=None)))
+    assert plan.summary()["scenes_without_mask"] == 6
+    assert "6 of 6 scenes have no cloud mask: their clouds stay" in caplog.text
 
 
 def test_a_box_bounds_the_composite(series: Series):
