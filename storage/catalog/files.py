@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import PurePosixPath
 
-from storage.catalog.presets import PRESETS, Preset
+from storage.catalog.presets import PRESETS, Preset, fitting_preset
 from storage.dates import as_utc
 from storage.errors import CatalogError, ConfigError
 from storage.location import Location
@@ -59,17 +59,28 @@ def file_candidates(files: Sequence[Location], spec: CatalogSpec) -> Iterator[Ca
         )
     if preset and preset.mask and not spec.mask:
         _warn_of_masks(groups, preset)
+    unsure = []
     for stem, group in groups.items():
         scene_id = PurePosixPath(stem).name
         href = next(iter(group.values()))
         with Quarantine(f"scene {scene_id}") as fault:
             moment = _date(scene_id, href.uri, pattern)
             bbox = inspect(href).bbox if spec.query.area else None
-            settled = _settled(spec, preset, stem, group) if preset else spec
-            entry = _Files(scene_id, group, settled, preset and (preset, stem))
+            if preset and preset.may_lack_offset(stem, moment):
+                unsure.append(scene_id)
+            whole = _with_mask(spec, preset, group) if preset else spec
+            entry = _Files(scene_id, group, whole, (preset, stem) if preset else None)
             yield Candidate(id=scene_id, datetime=moment, bbox=bbox, resolve=entry.resolve)
         if fault:
             yield Rejected(scene_id=scene_id, reason=fault.reason)
+    if unsure:
+        logger.warning(
+            "%d scenes, such as %s, state no processing baseline in their path and are taken "
+            "without the offset of products from 2022-01-25 on; if theirs is not removed, give "
+            "the bands' offset in the recipe",
+            len(unsure),
+            unsure[0],
+        )
 
 
 Groups = dict[str, dict[str | None, Location]]
@@ -129,9 +140,7 @@ def _warn_of_masks(groups: Groups, preset: Preset) -> None:
         )
 
 
-def _settled(
-    spec: CatalogSpec, preset: Preset, stem: str, group: Mapping[str | None, Location]
-) -> CatalogSpec:
+def _with_mask(spec: CatalogSpec, preset: Preset, group: Collection[str | None]) -> CatalogSpec:
     """Return the spec with the mask of a preset where the scene has it and the spec has none."""
     mask = preset.mask
     has_mask = mask is not None and mask.asset in group
@@ -191,9 +200,11 @@ class _Files:
                 return href, descriptions.index(name) + 1
             named = ", ".join(text or "unnamed" for text in descriptions)
             have.append(f"{PurePosixPath(href.uri).name} has {len(descriptions)} ({named})")
+        fitting = fitting_preset(next(iter(self._files.values())).uri)
         raise CatalogError(
             f"scene {self._id} has no band described as {name!r}: {'; '.join(have)}; "
             "map it to its number in the recipe's bands"
+            + (f", or give the preset {fitting} (--scenes-preset)" if fitting else "")
         )
 
 

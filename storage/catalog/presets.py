@@ -12,6 +12,7 @@ Guide (LSDS-1619), scale and QA_PIXEL; HLS Product User Guide v2, Fmask; NAIP im
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from storage.errors import CatalogError
 from storage.scene import BandMapping, MaskMapping
@@ -64,6 +65,7 @@ _HLS_S30 = {
 }
 _S2_BASELINE = re.compile(r"S2[A-D]_MSI\w*?_N(\d{2})\d{2}_")
 _S2_OFFSET = -0.1
+_S2_OFFSET_FROM = datetime(2022, 1, 25, tzinfo=UTC)
 _WHOLE = "image"
 
 
@@ -83,8 +85,9 @@ class Preset:
     Parameters
     ----------
     pattern
-        Matches the end of a path; group ``band``, and optionally ``before`` and ``after`` (what of
-        the name belongs to the product) and ``resolution``.
+        Matches the end of a path; group ``band`` (``safe`` in names of SAFE, which have further
+        parts after it), and optionally ``before`` and ``after`` (what of the match belongs to the
+        product) and ``resolution``.
     bands
         For products whose stem matches the expression: common names of bands to those in files.
     numbers
@@ -93,6 +96,8 @@ class Preset:
         The cloud mask, where a scene has its file; ``asset`` is the band in the file's name.
     date
         Expression with a group ``date``.
+    baseline
+        Finds the processing baseline, where products of some baselines have an offset.
     scale, offset, nodata
         See :class:`~storage.scene.BandMapping`.
     """
@@ -102,6 +107,7 @@ class Preset:
     numbers: Mapping[str, int] = field(default_factory=dict)
     mask: MaskMapping | None = None
     date: str
+    baseline: re.Pattern[str] | None = None
     scale: float | None = None
     offset: float | None = None
     nodata: float | None = None
@@ -145,23 +151,17 @@ class Preset:
 
     def _offset(self, stem: str) -> float | None:
         """Return the offset; Sentinel-2 has one from processing baseline 04.00 on."""
-        baselines = _S2_BASELINE.findall(stem)
+        baselines = self.baseline.findall(stem) if self.baseline else []
         return _S2_OFFSET if baselines and int(baselines[-1]) >= 4 else self.offset
+
+    def may_lack_offset(self, stem: str, moment: datetime) -> bool:
+        """Tell whether a product may have an offset that its path does not state."""
+        if self.baseline is None or moment < _S2_OFFSET_FROM:
+            return False
+        return self.baseline.search(stem) is None
 
 
 PRESETS: Mapping[str, Preset] = {
-    "sentinel-2": Preset(
-        pattern=re.compile(
-            r"[_./-]?(?<![A-Z0-9])(?P<band>B0[1-9]|B1[0-2]|B8A|SCL|AOT|WVP|TCI|CLD|SNW)"
-            r"(?:_(?P<resolution>[126]0)m)?\.\w+$",
-            re.IGNORECASE,
-        ),
-        bands={"": _S2_BANDS},
-        mask=MaskMapping(asset="SCL", cloud_values=(3, 8, 9, 10)),
-        date=r"(?<!\d)(?P<date>\d{8}T\d{6}|\d{4}-\d{2}-\d{2}|20\d{6})(?!\d)",
-        scale=1e-4,
-        nodata=0,
-    ),
     "landsat-c2": Preset(
         pattern=re.compile(
             r"(?P<before>L[COTEM]0\d_L2S[PR]_\d{6}_\d{8}_\d{8}_02_(?:T1|T2|RT))"
@@ -190,6 +190,19 @@ PRESETS: Mapping[str, Preset] = {
         scale=1e-4,
         nodata=-9999,
     ),
+    "sentinel-2": Preset(
+        pattern=re.compile(
+            r"[_./-]?(?<![A-Z0-9])(?P<band>B0[1-9]|B1[0-2]|B8A|SCL|AOT|WVP|TCI|CLD|SNW)"
+            r"(?:_(?P<resolution>[126]0)m)?\.\w+$",
+            re.IGNORECASE,
+        ),
+        bands={"": _S2_BANDS},
+        mask=MaskMapping(asset="SCL", cloud_values=(3, 8, 9, 10)),
+        baseline=_S2_BASELINE,
+        date=r"(?<!\d)(?P<date>\d{8}T\d{6}|\d{4}-\d{2}-\d{2}|20\d{6})(?!\d)",
+        scale=1e-4,
+        nodata=0,
+    ),
     "sentinel-1": Preset(
         pattern=re.compile(
             r"(?:(?P<before>s1[a-d]-\w\w-(?:grd|slc)\w?-)(?P<safe>vv|vh|hh|hv)-"
@@ -201,3 +214,15 @@ PRESETS: Mapping[str, Preset] = {
         date=r"(?<!\d)(?P<date>\d{8}[Tt]\d{6}|\d{4}-\d{2}-\d{2}|20\d{6})(?!\d)",
     ),
 }
+"""By name; those whose file names say more come first."""
+
+
+def fitting_preset(path: str) -> str | None:
+    """Return the preset whose products have such a name; None for none.
+
+    Examples
+    --------
+    >>> fitting_preset("cogs/T48QUE_20200223T032739_B04_10m.tif"), fitting_preset("mosaic.tif")
+    ('sentinel-2', None)
+    """
+    return next((name for name, preset in PRESETS.items() if preset.parse(path)), None)

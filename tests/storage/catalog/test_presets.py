@@ -162,6 +162,17 @@ def test_numbers_and_masks_are_those_of_the_sensor(tmp_path: Path):
     assert (naip.bands[0].index, naip.bands[0].scale, naip.mask) == (4, None, None)
 
 
+def test_a_late_product_without_a_baseline_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    folder(tmp_path, f"{S2}_B04.tif", f"{S2}_SCL.tif")
+    load(tmp_path, "sentinel-2", "red")
+    assert caplog.text == ""
+    folder(tmp_path, "T33NZA_20220706T085611_B04.tif")
+    load(tmp_path, "sentinel-2", "red")
+    assert "1 scenes, such as T33NZA_20220706T085611, state no processing baseline" in caplog.text
+
+
 def test_what_a_preset_cannot_use_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     folder(tmp_path, f"{S2}_B04_10m.tif", f"{S2}_B05_20m.tif", "mosaic.tif")
     with caplog.at_level(logging.WARNING):
@@ -198,3 +209,20 @@ def test_files_beside_those_of_a_scene_are_unused_also_without_a_preset(tmp_path
     (alone,) = found.rejected
     assert alone.scene_id == "T48QUE_20200304T032739_B05_20m"
     assert printable(alone.reason) == alone.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        (f"{S2}_B04_10m.tif", "sentinel-2"),
+        (f"{LANDSAT}_SR_B4.TIF", "landsat-c2"),
+        (f"{HLS.format('S30')}.B04.tif", "hls"),
+        ("m_3607717_sw_18_060_20160620.tif", "naip"),
+        (f"{RTC}_VV.tif", "sentinel-1"),
+    ],
+)
+def test_a_folder_without_a_preset_is_told_the_one_that_fits(
+    tmp_path: Path, name: str, preset: str
+):
+    found = read_scenes(CatalogSpec(source=str(folder(tmp_path, name))), ["green"])
+    assert f"or give the preset {preset} (--scenes-preset)" in found.rejected[0].reason
