@@ -63,6 +63,7 @@ def file_candidates(files: Sequence[Location], spec: CatalogSpec) -> Iterator[Ca
     for stem, group in groups.items():
         scene_id = PurePosixPath(stem).name
         href = next(iter(group.values()))
+        moment = None
         with Quarantine(f"scene {scene_id}") as fault:
             moment = _date(scene_id, href.uri, pattern)
             bbox = inspect(href).bbox if spec.query.area else None
@@ -72,7 +73,8 @@ def file_candidates(files: Sequence[Location], spec: CatalogSpec) -> Iterator[Ca
             entry = _Files(scene_id, group, whole, (preset, stem) if preset else None)
             yield Candidate(id=scene_id, datetime=moment, bbox=bbox, resolve=entry.resolve)
         if fault:
-            yield Rejected(scene_id=scene_id, reason=fault.reason)
+            advice = _or_preset(href.uri) if moment is None and not preset else ""
+            yield Rejected(scene_id=scene_id, reason=f"{fault.reason}{advice}")
     if unsure:
         logger.warning(
             "%d scenes, such as %s, state no processing baseline in their path and are taken "
@@ -200,11 +202,9 @@ class _Files:
                 return href, descriptions.index(name) + 1
             named = ", ".join(text or "unnamed" for text in descriptions)
             have.append(f"{PurePosixPath(href.uri).name} has {len(descriptions)} ({named})")
-        fitting = fitting_preset(next(iter(self._files.values())).uri)
         raise CatalogError(
             f"scene {self._id} has no band described as {name!r}: {'; '.join(have)}; "
-            "map it to its number in the recipe's bands"
-            + (f", or give the preset {fitting} (--scenes-preset)" if fitting else "")
+            f"map it to its number in the recipe's bands{_or_preset(href.uri)}"
         )
 
 
@@ -251,3 +251,9 @@ def _date(scene_id: str, href: str, pattern: re.Pattern[str]) -> datetime:
         f"scene {scene_id} has no date in its name; give a datetime_pattern with a group 'date', "
         r"for example _(?P<date>\d{4})"
     )
+
+
+def _or_preset(path: str) -> str:
+    """Return the advice to take a preset, for a file that is named as the products of one."""
+    fitting = fitting_preset(path)
+    return f", or give the preset {fitting} (--scenes-preset)" if fitting else ""

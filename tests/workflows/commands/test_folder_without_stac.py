@@ -74,7 +74,7 @@ def test_a_folder_is_embedded_indexed_and_searched_in_an_area(cogs: Path, tmp_pa
         *("--lonlat", place, "--polygon", tmp_path / "area.gpkg", "-k", "50"),
     )
     assert found.exit_code == 0, found.output
-    hits = json.loads(found.stdout)["queries"][0]["hits"]
+    hits = json.loads(found.stdout)["hits"]
     assert 0 < len(hits) < 16
     assert {hit["scene"] for hit in hits} == {SCENES["199U_1099R"]}
     for hit in hits:
