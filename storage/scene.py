@@ -318,8 +318,8 @@ class CatalogSpec:
         STAC item, item collection, catalog, collection or API, STAC GeoParquet, GeoTIFF, folder or
         glob.
     preset
-        For plain files: the sensor whose products they are. Their names then give scenes, bands
-        (by common names such as red, or by those in the names, such as B04), date, cloud mask and
+        The sensor whose products the plain files are. Their names then give scenes, bands (by
+        common names such as red, or by those in the names, such as B04), date, cloud mask and
         scale; ``bands`` and ``mask`` replace these, with the band in a file's name as ``asset``.
     bands
         Mapping of the encoder's band names. A name that is not in it is looked up: in STAC by band
