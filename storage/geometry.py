@@ -7,6 +7,7 @@ RFC 7946 requires.
 
 import json
 import math
+import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -17,7 +18,8 @@ import shapely
 import shapely.geometry
 from shapely.validation import explain_validity
 
-from storage.errors import ConfigError
+from storage.areas import area_shape, is_area_file
+from storage.errors import ConfigError, SkysiftError
 
 EDGES = ("west", "south", "east", "north")
 BBox = tuple[float, float, float, float]
@@ -393,15 +395,19 @@ class GeoInterface(Protocol):
         """The geometry as a GeoJSON mapping."""
 
 
-def polygon_wkt(polygon: "str | Mapping[str, Any] | GeoInterface", subject: str = "filter") -> str:
-    """Return a polygon as WKT.
+def polygon_wkt(
+    polygon: "str | os.PathLike[str] | Mapping[str, Any] | GeoInterface", subject: str = "filter"
+) -> str:
+    """Return an area in any form as WKT in WGS84 degrees.
 
     Parameters
     ----------
     polygon
-        WKT, GeoJSON as text or as a mapping, or an object with ``__geo_interface__`` (of shapely,
-        geopandas), in WGS84 degrees. GeoJSON may be a geometry, a Feature, or a FeatureCollection
-        or GeometryCollection, whose polygons are joined.
+        WKT or GeoJSON as text, a GeoJSON mapping, an object with ``__geo_interface__`` (of shapely,
+        geopandas), or the path, as :class:`pathlib.Path`, of a file of GeoJSON, WKT, GeoPackage,
+        Shapefile, FlatGeobuf or GeoParquet. GeoJSON may be a geometry, a Feature, or a
+        FeatureCollection or GeometryCollection, whose polygons are joined. An area that states
+        another CRS than WGS84 is transformed.
     subject
         Beginning of messages.
 
@@ -409,18 +415,15 @@ def polygon_wkt(polygon: "str | Mapping[str, Any] | GeoInterface", subject: str 
     ------
     ConfigError
         The polygon is none of these, has no area, is not valid or leaves WGS84 degrees.
+    NotFoundError
+        The file does not exist.
     """
     try:
-        if isinstance(polygon, str) and not polygon.lstrip().startswith("{"):
-            shape = shapely.from_wkt(polygon)
-        else:
-            shape = _joined_shape(json.loads(polygon) if isinstance(polygon, str) else polygon)
+        shape = area_shape(polygon)
+    except SkysiftError:
+        raise
     except (shapely.errors.ShapelyError, *_MALFORMED) as error:
-        reason = str(error).partition("\n")[0]
-        shown = repr(polygon[:60]) if isinstance(polygon, str) else reprlib.repr(polygon)
-        raise ConfigError(
-            f"{subject}: polygon {shown} is neither WKT nor GeoJSON ({reason})"
-        ) from error
+        raise ConfigError(f"{subject}: {_misfit(polygon, error)}") from error
     if shape.geom_type not in ("Polygon", "MultiPolygon") or shape.is_empty:
         raise ConfigError(
             f"{subject}: polygon is a {shape.geom_type}"
@@ -435,24 +438,20 @@ def polygon_wkt(polygon: "str | Mapping[str, Any] | GeoInterface", subject: str 
     if not (west >= -180 and east <= 180 and south >= -90 and north <= 90):
         raise ConfigError(
             f"{subject}: polygon bounds {shape.bounds} leave WGS84 degrees; "
-            "reproject it, or cut it at the antimeridian"
+            "state its CRS, reproject it, or cut it at the antimeridian"
         )
     return str(shape.wkt)
 
 
-def _joined_shape(document: Any) -> Any:
-    """Return a GeoJSON document as one shape; the members of a collection are joined."""
-    geojson = getattr(document, "__geo_interface__", document)
-    if geojson.get("type") == "FeatureCollection":
-        members = [feature["geometry"] for feature in geojson["features"]]
-    elif geojson.get("type") == "GeometryCollection":
-        members = geojson["geometries"]
-    else:
-        return shapely.geometry.shape(geojson.get("geometry", geojson))
-    shapes = [shapely.geometry.shape(member) for member in members]
-    # A shape that cannot be joined is named by the checks of the caller.
-    odd = (s for s in shapes if s.geom_type not in ("Polygon", "MultiPolygon") or not s.is_valid)
-    return next(odd, None) or shapely.union_all(shapes)
+def _misfit(polygon: Any, error: Exception) -> str:
+    """Return why an area in some form is none."""
+    reason = str(error).partition("\n")[0]
+    if isinstance(polygon, os.PathLike):
+        return f"{os.fspath(polygon)} is no area ({reason})"
+    shown = repr(polygon[:60]) if isinstance(polygon, str) else reprlib.repr(polygon)
+    if isinstance(polygon, str) and is_area_file(polygon):
+        return f"polygon {shown} is a text, not a path; read the file by --polygon or pathlib.Path"
+    return f"polygon {shown} is neither WKT nor GeoJSON ({reason})"
 
 
 def touches_polygon(geometry: Mapping[str, Any], wkt: str) -> bool:

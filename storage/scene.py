@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from storage.dates import Moment, as_utc, parse_range
 from storage.errors import CatalogError, ConfigError
@@ -313,6 +313,9 @@ class MaskMapping:
         )
 
 
+PresetName = Literal["sentinel-2", "landsat-c2", "naip", "hls", "sentinel-1"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogSpec:
     """A source of scenes and how to understand it.
@@ -322,6 +325,10 @@ class CatalogSpec:
     source
         STAC item, item collection, catalog, collection or API, STAC GeoParquet, GeoTIFF, folder or
         glob.
+    preset
+        The sensor whose products the plain files are. Their names then give scenes, bands (by
+        common names such as red, or by those in the names, such as B04), date, cloud mask and
+        scale; ``bands`` and ``mask`` replace these, with the band in a file's name as ``asset``.
     bands
         Mapping of the encoder's band names. A name that is not in it is looked up: in STAC by band
         name, asset key, common name or file name; in plain files by band description.
@@ -338,6 +345,7 @@ class CatalogSpec:
     """
 
     source: str | Location
+    preset: PresetName | None = None
     bands: Mapping[str, BandMapping] = field(default_factory=dict)
     mask: MaskMapping | None = None
     datetime_pattern: str | None = None

@@ -40,7 +40,7 @@ HOMES = {
     "faiss": within("storage/index", "gpu pilot quantizer shard"),
     "fastapi": within("workflows/service", "app deploy errors features guard negotiation uploads"),
     "fsspec": ("storage/location.py",),
-    "geopandas": ("pipeline/search/hits.py",),
+    "geopandas": ("pipeline/search/hits.py", "storage/areas.py"),
     "icechunk": (
         "storage/location.py",
         *within("storage/archive", "maintenance reader repository writer"),
@@ -71,6 +71,7 @@ HOMES = {
         "pipeline/datasets/scenes.py",
         "pipeline/importing/places.py",
         "pipeline/tiles/grid.py",
+        "storage/areas.py",
         "storage/embeddings/table.py",
         "storage/geoarrow.py",
         "storage/outlines.py",
@@ -92,6 +93,7 @@ HOMES = {
     ),
     "s3fs": (),  # fsspec finds it by the scheme
     "shapely": (
+        "storage/areas.py",
         "storage/embeddings/table.py",
         "storage/formats.py",
         *within("storage", "geometry outlines"),

@@ -96,7 +96,7 @@ def _make(composite: Composite, plan: CompositePlan, scheduler: Scheduler) -> No
         for piece in blocks_of(extent, _PIECE_BLOCKS * composite.block_px):
             placed = [scene for scene in composite.placed if scene.extent.intersection(piece)]
             if placed:
-                values = _median(composite, placed, plan, piece, scheduler)
+                values = _median(composite, placed, piece, scheduler)
                 target.write(values, piece.row - extent.row, piece.column - extent.column)
     document = composite_document(
         composite.id,
@@ -113,7 +113,6 @@ def _make(composite: Composite, plan: CompositePlan, scheduler: Scheduler) -> No
 def _median(
     composite: Composite,
     placed: Sequence[Placed],
-    plan: CompositePlan,
     piece: Window,
     scheduler: Scheduler,
 ) -> NDArray[np.float32]:

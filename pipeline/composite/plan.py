@@ -34,7 +34,7 @@ _LARGEST_BLOCK_PX = 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Composite:
-    """One composite to make: its period, its grid, its window on the grid and its sources."""
+    """One composite to make: its period, its grid and window on it, and its sources."""
 
     id: str
     start: datetime
@@ -48,9 +48,9 @@ class Composite:
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class CompositePlan(Described):
-    """Composites to make, on one grid or several.
+    """Composites to make; ``unchanged`` ones exist already, made from the same sources.
 
-    The ``unchanged`` ones exist already, made from the same sources.
+    ``unmasked`` counts the scenes without a cloud mask, of all composites.
     """
 
     spec: CompositeSpec
@@ -58,6 +58,7 @@ class CompositePlan(Described):
     todo: tuple[Composite, ...]
     unchanged: tuple[str, ...]
     left_out: Mapping[str, str]
+    unmasked: int
 
     def facts(self) -> dict[str, Any]:
         """Return the plan's summary with the composites counted."""
@@ -76,6 +77,7 @@ class CompositePlan(Described):
             "unchanged": len(self.unchanged),
             "pixels": sum(item.extent.width * item.extent.height for item in self.todo),
             "scenes_left_out": dict(self.left_out),
+            "scenes_without_mask": self.unmasked,
         }
 
 
@@ -93,6 +95,9 @@ class CompositeReport:
 def plan_composites(spec: CompositeSpec) -> CompositePlan:
     """Find the composites that a catalog makes and that do not exist yet.
 
+    Scenes of several CRS or pixel sizes make composites of their own on each native grid, where the
+    spec states none.
+
     Raises
     ------
     CatalogError
@@ -108,13 +113,19 @@ def plan_composites(spec: CompositeSpec) -> CompositePlan:
     listing = read_scenes(spec.catalog, spec.bands)
     left_out = {entry.scene_id: entry.reason for entry in listing.rejected}
     grids = _grids(listing.scenes, spec.grid, left_out)
-    composites: list[Composite] = []
-    for pixels, readable in grids.items():
-        box = spec.catalog.query.bbox
-        clip = window_of_bbox(pixels, box) if box else None
-        placed = [item for _, item in _read(readable, partial(place, pixels=pixels), left_out)]
-        found = [_composite(spec, pixels, clip, group) for group in _by_period(placed, spec.period)]
-        composites += [composite for composite in found if composite is not None]
+    composites = [
+        composite
+        for pixels, scenes in grids.items()
+        for composite in _on_grid(spec, pixels, scenes, left_out)
+    ]
+    unmasked = sum(scene.mask is None for scenes in grids.values() for scene in scenes)
+    if unmasked:
+        logger.warning(
+            "%d of %d scenes have no cloud mask: their clouds stay in the composites; state one "
+            "as catalog.mask",
+            unmasked,
+            sum(map(len, grids.values())),
+        )
     written = written_items(spec.output_uri)
     todo = tuple(item for item in composites if not _is_made(item, written, spec.output_uri))
     return CompositePlan(
@@ -123,6 +134,7 @@ def plan_composites(spec: CompositeSpec) -> CompositePlan:
         todo=todo,
         unchanged=tuple(item.id for item in composites if item not in todo),
         left_out=left_out,
+        unmasked=unmasked,
     )
 
 
@@ -155,13 +167,24 @@ def _read(
 def _grids(
     scenes: Sequence[Scene], spec: GridSpec, left_out: dict[str, str]
 ) -> dict[PixelGrid, list[Scene]]:
-    """Return the scenes that can be read by their grid: the spec's, or each scene's own."""
+    """Return the scenes that can be read, by their grids."""
     grids: dict[PixelGrid, list[Scene]] = {}
     for scene, grid in _read(scenes, partial(pixels_for_scene, spec=spec), left_out):
         grids.setdefault(grid, []).append(scene)
     if not grids:
         raise none_readable(left_out)
     return grids
+
+
+def _on_grid(
+    spec: CompositeSpec, pixels: PixelGrid, scenes: Sequence[Scene], left_out: dict[str, str]
+) -> list[Composite]:
+    """Return the composites of the scenes of one grid."""
+    box = spec.catalog.query.bbox
+    clip = window_of_bbox(pixels, box) if box else None
+    placed = [item for _, item in _read(scenes, partial(place, pixels=pixels), left_out)]
+    found = [_composite(spec, pixels, clip, group) for group in _by_period(placed, spec.period)]
+    return [composite for composite in found if composite is not None]
 
 
 def _by_period(placed: Iterable[Placed], kind: PeriodKind) -> list[tuple[Placed, ...]]:

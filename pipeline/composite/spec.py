@@ -24,8 +24,8 @@ class CompositeSpec:
     period
         ``month``, ``season`` (December to February, and so on) or ``year``, in UTC.
     grid
-        CRS, resolution and anchor of the composites; ``native`` makes a composite for
-        each grid of the scenes, such as each UTM zone.
+        CRS, resolution and anchor of the composites; ``native`` takes them from the scenes, and
+        makes composites on each of their grids.
     name
         Beginning of the ids; give series that go into one archive different names.
     block_bytes

@@ -29,11 +29,12 @@ from typing import (
 import click
 from annotated_types import Le
 
+from storage.areas import is_area_file
+from storage.geometry import polygon_wkt
 from storage.location import Location
 from storage.values import limits_in, printable
 from workflows.console import configure_logging, format_pairs, write_json
 from workflows.exit_codes import Interrupted
-from workflows.recipe.document import read_text
 from workflows.recipe.schema import key_at
 from workflows.stages import Stages
 
@@ -43,9 +44,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 _OVERRIDES = "skysift.overrides"
 _REASONS_SHOWN = 10
-_AREA_SUFFIXES = (".geojson", ".json", ".wkt", ".txt")
 _AREA = "Area that a scene must touch: WKT, GeoJSON or a file."
-_MOST_AREA_BYTES = 16 * 1024 * 1024
 _COMMON = ("recipe", "set_", "json_", "verbose", "debug")
 
 
@@ -257,22 +256,22 @@ def option_group(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 class Area(click.ParamType[str]):
-    """WKT or GeoJSON, or the name of a file that holds one of them."""
+    """WKT, GeoJSON, or the name of a file of an area; becomes text."""
 
     name = "area"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Read the text of an option, or its file."""
         text = str(value).strip()
-        if not text.lower().endswith(_AREA_SUFFIXES):
-            return text
-        return read_text(Path(text), _MOST_AREA_BYTES)
+        option = param.opts[0] if param else "area"
+        return polygon_wkt(Path(text), option) if is_area_file(text) else text
 
 
 # Which scenes are meant.
 _QUERY = "catalog.query"
 catalog_options = option_group(
     recipe_option("--scenes", "catalog.source"),
+    recipe_option("--scenes-preset", "catalog.preset"),
     recipe_option("--since", f"{_QUERY}.since"),
     recipe_option("--until", f"{_QUERY}.until"),
     recipe_option("--bbox", f"{_QUERY}.bbox", "Box that a scene must touch, in WGS84 degrees."),

@@ -34,15 +34,10 @@ def composite(ctx: click.Context, run: Run, dry_run: bool) -> None:
 
     Each composite is a Cloud Optimized GeoTIFF with a STAC item that names its period and its
     sources; `skysift ingest` takes the folder as a catalog. The recipe's `catalog.mask` defines
-    clouds; without, clouds stay. Scenes of several UTM zones make a composite for each zone, unless
-    --crs and --resolution name one grid. With --bbox, composites end at the box. The same command
-    makes only composites that are new or have other sources. Exit code 3 when something could not
-    be read.
+    clouds. Scenes of several CRS or pixel sizes make composites on each grid, or on that of --crs
+    and --resolution. With --bbox, composites end at the box. The same command makes only composites
+    that are new or have other sources. Exit code 3 when something could not be read.
     """
-    if run.catalog_spec().mask is None:
-        click.echo(
-            "no mask: clouds stay in the median; name the cloud band with catalog.mask", err=True
-        )
     if dry_run:
         plan = run.plan_composites()
         run.show(plan.summary(), _plan_lines(plan))
@@ -57,14 +52,12 @@ def _plan_lines(plan: "CompositePlan") -> dict[str, Any]:
     pixels = plan.summary()["pixels"]
     return {
         "folder": str(plan.spec.output_uri),
-        **{
-            f"grid {number}" if number > 1 else "grid": f"{grid.crs}, {grid.resolution:g} per pixel"
-            for number, grid in enumerate(plan.grids, 1)
-        },
+        "grids": "; ".join(f"{grid.crs}, {grid.resolution:g} per pixel" for grid in plan.grids),
         "composites to make": len(plan.todo),
         **{f"  {item.id}": f"of {len(item.placed)} scenes" for item in plan.todo},
         "composites unchanged": len(plan.unchanged),
         "to write": f"{pixels * len(plan.spec.bands) * 4 / 1e9:,.3f} GB at most",
+        "scenes without cloud mask": plan.unmasked,
         "scenes left out": len(plan.left_out),
         **{f"  {scene}": reason for scene, reason in plan.left_out.items()},
     }

@@ -49,7 +49,9 @@ class FilterBody(_Request):
         None, description="West, south, east, north in WGS84 degrees; west > east crosses 180°."
     )
     polygon: dict[str, Any] | None = Field(
-        None, description="GeoJSON Polygon or MultiPolygon, WGS84."
+        None,
+        description="GeoJSON: a geometry, Feature or FeatureCollection, whose polygons are joined; "
+        "WGS84, or the CRS that its member crs names by a code.",
     )
     since: Moment | None = Field(None, description="First acquisition time; UTC without a zone.")
     until: Moment | None = Field(

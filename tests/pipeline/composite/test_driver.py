@@ -122,19 +122,29 @@ def test_two_crs_and_resolutions_are_read_as_one_reader_reads_them(series: Serie
     assert np.isfinite(made[0]).sum() > 500
 
 
-def test_scenes_of_two_zones_make_a_composite_for_each(series: Series):
-    alone = plan_composites(spec_of(series))
+def test_scenes_on_different_grids_make_composites_on_each(series: Series):
     series.add("zone32", "2024-06-18T10:00", 7, crs="EPSG:32632", corner=ZONE_32)
     plan = plan_composites(spec_of(series))
-    assert {grid.crs for grid in plan.grids} == {CRS, "EPSG:32632"}
-    assert plan.summary()["grids"][1]["crs"] == "EPSG:32632"
-    made = make_composites(plan).made
-    assert {item.id for item in alone.todo} < set(made)
-    for item in plan.todo:
-        with rasterio.open(series.folder / "out" / f"{item.id}.tif") as dataset:
-            assert dataset.crs == rasterio.CRS.from_user_input(item.pixels.crs)
-    again = plan_composites(spec_of(series))
-    assert (again.todo, set(again.unchanged)) == ((), set(made))
+    assert [grid.crs for grid in plan.grids] == [CRS, "EPSG:32632"]
+    june, july, other = plan.todo
+    assert [len(one.placed) for one in plan.todo] == [5, 1, 1]
+    assert [one.pixels for one in plan.todo] == [*[plan.grids[0]] * 2, plan.grids[1]]
+    assert june.id != other.id
+    report = make_composites(plan)
+    assert report.made == (june.id, july.id, other.id)
+    with rasterio.open(series.folder / "out" / f"{other.id}.tif") as dataset:
+        assert dataset.crs.to_epsg() == 32632
+        np.testing.assert_array_equal(dataset.read(), series.truth["zone32"])
+
+
+def test_scenes_without_a_mask_are_counted_and_warned_of(
+    series: Series, caplog: pytest.LogCaptureFixture
+):
+    assert plan_composites(spec_of(series)).unmasked == 0
+    assert caplog.text == ""
+    plan = plan_composites(spec_of(series, catalog=replace(series.catalog, mask=None)))
+    assert plan.summary()["scenes_without_mask"] == 6
+    assert "6 of 6 scenes have no cloud mask: their clouds stay" in caplog.text
 
 
 def test_a_box_bounds_the_composite(series: Series):

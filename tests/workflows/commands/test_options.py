@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from storage.errors import ConfigError
+from storage.errors import NotFoundError
 from workflows.commands.common import Area, recipe_option
 from workflows.recipe.schema import key_at
 
@@ -83,5 +83,5 @@ def test_an_area_is_text_or_a_file(tmp_path: Path):
     path.write_text(f"{wkt}\n")
     assert Area().convert(wkt, None, None) == wkt
     assert Area().convert(str(path), None, None).strip() == wkt
-    with pytest.raises(ConfigError, match="is not a file"):
+    with pytest.raises(NotFoundError, match="does not exist"):
         Area().convert(str(tmp_path / "gone.geojson"), None, None)
