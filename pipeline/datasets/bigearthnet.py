@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.datasets.images import ImageReader, open_files
 from pipeline.datasets.rows import Rows, write_rows
 from pipeline.datasets.tables import first_twice
+from storage.catalog.presets import SENTINEL_2_BANDS
 from storage.dataset import DatasetInfo
 from storage.errors import ConfigError, NotFoundError
 from storage.location import Location
@@ -24,20 +25,7 @@ from storage.progress import ProgressSink, ignore
 from storage.quarantine import Quarantine
 
 T = TypeVar("T")
-BANDS = {
-    "coastal": "B01",
-    "blue": "B02",
-    "green": "B03",
-    "red": "B04",
-    "rededge1": "B05",
-    "rededge2": "B06",
-    "rededge3": "B07",
-    "nir": "B08",
-    "nir08": "B8A",
-    "nir09": "B09",
-    "swir16": "B11",
-    "swir22": "B12",
-}
+BANDS = {name: file for name, file in SENTINEL_2_BANDS.items() if name != "cirrus"}
 """Common names of the twelve bands and the names of Sentinel-2; the importer accepts both."""
 
 CLASSES = (

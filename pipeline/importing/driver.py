@@ -145,15 +145,7 @@ class Importer(Recorder):
         self._known = archive.ledger.entries
         self._waiting: list[tuple[str, str, PlacedGroup]] = []
         self.left_out: Counter[str] = Counter()
-        for item in plan.rejected:
-            self.record(
-                LedgerEntry(
-                    scene_id=item.scene_id,
-                    state="quarantined",
-                    fingerprint="",
-                    reason=item.reason,
-                )
-            )
+        self.reject(plan.rejected)
 
     def add(self, read: PartRows) -> None:
         """Take a part; write and commit when it is time."""

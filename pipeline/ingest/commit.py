@@ -82,6 +82,18 @@ class Recorder(ABC):
             )
         )
 
+    def reject(self, rejected: Sequence[Rejected]) -> None:
+        """Quarantine the entries that a catalog or a source refused."""
+        for item in rejected:
+            self.record(
+                LedgerEntry(
+                    scene_id=item.scene_id,
+                    state="quarantined",
+                    fingerprint="",
+                    reason=item.reason,
+                )
+            )
+
     @property
     def is_due(self) -> bool:
         """Whether it is time for a commit."""
@@ -128,18 +140,6 @@ class Committer(Recorder):
         self._catalog = str(Location.of(plan.spec.catalog.source).absolute)
         self._labels = None if plan.labels is None else _LabelLookup(plan.labels)
         self._waiting: list[SceneRows] = []
-
-    def reject(self, rejected: Sequence[Rejected]) -> None:
-        """Quarantine the entries that the catalog refused."""
-        for item in rejected:
-            self.record(
-                LedgerEntry(
-                    scene_id=item.scene_id,
-                    state="quarantined",
-                    fingerprint="",
-                    reason=item.reason,
-                )
-            )
 
     def add(self, rows: SceneRows) -> None:
         """Take a finished scene; write and commit when it is time."""

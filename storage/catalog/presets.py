@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from storage.errors import CatalogError
 from storage.scene import BandMapping, MaskMapping
 
-_S2_BANDS = {
+SENTINEL_2_BANDS = {
     "coastal": "B01",
     "blue": "B02",
     "green": "B03",
@@ -32,6 +32,7 @@ _S2_BANDS = {
     "swir16": "B11",
     "swir22": "B12",
 }
+"""The file of each band of Sentinel-2 Level-1C, by STAC's common names."""
 _OLI = {
     "coastal": "SR_B1",
     "blue": "SR_B2",
@@ -196,7 +197,7 @@ PRESETS: Mapping[str, Preset] = {
             r"(?:_(?P<resolution>[126]0)m)?\.\w+$",
             re.IGNORECASE,
         ),
-        bands={"": _S2_BANDS},
+        bands={"": SENTINEL_2_BANDS},
         mask=MaskMapping(asset="SCL", cloud_values=(3, 8, 9, 10)),
         baseline=_S2_BASELINE,
         date=r"(?<!\d)(?P<date>\d{8}T\d{6}|\d{4}-\d{2}-\d{2}|20\d{6})(?!\d)",
