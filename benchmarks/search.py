@@ -474,7 +474,7 @@ def measure(folder: Path, size: Size, options: argparse.Namespace) -> list[Row]:
     rows = []
     for shards, replicas in ((1, 1), (8, 1), (8, 2)):
         searcher = Searcher.connect(indexes[shards], replicas=replicas)
-        name = f"{shards} shards of {size}"
+        name = f"{shards} {'shards' if shards > 1 else 'shard'} of {size}"
         name += f", {replicas} replicas" if replicas > 1 else ""
         rows += _against_faiss(world, peers, searcher, name, truth)
         if shards == 1 and options.peers:
