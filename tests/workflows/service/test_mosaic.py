@@ -214,7 +214,8 @@ def test_a_large_file_without_overviews_is_hatched_where_it_would_be_read_whole(
     assert [record.getMessage() for record in caplog.records] == [
         f"scene day0: {module.NO_OVERVIEWS}"
     ]
-    rows, columns = at(256, 256, z=10).slices_of(ScenePlaces(archive).of(archive.scenes())[0])
+    (place,) = ScenePlaces(archive).of(archive.scenes())
+    rows, columns = at(256, 256, z=10).slices_of(place.box)
     alpha = pixels_of(far[0])[..., 3].copy()
     assert 0.1 < (alpha[rows, columns] > 90).mean() < 0.5  # stripes, there
     alpha[rows, columns] = 0

@@ -57,7 +57,7 @@ def test_the_service_shows_pictures_of_an_archive_in_an_object_store(
     assert (about["pictures"], about["no_pictures_because"]) == (True, "")
     body = {"vector": [1.0] * 16, "k": 1, "filter": {"since": "2024-06-01", "until": "2024-06-01"}}
     (hit,) = client.post("/v1/search", json=body).json()["hits"]
-    path = f"/v1/tiles/{hit['tile']}/thumbnail.png"
+    path = f"/v1/tiles/{hit['tile_key']}/thumbnail.png"
     thumbnail = client.get(path, params={"scene": hit["scene"], "size": TILE_PX})
     write_scene(Location.of(tmp_path), "20240601", seed=1)
     with rasterio.open(tmp_path / "site_20240601.tif") as file:
@@ -93,7 +93,7 @@ def test_an_archive_keeps_no_signature_and_the_service_says_so(tmp_path: Path):
     (hit,) = client.post("/v1/search", json={"vector": [1.0] * 16, "k": 1}).json()["hits"]
     answers = [
         client.get("/v1/index"),
-        client.get(f"/v1/tiles/{hit['tile']}/thumbnail.png"),
+        client.get(f"/v1/tiles/{hit['tile_key']}/thumbnail.png"),
         client.get(f"/v1/mosaic/{_middle_tile(about)}"),
     ]
     assert [answer.status_code for answer in answers] == [200, 404, 404]
@@ -101,7 +101,7 @@ def test_an_archive_keeps_no_signature_and_the_service_says_so(tmp_path: Path):
     assert all(SECRET not in answer.text for answer in answers)
     files = [path.read_bytes() for path in (tmp_path / "archive").rglob("*") if path.is_file()]
     assert not any(SECRET.encode() in content for content in files)
-    assert _client(config).get(f"/v1/tiles/{hit['tile']}/thumbnail.png").status_code == 200
+    assert _client(config).get(f"/v1/tiles/{hit['tile_key']}/thumbnail.png").status_code == 200
 
 
 def _with_href(archive: Archive, scene_id: str, address: str):
@@ -135,7 +135,7 @@ def test_the_application_of_ray_serve_shows_pictures_of_the_index_alone(
         assert about["pictures"] is True
         query = json.dumps({"vector": [1.0] * 16, "k": 1}).encode()
         (hit,) = json.loads(get("/v1/search", query))["hits"]
-        thumbnail = _pixels(get(f"/v1/tiles/{hit['tile']}/thumbnail.png?size=64"))
+        thumbnail = _pixels(get(f"/v1/tiles/{hit['tile_key']}/thumbnail.png?size=64"))
         assert thumbnail.shape[:2] == (64, 64)
         assert np.ptp(thumbnail[..., :3]) > 10
         mosaic = _pixels(get(f"/v1/mosaic/{_middle_tile(about)}"))

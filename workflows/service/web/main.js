@@ -73,7 +73,9 @@ function open(hit) {
   state.open = hit && { tile: hit.tile, scene: hit.scene };
   if (hit) {
     place.show(hit, about.pictures).then(() => {
-      if (hit.bbox && !place.panel.hidden) map?.reveal(hit.bbox, place.panel);
+      if (place.panel.hidden) return;
+      place.panel.scrollIntoView({ block: "nearest" }); // a phone shows the hits without the map
+      if (hit.bbox) map?.reveal(hit.bbox, place.panel);
     });
   } else {
     place.close();
