@@ -23,6 +23,7 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from encoders.plugins import Plugin
+from encoders.spec import pretrained_folder
 from pipeline.runtime.cluster import ray_session
 from pipeline.training.network import NodeTorchConfig
 from pipeline.training.record import resume_or_return, write_record
@@ -154,8 +155,8 @@ def baseline_bundle(
 def _with_absolute_paths(spec: TrainingSpec) -> TrainingSpec:
     """Make local folders absolute: a worker has another working directory."""
     pretrained, features = spec.pretrained, spec.features_uri
-    if pretrained is not None and Path(pretrained).expanduser().is_dir():
-        pretrained = str(Path(pretrained).expanduser().absolute())
+    if pretrained is not None and (folder := pretrained_folder(pretrained)) is not None:
+        pretrained = str(folder.absolute())
     features = None if features is None else str(Location(features).absolute)
     return replace(spec, pretrained=pretrained, features_uri=features)
 

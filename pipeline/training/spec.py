@@ -34,7 +34,7 @@ class TrainingSpec(LoopSpec):
     backbone_options
         Options of that network.
     pretrained
-        Folder (or hub id) of pretrained weights; None for random weights.
+        Folder of the backbone's weights, or their id on the model hub; None for random weights.
     freeze_backbone
         Train only the head: the features of all images are computed once, stored beside the run and
         held in memory by every worker (4 bytes x features x images).
