@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
@@ -177,6 +178,22 @@ def read_bundle(uri: str | Location) -> BundleFiles:
         fingerprint=bundle_fingerprint(description, weights),
         weights=weights,
     )
+
+
+def pretrained_folder(source: str) -> Path | None:
+    """Return the folder that a name of pretrained weights means; None for an id on the model hub.
+
+    An id is ``name`` or ``owner/name``. A name is a folder where it exists, lies in a folder that
+    exists, is absolute, begins with ``.`` or ``~``, or has more than one slash.
+
+    Examples
+    --------
+    >>> pretrained_folder("facebook/dinov2-small"), pretrained_folder("./weights")
+    (None, PosixPath('weights'))
+    """
+    path = Path(source).expanduser()
+    is_path = path.is_absolute() or source.startswith(".") or source.count("/") > 1
+    return path if is_path or Path(*path.parts[:1]).exists() else None
 
 
 def _parse(description: bytes, weights: bytes, folder: Location) -> EncoderSpec:

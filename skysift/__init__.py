@@ -13,7 +13,9 @@ from storage.lazy import public_names
 
 if TYPE_CHECKING:
     from encoders.bundle import Encoder, save_bundle
+    from encoders.gather_check import check_gather
     from encoders.losses import build_loss
+    from encoders.losses.core import Loss, PairLoss, Pairs, Ratio, contrast
     from encoders.losses.statistics import LabelStatistics
     from encoders.metrics import retrieval_metrics
     from pipeline.indexing.driver import build_index, update_index
@@ -65,10 +67,14 @@ __all__ = [
     "LabelStatistics",
     "LabelledDataset",
     "Location",
+    "Loss",
     "MaskMapping",
     "NotFoundError",
+    "PairLoss",
+    "Pairs",
     "Query",
     "Question",
+    "Ratio",
     "Recipe",
     "SceneError",
     "SceneQuery",
@@ -79,6 +85,8 @@ __all__ = [
     "TileRules",
     "build_index",
     "build_loss",
+    "check_gather",
+    "contrast",
     "ingest",
     "open",
     "plan_ingest",
@@ -109,10 +117,14 @@ __getattr__ = public_names(
         "LabelStatistics": "encoders.losses.statistics",
         "LabelledDataset": "storage.dataset",
         "Location": "storage.location",
+        "Loss": "encoders.losses.core",
         "MaskMapping": "storage.scene",
         "NotFoundError": "storage.errors",
+        "PairLoss": "encoders.losses.core",
+        "Pairs": "encoders.losses.core",
         "Query": "pipeline.search.query",
         "Question": "pipeline.search.question",
+        "Ratio": "encoders.losses.core",
         "Recipe": "workflows.notebook.recipe",
         "SceneError": "storage.errors",
         "SceneQuery": "storage.scene",
@@ -123,6 +135,8 @@ __getattr__ = public_names(
         "TileRules": "pipeline.tiles.spec",
         "build_index": "pipeline.indexing.driver",
         "build_loss": "encoders.losses",
+        "check_gather": "encoders.gather_check",
+        "contrast": "encoders.losses.core",
         "ingest": "pipeline.ingest.driver",
         "open": "workflows.notebook.index",
         "plan_ingest": "pipeline.ingest.driver",

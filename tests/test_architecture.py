@@ -21,7 +21,7 @@ def within(folder: str, names: str) -> tuple[str, ...]:
 
 COMMANDS = (
     "archive archive_import common composite dataset demo doctor drift encoder evaluate index "
-    "index_care index_stats ingest jobs recipe report search serve sheet train watch"
+    "index_care index_stats ingest jobs loss recipe report search serve sheet train watch"
 )
 HOMES = {
     "botocore": ("storage/location.py",),
@@ -99,7 +99,9 @@ HOMES = {
         *within("storage", "geometry outlines"),
     ),
     "torch": (
-        *within("encoders", "augment batch_norm bundle gather loop projection ranking"),
+        *within(
+            "encoders", "augment batch_norm bundle gather gather_check loop projection ranking"
+        ),
         *within("encoders/backbones", "build stem timm transformers"),
         *within("encoders/losses", "__init__ bce cbml core grn icl ifnd jspcl macl msc supcon"),
         "encoders/losses/triplet.py",

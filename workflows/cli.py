@@ -17,6 +17,7 @@ VERBS = {
     "demo": ("demo", "demo", "Run all of it on a synthetic world."),
     "dataset": ("dataset", "dataset", "Make labelled datasets."),
     "train": ("train", "train", "Train an encoder on a labelled dataset."),
+    "loss": ("loss", "loss", "List the losses, or test one of your own."),
     "encoder": ("encoder", "encoder", "Make an encoder without training, or look at one."),
     "composite": ("composite", "composite", "Make cloud-free composites of a series of scenes."),
     "ingest": ("ingest", "ingest", "Tile and embed scenes into an archive."),

@@ -14,7 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from encoders.spec import EncoderSpec
+from encoders.spec import EncoderSpec, pretrained_folder
 from pipeline.composite.spec import CompositeSpec
 from pipeline.indexing.spec import IndexSpec
 from pipeline.ingest.spec import IngestPlan, IngestReport, IngestSpec
@@ -29,6 +29,7 @@ from workflows.recipe.schema import Recipe
 from workflows.recipe.sections import spec_from
 
 if TYPE_CHECKING:
+    from encoders.bundle import Encoder
     from pipeline.composite.plan import CompositePlan, CompositeReport
     from pipeline.indexing.plan import IndexPlan
     from pipeline.ingest.cost import IngestCost
@@ -446,16 +447,37 @@ class Stages:
         ConfigError, CatalogError, NotFoundError
             The network cannot be built, or the statistics not computed.
         """
-        from encoders.bundle import new_encoder, require_distinct_vectors, save_bundle
+        from encoders.bundle import save_bundle
 
         target = self.need("encoder.bundle")
+        untrained, left_out = self.untrained_encoder()
+        return MadeEncoder(save_bundle(untrained, target), left_out)
+
+    def untrained_encoder(self) -> tuple["Encoder", dict[str, str]]:
+        """Return the encoder that :meth:`make_encoder` writes, and the scenes left out, by reason.
+
+        Raises
+        ------
+        ConfigError, CatalogError, NotFoundError
+            As :meth:`make_encoder`.
+        """
+        from encoders.bundle import new_encoder, require_distinct_vectors
+
         section = self.recipe.encoder
-        if section.pretrained is not None:
-            self.need_path("encoder.pretrained")
+        self._check_pretrained("encoder.pretrained")
         spec, left_out = self._encoder_spec()
         untrained = new_encoder(spec, pretrained=section.pretrained, seed=section.seed)
         require_distinct_vectors(untrained)
-        return MadeEncoder(save_bundle(untrained, target), left_out)
+        return untrained, left_out
+
+    def _check_pretrained(self, key: str) -> None:
+        """Refuse pretrained weights of a folder that does not exist; an id of the hub may."""
+        from workflows.recipe.errors import missing_path
+
+        source = attrgetter(key)(self.recipe)
+        folder = None if source is None else pretrained_folder(source)
+        if folder is not None and not folder.exists():
+            raise ConfigError(f"{self.settings.where(key)}: {key}: {missing_path(folder)}")
 
     def _encoder_spec(self) -> tuple[EncoderSpec, dict[str, str]]:
         """Return the spec of a new encoder, and why scenes are missing from its statistics."""
@@ -497,8 +519,7 @@ class Stages:
         from pipeline.training.driver import train
 
         dataset, output = self.need_path("dataset.uri"), self.need("training.output")
-        if (self.recipe.training.pretrained or "").startswith((".", "/")):
-            self.need_path("training.pretrained")
+        self._check_pretrained("training.pretrained")
         spec = spec_from(TrainingSpec, self.recipe.training)
         with self.ray(), ProgressView() as progress:
             return train(dataset, spec, output, resume=resume, progress=progress)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from encoders.plugins import find_plugin
 from storage.errors import ConfigError, NotFoundError, SkysiftError
 from storage.signatures import without_signatures
 from workflows.recipe.document import dotted, read_document, read_text
@@ -139,13 +140,25 @@ def _submit_when_up(client: "JobSubmissionClient", request: Mapping[str, Any]) -
 
 
 def package(arguments: Sequence[str], folder: Path) -> list[str]:
-    """Copy the packages and the recipe into a folder; return the arguments to use there."""
-    for name in PACKAGES:
-        shutil.copytree(
-            str(resources.files(name)),
-            folder / name,
-            ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"),
-        )
+    """Copy the packages, the recipe and the user's own code that the recipe names into a folder.
+
+    Returns
+    -------
+    list of str
+        The arguments to use there.
+
+    Raises
+    ------
+    NotFoundError
+        There is no module of a name such as ``my_losses:Mine``.
+    """
+    roots = [Path(str(resources.files(name))) for name in PACKAGES]
+    for root in (*roots, *_own_code(arguments)):
+        if root.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+            shutil.copytree(root, folder / root.name, ignore=ignored)
+        else:
+            shutil.copyfile(root, folder / root.name)
     rewritten = list(arguments)
     for position, value, prefix in _recipe_arguments(arguments):
         if Path(value).is_file():
@@ -153,6 +166,22 @@ def package(arguments: Sequence[str], folder: Path) -> list[str]:
             shutil.copyfile(value, folder / target)
             rewritten[position] = f"{prefix}{target}"
     return rewritten
+
+
+def _own_code(arguments: Sequence[str]) -> set[Path]:
+    """Return files and folders of the user's modules that arguments and recipes name.
+
+    Installed packages have to be installed on the cluster.
+    """
+    text = "\0".join(arguments)
+    named = re.findall(r"(?:--loss[\0=]|training\.loss=)([^\0]+)", text)
+    for _, file, _ in _recipe_arguments(arguments):
+        if Path(file).is_file():
+            recipe = read_document(read_text(Path(file)), file, None)[0]
+            training = recipe.get("training") if isinstance(recipe, dict) else None
+            named.append(str(training.get("loss")) if isinstance(training, dict) else "")
+    plugins = [find_plugin("losses", name) for name in named if ":" in name]
+    return {plugin.root for plugin in plugins if plugin and not plugin.is_installed}
 
 
 def refuse_secrets(submission: Submission) -> None:

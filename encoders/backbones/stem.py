@@ -4,6 +4,7 @@ Shape legend: B batch, C bands, H and W pixels, F features, O and I output and i
 """
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,6 +103,13 @@ def require_weights(source: str, network: str, missing: Collection[str], total: 
             f"pretrained weights {source} lack {len(names)} of the {total} tensors of {network} "
             f"({shown}), which would stay random; give the weights of this architecture"
         )
+
+
+def unreadable(folder: Path | None) -> str:
+    """Return what is wrong with pretrained weights of a folder, or of the model hub for None."""
+    if folder is not None:
+        return "cannot be read"
+    return "are no folder here, and cannot be had from the model hub"
 
 
 def resized(x_BCHW: Tensor, size_px: int | None) -> Tensor:

@@ -7,7 +7,6 @@ safetensors only.
 Shape legend: B batch, C bands, H and W pixels, F features.
 """
 
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -20,7 +19,9 @@ from encoders.backbones.stem import (
     fit_stem,
     require_weights,
     resized,
+    unreadable,
 )
+from encoders.spec import pretrained_folder
 from storage.errors import ConfigError, NotFoundError
 
 
@@ -84,9 +85,9 @@ def build_timm(
 
 def _pretrained(timm: Any, model: str, source: str) -> Any:
     """Return a network of 3 bands with weights from a folder, or from the model hub."""
-    folder = Path(source).expanduser()
+    folder = pretrained_folder(source)
     try:
-        if not folder.is_dir():
+        if folder is None:
             place = {"hf_hub_id": source}
             return timm.create_model(
                 model, pretrained=True, num_classes=0, pretrained_cfg_overlay=place
@@ -103,7 +104,7 @@ def _pretrained(timm: Any, model: str, source: str) -> Any:
         network.load_state_dict(fitting, strict=False)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise NotFoundError(
-            f"pretrained weights {source} of timm {model} cannot be read "
+            f"pretrained weights {source} of timm {model} {unreadable(folder)} "
             f"({str(error).partition(chr(10))[0]}); give a folder with model.safetensors, or a "
             "hub id and a network"
         ) from error

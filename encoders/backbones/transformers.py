@@ -6,7 +6,6 @@ Shape legend: B batch, C bands, H and W pixels, F features.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -18,7 +17,9 @@ from encoders.backbones.stem import (
     fit_stem,
     require_weights,
     resized,
+    unreadable,
 )
+from encoders.spec import pretrained_folder
 from storage.errors import ConfigError, NotFoundError
 
 # name: (configuration class, model class) in `transformers`
@@ -114,8 +115,8 @@ def _load_pretrained(name: str, model_class: Any, source: str, extra: dict[str, 
     from transformers import PretrainedConfig
     from transformers.utils import logging
 
-    folder = Path(source).expanduser()
-    if folder.is_absolute() or source.startswith(".") or folder.exists():
+    folder = pretrained_folder(source)
+    if folder is not None:
         source = str(folder)
         if not (folder / "config.json").is_file():
             raise NotFoundError(
@@ -138,7 +139,7 @@ def _load_pretrained(name: str, model_class: Any, source: str, extra: dict[str, 
         )
     except (OSError, SafetensorError) as error:
         raise NotFoundError(
-            f"pretrained weights {source} of {name} cannot be read "
+            f"pretrained weights {source} of {name} {unreadable(folder)} "
             f"({str(error).partition(chr(10))[0]}); give a folder with config.json and "
             "model.safetensors"
         ) from error

@@ -1,5 +1,8 @@
 """Training losses, built by name, with one call signature.
 
+A name is one of this package's, the path of a class of one's own (``my_losses:Mine``) or an entry
+point of the group ``skysift.losses``; see :mod:`encoders.plugins`.
+
 ``build_loss("macl", LabelStatistics.from_labels(y_NC))`` returns a module that is called as
 ``loss(z_BD, y_BC)`` on one batch or ``loss(z_BD, y_BC, keys=(z_GD, y_GC), offset=b)`` with the keys
 of a gathered batch; see :class:`encoders.losses.core.Loss`. Some losses have parameters (``msc``,
@@ -33,6 +36,7 @@ from encoders.losses.slcl import Slcl
 from encoders.losses.statistics import LabelStatistics
 from encoders.losses.supcon import SupCon
 from encoders.losses.triplet import Triplet
+from encoders.plugins import find_plugin, plugin_names
 from storage.errors import ConfigError
 
 __all__ = ["LabelStatistics", "build_loss", "loss_names", "loss_options"]
@@ -60,7 +64,7 @@ _REGISTRY: Mapping[str, tuple[type[Loss], Mapping[str, Any]]] = MappingProxyType
 
 
 def loss_names() -> tuple[str, ...]:
-    """Return the names that :func:`build_loss` accepts, the default loss first."""
+    """Return the names of Skysift's own losses, the default loss first."""
     return tuple(_REGISTRY)
 
 
@@ -69,8 +73,8 @@ def loss_options(name: str) -> dict[str, Any]:
 
     Raises
     ------
-    ConfigError
-        No loss has the name.
+    ConfigError, NotFoundError
+        No loss has the name, or a loss of one's own cannot be imported.
 
     Examples
     --------
@@ -78,11 +82,10 @@ def loss_options(name: str) -> dict[str, Any]:
     {'temperature': 0.1, 'chunk_pairs': 4194304}
     """
     kind, fixed = _find(name)
-    parameters = inspect.signature(kind).parameters.values()
     return {
-        p.name: p.default
-        for p in parameters
-        if p.kind is p.KEYWORD_ONLY and p.name not in fixed and p.name != "dimension"
+        option: default
+        for option, default in _keywords(kind).items()
+        if option not in fixed and option != "dimension"
     }
 
 
@@ -94,7 +97,8 @@ def build_loss(
     Parameters
     ----------
     name
-        One of :func:`loss_names`.
+        One of :func:`loss_names`, ``package.module:Name`` of a subclass of
+        :class:`encoders.losses.core.Loss`, or the name of an entry point of ``skysift.losses``.
     statistics
         Label counts of the training set.
     dimension
@@ -106,15 +110,21 @@ def build_loss(
     Raises
     ------
     ConfigError
-        The name or an option is unknown, a value is out of range, or ``dimension`` is missing.
+        The name or an option is unknown, a value is out of range, ``dimension`` is missing, or a
+        loss of one's own cannot be imported.
+    NotFoundError
+        There is no module of that name.
     """
     kind, fixed = _find(name)
     known = loss_options(name)
     for option in options:
         if option not in known:
-            raise ConfigError(f"loss {name}: no option {option!r}; it has {', '.join(known)}")
-    if parameter := inspect.signature(kind).parameters.get("dimension"):
-        if dimension is None and parameter.default is parameter.empty:
+            raise ConfigError(
+                f"loss {name}: no option {option!r}; it has {', '.join(known) or 'none'}"
+            )
+    keywords = _keywords(kind)
+    if "dimension" in keywords:
+        if dimension is None and keywords["dimension"] is inspect.Parameter.empty:
             raise ConfigError(f"loss {name}: has parameters of its own; pass dimension=D")
         options["dimension"] = dimension
     with torch.random.fork_rng(devices=[]):
@@ -125,6 +135,30 @@ def build_loss(
 def _find(name: str) -> tuple[type[Loss], Mapping[str, Any]]:
     if name in _REGISTRY:
         return _REGISTRY[name]
-    near = difflib.get_close_matches(name, _REGISTRY, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_REGISTRY)}"
+    if (plugin := find_plugin("losses", name)) is not None:
+        return plugin.load(Loss), {}
+    known = (*_REGISTRY, *plugin_names("losses"))
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = (
+        f"did you mean {near[0]!r}?"
+        if near
+        else f"known: {', '.join(known)}; write one of your own as module:Name"
+    )
     raise ConfigError(f"loss {name!r} does not exist; {hint}")
+
+
+def _keywords(kind: type[Loss]) -> dict[str, Any]:
+    """Return the keyword arguments of a loss and their defaults.
+
+    A class that passes further ones on (``**options``) has those of its base too.
+    """
+    found: dict[str, Any] = {}
+    for base in kind.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base).parameters.values()
+        own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        found |= {name: own[name] for name in own if name not in found}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found

@@ -5,10 +5,11 @@ worker is replaced and all workers continue from the last checkpoint; a killed r
 is started again; a finished run returns at once.
 """
 
+import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,20 +17,26 @@ from typing import Any, Literal
 
 import pyarrow.fs
 import ray.train
+from ray._private.runtime_env.py_modules import upload_py_modules_if_needed
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from encoders.plugins import Plugin
+from encoders.spec import pretrained_folder
 from pipeline.runtime.cluster import ray_session
 from pipeline.training.network import NodeTorchConfig
 from pipeline.training.record import resume_or_return, write_record
 from pipeline.training.resources import ResourceRequest, SchedulingMonitor, refuse_impossible
+from pipeline.training.sources import own_code
 from pipeline.training.spec import TrainingJob, TrainingResult, TrainingSpec
 from storage.dataset import read_info
 from storage.errors import ConfigError, SkysiftError
 from storage.location import Location
 from storage.locks import exclusive_lock
 from storage.progress import ProgressSink, ignore
+
+logger = logging.getLogger(__name__)
 
 _CHECKPOINTS = "checkpoints"
 _CHECKPOINTS_TO_KEEP = 2
@@ -70,17 +77,19 @@ def train(
         A setting is wrong, or the folder holds another run (the message names the settings that
         differ).
     NotFoundError
-        The dataset does not exist.
+        The dataset does not exist, or there is no module of a loss of one's own.
     SkysiftError
         Training failed more often than ``max_failures`` allows, or another process (named in the
         message) works on the folder.
     """
     dataset = Location.of(dataset_uri).absolute
+    plugins = own_code(spec)
     job = TrainingJob(
         dataset=dataset,
         dataset_digest=read_info(dataset).digest,
         spec=_with_absolute_paths(spec),
         output=Location.of(output_uri).absolute,
+        sources={setting: plugin.digest for setting, plugin in plugins.items()},
     )
     if (done := resume_or_return(job, resume)) is not None:
         return done
@@ -91,7 +100,7 @@ def train(
         with ray_session():
             request = ResourceRequest.of(spec)
             refuse_impossible(request)
-            outcome = _run_on_ray(job, request, progress, check_lock)
+            outcome = _run_on_ray(job, request, plugins.values(), progress, check_lock)
         result = TrainingResult(bundle_uri=str(job.bundle), history_csv=str(job.history), **outcome)
         write_record(job, result)
         return result
@@ -146,15 +155,33 @@ def baseline_bundle(
 def _with_absolute_paths(spec: TrainingSpec) -> TrainingSpec:
     """Make local folders absolute: a worker has another working directory."""
     pretrained, features = spec.pretrained, spec.features_uri
-    if pretrained is not None and Path(pretrained).expanduser().is_dir():
-        pretrained = str(Path(pretrained).expanduser().absolute())
+    if pretrained is not None and (folder := pretrained_folder(pretrained)) is not None:
+        pretrained = str(folder.absolute())
     features = None if features is None else str(Location(features).absolute)
     return replace(spec, pretrained=pretrained, features_uri=features)
+
+
+def _shipping(plugins: Collection[Plugin]) -> dict[str, Any]:
+    """Return the runtime environment that brings the user's modules to the workers.
+
+    Installed packages stay where they are: they may be large, and need others. A worker that lacks
+    one, or has another version, says so.
+    """
+    roots = sorted({str(plugin.root) for plugin in plugins if not plugin.is_installed})
+    if not roots:
+        return {}
+    # Ray uploads local folders for a whole job only, when it connects; here it is connected.
+    with tempfile.TemporaryDirectory(prefix="skysift-") as scratch:
+        shipped = upload_py_modules_if_needed(
+            {"py_modules": roots}, include_gitignore=True, scratch_dir=scratch, logger=logger
+        )
+    return {"py_modules": shipped["py_modules"]}
 
 
 def _run_on_ray(
     job: TrainingJob,
     request: ResourceRequest,
+    plugins: Collection[Plugin],
     progress: ProgressSink,
     check_lock: Callable[[], None],
 ) -> dict[str, Any]:
@@ -180,6 +207,7 @@ def _run_on_ray(
             storage_filesystem=remote,
             failure_config=ray.train.FailureConfig(max_failures=spec.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_CHECKPOINTS_TO_KEEP),
+            worker_runtime_env=_shipping(plugins),  # type: ignore[call-arg]
         ),
     )
     with _environment("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_INTERVAL_S):

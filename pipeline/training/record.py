@@ -42,6 +42,11 @@ def resume_or_return(job: TrainingJob, resume: bool) -> TrainingResult | None:
             f"{job.output} holds a run on another dataset; choose another output or delete it"
         )
     changed = job.spec.differences(record["spec"])
+    rewritten = [
+        f"source of {name}"
+        for name, digest in job.sources.items()
+        if name not in changed and record["sources"].get(name) != digest
+    ]
     if record["digest"] == job.digest:
         if record["result"]:
             result = TrainingResult(**record["result"])
@@ -49,9 +54,10 @@ def resume_or_return(job: TrainingJob, resume: bool) -> TrainingResult | None:
                 return result
         _log_changes(job, record["spec"], changed)
         return None
-    learned = [name for name in changed if name not in RUNTIME]
-    if not resume or FIXED.intersection(learned):
-        names = sorted(FIXED.intersection(learned)) if resume else learned
+    learned = [name for name in changed if name not in RUNTIME] + rewritten
+    fixed = sorted(FIXED.intersection(learned)) + rewritten
+    if not resume or fixed:
+        names = fixed if resume else learned
         step = "choose another output" if resume else "choose another output, or resume it"
         raise ConfigError(
             f"{job.output} holds a run with other settings ({', '.join(names)}); {step}"
@@ -66,6 +72,7 @@ def write_record(job: TrainingJob, result: TrainingResult | None) -> None:
         "digest": job.digest,
         "dataset": job.dataset_digest,
         "spec": plain(job.spec),
+        "sources": dict(job.sources),
         "result": asdict(result) if result else None,
     }
     record["sha256"] = json_digest(record)
@@ -110,7 +117,8 @@ def _read_record(job: TrainingJob) -> dict[str, Any] | None:
             raise TypeError("its settings are no mapping")
         if record["result"]:
             check_types(TrainingResult(**record["result"]))
-        return {name: record[name] for name in ("digest", "dataset", "spec", "result")}
+        known = {name: record[name] for name in ("digest", "dataset", "spec", "result")}
+        return known | {"sources": dict(record.get("sources", {}))}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{where} is damaged ({error}); delete the file, and the same command continues from "

@@ -34,7 +34,7 @@ class TrainingSpec(LoopSpec):
     backbone_options
         Options of that network.
     pretrained
-        Folder (or hub id) of pretrained weights; None for random weights.
+        Folder of the backbone's weights, or their id on the model hub; None for random weights.
     freeze_backbone
         Train only the head: the features of all images are computed once, stored beside the run and
         held in memory by every worker (4 bytes x features x images).
@@ -47,7 +47,7 @@ class TrainingSpec(LoopSpec):
         carries the label geometry, is small, and is the only trained part with a frozen backbone)
         or the backbone's ``features`` before the head (they transfer better to other labels).
     loss
-        Name of the loss for `encoders.losses.build_loss`.
+        Name of the loss for `encoders.losses.build_loss`, or ``package.module:Name`` of one's own.
     loss_options
         Options of that loss.
     monitor
@@ -118,12 +118,20 @@ class TrainingSpec(LoopSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingJob:
-    """A training run: dataset, settings and output folder."""
+    """A training run: dataset, settings, output folder, and the digests of one's own code.
+
+    Attributes
+    ----------
+    sources
+        The setting that names code of one's own, to the digest of its source
+        (`encoders.plugins.Plugin.digest`).
+    """
 
     dataset: Location
     dataset_digest: str
     spec: TrainingSpec
     output: Location
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bundle(self) -> Location:
@@ -139,13 +147,17 @@ class TrainingJob:
     def digest(self) -> str:
         """SHA-256 (hexadecimal) over the dataset and the settings that decide the result."""
         settings = {k: v for k, v in plain(self.spec).items() if k not in RUNTIME}
-        return json_digest([self.dataset_digest, settings])
+        return self._digest_of(settings)
 
     @property
     def lineage(self) -> str:
         """SHA-256 (hexadecimal) over the dataset and the settings that no resumption changes."""
         settings = {k: v for k, v in plain(self.spec).items() if k in FIXED}
-        return json_digest([self.dataset_digest, settings])
+        return self._digest_of(settings)
+
+    def _digest_of(self, settings: Mapping[str, Any]) -> str:
+        own = [dict(self.sources)] if self.sources else []
+        return json_digest([self.dataset_digest, settings, *own])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

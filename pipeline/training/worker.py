@@ -30,6 +30,7 @@ from encoders.losses.statistics import LabelStatistics
 from encoders.metrics import retrieval_metrics
 from encoders.spec import EncoderSpec
 from pipeline.training.log import TrainingLog
+from pipeline.training.sources import require_sources, source_of
 from pipeline.training.spec import TrainingJob, TrainingSpec
 from storage.dataset import LabelledDataset
 from storage.errors import ConfigError, NotFoundError
@@ -95,6 +96,7 @@ class TrainingWorker:
         if not len(self.train_rows):
             raise ConfigError(f"dataset {job.dataset} has no train rows; import it with some")
         self.train_labels = self.dataset.labels[self.train_rows]
+        require_sources(job)
         self.encoder = initial_encoder(self.dataset, self.spec).to(device)
         self.loss = build_loss(
             self.spec.loss,
@@ -229,7 +231,7 @@ class TrainingWorker:
         self.loop.load_weights(self.best_weights)
         spec = replace(
             self.encoder.spec,
-            loss={"name": self.spec.loss, **self.spec.loss_options},
+            loss={"name": self.spec.loss, **self.spec.loss_options, **source_of(self.job, "loss")},
             training={
                 "dataset": self.job.dataset_digest,
                 "run": self.job.digest,

@@ -218,7 +218,7 @@ def test_damaged_pretrained_files_are_named(
 
 
 def test_a_hub_id_without_a_network_is_named():
-    message = r"someone/some-model of resnet cannot be read .* folder with config\.json"
+    message = r"someone/some-model of resnet .* from the model hub .* folder with config\.json"
     with pytest.raises(NotFoundError, match=message):
         build_backbone("resnet", RGB, "someone/some-model")
 

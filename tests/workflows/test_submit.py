@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import ConfigError, NotFoundError, SkysiftError
+from tests.support.own_losses import write_losses
 from workflows.recipe.load import packaged_recipes
 from workflows.recipe.schema import Recipe
 from workflows.recipe.sections import Key, keys_of, section_in
@@ -47,6 +48,31 @@ def test_code_and_recipe_are_packaged_and_the_arguments_name_the_copy(tmp_path):
     assert (folder / "workflows" / "cli.py").is_file()
     assert (folder / "workflows" / "recipes" / "aid.yaml").is_file()
     assert not list(folder.rglob("__pycache__"))
+
+
+def test_a_loss_of_ones_own_travels_with_the_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_losses(tmp_path)
+    package_folder = tmp_path / "mine" / "deep"
+    package_folder.mkdir(parents=True)
+    for place in (package_folder.parent, package_folder):
+        (place / "__init__.py").write_text("")
+    recipe = tmp_path / "world.yaml"
+    recipe.write_text("training: {loss: 'mine.deep:Loss'}\n")
+    named = {
+        "option": ["train", "--loss", "my_losses:HardNegatives"],
+        "joined": ["train", "--loss=my_losses:HardNegatives"],
+        "set": ["train", "--set", "training.loss=my_losses:HardNegatives"],
+    }
+    for name, arguments in named.items():
+        assert package(arguments, tmp_path / name) == arguments
+        assert (tmp_path / name / "my_losses.py").is_file()
+    package(["train", "-r", str(recipe)], tmp_path / "recipe")
+    assert (tmp_path / "recipe" / "mine" / "deep" / "__init__.py").is_file()
+    package(["train", "--loss", "macl"], tmp_path / "none")
+    assert not (tmp_path / "none" / "my_losses.py").exists()
+    with pytest.raises(NotFoundError, match="no module gone"):
+        package(["train", "--loss", "gone:Loss"], tmp_path / "gone")
 
 
 @pytest.mark.parametrize(

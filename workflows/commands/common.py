@@ -79,6 +79,10 @@ class Run(Stages):
         option, _ = self.overrides.get(key, ("", None))
         return f"use {f'{option}, ' if option else ''}--set {key}=..., or a recipe that has it"
 
+    def is_given(self, key: str) -> bool:
+        """Whether an option of the verb gives a value of the recipe."""
+        return self.overrides.get(key, ("", None))[1] is not None
+
     def show(self, data: Any, lines: Sequence[str] | Mapping[str, Any] | None = None) -> None:
         """Write the result to stdout: as JSON with ``--json``, else as lines for people."""
         if self.as_json:

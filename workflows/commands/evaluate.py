@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,17 +12,23 @@ from storage.progress import Progress
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.console import ProgressView, format_table
 
+if TYPE_CHECKING:
+    from encoders.bundle import Encoder
+
 
 @click.command(
     "evaluate",
     cls=Verb,
     example="""
     skysift evaluate --dataset work/aid/dataset --encoder work/aid/run/bundle
+    skysift evaluate --dataset work/aid/dataset --backbone dinov2 --pretrained facebook/dinov2-small
     skysift evaluate -r naip-series --same-place
     skysift evaluate --archive work/archive""",
 )
 @recipe_option("--dataset", "dataset.uri")
 @recipe_option("--encoder", "encoder.bundle")
+@recipe_option("--backbone", "encoder.backbone")
+@recipe_option("--pretrained", "encoder.pretrained")
 @recipe_option("--archive", "archive.uri")
 @recipe_option("-k --k", "evaluate.k")
 @click.option("--same-place", is_flag=True, help="Score an archive by place, without labels.")
@@ -31,9 +37,10 @@ from workflows.console import ProgressView, format_table
 def evaluate(run: Run, same_place: bool, archive_labels: bool) -> None:
     """Score retrieval, beside a random ranking.
 
-    On a dataset: its test split searches its training split by labels. On an archive with labels:
-    every tile searches all others. With --same-place: a tile of one scene should find the same
-    ground in the other scenes.
+    On a dataset: its test split searches its training split by labels, with the encoder of a
+    bundle, or with --pretrained the one that `skysift encoder make` would write. On an archive
+    with labels: every tile searches all others. With --same-place: a tile of one scene should find
+    the same ground in the other scenes.
     """
     if same_place:
         _by_place(run)
@@ -98,14 +105,12 @@ def _archive_labels(run: Run) -> None:
 def _dataset_labels(run: Run) -> None:
     import numpy as np
 
-    from encoders.bundle import load_encoder
     from pipeline.analysis.evaluation import evaluate_labels
     from storage.dataset import LabelledDataset
 
     uri = run.need_path("dataset.uri")
-    bundle = _bundle(run)
+    source, encoder = _encoder(run)
     dataset = LabelledDataset.open(uri)
-    encoder = load_encoder(bundle)
     queries, database = dataset.indices(run.recipe.evaluate.split), dataset.indices("train")
     with ProgressView() as progress:
         vectors = _embed(encoder, dataset, np.concatenate([queries, database]), progress)
@@ -118,8 +123,20 @@ def _dataset_labels(run: Run) -> None:
         k=run.recipe.evaluate.k,
         rare_counts=dataset.labels[database].sum(axis=0),
     )
-    facts = {"dataset": uri, "encoder": bundle, "fingerprint": encoder.fingerprint}
+    facts = {"dataset": uri, "encoder": source, "fingerprint": encoder.fingerprint}
     _show(run, {**facts, **asdict(found)})
+
+
+def _encoder(run: Run) -> tuple[str, "Encoder"]:
+    """Return the encoder to score and where it comes from."""
+    from encoders.bundle import load_encoder
+
+    section = run.recipe.encoder
+    if run.is_given("encoder.pretrained") or run.is_given("encoder.backbone"):
+        weights = section.pretrained or "random weights"
+        return f"{section.backbone}, {weights}", run.untrained_encoder()[0]
+    bundle = _bundle(run)
+    return str(bundle), load_encoder(bundle)
 
 
 def _bundle(run: Run) -> Location:

@@ -149,7 +149,7 @@ class EncoderSection(Section):
     bundle
         Folder of the encoder bundle.
     pretrained
-        Folder of the backbone's weights.
+        Folder of the backbone's weights, or their id on the model hub; None for random weights.
     seed
         Seed of the weights that are drawn.
     """
