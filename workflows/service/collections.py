@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, Protocol
+from urllib.parse import urlencode
 
 import numpy as np
 
@@ -314,7 +315,8 @@ def _tile_feature(
     collection: str, properties: dict[str, Any], box: Sequence[float], geometry: Mapping[str, Any]
 ) -> Feature:
     """Return a tile as a feature; its picture is its only asset."""
-    href = f"v1/tiles/{properties['tile_key']}/thumbnail.png?scene={properties['scene']}"
+    scene = urlencode({"scene": properties["scene"]})
+    href = f"v1/tiles/{properties['tile_key']}/thumbnail.png?{scene}"
     picture = {"href": href, "type": "image/png", "roles": ["thumbnail"]}
     row = str(properties["row"])
     return _feature(collection, row, properties, box, geometry, {"thumbnail": picture})

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pystac
@@ -25,6 +26,7 @@ from storage.index.filter import Filter
 from tests.support.service_world import DAYS, TILES, make_world, serving
 from workflows.service.app import Limits, create_app
 from workflows.service.backend import BackendConfig, IndexBackend
+from workflows.service.collections import _tile_feature
 
 ROWS = TILES * TILES * len(DAYS)
 TOKEN = "a-token-of-the-tests"
@@ -248,3 +250,11 @@ def test_a_newer_gdal_reads_the_layers(address: str):
     command = [sys.executable, "-c", READ, address, "tiles", "searches/first"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     assert done.stdout.split("\n")[:2] == [f"{ROWS} True", "20 True"]
+
+
+def test_the_picture_of_a_tile_is_that_of_its_scene_whatever_its_id():
+    properties = {"tile_key": "g/1/2", "row": 5, "scene": "day 1 & 2 #a"}
+    feature = _tile_feature("tiles", properties, (0, 0, 1, 1), {})
+    address = urlsplit(feature["assets"]["thumbnail"]["href"])
+    assert (address.path, address.fragment) == ("v1/tiles/g/1/2/thumbnail.png", "")
+    assert parse_qs(address.query) == {"scene": ["day 1 & 2 #a"]}
