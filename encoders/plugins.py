@@ -56,16 +56,16 @@ class Plugin:
     def digest(self) -> str:
         """SHA-256 (hexadecimal) over all ``.py`` files of the top-level package, and their names.
 
-        The whole package counts, because the class may use any part of it. Other files, and other
-        packages that it imports, do not count.
+        The whole package counts, because the class may use any part of it. Other files, hidden
+        folders, and other packages that it imports, do not count.
         """
         files = sorted(self.root.rglob("*.py")) if self.root.is_dir() else [self.root]
+        names = {path: path.relative_to(self.root.parent).as_posix() for path in files}
         return json_digest(
             {
-                path.relative_to(self.root.parent).as_posix(): hashlib.sha256(
-                    path.read_bytes()
-                ).hexdigest()
-                for path in files
+                name: hashlib.sha256(path.read_bytes()).hexdigest()
+                for path, name in names.items()
+                if "/." not in name  # copies that editors and notebooks keep
             }
         )
 

@@ -171,9 +171,10 @@ def _shipping(plugins: Collection[Plugin]) -> dict[str, Any]:
     if not roots:
         return {}
     # Ray uploads local folders for a whole job only, when it connects; here it is connected.
+    # Files that git ignores travel too: a generated module is part of the source's digest.
     with tempfile.TemporaryDirectory(prefix="skysift-") as scratch:
         shipped = upload_py_modules_if_needed(
-            {"py_modules": roots}, include_gitignore=True, scratch_dir=scratch, logger=logger
+            {"py_modules": roots}, include_gitignore=False, scratch_dir=scratch, logger=logger
         )
     return {"py_modules": shipped["py_modules"]}
 

@@ -56,6 +56,8 @@ def test_the_digest_is_that_of_all_python_files_of_the_package(folder: Path):
         (package / f"{name}.py").write_text(f'"""{name}"""\n')
     digests = [find_plugin("losses", "mine.losses:Own").digest]
     (package / "notes.txt").write_text("no code")
+    (package / ".ipynb_checkpoints").mkdir()
+    (package / ".ipynb_checkpoints" / "losses-checkpoint.py").write_text("x = 2\n")
     digests.append(find_plugin("losses", "mine.losses:Own").digest)
     (package / "deep" / "maths.py").write_text("x = 1\n")
     digests.append(find_plugin("losses", "mine.losses:Own").digest)

@@ -37,6 +37,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop(NAME, None)
 
 
+def test_a_package_travels_with_the_modules_that_git_ignores(folder: Path, ray_session: None):
+    package = folder / "code" / "travelling"
+    package.mkdir()
+    losses = write_losses(package, "losses")
+    losses.write_text("from travelling._version import version\n" + losses.read_text())
+    (package / "__init__.py").write_text("")
+    (package / "_version.py").write_text("version = 1\n")
+    (package / ".gitignore").write_text("_version.py\n")
+    spec = replace(OWN, loss="travelling.losses:HardNegatives", epochs=1, workers=1)
+    result = train(str(folder / "set"), spec, str(folder / "run"))
+    assert load_encoder(result.bundle_uri).spec.loss["name"] == spec.loss
+
+
 def test_the_module_travels_and_the_encoder_names_its_source(folder: Path, ray_session: None):
     dataset, output = str(folder / "set"), str(folder / "run")
     digest = find_plugin("losses", OWN.loss).digest
