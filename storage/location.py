@@ -204,6 +204,11 @@ class Location:
         return self.at(str(self.path.absolute())) if self.is_local else self
 
     @property
+    def stem(self) -> str:
+        """The name of the file or folder, without the folders before it and without suffix."""
+        return PurePosixPath(self.uri.rstrip("/")).stem
+
+    @property
     def is_local(self) -> bool:
         """Whether this is a path of this machine."""
         return not self.is_web and split_uri(self.uri)[0] == "file"

@@ -12,18 +12,23 @@ import numpy.typing as npt
 from dask.delayed import delayed
 
 from pipeline.importing.places import Columns, Float64, PlacedGroup, PlacedRows
-from pipeline.importing.spec import ImportSpec
+from pipeline.importing.spec import ImportSpec, Unusable
 from pipeline.runtime.dask import blocks_of, compute
 from pipeline.tiles.grid import TileGrid, window_of_bbox
 from storage.embeddings.layouts import PixelLayout
-from storage.embeddings.rasters import Raster, geotiff_raster, geotiffs, is_zarr, zarr_rasters
+from storage.embeddings.rasters import (
+    Raster,
+    geotiff_raster,
+    geotiffs,
+    is_zarr,
+    zarr_rasters,
+)
 from storage.embeddings.table import TABLE_SUFFIXES
 from storage.errors import ConfigError
 from storage.geometry import BBox
 from storage.location import Location
 from storage.quarantine import Quarantine
 from storage.raster.pixel_grid import Window
-from storage.scene import Rejected
 from storage.values import json_digest
 
 Float32 = npt.NDArray[np.float32]
@@ -170,7 +175,7 @@ def is_raster(source: Location) -> bool:
     return not any(name.endswith(TABLE_SUFFIXES) for name in names) and bool(geotiffs(source))
 
 
-def raster_headers(source: Location, spec: ImportSpec) -> Iterator[RasterHeader | Rejected]:
+def raster_headers(source: Location, spec: ImportSpec) -> Iterator[RasterHeader | Unusable]:
     """Yield the rasters of a source, and the files that are none with the reason."""
 
     def header(raster: Raster) -> RasterHeader:
@@ -188,7 +193,7 @@ def raster_headers(source: Location, spec: ImportSpec) -> Iterator[RasterHeader 
         with Quarantine(str(file)) as fault:
             yield header(geotiff_raster(file, spec.choice))
         if fault:
-            yield Rejected(scene_id=file.uri.rpartition("/")[2], reason=fault.reason)
+            yield Unusable(place=file, name=file.stem, reason=fault.reason)
 
 
 def pooled(vectors: Float32, tile_px: int) -> tuple[Float32, Float32]:

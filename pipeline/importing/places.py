@@ -7,12 +7,10 @@ and the same chip of another date has the same key.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyproj
 from pyproj.exceptions import CRSError, ProjError
 
 from pipeline.tiles.grid import TileGrid
@@ -20,6 +18,7 @@ from storage.archive.spec import PublishedModel
 from storage.embeddings.table import ChipRows
 from storage.errors import GridError
 from storage.geometry import around_points, centres
+from storage.outlines import from_wgs84
 
 Float64 = npt.NDArray[np.float64]
 Int32 = npt.NDArray[np.int32]
@@ -126,17 +125,12 @@ def _zones(stated: npt.NDArray[np.object_], boxes: Float64) -> npt.NDArray[np.ob
 
 def _projected(crs: str, lons: Float64, lats: Float64) -> tuple[Float64, Float64]:
     try:
-        x, y = _to_crs(crs).transform(lons, lats)
+        x, y = from_wgs84(crs).transform(lons, lats)
     except (CRSError, ProjError) as error:
         raise GridError(f"chips are said to lie in {crs}, which is no CRS for them") from error
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise GridError(f"chips are said to lie in {crs}, but some lie outside its area")
     return np.asarray(x), np.asarray(y)
-
-
-@lru_cache(128)
-def _to_crs(crs: str) -> pyproj.Transformer:
-    return pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True)
 
 
 def _tiles(crs: str, x: Float64, y: Float64, chip_m: float | None) -> tuple[TileGrid, Int32]:

@@ -11,7 +11,14 @@ import numpy as np
 
 from pipeline.importing.pixels import RasterHeader, is_raster, raster_headers
 from pipeline.importing.places import Float64, PlacedRows, placed_chips
-from pipeline.importing.spec import ImportPlan, ImportSpec, Source, as_before, stated_rules
+from pipeline.importing.spec import (
+    ImportPlan,
+    ImportSpec,
+    Source,
+    Unusable,
+    as_before,
+    stated_rules,
+)
 from pipeline.ingest.driver import existing_archive
 from storage.archive.ledger import LedgerEntry
 from storage.archive.reader import Archive
@@ -95,20 +102,26 @@ def plan_import(spec: ImportSpec) -> ImportPlan:
     existing = existing_archive(spec.archive_uri)
     if existing is not None:
         spec = as_before(spec, existing.spec)
-    found, rejected = _candidates(spec)
+    found, unusable = _candidates(spec)
     known = _known_model(existing, spec)
     # Files with rows first: a table without any need not state the length of its vectors.
     found.sort(key=lambda candidate: not candidate.rows)
     model = known or found[0].model
     same, others = _of_model(model, found, spec)
-    rejected += others
+    unusable += others
     sampled = 0
     if known is None and spec.centre:
         vectors = _sample(same, spec.sample_rows)
         sampled = len(vectors)
         model = replace(model, centre=_mean(vectors))
     entries: Mapping[str, LedgerEntry] = {} if existing is None else existing.ledger.entries
-    parts = [part for name, c in _named(same, entries) for part in c.parts(name)]
+    names = _names([*same, *unusable], entries)
+    parts = [part for name, c in zip(names, same, strict=False) for part in c.parts(name)]
+    rejected = [
+        Rejected(scene_id=name, reason=file.reason)
+        for name, file in zip(names[len(same) :], unusable, strict=True)
+    ]
+    _require_distinct([part.scene_id for part in parts] + names[len(same) :], spec)
     todo = tuple(part for part in parts if _is_pending(part, entries, spec))
     return ImportPlan(
         spec=spec,
@@ -128,7 +141,7 @@ def plan_import(spec: ImportSpec) -> ImportPlan:
 
 def _of_model(
     model: PublishedModel, found: Sequence[_Candidate], spec: ImportSpec
-) -> tuple[list[_Candidate], list[Rejected]]:
+) -> tuple[list[_Candidate], list[Unusable]]:
     """Return the files of a model, and the others with the reason; files without rows fit all."""
 
     def fits(candidate: _Candidate) -> bool:
@@ -141,8 +154,9 @@ def _of_model(
             f"of {_described(found[0].model)}; name another archive"
         )
     others = [
-        Rejected(
-            scene_id=candidate.name,
+        Unusable(
+            place=candidate.place,
+            name=candidate.name,
             reason=f"it holds vectors of {_described(candidate.model)}, not of {_described(model)}",
         )
         for candidate in itertools.filterfalse(fits, found)
@@ -162,13 +176,13 @@ def _new_archive(spec: ImportSpec, model: PublishedModel, first: _Candidate) -> 
     )
 
 
-def _candidates(spec: ImportSpec) -> tuple[list[_Candidate], list[Rejected]]:
+def _candidates(spec: ImportSpec) -> tuple[list[_Candidate], list[Unusable]]:
     """Return the readable files of a source, and the others with their reasons."""
     source = Location.of(spec.source)
     if is_raster(source):
         headers = raster_headers(source, spec)
         return _usable(
-            source, [h if isinstance(h, Rejected) else _raster_candidate(h, spec) for h in headers]
+            source, [h if isinstance(h, Unusable) else _raster_candidate(h, spec) for h in headers]
         )
     if not source.is_pattern and not source.exists():
         raise NotFoundError(f"{source} does not exist; check the path, the bucket and the key")
@@ -184,8 +198,8 @@ def _candidates(spec: ImportSpec) -> tuple[list[_Candidate], list[Rejected]]:
 
 
 def _usable(
-    source: Location, results: Sequence[_Candidate | Rejected]
-) -> tuple[list[_Candidate], list[Rejected]]:
+    source: Location, results: Sequence[_Candidate | Unusable]
+) -> tuple[list[_Candidate], list[Unusable]]:
     """Return the readable files and the others.
 
     Raises
@@ -194,27 +208,27 @@ def _usable(
         No file is readable.
     """
     found = [result for result in results if isinstance(result, _Candidate)]
-    rejected = [result for result in results if isinstance(result, Rejected)]
-    if not found and len(rejected) == 1:
-        raise ConfigError(rejected[0].reason)
+    unusable = [result for result in results if isinstance(result, Unusable)]
+    if not found and len(unusable) == 1:
+        raise ConfigError(unusable[0].reason)
     if not found:
         raise ConfigError(
-            f"{source}: none of {len(rejected)} files can be used; the first: {rejected[0].reason}"
+            f"{source}: none of {len(unusable)} files can be used; the first: {unusable[0].reason}"
         )
-    return found, rejected
+    return found, unusable
 
 
-def _tried(file: Location, spec: ImportSpec) -> _Candidate | Rejected:
+def _tried(file: Location, spec: ImportSpec) -> _Candidate | Unusable:
     with Quarantine(str(file)) as fault:
         return _table_candidate(read_header(file, spec.choice), spec)
-    return Rejected(scene_id=_stem(file), reason=fault.reason)
+    return Unusable(place=file, name=file.stem, reason=fault.reason)
 
 
 def _table_candidate(table: Table, spec: ImportSpec) -> _Candidate:
     model = _model(spec, table.model, table.version, max(table.dimension, 1), "none")
     chip_m = spec.choice.chip_m or table.layout.chip_m
     how = [table.layout.name, table.layout.columns.named, table.crs, str(table.date), chip_m]
-    fingerprint = json_digest([_stem(table.place), table.place.revision(), how])[:16]
+    fingerprint = json_digest([table.place.stem, table.place.revision(), how])[:16]
 
     def parts(name: str) -> list[Source]:
         return [
@@ -231,7 +245,7 @@ def _table_candidate(table: Table, spec: ImportSpec) -> _Candidate:
 
     return _Candidate(
         place=table.place,
-        name=_stem(table.place),
+        name=table.place.stem,
         model=model,
         layout=table.layout.name,
         columns=table.layout.columns.named,
@@ -319,26 +333,44 @@ def _mean(vectors: Float64) -> tuple[float, ...]:
     return tuple(float(f"{value:.7g}") for value in vectors.mean(axis=0).tolist())
 
 
-def _stem(place: Location) -> str:
-    return PurePosixPath(place.uri.rstrip("/")).stem
+def _names(files: Sequence[_Candidate | Unusable], entries: Mapping[str, LedgerEntry]) -> list[str]:
+    """Return the ids of files: their names, after as many folders as tell them from all others.
 
-
-def _named(
-    candidates: Sequence[_Candidate], entries: Mapping[str, LedgerEntry]
-) -> list[tuple[str, _Candidate]]:
-    """Return ids of files: their names, with their folder where two files share a name.
-
-    A file that the ledger has under its mere name keeps that.
+    A file that the ledger has under a name with fewer folders keeps that.
     """
-    counts = Counter(candidate.name for candidate in candidates)
-    named = []
-    for candidate in candidates:
-        name = candidate.name
-        known = entries.get(name)
-        if counts[name] > 1 and (known is None or known.fingerprint != candidate.fingerprint):
-            name = f"{PurePosixPath(candidate.place.absolute.uri).parent.name}-{name}"
-        named.append((name, candidate))
-    return named
+    possible = [_possible_names(file) for file in files]
+    counts = Counter(name for names in possible for name in names)
+    taken: set[str] = set()
+    found = []
+    for file, names in zip(files, possible, strict=True):
+        mark = file.fingerprint if isinstance(file, _Candidate) else ""
+        kept = (n for n in names if n in entries and entries[n].fingerprint == mark)
+        own = (n for n in names if counts[n] == 1)
+        name = next((n for n in (*kept, *own) if n not in taken), names[-1])
+        taken.add(name)
+        found.append(name)
+    return found
+
+
+def _possible_names(file: _Candidate | Unusable) -> list[str]:
+    """Return the name of a file alone, after its folder, after two folders, and so on.
+
+    A tilde is kept for further scenes of a part (:func:`part_ids`).
+    """
+    names = [file.name]
+    for folder in reversed(PurePosixPath(file.place.absolute.uri).parent.parts[1:]):
+        names.append(f"{folder}-{names[-1]}")
+    return [name.replace("~", "-") for name in names]
+
+
+def _require_distinct(ids: Sequence[str], spec: ImportSpec) -> None:
+    """Refuse a source in which two parts would have one id: one would replace the other."""
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise ConfigError(
+            f"{spec.source}: {len(twice)} ids stand for several files or parts ({twice[0]!r}); "
+            "rename these files"
+        )
 
 
 def _is_pending(part: Source, entries: Mapping[str, LedgerEntry], spec: ImportSpec) -> bool:

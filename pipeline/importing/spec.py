@@ -112,6 +112,15 @@ def import_spec(
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unusable:
+    """A file that cannot be imported, its name without suffix, and why."""
+
+    place: Location
+    name: str
+    reason: str
+
+
 class Source(Protocol):
     """A part of a source that is read in one go: rows of a table, or a block of a raster."""
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Float32 = npt.NDArray[np.float32]
 
 FEATURELESS = (
-    "the picture is of one colour: its hits are the tiles with the least in them, and their scores "
-    "say how even these are, not that they show the same"
+    "the picture is of one colour: a high score says that a tile has as little in it, not that it "
+    "shows the same"
 )
 _LEAST_CONTRAST = 0.02
 """Deviation in a picture, in deviations of the encoder's bands, below which it is of one colour."""

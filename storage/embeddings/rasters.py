@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -82,11 +81,12 @@ class Raster:
     @property
     def name(self) -> str:
         """A name for its scenes: file, group and date where they tell."""
-        stem = PurePosixPath(self.place.uri.rstrip("/")).stem
         if self.step < 0:
-            return stem
+            return self.place.stem
         day = str(self.datetime.astype("datetime64[D]"))
-        return "-".join([stem, *self.group.strip("/").split("/"), day]).replace("--", "-")
+        return "-".join([self.place.stem, *self.group.strip("/").split("/"), day]).replace(
+            "--", "-"
+        )
 
     def read(self, window: Window) -> Float32:
         """Return vectors (D, h, w) of a window of the grid; NaN where a pixel has none."""
@@ -336,7 +336,7 @@ def _date(place: Location, choice: Choice) -> np.datetime64:
         moment = parse_moment(choice.date, "date")
     else:
         try:
-            moment = date_of_name(PurePosixPath(place.uri).stem)
+            moment = date_of_name(place.stem)
         except CatalogError as error:
             years = _YEAR.findall(place.uri)
             if not years:

@@ -406,7 +406,7 @@ def _date(place: Location, footer: Mapping[str, Any], given: Moment | None) -> n
         moment = parse_moment(given, "date")
     else:
         try:
-            moment = date_of_name(PurePosixPath(place.uri).stem)
+            moment = date_of_name(place.stem)
         except CatalogError as error:
             stated = footer.get("start_datetime") or footer.get("datetime")
             if not stated:

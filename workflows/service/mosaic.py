@@ -109,8 +109,8 @@ NO_OVERVIEWS = (
     "(gdaladdo -ro -r average FILE), or write them as cloud-optimized GeoTIFFs"
 )
 TOO_MANY = (
-    f"scenes are hatched where more lie together than a tile of the map opens ({_MOST_SCENES}): "
-    "zoom in, or choose a day"
+    f"scenes are hatched where a tile of the map would open more than {_MOST_SCENES}, or read for "
+    f"longer than {_SECONDS:g} s: zoom in, or choose a day"
 )
 
 

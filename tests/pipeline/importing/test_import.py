@@ -170,6 +170,46 @@ def test_two_dates_of_a_tile_in_one_file_are_two_scenes_and_repeats_are_left_out
     assert len(rows_of(spec)) == 4
 
 
+def test_files_of_one_name_in_different_folders_are_different_scenes(
+    spec: ImportSpec, tmp_path: Path
+):
+    chips, folders = make_chips(9, DIMENSION), ("year=2020/month=01", "year=2021/month=01")
+    for number, folder in enumerate(folders):
+        if number:  # the first is imported alone, and keeps its name
+            import_embeddings(plan_import(spec))
+        part = chips.part(slice(3 * number, 3 * number + 3))
+        clay_v0(tmp_path / "clay" / folder, part, "part-0.parquet")
+    report = import_embeddings(plan_import(spec))
+    assert (report.imported, report.rows, len(rows_of(spec))) == (1, 3, 6)
+    damaged = tmp_path / "clay" / "year=2022" / "month=01" / "part-0.parquet"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"PAR1 and nothing else")
+    plan = plan_import(spec)
+    assert (plan.todo, import_embeddings(plan).imported) == ((), 0)
+    archive = Archive.open(spec.archive_uri)
+    states = {entry.scene_id: entry.state for entry in archive.scenes()}
+    assert states.pop("part-0") == "embedded"
+    assert sorted(states.values()) == ["embedded", "quarantined"]
+    assert audit(archive, plan.parts.items()).complete
+    assert plan_import(spec).rejected == ()  # told once
+    clay_v0(damaged.parent, chips.part(slice(6, 9)), "part-0.parquet")
+    assert import_embeddings(plan_import(spec)).imported == 1
+    assert len(rows_of(spec)) == 9
+    assert {entry.state for entry in Archive.open(spec.archive_uri).scenes()} == {"embedded"}
+
+
+def test_a_file_named_as_the_part_of_another_is_refused(
+    spec: ImportSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipeline.importing.plan.PART_ROWS", 8)
+    monkeypatch.setattr("storage.embeddings.table.PART_ROWS", 8)
+    chips = make_chips(20, DIMENSION)
+    clay_v0(tmp_path / "clay", chips.part(slice(0, 16)), "rows_20220610.parquet")
+    clay_v0(tmp_path / "clay", chips.part(slice(16, 20)), "rows_20220610.1.parquet")
+    with pytest.raises(ConfigError, match=r"rows_20220610\.1'.*rename these files"):
+        plan_import(spec)
+
+
 def test_rows_and_files_that_cannot_be_used_have_their_reasons(spec: ImportSpec, tmp_path: Path):
     folder = tmp_path / "clay"
     chips = make_chips(4, DIMENSION)
