@@ -464,12 +464,13 @@ def measure(folder: Path, size: Size, options: argparse.Namespace) -> list[Row]:
     for shards in (1, 8):
         indexes[shards] = str(folder / f"index-{shards}")
         build_index(world.archive, indexes[shards], replace(ours, shards=shards))
-    high = str(folder / "index-high")
+    best, high = str(folder / "best"), str(folder / "index-high")
+    build_index(world.archive, best, replace(exact, kind="ivf_pq4"))
     build_index(world.archive, high, replace(ours, recall=HIGH_RECALL))
     truth = world.truth(Filter())
     peers = {
         PLAIN: InProcess(str(folder / "exact"), world, refined=False),
-        BEST: InProcess(indexes[1], world, refined=True),
+        BEST: InProcess(best, world, refined=True),
     }
     rows = []
     for shards, replicas in ((1, 1), (8, 1), (8, 2)):
