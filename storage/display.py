@@ -5,6 +5,7 @@ script and no style sheet of its own, so it is shown by every notebook, and when
 """
 
 import html
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ class Picture(str):
     __slots__ = ()
 
 
-class Described:
+class Described(ABC):
     """A class whose objects name a few facts about themselves.
 
     The facts have to be cheap: they are read whenever a notebook shows the object.
@@ -30,9 +31,9 @@ class Described:
     shown_as: ClassVar[str] = ""
     """The name of the class in the representation; the name of the class itself by default."""
 
+    @abstractmethod
     def facts(self) -> Mapping[str, Any]:
         """Return names and values, the most important first."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         found = self.facts()

@@ -6,6 +6,7 @@ returns its report. The verbs in :mod:`workflows.commands` print the reports;
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -65,7 +66,7 @@ class ImportedDataset(NamedTuple):
     left_out: dict[str, str]
 
 
-class Stages:
+class Stages(ABC):
     """A recipe and the ways to carry out its stages.
 
     Attributes
@@ -77,9 +78,9 @@ class Stages:
     debug: bool = False
 
     @property
+    @abstractmethod
     def settings(self) -> "LoadedRecipe":
         """The recipe with the places where its values were written."""
-        raise NotImplementedError
 
     @property
     def recipe(self) -> Recipe:
@@ -107,9 +108,9 @@ class Stages:
             )
         return value
 
+    @abstractmethod
     def way_to_give(self, key: str) -> str:
         """Return how a value that is missing can be given, for messages."""
-        raise NotImplementedError
 
     def need_path(self, key: str) -> Location:
         """Return a place that a stage reads.
