@@ -140,6 +140,7 @@ def make_vectors(folder: Path, size: Size, scratch: Path) -> tuple[str, Queries]
     views = views[np.random.default_rng(0).permutation(len(views))]
     apart = -(-max(_BATCHES) // VIEWS)  # images
     queries = views[:apart].reshape(-1, size.dimension)[: max(_BATCHES)]
+    queries = np.random.default_rng(2).permutation(queries)  # the judged ones are of all images
     rows = np.random.default_rng(1).permutation(views[apart:].reshape(-1, size.dimension))
     return archive_of(folder, rows[: size.rows]), queries
 

@@ -38,27 +38,23 @@ def piloted(
     choose = spec.kind == "auto" and first.rows > FLAT_ROWS
     if first.rows <= _LEAST_ROWS or not (choose or first.parameters.lossy):
         return first
-    target = target_of(spec)
     pilot = Pilot(_pilot_rows(archive, spec.seed), first.rows)
     estimates = tuple(
-        pilot.estimate(parameters, target, first.sample_rows, rerank=spec.rerank)
+        pilot.estimate(parameters, spec.recall, first.sample_rows, rerank=spec.rerank)
         for parameters in (_measured(first.contenders) if choose else [first.parameters])
     )
-    best = fastest(estimates, target, first.rows)
+    best = fastest(estimates, spec.recall, first.rows)
     return replace(with_estimate(plan(best.parameters), best), estimates=estimates)
-
-
-def target_of(spec: IndexSpec) -> float:
-    """Return the recall that rescored candidates have to reach with every list probed.
-
-    Probing fewer lists loses recall too: half of the allowed loss is left to either cause.
-    """
-    return (1 + spec.recall) / 2
 
 
 def with_estimate(plan: IndexPlan, estimate: Estimate) -> IndexPlan:
     """Return a plan with what the pilot measured of its kind."""
-    return replace(plan, rerank=estimate.rerank, recall_ceiling=estimate.recall, estimate=estimate)
+    return replace(
+        plan,
+        rerank=estimate.rerank,
+        recall_ceiling=estimate.recall_ceiling,
+        estimate=estimate,
+    )
 
 
 def fastest(estimates: Sequence[Estimate], target: float, rows: int) -> Estimate:

@@ -26,10 +26,11 @@ from storage.index.vectors import HalfVectors
 RECALL_AT = 10
 """Hits at which recall is measured."""
 _LIST_ROWS = 64
-_QUERIES = 128
-_PROBED_LISTS = 16
+_QUERIES = 256
+_PROBES = (1, 2, 4, 8, 16, 32, 64)
 RERANKS = (2, 4, 8, 16, 32, 64)
 """Candidates per hit to choose from."""
+_TIMED_LISTS, _TIMED_FACTOR = 16, 8  # lists and candidates per hit whose times are taken
 _TURNS = 3
 
 
@@ -41,10 +42,11 @@ class Estimate:
     ----------
     parameters
         Kind and sizes.
-    rerank
-        Candidates per hit whose exact scores are needed; 1 when none are kept.
-    recall
-        Recall@10 with every list probed.
+    nprobe, rerank
+        Lists to probe and candidates per hit whose exact scores are needed, 1 when none are kept:
+        those that reach the recall in the least time.
+    recall, recall_ceiling
+        Recall@10 with those, and with every list probed.
     centres_us, row_us, candidate_us
         CPU time of a query of a batch, in microseconds: to choose its lists, to compare it with a
         row of them, and to compute the exact score of a candidate.
@@ -53,16 +55,18 @@ class Estimate:
     """
 
     parameters: ShardParameters
+    nprobe: int
     rerank: int
     recall: float
+    recall_ceiling: float
     centres_us: float
     row_us: float
     candidate_us: float
     build_s: float
 
-    def query_us(self, rows: int, nprobe: int = _PROBED_LISTS, rerank: int | None = None) -> float:
+    def query_us(self, rows: int, nprobe: int | None = None, rerank: int | None = None) -> float:
         """Return the CPU time of a query for ten hits among ``rows`` rows, in microseconds."""
-        probed = rows * min(nprobe / self.parameters.nlist, 1)
+        probed = rows * min((nprobe or self.nprobe) / self.parameters.nlist, 1)
         candidates = RECALL_AT * (rerank or self.rerank)
         return self.centres_us + probed * self.row_us + candidates * self.candidate_us
 
@@ -80,12 +84,13 @@ class Pilot:
 
     def __init__(self, rows: Float32, total: int) -> None:
         self._rows, self._total = rows, total
-        self._queries = rows[:: max(len(rows) // _QUERIES, 1)]
+        self._centres: dict[int, tuple[Float32, float]] = {}
+        own = np.arange(0, len(rows), max(len(rows) // _QUERIES, 1))
+        self._queries = rows[own]
         self._halves = rows.astype(np.float16)
-        exact = self._queries @ rows.T
-        # The queries are rows of the pilot, so each finds itself, with and without approximation.
-        self._least = -np.partition(-exact, RECALL_AT - 1, axis=1)[:, RECALL_AT - 1]
-        self._exact = exact
+        self._exact = self._queries @ rows.T
+        self._exact[np.arange(len(own)), own] = -np.inf  # that a query finds itself does not count
+        self._least = -np.partition(-self._exact, RECALL_AT - 1, axis=1)[:, RECALL_AT - 1]
 
     def estimate(
         self, parameters: ShardParameters, target: float, sample_rows: int, *, rerank: bool = True
@@ -95,9 +100,10 @@ class Pilot:
         Parameters
         ----------
         parameters
-            Kind and sizes of the index; the pilot has fewer lists.
+            Kind and sizes of the index; the pilot has fewer lists, and finds as much in as many of
+            them as the index will.
         target
-            Recall@10 that the rescored candidates have to reach.
+            Recall@10 to reach.
         sample_rows
             Rows that the index is trained on.
         rerank
@@ -107,20 +113,22 @@ class Pilot:
         rows, count = self._rows, len(self._queries)
         lists = max(min(parameters.nlist, len(rows) // _LIST_ROWS), 1)
         small = replace(parameters, nlist=lists)
+        centres, centres_s = self._trained_centres(small)
         started = time.thread_time()
-        trained_centres(rows, small)
-        centres_s, started = time.thread_time() - started, time.thread_time()
-        trained = train(rows, small)
-        codes_s = max(time.thread_time() - started - centres_s, 0)
+        trained = train(rows, small, centres)
+        codes_s = time.thread_time() - started
         builder, started = ShardIndexBuilder(trained), time.thread_time()
         builder.add(np.arange(len(rows)), self._halves)
         add_s = time.thread_time() - started
         index = scannable(builder.loaded.lists)
-        index.nprobe = lists
         queries = builder.loaded.query(self._queries)
-        reranks = parameters.lossy and rerank
-        recall, factor = self._recall(index.search(queries, self._deepest)[1], target, reranks)
-        depth = RECALL_AT * factor
+        factors = RERANKS if parameters.lossy and rerank else (1,)
+        recall: dict[tuple[int, int], float] = {}
+        for nprobe in (*(n for n in _PROBES if n < lists), lists):
+            index.nprobe = nprobe
+            found = index.search(queries, min(RECALL_AT * factors[-1] + 1, len(rows)))[1]
+            recall |= {(nprobe, factor): self._recall(found, factor) for factor in factors}
+        depth = RECALL_AT * _TIMED_FACTOR
         scan_s = _seconds(lambda: index.search(queries, depth)) / count / len(rows)
         candidates = np.random.default_rng(0).integers(0, len(rows), (count, depth))
         stored = HalfVectors.stored([self._halves])
@@ -129,35 +137,47 @@ class Pilot:
         centre_s = _seconds(self._nearest_centres(parameters)) / count
         training = sample_rows * parameters.nlist / (len(rows) * lists)
         adding = add_s / len(rows) + centre_s
-        return Estimate(
+        costs = Estimate(
             parameters=parameters,
-            rerank=factor,
-            recall=recall,
+            nprobe=lists,
+            rerank=factors[-1],
+            recall=recall[lists, factors[-1]],
+            recall_ceiling=recall[lists, factors[-1]],
             centres_us=1e6 * centre_s,
             row_us=1e6 * scan_s,
             candidate_us=1e6 * _seconds(exact) / count / depth,
             build_s=training * centres_s + codes_s + self._total * adding,
         )
+        enough = [pair for pair, reached in recall.items() if reached >= target]
+        if not enough:
+            return costs
+        best = min(enough, key=lambda pair: costs.query_us(self._total, *pair))
+        return replace(
+            costs,
+            nprobe=best[0],
+            rerank=best[1],
+            recall=recall[best],
+            recall_ceiling=recall[lists, best[1]],
+        )
 
-    @property
-    def _deepest(self) -> int:
-        return min(RECALL_AT * RERANKS[-1], len(self._rows))
+    def _trained_centres(self, parameters: ShardParameters) -> tuple[Float32, float]:
+        """Return the centres of lists, which kinds share, and the CPU seconds that they took."""
+        if parameters.nlist not in self._centres:
+            started = time.thread_time()
+            centres = trained_centres(self._rows, parameters)
+            self._centres[parameters.nlist] = centres, time.thread_time() - started
+        return self._centres[parameters.nlist]
 
-    def _recall(self, found: Int64, target: float, reranks: bool) -> tuple[float, int]:
-        """Return the recall, and the least candidates per hit that reach the target."""
+    def _recall(self, found: Int64, factor: int) -> float:
+        """Return the recall of exact scores of the first candidates (Q, depth), -1 where none."""
+        found = found[:, : RECALL_AT * factor + 1]
         right = np.take_along_axis(self._exact, found, axis=1) >= self._least[:, None]
-        recall = 0.0
-        for factor in RERANKS if reranks else (1,):
-            hits = np.minimum(right[:, : RECALL_AT * factor].sum(axis=1), RECALL_AT)
-            recall = float(hits.mean() / RECALL_AT)
-            if recall >= target:
-                break
-        return recall, factor
+        return float(np.minimum((right & (found >= 0)).sum(axis=1), RECALL_AT).mean() / RECALL_AT)
 
     def _nearest_centres(self, parameters: ShardParameters) -> Callable[[], object]:
         centres = faiss.IndexFlatIP(parameters.dimension)
         centres.add(np.resize(self._rows, (parameters.nlist, parameters.dimension)))
-        probed = min(_PROBED_LISTS, parameters.nlist)
+        probed = min(_TIMED_LISTS, parameters.nlist)
         return lambda: centres.search(self._queries, probed)
 
 

@@ -130,7 +130,7 @@ def set_threads(threads: int) -> None:
     faiss.omp_set_num_threads(threads)
 
 
-def train(sample: Float32, parameters: ShardParameters) -> Bytes:
+def train(sample: Float32, parameters: ShardParameters, centres: Float32 | None = None) -> Bytes:
     """Train the empty index that every shard starts from, and return its bytes.
 
     Parameters
@@ -139,6 +139,8 @@ def train(sample: Float32, parameters: ShardParameters) -> Bytes:
         Vectors (n, D) of a uniform sample of all rows.
     parameters
         Kind and sizes.
+    centres
+        Centres (nlist, D) of the lists, where they are trained already.
 
     Raises
     ------
@@ -152,7 +154,7 @@ def train(sample: Float32, parameters: ShardParameters) -> Bytes:
             f"index kind {p.kind} with {p.nlist} lists needs at least {least} "
             f"rows to train on, got {len(sample)}; choose fewer lists, or kind flat"
         )
-    centres = trained_centres(sample, p)
+    centres = trained_centres(sample, p) if centres is None else centres
     rotation = _rotation(sample, centres, p) if p.rotated else None
     inner = _empty_index(p)
     inner.quantizer.add(_rounded(centres if rotation is None else centres @ rotation.T, _CENTRE))

@@ -70,6 +70,8 @@ for command in (list_, info, stats, verify, rollback, gc):
 
 def _prediction(plan: "IndexPlan", spec: "IndexSpec") -> dict[str, Any]:
     p, expected = plan.parameters, min(spec.recall, plan.recall_ceiling)
+    if plan.estimate:
+        expected = plan.estimate.recall
     return {
         "rows": plan.rows,
         "kind": f"{p.kind} ({_reason(plan, spec)})",
@@ -93,9 +95,7 @@ def _reason(plan: "IndexPlan", spec: "IndexSpec") -> str:
         return "as asked for"
     if not plan.estimates:
         return "the most exact that fits"
-    from pipeline.indexing.pilot import target_of
-
-    if plan.recall_ceiling < target_of(spec):
+    if plan.estimate and plan.estimate.recall < spec.recall:
         return "the highest recall of the kinds that fit"
     return "the fastest of the kinds that fit and reach the recall"
 
@@ -107,7 +107,8 @@ def _name(p: "ShardParameters") -> str:
 
 def _figures(estimate: "Estimate", rows: int) -> str:
     return (
-        f"recall@10 {estimate.recall:.3f}, {estimate.query_us(rows):.0f} µs a query and core, "
+        f"recall@10 {estimate.recall:.3f} of {estimate.nprobe} lists and {estimate.rerank} "
+        f"candidates a hit, {estimate.query_us(rows):.0f} µs a query and core, "
         f"{estimate.build_s:.0f} s of one core to build"
     )
 

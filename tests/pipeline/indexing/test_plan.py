@@ -160,8 +160,10 @@ def estimate(kind: Kind, recall: float, row_us: float) -> Estimate:
     parameters = ShardParameters(kind=kind, dimension=16, nlist=64, pq_bytes=8)
     return Estimate(
         parameters=parameters,
+        nprobe=4,
         rerank=2,
         recall=recall,
+        recall_ceiling=recall,
         centres_us=1.0,
         row_us=row_us,
         candidate_us=0.1,
@@ -179,14 +181,18 @@ def test_the_fastest_kind_that_reaches_the_recall_is_built():
 
 
 def recall_of(parameters: ShardParameters, rows: np.ndarray) -> float:
-    """Recall@10 of rows as queries with every list probed, row by row."""
+    """Recall@10 of the other rows with every list probed, row by row."""
     shard = ShardIndexBuilder(train(rows, parameters))
     shard.add(np.arange(len(rows)), rows.astype(np.float16))
     shard.loaded.lists.nprobe = parameters.nlist
-    queries = rows[:: len(rows) // 128]
-    found = shard.loaded.whole.search(queries, 10)[1]
-    truth = np.argsort(-(queries @ rows.T), axis=1)[:, :10]
-    return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, truth, strict=True)]))
+    own = np.arange(0, len(rows), len(rows) // 256)
+    found = shard.loaded.whole.search(rows[own], 11)[1]
+    truth = np.argsort(-(rows[own] @ rows.T), axis=1)[:, :11]
+    shares = [
+        len((set(a[:11]) & set(b)) - {row}) / 10
+        for row, a, b in zip(own, found, truth, strict=True)
+    ]
+    return float(np.mean(shares))
 
 
 def test_the_pilot_ranks_kinds_as_they_are():
@@ -203,14 +209,14 @@ def test_the_pilot_ranks_kinds_as_they_are():
         for kind, size in KINDS_AND_SIZES
         for rerank in (False, True)
     }
-    plain = {key[:2]: estimate.recall for key, estimate in found.items() if not key[2]}
+    plain = {key[:2]: estimate.recall_ceiling for key, estimate in found.items() if not key[2]}
     coarse = ShardParameters(kind="ivf_opq", dimension=16, nlist=62, pq_bytes=4)
     assert plain["ivf_opq", 4] == pytest.approx(recall_of(coarse, rows), abs=0.005)
     assert plain["ivf_flat", 0] == 1 >= plain["ivf_sq8", 0] > 0.9
     assert plain["ivf_sq8", 0] > plain["ivf_opq", 8] > plain["ivf_opq", 4]
     for (kind, size, rerank), estimate in found.items():
         assert estimate.rerank == 1 or rerank
-        assert estimate.recall >= (0.97 if rerank else plain[kind, size])
+        assert estimate.recall >= (0.97 if rerank else min(plain[kind, size], 0.97))
         assert estimate.build_s > 0
         assert estimate.query_us(8_000_000) > estimate.query_us(4_000_000) > estimate.candidate_us
 
