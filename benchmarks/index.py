@@ -28,6 +28,7 @@ from pipeline.indexing.spec import IndexSpec
 from pipeline.indexing.steps import threads_for
 from pipeline.runtime.cluster import ray_session
 from pipeline.search.searcher import Searcher
+from storage.index.kinds import Kind
 from storage.index.manifest import IndexManifest
 from storage.progress import Progress
 
@@ -73,9 +74,9 @@ def built(archive: str, folder: Path, spec: IndexSpec, stages: Stages) -> IndexM
     return build_index(archive, str(folder), spec, progress=stages)
 
 
-def against_faiss(archive: str, folder: Path, turns: int) -> Row:
+def against_faiss(archive: str, folder: Path, kind: Kind, turns: int) -> Row:
     """Compare a build with FAISS training and adding vectors that are in memory already."""
-    spec = IndexSpec(kind="ivf_flat", shards=1)
+    spec = IndexSpec(kind=kind, shards=1)
     plan = plan_build(archive, spec)
     rows = np.concatenate(list(clustered(plan.rows)))
     sample = rows[np.random.default_rng(0).choice(len(rows), plan.sample_rows, replace=False)]
@@ -83,11 +84,14 @@ def against_faiss(archive: str, folder: Path, turns: int) -> Row:
 
     def bare() -> None:
         faiss.omp_set_num_threads(threads_for(1))
-        quantizer = faiss.IndexFlatIP(DIMENSION)
-        index = faiss.IndexIVFScalarQuantizer(
-            quantizer, DIMENSION, plan.parameters.nlist, faiss.ScalarQuantizer.QT_fp16,
-            faiss.METRIC_INNER_PRODUCT, False,
-        )  # fmt: skip
+        lists = faiss.IndexFlatIP(DIMENSION), DIMENSION, plan.parameters.nlist
+        index = (
+            faiss.IndexIVFPQFastScan(*lists, plan.parameters.parts, 4, faiss.METRIC_INNER_PRODUCT)
+            if kind == "ivf_pq4"
+            else faiss.IndexIVFScalarQuantizer(
+                *lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
+            )
+        )
         index.train(sample)
         index.add(rows)
 
@@ -98,7 +102,7 @@ def against_faiss(archive: str, folder: Path, turns: int) -> Row:
 
     own, peer, ratio = in_turns(ours, bare, turns)
     return Row(
-        what=f"build {plan.rows:,} x {DIMENSION} (float16 lists), archive to published version",
+        what=f"build {plan.rows:,} x {DIMENSION} ({kind}), archive to published version",
         ours=own,
         unit="s",
         peer=peer,
@@ -257,7 +261,10 @@ def main(arguments: list[str] | None = None) -> None:
     most = chosen.rows or (10_000_000 if chosen.full else 200_000)
     index, found = chosen.folder / "index", []
     parts: dict[str, Callable[[], Any]] = {
-        "faiss": lambda: [against_faiss(make_archive(chosen.folder, rows), index, 2)],
+        "faiss": lambda: [
+            against_faiss(make_archive(chosen.folder, rows), index, kind, 5)
+            for kind in ("ivf_flat", "ivf_pq4")
+        ],
         "growth": lambda: growth(make_archive(chosen.folder, rows), index),
         "drift": lambda: drift(chosen.folder, 30_000),
         "budget": lambda: within_budget(

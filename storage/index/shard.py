@@ -317,7 +317,9 @@ class ShardGroup:
                 for first in range(0, len(queries), _SCAN_QUERIES):
                     block = slice(first, first + _SCAN_QUERIES)
                     fresh = (queries[block] @ vectors.T).astype(np.float32)
-                    places = np.broadcast_to(chunk, fresh.shape)
+                    among = (fresh >= scores[block].min(axis=1, keepdims=True)).any(axis=0)
+                    fresh = fresh[:, among]
+                    places = np.broadcast_to(chunk[among], fresh.shape)
                     scores[block], positions[block] = best_of_shard(
                         np.concatenate([scores[block], fresh], axis=1),
                         np.concatenate([positions[block], places], axis=1),
