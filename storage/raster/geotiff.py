@@ -32,7 +32,7 @@ from storage.errors import ConfigError, GridError, SceneError
 from storage.geometry import BBox, around_points
 from storage.location import REQUEST_PAYER, Driver, Location
 from storage.raster.jpeg2000 import check_whole
-from storage.raster.vrt import read_vrt, vrt_files
+from storage.raster.vrt import read_vrt
 
 # A block without data takes 16 bytes in a sparse file, and a large block of one value some hundred.
 _CLAIM_BYTES, _CLAIM_RATIO = 2**30, 100_000
@@ -141,7 +141,8 @@ def checked_format(place: Location) -> str:
 
 def raster_revision(place: Location) -> str:
     """Return a text that changes when a raster, or a file that a VRT shows, is replaced."""
-    return " ".join(file.revision() for file in vrt_files(place))
+    shown = read_vrt(place).sources if format_of(place) == "vrt" and is_open(place) else ()
+    return " ".join(file.revision() for file in (place, *shown))
 
 
 def inspect(href: str | Location) -> RasterInfo:

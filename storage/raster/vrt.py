@@ -11,7 +11,6 @@ https://gdal.org/en/stable/drivers/raster/vrt.html, and the section on VRT of
 https://gdal.org/en/stable/user/security.html
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -47,7 +46,7 @@ def read_vrt(place: Location) -> Vrt:
     """Read a VRT and return what GDAL may open of it.
 
     The sources have the formats of ``place`` without VRT: a VRT within a VRT is refused. Their
-    existence and content are left to whoever opens them.
+    existence and content are left to the reader that opens them.
 
     Raises
     ------
@@ -82,13 +81,6 @@ def read_vrt(place: Location) -> Vrt:
             "write parts of it as GeoTIFF"
         )
     return Vrt(xml=ET.tostring(root, encoding="unicode"), sources=tuple(sources))
-
-
-def vrt_files(place: Location) -> Iterator[Location]:
-    """Yield a file and, where its name is that of a VRT in use, the files of the VRT."""
-    yield place
-    if "vrt" in place.drivers and place.uri.lower().endswith(".vrt"):
-        yield from read_vrt(place).sources
 
 
 def _parsed(place: Location) -> ET.Element:

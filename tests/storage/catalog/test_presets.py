@@ -219,9 +219,9 @@ def number_file(path: Path, number: float, dtype: str, bands: int = 1) -> None:
     ("preset", "files", "values", "cloud"),
     [
         # The example of USGS: 18,639 is a reflectance of 0.313.
-        ("landsat-c2", {f"{OLI}4.TIF": 18639, f"{OLI}5.TIF": 0}, (0.3126, None), None),
-        ("landsat-c2", {f"{OLI}4.TIF": 18639, f"{LANDSAT}_QA_PIXEL.TIF": 16}, (0.3126,), True),
-        ("landsat-c2", {f"{OLI}4.TIF": 18639, f"{LANDSAT}_QA_PIXEL.TIF": 21824}, (0.3126,), False),
+        ("landsat-c2", {f"{OLI}4.TIF": 18639, f"{OLI}5.TIF": 0}, (0.31257, None), None),
+        ("landsat-c2", {f"{OLI}4.TIF": 18639, f"{LANDSAT}_QA_PIXEL.TIF": 16}, (0.31257,), True),
+        ("landsat-c2", {f"{OLI}4.TIF": 18639, f"{LANDSAT}_QA_PIXEL.TIF": 21824}, (0.31257,), False),
         ("landsat-c2", {f"{TM}_SR_B3.TIF": 7273, f"{TM}_SR_B4.TIF": 43636}, (0.0, 1.0), None),
         ("hls", {f"{L30}.B04.tif": 1234, f"{L30}.B05.tif": -9999}, (0.1234, None), None),
         ("hls", {f"{S30}.B04.tif": 812, f"{S30}.Fmask.tif": 0b100}, (0.0812,), True),
