@@ -11,6 +11,7 @@ https://gdal.org/en/stable/drivers/raster/vrt.html, and the section on VRT of
 https://gdal.org/en/stable/user/security.html
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -21,6 +22,8 @@ from storage.location import Location
 
 _MOST_BYTES, _MOST_SOURCES = 16 * 1024 * 1024, 10_000
 _SOURCE = "SourceFilename"
+_CRS = re.compile(r"EPSG:\d+|[A-Z]\w*\[.*\]", re.DOTALL)
+"""GDAL takes names of files and addresses for a CRS too."""
 _KEPT = frozenset(
     {
         *("VRTDataset", "SRS", "GeoTransform", "VRTRasterBand", "MaskBand", "BlockXSize"),
@@ -70,6 +73,9 @@ def read_vrt(place: Location) -> Vrt:
                 f"{place} uses {kind}, which is not read from a VRT: only mosaics and stacks of "
                 "files are; write the raster as GeoTIFF, for example with gdal_translate"
             )
+    for element in root.iter("SRS"):
+        if not _CRS.fullmatch((element.text or "").strip()):
+            raise SceneError(f"{place} has a CRS that is neither a code nor WKT; assign one")
     for element in root.iter(_SOURCE):
         source = _source(place, folder, (element.text or "").strip())
         element.text = source.gdal_path

@@ -28,9 +28,15 @@ PAGES = {
     "README.md": (),
     "docs/howto/geospatial.md": (INGEST,),
     "docs/howto/analyst.md": (INGEST, INDEX),
+    "docs/howto/platform.md": (),
 }
 """Pages, and the commands of a run that a page takes for granted."""
-NOT_RUN = {"README.md": 1, "docs/howto/geospatial.md": 0, "docs/howto/analyst.md": 1}
+NOT_RUN = {
+    "README.md": 1,
+    "docs/howto/geospatial.md": 0,
+    "docs/howto/analyst.md": 1,
+    "docs/howto/platform.md": 2,
+}
 LON, LAT = 103.75, 17.92
 DAYS = ("20240223", "20240524", "20240822")
 SIDE_PX, BANDS = 320, ("red", "green", "blue")
@@ -69,6 +75,7 @@ def folder(tmp_path: Path, moto_s3: MotoS3, monkeypatch: pytest.MonkeyPatch) -> 
         path = tmp_path / f"scene_{day}.tif"
         write_geotiff(str(path), pixels, "EPSG:32648", transform, descriptions=BANDS)
         moto_s3.location(f"scenes/{path.name}").upload(path)
+        moto_s3.location(path.name).upload(path)  # beside the catalog there
         items.append(item(path.name, day))
         for band in ("B02", "B03", "B04"):
             name = f"work/cogs/T48QUE_{day}T032739_{band}_10m.tif"
@@ -86,6 +93,9 @@ def folder(tmp_path: Path, moto_s3: MotoS3, monkeypatch: pytest.MonkeyPatch) -> 
         dimension=16,
     )
     save_bundle(new_encoder(spec, seed=1), str(tmp_path / "work/bundle"))
+    moto_s3.location("catalog.json").upload(tmp_path / "catalog.json")
+    for path in (tmp_path / "work/bundle").iterdir():
+        moto_s3.location(f"bundle/{path.name}").upload(path)
     Image.fromarray(random.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(
         tmp_path / "field.png"
     )

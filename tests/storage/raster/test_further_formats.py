@@ -196,6 +196,25 @@ def test_what_is_no_vrt_is_refused(tmp_path: Path, text: str, message: str):
         values(str(tmp_path / "m.vrt"))
 
 
+def test_the_size_of_a_vrt_is_bounded(tmp_path: Path):
+    tiff(tmp_path / "a.tif", numbers(1))
+    path = vrt(tmp_path / "m.vrt", *(source(f"{n}.tif") for n in range(10_001)))
+    with pytest.raises(SceneError, match=r"a VRT of 10,001 files"):
+        values(path)
+    path = vrt(tmp_path / "m.vrt", source("a.tif"), " " * (16 << 20))
+    with pytest.raises(SceneError, match=r"a VRT at most 16,777,216"):
+        values(path)
+
+
+@pytest.mark.parametrize("crs", ["http://127.0.0.1:9/crs", "/etc/passwd", "+proj=utm +zone=48"])
+def test_the_crs_of_a_vrt_names_no_file(tmp_path: Path, crs: str):
+    tiff(tmp_path / "a.tif", numbers(1))
+    path = Path(vrt(tmp_path / "m.vrt", source("a.tif")))
+    path.write_text(path.read_text().replace(CRS, crs))
+    with pytest.raises(SceneError, match="neither a code nor WKT"):
+        values(str(path))
+
+
 def test_a_vrt_cannot_claim_more_pixels_than_its_files_hold(tmp_path: Path):
     tiff(tmp_path / "a.tif", numbers(1))
     path = Path(vrt(tmp_path / "m.vrt", source("a.tif")))
