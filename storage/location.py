@@ -11,12 +11,12 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urljoin, urlsplit
 
 import fsspec
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import icechunk
 
 
+Driver = Literal["jp2", "vrt"]
+"""A raster format that GDAL opens only where it is asked for: JPEG 2000, virtual rasters."""
 SCHEMES = ("s3", "file")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 REQUEST_PAYER = "AWS_REQUEST_PAYER"
@@ -138,6 +140,8 @@ class Location:
         ``s3://bucket/key``, ``file:///path`` or a plain path.
     options
         Endpoint, region and credentials of the object store.
+    drivers
+        Formats beside GeoTIFF that GDAL may open here; see `catalog.drivers`.
 
     Examples
     --------
@@ -150,6 +154,7 @@ class Location:
 
     uri: str
     options: StorageOptions = field(default=StorageOptions(), repr=False)
+    drivers: tuple[Driver, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(cls, place: "str | os.PathLike[str] | Location") -> "Location":
@@ -179,6 +184,10 @@ class Location:
     def with_sidecars(self) -> "Location":
         """Return the same place, read together with the files beside it."""
         return replace(self, options=replace(self.options, sidecars=True))
+
+    def with_drivers(self, drivers: Iterable[Driver]) -> "Location":
+        """Return the same place, where GDAL may open further formats."""
+        return replace(self, drivers=tuple(drivers))
 
     def resolve(self, href: str) -> "Location":
         """Return ``href``, relative to the folder of this document when it is relative.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from storage.dates import Moment, as_utc, parse_range
 from storage.errors import CatalogError, ConfigError
 from storage.geometry import BBox, check_bbox, polygon_bounds, polygon_wkt
-from storage.location import Location
+from storage.location import Driver, Location
 from storage.signatures import without_signatures
 from storage.values import (
     Count,
@@ -324,7 +324,7 @@ class CatalogSpec:
     ----------
     source
         STAC item, item collection, catalog, collection or API, STAC GeoParquet, GeoTIFF, folder or
-        glob.
+        glob; with ``drivers`` also a file of theirs.
     preset
         The sensor whose products the plain files are. Their names then give scenes, bands (by
         common names such as red, or by those in the names, such as B04), date, cloud mask and
@@ -337,6 +337,9 @@ class CatalogSpec:
     datetime_pattern
         For plain files: a regular expression with a group ``date`` for the scene's id or path.
         Without it, the first date such as 20090818 or 2009-08-18 counts.
+    drivers
+        Formats beside GeoTIFF that GDAL may open: jp2 (JPEG 2000, as in SAFE folders) and vrt
+        (virtual rasters, whose files have to lie in the folder of the VRT or below).
     allow
         Folders, such as s3://bucket/prefix, below which the assets of STAC items have to lie; empty
         allows all on S3 and disks. Assets at web addresses need one, such as https://host/data.
@@ -349,6 +352,7 @@ class CatalogSpec:
     bands: Mapping[str, BandMapping] = field(default_factory=dict)
     mask: MaskMapping | None = None
     datetime_pattern: str | None = None
+    drivers: tuple[Driver, ...] = ()
     allow: tuple[str, ...] = ()
     query: SceneQuery = SceneQuery()
 

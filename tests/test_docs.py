@@ -111,6 +111,12 @@ def test_the_reference_is_what_the_code_says(name: str):
     assert not without_meaning or name == "http.md"
 
 
+def test_help_lists_no_option_without_a_word():
+    """The usage and the text name arguments; a bare SOURCE among the options says nothing."""
+    pages = (FOLDER / "commands.md").read_text()
+    assert not re.findall(r"^  [A-Z][A-Z_|. -]*$", pages, re.MULTILINE)
+
+
 def documented_commands() -> list[str]:
     """Every `skysift` line of a shell block, continued lines joined."""
     commands = set()

@@ -393,7 +393,7 @@ class Stages(ABC):
         section = self.recipe.dataset
         settings = {name: getattr(section, name) for name in IMPORTER_KEYS[section.importer]}
         info = importers[section.importer](
-            self.need_path("dataset.source"),
+            self.need_path("dataset.source").with_drivers(self.recipe.catalog.drivers),
             self.need("dataset.uri"),
             **settings,
             progress=progress,

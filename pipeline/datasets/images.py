@@ -85,7 +85,7 @@ class _Folder:
         place = self._folder / name
         if not place.is_local:
             # Files beside an image in an object store are known if its folder has been listed.
-            with _copied(self, name, self._listed) as copy:
+            with _copied(self, name, self._listed, self._folder) as copy:
                 yield copy
         elif place.path.is_file():
             yield place
@@ -111,7 +111,7 @@ class _Tar:
             return stream.read() if stream else b""
 
     def local(self, name: str) -> AbstractContextManager[Location]:
-        return _copied(self, name, self._members)
+        return _copied(self, name, self._members, self._source)
 
 
 @contextmanager
@@ -123,13 +123,14 @@ def _readable(source: Location) -> Iterator[None]:
 
 
 @contextmanager
-def _copied(files: Files, name: str, known: Container[str]) -> Iterator[Location]:
+def _copied(files: Files, name: str, known: Container[str], source: Location) -> Iterator[Location]:
     """Copy a file, and the files beside it that are known, to a folder for the block."""
     beside = [name + suffix for suffix in _BESIDE if name + suffix in known]
     with tempfile.TemporaryDirectory(prefix="skysift-image-") as scratch:
         for part in (name, *beside):
             (Path(scratch) / PurePosixPath(part).name).write_bytes(files.read(part))
-        yield Location(str(Path(scratch) / PurePosixPath(name).name))
+        copy = Location(str(Path(scratch) / PurePosixPath(name).name))
+        yield copy.with_drivers(source.drivers)
 
 
 @contextmanager

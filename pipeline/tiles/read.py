@@ -19,6 +19,7 @@ from pipeline.tiles.grid import Float64, Int32, TileGrid
 from pipeline.tiles.spec import TileRules
 from storage.errors import ConfigError
 from storage.quarantine import Quarantine
+from storage.raster.geotiff import raster_revision
 from storage.raster.pixel_grid import Block, Bool, Float32, Window
 from storage.raster.reader import SceneReader
 from storage.scene import Scene
@@ -52,7 +53,7 @@ def local_revision(scene: Scene) -> str:
     Sizes and times of modification tell. The text is empty for a scene without local files: an
     object store would take a request for each file.
     """
-    revisions = [file.revision() for file in scene.hrefs if file.is_local]
+    revisions = [raster_revision(file) for file in scene.hrefs if file.is_local]
     return hashlib.sha256(" ".join(revisions).encode()).hexdigest()[:16] if revisions else ""
 
 

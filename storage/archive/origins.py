@@ -70,6 +70,7 @@ def _record(origin: Origin) -> dict[str, Any]:
             "catalog": origin.catalog,
             "signed": origin.signed or any(str(href) != href.uri for href in hrefs),
             "sidecars": any(href.options.sidecars for href in hrefs),
+            "drivers": sorted({driver for href in hrefs for driver in href.drivers}),
         }
     )
 
@@ -83,6 +84,7 @@ def _stated(record: Mapping[str, Any]) -> dict[str, Any]:
 def _origin(record: dict[str, Any], archive: Location) -> Origin:
     catalog, signed = record.pop("catalog", ""), record.pop("signed", False)
     place = archive.with_sidecars() if record.pop("sidecars", False) else archive
+    place = place.with_drivers(record.pop("drivers", ()))
     bands = tuple(
         BandSource(**{**band, "href": place.at(band["href"])}) for band in record["bands"]
     )

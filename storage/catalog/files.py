@@ -1,4 +1,4 @@
-"""Scenes from plain GeoTIFF files, grouped and dated by their names."""
+"""Scenes from plain raster files, grouped and dated by their names."""
 
 import logging
 import re
@@ -12,7 +12,7 @@ from storage.dates import as_utc
 from storage.errors import CatalogError, ConfigError
 from storage.location import Location
 from storage.quarantine import Quarantine
-from storage.raster.geotiff import inspect
+from storage.raster.geotiff import checked_format, inspect, is_open, raster_revision
 from storage.scene import BandSource, Candidate, CatalogSpec, Rejected, Sources
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ def file_candidates(files: Sequence[Location], spec: CatalogSpec) -> Iterator[Ca
     Parameters
     ----------
     files
-        GeoTIFFs.
+        Rasters. Those of formats that are not asked for are rejected, a scene at a time, unless
+        the scene has files of other formats too.
     spec
         Its preset says how the sensor names files; without one, its mappings' ``asset`` say how the
         names of a scene's files end. Further files of a scene are not used.
@@ -49,7 +50,9 @@ def file_candidates(files: Sequence[Location], spec: CatalogSpec) -> Iterator[Ca
     """
     preset = PRESETS[spec.preset] if spec.preset else None
     pattern = _date_pattern(spec.datetime_pattern or (preset.date if preset else None))
-    groups, strangers = _products(files, preset) if preset else _groups(files, spec)
+    usable = [file for file in files if is_open(file)]
+    groups, strangers = _products(usable, preset) if preset else _groups(usable, spec)
+    yield from _closed([file for file in files if not is_open(file)], groups, spec, preset)
     for file in strangers:
         name = PurePosixPath(file.uri).name
         yield Rejected(
@@ -83,6 +86,22 @@ def file_candidates(files: Sequence[Location], spec: CatalogSpec) -> Iterator[Ca
             len(unsure),
             unsure[0],
         )
+
+
+def _closed(
+    files: Sequence[Location], scenes: Collection[str], spec: CatalogSpec, preset: Preset | None
+) -> Iterator[Rejected]:
+    """Reject the scenes that lie in files of formats that are not asked for, and in no others."""
+    groups, strangers = _products(files, preset) if preset else _groups(files, spec)
+    alone = {stem: next(iter(group.values())) for stem, group in groups.items()}
+    alone |= {file.uri: file for file in strangers}
+    for stem, file in alone.items():
+        if stem in scenes or _belongs(stem, scenes):
+            continue
+        with Quarantine(f"scene {PurePosixPath(stem).name}") as fault:
+            checked_format(file)
+        advice = "" if preset else _or_preset(file.uri)
+        yield Rejected(scene_id=PurePosixPath(stem).name, reason=f"{fault.reason}{advice}")
 
 
 Groups = dict[str, dict[str | None, Location]]
@@ -119,6 +138,8 @@ def _products(files: Sequence[Location], preset: Preset) -> tuple[Groups, list[L
     finest: dict[tuple[str, str], int] = {}
     strangers = []
     for file in files:
+        if preset.unused and preset.unused.search(file.uri):
+            continue
         parts = preset.parse(file.uri)
         if parts is None:
             strangers.append(file)
@@ -167,7 +188,7 @@ class _Files:
         mask = self._spec.mask
         source = mask.source(self._file(mask.asset, "the cloud mask")) if mask else None
         files = {band.href for band in found} | ({source.href} if source else set())
-        revision = " ".join(file.revision() for file in sorted(files, key=str))
+        revision = " ".join(raster_revision(file) for file in sorted(files, key=str))
         return Sources(bands=found, mask=source, revision=revision)
 
     def _band(self, name: str) -> BandSource:

@@ -1,12 +1,15 @@
 """How the products of known sensors name their files: product, band, date, scale and cloud mask.
 
-A preset says so for a folder of GeoTIFFs without STAC. A file's band is a part of its name; the
+A preset says so for a folder of rasters without STAC. A file's band is a part of its name; the
 files whose names are the same without that part are one scene.
 
 References
 ----------
-Sentinel-2 Products Specification Document, naming of granules; Landsat Collection 2 Level 2 Product
-Guide (LSDS-1619), scale and QA_PIXEL; HLS Product User Guide v2, Fmask; NAIP image metadata.
+Sentinel-2 Products Specification Document (S2-PDGS-TAS-DI-PSD), names, offset and classes of SCL;
+Landsat Level 2 Science Product Guides of Collection 2 (USGS LSDS-1618 for 4 to 7, LSDS-1619 for 8
+and 9), scale, offset, fill and QA_PIXEL; HLS Product User Guide v2.0 (NASA), bands, scale, fill and
+Fmask; NAIP file names and band order (USDA FSA); Sentinel-1 Product Specification
+(S1-RS-MDA-52-7441) and the names of ASF's RTC products.
 """
 
 import re
@@ -39,6 +42,7 @@ _OLI = {
     "green": "SR_B3",
     "red": "SR_B4",
     "nir": "SR_B5",
+    "nir08": "SR_B5",
     "swir16": "SR_B6",
     "swir22": "SR_B7",
 }
@@ -47,17 +51,26 @@ _TM = {
     "green": "SR_B2",
     "red": "SR_B3",
     "nir": "SR_B4",
+    "nir08": "SR_B4",
     "swir16": "SR_B5",
     "swir22": "SR_B7",
 }
 _HLS_VISIBLE = {"coastal": "B01", "blue": "B02", "green": "B03", "red": "B04"}
-_HLS_L30 = {**_HLS_VISIBLE, "nir": "B05", "swir16": "B06", "swir22": "B07", "cirrus": "B09"}
+_HLS_L30 = {
+    **_HLS_VISIBLE,
+    "nir": "B05",
+    "nir08": "B05",
+    "swir16": "B06",
+    "swir22": "B07",
+    "cirrus": "B09",
+}
 _HLS_S30 = {
     **_HLS_VISIBLE,
     "rededge1": "B05",
     "rededge2": "B06",
     "rededge3": "B07",
     "nir": "B8A",
+    "nir08": "B8A",
     "nir_broad": "B08",
     "nir09": "B09",
     "cirrus": "B10",
@@ -97,6 +110,8 @@ class Preset:
         The cloud mask, where a scene has its file; ``asset`` is the band in the file's name.
     date
         Expression with a group ``date``.
+    unused
+        Matches files of a product that are none of its bands although their names may end so.
     baseline
         Finds the processing baseline, where products of some baselines have an offset.
     scale, offset, nodata
@@ -108,6 +123,7 @@ class Preset:
     numbers: Mapping[str, int] = field(default_factory=dict)
     mask: MaskMapping | None = None
     date: str
+    unused: re.Pattern[str] | None = None
     baseline: re.Pattern[str] | None = None
     scale: float | None = None
     offset: float | None = None
@@ -199,6 +215,7 @@ PRESETS: Mapping[str, Preset] = {
         ),
         bands={"": SENTINEL_2_BANDS},
         mask=MaskMapping(asset="SCL", cloud_values=(3, 8, 9, 10)),
+        unused=re.compile(r"/(QI_DATA|AUX_DATA|HTML|rep_info)/|_PVI\.\w+$"),
         baseline=_S2_BASELINE,
         date=r"(?<!\d)(?P<date>\d{8}T\d{6}|\d{4}-\d{2}-\d{2}|20\d{6})(?!\d)",
         scale=1e-4,

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from storage.catalog.files import GEOTIFF_SUFFIXES, SIDECAR_SUFFIXES, file_candidates
+from storage.catalog.files import SIDECAR_SUFFIXES, file_candidates
 from storage.catalog.stac import item_candidates
 from storage.catalog.stac_api import api_candidates
 from storage.catalog.stac_geoparquet import SUFFIXES as TABLE_SUFFIXES
@@ -22,6 +22,7 @@ from storage.errors import CatalogError, ConfigError, EmptyCatalogError, Skysift
 from storage.geometry import footprint_wkt, intersects_polygon, touches, touches_polygon
 from storage.location import Location
 from storage.quarantine import Quarantine, reason_of
+from storage.raster.geotiff import RASTER_SUFFIXES, is_open
 from storage.scene import (
     Candidate,
     CatalogSpec,
@@ -63,7 +64,7 @@ def read_scenes(spec: CatalogSpec, bands: Sequence[str]) -> SceneList:
     """
     if not bands:
         raise ConfigError("no bands are named; name at least one")
-    source = Location.of(spec.source).absolute
+    source = Location.of(spec.source).absolute.with_drivers(spec.drivers)
     if source.is_local:
         # Without "..", too, the scenes are the same from any working directory.
         source = source.at(os.path.normpath(source.uri))
@@ -110,15 +111,15 @@ def _entries(source: Location, spec: CatalogSpec) -> Iterator[Candidate | Reject
         yield from item_candidates(source, [source], spec)
         return
     # Who may read an object may not always list its bucket.
-    is_object = not is_pattern and not source.is_local and name.endswith(GEOTIFF_SUFFIXES)
+    is_object = not is_pattern and not source.is_local and name.endswith(RASTER_SUFFIXES)
     for document in (source / "catalog.json", source / "collection.json"):
         if not is_pattern and not is_object and document.exists():
             yield from item_candidates(source, [document], spec)
             return
     files = [source] if is_object else source.list()
     documents = [file for file in files if file.uri.lower().endswith(_JSON_SUFFIXES)]
-    rasters = [file for file in files if file.uri.lower().endswith(GEOTIFF_SUFFIXES)]
-    if rasters:
+    rasters = [file for file in files if file.uri.lower().endswith(RASTER_SUFFIXES)]
+    if rasters and (not documents or any(is_open(file) for file in rasters)):
         beside = any(file.uri.lower().endswith(SIDECAR_SUFFIXES) for file in files)
         yield from file_candidates(
             [file.with_sidecars() for file in rasters] if beside else rasters, spec

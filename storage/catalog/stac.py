@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote
@@ -23,6 +24,7 @@ from storage.errors import CatalogError, ConfigError, SkysiftError
 from storage.geometry import usable_bbox
 from storage.location import Location
 from storage.quarantine import Quarantine
+from storage.raster.geotiff import RASTER_SUFFIXES, checked_format, format_of
 from storage.scene import (
     BandMapping,
     BandSource,
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 _READERS = 16
 _SOURCES = "skysift:sources"
 _NOT_PIXELS = {"thumbnail", "overview", "visual", "metadata"}
+_MEDIA_TYPES = {"tif": "tif", "image/jp2": "jp2", "vrt": "vrt"}
 _ANY_TYPE = ("", "application/octet-stream", "binary/octet-stream")  # the name has to tell
 # Objects at addresses of S3, the bucket in the host's name or first in the path.
 _AWS = re.compile(
@@ -241,7 +244,11 @@ class _Item:
 
     def __init__(self, place: Location, item: pystac.Item, spec: CatalogSpec) -> None:
         self._place, self._item, self._spec = place, item, spec
-        self._pixels = {key: asset for key, asset in item.assets.items() if _holds_pixels(asset)}
+        kinds = {key: _kind(asset) for key, asset in item.assets.items()}
+        wanted = ("tif", *spec.drivers)
+        self._kinds = {key: kind for key, kind in kinds.items() if kind in wanted}
+        self._pixels = {key: item.assets[key] for key in self._kinds}
+        self._closed = sorted({k for k in kinds.values() if k and k not in wanted})
 
     def resolve(self, bands: Sequence[str]) -> Sources:
         found = tuple(self._band(name) for name in bands)
@@ -288,6 +295,7 @@ class _Item:
         missing = f"asset {key!r}" if key else "single GeoTIFF asset"
         raise CatalogError(
             f"item {self._item.id} has no {missing} for {subject}; it has {self._described()}"
+            f"{self._or_drivers()}"
         )
 
     def _find(self, name: str) -> tuple[str, int]:
@@ -298,8 +306,10 @@ class _Item:
             lambda key, asset: [i for i, b in _named(asset) if _common_name(b) == name],
             lambda key, asset: [1] if _file_says(asset.href, name) else [],
         )
-        for rule in rules:
-            hits = [(key, i) for key, asset in self._pixels.items() for i in rule(key, asset)]
+        geotiffs = {key: a for key, a in self._pixels.items() if self._kinds[key] == "tif"}
+        # Earth Search lists every band twice: as GeoTIFF and as JPEG 2000.
+        for rule, assets in product(rules, (geotiffs, self._pixels)):
+            hits = [(key, i) for key, asset in assets.items() for i in rule(key, asset)]
             if len(hits) == 1:
                 return hits[0]
             if hits:
@@ -310,8 +320,13 @@ class _Item:
                 )
         raise CatalogError(
             f"item {self._item.id} has no band {name!r}; it has {self._described()}; "
-            "map the band to an asset in the recipe's bands"
+            f"map the band to an asset in the recipe's bands{self._or_drivers()}"
         )
+
+    def _or_drivers(self) -> str:
+        """Return the advice to open further formats, for an item with assets of them."""
+        drivers = ", ".join(sorted({*self._closed, *self._spec.drivers}))
+        return f", or open its other assets by catalog.drivers=[{drivers}]" if self._closed else ""
 
     def _described(self) -> str:
         def described(key: str, asset: pystac.Asset) -> str:
@@ -345,6 +360,7 @@ class _Item:
         hrefs = [asset.href, *(other.get("href") for other in others if isinstance(other, dict))]
         for place in (place for href in hrefs if href for place in _places(self._place, href)):
             if self._may_be_read(place):
+                checked_format(place)
                 return place
         raise CatalogError(
             f"item {self._item.id}: asset {key!r} is at {asset.href}, which cannot be read; "
@@ -388,14 +404,15 @@ def _places(base: Location, href: str) -> Iterator[Location]:
     yield from places if str(places[1]) == href else reversed(places)
 
 
-def _holds_pixels(asset: pystac.Asset) -> bool:
-    """Tell whether an asset is a GeoTIFF of measurements: not a picture, not JPEG 2000."""
+def _kind(asset: pystac.Asset) -> str:
+    """Return the format of an asset of measurements, as a driver; empty for all others."""
     if _NOT_PIXELS & set(_roles(asset)):
-        return False
+        return ""
     kind = str(asset.media_type or "").lower().partition(";")[0].strip()
-    if kind in _ANY_TYPE:
-        return PurePosixPath(_path(asset.href)).suffix.lower() in (".tif", ".tiff")
-    return "tif" in kind
+    if kind not in _ANY_TYPE:
+        return next((form for part, form in _MEDIA_TYPES.items() if part in kind), "")
+    path = _path(asset.href)
+    return format_of(Location(path)) if path.lower().endswith(RASTER_SUFFIXES) else ""
 
 
 def _roles(asset: pystac.Asset) -> list[str]:

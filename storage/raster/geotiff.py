@@ -1,8 +1,10 @@
 """Open and check one GeoTIFF, and read its header.
 
-Only the GTiff driver is ever used to read, so a catalog cannot make GDAL open a VRT, a network
-service or another format. :mod:`storage.raster.writer` writes them, :mod:`storage.raster.layer` and
-:mod:`storage.raster.reader` put them on a grid.
+Only the GTiff driver is used to read, so a catalog cannot make GDAL open a VRT, a network service
+or another format. Where `catalog.drivers` asks for them, files named as JPEG 2000 and VRT are read
+too, each by the one driver of its name, and VRT only as :mod:`storage.raster.vrt` rewrites them.
+:mod:`storage.raster.writer` writes GeoTIFFs, :mod:`storage.raster.layer` and
+:mod:`storage.raster.reader` put rasters on a grid.
 """
 
 import math
@@ -28,7 +30,9 @@ from rasterio.warp import transform as reproject_points
 
 from storage.errors import ConfigError, GridError, SceneError
 from storage.geometry import BBox, around_points
-from storage.location import REQUEST_PAYER, Location
+from storage.location import REQUEST_PAYER, Driver, Location
+from storage.raster.jpeg2000 import check_whole
+from storage.raster.vrt import read_vrt
 
 # A block without data takes 16 bytes in a sparse file, and a large block of one value some hundred.
 _CLAIM_BYTES, _CLAIM_RATIO = 2**30, 100_000
@@ -37,6 +41,12 @@ _PIXEL_M = (1e-3, 1e6)  # of a drone's picture, of a map of the world
 # rasterio takes every message of GDAL for UTF-8; a message that quotes a damaged file may be none.
 _FAULTS = (RasterioError, CPLE_BaseError, UnicodeDecodeError)
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+_NAMES = {"tif": "GeoTIFF", "jp2": "JPEG 2000", "vrt": "VRT"}
+_GDAL_DRIVERS = {"tif": "GTiff", "jp2": "JP2OpenJPEG", "vrt": "VRT"}
+_FURTHER: dict[str, Driver] = {".jp2": "jp2", ".j2k": "jp2", ".vrt": "vrt"}
+RASTER_SUFFIXES = (".tif", ".tiff", *_FURTHER)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +103,46 @@ def crs_name(crs: Any) -> str:
     except CRSError as error:
         raise ConfigError(f"{crs!r} is not a CRS; give a code such as EPSG:32648") from error
     return f"EPSG:{code}" if code else str(parsed.to_wkt())
+
+
+def format_of(place: Location) -> str:
+    """Return the format that the name of a raster states: ``tif`` when none of the others."""
+    path = urlsplit(place.uri).path if place.is_web else place.uri
+    return next((form for end, form in _FURTHER.items() if path.lower().endswith(end)), "tif")
+
+
+def is_open(place: Location) -> bool:
+    """Tell whether a raster is of a format that GDAL may open there, by its name."""
+    return format_of(place) in ("tif", *place.drivers)
+
+
+def checked_format(place: Location) -> str:
+    """Return the format by which GDAL opens a raster.
+
+    Raises
+    ------
+    SceneError
+        The format has to be asked for, and is not.
+
+    Examples
+    --------
+    >>> checked_format(Location("B02.jp2", drivers=("jp2",)))
+    'jp2'
+    """
+    form = format_of(place)
+    if is_open(place):
+        return form
+    drivers = ", ".join(sorted({form, *place.drivers}))
+    raise SceneError(
+        f"{place} is {_NAMES[form]}, which is read only where the recipe asks for it; "
+        f"set catalog.drivers=[{drivers}], or convert it to GeoTIFF"
+    )
+
+
+def raster_revision(place: Location) -> str:
+    """Return a text that changes when a raster, or a file that a VRT shows, is replaced."""
+    shown = read_vrt(place).sources if format_of(place) == "vrt" and is_open(place) else ()
+    return " ".join(file.revision() for file in (place, *shown))
 
 
 def inspect(href: str | Location) -> RasterInfo:
@@ -190,26 +240,35 @@ def opened(
     """Open a GeoTIFF that is whole, or one of its overviews, inside :func:`environment`."""
     if href.uri.removeprefix("file://").startswith("/vsi"):
         raise SceneError(f"{href} is a GDAL virtual path; give a file or an s3:// URI")
-    path = href.gdal_path
+    form = checked_format(href)
+    path, files = href.gdal_path, [href]
     if href.is_local:
         if not href.path.is_file():
             raise SceneError(f"{href} does not exist; check the path")
         _check_sidecars(href.path)
+    if form == "vrt":
+        vrt = read_vrt(href)
+        path, files = vrt.xml, list(vrt.sources)
+        for source in files:
+            with opened(source, georeferenced=False):
+                pass  # GDAL would open a source by whatever driver its bytes suit
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             level = {} if overview is None else {"overview_level": overview}
-            dataset = rasterio.open(path, driver="GTiff", **level)
+            dataset = rasterio.open(path, driver=_GDAL_DRIVERS[form], **level)
     except (*_FAULTS, OSError) as error:
         reason = cause(error)
         paid = f"; where the requester pays, set {REQUEST_PAYER}=requester"
         raise SceneError(
-            f"{href} cannot be opened as GeoTIFF: {reason}; check the file and the access"
+            f"{href} cannot be opened as {_NAMES[form]}: {reason}; check the file and the access"
             f"{paid if 'Denied' in reason or '403' in reason else ''}"
         ) from error
     with dataset, named_faults(href):
         if href.is_local and overview is None:  # an overview may be in a file of its own
-            _check_length(dataset, href)
+            if form == "jp2":
+                check_whole(href.path)
+            _check_length(dataset, href, sum(file.size_bytes() for file in files))
         _check(dataset, href, georeferenced)
         yield dataset
 
@@ -278,9 +337,8 @@ def _check_sidecars(path: Path) -> None:
         raise SceneError(f"{metadata} names a file of overviews; remove that entry")
 
 
-def _check_length(dataset: Any, href: Location) -> None:
+def _check_length(dataset: Any, href: Location, size_bytes: int) -> None:
     """Refuse a file that ends before its last block, or that cannot hold what it claims."""
-    size_bytes = href.path.stat().st_size
     claimed_bytes = dataset.width * dataset.height * dataset.count
     if claimed_bytes > max(_CLAIM_BYTES, size_bytes * _CLAIM_RATIO):
         raise SceneError(

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from storage.errors import ConfigError, SceneError, SkysiftError
 from storage.location import Location
-from storage.raster.geotiff import alpha_index, cause, environment, opened
+from storage.raster.geotiff import RASTER_SUFFIXES, alpha_index, cause, environment, opened
 from storage.raster.layer import by_nodata, gaps_of, plain_layer
 from storage.raster.pixel_grid import Float32, Window
 from storage.scene import BandSource
@@ -112,7 +112,7 @@ def read_picture(
     """
     place = Location.of(href)
     with _named(place, name or str(href)):
-        if place.uri.lower().endswith((".tif", ".tiff")):  # of which GDAL reads parts only
+        if place.uri.lower().endswith(RASTER_SUFFIXES):  # of which GDAL reads parts only
             return _read_tiff(place, indexes, bands, most_px)
         data = place.read()
         kind = _kind(data, place)

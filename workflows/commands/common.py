@@ -134,12 +134,12 @@ class Verb(click.Command):
             raise Interrupted from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the verb's own options before those that every verb has."""
+        """List the verb's own options before those that every verb has; usage names arguments."""
         own: list[tuple[str, str]] = []
         common: list[tuple[str, str]] = []
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):
                 (common if parameter.name in (*_COMMON, "help") else own).append(record)
         for title, records in (("Options", own), ("Options of every command", common)):
             if records:

@@ -15,6 +15,7 @@ import click
 from storage.errors import ConfigError
 from storage.geometry import centres
 from storage.index.filter import Filter
+from storage.location import Location
 from workflows.commands.common import (
     Area,
     CommaList,
@@ -135,21 +136,24 @@ def examples(
         return load_archive_encoder(searcher, given)
 
     resolver = QueryResolver(searcher, load=load)
-    positive = list(_named(resolver, options, ""))
+    files = searcher.index.with_drivers(run.recipe.catalog.drivers)
+    positive = list(_named(resolver, options, "", files))
     like = _like(options)
     if like:
         names = {"scene": "scenes", "label": "labels"}
         positive += resolver.tiles(Filter(**{names.get(n, n): v for n, v in like.items()}))
-    return positive, list(_named(resolver, options, "not_"))
+    return positive, list(_named(resolver, options, "not_", files))
 
 
 def _like(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[f"like_{name}"] for name in LIKE if options[f"like_{name}"]}
 
 
-def _named(resolver: "QueryResolver", options: dict[str, Any], prefix: str) -> Iterator["Query"]:
+def _named(
+    resolver: "QueryResolver", options: dict[str, Any], prefix: str, files: Location
+) -> Iterator["Query"]:
     for href in options[f"{prefix}image"]:
-        yield resolver.image(href, options["bands"])
+        yield resolver.image(files.at(href), options["bands"])
     for lon, lat in options[f"{prefix}lonlat"]:
         yield resolver.point(lon, lat, options["date"])
     for key in options[f"{prefix}tile"]:

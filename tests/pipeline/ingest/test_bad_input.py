@@ -143,7 +143,7 @@ def test_bad_items_are_set_aside_with_their_reasons(tmp_path: Path):
         "twin (duplicate)": "occurs before",
         "undated": "datetime",
         "missing": "does not exist",
-        "virtual": "cannot be opened as GeoTIFF",
+        "virtual": "set catalog.drivers=[vrt]",
         "endless": "4 of 4 embeddings are not finite and of unit norm",
         "elsewhere": "cannot be read",
     }

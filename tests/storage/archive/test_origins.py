@@ -61,6 +61,13 @@ def test_files_beside_a_remote_file_are_read_again_as_at_the_ingest():
     assert all(href.options.sidecars for href in back.scene.hrefs)
 
 
+def test_the_formats_that_were_asked_for_are_remembered():
+    file = Location("s3://b/a.jp2").with_drivers(["jp2"])
+    one = Scene(id="a", datetime=DAY, bands=(BandSource(name="red", href=file),))
+    (back,) = origins_from_bytes(origins_to_bytes([Origin(scene=one)]), ARCHIVE).values()
+    assert {href.drivers for href in back.scene.hrefs} == {("jp2",)}
+
+
 def test_neither_signatures_nor_keys_are_kept():
     signed = "https://me:pass@host/a.tif?se=2024-01-01&sig=abcsecret"
     one = Scene(

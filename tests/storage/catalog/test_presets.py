@@ -1,9 +1,10 @@
 """Folders of a sensor's products, named as their makers name them, become scenes."""
 
+import json
 import logging
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import get_args
+from pathlib import Path, PurePosixPath
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from storage.catalog.presets import PRESETS
 from storage.catalog.read import read_scenes
 from storage.location import Location
+from storage.raster.pixel_grid import PixelGrid
+from storage.raster.reader import SceneReader
 from storage.raster.writer import write_geotiff
 from storage.scene import BandMapping, CatalogSpec, PresetName, Scene, SceneList
 from storage.values import printable
@@ -41,6 +44,8 @@ SAFE = "S2A_MSIL2A_20220706T085611_N0400_R007_T33NZA_20220706T131203.SAFE"
 LANDSAT = "LC08_L2SP_107035_20150806_20200909_02_T1"
 TM = "LT05_L2SP_006066_19900801_20200915_02_T1"
 HLS = "HLS.{}.T48QUE.2020050T032739.v2.0"
+L30, S30 = HLS.format("L30"), HLS.format("S30")
+OLI = f"{LANDSAT}_SR_B"
 RTC = "S1A_IW_20200607T010203_DVP_RTC30_G_gpuned_1234"
 GRD = "s1a-iw-grd-{}-20180716t004042-20180716t004107-022812-0278f9-00{}"
 
@@ -160,6 +165,94 @@ def test_numbers_and_masks_are_those_of_the_sensor(tmp_path: Path):
     assert all(s.mask and s.mask.cloud_values == (3, 8, 9, 10) for s in scenes.values())
     (naip,) = load(folder(tmp_path / "n", "m_3607717_sw_18_1_20160620.tif"), "naip", "nir").scenes
     assert (naip.bands[0].index, naip.bands[0].scale, naip.mask) == (4, None, None)
+
+
+def document(real_data: Path, name: str) -> dict[str, Any]:
+    item: dict[str, Any] = json.loads((real_data / "stac" / name).read_text())
+    return item
+
+
+def test_landsat_is_as_a_real_item_says(real_data: Path):
+    """Names of the files, common names, and the bits of QA_PIXEL."""
+    item = document(real_data, "landsat-c2l2-sr-LC09_L2SR_086107_20240311_20240312_02_T2_SR.json")
+    preset, compared = PRESETS["landsat-c2"], 0
+    for asset in item["assets"].values():
+        name = PurePosixPath(asset["href"]).name
+        parts = preset.parse(name)
+        for band in asset.get("eo:bands", ()):
+            assert parts is not None
+            assert preset.mapping(band["common_name"], parts.stem).asset == parts.band
+            compared += 1
+        if name.endswith("_QA_PIXEL.TIF"):
+            fields = {f["name"]: f["offset"] for f in asset["classification:bitfields"]}
+            cloudy = {fields[name] for name in ("dilated", "cirrus", "cloud", "shadow")}
+            assert preset.mask is not None
+            assert set(preset.mask.cloud_bits) == cloudy
+    assert compared == 7
+
+
+@pytest.mark.parametrize(
+    ("preset", "name", "suffix"),
+    [
+        ("naip", "naip_m_4207009_ne_19_060_20211024.json", ".tif"),
+        ("sentinel-1", "sentinel-1.json", ".tiff"),
+    ],
+)
+def test_files_of_a_real_item_are_those_of_the_preset(
+    real_data: Path, preset: PresetName, name: str, suffix: str
+):
+    hrefs = [a["href"] for a in document(real_data, name)["assets"].values()]
+    found = [h for h in hrefs if PurePosixPath(h).suffix == suffix]
+    assert found
+    assert all(PRESETS[preset].parse(href) for href in found)
+
+
+def number_file(path: Path, number: float, dtype: str, bands: int = 1) -> None:
+    """Write 16 x 16 px of one number, twice it in the second band, and so on."""
+    steps = np.arange(1, bands + 1).reshape(-1, 1, 1)
+    pixels = (np.full((bands, 16, 16), number) * steps).astype(dtype)
+    place = ("EPSG:32648", (30, 0, 362610, 0, -30, 1987090))
+    write_geotiff(Location.of(path), pixels, *place, cog=False)
+
+
+@pytest.mark.parametrize(
+    ("preset", "files", "values", "cloud"),
+    [
+        # The example of USGS: 18,639 is a reflectance of 0.313.
+        ("landsat-c2", {f"{OLI}4.TIF": 18639, f"{OLI}5.TIF": 0}, (0.31257, None), None),
+        ("landsat-c2", {f"{OLI}4.TIF": 18639, f"{LANDSAT}_QA_PIXEL.TIF": 16}, (0.31257,), True),
+        ("landsat-c2", {f"{OLI}4.TIF": 18639, f"{LANDSAT}_QA_PIXEL.TIF": 21824}, (0.31257,), False),
+        ("landsat-c2", {f"{TM}_SR_B3.TIF": 7273, f"{TM}_SR_B4.TIF": 43636}, (0.0, 1.0), None),
+        ("hls", {f"{L30}.B04.tif": 1234, f"{L30}.B05.tif": -9999}, (0.1234, None), None),
+        ("hls", {f"{S30}.B04.tif": 812, f"{S30}.Fmask.tif": 0b100}, (0.0812,), True),
+        ("hls", {f"{S30}.B04.tif": 812, f"{S30}.Fmask.tif": 0b01110000}, (0.0812,), False),
+        ("naip", {"m_3607717_sw_18_060_20160620_20161013.tif": 50}, (50, 200), None),
+        ("sentinel-1", {f"{RTC}_VV.tif": 0.08, f"{RTC}_VH.tif": 0.02}, (0.08, 0.02), None),
+        ("sentinel-2", {f"{S2}_B04_10m.tif": 1812, f"{S2}_SCL_20m.tif": 9}, (0.1812,), True),
+        ("sentinel-2", {f"{SAFE}/T33NZA_20220706T085611_B04.tif": 1812}, (0.0812,), None),
+    ],
+)
+def test_numbers_of_a_product_become_values(
+    tmp_path: Path,
+    preset: PresetName,
+    files: dict[str, float],
+    values: tuple[float | None, ...],
+    cloud: bool | None,
+):
+    for name, number in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        kinds = {"hls": "int16", "naip": "uint8", "sentinel-1": "float32"}
+        dtype = "uint8" if "Fmask" in name or "SCL" in name else kinds.get(preset, "uint16")
+        number_file(tmp_path / name, number, dtype, bands=4 if preset == "naip" else 1)
+    bands = ("vv", "vh") if preset == "sentinel-1" else ("red", "nir")
+    (scene,) = load(tmp_path, preset, *bands[: len(values)]).scenes
+    grid = PixelGrid(crs="EPSG:32648", resolution=30.0)
+    with SceneReader(scene, grid) as reader:
+        block = reader.read(reader.extent)
+    expected = [np.nan if value is None else value for value in values]
+    np.testing.assert_allclose(block.values[:, 8, 8], expected, atol=2e-5)
+    assert (scene.mask is None) == (cloud is None)
+    assert bool(block.cloud.all()) == bool(cloud)
 
 
 def test_a_late_product_without_a_baseline_is_warned_of(

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import geopandas
+import numpy as np
 import pytest
 import rasterio
 import shapely
 from click.testing import CliRunner, Result
 
+from tests.support.safe import PRODUCT, safe_product, write_jp2
 from workflows.cli import cli
 
 SCENES = {"199U_1099R": "T48QUE_20200223T032739", "0U_199R": "T33NZA_20220706T085611"}
@@ -79,6 +81,51 @@ def test_a_folder_is_embedded_indexed_and_searched_in_an_area(cogs: Path, tmp_pa
     assert {hit["scene"] for hit in hits} == {SCENES["199U_1099R"]}
     for hit in hits:
         assert shapely.box(*hit["bbox"]).intersects(shapely.box(west, south, east, north))
+
+
+def exported(archive: Path) -> dict[str, np.ndarray]:
+    """Return the vectors of an archive of one scene by tile."""
+    table = archive.with_suffix(".parquet")
+    made("archive", "export", "--archive", archive, "--out", table)
+    rows = geopandas.read_parquet(table)
+    return dict(zip(rows["tile_key"], rows["embedding"], strict=True))
+
+
+def test_a_safe_folder_gives_the_vectors_of_its_geotiffs(cogs: Path, tmp_path: Path):
+    """JPEG 2000 without loss of real pixels, behind the switch, and a query picture of it."""
+    product = f"{SCENES['0U_199R']}_"
+    geotiffs = tmp_path / "tif" / PRODUCT
+    geotiffs.mkdir(parents=True)
+    pixels = {}
+    for path in cogs.glob(f"{product}*.tif"):
+        path.rename(geotiffs / path.name)
+        band, resolution = path.stem.removeprefix(product).split("_")
+        with rasterio.open(geotiffs / path.name) as source:
+            pixels[band, int(resolution[:2])] = source.read(1)
+            corner = (source.transform.c, source.transform.f)
+    pixels["SCL", 20] = np.full((128, 128), 4)
+    safe_product(tmp_path / "safe", pixels, side_px=256, corner=corner)
+    enc, open_ = tmp_path / "enc", ("--set", "catalog.drivers=[jp2]")
+    bands = ["red", "nir", "swir16"]
+    made(*encoder(enc, tmp_path / "tif", bands, *PRESET))
+    common = (*PRESET, "--encoder", enc)
+    closed = run("ingest", "--scenes", tmp_path / "safe", *common, "--archive", tmp_path / "no")
+    assert closed.exit_code != 0
+    assert "set catalog.drivers=[jp2]" in closed.output
+    for name, more in (("tif", ()), ("safe", open_)):
+        archive = ("--archive", tmp_path / f"{name}.arc")
+        made("ingest", "--scenes", tmp_path / name, *common, *more, *archive)
+    vectors = [exported(tmp_path / f"{name}.arc") for name in ("tif", "safe")]
+    assert len(vectors[0]) > 4
+    assert vectors[0].keys() == vectors[1].keys()
+    for key, vector in vectors[0].items():
+        np.testing.assert_array_equal(vectors[1][key], vector)
+    picture = tmp_path / "picture.jp2"
+    write_jp2(picture, np.stack([pixels["B04", 10]] * 3), 10)
+    made("index", "build", "--archive", tmp_path / "safe.arc", "--index", tmp_path / "idx")
+    search = ("search", "--index", tmp_path / "idx", "--image", picture, "--encoder", enc)
+    assert "set catalog.drivers=[jp2]" in str(run(*search).exception)
+    assert made(*search, *open_)["hits"]
 
 
 def test_make_and_ingest_give_the_same_reasons(cogs: Path, tmp_path: Path):
