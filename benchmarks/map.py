@@ -22,7 +22,6 @@ from playwright.sync_api import Browser, sync_playwright
 
 from benchmarks.map_world import ROWS, World, make_archive
 from benchmarks.measure import Row, publish, seconds
-from benchmarks.mosaic import map_tile
 from benchmarks.service import serving
 from benchmarks.vectors import clustered
 from pipeline.indexing.driver import build_index
@@ -30,6 +29,7 @@ from pipeline.indexing.spec import IndexSpec
 from pipeline.runtime.cluster import ray_session
 from pipeline.search.searcher import Searcher
 from workflows.service.layers import Layers, TileNumber, to_text
+from workflows.service.mosaic import MapTile
 
 WORLD = World(tile_px=16, dimension=128, spread=True)
 ZOOMS = range(7, 15)
@@ -58,7 +58,7 @@ def _layers(index: str, tiles_a_zoom: int) -> list[Row]:
     west, south, east, north = searcher.manifest.bbox
     rng = np.random.default_rng(0)
     places = [
-        map_tile(rng.uniform(west, east), rng.uniform(south, north), zoom)
+        MapTile.at(rng.uniform(west, east), rng.uniform(south, north), zoom)
         for zoom in ZOOMS
         for _ in range(tiles_a_zoom)
     ]
