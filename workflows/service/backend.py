@@ -114,7 +114,9 @@ class IndexBackend:
 
     def prepare(self) -> None:
         """Load what a first page requests, in a thread; until then the service is not ready."""
-        self._preparing = threading.Thread(target=self._prepare, name="skysift-prepare", daemon=True)
+        self._preparing = threading.Thread(
+            target=self._prepare, name="skysift-prepare", daemon=True
+        )
         self._preparing.start()
 
     def _prepare(self) -> None:

@@ -79,7 +79,11 @@ export class Ground {
     }
     if (about.pictures) {
       this.drawn = this.tiles();
-      sources.mosaic = { type: "raster", tiles: [this.drawn], tileSize: TILE_PX, maxzoom: about.mosaic_zoom };
+      const [west, , east] = about.bbox;
+      sources.mosaic = {
+        type: "raster", tiles: [this.drawn], tileSize: TILE_PX, maxzoom: about.mosaic_zoom,
+        ...(west < east && { bounds: about.bbox }), // nothing is requested where no scene can be
+      };
       layers.push({ id: "mosaic", type: "raster", source: "mosaic",
         paint: { "raster-fade-duration": 0, "raster-opacity": Number(settings.opacity) } });
     }
