@@ -42,7 +42,8 @@ _EMPTY_MAP = """<!doctype html><link rel="stylesheet" href="web/vendor/maplibre-
   maplibregl.setWorkerUrl("web/vendor/maplibre-gl-csp-worker.js");
   const layer = { id: "t", type: "raster", source: "t", paint: { "raster-fade-duration": 0 } };
   const sources = { t: { type: "raster", tiles: [picture], tileSize: 256 } };
-  const map = new maplibregl.Map({ container: "map", style: { version: 8, sources, layers: [layer] } });
+  const style = { version: 8, sources, layers: [layer] };
+  const map = new maplibregl.Map({ container: "map", style });
   const loaded = ({ tile }) => {
     if (tile?.state !== "loaded") return;
     map.off("sourcedata", loaded);

@@ -125,7 +125,7 @@ class IndexBackend:
             self._draw_opening()
 
     def _draw_opening(self) -> None:
-        """Draw the scenes where a page opens into the cache, as long as that takes a few seconds."""
+        """Draw the scenes where a page opens into the cache, for a few seconds at most."""
         version, until = self._current(), time.monotonic() + _OPENING_S
         if self._thumbnails.obstacle(version.archive):
             return

@@ -268,7 +268,7 @@ def opening_tiles(box: BBox, most_zoom: int) -> list[MapTile]:
     Examples
     --------
     >>> [(tile.z, tile.x, tile.y) for tile in opening_tiles((9.0, 48.0, 11.0, 49.0), 14)][:4]
-    [(9, 268, 176), (9, 269, 176), (9, 270, 176), (9, 271, 176)]
+    [(9, 268, 175), (9, 269, 175), (9, 270, 175), (9, 271, 175)]
     """
     west, south, east, north = box
     if east < west:

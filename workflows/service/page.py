@@ -80,7 +80,8 @@ def joined(web: Path, name: str, loaded: set[str]) -> Iterator[str]:
     text = _EXPORT.sub(r"\1", _IMPORT.sub(_constants, text))
     if left := _LEFT.search(text):
         raise ValueError(f"{name} cannot be joined to the page's script: {left[0]}")
-    yield f'const {_constant(name)} = (() => {{ "use strict";\n{text}\nreturn {{ {exports} }}; }})();'
+    body = f'"use strict";\n{text}\nreturn {{ {exports} }};'
+    yield f"const {_constant(name)} = (() => {{ {body} }})();"
 
 
 def _constants(found: re.Match[str]) -> str:
