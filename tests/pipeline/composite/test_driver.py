@@ -242,12 +242,11 @@ def test_a_composite_is_a_stac_item_with_its_period_and_sources(series: Series):
         document["stac_extensions"] = []  # their schemas are not at hand offline
         pystac.validation.validate_dict(document)
     item = json.loads(Path(june.document).read_text())
-    side = SIZE_PX * 10  # metres
-    corners = [[LEFT, TOP - side], [LEFT + side, TOP - side], [LEFT + side, TOP], [LEFT, TOP]]
+    with rasterio.open(Path(june.document).with_suffix(".tif")) as raster:
+        west, south, east, north = raster.bounds
     outline = np.array(item["geometry"]["coordinates"][0])
-    lons, lats = Transformer.from_crs(CRS, "EPSG:4326", always_xy=True).transform(
-        *zip(*corners, strict=True)
-    )
+    to_degrees = Transformer.from_crs(CRS, "EPSG:4326", always_xy=True)
+    lons, lats = to_degrees.transform([west, east, east, west], [south, south, north, north])
     for corner in np.stack([lons, lats], axis=1):  # the ground, which is smaller than the box
         assert np.abs(outline - corner).max(axis=1).min() < 1e-6
     derived = [link for link in item["links"] if link["rel"] == "derived_from"]
