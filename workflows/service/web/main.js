@@ -253,7 +253,8 @@ function startMap() {
       box: drawn,
       view: (view) => { state.view = view; remember(); },
     });
-  } catch { // no WebGL
+  } catch (error) {
+    if (!error.message.includes("WebGL")) throw error;
     find("#map").replaceChildren();
     find("#no-map").textContent = NO_MAP;
     find("#no-map").hidden = false;
