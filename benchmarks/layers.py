@@ -48,7 +48,7 @@ def main() -> None:
                 for _ in range(options.pages):
                     began = time.perf_counter()
                     wanted = Wanted(where=where, limit=options.limit, token=token)
-                    found, token = tiles.page(wanted)
+                    found, token, _ = tiles.page(wanted)
                     times.append(1000 * (time.perf_counter() - began))
                     count += len(found)
                     if token is None:

@@ -27,7 +27,7 @@ BANDS = ("red", "green", "blue")
 TILES_A_SIDE = 32
 SCENES, SCENES_A_SEGMENT = 992, 8
 ROWS = SCENES * TILES_A_SIDE**2
-_CRS, _FIRST, _SCENES_A_ROW = "EPSG:32632", (2000, -32000), 32
+_CRS, _CORNER_M, _SCENES_A_ROW = "EPSG:32632", (320_000, 5_120_000), 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,8 @@ class World:
 
     def corner(self, number: int) -> tuple[int, int]:
         """Return the column and row of the north-western tile of a scene."""
-        column, row = _FIRST
+        tile_m = 10 * self.tile_px
+        column, row = _CORNER_M[0] // tile_m, -(_CORNER_M[1] // tile_m)
         if not self.spread:
             return column, row
         down, across = divmod(number, _SCENES_A_ROW)

@@ -47,7 +47,7 @@ def _rows(folder: Path, tiles_a_zoom: int) -> list[Row]:
     archive = Archive.open(uri)
     mosaic, renderer = Mosaic(archive, ScenePlaces(archive)), TileRenderer(archive)
     west, south, east, north = mosaic_box(archive)
-    first = map_tile((west + east) / 2, (south + north) / 2, 12)
+    first = MapTile.at((west + east) / 2, (south + north) / 2, 12)
     mosaic.draw(first, look, renderer)
     first_s = time.perf_counter() - started
 
@@ -59,7 +59,7 @@ def _rows(folder: Path, tiles_a_zoom: int) -> list[Row]:
         return 1000 * (time.perf_counter() - begun)
 
     places = [
-        map_tile(rng.uniform(west, east), rng.uniform(south, north), zoom)
+        MapTile.at(rng.uniform(west, east), rng.uniform(south, north), zoom)
         for zoom in ZOOMS
         for _ in range(tiles_a_zoom)
     ]
@@ -94,14 +94,6 @@ def mosaic_box(archive: Archive) -> tuple[float, float, float, float]:
     (place,) = ScenePlaces(archive).of(archive.scenes()[:1])
     assert place
     return place.box
-
-
-def map_tile(lon: float, lat: float, z: int) -> MapTile:
-    """Return the tile of the map at a place, at a zoom."""
-    count = 2**z
-    x = int((lon + 180) / 360 * count)
-    y = int((1 - np.arcsinh(np.tan(np.radians(lat))) / np.pi) / 2 * count)
-    return MapTile(z=z, x=x, y=y)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pystac
 
 from storage.errors import CatalogError, NotFoundError
-from storage.geometry import enclosing, geojson_footprints
+from storage.geometry import enclosing, geojson
 from storage.location import Location, sha256_of_file
+from storage.outlines import outlines
 from storage.quarantine import Quarantine
 from storage.raster.geotiff import RasterInfo
 from storage.values import json_digest
@@ -94,7 +97,7 @@ def composite_document(
     """
     shape = (raster.height, raster.width)
     item = placed_item(item_id, period, f"./{item_id}.tif", raster.crs, raster.transform, shape)
-    item.geometry, item.bbox = geojson_footprints([raster.bbox])[0], list(raster.bbox)
+    item.geometry, item.bbox = geojson(outlines(raster.crs, _bounds(raster)))[0], list(raster.bbox)
     item.stac_extensions += [RASTER, FILE]
     item.properties |= {SOURCES: list(sources), FINGERPRINT: fingerprint}
     pixels = item.assets["pixels"]
@@ -113,6 +116,13 @@ def composite_document(
     plain = dict(item.to_dict(include_self_link=False, transform_hrefs=False))
     plain["properties"][DIGEST] = _digest(plain)
     return plain
+
+
+def _bounds(raster: RasterInfo) -> npt.NDArray[np.float64]:
+    """Return left, bottom, right, top (1, 4) of a raster whose rows go south."""
+    width, _, left, _, height, top = raster.transform
+    right, bottom = left + width * raster.width, top + height * raster.height
+    return np.array([[left, bottom, right, top]])
 
 
 def is_sound(document: Mapping[str, Any], folder: str | Location) -> bool:

@@ -18,8 +18,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from storage.geometry import unwrapped
-
 PALETTE = (
     "#3b76af", "#ef8636", "#519d3e", "#c53a32", "#8d69b8", "#85584e", "#d57dbe", "#7f7f7f",
     "#bcbd3a", "#4fb5c9", "#1b4f72", "#a04000", "#1d6f42", "#7b241c", "#5b2c6f", "#b7950b",
@@ -36,8 +34,8 @@ class Footprints:
 
     Attributes
     ----------
-    bbox
-        West, south, east, north in WGS84 degrees; float64 (n, 4).
+    corners
+        Longitude and latitude of the corners in turn, in WGS84 degrees; float64 (n, 4, 2).
     scene
         Scene of each tile; neighbouring scenes share a panel; str objects (n,).
     class_index
@@ -50,7 +48,7 @@ class Footprints:
         Longitude, latitude and text of places to mark.
     """
 
-    bbox: NDArray[np.float64]
+    corners: NDArray[np.float64]
     scene: NDArray[np.object_]
     class_index: NDArray[np.int64]
     classes: tuple[str, ...]
@@ -144,8 +142,8 @@ def footprint_maps(footprints: Footprints, most: int = 6) -> list[MapPanel]:
 def _regions(footprints: Footprints) -> list[NDArray[np.int64]]:
     """Group tiles into regions: scenes closer than about their own size belong together."""
     scenes, member = np.unique(footprints.scene.astype(str), return_inverse=True)
-    bbox = unwrapped(footprints.bbox)
-    boxes = np.stack([_around(bbox[member == i]) for i in range(len(scenes))])
+    corners = _unwrapped(footprints.corners)
+    boxes = np.stack([_around(corners[member == i]) for i in range(len(scenes))])
     region = np.arange(len(scenes))
     reach = np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])[:, None]
     wide = boxes + np.hstack([-reach, -reach, reach, reach])
@@ -157,28 +155,30 @@ def _regions(footprints: Footprints) -> list[NDArray[np.int64]]:
     return [np.flatnonzero(region[member] == r) for r in np.unique(region)]
 
 
-def _around(bbox: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.concatenate([bbox[:, :2].min(0), bbox[:, 2:].max(0)])
+def _unwrapped(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return corners (n, 4, 2) that run on beyond 180 degrees where a tile crosses."""
+    lons = np.unwrap(corners[..., 0], period=360, axis=1)
+    lons += 360 * (lons.min(axis=1, keepdims=True) < -180)
+    return np.stack([lons, corners[..., 1]], axis=2)
+
+
+def _around(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return west, south, east, north (4,) of corners (n, 4, 2)."""
+    return np.concatenate([corners.min((0, 1)), corners.max((0, 1))])
 
 
 def _panel(footprints: Footprints, members: NDArray[np.int64]) -> MapPanel:
-    bbox = unwrapped(footprints.bbox[members])
-    west, south, east, north = _around(bbox).tolist()
+    corners = _unwrapped(footprints.corners[members])
+    west, south, east, north = _around(corners).tolist()
     squeeze = math.cos(math.radians((south + north) / 2))  # of a degree of longitude
     km_wide = (east - west) * squeeze * _KM_PER_DEGREE
     km_high = (north - south) * _KM_PER_DEGREE
     unit = 480 / max(km_wide, km_high, 1e-6)  # SVG units a km
     pad, full_h = 14.0, km_high * unit + 50
     scale_x, scale_y = squeeze * _KM_PER_DEGREE * unit, _KM_PER_DEGREE * unit
-    rectangles = np.stack(
-        [
-            pad + (bbox[:, 0] - west) * scale_x,
-            pad + (north - bbox[:, 3]) * scale_y,
-            np.maximum((bbox[:, 2] - bbox[:, 0]) * scale_x, 1),
-            np.maximum((bbox[:, 3] - bbox[:, 1]) * scale_y, 1),
-        ],
-        axis=1,
-    )
+    drawn = pad + (corners - [west, north]) * [scale_x, -scale_y]
+    middles = drawn.mean(axis=1, keepdims=True)
+    drawn = middles + (drawn - middles) * np.maximum(1, 1 / np.ptp(drawn, axis=1, keepdims=True))
     caption = (
         f"{_degrees((south + north) / 2, 'NS')} {_degrees((west + east) / 2, 'EW')} · "
         f"{km_wide:,.3g} km by {km_high:,.3g} km · {len(members):,} tiles"
@@ -188,8 +188,8 @@ def _panel(footprints: Footprints, members: NDArray[np.int64]) -> MapPanel:
     class_index = footprints.class_index[members]
     for value in np.unique(class_index):
         path = "".join(
-            f"M{x:.1f} {y:.1f}h{w:.1f}v{h:.1f}h{-w:.1f}z"
-            for x, y, w, h in rectangles[class_index == value].tolist()
+            "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in tile) + "z"
+            for tile in drawn[class_index == value].tolist()
         )
         parts.append(f'<path fill="{escape(footprints.colour(int(value)))}" d="{path}"/>')
     for lon, lat, text in footprints.marks:

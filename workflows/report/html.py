@@ -195,7 +195,7 @@ def _curves(history: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
 
 
 def _maps(footprints: Footprints | None) -> list[MapPanel]:
-    if footprints is None or not len(footprints.bbox):
+    if footprints is None or not len(footprints.corners):
         return []
     return footprint_maps(footprints)
 

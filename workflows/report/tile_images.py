@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 
 from storage.archive.reader import Archive
 from storage.geometry import centres
+from storage.outlines import tile_corners
 from workflows.report.charts import Footprints
 from workflows.report.html import Answer, LedgerSummary, TileCard
 from workflows.report.rendering import TileRenderer, data_uri
@@ -87,7 +88,8 @@ def archive_footprints(
     Footprints or None
         None when the archive is empty.
     """
-    names = ["tile_key", "scene", "bbox"] + (["labels"] if archive.spec.classes else [])
+    places = ["grid", "tile", "bbox"]
+    names = ["tile_key", "scene", *places] + (["labels"] if archive.spec.classes else [])
     columns = archive.read_all(names)
     if not len(columns["row"]):
         return None
@@ -100,7 +102,7 @@ def archive_footprints(
         for index in by_count:  # the rarest is set last
             rarest[labels[:, index] > 0] = index
     return Footprints(
-        bbox=columns["bbox"][every],
+        corners=tile_corners(archive.ledger.grids, *(columns[name][every] for name in places)),
         scene=columns["scene"][every],
         class_index=rarest,
         classes=archive.spec.classes,

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from anyio import to_thread
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi import Path as InPath
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -25,6 +25,7 @@ from workflows.service.features import add_features, landing
 from workflows.service.guard import Authenticator, BodyLimit, FairPlaces, OwnPages, SafeHeaders
 from workflows.service.mosaic import MOST_ZOOM, MapTile
 from workflows.service.negotiation import CONTENT, negotiated
+from workflows.service.page import map_page
 from workflows.service.schema import (
     HealthAnswer,
     IndexAnswer,
@@ -341,7 +342,18 @@ def _add_map(app: FastAPI) -> None:
         if "text/html" not in (accept or ""):
             return landing(request)
         headers = {"Cache-Control": "no-cache", "Vary": "Accept"}
-        return FileResponse(WEB / "index.html", headers=headers)
+        return HTMLResponse(map_page(WEB).html, headers=headers)
+
+    # The page asks for them by their digests.
+    lasting = {"Cache-Control": "public, max-age=31536000, immutable"}
+
+    @app.get("/web/map.js", include_in_schema=False)
+    def script() -> Response:
+        return Response(map_page(WEB).script, headers=lasting, media_type="text/javascript")
+
+    @app.get("/web/map.css", include_in_schema=False)
+    def styles() -> Response:
+        return Response(map_page(WEB).styles, headers=lasting, media_type="text/css")
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> FileResponse:

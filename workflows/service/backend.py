@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from pipeline.search.query import Query, QueryResolver, combine
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.dates import parse_moment
-from storage.errors import NotFoundError, SkysiftError
+from storage.errors import NotFoundError, SearchUnavailableError, SkysiftError
 from storage.formats import hit_records
 from storage.geometry import EDGES, geojson
 from storage.index.filter import Filter
@@ -32,7 +33,7 @@ from workflows.service.collections import Collections
 from workflows.service.decoding import Decoder
 from workflows.service.footprints import ScenePlaces
 from workflows.service.layers import Layers, TileNumber, to_text
-from workflows.service.mosaic import NOTHING, Drawn, Look, MapTile, Mosaic, zoom_of
+from workflows.service.mosaic import NOTHING, Drawn, Look, MapTile, Mosaic, opening_tiles, zoom_of
 from workflows.service.schema import (
     AcquisitionBody,
     ExampleBody,
@@ -56,6 +57,8 @@ from workflows.service.thumbnails import Thumbnail, Thumbnails
 logger = logging.getLogger(__name__)
 
 _POLL_S = 5.0
+_OPENING_S = 6.0
+_DRAWING = 4
 _MOST_ACQUISITIONS = 10_000
 _MOST_IN_BOX = 1_000
 
@@ -107,11 +110,34 @@ class IndexBackend:
         self._version: _Version | None = None
         self._decode = Decoder(config.max_image_px)
         self._thumbnails = Thumbnails(config.catalog, config.thumbnail_cache_bytes)
+        self._preparing: threading.Thread | None = None
 
     def prepare(self) -> None:
-        """Load what a first page requests; a fault is answered to the request that meets it."""
-        with suppress(SkysiftError):
+        """Load what a first page requests, in a thread; until then the service is not ready."""
+        self._preparing = threading.Thread(
+            target=self._prepare, name="skysift-prepare", daemon=True
+        )
+        self._preparing.start()
+
+    def _prepare(self) -> None:
+        with suppress(SkysiftError):  # it is answered to the request that meets it
             self._current().prepare()
+            self._draw_opening()
+
+    def _draw_opening(self) -> None:
+        """Draw the scenes where a page opens into the cache, for a few seconds at most."""
+        version, until = self._current(), time.monotonic() + _OPENING_S
+        if self._thumbnails.obstacle(version.archive):
+            return
+
+        def draw(tile: MapTile) -> None:
+            with suppress(SkysiftError):
+                if time.monotonic() < until:
+                    self.mosaic(tile, MosaicQuery(), known="")
+
+        tiles = opening_tiles(version.searcher.manifest.bbox, zoom_of(version.archive))
+        with ThreadPoolExecutor(_DRAWING) as pool:
+            list(pool.map(draw, tiles))
 
     def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
         """Answer a query; the tiles of the query are not among its hits."""
@@ -178,7 +204,7 @@ class IndexBackend:
             return Thumbnail(content=None, etag=etag, source="unchanged")
         cached = self._thumbnails.cached(etag)
         made = cached or draw()
-        if not made.note:  # with a note: the next time there may be overviews, or more time
+        if made.lasts:
             self._thumbnails.keep(etag, made)
         source = "cache" if cached else "drawn"
         return Thumbnail(content=made.content, etag=etag, source=source, note=made.note)
@@ -219,7 +245,15 @@ class IndexBackend:
         return self._current().collections
 
     def ready(self) -> ReadyAnswer:
-        """Return the version that is served."""
+        """Return the version that is served.
+
+        Raises
+        ------
+        SearchUnavailableError
+            What a first page requests is not loaded yet.
+        """
+        if self._preparing is not None and self._preparing.is_alive():
+            raise SearchUnavailableError("the index and its first pictures are being loaded")
         manifest = self._current().searcher.manifest
         return ReadyAnswer(version=manifest.version, snapshot=manifest.snapshot, rows=manifest.rows)
 
@@ -276,6 +310,7 @@ class IndexBackend:
                 with self._lock:
                     self._version = newer
                 logger.info("index version %s takes over from %s", name, old.name)
+                self._draw_opening()
         except SkysiftError as error:
             logger.warning("the newest version of the index is not taken over: %s", error)
         finally:

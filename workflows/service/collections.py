@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlencode
 
 import numpy as np
@@ -51,8 +51,12 @@ class Wanted:
     ids: tuple[str, ...] | None = None
 
 
-Page = tuple[list[Feature], str | None]
-"""Features, and the token of the next page."""
+class Page(NamedTuple):
+    """Features, the token of the next page, and the number of all matches where it is known."""
+
+    features: list[Feature]
+    token: str | None
+    matched: int | None
 
 
 class Collection(Protocol):
@@ -140,11 +144,14 @@ class Tiles:
     def page(self, wanted: Wanted) -> Page:
         """Return the tiles in question, in the order of the index."""
         if wanted.ids is not None:
-            return self._rows(wanted), None
+            rows = self._rows(wanted)
+            return Page(rows, None, len(rows) if len(rows) < wanted.limit else None)
         shard, position = _numbers(wanted.token or "0.0")
         columns, after = self._searcher.page(wanted.where, wanted.limit, (shard, position))
         token = None if after is None else f"{after[0]}.{after[1]}"
-        return list(self._features(columns)), token
+        shards = self._searcher.manifest.shards
+        everything = sum(shard.live_rows for shard in shards) if wanted.where == Filter() else None
+        return Page(list(self._features(columns)), token, everything)
 
     def _rows(self, wanted: Wanted) -> list[Feature]:
         """Return tiles by the ids of their rows."""
@@ -213,7 +220,8 @@ class SearchHits:
             for date in properties.get("dates", ()):
                 date["datetime"] = _text(date["datetime"])
             features.append(_tile_feature(self.id, properties, box, geometry))
-        return features, str(left[wanted.limit]) if len(left) > wanted.limit else None
+        token = str(left[wanted.limit]) if len(left) > wanted.limit else None
+        return Page(features, token, int(keep.sum()))
 
 
 class Scenes:
@@ -244,6 +252,7 @@ class Scenes:
         keep = _meets(wanted.where, boxes, times)
         if wanted.ids is not None:
             keep &= np.isin(ids, np.array(wanted.ids, dtype=object))
+        matched = int(keep.sum())
         if wanted.token is not None:
             keep &= ids >= wanted.token
         found = np.flatnonzero(keep).tolist()
@@ -254,7 +263,8 @@ class Scenes:
             for entry, place in zip(entries, places, strict=True)
             if place
         ]
-        return features, str(ids[found[wanted.limit]]) if len(found) > wanted.limit else None
+        token = str(ids[found[wanted.limit]]) if len(found) > wanted.limit else None
+        return Page(features, token, matched)
 
     def _feature(self, entry: LedgerEntry, box: BBox, geometry: Mapping[str, Any]) -> Feature:
         assert entry.segment_ordinal is not None

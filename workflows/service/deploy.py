@@ -4,9 +4,12 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from io import StringIO
 from ipaddress import ip_address
 from typing import Any
@@ -26,6 +29,7 @@ from workflows.service.telemetry import log_to_stderr
 logger = logging.getLogger(__name__)
 
 _APPLICATION = "skysift"
+_LOADING_S = 20.0
 _ONGOING = 100
 """Requests that one replica answers at a time; further requests wait."""
 
@@ -59,7 +63,7 @@ def serve_index(
     spec
         Address, token and limits.
     ready
-        Called with the address once requests are answered.
+        Called with the address once the first page is answered at once, or after 20 s.
     stop
         Ends the service when set; None waits for an interrupt.
 
@@ -85,6 +89,7 @@ def serve_index(
     )
     try:
         serve.run(application, name=_APPLICATION, route_prefix="/")
+        _wait_until_ready(spec)
         ready(f"http://{_in_url(spec.host)}:{spec.port}")
         (stop or threading.Event()).wait()
     except RuntimeError as error:
@@ -202,7 +207,7 @@ def _application(
     def build() -> FastAPI:
         log_to_stderr()
         backend = IndexBackend(config)
-        threading.Thread(target=backend.prepare, name="skysift-prepare", daemon=True).start()
+        backend.prepare()
         return create_app(
             backend,
             digests=digests,
@@ -220,6 +225,18 @@ def _application(
     )
     application: serve.Application = deployment.bind()
     return application
+
+
+def _wait_until_ready(spec: ServiceSpec) -> None:
+    """Wait, at most some seconds, until the index and the first pictures of the map are loaded."""
+    until = time.monotonic() + _LOADING_S
+    while time.monotonic() < until:
+        connection = HTTPConnection(spec.host, spec.port, timeout=_LOADING_S)
+        with closing(connection), suppress(OSError, HTTPException):
+            connection.request("GET", "/v1/ready")
+            if connection.getresponse().status == HTTPStatus.OK:
+                return
+        time.sleep(0.1)
 
 
 def _in_url(host: str) -> str:

@@ -200,18 +200,19 @@ def _items(backend: "IndexBackend", base: str, name: str, query: ItemsQuery) -> 
     since, until = period(query.datetime)
     where = Filter(bbox=query.box, since=since, until=until)
     limit = min(query.limit, MOST_ITEMS)
-    page, token = collection.page(Wanted(where=where, limit=limit, token=query.token))
+    page = collection.page(Wanted(where=where, limit=limit, token=query.token))
     at = f"{base}collections/{name}"
     links = [_link("self", _address(f"{at}/items", query), GEOJSON), _link("collection", at)]
-    if token is not None:
-        after = query.model_copy(update={"token": token})
+    if page.token is not None:
+        after = query.model_copy(update={"token": page.token})
         links.append(_link("next", _address(f"{at}/items", after), GEOJSON))
-    return GeoJson(_collected([*page], [*links, _link("root", base)], base))
+    links.append(_link("root", base))
+    return GeoJson(_collected(page.features, page.matched, links, base))
 
 
 def _item(backend: "IndexBackend", base: str, name: str, feature: str) -> Response:
     wanted = Wanted(where=Filter(), limit=1, ids=(feature,))
-    found, _ = backend.collections().get(name).page(wanted)
+    found = backend.collections().get(name).page(wanted).features
     if not found:
         raise NotFoundError(f"collection {name} has no feature {feature!r}")
     return GeoJson(_linked(found[0], base))
@@ -226,18 +227,22 @@ def _searched(backend: "IndexBackend", base: str, body: ItemSearchBody, *, post:
     ids = None if body.ids is None else tuple(body.ids)
     limit, (start, token) = min(body.limit, MOST_ITEMS), _split(body.token, chosen)
     found: list[Feature] = []
+    counts: list[int | None] = []
     after = None
     for number, name in enumerate(chosen[start:], start):
         wanted = Wanted(where=where, limit=limit - len(found), ids=ids, token=token)
-        page, token = known.get(name).page(wanted)
-        found += page
+        features, token, matched = known.get(name).page(wanted)
+        found += features
+        counts.append(matched)
         if token is not None or (len(found) == limit and number + 1 < len(chosen)):
             after = f"{name}:{token}" if token is not None else f"{chosen[number + 1]}:"
             break
     links = [_link("root", base), _link("self", f"{base}search", GEOJSON)]
     if after is not None:
         links.append(_next(base, body, after, post=post))
-    return GeoJson(_collected(found, links, base))
+    known_counts = [count for count in counts if count is not None]
+    whole = len(known_counts) == len(chosen)  # of every collection: none was left for later pages
+    return GeoJson(_collected(found, sum(known_counts) if whole else None, links, base))
 
 
 def _has(known: Collections, name: str) -> bool:
@@ -266,10 +271,14 @@ def _next(base: str, body: ItemSearchBody, token: str, *, post: bool) -> dict[st
     return _link("next", _address(f"{base}search", query), GEOJSON, method="GET")
 
 
-def _collected(found: list[Feature], links: list[dict[str, Any]], base: str) -> dict[str, Any]:
+def _collected(
+    found: list[Feature], matched: int | None, links: list[dict[str, Any]], base: str
+) -> dict[str, Any]:
+    """Return a page of features; the number of all matches is left out where it is not known."""
     return {
         "type": "FeatureCollection",
         "features": [_linked(feature, base) for feature in found],
+        **({} if matched is None else {"numberMatched": matched}),
         "numberReturned": len(found),
         "links": links,
     }

@@ -42,6 +42,9 @@ _MOST_HATCHED = 2000
 _STRIPE_PX, _STRIPES_PX, _HATCH = 4, 16, (122, 134, 145, 190)
 """Width of stripes; their distance, which divides 256, so that they continue in the next tile."""
 _WORLD_M = math.pi * 6_378_137.0
+_STAGES_PX = ((900, 400), (1520, 680), (310, 200))
+"""Width and height, less the margins, of the map on a laptop, a large screen and a phone."""
+_MOST_OPENING_ZOOM = 14
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +67,15 @@ class MapTile:
                 f"no map has a tile {self.z}/{self.x}/{self.y}; zooms go from 0 to {MOST_ZOOM}, "
                 "columns and rows from 0 to 2**zoom - 1"
             )
+
+    @classmethod
+    def at(cls, lon: float, lat: float, z: int) -> "MapTile":
+        """Return the tile at a place in WGS84 degrees, at a zoom."""
+        count = 2**z
+        down = (1 - math.asinh(math.tan(math.radians(max(-85.05, min(85.05, lat))))) / math.pi) / 2
+        steps = (int((lon + 180) / 360 * count), int(down * count))
+        x, y = (max(0, min(count - 1, step)) for step in steps)
+        return cls(z=z, x=x, y=y)
 
     @property
     def bbox(self) -> BBox:
@@ -109,9 +121,15 @@ NO_OVERVIEWS = (
     "(gdaladdo -ro -r average FILE), or write them as cloud-optimized GeoTIFFs"
 )
 TOO_MANY = (
-    f"scenes are hatched where a tile of the map would open more than {_MOST_SCENES}, or read for "
-    f"longer than {_SECONDS:g} s: zoom in, or choose a day"
+    f"scenes are hatched where a tile of the map would open more than {_MOST_SCENES}: zoom in, or "
+    "choose a day"
 )
+TOO_LONG = (
+    f"scenes are hatched where a tile of the map would read for longer than {_SECONDS:g} s: zoom "
+    "in, or choose a day"
+)
+_LASTING = ("", TOO_MANY)
+"""Notes of pictures that would be the same another time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +138,11 @@ class Drawn:
 
     content: bytes
     note: str = ""
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it would be the same if it were drawn again: files may get overviews."""
+        return self.note in _LASTING
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,7 +222,7 @@ class Mosaic:
             if not _adds(image, clear, place):
                 continue
             if not left or time.monotonic() > until:
-                hidden.append((place, TOO_MANY))
+                hidden.append((place, TOO_LONG if left else TOO_MANY))
                 continue
             left -= 1
             with Quarantine(f"scene {entry.scene_id}") as fault:
@@ -230,6 +253,39 @@ def zoom_of(archive: Archive) -> int:
     ]
     finest = min(metres, default=10.0)
     return max(0, min(MOST_ZOOM, math.ceil(math.log2(2 * _WORLD_M / SIDE_PX / finest))))
+
+
+def opening_tiles(box: BBox, most_zoom: int) -> list[MapTile]:
+    """Return the tiles that pages of usual sizes show of a box when they open.
+
+    Parameters
+    ----------
+    box
+        The box that the page fits; across the antimeridian there are no tiles.
+    most_zoom
+        The zoom of the finest tiles.
+
+    Examples
+    --------
+    >>> [(tile.z, tile.x, tile.y) for tile in opening_tiles((9.0, 48.0, 11.0, 49.0), 14)][:4]
+    [(9, 268, 175), (9, 269, 175), (9, 270, 175), (9, 271, 175)]
+    """
+    west, south, east, north = box
+    if east < west:
+        return []
+    corners = [MapTile.at(lon, lat, MOST_ZOOM) for lon, lat in ((west, north), (east, south))]
+    sides = [max(1, high - low) for low, high in zip(*((c.x, c.y) for c in corners), strict=True)]
+    zooms = []
+    for stage in _STAGES_PX:
+        shares = [px * 2**MOST_ZOOM / side for px, side in zip(stage, sides, strict=True)]
+        fitted = min(_MOST_OPENING_ZOOM, math.log2(min(shares) / (2 * SIDE_PX)))
+        zooms.append(max(0, min(round(fitted + 1), most_zoom)))
+    found = []
+    for zoom in dict.fromkeys(zooms):
+        first, last = (MapTile.at(lon, lat, zoom) for lon, lat in ((west, north), (east, south)))
+        columns, rows = range(first.x, last.x + 1), range(first.y, last.y + 1)
+        found += [MapTile(z=zoom, x=x, y=y) for y in rows for x in columns]
+    return found
 
 
 def _adds(

@@ -13,6 +13,7 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pyproj import Transformer
 
 from encoders.bundle import new_encoder, save_bundle
 from encoders.spec import EncoderSpec
@@ -241,6 +242,13 @@ def test_a_composite_is_a_stac_item_with_its_period_and_sources(series: Series):
         document["stac_extensions"] = []  # their schemas are not at hand offline
         pystac.validation.validate_dict(document)
     item = json.loads(Path(june.document).read_text())
+    with rasterio.open(Path(june.document).with_suffix(".tif")) as raster:
+        west, south, east, north = raster.bounds
+    outline = np.array(item["geometry"]["coordinates"][0])
+    to_degrees = Transformer.from_crs(CRS, "EPSG:4326", always_xy=True)
+    lons, lats = to_degrees.transform([west, east, east, west], [south, south, north, north])
+    for corner in np.stack([lons, lats], axis=1):  # the ground, which is smaller than the box
+        assert np.abs(outline - corner).max(axis=1).min() < 1e-6
     derived = [link for link in item["links"] if link["rel"] == "derived_from"]
     assert [link["title"] for link in derived] == list(june.sources)
     assert {link["href"] for link in derived} == {str(series.folder / "series.json")}

@@ -53,12 +53,18 @@ def shown(value, **more):
     return TileCard(picture=data_uri(np.full((8, 8, 3), value, np.uint8)), title="s<1>", **more)
 
 
+def _corners(boxes):
+    west, south, east, north = boxes.T
+    xs, ys = [west, east, east, west], [south, south, north, north]
+    return np.stack([np.stack(xs, axis=1), np.stack(ys, axis=1)], axis=2)
+
+
 @pytest.fixture
 def footprints():
     west = np.array([18.0, 18.01, 18.02, -70.0])
     bbox = np.stack([west, np.full(4, 48.0), west + 0.01, np.full(4, 48.01)], axis=1)
     return Footprints(
-        bbox=bbox,
+        corners=_corners(bbox),
         scene=np.array(["a", "a", "b", "c"], object),
         class_index=np.array([0, 1, 1, -1]),
         classes=("forest", "mine & pit"),
@@ -158,7 +164,7 @@ def test_a_region_across_the_antimeridian_is_one_small_panel():
     bbox = np.array([[179.9, 10.0, 179.99, 10.1], [179.99, 10.0, -179.9, 10.1]])
     panel = footprint_maps(
         Footprints(
-            bbox=bbox,
+            corners=_corners(bbox),
             scene=np.array(["a", "a"], object),
             class_index=np.array([-1, -1]),
             classes=(),

@@ -340,6 +340,17 @@ def test_all_but_the_probes_and_the_page_need_a_token(backend, caplog):
     assert json.loads(lines[-1])["route"] == "/metrics"
 
 
+def test_browsers_keep_the_script_and_the_styles_of_the_page(client):
+    page = client.get("/", headers={"Accept": "text/html"})
+    assert page.headers["cache-control"] == "no-cache"
+    found = re.findall(r'"(web/map[^"]*)"', page.text)
+    assert [re.sub(r"\?[0-9a-f]{16}$", "", path) for path in found] == ["web/map.css", "web/map.js"]
+    for path, kind in zip(found, ("text/css", "text/javascript"), strict=True):
+        answer = client.get(f"/{path}")
+        assert answer.headers["content-type"].startswith(kind)
+        assert "immutable" in answer.headers["cache-control"]
+
+
 @pytest.mark.parametrize("tokens", ["secret", f"{TOKEN},", f"{TOKEN},secret"])
 def test_a_short_token_is_refused(tokens):
     with pytest.raises(ConfigError, match="at least 16"):

@@ -4,6 +4,7 @@ import io
 import json
 import struct
 import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from workflows.service import mosaic
 from workflows.service.app import Limits, create_app
 from workflows.service.backend import BackendConfig, IndexBackend, no_pictures_because
 from workflows.service.guard import token_digests
+from workflows.service.mosaic import opening_tiles
+from workflows.service.schema import MosaicQuery
 
 TOKEN = "0123456789abcdef-token"
 
@@ -287,6 +290,27 @@ def test_no_index_is_not_ready(tmp_path):
     client = _client(IndexBackend(BackendConfig(index_uri=str(tmp_path / "none"))))
     assert client.get("/v1/ready").status_code == 503
     assert client.post("/v1/search", json={"vector": [1.0]}).status_code == 404
+
+
+def test_the_service_is_ready_when_the_opening_view_is_drawn(tmp_path, ray_session, monkeypatch):
+    config = make_world(tmp_path)
+    backend, goes_on = IndexBackend(config), threading.Event()
+    drawn = backend.mosaic
+
+    def slowly(*asked, **how):
+        goes_on.wait()
+        return drawn(*asked, **how)
+
+    monkeypatch.setattr(backend, "mosaic", slowly)
+    client = _client(backend)
+    backend.prepare()
+    assert client.get("/v1/ready").status_code == 503
+    goes_on.set()
+    while client.get("/v1/ready").status_code == 503:
+        time.sleep(0.05)
+    about = backend.about()
+    tiles = opening_tiles(tuple(about.bbox), about.mosaic_zoom)
+    assert {drawn(tile, MosaicQuery(), "").source for tile in tiles} == {"cache"}
 
 
 # ---------------------------------------------------------------- the contract

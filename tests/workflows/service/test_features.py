@@ -92,6 +92,19 @@ def test_every_tile_is_on_one_page_and_where_the_archive_says(
     assert page == found[5]
 
 
+def test_the_number_of_matches_is_exact_or_left_out(client: TestClient):
+    for path in ("tiles/items?", "scenes/items?", "scenes/items?datetime=2024-06-01&"):
+        found = list(pages(client, f"/collections/{path}limit=2"))
+        numbers = {page["numberMatched"] for page in found}
+        assert numbers == {sum(page["numberReturned"] for page in found)}
+    (page, *_) = pages(client, "/collections/tiles/items?datetime=2024-06-01&limit=2")
+    assert "numberMatched" not in page
+    searched = client.get("/search?collections=scenes&limit=1").json()
+    assert searched["numberMatched"] == len(
+        list(pages(client, "/collections/scenes/items?limit=1"))
+    )
+
+
 def test_bbox_and_datetime_choose_as_the_filter_does(client: TestClient, config: BackendConfig):
     searcher = Searcher.local(config.index)
     west, south, _, north = searcher.manifest.bbox

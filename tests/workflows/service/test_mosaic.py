@@ -26,7 +26,17 @@ from workflows.report.colours import preset_of
 from workflows.report.rendering import TileRenderer
 from workflows.service import mosaic as module
 from workflows.service.footprints import ScenePlaces
-from workflows.service.mosaic import Drawn, Look, MapTile, Mosaic, zoom_of
+from workflows.service.mosaic import (
+    NO_OVERVIEWS,
+    TOO_LONG,
+    TOO_MANY,
+    Drawn,
+    Look,
+    MapTile,
+    Mosaic,
+    opening_tiles,
+    zoom_of,
+)
 
 BANDS = ("red", "green", "blue", "nir")
 SIDE, TILE_PX = 512, 128
@@ -237,7 +247,7 @@ def test_no_further_scene_is_begun_when_the_time_is_over(
     monkeypatch.setattr(module, "_SECONDS", -1.0)
     look = Look(period=Filter(), preset=preset_of(BANDS, None))
     made = Mosaic(archive, ScenePlaces(archive)).draw(at(256, 256), look, TileRenderer(archive))
-    assert made.note == module.TOO_MANY
+    assert made.note == module.TOO_LONG
     assert (pixels_of(made)[..., 3] == 0).mean() > 0.5  # stripes, and no picture
 
 
@@ -268,3 +278,26 @@ def test_the_tag_changes_with_what_is_shown(archive: Archive):
 
 def test_the_map_is_drawn_to_the_pixels_of_the_scenes(archive: Archive):
     assert zoom_of(archive) == 14  # 9.55 m a pixel at the equator
+
+
+@pytest.mark.parametrize(("box", "zooms"), [
+    ((9.0, 48.0, 11.0, 49.0), {8, 9}),
+    ((9.0, 48.0, 9.001, 48.001), {15}),  # the page does not zoom in further
+    ((-180.0, -90.0, 180.0, 90.0), {0, 1}),
+    ((179.0, 48.0, -179.0, 49.0), set()),
+])  # fmt: skip
+def test_the_view_that_opens_has_tiles_over_the_whole_box(box, zooms) -> None:
+    tiles = opening_tiles(box, 24)
+    assert {tile.z for tile in tiles} == zooms
+    for zoom in zooms:
+        west, south, east, north = zip(*(t.bbox for t in tiles if t.z == zoom), strict=True)
+        assert min(west) <= box[0]
+        assert max(east) >= box[2]
+        assert min(south) <= max(box[1], -85.05)
+        assert max(north) >= min(box[3], 85.05)
+
+
+def test_pictures_last_that_would_be_the_same_another_time() -> None:
+    lasting = {note: Drawn(content=b"", note=note).lasts for note in ("", TOO_MANY)}
+    assert all(lasting.values())
+    assert not any(Drawn(content=b"", note=note).lasts for note in (TOO_LONG, NO_OVERVIEWS))

@@ -22,8 +22,15 @@ async function fetched(path, options) {
   }
 }
 
+/** The page can be asked before all of it is there. */
+async function parsed() {
+  if (document.readyState !== "loading") return;
+  await new Promise((resolve) => { document.addEventListener("readystatechange", resolve, { once: true }); });
+}
+
 /** Ask for a token until one fits or the person gives up. */
-function askForToken() {
+async function askForToken() {
+  await parsed();
   const dialog = find("#sign-in");
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => {

@@ -7,6 +7,7 @@ const MOST_DAYS = 400;
 const NEWEST = "Newest clear";
 const SCHEME = "skysift-mosaic";
 const TILE_PX = 256;
+const PATIENCE_MS = 1500; // the rest of the map waits no longer for the first picture
 const [EMPTY, LEAST_BYTES] = ["", 100]; // a tile without scenes is a picture of one pixel
 /** The settings of the ground as the address spells them, with what is left out of it. */
 const DEFAULTS = { day: "", bands: "", gamma: "1", opacity: "1" };
@@ -37,6 +38,8 @@ export function lookOf(ground) {
   return words;
 }
 
+const later = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
+
 const LAND = "web/vendor/natural-earth.json";
 const of = (kind) => ["==", ["get", "kind"], kind];
 const PLACES = {
@@ -45,54 +48,76 @@ const PLACES = {
   paint: { "text-halo-width": 1.5 },
 };
 
-/** The layers below the hits, from the lowest; `about` describes the index. */
-export function groundLayers(about) {
-  return [
-    { id: "land", type: "fill", source: "land", filter: of("land") },
-    { id: "borders", type: "line", source: "land", filter: of("border"),
-      paint: { "line-width": 1, "line-dasharray": [4, 2] } },
-    ...(about.base_map ? [{ id: "base", type: "raster", source: "base" }] : [PLACES]),
-  ];
-}
-
-/** The sources of these layers. */
-export function groundSources(about) {
-  const land = { type: "geojson", data: new URL(LAND, location.href).href, attribution: "Natural Earth" };
-  if (!about.base_map) return { land };
-  return {
-    land,
-    base: {
-      type: "raster", tiles: [about.base_map], tileSize: 256, maxzoom: 19,
-      attribution: about.base_map_attribution,
-    },
-  };
+/** The land below the scenes, from the lowest layer; names of places only without a base map. */
+export function addLand(map, about) {
+  const below = ["base", "mosaic"].find((name) => map.getLayer(name));
+  const data = new URL(LAND, location.href).href;
+  map.addSource("land", { type: "geojson", data, attribution: "Natural Earth" });
+  map.addLayer({ id: "land", type: "fill", source: "land", filter: of("land") }, below);
+  map.addLayer({ id: "borders", type: "line", source: "land", filter: of("border"),
+    paint: { "line-width": 1, "line-dasharray": [4, 2] } }, below);
+  if (!about.base_map) map.addLayer(PLACES, below);
 }
 
 /** The scenes of the archive on the map, and the controls of the ground. `on.change()` hears them. */
 export class Ground {
-  constructor(map, about, settings, on) {
-    Object.assign(this, { map, about, settings, on, scenes: [], notes: new Map(), told: false });
-    if (!about.pictures) return;
+  constructor(about, settings, on) {
+    Object.assign(this, { about, settings, on, scenes: [], notes: new Map(), told: false });
+    window.maplibregl.addProtocol(SCHEME, (asked, { signal }) => this.tile(asked.url, signal));
+  }
+
+  /** The sources and layers that the map begins with: the base map and the scenes. */
+  style() {
+    const { about, settings } = this;
+    const [sources, layers] = [{}, []];
+    if (about.base_map) {
+      sources.base = {
+        type: "raster", tiles: [about.base_map], tileSize: 256, maxzoom: 19,
+        attribution: about.base_map_attribution,
+      };
+      layers.push({ id: "base", type: "raster", source: "base" });
+    }
+    if (about.pictures) {
+      this.drawn = this.tiles();
+      const [west, , east] = about.bbox;
+      sources.mosaic = {
+        type: "raster", tiles: [this.drawn], tileSize: TILE_PX, maxzoom: about.mosaic_zoom,
+        ...(west < east && { bounds: about.bbox }), // nothing is requested where no scene can be
+      };
+      layers.push({ id: "mosaic", type: "raster", source: "mosaic",
+        paint: { "raster-fade-duration": 0, "raster-opacity": Number(settings.opacity) } });
+    }
+    return { sources, layers };
+  }
+
+  /** Take the map that shows the style; resolves when other things may be drawn too. */
+  join(map) {
+    this.map = map;
+    const styled = map.once("style.load");
+    if (!this.about.pictures) return styled;
     this.panel = this.controls();
     find("#controls").prepend(this.panel);
     map.on("moveend", () => this.offerDays());
     map.on("error", (event) => this.explain(event));
     map.on("idle", () => this.note());
-    this.timeFirst();
-    window.maplibregl.addProtocol(SCHEME, (asked, { signal }) => this.tile(asked.url, signal));
-    this.show();
+    return styled.then(() => Promise.race([this.first(), map.once("idle"), later(PATIENCE_MS)]));
   }
 
-  /** Leave a mark in the browser's timeline when the first picture is on the screen. */
-  timeFirst() {
-    const arrived = ({ sourceId, tile }) => {
-      if (sourceId !== "mosaic" || tile?.state !== "loaded") return;
-      const { z, x, y } = tile.tileID.canonical;
-      if (this.notes.get(`${z}/${x}/${y}`) === EMPTY) return;
-      this.map.off("sourcedata", arrived);
-      this.map.once("render", () => requestAnimationFrame(() => performance.mark("first-picture")));
-    };
-    this.map.on("sourcedata", arrived);
+  /** Wait for the first picture; leave a mark in the browser's timeline when it is on the screen. */
+  first() {
+    return new Promise((resolve) => {
+      const arrived = ({ sourceId, tile }) => {
+        if (sourceId !== "mosaic" || tile?.state !== "loaded") return;
+        const { z, x, y } = tile.tileID.canonical;
+        if (this.notes.get(`${z}/${x}/${y}`) === EMPTY) return;
+        this.map.off("sourcedata", arrived);
+        this.map.once("render", () => requestAnimationFrame(() => {
+          performance.mark("first-picture");
+          resolve();
+        }));
+      };
+      this.map.on("sourcedata", arrived);
+    });
   }
 
   /** Take other settings, from an address. */
@@ -153,14 +178,7 @@ export class Ground {
   show() {
     const { map, settings } = this;
     const tiles = this.tiles();
-    if (!map.getSource("mosaic")) {
-      map.addSource("mosaic", {
-        type: "raster", tiles: [tiles], tileSize: TILE_PX, maxzoom: this.about.mosaic_zoom,
-      });
-      const above = map.getLayer("graticule") ? "graticule" : undefined;
-      map.addLayer({ id: "mosaic", type: "raster", source: "mosaic",
-        paint: { "raster-fade-duration": 0 } }, above);
-    } else if (tiles !== this.drawn) {
+    if (tiles !== this.drawn) {
       this.notes.clear();
       map.getSource("mosaic").setTiles([tiles]);
     }

@@ -1,11 +1,12 @@
 // Wires the parts together: every change of the state shows itself and, where it asks, searches.
 
+import { about as described } from "./about.js";
 import * as api from "./api.js";
 import { Asked } from "./asked.js";
 import { offerBands, withdrawBands } from "./bands.js";
 import { announce, complain, day, find, sentence } from "./dom.js";
 import { lookOf } from "./ground.js";
-import { MapView, hasWebGL } from "./mapview.js";
+import { MapView } from "./mapview.js";
 import { fillForms, swapped, watchAsk, watchFilters } from "./panel.js";
 import { Place } from "./place.js";
 import { indexOf, layOut, refreshStrip, showExamples, showStrip, walkByArrows } from "./results.js";
@@ -244,19 +245,21 @@ async function reopen() {
 }
 
 function startMap() {
-  if (!hasWebGL()) {
+  try {
+    map = new MapView(about, state.view, state.ground, {
+      ground: () => { remember(); redraw(); },
+      place: (lonlat) => ask({ lonlat }),
+      hit: (rank) => open(hits[rank - 1]),
+      box: drawn,
+      view: (view) => { state.view = view; remember(); },
+    });
+  } catch (error) {
+    if (!error.message.includes("WebGL")) throw error;
+    find("#map").replaceChildren();
     find("#no-map").textContent = NO_MAP;
     find("#no-map").hidden = false;
     document.body.classList.add("no-map");
-    return;
   }
-  map = new MapView(about, state.view, state.ground, {
-    ground: () => { remember(); redraw(); },
-    place: (lonlat) => ask({ lonlat }),
-    hit: (rank) => open(hits[rank - 1]),
-    box: drawn,
-    view: (view) => { state.view = view; remember(); },
-  });
 }
 
 /** Draw the pictures again with the bands that were chosen. */
@@ -283,7 +286,7 @@ function describe() {
 
 async function start() {
   try {
-    about = await api.json("v1/index");
+    about = await described;
   } catch (error) {
     complain(error.message);
     return;
@@ -294,6 +297,7 @@ async function start() {
   wire();
   await reopen();
   if (!about.pictures) complain(`No pictures: ${about.no_pictures_because}`);
+  await map?.first; // the outlines of many scenes are long to load
   try {
     const { features, total } = await api.footprints(MOST_FOOTPRINTS);
     map?.showScenes(features.filter((one) => one.geometry));

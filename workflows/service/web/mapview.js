@@ -3,10 +3,10 @@
 import { element, find } from "./dom.js";
 import { tokenHeaders } from "./api.js";
 import { addGraticule } from "./graticule.js";
-import { Ground, groundLayers, groundSources } from "./ground.js";
+import { Ground, addLand } from "./ground.js";
 import { PlaceLayers } from "./layers.js";
 import { COLOURS, shadeOf } from "./scale.js";
-import { followTheme } from "./theme.js";
+import { followTheme, water } from "./theme.js";
 
 const HERE = new URL(".", location.href).href;
 const EMPTY = { type: "FeatureCollection", features: [] };
@@ -22,16 +22,6 @@ const feature = (geometry, properties = {}) => ({ type: "Feature", properties, g
 const polygon = (box) => feature({ type: "Polygon", coordinates: ring(box) });
 
 const collection = (features) => ({ type: "FeatureCollection", features });
-
-/** Whether this browser can draw the map at all. */
-export function hasWebGL() {
-  return Boolean(document.createElement("canvas").getContext("webgl2"));
-}
-
-function style(about) {
-  const water = { id: "background", type: "background" };
-  return { version: 8, sources: groundSources(about), layers: [water, ...groundLayers(about)] };
-}
 
 /** A light line below another, which keeps it in sight on any ground. */
 const casing = (source) => ({
@@ -80,18 +70,24 @@ const LAYERS = [
     paint: { "fill-color": "#c2185b", "fill-opacity": 0.2 } },
 ];
 
-/** A map over the extent of an archive. `on` has place(lonlat), hit(row), box(box, purpose), view(view). */
+/**
+ * A map over the extent of an archive. `on` has place(lonlat), hit(row), box(box, purpose), view(view).
+ * The constructor throws where the browser cannot draw.
+ */
 export class MapView {
   constructor(about, view, ground, on) {
-    Object.assign(this, { on, about, settings: ground, pairs: about.pairs });
+    Object.assign(this, { on, about, pairs: about.pairs });
     this.drawing = null;
+    this.ground = new Ground(about, ground, { change: on.ground });
     const { maplibregl } = window;
     maplibregl.setWorkerUrl("web/vendor/maplibre-gl-csp-worker.js");
     const start = view
       ? { center: [view[0], view[1]], zoom: view[2] }
       : { bounds: this.extent(about.bbox), fitBoundsOptions: { padding: 40, maxZoom: 14 } };
+    const { sources, layers } = this.ground.style();
     this.map = new maplibregl.Map({
-      container: "map", style: style(about), attributionControl: { compact: false },
+      container: "map", style: { version: 8, sources, layers: [water(), ...layers] },
+      attributionControl: { compact: false },
       maxPitch: 0, dragRotate: false, pitchWithRotate: false, ...start,
       transformRequest: (url) => (url.startsWith(HERE) ? { url, headers: tokenHeaders() } : { url }),
     });
@@ -100,8 +96,8 @@ export class MapView {
     this.map.addControl(new maplibregl.ScaleControl(), "bottom-left");
     this.map.getCanvas().setAttribute("aria-label",
       "Map of the archive. Arrow keys move, plus and minus zoom, Enter searches at the middle.");
-    // Before the land is drawn: the scenes do not wait for it.
-    this.ready = this.map.once("style.load").then(() => this.furnish());
+    this.first = this.ground.join(this.map); // nothing else is drawn before the first picture
+    this.ready = this.first.then(() => this.furnish());
   }
 
   extent([west, south, east, north]) {
@@ -110,8 +106,8 @@ export class MapView {
 
   furnish() {
     const { map } = this;
+    addLand(map, this.about);
     addGraticule(map, find("#map"));
-    this.ground = new Ground(map, this.about, this.settings, { change: this.on.ground });
     const names = ["scenes", "area", "hits", "hit-points", "asked", "query", "drawn"];
     for (const name of names) map.addSource(name, { type: "geojson", data: EMPTY });
     for (const layer of LAYERS) map.addLayer(layer);
@@ -189,7 +185,7 @@ export class MapView {
   }
 
   showScenes(features) {
-    this.ready.then(() => this.ground.know(features));
+    this.ground.know(features);
     return this.set("scenes", collection(features));
   }
 

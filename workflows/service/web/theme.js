@@ -11,6 +11,12 @@ const PAINTS = [
   ["scenes", "line-color", "#4f6d84", "#8fb0c6"],
 ];
 
+/** The layer below all others, in its colour from the first frame on. */
+export function water() {
+  const [[id, property, light, dark]] = PAINTS;
+  return { id, type: id, paint: { [property]: DARK.matches ? dark : light } };
+}
+
 /** Paint now and whenever the system changes its scheme. */
 export function followTheme(map) {
   const apply = () => {
