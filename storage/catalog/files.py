@@ -12,7 +12,7 @@ from storage.dates import as_utc
 from storage.errors import CatalogError, ConfigError
 from storage.location import Location
 from storage.quarantine import Quarantine
-from storage.raster.geotiff import checked_format, inspect, is_open, raster_revision
+from storage.raster.geotiff import checked_format, format_of, inspect, is_open, raster_revision
 from storage.scene import BandSource, Candidate, CatalogSpec, Rejected, Sources
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def file_candidates(files: Sequence[Location], spec: CatalogSpec) -> Iterator[Ca
     ----------
     files
         Rasters. Those of formats that are not asked for are rejected, a scene at a time, unless
-        the scene has files of other formats too.
+        the scene has files of other formats too; VRTs only where there is no scene of others.
     spec
         Its preset says how the sensor names files; without one, its mappings' ``asset`` say how the
         names of a scene's files end. Further files of a scene are not used.
@@ -52,7 +52,10 @@ def file_candidates(files: Sequence[Location], spec: CatalogSpec) -> Iterator[Ca
     pattern = _date_pattern(spec.datetime_pattern or (preset.date if preset else None))
     usable = [file for file in files if is_open(file)]
     groups, strangers = _products(usable, preset) if preset else _groups(usable, spec)
-    yield from _closed([file for file in files if not is_open(file)], groups, spec, preset)
+    closed = [file for file in files if not is_open(file)]
+    if groups:  # a VRT shows files that are there already
+        closed = [file for file in closed if format_of(file) != "vrt"]
+    yield from _closed(closed, groups, spec, preset)
     for file in strangers:
         name = PurePosixPath(file.uri).name
         yield Rejected(

@@ -11,7 +11,7 @@ from rasterio.transform import Affine
 
 from storage.catalog.read import read_scenes
 from storage.location import Driver
-from storage.scene import CatalogSpec, Scene, SceneList
+from storage.scene import BandMapping, CatalogSpec, Scene, SceneList
 from tests.support.rasters import numbers, tiff
 from tests.support.safe import PRODUCT, SCENE, safe_product
 
@@ -144,6 +144,17 @@ def test_an_item_of_jpeg_2000_names_the_switch(tmp_path: Path, media_type: str):
     assert "set catalog.drivers=[jp2]" in mapped.rejected[0].reason
     (scene,) = load(only, drivers=("jp2",)).scenes
     assert files(scene) == ["B04.jp2"]
+
+
+def test_a_mosaic_beside_its_files_is_left_alone(tmp_path: Path):
+    tiff(tmp_path / "a_20200223.tif", numbers(1))
+    (tmp_path / "mosaic_20200223.vrt").write_text("<VRTDataset/>")
+    loaded = load(tmp_path, bands={"red": BandMapping(asset=".tif")})
+    assert [scene.id for scene in loaded.scenes] == ["a_20200223"]
+    assert not loaded.rejected
+    (tmp_path / "a_20200223.tif").unlink()
+    (rejected,) = load(tmp_path).rejected
+    assert "catalog.drivers=[vrt]" in rejected.reason
 
 
 def test_documents_beside_closed_rasters_are_read(tmp_path: Path):
