@@ -2,9 +2,9 @@
 
 A backbone is built from a name and plain options, so a bundle can rebuild it without the folder of
 its pretrained weights. ``tiny-cnn`` is defined here; the other names are architectures of
-``transformers`` and, if installed, all models of ``timm``; ``exported`` is a network of one's own from
-a file of ``torch.export`` (:mod:`encoders.backbones.exported`). Pixels are normalised and bundles
-written in :mod:`encoders.bundle`, heads are in :mod:`encoders.projection`.
+``transformers`` and, if installed, all models of ``timm``; ``exported`` is a network of one's own
+from a file of ``torch.export`` (:mod:`encoders.backbones.exported`). Pixels are normalised and
+bundles written in :mod:`encoders.bundle`, heads are in :mod:`encoders.projection`.
 
 Shape legend: B batch, C bands, H and W pixels, F features.
 """

@@ -1,11 +1,11 @@
 """The graph and the weights of a network from a file of ``torch.export.save``, without unpickling.
 
-``torch.export.load`` runs code that a file brings: it unpickles the example inputs, constants and some
-weights, and evaluates the expressions of sizes. So the file is read here as what it is: an
+``torch.export.load`` runs code that a file brings: it unpickles the example inputs, constants and
+some weights, and evaluates the expressions of sizes. So the file is read here as what it is: an
 uncompressed zip archive of a JSON document (the graph), the raw bytes of the weights, and pickles.
 The pickles are never opened: that of the example inputs is left alone, a weight or constant that is
-one is refused. The expressions of sizes are not evaluated: a network is run on real tiles, whose size
-is known.
+one is refused. The expressions of sizes are not evaluated: a network is run on real tiles, whose
+size is known.
 
 The names in the document are those of ``torch._export.serde.schema`` (version 8); the result is in
 the form of :mod:`encoders.backbones.exported`, which does not change with torch.
@@ -51,7 +51,7 @@ _EXPORT = (
     "write it with torch.export.save(torch.export.export(network.eval(), (tiles,), "
     'dynamic_shapes=({0: torch.export.Dim("batch")},)), "network.pt2")'
 )
-# Checks of sizes and types, which make no value. The checks that matter are made when the network is run.
+# Checks of sizes and types, which make no value. The network is tried on tiles instead.
 _CHECKS = (
     "torch.ops.aten._assert_scalar.default",
     "torch.ops.aten._assert_tensor_metadata.default",
@@ -99,7 +99,8 @@ def read_network(path: Path) -> tuple[Json, dict[str, Tensor]]:
     ) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(
-            f"it is damaged, or no file of torch.export ({type(error).__name__}: {reason}); {_EXPORT}"
+            f"it is damaged, or no file of torch.export ({type(error).__name__}: {reason}); "
+            f"{_EXPORT}"
         ) from error
 
 
@@ -120,15 +121,13 @@ class _Program:
             )
         self._model = Path(models[0]).stem
         if (order := self._read("byteorder").decode().strip()) != "little":
-            raise ConfigError(
-                f"its numbers are {order}-endian; export it on a little-endian machine"
-            )
+            raise ConfigError(f"its numbers are {order}-endian; export it on another machine")
         document = json.loads(self._read(models[0]))
         version = document["schema_version"]["major"]
         if version != _SCHEMA:
             raise ConfigError(
-                f"torch {document.get('torch_version')} wrote it in version {version} of its format; "
-                f"this Skysift reads version {_SCHEMA}: export it by torch {torch.__version__}"
+                f"torch {document.get('torch_version')} wrote it in version {version} of its "
+                f"format; this Skysift reads version {_SCHEMA}: export it by torch {torch.__version__}"
             )
         self._ranges = document["range_constraints"]
         self._graph = document["graph_module"]["graph"]
@@ -178,9 +177,7 @@ class _Program:
             else:
                 raise ConfigError(f"it holds an object of another kind ({kind}), which is not read")
         if len(tiles) != 1:
-            raise ConfigError(
-                f"forward takes {len(tiles)} tensors instead of one of tiles; {_EXPORT}"
-            )
+            raise ConfigError(f"forward takes {len(tiles)} tensors instead of one; {_EXPORT}")
         return self._tiles(tiles[0]), constants, tensors
 
     def _tiles(self, name: str) -> Json:
@@ -190,8 +187,8 @@ class _Program:
         dtype = _DTYPES[meta["dtype"]]
         if len(sizes) != 4 or dtype not in ("float16", "bfloat16", "float32", "float64"):
             raise ConfigError(
-                f"forward takes {dtype} of {len(sizes)} dimensions, expected float32 of four: tiles, "
-                f"bands, height and width; {_EXPORT}"
+                f"forward takes {dtype} of {len(sizes)} dimensions, expected float32 of four: "
+                f"tiles, bands, height and width; {_EXPORT}"
             )
         batch, bands, height, width = sizes
         if batch is not None:
@@ -212,8 +209,8 @@ class _Program:
         if symbol is None or (most is not None and most < _LARGEST_BATCH):
             limit = f"at most {most} tiles" if symbol else f"{text[:60]} tiles"
             raise ConfigError(
-                f"it takes batches of {limit}, and an encoder gets batches of 1 to {_LARGEST_BATCH}: "
-                'give torch.export.Dim("batch") without limits'
+                f"it takes batches of {limit}, and an encoder gets batches of 1 to "
+                f'{_LARGEST_BATCH}: give torch.export.Dim("batch") without limits'
             )
 
     def _output(self) -> Json:
@@ -236,8 +233,9 @@ class _Program:
         if len(sizes) != 2 or sizes[0] is not None or sizes[1] is None or "float" not in dtype:
             shape = ", ".join("n" if size is None else str(size) for size in sizes)
             raise ConfigError(
-                f"forward returns {dtype} of shape ({shape}), expected floats of shape (n, features) "
-                "for n tiles; end forward with a mean over the pixels, or leave the classifier out"
+                f"forward returns {dtype} of shape ({shape}), expected floats of shape (n, "
+                "features) for n tiles; end forward with a mean over the pixels, or leave the "
+                "classifier out"
             )
         return {"name": name, "features": sizes[1]}
 
@@ -424,7 +422,7 @@ def _value(argument: Json) -> Any:
     [(kind, value)] = argument.items()
     if kind not in _KINDS:
         raise ConfigError(
-            f"the network uses an argument of the kind {kind}, which is not supported; leave branches "
-            "(torch.cond), loops and objects out of forward"
+            f"the network uses an argument of the kind {kind}, which is not supported; leave "
+            "branches (torch.cond), loops and objects out of forward"
         )
     return _KINDS[kind](value)
