@@ -15,8 +15,8 @@ The graph is part of the encoder's description, so that a bundle stays two files
 
 ``bands`` and ``side_px`` are null where the network takes any. Values are null, truth values,
 numbers, text, lists of values, ``{"of": name}`` (a result, an input or a weight),
-``{"dtype": name}``, ``{"float": "-inf"}``, ``{"memory_format": name}`` and ``{"device": "input"}`` (that
-of the tiles). ``out`` names the result; a list names the parts of several results.
+``{"dtype": name}``, ``{"float": "-inf"}``, ``{"memory_format": name}`` and ``{"device": "input"}``
+(that of the tiles). ``out`` names the result; a list names the parts of several results.
 
 Shape legend: B batch, C bands, H and W pixels, F features.
 """

@@ -127,7 +127,8 @@ class _Program:
         if version != _SCHEMA:
             raise ConfigError(
                 f"torch {document.get('torch_version')} wrote it in version {version} of its "
-                f"format; this Skysift reads version {_SCHEMA}: export it by torch {torch.__version__}"
+                f"format; this Skysift reads version {_SCHEMA}: export it by torch "
+                f"{torch.__version__}"
             )
         self._ranges = document["range_constraints"]
         self._graph = document["graph_module"]["graph"]
