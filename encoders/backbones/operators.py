@@ -96,8 +96,10 @@ _BY_SUBJECT = {
     """,
 }
 _ATEN = frozenset(name for names in _BY_SUBJECT.values() for name in names.split())
-_ARITHMETIC = ("add", "and_", "eq", "floordiv", "ge", "gt", "le", "lt", "mod", "mul", "ne", "neg")
-_ARITHMETIC += ("or_", "pos", "sub", "truediv")
+_ARITHMETIC = (
+    *("add", "and_", "eq", "floordiv", "ge", "gt", "le", "lt"),
+    *("mod", "mul", "ne", "neg", "or_", "pos", "sub", "truediv"),
+)
 _SIZES: Mapping[str, Callable[..., Any]] = {
     **{f"operator.{name}": getattr(operator, name) for name in _ARITHMETIC},
     **{f"math.{name}": getattr(math, name) for name in ("ceil", "floor", "trunc")},
@@ -185,5 +187,7 @@ def _is_allowed(name: str) -> bool:
     if name in _SIZES:
         return True
     match = _NAME.fullmatch(name)
+    if match is None:
+        return False
     # ``relu_`` writes its result over its argument: allowed where ``relu`` is.
-    return bool(match) and (match[1] in _ATEN or match[1].removesuffix("_") in _ATEN)
+    return match[1] in _ATEN or match[1].removesuffix("_") in _ATEN

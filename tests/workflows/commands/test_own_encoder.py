@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(2):
         coarse = rng.integers(100, 4000, (4, 16, 16)).astype(np.uint16)
         scene = np.kron(coarse, np.ones((1, 16, 16), np.uint16))
-        _write(place / "scenes" / f"scene{number}.tif", scene, number * 2560)
+        _write(place / "scenes" / f"scene{number}_20240601.tif", scene, number * 2560)
     _write(place / "picture.tif", scene[:, 64:128, 128:192], 0)
     (place / "own.yaml").write_text(page_blocks("yaml")[0])
     assert _run(place, "-c", page_blocks("python")[0]).stderr == ""
@@ -63,7 +63,7 @@ def test_the_page_leads_from_a_network_to_hits(folder: Path):
     found = _skysift(folder, search, "--json")
     assert found.returncode == 0, found.stderr
     best, *others = json.loads(found.stdout)["hits"]
-    assert best["scene"] == "scene1"
+    assert best["scene"] == "scene1_20240601"
     assert best["score"] > 0.999 > others[0]["score"]
     assert len(others) == 4
 
