@@ -1,7 +1,7 @@
 """The operators that a network of one's own may be made of.
 
 Each is a function of its tensors and numbers: none reads or writes a file, calls code by name,
-draws random numbers, or returns memory that nobody has written. An operator that is not listed is
+draws random numbers, or returns memory that was never written. An operator that is not listed is
 refused.
 
 `aten` names the operators of torch itself; torch keeps their schemas compatible from release to
@@ -61,16 +61,16 @@ _BY_SUBJECT = {
         clone column_stack concat contiguous detach detach_ diagonal dstack expand
         expand_as flatten flip hstack lift_fresh_copy meshgrid moveaxis movedim narrow
         native_channel_shuffle numpy_T permute pixel_shuffle pixel_unshuffle ravel repeat
-        repeat_interleave reshape reshape_as roll rot90 select slice slice_copy
+        reshape reshape_as roll rot90 select slice slice_copy
         slice_scatter select_scatter split split_with_sizes squeeze stack swapaxes
         swapdims sym_numel sym_size sym_storage_offset sym_stride t tensor_split tile
         transpose unbind unflatten unfold unsafe_split unsqueeze view view_as vstack
         _unsafe_view
     """,
     "parts by index": """
-        _unsafe_index _unsafe_masked_index bucketize embedding gather im2col index
+        _unsafe_index _unsafe_masked_index embedding gather im2col index
         index_add index_copy index_fill index_put index_select masked_scatter one_hot
-        scatter scatter_add scatter_reduce searchsorted take take_along_dim tril triu
+        scatter scatter_add scatter_reduce take take_along_dim tril triu
         tril_indices triu_indices
     """,
     "padding and resizing": """
@@ -142,16 +142,15 @@ def operator_named(name: str) -> Callable[..., Any]:
     if name in _SIZES:
         return _SIZES[name]
     _, packet, overload = name.split(".")
-    try:
-        found = getattr(getattr(torch.ops.aten, packet), overload)
-    except AttributeError:
+    found = getattr(getattr(torch.ops.aten, packet, None), overload, None)
+    if not isinstance(found, torch._ops.OpOverload):
         raise ConfigError(
             f"torch {torch.__version__} has no operator {name}; export the network again by this "
             "torch"
-        ) from None
+        )
     if any(argument.is_out for argument in found._schema.arguments):
         raise ConfigError(f"operator {name} writes into a tensor that it is given; leave it out")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def written_arguments(
