@@ -78,7 +78,7 @@ class Encoder(Described, nn.Module):
         for name, values in (("mean_C11", spec.band_mean), ("std_C11", spec.band_std)):
             column = torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
             self.register_buffer(name, column, persistent=False)
-        nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        nn.Module.to(self, memory_format=self.backbone.memory_format)  # type: ignore[call-overload]
 
     @classmethod
     def load(cls, uri: str | Location, device: str | None = "cpu") -> "Encoder":
@@ -104,7 +104,9 @@ class Encoder(Described, nn.Module):
         try:
             encoder = cls(files.spec)
             encoder.load_state_dict(safetensors.torch.load(files.weights))
-        except (RuntimeError, SafetensorError, ConfigError) as error:
+        except ConfigError as error:
+            raise ConfigError(f"bundle {uri}: {error}") from error
+        except (RuntimeError, SafetensorError) as error:
             reason = str(error).partition("\n")[0]
             raise ConfigError(
                 f"bundle {uri}: the weights do not fit {DESCRIPTION_FILE} ({reason}); "
@@ -157,7 +159,8 @@ class Encoder(Described, nn.Module):
                 "read those bands at that tile size"
             )
         x_BCHW = (x_BCHW.to(self.mean_C11.dtype) - self.mean_C11) / self.std_C11
-        return torch.nan_to_num(x_BCHW, 0.0, 0.0, 0.0).contiguous(memory_format=torch.channels_last)
+        x_BCHW = torch.nan_to_num(x_BCHW, 0.0, 0.0, 0.0)
+        return x_BCHW.contiguous(memory_format=self.backbone.memory_format)
 
     def project(self, features_BF: Tensor) -> Tensor:
         """Project features to unit vectors z_BD, float32 (also under autocast)."""

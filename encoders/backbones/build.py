@@ -2,8 +2,9 @@
 
 A backbone is built from a name and plain options, so a bundle can rebuild it without the folder of
 its pretrained weights. ``tiny-cnn`` is defined here; the other names are architectures of
-``transformers`` and, if installed, all models of ``timm``. Pixels are normalised and bundles
-written in :mod:`encoders.bundle`, heads are in :mod:`encoders.projection`.
+``transformers`` and, if installed, all models of ``timm``; ``exported`` is a network of one's own
+from a file of ``torch.export`` (:mod:`encoders.backbones.exported`). Pixels are normalised and
+bundles written in :mod:`encoders.bundle`, heads are in :mod:`encoders.projection`.
 
 Shape legend: B batch, C bands, H and W pixels, F features.
 """
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from encoders.backbones.exported import build_exported
 from encoders.backbones.stem import Backbone
 from encoders.backbones.timm import build_timm
 from encoders.backbones.transformers import ARCHITECTURES, build_transformers
@@ -31,7 +33,7 @@ _WRONG_OPTIONS = (
     ValueError,
 )
 
-BACKBONES = ("tiny-cnn", *ARCHITECTURES, "timm")
+BACKBONES = ("tiny-cnn", *ARCHITECTURES, "timm", "exported")
 """The names that :func:`build_backbone` knows."""
 
 
@@ -113,9 +115,11 @@ def build_backbone(
         Band names in channel order.
     pretrained
         Folder, or id on the model hub, of a pretrained model; the stem is inflated by
-        `encoders.backbones.stem.inflate_stem`. None gives random weights.
+        `encoders.backbones.stem.inflate_stem`. None gives random weights. For ``exported`` the
+        file of the network.
     options
-        ``tiny-cnn``: ``width``. ``timm``: ``model`` (a model name of timm) and ``input_px``. Other
+        ``tiny-cnn``: ``width``. ``timm``: ``model`` (a model name of timm) and ``input_px``.
+        ``exported``: ``input_px``, and ``graph`` in place of a file. Other
         names: ``config`` (a mapping of the ``transformers`` configuration, only without
         ``pretrained``) and ``input_px``.
 
@@ -136,6 +140,8 @@ def build_backbone(
             return TinyCnn(len(bands), **options)
         if name == "timm":
             return build_timm(tuple(bands), pretrained, **options)
+        if name == "exported":
+            return build_exported(bands, pretrained, **options)
         if name in ARCHITECTURES:
             return build_transformers(name, tuple(bands), pretrained, **options)
     except SkysiftError:

@@ -25,10 +25,13 @@ class Backbone(nn.Module):
         Number of features F.
     options
         Plain values that rebuild the same architecture: ``build_backbone(name, bands, **options)``.
+    memory_format
+        Order in memory of the tiles and of weights of four dimensions.
     """
 
     dimension: int
     options: dict[str, Any]
+    memory_format = torch.channels_last
 
 
 def inflate_stem(weight_OIHW: Tensor, bands: Sequence[str]) -> Tensor:

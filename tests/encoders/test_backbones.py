@@ -50,7 +50,8 @@ RGB = ["red", "green", "blue"]
 
 
 def test_every_backbone_has_a_small_form_here():
-    assert {*SMALL, "timm"} == set(BACKBONES)
+    """``exported`` is in test_exported.py."""
+    assert {*SMALL, "timm", "exported"} == set(BACKBONES)
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))

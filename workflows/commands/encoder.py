@@ -1,5 +1,6 @@
 """`skysift encoder`: bundles of untrained encoders, and the content of a bundle."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +19,7 @@ from workflows.exit_codes import EXIT_QUARANTINED
 
 @click.group()
 def encoder() -> None:
-    """Make an encoder from pretrained weights, or show one."""
+    """Make an encoder from pretrained weights or a network of one's own, or show one."""
 
 
 @encoder.command(
@@ -26,7 +27,8 @@ def encoder() -> None:
     cls=Verb,
     example="""
     skysift encoder make -r naip-series
-    skysift encoder make --backbone tiny-cnn --encoder work/untrained --dataset work/aid/dataset""",
+    skysift encoder make --backbone tiny-cnn --encoder work/untrained --dataset work/aid/dataset
+    skysift encoder make -r own --backbone exported --pretrained network.pt2""",
 )
 @recipe_option("--encoder", "encoder.bundle")
 @recipe_option("--backbone", "encoder.backbone")
@@ -64,4 +66,7 @@ def info(run: Run) -> None:
 
 
 def _text(value: Any) -> Any:
+    if isinstance(value, Mapping) and "graph" in value:
+        steps = [node["op"] for node in value["graph"]["nodes"]]
+        return {**value, "graph": f"{len(steps)} steps of {len(set(steps))} operators"}
     return ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else value

@@ -1,0 +1,102 @@
+"""The page about a network of one's own, as its reader follows it."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage.raster.writer import write_geotiff
+from tests.support.own_networks import page_blocks
+from tests.support.paths import REPOSITORY
+from tests.support.training_world import write_dataset
+
+BANDS = ("red", "green", "blue", "nir")
+
+
+def _run(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command in a folder, as the console script."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, "-P", *command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def _skysift(folder: Path, line: str, *more: str) -> "subprocess.CompletedProcess[str]":
+    return _run(folder, "-m", "workflows.cli", *shlex.split(line)[1:], *more)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two scenes, a part of one as picture, the network and the recipe of the page."""
+    place = tmp_path_factory.mktemp("reader")
+    (place / "scenes").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        coarse = rng.integers(100, 4000, (4, 16, 16)).astype(np.uint16)
+        scene = np.kron(coarse, np.ones((1, 16, 16), np.uint16))
+        _write(place / "scenes" / f"scene{number}_20240601.tif", scene, number * 2560)
+    _write(place / "picture.tif", scene[:, 64:128, 128:192], 0)
+    (place / "own.yaml").write_text(page_blocks("yaml")[0])
+    assert _run(place, "-c", page_blocks("python")[0]).stderr == ""
+    return place
+
+
+def _write(path: Path, pixels: np.ndarray, east: int) -> None:
+    place = (10, 0, 320000 + east, 0, -10, 4800000)
+    write_geotiff(str(path), pixels, "EPSG:32632", place, nodata=0, descriptions=BANDS)
+
+
+def test_the_page_leads_from_a_network_to_hits(folder: Path):
+    *commands, search = page_blocks("sh")[0].splitlines()
+    for line in commands:
+        done = _skysift(folder, line)
+        assert done.returncode == 0, done.stderr
+    found = _skysift(folder, search, "--json")
+    assert found.returncode == 0, found.stderr
+    best, *others = json.loads(found.stdout)["hits"]
+    assert best["scene"] == "scene1_20240601"
+    assert best["score"] > 0.999 > others[0]["score"]
+    assert len(others) == 4
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "train"])
+def test_evaluate_and_train_take_the_network(folder: Path, verb: str):
+    line = next(line for line in page_blocks("sh")[1].splitlines() if f" {verb} " in line)
+    code = (
+        "import torch; from torch import nn; "
+        "torch.export.save(torch.export.export(nn.Sequential(nn.Conv2d(2, 8, 4, 4), nn.ReLU(), "
+        "nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval(), (torch.zeros(2, 2, 16, 16),), "
+        "dynamic_shapes=({0: torch.export.Dim('n')},)), 'network.pt2')"
+    )
+    place = folder / verb
+    write_dataset(str(place / "work" / "aid" / "dataset"), rows=60)
+    assert _run(place, "-c", code).returncode == 0
+    more = ["--epochs", "1", "-s", "training.batch_size=16", "-s", "training.device=cpu"]
+    if verb == "evaluate":
+        more = ["-s", "evaluate.split=val"]
+    done = _skysift(place, line, *more)
+    assert done.returncode == 0, done.stderr
+    assert verb == "evaluate" or (place / "work" / "run" / "bundle" / "encoder.json").exists()
+
+
+def test_a_network_that_does_not_fit_is_one_line(folder: Path):
+    wrong = _skysift(
+        folder,
+        "skysift encoder make -r own.yaml -s 'encoder.bands=[red, nir]'"
+        " -s 'encoder.band_mean=[1, 2]' -s 'encoder.band_std=[1, 2]'",
+        "--encoder",
+        "no",
+    )
+    assert wrong.returncode == 2
+    assert "takes 4 bands, the encoder has 2 (red, nir)" in wrong.stderr
+    assert len(wrong.stderr.strip().splitlines()) == 1
+    assert not (folder / "no").exists()
