@@ -12,8 +12,8 @@ Shape legend: B batch, N tiles, C bands, H and W pixels, F features, D embedding
 
 import hashlib
 import json
-from contextlib import nullcontext
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, overload
@@ -32,8 +32,8 @@ from encoders.projection import build_head
 from encoders.spec import (
     DESCRIPTION_FILE,
     FORMAT,
-    WEIGHTS_FILE,
     TOKENIZER_FILE,
+    WEIGHTS_FILE,
     EncoderSpec,
     bundle_fingerprint,
     no_text,

@@ -496,7 +496,7 @@ class Stages(ABC):
             names = ("band_mean", "band_std", "bands", "tile_px", "classes")
             found = {name: getattr(info, name) for name in names}
             return spec_from(EncoderSpec, section, **found), {}
-        if self._takes_pictures:
+        if section.pretrained is not None and self._takes_pictures:
             from encoders.backbones.transformers import byte_statistics
 
             mean, std = byte_statistics(section.pretrained)
@@ -512,11 +512,10 @@ class Stages(ABC):
 
     @property
     def _takes_pictures(self) -> bool:
-        """Whether a new encoder takes pictures as its pretrained network was trained on them."""
+        """Whether a new encoder may take pictures as a pretrained network was trained on them."""
         section = self.recipe.encoder
         return (
             not self.recipe.catalog.source
-            and section.pretrained is not None
             and section.backbone not in ("tiny-cnn", "timm")
             and tuple(section.bands) == ("red", "green", "blue")
         )

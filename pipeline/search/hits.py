@@ -217,9 +217,9 @@ class Hits:
         """Return one row a hit: ``query`` (from 0) and :data:`storage.formats.HIT_COLUMNS`.
 
         ``rank`` counts from 1. ``closer_than`` is the share of random pairs of rows with a lower
-        score; null in the hits of an index of before and of words. ``geometry`` is the footprint of the tile
-        (WKB, WGS84 degrees), ``bbox`` the box around it. The column is tagged as GeoArrow, which
-        lonboard, geopandas and other readers recognise.
+        score; null in the hits of an index of before and of words. ``geometry`` is the footprint of
+        the tile (WKB, WGS84 degrees), ``bbox`` the box around it. The column is tagged as GeoArrow,
+        which lonboard, geopandas and other readers recognise.
         """
         query, rank = np.nonzero(self.rows >= 0)
         columns = self.columns

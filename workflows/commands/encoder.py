@@ -41,9 +41,9 @@ def make(ctx: click.Context, run: Run) -> None:
     """Write an encoder bundle without training it.
 
     The statistics of the bands are those of the recipe, else of a labelled dataset, else they are
-    computed over the scenes of the catalog. Without any of these, a pretrained network of red, green
-    and blue has its own, for values 0 to 255. A scene that cannot be read is left out with its
-    reason (exit code 3).
+    computed over the scenes of the catalog. Without any of these, a pretrained network of red,
+    green and blue has its own, for values 0 to 255. A scene that cannot be read is left out with
+    its reason (exit code 3).
 
     Backbones clip and siglip bring the text tower of their model, for `skysift search --text`.
     """

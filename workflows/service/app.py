@@ -187,7 +187,7 @@ def _add_search(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: li
         }}},
     )  # fmt: skip
     async def search(request: Request, accept: Accept = None) -> Response:
-        """Find the tiles most like a vector, words, a place, a tile, a box, an image or examples."""
+        """Find the tiles most like words, a vector, place, tile, box, image or examples."""
         received = await receive(request, limits.upload_s)
         client, read = request.state.client, partial(read_query, received)
         run = partial(decoding.run, client)

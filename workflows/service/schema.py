@@ -70,7 +70,7 @@ class ExampleBody(_Request):
 
 
 class SearchBody(_Request):
-    """A query: one of ``vector``, ``lonlat``, ``tile``, ``box``, ``text`` and an image, and examples.
+    """A query: one of ``text``, ``vector``, ``lonlat``, ``tile``, ``box``, an image; examples.
 
     With ``positive`` examples the query may be left out. Rows of the query are not among the hits.
     """
