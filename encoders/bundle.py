@@ -1,14 +1,18 @@
 """An encoder on disk: ``encoder.json`` and ``model.safetensors``, read without unpickling.
 
+An encoder with a text tower has ``tokenizer.json`` besides.
+
 The JSON file holds all settings that decide the embedding of a pixel (architecture, bands with mean
 and standard deviation, tile size, head), the provenance (classes, loss, training run) and the hash
-of the weights. The fingerprint is the hash of both files and identifies the encoder of an archive.
+of each other file. The fingerprint is the hash of description and weights and identifies the
+encoder of an archive.
 
 Shape legend: B batch, N tiles, C bands, H and W pixels, F features, D embedding dimension.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -28,11 +32,14 @@ from encoders.projection import build_head
 from encoders.spec import (
     DESCRIPTION_FILE,
     FORMAT,
+    TOKENIZER_FILE,
     WEIGHTS_FILE,
     EncoderSpec,
     bundle_fingerprint,
+    no_text,
     read_bundle,
 )
+from encoders.text import PLAIN_PROMPT, TextTower, build_text, pretrained_text
 from storage.display import Described
 from storage.errors import ConfigError
 from storage.location import Location
@@ -55,6 +62,8 @@ class Encoder(Described, nn.Module):
         Description of the encoder.
     backbone, head
         Networks that match ``spec``; built from ``spec`` with random weights when None.
+    text
+        The text tower that ``spec`` describes; None where it describes none.
 
     Attributes
     ----------
@@ -66,7 +75,11 @@ class Encoder(Described, nn.Module):
     std_C11: Tensor
 
     def __init__(
-        self, spec: EncoderSpec, backbone: Backbone | None = None, head: nn.Module | None = None
+        self,
+        spec: EncoderSpec,
+        backbone: Backbone | None = None,
+        head: nn.Module | None = None,
+        text: TextTower | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -75,6 +88,7 @@ class Encoder(Described, nn.Module):
             spec.backbone, spec.bands, **spec.backbone_options
         )
         self.head = head or build_head(self.backbone.dimension, spec.dimension, spec.head)
+        self.text = text
         for name, values in (("mean_C11", spec.band_mean), ("std_C11", spec.band_std)):
             column = torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
             self.register_buffer(name, column, persistent=False)
@@ -94,7 +108,7 @@ class Encoder(Described, nn.Module):
         Raises
         ------
         NotFoundError
-            The folder or one of its two files does not exist.
+            The folder or one of its files does not exist.
         ConfigError
             ``encoder.json`` is malformed, or names another architecture than that of the weights.
         EncoderMismatchError
@@ -102,7 +116,11 @@ class Encoder(Described, nn.Module):
         """
         files = read_bundle(uri)
         try:
-            encoder = cls(files.spec)
+            described = files.spec.text
+            text = (
+                build_text(files.spec.backbone, described, files.tokenizer) if described else None
+            )
+            encoder = cls(files.spec, text=text)
             encoder.load_state_dict(safetensors.torch.load(files.weights))
         except ConfigError as error:
             raise ConfigError(f"bundle {uri}: {error}") from error
@@ -126,6 +144,7 @@ class Encoder(Described, nn.Module):
             "vectors": f"{self.dimension} values",
             "trained on": self.spec.classes,
             "loss": self.spec.loss.get("name"),
+            "words as": self.spec.text.get("prompt"),
             "parameters": sum(part.numel() for part in self.parameters()),
             "fingerprint": self.fingerprint[:16],
         }
@@ -137,11 +156,12 @@ class Encoder(Described, nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) over both files of the bundle, computed on first access.
+        """SHA-256 (hexadecimal) over the files of the bundle, computed on first access.
 
         `load_encoder` and `save_bundle` give the same value for the same encoder.
         """
-        return bundle_fingerprint(*_serialise(self))
+        files = _serialise(self)
+        return bundle_fingerprint(files[DESCRIPTION_FILE], files[WEIGHTS_FILE])
 
     def normalise(self, x_BCHW: Tensor) -> Tensor:
         """Scale raw values to mean 0 and deviation 1 per band; NaN (invalid) becomes 0.
@@ -196,6 +216,30 @@ class Encoder(Described, nn.Module):
 
     __call__ = forward
 
+    def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Encode words.
+
+        Parameters
+        ----------
+        texts
+            What tiles may show, such as ``["solar farm in desert"]``.
+
+        Returns
+        -------
+        ndarray
+            z_BD, float32, unit norm, in the space of the tiles' vectors.
+
+        Raises
+        ------
+        ConfigError
+            The encoder has no text tower, or a text is empty or too long.
+        """
+        if self.text is None:
+            raise ConfigError(no_text(self.spec.backbone, self.fingerprint))
+        with torch.inference_mode():
+            z_BD = F.normalize(self.text(texts).float(), dim=1)
+        return np.asarray(z_BD.cpu().numpy())
+
     def features(self, x_NCHW: NDArray[Any]) -> NDArray[np.float32]:
         """Return the backbone's features (N, F), float32, of tiles as for `forward`."""
         return self._in_chunks(x_NCHW, projected=False)
@@ -225,18 +269,18 @@ load_encoder = Encoder.load
 def save_bundle(encoder: Encoder, uri: str | Location) -> str:
     """Write an encoder to a folder and return its fingerprint.
 
-    The weights are written first: a reader between the two writes finds no bundle or raises an
-    error, since the two files do not belong together.
+    The description is written last: a reader between the writes finds no bundle or raises an
+    error, since the files do not belong together.
     """
-    description, weights = _serialise(encoder)
+    files = _serialise(encoder)
     folder = Location.of(uri)
     # Without the lock the files of two encoders that are saved at once could be mixed. In an object
     # store nothing prevents that, and the mixed bundle is refused when it is loaded.
     alone = exclusive_lock(folder, "encoder", beside="save") if folder.is_local else nullcontext()
     with alone:
-        (folder / WEIGHTS_FILE).write(weights)
-        (folder / DESCRIPTION_FILE).write(description)
-    return bundle_fingerprint(description, weights)
+        for name, content in files.items():
+            (folder / name).write(content)
+    return bundle_fingerprint(files[DESCRIPTION_FILE], files[WEIGHTS_FILE])
 
 
 def new_encoder(
@@ -287,6 +331,39 @@ def new_encoder(
     return encoder
 
 
+def with_text(encoder: Encoder, source: str | None, prompt: str = PLAIN_PROMPT) -> Encoder:
+    """Return an encoder with the text tower of the model that its weights are from, if it has one.
+
+    Parameters
+    ----------
+    encoder
+        The encoder with the image tower.
+    source
+        Folder, or id on the model hub, of the pretrained model; None for random weights.
+    prompt
+        Words are put in place of ``{}``.
+
+    Raises
+    ------
+    ConfigError
+        There is a prompt and no text tower to take it, or the head leaves the space of the words.
+    NotFoundError
+        The model has a text tower without tokenizer.
+    """
+    spec = encoder.spec
+    identity = spec.head.get("kind") == "identity"
+    text = pretrained_text(spec.backbone, source, prompt) if source and identity else None
+    if text is None:
+        if prompt != PLAIN_PROMPT:
+            raise ConfigError(
+                f"encoder: prompt {prompt!r} is for words, and backbone {spec.backbone} with these "
+                "weights and this head has no text tower; take backbone clip or siglip with "
+                "pretrained weights of both towers and head identity, or leave prompt out"
+            )
+        return encoder
+    return Encoder(replace(spec, text=text.options), encoder.backbone, encoder.head, text).eval()
+
+
 def require_distinct_vectors(encoder: Encoder) -> None:
     """Refuse an encoder that gives different tiles the same vector, or no unit vector.
 
@@ -326,17 +403,24 @@ def _probes(encoder: Encoder) -> NDArray[np.float32]:
     return np.asarray(tiles * std + mean, np.float32)
 
 
-def _serialise(encoder: Encoder) -> tuple[bytes, bytes]:
-    """Return the bytes of both files; equal encoders give equal bytes."""
+def _serialise(encoder: Encoder) -> dict[str, bytes]:
+    """Return the bytes of each file, the description last; equal encoders give equal bytes."""
     state = {
         name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()
     }
     weights = safetensors.torch.save(state)
     spec = json.loads(json.dumps(asdict(encoder.spec)))
+    if encoder.text is None:
+        del spec["text"]  # as before there were text towers: the fingerprint stays
     description = {
         "format": FORMAT,
         "spec": spec,
         "spec_sha256": json_digest(spec),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    return (json.dumps(description, indent=2, sort_keys=True) + "\n").encode(), weights
+    files = {WEIGHTS_FILE: weights}
+    if encoder.text is not None:
+        files[TOKENIZER_FILE] = encoder.text.tokenizer
+        description["tokenizer_sha256"] = hashlib.sha256(encoder.text.tokenizer).hexdigest()
+    text = json.dumps(description, indent=2, sort_keys=True) + "\n"
+    return {**files, DESCRIPTION_FILE: text.encode()}

@@ -25,6 +25,7 @@ from storage.values import (
 
 FORMAT = "skysift-encoder/1"
 DESCRIPTION_FILE, WEIGHTS_FILE = "encoder.json", "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
 _REMEDY = "restore the bundle, or repeat the `skysift train` or `skysift encoder make` of it"
 
 
@@ -58,6 +59,8 @@ class EncoderSpec:
         Name and options of the loss.
     training
         Provenance of the training run.
+    text
+        Options of the text tower for `encoders.text.TextTower`; empty without one.
     """
 
     backbone: str
@@ -72,6 +75,7 @@ class EncoderSpec:
     classes: tuple[str, ...] = ()
     loss: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not len(self.bands) == len(self.band_mean) == len(self.band_std):
@@ -146,38 +150,80 @@ class BundleFiles:
     spec
         The parsed description.
     fingerprint
-        SHA-256 over the SHA-256 of both files: the encoder's identity in an archive.
+        SHA-256 over the SHA-256 of description and weights: the encoder's identity in an archive.
+        The description states the SHA-256 of the tokenizer.
     weights
         The bytes of ``model.safetensors``.
+    tokenizer
+        The bytes of ``tokenizer.json``; empty without a text tower.
     """
 
     spec: EncoderSpec
     fingerprint: str
     weights: bytes = field(repr=False)
+    tokenizer: bytes = field(default=b"", repr=False)
 
 
 def read_bundle(uri: str | Location) -> BundleFiles:
-    """Read both files of a bundle and check that they belong together.
+    """Read the files of a bundle and check that they belong together.
 
     Raises
     ------
     NotFoundError
-        The folder or one of its two files does not exist.
+        The folder or one of its files does not exist.
     ConfigError
         ``encoder.json`` is malformed.
     EncoderMismatchError
         A file was changed after it was saved.
     """
     folder = Location.of(uri)
-    try:
-        description, weights = (folder / DESCRIPTION_FILE).read(), (folder / WEIGHTS_FILE).read()
-    except NotFoundError as error:
-        raise NotFoundError(f"bundle {folder}: {error}; {_REMEDY}") from error
+    description, weights = _read(folder, DESCRIPTION_FILE), _read(folder, WEIGHTS_FILE)
+    spec, stated = _parse(description, folder)
+    tokenizer = _read(folder, TOKENIZER_FILE) if spec.text else b""
+    for name, content in ((WEIGHTS_FILE, weights), (TOKENIZER_FILE, tokenizer)):
+        found = hashlib.sha256(content).hexdigest()
+        if name in stated and found != stated[name]:
+            raise EncoderMismatchError(
+                f"{folder / name} was changed after it was saved: it hashes to "
+                f"{found[:16]}, {DESCRIPTION_FILE} states {str(stated[name])[:16]}; {_REMEDY}"
+            )
     return BundleFiles(
-        spec=_parse(description, weights, folder),
+        spec=spec,
         fingerprint=bundle_fingerprint(description, weights),
         weights=weights,
+        tokenizer=tokenizer,
     )
+
+
+def read_spec(uri: str | Location) -> EncoderSpec:
+    """Read the description of a bundle alone: a few kilobytes, whatever the size of the weights.
+
+    Raises
+    ------
+    NotFoundError
+        The folder or its ``encoder.json`` does not exist.
+    ConfigError
+        ``encoder.json`` is malformed.
+    EncoderMismatchError
+        ``encoder.json`` was changed after it was saved.
+    """
+    folder = Location.of(uri)
+    return _parse(_read(folder, DESCRIPTION_FILE), folder)[0]
+
+
+def no_text(backbone: str, fingerprint: str) -> str:
+    """Return why an encoder embeds no words, and what to do."""
+    return (
+        f"encoder {fingerprint[:16]} ({backbone}) has no text tower: ask by a picture, place or "
+        "tile, or embed the scenes with an encoder that has one (docs/search.md, Words)"
+    )
+
+
+def _read(folder: Location, name: str) -> bytes:
+    try:
+        return (folder / name).read()
+    except NotFoundError as error:
+        raise NotFoundError(f"bundle {folder}: {error}; {_REMEDY}") from error
 
 
 def pretrained_folder(source: str) -> Path | None:
@@ -196,19 +242,22 @@ def pretrained_folder(source: str) -> Path | None:
     return path if is_path or Path(*path.parts[:1]).exists() else None
 
 
-def _parse(description: bytes, weights: bytes, folder: Location) -> EncoderSpec:
+def _parse(description: bytes, folder: Location) -> tuple[EncoderSpec, dict[str, str]]:
+    """Return the spec, and the SHA-256 that the description states of each other file."""
     where = folder / DESCRIPTION_FILE
     try:
         content = json.loads(description)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ConfigError(f"{where} is not of format {FORMAT}; {_REMEDY}")
         raw = content["spec"]
-        stated_spec, stated_weights = content["spec_sha256"], content["weights_sha256"]
+        stated_spec, stated = content["spec_sha256"], {WEIGHTS_FILE: content["weights_sha256"]}
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()
         }
         spec = EncoderSpec(**values)
         check_types(spec)
+        if spec.text:
+            stated[TOKENIZER_FILE] = content["tokenizer_sha256"]
     except ConfigError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -220,16 +269,10 @@ def _parse(description: bytes, weights: bytes, folder: Location) -> EncoderSpec:
             f"{where} was changed after it was saved: its description hashes to "
             f"{json_digest(raw)[:16]}, it states {str(stated_spec)[:16]}; {_REMEDY}"
         )
-    found = hashlib.sha256(weights).hexdigest()
-    if found != stated_weights:
-        raise EncoderMismatchError(
-            f"{folder / WEIGHTS_FILE} was changed after it was saved: it hashes to "
-            f"{found[:16]}, {DESCRIPTION_FILE} states {str(stated_weights)[:16]}; {_REMEDY}"
-        )
-    return spec
+    return spec, stated
 
 
 def bundle_fingerprint(description: bytes, weights: bytes) -> str:
-    """Return the fingerprint of a bundle from the bytes of its two files."""
+    """Return the fingerprint of a bundle from the bytes of its description and weights."""
     parts = (hashlib.sha256(part).digest() for part in (description, weights))
     return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -100,7 +100,7 @@ HOMES = {
     ),
     "torch": (
         *within(
-            "encoders", "augment batch_norm bundle gather gather_check loop projection ranking"
+            "encoders", "augment batch_norm bundle gather gather_check loop projection ranking text"
         ),
         *within("encoders/backbones", "build exported operators pt2 stem timm transformers"),
         *within("encoders/losses", "__init__ bce cbml core grn icl ifnd jspcl macl msc supcon"),

@@ -441,7 +441,8 @@ class Stages(ABC):
         """Write an encoder bundle without training it.
 
         The statistics of the bands are those of the recipe, else of the labelled dataset, else they
-        are computed over the scenes of the catalog.
+        are computed over the scenes of the catalog. Without any of these, a pretrained network of
+        red, green and blue has its own, for values 0 to 255.
 
         Raises
         ------
@@ -462,14 +463,14 @@ class Stages(ABC):
         ConfigError, CatalogError, NotFoundError
             As :meth:`make_encoder`.
         """
-        from encoders.bundle import new_encoder, require_distinct_vectors
+        from encoders.bundle import new_encoder, require_distinct_vectors, with_text
 
         section = self.recipe.encoder
         self._check_pretrained("encoder.pretrained")
         spec, left_out = self._encoder_spec()
         untrained = new_encoder(spec, pretrained=section.pretrained, seed=section.seed)
         require_distinct_vectors(untrained)
-        return untrained, left_out
+        return with_text(untrained, section.pretrained, section.prompt), left_out
 
     def _check_pretrained(self, key: str) -> None:
         """Refuse pretrained weights of a folder that does not exist; an id of the hub may."""
@@ -495,6 +496,11 @@ class Stages(ABC):
             names = ("band_mean", "band_std", "bands", "tile_px", "classes")
             found = {name: getattr(info, name) for name in names}
             return spec_from(EncoderSpec, section, **found), {}
+        if section.pretrained is not None and self._takes_pictures:
+            from encoders.backbones.transformers import byte_statistics
+
+            mean, std = byte_statistics(section.pretrained)
+            return spec_from(EncoderSpec, section, band_mean=mean, band_std=std), {}
         listing = read_scenes(self.catalog_spec(), section.bands)
         rejected = {item.scene_id: item.reason for item in listing.distinct_rejected}
         if not listing.scenes:
@@ -503,6 +509,16 @@ class Stages(ABC):
             statistics = band_statistics(listing.scenes, progress=progress)
         spec = spec_from(EncoderSpec, section, band_mean=statistics.mean, band_std=statistics.std)
         return spec, {**rejected, **statistics.skipped}
+
+    @property
+    def _takes_pictures(self) -> bool:
+        """Whether a new encoder may take pictures as a pretrained network was trained on them."""
+        section = self.recipe.encoder
+        return (
+            not self.recipe.catalog.source
+            and section.backbone not in ("tiny-cnn", "timm")
+            and tuple(section.bands) == ("red", "green", "blue")
+        )
 
     def train(self, *, resume: bool = False) -> "TrainingResult":
         """Train an encoder on the labelled dataset; a stopped run continues.

@@ -8,6 +8,7 @@ Shape legend: B batch, C bands, H and W pixels, F features.
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -30,15 +31,20 @@ ARCHITECTURES = {
     "vit": ("ViTConfig", "ViTModel"),
     "dinov2": ("Dinov2Config", "Dinov2Model"),
     "dinov3": ("DINOv3ViTConfig", "DINOv3ViTModel"),
+    "clip": ("CLIPVisionConfig", "CLIPVisionModelWithProjection"),
+    "siglip": ("SiglipVisionConfig", "SiglipVisionModel"),
 }
-_SEQUENCES = {"vit", "dinov2", "dinov3"}
+_SEQUENCES = {"vit", "dinov2", "dinov3", "clip", "siglip"}
+SHARED = {"clip": "image_embeds", "siglip": "pooler_output"}
+"""Image towers, and their output that lies in the space of a text tower."""
 
 
 class TransformersBackbone(Backbone):
     """An image model of ``transformers`` with a stem for N bands.
 
     The features are the global average of the last map (convolutional models) or the class token
-    after the last layer norm (``vit``, ``dinov2``, ``dinov3``).
+    after the last layer norm (``vit``, ``dinov2``, ``dinov3``), or the vector in the space that an
+    image tower shares with a text tower (``clip``, ``siglip``).
 
     Parameters
     ----------
@@ -55,11 +61,9 @@ class TransformersBackbone(Backbone):
         self.model = model
         self.input_px = input_px
         self.is_sequence, self.is_vit = name in _SEQUENCES, name == "vit"
-        config = model.config
-        defaults = type(config)().to_dict()
-        changed = {k: v for k, v in config.to_dict().items() if k in defaults and v != defaults[k]}
-        self.options = {"config": _plain(changed), "input_px": input_px}
-        self.dimension = count_features(self, config.num_channels, input_px or 64)
+        self.shared = SHARED.get(name)
+        self.options = {"config": plain_config(model), "input_px": input_px}
+        self.dimension = count_features(self, model.config.num_channels, input_px or 64)
         for path, parameter in model.named_parameters():
             if path.endswith("mask_token"):
                 parameter.requires_grad_(False)  # no tile is masked; DDP requires all gradients
@@ -68,8 +72,12 @@ class TransformersBackbone(Backbone):
         """Return features_BF of normalised tiles."""
         options = {"interpolate_pos_encoding": True} if self.is_vit else {}
         pixels = resized(x_BCHW, self.input_px)
-        output: Tensor = self.model(pixel_values=pixels, **options).last_hidden_state
-        return output[:, 0] if self.is_sequence else output.mean((2, 3))
+        output = self.model(pixel_values=pixels, **options)
+        if self.shared is not None:
+            features: Tensor = output[self.shared]
+            return features
+        last: Tensor = output.last_hidden_state
+        return last[:, 0] if self.is_sequence else last.mean((2, 3))
 
 
 def build_transformers(
@@ -106,12 +114,32 @@ def _model(
         return model_class(config_class(**settings), **extra)
     if config:
         raise ConfigError(f"backbone {name}: give `config` or `pretrained`, not both")
-    model = _load_pretrained(name, model_class, pretrained, extra)
+    model = load_pretrained(name, model_class, pretrained, extra)
     _fit(name, model, bands)
     return model
 
 
-def _load_pretrained(name: str, model_class: Any, source: str, extra: dict[str, Any]) -> Any:
+def load_pretrained(
+    name: str, model_class: Any, source: str, extra: Mapping[str, Any] | None = None
+) -> Any:
+    """Load a model of ``transformers`` whose weights are all there.
+
+    Parameters
+    ----------
+    name, model_class
+        One of `ARCHITECTURES`, and the class of the model or of one of its towers.
+    source
+        Folder, or id on the model hub.
+    extra
+        Options of the model class.
+
+    Raises
+    ------
+    ConfigError
+        The source is another architecture, or lacks a tensor.
+    NotFoundError
+        There are no weights.
+    """
     from transformers import PretrainedConfig
     from transformers.utils import logging
 
@@ -128,14 +156,15 @@ def _load_pretrained(name: str, model_class: Any, source: str, extra: dict[str, 
     output.set_verbosity_error()
     try:
         stored = PretrainedConfig.get_config_dict(source)[0].get("model_type")
-        if stored != model_class.config_class.model_type:
+        if stored not in (model_class.config_class.model_type, name):
             raise ConfigError(f"{source} is a {stored!r} model, not {name!r}; change one of them")
         model, loaded = model_class.from_pretrained(
             source,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
-            **extra,
+            dtype=torch.float32,  # else that of the file, which may be half
+            **(extra or {}),
         )
     except (OSError, SafetensorError) as error:
         raise NotFoundError(
@@ -150,6 +179,36 @@ def _load_pretrained(name: str, model_class: Any, source: str, extra: dict[str, 
     missing = {*loaded["missing_keys"], *(name for name, *_ in loaded["mismatched_keys"])}
     require_weights(source, name, missing, len(model.state_dict()))
     return model
+
+
+def byte_statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation of red, green and blue that a model takes, for values 0 to 255.
+
+    Parameters
+    ----------
+    source
+        Folder, or id on the model hub, with a ``preprocessor_config.json``.
+
+    Raises
+    ------
+    ConfigError
+        The model does not say.
+    """
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        folder = pretrained_folder(source)
+        stated = ImageProcessingMixin.get_image_processor_dict(str(folder or source))[0]
+        mean, std = (
+            tuple(255 * float(value) for value in stated[name])
+            for name in ("image_mean", "image_std")
+        )
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{source} states no mean and deviation of its pixels (preprocessor_config.json); give "
+            "scenes or a dataset to compute them over, or encoder.band_mean and encoder.band_std"
+        ) from error
+    return mean, std
 
 
 def _fit(name: str, model: Any, bands: tuple[str, ...]) -> None:
@@ -168,8 +227,17 @@ def _fit(name: str, model: Any, bands: tuple[str, ...]) -> None:
             module.num_channels = len(bands)
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON values of a configuration that describe the network, not its files."""
+def plain_config(model: Any) -> dict[str, Any]:
+    """Return the JSON values of a model's configuration that are not the defaults.
+
+    They describe the network, not its files.
+    """
+    defaults = type(model.config)().to_dict()
+    values = {
+        key: value
+        for key, value in model.config.to_dict().items()
+        if key in defaults and value != defaults[key]
+    }
     skipped = {"architectures", "dtype", "transformers_version", "id2label", "label2id"}
     return {
         key: value

@@ -1,6 +1,6 @@
 """Examples as people write them in Python, made into queries.
 
-An example is a place, a picture, a tile, a vector, a hit of an earlier answer, or a query.
+An example is a place, a picture, words, a tile, a vector, a hit of an earlier answer, or a query.
 """
 
 import os
@@ -27,7 +27,7 @@ Vectors = npt.ArrayLike
 Example = Query | Mapping[str, Any] | LonLat | Image | Vectors
 """An example without its name; a mapping has the names of :func:`named_example`, or is a hit."""
 
-_NAMES = ("lonlat", "date", "image", "bands", "tile", "scene", "vector")
+_NAMES = ("lonlat", "date", "image", "bands", "text", "tile", "scene", "vector")
 _GOES_WITH = {"date": "lonlat", "bands": "image", "scene": "tile"}
 
 
@@ -38,6 +38,7 @@ def named_example(
     date: Moment | None = None,
     image: Image | None = None,
     bands: Sequence[int] | None = None,
+    text: str | None = None,
     tile: str | None = None,
     scene: str | None = None,
     vector: Vectors | None = None,
@@ -53,6 +54,8 @@ def named_example(
     image, bands
         A picture, and its bands from 1 in the encoder's order
         (:meth:`pipeline.search.query.QueryResolver.image`).
+    text
+        Words, for an encoder with a text tower.
     tile, scene
         A tile by its key, of one scene or the newest.
     vector
@@ -75,6 +78,8 @@ def named_example(
         found.append(resolver.point(*_degrees(lonlat), date=date))
     if image is not None:
         found.append(_picture(resolver, image, bands))
+    if text is not None:
+        found.append(resolver.text(_text(text, "text")))
     if tile is not None:
         found.append(resolver.tile(_text(tile, "tile"), scene and _text(scene, "scene")))
     if vector is not None:

@@ -166,6 +166,7 @@ class Hits:
             notes.append(f"nothing in the archive is like the query{named}")
         if self.truncated:
             notes.append("more rows reach the score than the limit allows")
+        notes += dict.fromkeys(query.note for query in self.queries if query.note)
         if self.missing:
             notes.append(f"{self.coverage:.0%} of the shards answered")
         return notes
@@ -191,25 +192,34 @@ class Hits:
 
     @property
     def closer_than(self) -> Float64 | None:
-        """The share (Q, k) of random pairs of rows with a lower score; None in an old index."""
-        return None if self.pairs is None else self.pairs.share_below(self.scores)
+        """The share (Q, k) of random pairs of rows with a lower score; None in an old index.
+
+        NaN for queries of words, whose scores the pairs do not measure.
+        """
+        if self.pairs is None:
+            return None
+        shares = self.pairs.share_below(self.scores)
+        for number, query in enumerate(self.queries):
+            if query.of_words:
+                shares[number] = np.nan
+        return shares
 
     @property
     def ordinary(self) -> tuple[int, ...]:
         """Numbers of the queries that nothing is like: the best hit is as close as random rows."""
-        if self.pairs is None:
+        shares = self.closer_than
+        if shares is None:
             return ()
-        shares = self.pairs.share_below(self.scores[:, :1])
         shown = self.rows[:, :1] >= 0
-        return tuple(np.flatnonzero((shares < ORDINARY) & shown).tolist())
+        return tuple(np.flatnonzero((shares[:, :1] < ORDINARY) & shown).tolist())
 
     def to_arrow(self) -> pa.Table:
         """Return one row a hit: ``query`` (from 0) and :data:`storage.formats.HIT_COLUMNS`.
 
         ``rank`` counts from 1. ``closer_than`` is the share of random pairs of rows with a lower
-        score; null in the hits of an index of before. ``geometry`` is the footprint of the tile
-        (WKB, WGS84 degrees), ``bbox`` the box around it. The column is tagged as GeoArrow, which
-        lonboard, geopandas and other readers recognise.
+        score; null in the hits of an index of before and of words. ``geometry`` is the footprint of
+        the tile (WKB, WGS84 degrees), ``bbox`` the box around it. The column is tagged as GeoArrow,
+        which lonboard, geopandas and other readers recognise.
         """
         query, rank = np.nonzero(self.rows >= 0)
         columns = self.columns
@@ -224,7 +234,8 @@ class Hits:
         closer = pa.nulls(len(query), pa.float64()) if shares is None else shares[query, rank]
         for place, (name, values) in enumerate(heads):
             table = table.add_column(place, name, pa.array(values))
-        return table.add_column(len(heads), "closer_than", pa.array(closer, pa.float64()))
+        closer = pa.array(closer, pa.float64(), from_pandas=True)  # NaN is null
+        return table.add_column(len(heads), "closer_than", closer)
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """Export :meth:`to_arrow` to any reader of the Arrow PyCapsule interface."""

@@ -1,4 +1,4 @@
-"""Query vectors from a picture, a place, a tile, an archive row or several examples."""
+"""Query vectors from a picture, words, a place, a tile, an archive row or several examples."""
 
 import datetime as dt
 from collections.abc import Callable, Sequence
@@ -25,6 +25,10 @@ FEATURELESS = (
     "the picture is of one colour: a high score says that a tile has as little in it, not that it "
     "shows the same"
 )
+WORDS = (
+    "scores of words are lower than scores between tiles, and say nothing by themselves: compare "
+    "them with each other"
+)
 _LEAST_CONTRAST = 0.02
 """Deviation in a picture, in deviations of the encoder's bands, below which it is of one colour."""
 _CANDIDATES = 10_000
@@ -38,7 +42,9 @@ class Query:
     ``row`` is the archive row that has this vector, ``examples`` are the rows it was combined from;
     both are left out of the hits. ``label`` names the query for people. ``tile`` and ``scene`` are
     those of a query that is a tile of the archive. ``note`` is what people have to know about the
-    hits: :data:`FEATURELESS` for a picture without contrast; empty otherwise.
+    hits: :data:`FEATURELESS` for a picture without contrast, :data:`WORDS` for words; empty
+    otherwise. ``of_words``: words are part of the query, so that the scores between tiles are no
+    measure of its own.
     """
 
     vector: Float32
@@ -48,6 +54,7 @@ class Query:
     tile: str | None = None
     scene: str | None = None
     note: str = ""
+    of_words: bool = False
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -64,9 +71,9 @@ class QueryResolver:
         The index. It finds rows and their vectors; only a lossy index without exact vectors leaves
         the vectors to the archive.
     encoder
-        The encoder that the archive was made with; needed for pictures only.
+        The encoder that the archive was made with; needed for pictures and words only.
     load
-        Loads the encoder when the first picture comes, in place of ``encoder``.
+        Loads the encoder when the first picture or words come, in place of ``encoder``.
 
     Raises
     ------
@@ -98,7 +105,7 @@ class QueryResolver:
         if self._encoder is None and self._load is not None:
             self._encoder = self._checked(self._load())
         if self._encoder is None:
-            raise ConfigError(f"{label}: a picture needs an encoder; give its bundle")
+            raise ConfigError(f"{label}: this needs an encoder to embed it; give its bundle")
         return self._encoder
 
     @property
@@ -165,6 +172,17 @@ class QueryResolver:
         tile = fit_picture(values, encoder.tile_px)
         note = "" if _contrast(tile, encoder.spec.band_std) >= _LEAST_CONTRAST else FEATURELESS
         return Query(vector=encoder(tile[None])[0], label=label, note=note)
+
+    def text(self, words: str) -> Query:
+        """Embed words, such as ``solar farm in desert``, by the text tower of the encoder.
+
+        Raises
+        ------
+        ConfigError
+            The encoder has no text tower, the words are empty or too many, or there is no encoder.
+        """
+        (vector,) = self._needed_encoder("text").embed_text([words])
+        return Query(vector=vector, label=f'"{words.strip()}"', note=WORDS, of_words=True)
 
     def point(self, lon: float, lat: float, date: dt.date | str | None = None) -> Query:
         """Take the tile that contains a place, from the scene nearest to a date or the newest.
@@ -376,11 +394,13 @@ def combine(positive: Sequence[Query], negative: Sequence[Query] = ()) -> Query:
     vector = _mean(positive) - (0.5 * _mean(negative) if negative else 0)
     label = _labels(positive, " + ") + (f" - {_labels(negative, ' - ')}" if negative else "")
     examples = tuple(sorted({row for query in (*positive, *negative) for row in query.rows}))
+    noted = [*positive, *(query for query in negative if query.of_words)]
     return Query(
         vector=np.asarray(vector, dtype=np.float32),
         label=label,
         examples=examples,
-        note="; ".join(dict.fromkeys(query.note for query in positive if query.note)),
+        note="; ".join(dict.fromkeys(query.note for query in noted if query.note)),
+        of_words=any(query.of_words for query in (*positive, *negative)),
     )
 
 

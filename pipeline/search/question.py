@@ -69,6 +69,7 @@ class Question(Described):
         date: Moment | None = None,
         image: Image | None = None,
         bands: Sequence[int] | None = None,
+        text: str | None = None,
         tile: str | None = None,
         scene: str | None = None,
         vector: Vectors | None = None,
@@ -88,6 +89,8 @@ class Question(Described):
         bands
             With ``image``: the number of its band, from 1, for each band of the encoder; 0 for a
             band that the image lacks.
+        text
+            Words such as ``solar farm in desert``, where the encoder has a text tower.
         tile
             The key of a tile.
         scene
@@ -106,11 +109,12 @@ class Question(Described):
         NotFoundError
             The index has no such tile.
         EncoderMismatchError
-            The encoder that would embed an image is not the archive's.
+            The encoder that would embed an image or words is not the archive's.
 
         Examples
         --------
         >>> index.like(lonlat=(103.75, 17.92), date="2024-06-18")                 # doctest: +SKIP
+        >>> index.like(text="solar farm in desert")                               # doctest: +SKIP
         >>> index.like(positive=[hits_[0], "chip.png"], negative=[(103.8, 17.9)])  # doctest: +SKIP
         """
         for name, examples in (("positive", positive), ("negative", negative)):
@@ -122,6 +126,7 @@ class Question(Described):
             date=date,
             image=image,
             bands=bands,
+            text=text,
             tile=tile,
             scene=scene,
             vector=vector,
@@ -129,7 +134,9 @@ class Question(Described):
         added += [query for each in positive for query in unnamed_example(self.resolver, each)]
         against = [query for each in negative for query in unnamed_example(self.resolver, each)]
         if not added and not against:
-            raise ConfigError("like: give an example: lonlat, image, tile, vector or positive")
+            raise ConfigError(
+                "like: give an example: lonlat, image, text, tile, vector or positive"
+            )
         return self._with(positive=(*self.positive, *added), negative=(*self.negative, *against))
 
     def where(
@@ -246,7 +253,7 @@ class Question(Described):
     def _answer(self, **settings: Any) -> Hits:
         if not self.positive:
             raise ConfigError(
-                "search: there is no example to be like; .like(lonlat=...), image=, tile=, "
+                "search: there is no example to be like; .like(lonlat=...), image=, text=, tile=, "
                 "vector= or positive= gives one"
             )
         query = combine(self.positive, self.negative)

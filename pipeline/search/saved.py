@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.search.hits import Hits
-from pipeline.search.query import Query
+from pipeline.search.query import WORDS, Query
 from pipeline.search.searcher import Searcher
 from storage.errors import ConfigError, EncoderMismatchError
 from storage.index.filter import Filter
@@ -45,6 +45,8 @@ class SavedSearch:
         Least cosine similarity of a hit; None takes the best ``k``, whatever their score.
     distinct
         ``place`` for one hit a place.
+    of_words
+        Whether words are part of the query (:class:`pipeline.search.query.Query`).
     filter
         Conditions on the hits, by the names of :class:`storage.index.filter.Filter`.
     """
@@ -55,6 +57,7 @@ class SavedSearch:
     k: int = 100
     min_score: float | None = None
     distinct: str | None = None
+    of_words: bool = False
     filter: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -93,7 +96,9 @@ class SavedSearch:
                 f"saved search {self.title!r} is of encoder {self.encoder_fingerprint[:16]}, but "
                 f"index {searcher.index} holds vectors of {expected[:16]}; make the search again"
             )
-        query = Query(vector=np.array(self.vector, dtype=np.float32), label=self.title)
+        vector = np.array(self.vector, dtype=np.float32)
+        note = WORDS if self.of_words else ""
+        query = Query(vector=vector, label=self.title, note=note, of_words=self.of_words)
         if self.min_score is None:
             return searcher.answer(query, self.k, self.where, distinct=self.distinct)
         return searcher.answer(

@@ -6,10 +6,11 @@ files whose names are the same without that part are one scene.
 References
 ----------
 What each number can be looked up in: Sentinel-2 Products Specification Document
-(S2-PDGS-TAS-DI-PSD), names, offset and classes of SCL; Landsat Level 2 Science Product Guides of Collection 2 (USGS LSDS-1618 for 4 to 7, LSDS-1619 for 8
-and 9), scale, offset, fill and QA_PIXEL; HLS Product User Guide v2.0 (NASA), bands, scale, fill and
-Fmask; NAIP file names and band order (USDA FSA); Sentinel-1 Product Specification
-(S1-RS-MDA-52-7441) and the names of ASF's RTC products.
+(S2-PDGS-TAS-DI-PSD), names, offset and classes of SCL; Landsat Level 2 Science Product Guides of
+Collection 2 (USGS LSDS-1618 for 4 to 7, LSDS-1619 for 8 and 9), scale, offset, fill and QA_PIXEL;
+HLS Product User Guide v2.0 (NASA), bands, scale, fill and Fmask; NAIP file names and band order
+(USDA FSA); Sentinel-1 Product Specification (S1-RS-MDA-52-7441) and the names of ASF's RTC
+products.
 """
 
 import re

@@ -45,6 +45,19 @@ SMALL = {
             "image_size": 32,
         }
     },
+    **{
+        name: {
+            "config": {
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 16,
+                "image_size": 32,
+                "patch_size": 8,
+            }
+        }
+        for name in ("clip", "siglip")
+    },
 }
 RGB = ["red", "green", "blue"]
 

@@ -5,6 +5,8 @@ import shutil
 from playwright.sync_api import Locator, Page, expect
 
 CHROMIUM = shutil.which("chromium")
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+"""The rules of axe that pages follow."""
 WEBGL = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 
 expect.set_options(timeout=60_000)  # a busy machine is slow, not wrong

@@ -11,7 +11,7 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI
 
-from encoders.bundle import load_encoder, new_encoder, save_bundle
+from encoders.bundle import Encoder, load_encoder, new_encoder, save_bundle
 from encoders.spec import EncoderSpec
 from pipeline.indexing.driver import build_index, update_index
 from pipeline.tiles.grid import grid_for_scene
@@ -34,19 +34,26 @@ EAST_M, NORTH_M = 320 * 1000, 320 * 15000
 DAYS = ("20240501", "20240601", "20240701")
 
 
-def make_world(place: Path | Location) -> BackendConfig:
+def encoder_spec(**fields: object) -> EncoderSpec:
+    """The encoder of the scenes; ``fields`` replace its own."""
+    known = {
+        "backbone": "tiny-cnn",
+        "bands": ("b1", "b2", "b3"),
+        "band_mean": (128.0,) * 3,
+        "band_std": (70.0,) * 3,
+        "tile_px": TILE_PX,
+        "dimension": 16,
+    }
+    return EncoderSpec(**{**known, **fields})
+
+
+def make_world(place: Path | Location, encoder: Encoder | None = None) -> BackendConfig:
     """Embed one place on three days; this process has to be connected to Ray."""
     folder = Location.of(place)
-    spec = EncoderSpec(
-        backbone="tiny-cnn",
-        bands=("b1", "b2", "b3"),
-        band_mean=(128.0,) * 3,
-        band_std=(70.0,) * 3,
-        tile_px=TILE_PX,
-        dimension=16,
-    )
+    encoder = encoder or new_encoder(encoder_spec())
+    spec = encoder.spec
     bundle, archive = folder / "bundle", folder / "archive"
-    fingerprint = save_bundle(new_encoder(spec), bundle)
+    fingerprint = save_bundle(encoder, bundle)
     Archive.create(
         archive,
         ArchiveSpec(

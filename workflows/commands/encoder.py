@@ -28,11 +28,13 @@ def encoder() -> None:
     example="""
     skysift encoder make -r naip-series
     skysift encoder make --backbone tiny-cnn --encoder work/untrained --dataset work/aid/dataset
+    skysift encoder make --backbone clip --pretrained models/clip --encoder work/clip
     skysift encoder make -r own --backbone exported --pretrained network.pt2""",
 )
 @recipe_option("--encoder", "encoder.bundle")
 @recipe_option("--backbone", "encoder.backbone")
 @recipe_option("--pretrained", "encoder.pretrained")
+@recipe_option("--prompt", "encoder.prompt")
 @recipe_option("--dataset", "dataset.uri", "Dataset whose bands and statistics to take.")
 @catalog_options
 @pass_run
@@ -41,8 +43,11 @@ def make(ctx: click.Context, run: Run) -> None:
     """Write an encoder bundle without training it.
 
     The statistics of the bands are those of the recipe, else of a labelled dataset, else they are
-    computed over the scenes of the catalog. A scene that cannot be read is left out with its reason
-    (exit code 3).
+    computed over the scenes of the catalog. Without any of these, a pretrained network of red,
+    green and blue has its own, for values 0 to 255. A scene that cannot be read is left out with
+    its reason (exit code 3).
+
+    Backbones clip and siglip bring the text tower of their model, for `skysift search --text`.
     """
     fingerprint, left_out = run.make_encoder()
     made = {"encoder": run.need("encoder.bundle"), "fingerprint": fingerprint}

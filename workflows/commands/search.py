@@ -42,7 +42,7 @@ _ORDINARY = (
     "nothing in the archive is like it: the best hit is closer than {} of random pairs of tiles"
 )
 _TRUNCATED = "{:,} queries have more hits than {:,}: raise --limit, or --min-score"
-KINDS = ("image", "lonlat", "tile", "vector")
+KINDS = ("image", "text", "lonlat", "tile", "vector")
 LIKE = ("scene", "label", "bbox", "polygon", "since", "until")
 
 
@@ -72,6 +72,7 @@ example_options = option_group(
         metavar="N,N,...",
         help="With --image: its bands, in the encoder's order; 0 for one that it lacks.",
     ),
+    _many("--text", metavar="WORDS", help="Like these words, if the encoder has a text tower."),
     _many("--lonlat", "--at", type=LonLat(), help="Like the tile at this place."),
     click.option("--date", metavar="DATE", help="With --lonlat: the acquisition nearest to this."),
     _many("--tile", metavar="KEY", help="Like this tile of the archive."),
@@ -86,6 +87,7 @@ example_options = option_group(
     click.option("--like-since", metavar="DATE", help="Of those, only from then on."),
     click.option("--like-until", metavar="DATE", help="Of those, only up to then."),
     _many("--not-image", metavar="FILE", help="Unlike this picture."),
+    _many("--not-text", metavar="WORDS", help="Unlike these words."),
     _many("--not-lonlat", type=LonLat(), help="Unlike the tile at this place."),
     _many("--not-tile", metavar="KEY", help="Unlike this tile."),
     _many("--not-vector", metavar="FILE", help="Unlike the vectors in this file."),
@@ -110,7 +112,7 @@ def _check(options: dict[str, Any]) -> None:
         raise click.UsageError("--save and --score-map are of one query; leave --each out")
     if not asked and not options["saved"]:
         raise click.UsageError(
-            "give an example: --image, --lonlat, --tile, --vector, tiles by --like-scene, "
+            "give an example: --image, --text, --lonlat, --tile, --vector, tiles by --like-scene, "
             "--like-label, --like-bbox, --like-polygon, or a --saved search"
         )
     for name, owner in (("bands", "image"), ("date", "lonlat"), ("scene", "tile")):
@@ -154,6 +156,8 @@ def _named(
 ) -> Iterator["Query"]:
     for href in options[f"{prefix}image"]:
         yield resolver.image(files.at(href), options["bands"])
+    for words in options[f"{prefix}text"]:
+        yield resolver.text(words)
     for lon, lat in options[f"{prefix}lonlat"]:
         yield resolver.point(lon, lat, options["date"])
     for key in options[f"{prefix}tile"]:
@@ -194,6 +198,7 @@ def _vectors(path: str) -> Iterator["Query"]:
     skysift search --index work/index --lonlat=-99.15,47.02 -k 5
     skysift search -r naip-series --tile epsg26914-5-64/1520/-16278 --since 2012-01-01
     skysift search -r naip-series --image chip.png --out hits.geojson
+    skysift search --index work/index --text "solar farm in desert"
     skysift search -r naip-series --tile A/1/2 --tile A/1/3 --not-tile A/5/5 --min-score 0.8
     skysift search -r naip-series --like-label water --each --out hits.parquet
     skysift search --index work/index --lonlat=-99.15,47.02 --score-map lake.pmtiles
@@ -232,7 +237,7 @@ def _vectors(path: str) -> Iterator["Query"]:
 @click.option("--each", is_flag=True, help="Search with each example by itself; needs --out.")
 @click.option("--include-self", is_flag=True, help="Keep the examples among the hits.")
 @click.option("--explain", is_flag=True, help="Show how it would be searched, and stop.")
-@recipe_option("--encoder", "encoder.bundle", "Bundle for --image; the archive's.")
+@recipe_option("--encoder", "encoder.bundle", "Bundle for --image and --text; the archive's.")
 @click.option("--save", metavar="FILE", help="Keep the search as a .json file.")
 @click.option("--saved", metavar="FILE", help="Run a search that --save kept.")
 @click.option(
@@ -241,7 +246,7 @@ def _vectors(path: str) -> Iterator["Query"]:
 @click.option("--out", metavar="URI", help="Write the hits to a .geojson, .parquet or .csv file.")
 @pass_run
 def search(run: Run, /, **options: Any) -> None:
-    """Find the tiles most like examples: images, places, tiles, scenes, labels or vectors.
+    """Find the tiles most like examples: images, words, places, tiles, scenes, labels or vectors.
 
     Several examples make one query, their mean; --not- examples are subtracted with half the
     weight. With --each every example is a query of its own, and all hits go to one GeoParquet
@@ -280,7 +285,7 @@ def search(run: Run, /, **options: Any) -> None:
                 _save(run, searcher, query, k, options)
             if options["score_map"]:
                 write_score_map(searcher, query, run.location(options["score_map"]))
-            _show_hits(run, query.label, answer(query), k, options["out"], query.note)
+            _show_hits(run, query.label, answer(query), k, options["out"])
 
 
 @contextmanager
@@ -306,6 +311,7 @@ def _save(run: Run, searcher: "Searcher", query: "Query", k: int, options: dict[
         k=k,
         min_score=options["min_score"],
         distinct=options["distinct"],
+        of_words=query.of_words,
         filter=plain_filter(run.recipe.search.filter),
     )
     save_search(search, run.location(options["save"]))
@@ -319,7 +325,7 @@ def _run_saved(run: Run, searcher: "Searcher", uri: str, out: str | None) -> Non
     _show_hits(run, search.title, search.answer(searcher), search.k, out)
 
 
-def _show_hits(run: Run, label: str, hits: "Hits", k: int, out: str | None, note: str = "") -> None:
+def _show_hits(run: Run, label: str, hits: "Hits", k: int, out: str | None) -> None:
     """Show the hits of a query; write them when a file is named."""
     from storage.formats import hit_records, write_hits
     from storage.index.pairs import in_words
@@ -327,7 +333,7 @@ def _show_hits(run: Run, label: str, hits: "Hits", k: int, out: str | None, note
     table = hits.to_arrow()
     if out:
         write_hits(table, run.location(out))
-    records = hit_records(table)
+    records, note = hit_records(table), hits.queries[0].note
     result = {
         "query": label,
         "snapshot": hits.snapshot,

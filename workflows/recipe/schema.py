@@ -140,7 +140,7 @@ class TrainingSection(Section):
     output: str | Location | None = None
 
 
-@section_of(EncoderSpec, without=("classes", "loss", "training"))
+@section_of(EncoderSpec, without=("classes", "loss", "training", "text"))
 class EncoderSection(Section):
     """The encoder: its bundle, and the settings of `skysift encoder make`.
 
@@ -152,11 +152,15 @@ class EncoderSection(Section):
         Folder of the backbone's weights, or their id on the model hub; None for random weights.
     seed
         Seed of the weights that are drawn.
+    prompt
+        Text that words are put into before an encoder with a text tower embeds them, with ``{}`` at
+        their place, such as ``a satellite image of {}``.
     """
 
     bundle: str | Location | None = None
     pretrained: str | None = None
     seed: int = 0
+    prompt: str = "{}"
     backbone: str = "mobilenet_v2"
     bands: tuple[str, ...] = _RGB
     tile_px: Count = 64

@@ -188,7 +188,7 @@ def _add_search(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: li
         }}},
     )  # fmt: skip
     async def search(request: Request, accept: Accept = None) -> Response:
-        """Find the tiles most like a vector, a place, a tile, a box, an image or examples."""
+        """Find the tiles most like words, a vector, place, tile, box, image or examples."""
         received = await receive(request, limits.upload_s)
         client, read = request.state.client, partial(read_query, received)
         run = partial(decoding.run, client)
@@ -199,7 +199,8 @@ def _add_search(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: li
         def answer() -> Response:
             return negotiated(backend.search(body, image), accept)
 
-        return await (to_thread.run_sync(answer) if image is None else run(answer))
+        embeds = image is not None or body.text is not None  # much work, so within bounds
+        return await (run(answer) if embeds else to_thread.run_sync(answer))
 
     _describe(app, SearchBody)
 

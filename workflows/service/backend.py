@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from encoders.bundle import Encoder, load_encoder
+from encoders.spec import no_text, read_spec
 from pipeline.search.query import Query, QueryResolver, combine
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
@@ -271,6 +272,8 @@ class IndexBackend:
             until=parse_moment(max(shard.until for shard in manifest.shards), "index"),
             classes=list(manifest.classes),
             bands=list(version.archive.spec.bands),
+            words=not version.no_words,
+            no_words_because=version.no_words,
             pairs=manifest.pairs
             and PairsBody(shares=list(manifest.pairs.shares), scores=list(manifest.pairs.scores)),
             pictures=not obstacle,
@@ -326,11 +329,13 @@ class IndexBackend:
             return [version.resolver.point(*body.lonlat, date=body.date)]
         if body.tile is not None:
             return [version.resolver.tile(body.tile, body.scene)]
+        if body.text is not None:
+            return [version.embedding_resolver.text(body.text)]
         if body.box is not None:
             return version.resolver.tiles(Filter(bbox=body.box), _MOST_IN_BOX)
         if image is None:
             return []
-        pixels, resolver = self._decode(image), version.image_resolver
+        pixels, resolver = self._decode(image), version.embedding_resolver
         return [resolver.pixels(pixels, label="the image", bands=body.bands)]
 
 
@@ -362,11 +367,25 @@ class _Version:
 
     @cached_property
     def encoder(self) -> Encoder:
-        return load_encoder(self._config.encoder_uri or self.archive.encoder)
+        return load_encoder(self._bundle)
+
+    @property
+    def _bundle(self) -> str | Location:
+        return self._config.encoder_uri or self.archive.encoder
 
     @cached_property
-    def image_resolver(self) -> QueryResolver:
+    def embedding_resolver(self) -> QueryResolver:
         return QueryResolver(self.searcher, self.encoder)
+
+    @property
+    def no_words(self) -> str:
+        """Why the encoder embeds no words; empty when it does."""
+        try:
+            spec = read_spec(self._bundle)
+        except SkysiftError as error:
+            return str(error)
+        fingerprint = self.searcher.manifest.encoder_fingerprint
+        return "" if spec.text else no_text(spec.backbone, fingerprint)
 
 
 def _examples(version: _Version, examples: list[ExampleBody]) -> list[Query]:

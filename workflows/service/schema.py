@@ -29,7 +29,7 @@ Geometry = Annotated[
     dict[str, Any], Field(description="The footprint: a GeoJSON geometry in WGS84 degrees.")
 ]
 
-QUERIES = ("vector", "lonlat", "tile", "box", "image_base64")
+QUERIES = ("vector", "lonlat", "tile", "box", "text", "image_base64")
 MAX_EXAMPLES = 64
 _TILE = "epsg32648-10-64/4/7"
 
@@ -70,7 +70,7 @@ class ExampleBody(_Request):
 
 
 class SearchBody(_Request):
-    """A query: at most one of ``vector``, ``lonlat``, ``tile``, ``box`` and an image, and examples.
+    """A query: one of ``text``, ``vector``, ``lonlat``, ``tile``, ``box``, an image; examples.
 
     With ``positive`` examples the query may be left out. Rows of the query are not among the hits.
     """
@@ -79,6 +79,7 @@ class SearchBody(_Request):
         json_schema_extra={
             "examples": [
                 {"lonlat": [103.75, 17.92], "k": 5},
+                {"text": "solar farm in desert", "k": 5},
                 {"tile": _TILE, "filter": {"max_cloud_fraction": 0.1}},
                 {"positive": [{"tile": _TILE}], "negative": [{"tile": "epsg32648-10-64/5/7"}]},
             ]
@@ -94,6 +95,9 @@ class SearchBody(_Request):
     scene: Name | None = Field(None, description="With tile: of this scene.")
     box: Box | None = Field(
         None, description="The mean of the tiles in this box, of all dates; at most 1,000 tiles."
+    )
+    text: Name | None = Field(
+        None, description="Words, where the index's `words` says that the encoder embeds them."
     )
     image_base64: str | None = Field(None, description="A PNG, JPEG or GeoTIFF file, in base64.")
     bands: list[Annotated[int, Field(ge=0, le=65_535)]] | None = Field(
@@ -147,7 +151,8 @@ class HitBody(_Message):
     closer_than: float | None = Field(
         None,
         description="Share of random pairs of tiles of the archive with a lower score; at most "
-        "0.9999. None where the index does not know; `skysift index update` adds it.",
+        "0.9999. None for words, and where the index does not know; `skysift index update` adds "
+        "it.",
     )
     row: int = Field(description="The row's id in the archive.")
     tile_key: str
@@ -427,6 +432,8 @@ class IndexAnswer(_Message):
     until: dt.datetime
     classes: list[str]
     bands: list[str] = Field(description="The bands that the encoder needs of an image.")
+    words: bool = Field(False, description="Whether the encoder embeds words: see `text`.")
+    no_words_because: str = Field("", description="Why not; empty when it does.")
     pairs: PairsBody | None = Field(
         description="The scores between random tiles; None in an index of before."
     )

@@ -12,14 +12,13 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.support.map_page import CHROMIUM, Watched
+from tests.support.map_page import CHROMIUM, RULES, Watched
 from tests.support.service_world import DAYS, serving
 from workflows.service.app import Limits, create_app
 from workflows.service.guard import token_digests
 
 TOKEN = "0123456789abcdef-token"
 PLACES = 16
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 pytestmark = [
     pytest.mark.usefixtures("ray_session"),

@@ -40,8 +40,9 @@ export class Asked {
       this.url = URL.createObjectURL(query.file);
       image.src = this.url;
     } else image.classList.add("missing");
+    if (!query?.text) parts.unshift(image);
     this.card.replaceChildren(
-      element("h3", {}, "Asked with"), image, ...parts, element("p", { title: words }, words),
+      element("h3", {}, "Asked with"), ...parts, element("p", { title: words }, words),
     );
     this.card.hidden = false;
   }

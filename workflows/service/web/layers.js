@@ -23,13 +23,13 @@ function paint(name, pairs) {
 
 /** The coloured places of a map; `below` is the layer under which they lie. */
 export class PlaceLayers {
-  constructor(map, pairs, below) {
-    Object.assign(this, { map, pairs, below, shown: null });
+  constructor(map, below) {
+    Object.assign(this, { map, below, shown: null });
     listen(window.maplibregl);
   }
 
-  /** Show "scores" of a vector, "colours", or nothing. */
-  show(name, like) {
+  /** Show "scores" of a vector on a scale, "colours", or nothing. */
+  show(name, like, scale) {
     const wanted = name === "colours" || (name === "scores" && like) ? name : "";
     const address = { scores: `v1/scores/{z}/{x}/{y}.mvt?like=${like}`, colours: "v1/colours/{z}/{x}/{y}.mvt" }[wanted];
     if (this.shown === address) return;
@@ -40,7 +40,7 @@ export class PlaceLayers {
     for (const layer of [wanted, `${wanted}-places`]) {
       this.map.addLayer({
         id: layer, type: "fill", source: wanted, "source-layer": layer,
-        paint: { "fill-color": paint(wanted, this.pairs), "fill-opacity": 0.6, "fill-antialias": false },
+        paint: { "fill-color": paint(wanted, scale), "fill-opacity": 0.6, "fill-antialias": false },
       }, this.below);
     }
   }

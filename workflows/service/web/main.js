@@ -10,7 +10,7 @@ import { MapView } from "./mapview.js";
 import { fillForms, swapped, watchAsk, watchFilters } from "./panel.js";
 import { Place } from "./place.js";
 import { indexOf, layOut, refreshStrip, showExamples, showStrip, walkByArrows } from "./results.js";
-import { closerThan } from "./scale.js";
+import { closerThan, scaleOf } from "./scale.js";
 import { askedInWords, canSearch, fromHash, markOf, toBody, toHash, toggleMark } from "./state.js";
 
 const MOST_FOOTPRINTS = 5000;
@@ -51,10 +51,12 @@ function show() {
   fillForms(state, about);
   refreshStrip(hits, openHit(), mark);
   showExamples(state, about, { mark: toggle });
-  map?.showHits(hits, openHit(), mark);
+  const scale = scaleOf(hits, about.pairs);
+  map?.showHits(hits, openHit(), mark, scale);
   map?.showQuery(state.query);
   map?.showArea(state.area);
-  map?.colour(state.layer, like);
+  map?.colour(state.layer, like, scale);
+  find("#legend").firstChild.textContent = about.pairs && scale === about.pairs ? "like random tiles " : "less ";
   layOut(state.grid);
   find("#layer").value = state.layer;
   find("#distinct").setAttribute("aria-pressed", String(state.places));
@@ -207,7 +209,7 @@ async function copyLink() {
 }
 
 function wire() {
-  watchAsk({ place: (lonlat) => ask({ lonlat }), box: (box) => ask({ box }), file: (file) => ask({ file }) });
+  watchAsk({ words: (text) => ask({ text }), place: (lonlat) => ask({ lonlat }), box: (box) => ask({ box }), file: (file) => ask({ file }) });
   watchFilters((values) => { Object.assign(state, values); run(true); });
   walkByArrows();
   find("#refine").addEventListener("click", () => run(true));
@@ -281,7 +283,10 @@ function describe() {
   find("#needs").textContent = embeds
     ? `PNG, JPEG or GeoTIFF; the encoder needs ${about.bands.join(", ")}.`
     : "No pictures: these embeddings were imported, and their encoder is not here.";
-  if (about.pairs) find("#legend").firstChild.textContent = "like random tiles ";
+  find("#words-row").hidden = !about.words;
+  find("#map-hint").textContent = about.words ? "Or click a place on the map, or:" : "Click a place on the map, or:";
+  find("#no-words").hidden = about.words || !embeds;
+  find("#no-words").textContent = sentence(about.no_words_because);
 }
 
 async function start() {

@@ -76,7 +76,7 @@ const LAYERS = [
  */
 export class MapView {
   constructor(about, view, ground, on) {
-    Object.assign(this, { on, about, pairs: about.pairs });
+    Object.assign(this, { on, about });
     this.drawing = null;
     this.ground = new Ground(about, ground, { change: on.ground });
     const { maplibregl } = window;
@@ -111,7 +111,7 @@ export class MapView {
     const names = ["scenes", "area", "hits", "hit-points", "asked", "query", "drawn"];
     for (const name of names) map.addSource(name, { type: "geojson", data: EMPTY });
     for (const layer of LAYERS) map.addLayer(layer);
-    this.places = new PlaceLayers(map, this.pairs, "area-casing");
+    this.places = new PlaceLayers(map, "area-casing");
     followTheme(map);
     map.on("click", (event) => this.clicked(event));
     map.on("dataloading", () => { find("#map").dataset.idle = "false"; });
@@ -189,8 +189,8 @@ export class MapView {
     return this.set("scenes", collection(features));
   }
 
-  showHits(hits, open, markOf) {
-    const shade = ({ score }) => shadeOf(score, this.pairs);
+  showHits(hits, open, markOf, scale) {
+    const shade = ({ score }) => shadeOf(score, scale);
     const shown = [...hits].reverse().map((hit) => ({
       hit, properties: { shade: shade(hit), rank: hit.rank, mark: markOf(hit), open: hit === open },
     }));
@@ -214,9 +214,9 @@ export class MapView {
   }
 
   /** Colour every place by the scores of a vector, by components, or not. */
-  async colour(name, like) {
+  async colour(name, like, scale) {
     await this.ready;
-    this.places.show(name, like);
+    this.places.show(name, like, scale);
   }
 
   /** Go where a link or an earlier search looked. */

@@ -25,7 +25,7 @@ export function swapped([lon, lat], ask, [west, south, east, north] = [-180, -90
   return inside ? { words: `Search at longitude ${lat}, latitude ${lon}`, act: () => ask([lat, lon]) } : undefined;
 }
 
-/** Listen to the query form. `on` has place(lonlat), box(box), file(file). */
+/** Listen to the query form. `on` has words(text), place(lonlat), box(box), file(file). */
 export function watchAsk(on) {
   const form = find("#ask");
   form.addEventListener("submit", (event) => {
@@ -41,12 +41,22 @@ export function watchAsk(on) {
     if (Math.abs(lon) <= 180 && Math.abs(lat) <= 90) on.place([lon, lat]);
     else complain("Longitude is -180 to 180 and latitude -90 to 90 degrees.", swapped([lon, lat], on.place));
   });
-  field(form, "box").addEventListener("keydown", (event) => {
-    if (event.key !== "Enter") return;
+  const enter = (name, act) => field(form, name).addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.isComposing) return;
     event.preventDefault();
+    act();
+  });
+  enter("box", () => {
     const box = boxOf(field(form, "box"));
     if (box) on.box(box);
   });
+  const words = () => {
+    const text = field(form, "words").value.trim();
+    if (text) on.words(text);
+    else complain("Give words for what to look for, such as: solar farm in desert.");
+  };
+  enter("words", words);
+  find("#find-words").addEventListener("click", words);
   const picked = (file) => {
     if (!file) return;
     if (KINDS.test(file.name)) on.file(file);
@@ -97,6 +107,7 @@ function showCloud(percent) {
 export function fillForms(state, about) {
   const [ask, filters] = [find("#ask"), find("#filters")];
   const [lon, lat] = state.query?.lonlat ?? ["", ""];
+  field(ask, "words").value = state.query?.text ?? "";
   field(ask, "lon").value = lon;
   field(ask, "lat").value = lat;
   field(ask, "box").value = state.query?.box?.join(", ") ?? "";

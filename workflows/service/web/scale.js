@@ -9,6 +9,21 @@ function scoreAt({ shares, scores }, share) {
   return scores[Math.max(0, shares.findIndex((one) => one >= share))];
 }
 
+/**
+ * What scores are measured by: the pairs of tiles. They say nothing about the scores of words, which
+ * are measured by the hits that are shown, and by as much again below them.
+ */
+export function scaleOf(hits, pairs) {
+  const ofWords = hits.length && (hits[0].closer_than ?? null) === null;
+  if (!pairs || !ofWords) return pairs;
+  const [best, worst] = [hits[0].score, hits.at(-1).score];
+  const least = worst - Math.max(best - worst, 0.01);
+  return {
+    shares: STEPS.map(([share]) => share),
+    scores: STEPS.map(([, shade]) => least + shade * (best - least)),
+  };
+}
+
 /** Scores and shades from 0 to 1, ascending, for an interpolation; without pairs the scores themselves. */
 export function stops(pairs) {
   if (!pairs) return [[0, 0], [1, 1]];

@@ -6,7 +6,7 @@ const BOXES = ["box", "area"];
 
 export function emptyState() {
   return {
-    query: null, // { lonlat, date? } | { tile, scene } | { box } | { file }
+    query: null, // { text } | { lonlat, date? } | { tile, scene } | { box } | { file }
     good: [], // { tile, scene }
     bad: [],
     since: "", until: "", cloud: 100, label: "", area: null, k: 24,
@@ -35,6 +35,7 @@ function numberList(text, count) {
 export function toHash(state) {
   const words = new URLSearchParams();
   const { query } = state;
+  if (query?.text) words.set("text", query.text);
   if (query?.lonlat) words.set("at", query.lonlat.join(","));
   if (query?.date) words.set("date", query.date);
   if (query?.tile) words.set("tile", pair(query));
@@ -59,7 +60,9 @@ export function fromHash(hash) {
   const lonlat = numberList(words.get("at"), 2);
   const tile = unpair(words.get("tile") ?? "");
   const [box, area] = BOXES.map((name) => numberList(words.get(name), 4));
-  if (lonlat) state.query = { lonlat, ...(words.get("date") && { date: words.get("date") }) };
+  const text = (words.get("text") ?? "").trim();
+  if (text) state.query = { text };
+  else if (lonlat) state.query = { lonlat, ...(words.get("date") && { date: words.get("date") }) };
   else if (tile) state.query = tile;
   else if (box) state.query = { box };
   for (const name of ["good", "bad"]) state[name] = words.getAll(name).map(unpair).filter(Boolean);
@@ -88,6 +91,7 @@ export function toBody(state) {
   if (state.cloud < 100) filter.max_cloud_fraction = state.cloud / 100;
   if (state.label) filter.labels = [state.label];
   const asked = {};
+  if (query?.text) asked.text = query.text;
   if (query?.lonlat) asked.lonlat = query.lonlat;
   if (query?.date) asked.date = query.date;
   if (query?.tile) Object.assign(asked, { tile: query.tile, scene: query.scene });
@@ -100,6 +104,7 @@ export function toBody(state) {
 /** What is looked for, for people. */
 export function askedInWords({ query, good, bad }) {
   const parts = [];
+  if (query?.text) parts.push(`“${query.text}”`);
   if (query?.lonlat) parts.push(`the tile at ${query.lonlat.map((one) => one.toFixed(4)).join(", ")}`);
   if (query?.tile) parts.push(`tile ${query.tile} of ${query.scene}`);
   if (query?.box) parts.push("the tiles in the box");
