@@ -316,6 +316,20 @@ def from_geojson(geometries: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.obje
     return np.asarray(shapely.from_geojson(np.array(texts, dtype=object)), dtype=object)
 
 
+def covers(geometry: Mapping[str, Any], longitudes: Floats, latitudes: Floats) -> Mask:
+    """Return the mask of the points (n,) in WGS84 degrees that lie inside a GeoJSON geometry.
+
+    Examples
+    --------
+    >>> box = geojson_footprints([(9.0, 48.0, 10.0, 49.0)])[0]
+    >>> covers(box, np.array([9.5, 10.5]), np.array([48.5, 48.5])).tolist()
+    [True, False]
+    """
+    (shape,) = from_geojson([geometry])
+    shapely.prepare(shape)
+    return np.asarray(shapely.contains_xy(shape, longitudes, latitudes))
+
+
 def clip(rings: Floats, window: tuple[float, float, float, float]) -> list[Floats]:
     """Return what of convex rings (n, m, 2) lies in a window: points (k, 2), without repetition.
 

@@ -21,7 +21,7 @@ from PIL import Image
 from storage.archive.ledger import LedgerEntry
 from storage.archive.reader import Archive
 from storage.errors import NotFoundError
-from storage.geometry import BBox, touches
+from storage.geometry import BBox, Mask, covers, touches
 from storage.index.filter import Filter
 from storage.quarantine import Quarantine
 from storage.raster.pixel_grid import Block, PixelGrid, Window
@@ -29,14 +29,15 @@ from storage.raster.reader import SceneReader
 from storage.scene import Scene
 from workflows.report.colours import BYTES, Preset, coloured
 from workflows.report.rendering import MOST_FILE_PIXELS, TileRenderer, as_rgb, shown_bands
-from workflows.service.footprints import ScenePlaces
+from workflows.service.footprints import ScenePlace, ScenePlaces
 
 logger = logging.getLogger(__name__)
 
 SIDE_PX = 256
 MOST_ZOOM = 24
 _MOST_SCENES = 16
-_SEAM_SHARE = 0.05
+_BLOCK_PX, _FEW_BLOCKS, _MOST_TRIES = 4, 4, 3
+"""Side of the blocks of pixels that a scene may fill, and scenes read before one stays empty."""
 _SECONDS = 4.0
 _MOST_HATCHED = 2000
 _STRIPE_PX, _STRIPES_PX, _HATCH = 4, 16, (122, 134, 145, 190)
@@ -87,6 +88,25 @@ class MapTile:
             for row in (self.y, self.y + 1)
         )
         return west, south, east, north
+
+    def blocks_of(self, place: ScenePlace) -> Mask:
+        """Return the mask of the blocks of pixels whose middle lies in a scene, row by row.
+
+        Of a scene of a few pixels, the blocks that its box touches.
+        """
+        count, steps = 2**self.z, SIDE_PX // _BLOCK_PX
+        found = np.zeros((steps, steps), np.bool_)
+        rows, columns = (
+            slice(side.start // _BLOCK_PX, -(-side.stop // _BLOCK_PX))
+            for side in self.slices_of(place.box)
+        )
+        parts = (np.arange(steps) + 0.5) / steps
+        lons = 360 * (self.x + parts[columns]) / count - 180
+        lats = np.degrees(np.arctan(np.sinh(np.pi * (1 - 2 * (self.y + parts[rows]) / count))))
+        shape = len(lats), len(lons)
+        inside = covers(place.geometry, np.tile(lons, shape[0]), np.repeat(lats, shape[1]))
+        found[rows, columns] = inside.reshape(shape) if inside.size > _FEW_BLOCKS else True
+        return found
 
     @property
     def pixels(self) -> PixelGrid:
@@ -170,12 +190,12 @@ class Mosaic:
         embedded.sort(key=lambda entry: entry.scene_id)
         embedded.sort(key=lambda entry: str(entry.datetime), reverse=True)
         found = [
-            (entry, place.box)
+            (entry, place)
             for entry, place in zip(embedded, places.of(embedded), strict=True)
             if place
         ]
-        self._entries = [entry for entry, _ in found]
-        self._boxes = np.array([box for _, box in found]).reshape(-1, 4)
+        self._found = found
+        self._boxes = np.array([place.box for _, place in found]).reshape(-1, 4)
         self._dates = np.array(
             [np.datetime64(e.datetime and e.datetime.replace(tzinfo=None), "ms") for e, _ in found],
             "datetime64[ms]",
@@ -188,16 +208,15 @@ class Mosaic:
         identity = f"{self._identity} {tile} {look}"
         return f'"{hashlib.sha256(identity.encode()).hexdigest()[:24]}"'
 
-    def scenes(self, tile: MapTile, period: Filter) -> list[tuple[LedgerEntry, BBox]]:
-        """Return the scenes of a period that touch a tile, and their boxes, the newest first."""
+    def scenes(self, tile: MapTile, period: Filter) -> list[tuple[LedgerEntry, ScenePlace]]:
+        """Return the scenes of a period that touch a tile, and their places, the newest first."""
         start, end = period.interval
         chosen = touches(self._boxes, tile.bbox) if len(self._boxes) else np.zeros(0, np.bool_)
         if start is not None:
             chosen &= self._dates >= start
         if end is not None:
             chosen &= self._dates <= end
-        places = np.flatnonzero(chosen).tolist()
-        return [(self._entries[place], tuple(self._boxes[place].tolist())) for place in places]
+        return [self._found[number] for number in np.flatnonzero(chosen).tolist()]
 
     def draw(self, tile: MapTile, look: Look, renderer: TileRenderer) -> Drawn:
         """Draw a tile as WebP; pixels without data are transparent.
@@ -215,18 +234,25 @@ class Mosaic:
         until, reason = time.monotonic() + _SECONDS, ""
         left = _MOST_SCENES
         hidden: list[tuple[tuple[slice, slice], str]] = []
-        for entry, box in self.scenes(tile, look.period):
+        tries = np.zeros(_blocks(clear).shape, np.uint8)
+        for entry, where in self.scenes(tile, look.period):
             if clear.all() or len(hidden) == _MOST_HATCHED:
                 break
-            place = tile.slices_of(box)
-            if not _adds(image, clear, place):
+            ground = tile.blocks_of(where)
+            painted = _blocks(image[..., 3] > 0)
+            empty = ground & ~painted & (tries < _MOST_TRIES)
+            cloudy = ground & _blocks((image[..., 3] > 0) & ~clear)
+            if not (empty | cloudy).any():
                 continue
+            place = tile.slices_of(where.box)
             if not left or time.monotonic() > until:
                 hidden.append((place, TOO_LONG if left else TOO_MANY))
                 continue
             left -= 1
             with Quarantine(f"scene {entry.scene_id}") as fault:
-                if not _paint(image, clear, entry, tile, place, look, renderer):
+                if _paint(image, clear, entry, tile, place, look, renderer):
+                    tries[empty] += 1
+                else:
                     hidden.append((place, NO_OVERVIEWS))
                     self._tell(entry)
             if fault:
@@ -288,16 +314,10 @@ def opening_tiles(box: BBox, most_zoom: int) -> list[MapTile]:
     return found
 
 
-def _adds(
-    image: npt.NDArray[np.uint8], clear: npt.NDArray[np.bool_], place: tuple[slice, slice]
-) -> bool:
-    """Tell whether a scene may add pixels: over clouds, or over more than a seam without any.
-
-    The box of a scene is larger than the scene, whose edges are not those of the map. So a few
-    pixels of its box stay without data, however many dates are read.
-    """
-    painted, done = image[place][..., 3] > 0, clear[place]
-    return bool((painted & ~done).any() or (~painted).mean() > _SEAM_SHARE) if done.size else False
+def _blocks(pixels: Mask) -> Mask:
+    """Return which blocks of pixels have at least one of them."""
+    blocks = SIDE_PX // _BLOCK_PX
+    return pixels.reshape(blocks, _BLOCK_PX, blocks, _BLOCK_PX).any(axis=(1, 3))
 
 
 def _paint(

@@ -47,11 +47,15 @@ DAYS = ("2024-05-01", "2024-06-01", "2024-07-01")
 REFLECTANCE = (0.05, 0.1, 0.2)  # of the three days, in red
 
 
-def scene(folder: Path, number: int, *, cog: bool = True) -> Scene:
-    """A scene of one reflectance; the newest is cloudy in its western half."""
+def scene(folder: Path, number: int, *, cog: bool = True, blank: int = 0) -> Scene:
+    """A scene of one reflectance; the newest is cloudy in its western half.
+
+    The first ``blank`` columns have no data.
+    """
     red = REFLECTANCE[number]
     values = np.array([red, red / 2, red / 4, red * 2])[:, None, None] * 10_000
     numbers = np.broadcast_to(values, (4, SIDE, SIDE)).astype(np.uint16)
+    numbers[..., :blank] = 0
     place = ("EPSG:32632", (10, 0, EAST, 0, -10, NORTH))
     file, clouds = folder / f"day{number}.tif", folder / f"day{number}_clouds.tif"
     write_geotiff(str(file), numbers, *place, cog=cog)
@@ -62,7 +66,7 @@ def scene(folder: Path, number: int, *, cog: bool = True) -> Scene:
         id=f"day{number}",
         datetime=dt.datetime.fromisoformat(f"{DAYS[number]}T10:00+00:00"),
         bands=tuple(
-            BandSource(name=name, href=str(file), index=i, scale=1e-4)
+            BandSource(name=name, href=str(file), index=i, scale=1e-4, nodata=0)
             for i, name in enumerate(BANDS, start=1)
         ),
         mask=MaskSource(href=str(clouds), cloud_values=(9,)),
@@ -203,6 +207,27 @@ def test_a_pixel_lies_at_its_place(archive: Archive):
     row = int((tile.pixels.anchor[1] - y) / tile.pixels.resolution)
     first = int(np.argmax(alpha[row] > 0))
     assert abs(first - column) <= 1.5
+
+
+def test_a_narrow_strip_that_only_an_older_scene_has_is_drawn(tmp_path: Path):
+    archive = make_archive(tmp_path, [scene(tmp_path, 0), scene(tmp_path, 1, blank=18)])
+    tile = at(256, 256, z=12)
+    older = drawn(archive, tile, until=DAYS[0])
+    both = drawn(archive, tile)
+    np.testing.assert_array_equal(both[..., 3], older[..., 3])
+    assert (both != older).any()
+
+
+def test_a_place_without_data_is_read_of_three_scenes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scenes = [replace(scene(tmp_path, 0, blank=256), id=f"s{number}") for number in range(6)]
+    archive, read = make_archive(tmp_path, scenes), []
+    whole = module._read
+    monkeypatch.setattr(module, "_read", lambda *asked: read.append(asked) or whole(*asked))
+    image = drawn(archive, at(256, 256, z=12))
+    assert len(read) == 3
+    assert image[..., 3].any()
 
 
 def test_beside_the_scenes_nothing_is_drawn(archive: Archive):

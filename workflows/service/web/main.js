@@ -285,8 +285,6 @@ function describe() {
     : "No pictures: these embeddings were imported, and their encoder is not here.";
   find("#words-row").hidden = !about.words;
   find("#map-hint").textContent = about.words ? "Or click a place on the map, or:" : "Click a place on the map, or:";
-  find("#no-words").hidden = about.words || !embeds;
-  find("#no-words").textContent = sentence(about.no_words_because);
 }
 
 async function start() {
