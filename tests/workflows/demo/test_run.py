@@ -97,9 +97,9 @@ def test_tile_images_and_map_follow_the_archive(demo):
         tile_cards(TileRenderer(archive, []), archive.live_rows(0)[:1])
     footprints = archive_footprints(archive)
     places = archive.read_segment(0, ["tile_key"])["tile_key"]
-    assert len(footprints.bbox) >= len(set(places))
+    assert len(footprints.corners) >= len(set(places))
     counts = [(footprints.class_index == i).sum() for i in range(len(archive.spec.classes))]
-    assert sum(counts) == len(footprints.bbox)
+    assert sum(counts) == len(footprints.corners)
     assert ledger_summary(archive).tiles == len(archive)
 
 
