@@ -5,8 +5,11 @@ A block that cannot run in a test has the line ``<!-- not run: reason -->`` abov
 """
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +21,6 @@ from pyproj import Transformer
 from encoders.bundle import new_encoder, save_bundle
 from encoders.spec import EncoderSpec
 from storage.raster.writer import write_geotiff
-from tests.support.command_line import run
 from tests.support.object_store import MotoS3
 from tests.support.paths import REPOSITORY
 
@@ -40,6 +42,18 @@ NOT_RUN = {
 LON, LAT = 103.75, 17.92
 DAYS = ("20240223", "20240524", "20240822")
 SIDE_PX, BANDS = 320, ("red", "green", "blue")
+
+# Workers of Ray have the environment of the process that starts it, credentials included.
+IN_ORDER = """
+import json, sys
+from pipeline.runtime.cluster import ray_session
+from tests.support.command_line import run
+with ray_session(cpus=2):
+    for words in json.load(sys.stdin):
+        done = run(*words)
+        if done.code:
+            sys.exit(f"skysift {' '.join(words)}: {done.code}\\n{done.out}{done.err}")
+"""
 
 _BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?```(?:sh|console|bash)\n(?P<lines>.*?)```",
@@ -132,11 +146,19 @@ def test_every_block_runs_as_printed(page: str, folder: Path, moto_s3: MotoS3):
     blocks = blocks_of(page)
     assert blocks
     printed = [line for block in blocks if not block.reason for line in block.commands]
+    commands = []
     for command in (*PAGES[page], *printed):
         program, *words = shlex.split(command.replace("s3://bucket/", f"{moto_s3.uri()}/"))
         assert program == "skysift", command
-        done = run(*words)
-        assert done.code == 0, f"{page}: {command}\n{done.out}{done.err}"
+        commands.append(words)
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ORDER],
+        input=json.dumps(commands),
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{page}: {done.stderr}"
 
 
 def test_blocks_that_do_not_run_are_few_and_say_why():

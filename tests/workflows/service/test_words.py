@@ -132,7 +132,9 @@ def test_the_map_is_asked_with_words(browser: Browser, spoken_to: str, width: in
 
 
 @needs_browser
-def test_the_map_of_an_encoder_without_words_has_no_field_and_says_why_to_a_link(wide: Watched, address: str):
+def test_the_map_of_an_encoder_without_words_has_no_field_and_says_why_to_a_link(
+    wide: Watched, address: str
+):
     page = wide.open(address).page
     expect(page.locator("#words-row")).to_be_hidden()
     page.goto(f"{address}/#text=farm")
