@@ -35,14 +35,15 @@ _DESCRIPTIONS = {
     "tiles": "Every tile of every acquisition in the index.",
     "scenes": "Every embedded scene, as the hull of its tiles.",
 }
+_OF_TILES = {"scene": "Scene id", "tile_key": "Tile key"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
     """Which features of a collection to return.
 
-    ``where`` has a place and a period only; ``ids`` are those of features; ``token`` is from the
-    answer with the page before.
+    ``where`` has a place, a period and the collection's queryables only; ``ids`` are those of
+    features; ``token`` is from the answer with the page before.
     """
 
     where: Filter
@@ -65,6 +66,7 @@ class Collection(Protocol):
     id: str
     title: str
     description: str
+    queryables: Mapping[str, str]  # the titles of the properties that choose by equality
 
     def page(self, wanted: Wanted) -> Page:
         """Return the features in question, in an order that stays."""
@@ -137,6 +139,7 @@ class Tiles:
     """The rows of the index. A feature's id is the id of its row in the archive."""
 
     id, title, description = "tiles", "Tiles", _DESCRIPTIONS["tiles"]
+    queryables: Mapping[str, str] = _OF_TILES
 
     def __init__(self, searcher: Searcher) -> None:
         self._searcher = searcher
@@ -197,7 +200,9 @@ class Tiles:
 
 
 class SearchHits:
-    """The hits of a saved search; a place and a period choose among these hits."""
+    """The hits of a saved search; place, period, scene and tile choose among these hits."""
+
+    queryables: Mapping[str, str] = _OF_TILES
 
     def __init__(self, name: str, search: SavedSearch, searcher: Searcher) -> None:
         self.id, self.title, self._search, self._searcher = name, search.title, search, searcher
@@ -209,6 +214,9 @@ class SearchHits:
         boxes = np.array([record["bbox"] for record in records]).reshape(-1, 4)
         times = [record["datetime"].replace(tzinfo=None) for record in records]
         keep = _meets(wanted.where, boxes, np.array(times, dtype="datetime64[ms]"))
+        for name, values in (("scene", wanted.where.scenes), ("tile_key", wanted.where.tiles)):
+            if values:
+                keep &= np.isin([record[name] for record in records], values)
         if wanted.ids is not None:
             keep &= np.isin([str(record["row"]) for record in records], wanted.ids)
         first = 0 if wanted.token is None else _numbers(wanted.token, 1)[0]
@@ -228,6 +236,7 @@ class Scenes:
     """The embedded scenes by their ids."""
 
     id, title, description = "scenes", "Scenes", _DESCRIPTIONS["scenes"]
+    queryables: Mapping[str, str] = {}
 
     def __init__(self, searcher: Searcher, places: ScenePlaces) -> None:
         self._searcher, self._places = searcher, places

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 from fastapi import Body, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from storage.errors import NotFoundError
+from storage.errors import ConfigError, NotFoundError
 from storage.index.filter import Filter
 from workflows.service.collections import Collection, Collections, Feature, Wanted, period
 from workflows.service.errors import documented
@@ -32,6 +32,8 @@ CONFORMS_TO = (
     "http://www.opengis.net/spec/ogcapi-features-1/1.0/conf/core",
     "http://www.opengis.net/spec/ogcapi-features-1/1.0/conf/oas30",
     "http://www.opengis.net/spec/ogcapi-features-1/1.0/conf/geojson",
+    "http://www.opengis.net/spec/ogcapi-features-3/1.0/conf/queryables",
+    "http://www.opengis.net/spec/ogcapi-features-3/1.0/conf/queryables-query-parameters",
     "https://api.stacspec.org/v1.0.0/core",
     "https://api.stacspec.org/v1.0.0/collections",
     "https://api.stacspec.org/v1.0.0/ogcapi-features",
@@ -39,6 +41,8 @@ CONFORMS_TO = (
 )
 MOST_ITEMS = 2000
 _JSON = "application/json"
+_SCHEMA = "application/schema+json"
+_QUERYABLES = "http://www.opengis.net/def/rel/ogc/1.0/queryables"
 _CRS84 = "http://www.opengis.net/def/crs/OGC/1.3/CRS84"
 
 
@@ -115,6 +119,16 @@ def _add_collection(
     async def hit(request: Request, search: str, feature: str) -> Response:
         """Return a hit of a saved search."""
         return await item(request, f"searches/{search}", feature)  # type: ignore[no-any-return]
+
+    @app.get("/collections/searches/{search}/queryables", **options)
+    def hit_queryables(request: Request, search: str) -> Response:
+        """List the properties that choose among the hits of a saved search."""
+        return _queryables(backend, _base(request), f"searches/{search}")
+
+    @app.get("/collections/{collection}/queryables", **options)
+    def queryables(request: Request, collection: str) -> Response:
+        """List the properties that choose features, as a JSON Schema."""
+        return _queryables(backend, _base(request), collection)
 
     @app.get("/collections/searches/{search}", **options)
     def saved(request: Request, search: str) -> dict[str, Any]:
@@ -195,10 +209,29 @@ def landing(request: Request) -> JSONResponse:
     )
 
 
+def _queryables(backend: "IndexBackend", base: str, name: str) -> Response:
+    one = backend.collections().get(name)
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"{base}collections/{name}/queryables",
+        "type": "object",
+        "title": one.title,
+        "properties": {
+            key: {"type": "string", "title": title} for key, title in one.queryables.items()
+        },
+        "additionalProperties": False,
+    }
+    return JSONResponse(schema, media_type=_SCHEMA)
+
+
 def _items(backend: "IndexBackend", base: str, name: str, query: ItemsQuery) -> Response:
     collection = backend.collections().get(name)
     since, until = period(query.datetime)
-    where = Filter(bbox=query.box, since=since, until=until)
+    equal = query.model_dump(include={"scene", "tile_key"}, exclude_none=True)
+    for key in equal.keys() - collection.queryables.keys():
+        raise ConfigError(f"collection {name} has no queryable {key!r}; see its /queryables")
+    scenes, tiles = ((equal[key],) if key in equal else () for key in ("scene", "tile_key"))
+    where = Filter(bbox=query.box, since=since, until=until, scenes=scenes, tiles=tiles)
     limit = min(query.limit, MOST_ITEMS)
     page = collection.page(Wanted(where=where, limit=limit, token=query.token))
     at = f"{base}collections/{name}"
@@ -322,6 +355,7 @@ def _described(one: Collection, known: Collections, base: str) -> dict[str, Any]
             _link("root", base),
             _link("parent", base),
             _link("items", f"{at}/items", GEOJSON),
+            _link(_QUERYABLES, f"{at}/queryables", _SCHEMA),
         ],
     }
 

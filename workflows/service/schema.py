@@ -271,6 +271,12 @@ class ItemsQuery(_Message):
     collections: str | None = Field(
         None, max_length=10_000, description="Some clients repeat the collection's name here."
     )
+    scene: str | None = Field(
+        None, max_length=1024, description="Scene id; where the collection's queryables list it."
+    )
+    tile_key: str | None = Field(
+        None, max_length=1024, description="Tile key; where the collection's queryables list it."
+    )
 
     @property
     def box(self) -> tuple[float, float, float, float] | None:

@@ -133,6 +133,7 @@ def test_bbox_and_datetime_choose_as_the_filter_does(client: TestClient, config:
         ("/collections/tiles/items?token=1.x", "token"),
         ("/collections/tiles/items?limit=0", "limit"),
         ("/collections/tiles/items?colour=red", "colour"),
+        ("/collections/scenes/items?scene=site_20240601", "no queryable 'scene'"),
         ("/search?intersects=x", "intersects"),
         ("/search?bbox=0,0,1,1&intersects={}", "not both"),
     ],
@@ -141,6 +142,29 @@ def test_a_wrong_question_is_answered_with_its_reason(client: TestClient, path: 
     answer = client.get(path)
     assert answer.status_code == 422, answer.text
     assert words in answer.json()["message"]
+
+
+@pytest.mark.parametrize("name", ["tiles", "searches/first"])
+def test_each_queryable_chooses_the_features_of_equal_value(client: TestClient, name: str):
+    at = f"/collections/{name}"
+    links = {link["rel"]: link["href"] for link in client.get(at).json()["links"]}
+    answer = client.get(links["http://www.opengis.net/def/rel/ogc/1.0/queryables"])
+    assert answer.headers["content-type"] == "application/schema+json"
+    everything = client.get(f"{at}/items?limit=2000").json()["features"]
+    assert sorted(answer.json()["properties"]) == ["scene", "tile_key"]
+    for key in answer.json()["properties"]:
+        value = everything[0]["properties"][key]
+        wanted = [one["id"] for one in everything if one["properties"][key] == value]
+        query = {key: value, "limit": 1}
+        first = client.get(f"{at}/items", params=query).json()
+        follow = {link["rel"]: link["href"] for link in first["links"]}
+        found = client.get(f"{at}/items", params={**query, "limit": 2000}).json()["features"]
+        assert [one["id"] for one in found] == wanted
+        assert 0 < len(wanted) < len(everything)
+        if len(wanted) > 1:
+            after = client.get(follow["next"]).json()["features"]
+            assert after[0]["id"] == wanted[1]
+    assert client.get(f"{at}/items?scene=nothing").json()["features"] == []
 
 
 def test_what_is_not_there_is_404(client: TestClient):
