@@ -2,8 +2,8 @@
 
 A name with a colon is a class in a module that Python finds: an installed one, or one in the
 current folder. A name without a colon may be an entry point of an installed package, in the group
-``skysift.losses`` or ``skysift.backbones``. The source of such code is part of what it makes: its digest is part of a
-training run and of the bundle's fingerprint.
+``skysift.losses`` or ``skysift.backbones``. The source of such code is part of what it makes: its
+digest is part of a training run and of the bundle's fingerprint.
 
 What a loss has to be is said in :mod:`encoders.losses.core`, what a backbone has to be in
 :mod:`encoders.backbones.own`.

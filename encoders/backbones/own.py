@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from encoders.backbones.exported import Exported, build_exported
-from encoders.backbones.stem import Backbone, count_features
+from encoders.backbones.stem import Backbone
 from encoders.plugins import Plugin
 from storage.errors import ConfigError
 
@@ -48,7 +48,14 @@ class Own(Backbone):
         self, plugin: Plugin, bands: Sequence[str], tile_px: int, options: dict[str, Any]
     ) -> None:
         super().__init__()
-        made = plugin.load_maker()(len(bands), **options)
+        maker = plugin.load_maker()
+        try:
+            made = maker(len(bands), **options)
+        except Exception as error:  # whatever code of others raises
+            raise ConfigError(
+                f"{plugin}: called with {len(bands)} bands and {options or 'no options'} it raised "
+                f"{type(error).__name__}: {error}; correct the options or the code"
+            ) from error
         if not isinstance(made, nn.Module):
             raise ConfigError(
                 f"{plugin}: it made a {type(made).__name__}, expected a torch.nn.Module"
@@ -56,7 +63,6 @@ class Own(Backbone):
         self.network, self.options = made, options
         self._plugin, self._bands, self._tile_px = plugin, tuple(bands), tile_px
         self.dimension = self.exported().dimension  # refuses what no bundle can hold
-        count_features(self, len(bands), tile_px)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return features_BF of normalised tiles."""

@@ -20,9 +20,7 @@ def own_code(spec: TrainingSpec) -> dict[str, Plugin]:
     """
     found = {
         "loss": None if spec.loss in loss_names() else find_plugin("losses", spec.loss),
-        "backbone": None
-        if spec.backbone in BACKBONES
-        else find_plugin("backbones", spec.backbone),
+        "backbone": None if spec.backbone in BACKBONES else find_plugin("backbones", spec.backbone),
     }
     # An unknown name is refused by the workers.
     return {setting: plugin for setting, plugin in found.items() if plugin}

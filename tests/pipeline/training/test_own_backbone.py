@@ -19,7 +19,7 @@ from storage.errors import ConfigError
 from tests.support.training_world import SPEC, write_dataset
 
 NAME = "travelling_backbones"
-SOURCE = '''
+SOURCE = """
 import torch
 from torch import nn
 
@@ -38,10 +38,8 @@ class Branching(Net):
 
 def text(bands):
     return "no network"
-'''
-OWN = replace(
-    SPEC, backbone=f"{NAME}:Net", backbone_options={"width": 12}, workers=2, epochs=1
-)
+"""
+OWN = replace(SPEC, backbone=f"{NAME}:Net", backbone_options={"width": 12}, workers=2, epochs=1)
 
 
 @pytest.fixture
@@ -80,12 +78,14 @@ def test_the_saved_encoder_gives_the_vectors_of_the_network(folder: Path):
     [
         ("Chance", "aten.rand.default, which is not allowed"),
         ("Branching", "torch.export cannot export it"),
+        ("Net", "it raised TypeError.*depth"),
         ("text", "made a str, expected a torch.nn.Module"),
         ("nothing", "has no class or function nothing"),
     ],
 )
 def test_what_no_bundle_can_hold_is_refused_before_training(folder: Path, name: str, message: str):
     dataset = LabelledDataset.open(str(folder / "set"))
-    spec = replace(OWN, backbone=f"{NAME}:{name}", backbone_options={})
+    options = {"depth": 3} if name == "Net" else {}
+    spec = replace(OWN, backbone=f"{NAME}:{name}", backbone_options=options)
     with pytest.raises(ConfigError, match=message):
         initial_encoder(dataset, spec)
