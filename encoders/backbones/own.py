@@ -1,7 +1,7 @@
 """A backbone of one's own from code: trained as it is, and saved as a graph.
 
 The code is found by :mod:`encoders.plugins`. A bundle holds the network in the form of
-:mod:`encoders.backbones.exported`, so that whoever reads the bundle needs no code of the user's.
+:mod:`encoders.backbones.exported`, so that a reader of the bundle needs no code of the user.
 
 Shape legend: B batch, C bands, H and W pixels, F features.
 """
