@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from encoders.backbones.build import build_backbone
+from encoders.backbones.build import BACKBONES, build_backbone
+from encoders.backbones.own import Own
 from encoders.backbones.stem import Backbone
+from encoders.plugins import find_plugin
 from encoders.projection import build_head
 from encoders.spec import (
     DESCRIPTION_FILE,
@@ -272,7 +274,7 @@ def save_bundle(encoder: Encoder, uri: str | Location) -> str:
     The description is written last: a reader between the writes finds no bundle or raises an
     error, since the files do not belong together.
     """
-    files = _serialise(encoder)
+    files = _serialise(_without_code(encoder))
     folder = Location.of(uri)
     # Without the lock the files of two encoders that are saved at once could be mixed. In an object
     # store nothing prevents that, and the mixed bundle is refused when it is loaded.
@@ -281,6 +283,21 @@ def save_bundle(encoder: Encoder, uri: str | Location) -> str:
         for name, content in files.items():
             (folder / name).write(content)
     return bundle_fingerprint(files[DESCRIPTION_FILE], files[WEIGHTS_FILE])
+
+
+def _without_code(encoder: Encoder) -> Encoder:
+    """Return an encoder whose backbone is no code of the user's, but its graph."""
+    own = encoder.backbone
+    if not isinstance(own, Own):
+        return encoder
+    network = own.exported()
+    spec = replace(
+        encoder.spec,
+        backbone="exported",
+        backbone_options=network.options,
+        training={**encoder.spec.training, "backbone": own.origin},
+    )
+    return Encoder(spec, network, encoder.head, encoder.text)
 
 
 def new_encoder(
@@ -312,7 +329,14 @@ def new_encoder(
         options.pop("config", None)  # the configuration is that of the pretrained model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = build_backbone(spec.backbone, spec.bands, pretrained, **options)
+        plugin = None if spec.backbone in BACKBONES else find_plugin("backbones", spec.backbone)
+        if plugin and pretrained is not None:
+            raise ConfigError(f"{plugin} loads its weights itself; leave `pretrained`")
+        backbone = (
+            Own(plugin, spec.bands, spec.tile_px, options)
+            if plugin
+            else build_backbone(spec.backbone, spec.bands, pretrained, **options)
+        )
         identity = spec.head.get("kind") == "identity"
         spec = replace(
             spec,

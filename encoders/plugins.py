@@ -1,11 +1,12 @@
-"""Losses of one's own, named in a recipe: ``package.module:Name``, or an entry point.
+"""Losses and backbones of one's own in a recipe: ``package.module:Name``, or an entry point.
 
 A name with a colon is a class in a module that Python finds: an installed one, or one in the
 current folder. A name without a colon may be an entry point of an installed package, in the group
-``skysift.losses``. The source of such code is part of what it makes: its digest is part of a
-training run and of the bundle's fingerprint.
+``skysift.losses`` or ``skysift.backbones``. The source of such code is part of what it makes: its
+digest is part of a training run and of the bundle's fingerprint.
 
-What a loss has to be is said in :mod:`encoders.losses.core`.
+What a loss has to be is said in :mod:`encoders.losses.core`, what a backbone has to be in
+:mod:`encoders.backbones.own`.
 """
 
 import hashlib
@@ -13,19 +14,21 @@ import importlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Literal, TypeVar
+from types import ModuleType
+from typing import Any, Literal, TypeVar
 
 from storage.errors import ConfigError, NotFoundError
 from storage.values import json_digest
 
-Group = Literal["losses"]
-_NOUNS: dict[Group, str] = {"losses": "loss"}
+Group = Literal["backbones", "losses"]
+_NOUNS: dict[Group, str] = {"backbones": "backbone", "losses": "loss"}
 T = TypeVar("T")
 
 
@@ -82,6 +85,32 @@ class Plugin:
         ConfigError
             The module cannot be imported, lacks the name, or the name is no subclass of ``base``.
         """
+        module, found = self._imported()
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise ConfigError(
+                f"{self}: {self.module} ({module.__file__}) has no class {self.attribute} derived "
+                f"from {base.__module__}.{base.__name__}"
+            )
+        return found
+
+    def load_maker(self) -> Callable[..., Any]:
+        """Import a class or function.
+
+        Raises
+        ------
+        ConfigError
+            The module cannot be imported, or has no class or function of the name.
+        """
+        module, found = self._imported()
+        if not callable(found):
+            raise ConfigError(
+                f"{self}: {self.module} ({module.__file__}) has no class or function "
+                f"{self.attribute}"
+            )
+        maker: Callable[..., Any] = found
+        return maker
+
+    def _imported(self) -> tuple[ModuleType, Any]:
         folder = str(self.root.parent)
         if importlib.util.find_spec(self.module.partition(".")[0]) is None:
             sys.path.append(folder)  # last, where it hides no other module
@@ -92,13 +121,7 @@ class Plugin:
                 f"{self}: {self.module} cannot be imported "
                 f"({type(error).__name__}: {error}; {_place(error)}); correct it there"
             ) from error
-        found = getattr(module, self.attribute, None)
-        if not (isinstance(found, type) and issubclass(found, base)):
-            raise ConfigError(
-                f"{self}: {self.module} ({module.__file__}) has no class {self.attribute} derived "
-                f"from {base.__module__}.{base.__name__}"
-            )
-        return found
+        return module, getattr(module, self.attribute, None)
 
 
 def find_plugin(group: Group, name: str) -> Plugin | None:

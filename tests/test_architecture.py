@@ -102,7 +102,7 @@ HOMES = {
         *within(
             "encoders", "augment batch_norm bundle gather gather_check loop projection ranking text"
         ),
-        *within("encoders/backbones", "build exported operators pt2 stem timm transformers"),
+        *within("encoders/backbones", "build exported operators own pt2 stem timm transformers"),
         *within("encoders/losses", "__init__ bce cbml core grn icl ifnd jspcl macl msc supcon"),
         "encoders/losses/triplet.py",
         *within("pipeline/training", "driver log network worker"),

@@ -174,13 +174,24 @@ def _own_code(arguments: Sequence[str]) -> set[Path]:
     Installed packages have to be installed on the cluster.
     """
     text = "\0".join(arguments)
-    named = re.findall(r"(?:--loss[\0=]|training\.loss=)([^\0]+)", text)
+    option = r"(?:--|training\.|encoder\.)(loss|backbone)[\0=]([^\0]+)"
+    named = re.findall(option, text)
     for _, file, _ in _recipe_arguments(arguments):
         if Path(file).is_file():
             recipe = read_document(read_text(Path(file)), file, None)[0]
-            training = recipe.get("training") if isinstance(recipe, dict) else None
-            named.append(str(training.get("loss")) if isinstance(training, dict) else "")
-    plugins = [find_plugin("losses", name) for name in named if ":" in name]
+            sections = (
+                [recipe.get(part) for part in ("training", "encoder")]
+                if isinstance(recipe, dict)
+                else []
+            )
+            for section in sections:
+                if isinstance(section, dict):
+                    named += [(kind, str(section.get(kind))) for kind in ("loss", "backbone")]
+    plugins = [
+        find_plugin("losses" if kind == "loss" else "backbones", name)
+        for kind, name in named
+        if ":" in name
+    ]
     return {plugin.root for plugin in plugins if plugin and not plugin.is_installed}
 
 

@@ -4,6 +4,7 @@
 workers.
 """
 
+from encoders.backbones.build import BACKBONES
 from encoders.losses import loss_names
 from encoders.plugins import Plugin, find_plugin, require_source
 from pipeline.training.spec import TrainingJob, TrainingSpec
@@ -17,8 +18,12 @@ def own_code(spec: TrainingSpec) -> dict[str, Plugin]:
     ConfigError, NotFoundError
         As :func:`encoders.plugins.find_plugin`.
     """
-    plugin = None if spec.loss in loss_names() else find_plugin("losses", spec.loss)
-    return {"loss": plugin} if plugin else {}  # an unknown name is refused by the workers
+    found = {
+        "loss": None if spec.loss in loss_names() else find_plugin("losses", spec.loss),
+        "backbone": None if spec.backbone in BACKBONES else find_plugin("backbones", spec.backbone),
+    }
+    # An unknown name is refused by the workers.
+    return {setting: plugin for setting, plugin in found.items() if plugin}
 
 
 def require_sources(job: TrainingJob) -> None:
