@@ -317,7 +317,7 @@ def opening_tiles(box: BBox, most_zoom: int) -> list[MapTile]:
 def _blocks(pixels: Mask) -> Mask:
     """Return which blocks of pixels have at least one of them."""
     blocks = SIDE_PX // _BLOCK_PX
-    return pixels.reshape(blocks, _BLOCK_PX, blocks, _BLOCK_PX).any(axis=(1, 3))
+    return np.asarray(pixels.reshape(blocks, _BLOCK_PX, blocks, _BLOCK_PX).any(axis=(1, 3)))
 
 
 def _paint(
