@@ -85,7 +85,7 @@ def _prediction(plan: "IndexPlan", spec: "IndexSpec") -> dict[str, Any]:
         "rescored per result": plan.rerank,
         "rows to train on": plan.sample_rows,
         "memory of a builder": size(plan.builder_bytes),
-        **({"kinds measured": len(plan.estimates)} if plan.estimates else {}),
+        **({"kinds measured": "recall@10, what it takes, CPU time"} if plan.estimates else {}),
         **{f"  {_name(e.parameters)}": _figures(e, plan.rows) for e in plan.estimates},
     }
 
@@ -107,9 +107,8 @@ def _name(p: "ShardParameters") -> str:
 
 def _figures(estimate: "Estimate", rows: int) -> str:
     return (
-        f"recall@10 {estimate.recall:.3f} of {estimate.nprobe} lists and {estimate.rerank} "
-        f"candidates a hit, {estimate.query_us(rows):.0f} µs a query and core, "
-        f"{estimate.build_s:.0f} s of one core to build"
+        f"{estimate.recall:.3f}: {estimate.nprobe} lists, {estimate.rerank} rescored, "
+        f"{estimate.query_us(rows):.0f} µs a query, {estimate.build_s:.0f} s to build"
     )
 
 
