@@ -32,6 +32,9 @@ export function complain(text, remedy) {
 /** A text of the service as a sentence. */
 export const sentence = (text) => text && `${text[0].toUpperCase()}${text.slice(1)}.`;
 
+/** A number of things: "1 hit", "1,204 tiles". */
+export const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+
 /** A day for people, in UTC. */
 export function day(iso) {
   return new Date(iso).toLocaleDateString("en-GB", {

@@ -4,7 +4,7 @@ import { about as described } from "./about.js";
 import * as api from "./api.js";
 import { Asked } from "./asked.js";
 import { offerBands, withdrawBands } from "./bands.js";
-import { announce, complain, day, find, sentence } from "./dom.js";
+import { announce, complain, counted, day, find, sentence } from "./dom.js";
 import { lookOf } from "./ground.js";
 import { MapView } from "./mapview.js";
 import { fillForms, swapped, watchAsk, watchFilters } from "./panel.js";
@@ -139,8 +139,7 @@ async function run(asNew = false) {
     asked.show(answer, state.query, askedInWords(state), about.pictures)
       .catch((error) => complain(error.message));
     showStrip(hits, { about, markOf: mark, on: { open, mark: toggle } });
-    const found = hits.length === 1 ? "1 hit" : `${hits.length} hits`;
-    announce(hits.length ? `${found} like ${askedInWords(state)}` : "No hit: widen the filters.");
+    announce(hits.length ? `${counted(hits.length, "hit")} like ${askedInWords(state)}` : "No hit: widen the filters.");
     find("#status").title = answer.query;
     if (answer.coverage < 1) complain(`Only ${Math.round(answer.coverage * 100)} % of the index answered.`);
   } catch (error) {
@@ -276,8 +275,8 @@ function redraw() {
 }
 
 function describe() {
-  const tiles = about.rows.toLocaleString("en");
-  find("#about").textContent = `${tiles} tiles, ${day(about.since)} to ${day(about.until)}`;
+  const [first, last] = [day(about.since), day(about.until)];
+  find("#about").textContent = `${counted(about.rows, "tile")}, ${first === last ? first : `${first} to ${last}`}`;
   const embeds = about.bands.length > 0; // imported embeddings come without an encoder
   find("#drop").hidden = !embeds;
   find("#needs").textContent = embeds
@@ -304,7 +303,7 @@ async function start() {
   try {
     const { features, total } = await api.footprints(MOST_FOOTPRINTS);
     map?.showScenes(features.filter((one) => one.geometry));
-    if (!canSearch(state) && about.pictures) announce(`${total.toLocaleString("en")} scenes. Click one to begin.`);
+    if (!canSearch(state) && about.pictures) announce(`${counted(total, "scene")}. Click one to begin.`);
   } catch (error) {
     complain(error.message);
   }
