@@ -496,11 +496,12 @@ class Stages(ABC):
             names = ("band_mean", "band_std", "bands", "tile_px", "classes")
             found = {name: getattr(info, name) for name in names}
             return spec_from(EncoderSpec, section, **found), {}
-        if section.pretrained is not None and self._takes_pictures:
-            from encoders.backbones.transformers import byte_statistics
+        if section.pretrained is not None and not self.recipe.catalog.source:
+            from encoders.backbones.transformers import ARCHITECTURES, byte_statistics
 
-            mean, std = byte_statistics(section.pretrained)
-            return spec_from(EncoderSpec, section, band_mean=mean, band_std=std), {}
+            if section.backbone in ARCHITECTURES and section.bands == ("red", "green", "blue"):
+                mean, std = byte_statistics(section.pretrained)
+                return spec_from(EncoderSpec, section, band_mean=mean, band_std=std), {}
         listing = read_scenes(self.catalog_spec(), section.bands)
         rejected = {item.scene_id: item.reason for item in listing.distinct_rejected}
         if not listing.scenes:
@@ -509,16 +510,6 @@ class Stages(ABC):
             statistics = band_statistics(listing.scenes, progress=progress)
         spec = spec_from(EncoderSpec, section, band_mean=statistics.mean, band_std=statistics.std)
         return spec, {**rejected, **statistics.skipped}
-
-    @property
-    def _takes_pictures(self) -> bool:
-        """Whether a new encoder may take pictures as a pretrained network was trained on them."""
-        section = self.recipe.encoder
-        return (
-            not self.recipe.catalog.source
-            and section.backbone not in ("tiny-cnn", "timm")
-            and tuple(section.bands) == ("red", "green", "blue")
-        )
 
     def train(self, *, resume: bool = False) -> "TrainingResult":
         """Train an encoder on the labelled dataset; a stopped run continues.

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from encoders.plugins import find_plugin
+from encoders.plugins import Group, find_plugin
 from storage.errors import ConfigError, NotFoundError, SkysiftError
 from storage.signatures import without_signatures
 from workflows.recipe.document import dotted, read_document, read_text
@@ -173,25 +173,16 @@ def _own_code(arguments: Sequence[str]) -> set[Path]:
 
     Installed packages have to be installed on the cluster.
     """
-    text = "\0".join(arguments)
+    groups: dict[str, Group] = {"loss": "losses", "backbone": "backbones"}
     option = r"(?:--|training\.|encoder\.)(loss|backbone)[\0=]([^\0]+)"
-    named = re.findall(option, text)
+    named = re.findall(option, "\0".join(arguments))
     for _, file, _ in _recipe_arguments(arguments):
         if Path(file).is_file():
             recipe = read_document(read_text(Path(file)), file, None)[0]
-            sections = (
-                [recipe.get(part) for part in ("training", "encoder")]
-                if isinstance(recipe, dict)
-                else []
-            )
-            for section in sections:
-                if isinstance(section, dict):
-                    named += [(kind, str(section.get(kind))) for kind in ("loss", "backbone")]
-    plugins = [
-        find_plugin("losses" if kind == "loss" else "backbones", name)
-        for kind, name in named
-        if ":" in name
-    ]
+            for part in ("training", "encoder") if isinstance(recipe, dict) else ():
+                if isinstance(section := recipe.get(part), dict):
+                    named += [(kind, str(section.get(kind))) for kind in groups]
+    plugins = [find_plugin(groups[kind], name) for kind, name in named if ":" in name]
     return {plugin.root for plugin in plugins if plugin and not plugin.is_installed}
 
 

@@ -74,7 +74,7 @@ class Own(Backbone):
         """Name, options and digest of the source, for the description of an encoder."""
         return {
             "name": self._plugin.name,
-            **self.options,
+            "options": self.options,
             "source_sha256": self._plugin.digest,
         }
 

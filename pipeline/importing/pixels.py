@@ -16,13 +16,7 @@ from pipeline.importing.spec import ImportSpec, Unusable
 from pipeline.runtime.dask import blocks_of, compute
 from pipeline.tiles.grid import TileGrid, window_of_bbox
 from storage.embeddings.layouts import PixelLayout
-from storage.embeddings.rasters import (
-    Raster,
-    geotiff_raster,
-    geotiffs,
-    is_zarr,
-    zarr_rasters,
-)
+from storage.embeddings.rasters import Raster, geotiff_raster, geotiffs, is_zarr, zarr_rasters
 from storage.embeddings.table import TABLE_SUFFIXES
 from storage.errors import ConfigError
 from storage.geometry import BBox

@@ -17,7 +17,6 @@ from storage.scene import BandSource, Candidate, CatalogSpec, Rejected, Sources
 
 logger = logging.getLogger(__name__)
 
-GEOTIFF_SUFFIXES = (".tif", ".tiff")
 SIDECAR_SUFFIXES = (".msk", ".aux.xml", ".tfw", ".tifw", ".wld")
 
 _DATE = r"(?<!\d)(?P<date>\d{8}T\d{6}|\d{4}-\d{2}-\d{2}|(?:19|20)\d{6})(?!\d)"

@@ -22,12 +22,12 @@ import numpy.typing as npt
 import zarr
 from zarr.storage import FsspecStore
 
-from storage.catalog.files import GEOTIFF_SUFFIXES, date_of_name
+from storage.catalog.files import date_of_name
 from storage.dates import as_utc, parse_moment
 from storage.embeddings.layouts import Choice, PixelLayout, Quantization, pixel_layout
 from storage.errors import CatalogError, NotFoundError, SceneError
 from storage.location import Location, named_failures
-from storage.raster.geotiff import crs_name, inspect
+from storage.raster.geotiff import GEOTIFF_SUFFIXES, crs_name, inspect
 from storage.raster.pixel_grid import PixelGrid, Window
 from storage.raster.reader import SceneReader
 from storage.scene import BandSource, Scene

@@ -46,7 +46,8 @@ _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NAMES = {"tif": "GeoTIFF", "jp2": "JPEG 2000", "vrt": "VRT"}
 _GDAL_DRIVERS = {"tif": "GTiff", "jp2": "JP2OpenJPEG", "vrt": "VRT"}
 _FURTHER: dict[str, Driver] = {".jp2": "jp2", ".j2k": "jp2", ".vrt": "vrt"}
-RASTER_SUFFIXES = (".tif", ".tiff", *_FURTHER)
+GEOTIFF_SUFFIXES = (".tif", ".tiff")
+RASTER_SUFFIXES = (*GEOTIFF_SUFFIXES, *_FURTHER)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,20 +14,19 @@ from encoders.backbones.stem import inflate_stem
 from storage.errors import ConfigError, NotFoundError
 
 BANDS = ("blue", "green", "red", "nir")
+VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "image_size": 32,
+}
 SMALL = {
     "tiny-cnn": {"width": 8},
     "mobilenet_v2": {"config": {"depth_multiplier": 0.35}},
     "resnet": {"config": {"depths": [1, 1], "hidden_sizes": [8, 16], "embedding_size": 8}},
     "convnextv2": {"config": {"depths": [1, 1], "hidden_sizes": [8, 16], "num_stages": 2}},
-    "vit": {
-        "config": {
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 16,
-            "image_size": 32,
-        }
-    },
+    "vit": {"config": VIT},
     "dinov2": {
         "config": {
             "hidden_size": 16,
@@ -36,28 +35,8 @@ SMALL = {
             "image_size": 28,
         }
     },
-    "dinov3": {
-        "config": {
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 16,
-            "image_size": 32,
-        }
-    },
-    **{
-        name: {
-            "config": {
-                "hidden_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "intermediate_size": 16,
-                "image_size": 32,
-                "patch_size": 8,
-            }
-        }
-        for name in ("clip", "siglip")
-    },
+    "dinov3": {"config": VIT},
+    **{name: {"config": {**VIT, "patch_size": 8}} for name in ("clip", "siglip")},
 }
 RGB = ["red", "green", "blue"]
 

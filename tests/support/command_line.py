@@ -1,10 +1,16 @@
-"""The command line, run in the process of the test."""
+"""The command line, run in the process of the test, or beside it as its users run it."""
 
 import contextlib
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
+from tests.support.paths import REPOSITORY
 from workflows.cli import main
 
 
@@ -30,3 +36,20 @@ def run(*arguments: object) -> Outcome:
         except SystemExit as ended:
             return Outcome(int(ended.code or 0), out.getvalue(), err.getvalue())
     raise AssertionError("main always exits")
+
+
+def run_beside(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
+    """Run Python in a folder, as the console script: the folder is not on Python's path."""
+    return subprocess.run(
+        [sys.executable, "-P", *command],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def page_blocks(page: str, language: str) -> list[str]:
+    """Return the blocks of a page of ``docs/howto`` in a language, in order."""
+    text = (REPOSITORY / "docs/howto" / page).read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)

@@ -1,11 +1,9 @@
 """A loss of a user's own, written where a test wants it: the one of docs/howto/loss.md."""
 
-import re
 from pathlib import Path
 
-from tests.support.paths import REPOSITORY
+from tests.support.command_line import page_blocks
 
-PAGE = REPOSITORY / "docs" / "howto" / "loss.md"
 DIVIDES_ON_ITS_OWN = '''
 
 import torch
@@ -25,13 +23,8 @@ class NoLoss:
 '''
 
 
-def page_blocks(language: str) -> list[str]:
-    """The blocks of the page in a language, in order."""
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
-
-
 def write_losses(folder: Path, name: str = "my_losses") -> Path:
     """Write the loss of the page, and two wrong ones, as a module; return the file."""
     path = folder / f"{name}.py"
-    path.write_text(page_blocks("python")[0] + DIVIDES_ON_ITS_OWN)
+    path.write_text(page_blocks("loss.md", "python")[0] + DIVIDES_ON_ITS_OWN)
     return path

@@ -11,9 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.support.paths import REPOSITORY
-
-PAGE = REPOSITORY / "docs" / "howto" / "encoder.md"
 BANDS = ("red", "green", "blue", "nir")
 SIDE_PX = 32
 ANY_BATCH = ({0: torch.export.Dim("batch")},)
@@ -136,8 +133,3 @@ def with_operator(source: Path, target: Path, name: str) -> Path:
         return {"models/model.json": changed.encode()}
 
     return rewritten(source, target, change)
-
-
-def page_blocks(language: str) -> list[str]:
-    """The blocks of the page about one's own encoder, in order."""
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)

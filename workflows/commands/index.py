@@ -69,9 +69,8 @@ for command in (list_, info, stats, verify, rollback, gc):
 
 
 def _prediction(plan: "IndexPlan", spec: "IndexSpec") -> dict[str, Any]:
-    p, expected = plan.parameters, min(spec.recall, plan.recall_ceiling)
-    if plan.estimate:
-        expected = plan.estimate.recall
+    p, estimate = plan.parameters, plan.estimate
+    expected = estimate.recall if estimate else min(spec.recall, plan.recall_ceiling)
     return {
         "rows": plan.rows,
         "kind": f"{p.kind} ({_reason(plan, spec)})",

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from encoders.bundle import Encoder, load_encoder
-from encoders.spec import no_text, read_spec
+from encoders.spec import EncoderSpec, no_text, read_spec
 from pipeline.search.query import Query, QueryResolver, combine
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
@@ -374,6 +374,10 @@ class _Version:
         return self._config.encoder_uri or self.archive.encoder
 
     @cached_property
+    def _encoder_spec(self) -> EncoderSpec:
+        return read_spec(self._bundle)
+
+    @cached_property
     def embedding_resolver(self) -> QueryResolver:
         return QueryResolver(self.searcher, self.encoder)
 
@@ -381,7 +385,7 @@ class _Version:
     def no_words(self) -> str:
         """Why the encoder embeds no words; empty when it does."""
         try:
-            spec = read_spec(self._bundle)
+            spec = self._encoder_spec
         except SkysiftError as error:
             return str(error)
         fingerprint = self.searcher.manifest.encoder_fingerprint

@@ -59,7 +59,11 @@ def test_the_module_travels_and_the_encoder_needs_no_code(folder: Path, ray_sess
     shutil.rmtree(folder / "code")
     spec = load_encoder(result.bundle_uri).spec
     assert spec.backbone == "exported"
-    assert spec.training["backbone"] == {"name": OWN.backbone, "width": 12, "source_sha256": digest}
+    assert spec.training["backbone"] == {
+        "name": OWN.backbone,
+        "options": {"width": 12},
+        "source_sha256": digest,
+    }
 
 
 def test_the_saved_encoder_gives_the_vectors_of_the_network(folder: Path):

@@ -1,41 +1,27 @@
 """`skysift loss`, and the page about a loss of one's own as its reader follows it."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import run
-from tests.support.own_losses import page_blocks, write_losses
-from tests.support.paths import REPOSITORY
-
-
-def _in(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command in a folder, as the console script: the folder is not on Python's path."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "100"}
-    return subprocess.run(
-        [sys.executable, "-P", *command],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+from tests.support.command_line import page_blocks, run, run_beside
+from tests.support.own_losses import write_losses
 
 
 def test_the_page_ends_in_an_exact_loss_and_shows_a_wrong_one(tmp_path: Path):
     write_losses(tmp_path)
     first, second = (
-        line for line in page_blocks("sh")[0].splitlines() if line.startswith("skysift loss check")
+        line
+        for line in page_blocks("loss.md", "sh")[0].splitlines()
+        if line.startswith("skysift loss check")
     )
-    done = _in(tmp_path, "-m", "workflows.cli", *shlex.split(first)[1:])
+    done = run_beside(tmp_path, "-m", "workflows.cli", *shlex.split(first)[1:])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("exact") == 3
     assert "hardness=3" in second
-    wrong = _in(
+    wrong = run_beside(
         tmp_path,
         *["-m", "workflows.cli", "loss", "check", "--loss", "my_losses:DividesOnItsOwn"],
         *["--workers", "2"],
@@ -43,7 +29,7 @@ def test_the_page_ends_in_an_exact_loss_and_shows_a_wrong_one(tmp_path: Path):
     assert wrong.returncode == 1
     assert "DIFFERS" in wrong.stdout
     assert "denominator of the Ratio" in wrong.stdout
-    heading, row = page_blocks("text")[0].splitlines()
+    heading, row = page_blocks("loss.md", "text")[0].splitlines()
     shown = wrong.stdout.splitlines()
     assert re.sub(r"\s+", " ", shown[0]).strip() == re.sub(r"\s+", " ", heading).strip()
     assert shown[1].split()[0::5] == row.split()[0::5]
@@ -51,8 +37,8 @@ def test_the_page_ends_in_an_exact_loss_and_shows_a_wrong_one(tmp_path: Path):
 
 def test_the_test_of_the_page_passes_in_a_project_of_its_reader(tmp_path: Path):
     write_losses(tmp_path)
-    (tmp_path / "test_mine.py").write_text(page_blocks("python")[1])
-    done = _in(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py")
+    (tmp_path / "test_mine.py").write_text(page_blocks("loss.md", "python")[1])
+    done = run_beside(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py")
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
 

@@ -1,37 +1,22 @@
 """The page about a network of one's own, as its reader follows it."""
 
 import json
-import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from storage.raster.writer import write_geotiff
-from tests.support.own_networks import page_blocks
-from tests.support.paths import REPOSITORY
+from tests.support.command_line import page_blocks, run_beside
 from tests.support.training_world import write_dataset
 
 BANDS = ("red", "green", "blue", "nir")
 
 
-def _run(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command in a folder, as the console script."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "100"}
-    return subprocess.run(
-        [sys.executable, "-P", *command],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-
-
 def _skysift(folder: Path, line: str, *more: str) -> "subprocess.CompletedProcess[str]":
-    return _run(folder, "-m", "workflows.cli", *shlex.split(line)[1:], *more)
+    return run_beside(folder, "-m", "workflows.cli", *shlex.split(line)[1:], *more)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         scene = np.kron(coarse, np.ones((1, 16, 16), np.uint16))
         _write(place / "scenes" / f"scene{number}_20240601.tif", scene, number * 2560)
     _write(place / "picture.tif", scene[:, 64:128, 128:192], 0)
-    (place / "own.yaml").write_text(page_blocks("yaml")[0])
-    assert _run(place, "-c", page_blocks("python")[0]).stderr == ""
+    (place / "own.yaml").write_text(page_blocks("encoder.md", "yaml")[0])
+    assert run_beside(place, "-c", page_blocks("encoder.md", "python")[0]).stderr == ""
     return place
 
 
@@ -56,7 +41,7 @@ def _write(path: Path, pixels: np.ndarray, east: int) -> None:
 
 
 def test_the_page_leads_from_a_network_to_hits(folder: Path):
-    *commands, search = page_blocks("sh")[0].splitlines()
+    *commands, search = page_blocks("encoder.md", "sh")[0].splitlines()
     for line in commands:
         done = _skysift(folder, line)
         assert done.returncode == 0, done.stderr
@@ -70,7 +55,9 @@ def test_the_page_leads_from_a_network_to_hits(folder: Path):
 
 @pytest.mark.parametrize("verb", ["evaluate", "train"])
 def test_evaluate_and_train_take_the_network(folder: Path, verb: str):
-    line = next(line for line in page_blocks("sh")[1].splitlines() if f" {verb} " in line)
+    line = next(
+        line for line in page_blocks("encoder.md", "sh")[1].splitlines() if f" {verb} " in line
+    )
     code = (
         "import torch; from torch import nn; "
         "torch.export.save(torch.export.export(nn.Sequential(nn.Conv2d(2, 8, 4, 4), nn.ReLU(), "
@@ -79,7 +66,7 @@ def test_evaluate_and_train_take_the_network(folder: Path, verb: str):
     )
     place = folder / verb
     write_dataset(str(place / "work" / "aid" / "dataset"), rows=60)
-    assert _run(place, "-c", code).returncode == 0
+    assert run_beside(place, "-c", code).returncode == 0
     more = ["--epochs", "1", "-s", "training.batch_size=16", "-s", "training.device=cpu"]
     if verb == "evaluate":
         more = ["-s", "evaluate.split=val"]
