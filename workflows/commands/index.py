@@ -70,7 +70,8 @@ for command in (list_, info, stats, verify, rollback, gc):
 
 def _prediction(plan: "IndexPlan", spec: "IndexSpec") -> dict[str, Any]:
     p, estimate = plan.parameters, plan.estimate
-    expected = estimate.recall if estimate else min(spec.recall, plan.recall_ceiling)
+    asked = 1.0 if p.kind == "flat" else spec.recall
+    expected = estimate.recall if estimate else asked
     return {
         "rows": plan.rows,
         "kind": f"{p.kind} ({_reason(plan, spec)})",

@@ -64,6 +64,8 @@ def test_a_dry_run_predicts_what_the_build_measures(at: list[str]):
         "memory of a builder",
     ):
         assert word in shown
+    exact = run("index", "build", *at, "--kind", "flat", "--dry-run").out
+    assert re.search(r"recall@10 expected +1\.000,", exact)
 
 
 @pytest.mark.parametrize(
