@@ -5,7 +5,7 @@ The unit of work is a query for ten hits on one core. Of an index with 4-bit cod
     fixed + centres * centre + probed lists * rows of a list * row + candidates * candidate
 
 and the constants are those of the project's own code: FAISS's comparison with centres and scan of
-codes, and the exact scores of candidates.
+codes, its selection of candidates, and their exact scores.
 """
 
 import os
@@ -13,13 +13,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.vectors import Mixture
+from benchmarks.vectors import Mixture, make_archive
+from pipeline.indexing.driver import build_index
 from pipeline.indexing.plan import row_bytes
+from pipeline.indexing.spec import IndexSpec
 from pipeline.search.hits import merge
 from storage.index.plan import candidates_for
 from storage.index.quantizer import (
@@ -34,8 +36,8 @@ from storage.index.quantizer import (
 from storage.index.search import SearchResult
 from storage.index.vectors import HalfVectors
 
-K, RERANK, PROBES = 10, 4, 16
-ITERATIONS = 10
+K, RERANK, PROBES = 10, 8, 16
+_ITERATIONS = 5  # of the whole sample: most see a quarter of it
 _ROWS, _COPIES, _LISTS, _QUERIES = 131_072, 32, 512, 512
 _PAGE = 4096
 
@@ -55,12 +57,14 @@ class Constants:
     row
         To compare one code.
     candidate
-        To score one candidate whose vector is in memory.
+        To select one candidate more, and to score it with its vector in the system's cache.
     disk
         To read one candidate's vector from this disk, where it is not in memory; the simulation
         has it there.
     add
         To encode one row, without finding its list.
+    carry
+        To read one row, copy and hash its vector and columns, and measure recall with it.
     merge
         To merge the answer of one search node into that of a query.
     """
@@ -73,6 +77,7 @@ class Constants:
     candidate: float
     disk: float
     add: float
+    carry: float
     merge: float
 
 
@@ -129,14 +134,42 @@ def build_hours(
     cores: int,
     rows_per_centre: int = TRAINING_ROWS_PER_CENTRE,
 ) -> float:
-    """Return the hours to train and fill an index with some cores; reading is not in it."""
-    sample = archive.lists * rows_per_centre
-    compared = (ITERATIONS * sample + archive.rows) * archive.lists * constants.assign
-    return (compared + archive.rows * constants.add) / cores / 3.6e12
+    """Return the hours to build an index with some cores."""
+    return _build_ns(constants, archive, rows_per_centre) / cores / 3.6e12
 
 
-def measured(dimension: int) -> Constants:
-    """Measure the constants, on one thread."""
+def _build_ns(constants: Constants, archive: Archive, rows_per_centre: int) -> float:
+    compared = (_ITERATIONS * archive.lists * rows_per_centre + archive.rows) * archive.lists
+    return compared * constants.assign + archive.rows * (constants.add + constants.carry)
+
+
+def measured(dimension: int, cores: int) -> Constants:
+    """Measure the constants; needs a session of Ray with some cores."""
+    alone = _on_one_thread(dimension)
+    return replace(alone, carry=_carry_ns(alone, cores))
+
+
+def _carry_ns(constants: Constants, cores: int) -> float:
+    """Return what building an index takes for each row besides what a thread was seen to take.
+
+    Of two builds that differ in their rows only, since starting takes time too.
+    """
+    taken = []
+    for rows in (_ROWS, 4 * _ROWS):
+        archive = Archive(rows=rows, dimension=constants.dimension, lists=_LISTS)
+        spec = IndexSpec(
+            kind="ivf_pq4", shards=cores, nlist=_LISTS, sample_rows=64 * _LISTS
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            uri = make_archive(Path(folder), rows, constants.dimension)
+            started = time.perf_counter_ns()
+            build_index(uri, f"{folder}/index", spec)
+            whole = cores * (time.perf_counter_ns() - started)
+        taken.append(whole - _build_ns(constants, archive, 64))
+    return max(taken[1] - taken[0], 0) / (3 * _ROWS)
+
+
+def _on_one_thread(dimension: int) -> Constants:
     set_threads(1)
     parameters = ShardParameters(
         kind="ivf_pq4", dimension=dimension, nlist=_LISTS, pq_bytes=dimension // 4
@@ -160,21 +193,24 @@ def measured(dimension: int) -> Constants:
         large.merge_from(once, copy * _ROWS + positions)
     lists = scannable(large.loaded.lists)
     found = {}
-    for probes in (4, 16):
+    few, many = (candidates_for(K, rerank) for rerank in (RERANK, 8 * RERANK))
+    for probes, depth in ((4, few), (16, few), (16, many)):
         lists.nprobe = probes
-        depth = candidates_for(K, RERANK)
-        found[probes] = _ns(lambda d=depth: lists.search(queries, d), 3) / _QUERIES
+        found[probes, depth] = _ns(lambda d=depth: lists.search(queries, d), 3) / _QUERIES
     scanned = _COPIES * _ROWS / _LISTS
-    row = (found[16] - found[4]) / 12 / scanned
+    row = (found[16, few] - found[4, few]) / 12 / scanned
+    select = (found[16, many] - found[16, few]) / (many - few)
+    fixed = found[4, few] - 4 * scanned * row - _LISTS * centre - few * select
     return Constants(
         dimension=dimension,
         centre=centre,
         assign=nearest / _LISTS,
-        fixed=max(found[4] - 4 * scanned * row - _LISTS * centre, 0),
+        fixed=max(fixed, 0),
         row=row,
-        candidate=_candidate_ns(dimension, queries),
+        candidate=select + _candidate_ns(dimension, queries),
         disk=disk,
         add=max(added - nearest, 0),
+        carry=0.0,
         merge=_merge_ns(),
     )
 
@@ -189,12 +225,17 @@ def _ns(call: Callable[[], object], turns: int = 5) -> float:
 
 
 def _candidate_ns(dimension: int, queries: np.ndarray) -> float:
-    """Return the time to score a candidate anywhere in 512 MB of vectors."""
-    count = 2**28 // dimension
-    stored = HalfVectors.stored([np.ones((count, dimension), np.float16)])
-    stored.compile()
-    some = np.random.default_rng(0).integers(0, count, (len(queries), 40))
-    return _ns(lambda: stored.scores(queries, some)) / some.size
+    """Return the time to score a candidate anywhere in a file of 2 GB that the system caches."""
+    shape = 2**30 // dimension, dimension
+    with tempfile.TemporaryFile() as file:
+        vectors = np.memmap(file, np.float16, "w+", shape=shape)
+        for start in range(0, shape[0], 2**17):
+            vectors[start : start + 2**17] = 1
+        stored = HalfVectors.stored([vectors])
+        stored.compile()
+        some = np.random.default_rng(0).integers(0, shape[0], (len(queries), 80))
+        stored.scores(queries, some)
+        return _ns(lambda: stored.scores(queries, some)) / some.size
 
 
 def _disk_ns(path: Path, pages: int = 2**17, reads: int = 2000) -> float:

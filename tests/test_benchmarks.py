@@ -182,6 +182,7 @@ COSTS = scale_model.Constants(
     candidate=90,
     disk=5e4,
     add=3e3,
+    carry=5e3,
     merge=1e3,
 )
 ARCHIVE = scale_model.Archive(rows=1_000_000, dimension=128, lists=1024)

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 Recall = Mapping[int, Mapping[int, float]]
 """Recall@10 by the candidates per hit and nprobe."""
-RECALL_QUERIES = 100
+RECALL_QUERIES = 256
 
 
 def segment_extents(archive: Archive, skip: frozenset[str] = frozenset()) -> Segments:

@@ -30,7 +30,7 @@ _QUERIES = 256
 _PROBES = (1, 2, 4, 8, 16, 32, 64)
 RERANKS = (2, 4, 8, 16, 32, 64)
 """Candidates per hit to choose from."""
-_TIMED_LISTS, _TIMED_FACTOR = 16, 8  # lists and candidates per hit whose times are taken
+_TIMED_LISTS, _TIMED_FACTOR = 16, 32  # lists and candidates per hit whose times are taken
 _TURNS = 3
 
 
@@ -49,7 +49,7 @@ class Estimate:
         Recall@10 with those, and with every list probed.
     centres_us, row_us, candidate_us
         CPU time of a query of a batch, in microseconds: to choose its lists, to compare it with a
-        row of them, and to compute the exact score of a candidate.
+        row of them, and to keep one more candidate and compute its exact score.
     build_s
         CPU time of training, and of adding every row, in seconds.
     """
@@ -129,11 +129,14 @@ class Pilot:
             found = index.search(queries, min(RECALL_AT * factors[-1] + 1, len(rows)))[1]
             recall |= {(nprobe, factor): self._recall(found, factor) for factor in factors}
         depth = RECALL_AT * _TIMED_FACTOR
-        scan_s = _seconds(lambda: index.search(queries, depth)) / count / len(rows)
+        scan_s, deep_s = (
+            _seconds(partial(index.search, queries, k)) / count for k in (RECALL_AT, depth)
+        )
         candidates = np.random.default_rng(0).integers(0, len(rows), (count, depth))
         stored = HalfVectors.stored([self._halves])
         stored.compile()  # as in a search node
-        exact = partial(stored.scores, self._queries, candidates)
+        exact_s = _seconds(partial(stored.scores, self._queries, candidates)) / count / depth
+        keep_s = max(deep_s - scan_s, 0) / (depth - RECALL_AT)
         centre_s = _seconds(self._nearest_centres(parameters)) / count
         training = sample_rows * parameters.nlist / (len(rows) * lists)
         adding = add_s / len(rows) + centre_s
@@ -144,8 +147,8 @@ class Pilot:
             recall=recall[lists, factors[-1]],
             recall_ceiling=recall[lists, factors[-1]],
             centres_us=1e6 * centre_s,
-            row_us=1e6 * scan_s,
-            candidate_us=1e6 * _seconds(exact) / count / depth,
+            row_us=1e6 * scan_s / len(rows),
+            candidate_us=1e6 * (keep_s + exact_s),
             build_s=training * centres_s + codes_s + self._total * adding,
         )
         enough = [pair for pair, reached in recall.items() if reached >= target]

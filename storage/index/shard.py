@@ -304,7 +304,7 @@ class ShardGroup:
             The scores and the positions of the k best rows of each shard, (Q, shards * k) at most,
             in no order.
         """
-        queries = queries.astype(np.float64, copy=False)  # in which sums of products are exact
+        single, double = (queries.astype(kind, copy=False) for kind in (np.float32, np.float64))
         step = max(_SCAN_VALUES // self.dimension, 1)
         best: list[tuple[Float32, Int64]] = []
         for _, shard in self.split(rows):
@@ -313,13 +313,20 @@ class ShardGroup:
             positions = np.full(shape, -1, dtype=np.int64)
             for start in range(0, len(shard), step):
                 chunk = shard[start : start + step]
-                vectors = self.decode(chunk).astype(np.float64, copy=False)
+                vectors = self.decode(chunk)
                 for first in range(0, len(queries), _SCAN_QUERIES):
                     block = slice(first, first + _SCAN_QUERIES)
-                    fresh = (queries[block] @ vectors.T).astype(np.float32)
-                    among = (fresh >= scores[block].min(axis=1, keepdims=True)).any(axis=0)
-                    fresh = fresh[:, among]
-                    places = np.broadcast_to(chunk[among], fresh.shape)
+                    least = scores[block].min(axis=1, keepdims=True)
+                    among = np.arange(len(chunk))
+                    if start and scores[block].size < len(chunk):  # few rows are among the best
+                        rough = single[block] @ vectors.astype(np.float32, copy=False).T
+                        among = np.flatnonzero((rough >= least - self.margin).any(axis=0))
+                    # In float64 sums of products are exact.
+                    exact = double[block] @ vectors[among].astype(np.float64, copy=False).T
+                    fresh = exact.astype(np.float32)
+                    better = (fresh >= least).any(axis=0)
+                    fresh = fresh[:, better]
+                    places = np.broadcast_to(chunk[among[better]], fresh.shape)
                     scores[block], positions[block] = best_of_shard(
                         np.concatenate([scores[block], fresh], axis=1),
                         np.concatenate([positions[block], places], axis=1),
