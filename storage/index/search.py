@@ -6,6 +6,7 @@ tile key, scene id). So at exhaustive ``nprobe`` the answer is the brute-force a
 are sharded.
 """
 
+import ctypes
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -140,7 +141,9 @@ class ShardSet:
         set_threads(threads)
         entries = [entry for entry in manifest.shards if names is None or entry.name in names]
         shards = [files.load(entry, mapped=manifest.mapped) for entry in entries]
-        return cls(shards, on_scan, threads, names)
+        loaded = cls(shards, on_scan, threads, names)
+        _return_freed_memory()
+        return loaded
 
     def search(self, plan: SearchPlan, queries: Float32) -> SearchResult:
         """Return the ``plan.k`` best rows of each canonical query (Q, D).
@@ -455,6 +458,15 @@ class ShardSet:
         shard = np.searchsorted(self._starts, numbers, side="right") - 1
         places = (self._shard_numbers[shard] << 32) + numbers - self._starts[shard]
         return np.where(numbers < 0, -1, places)
+
+
+def _return_freed_memory() -> None:
+    """Give the memory that loading took for a while back to the system; the GNU C library keeps it.
+
+    Of 30 million rows of 128 dimensions that was a quarter of the process.
+    """
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _blocks(items: Block, size: int) -> list[Block]:
