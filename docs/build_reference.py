@@ -57,6 +57,8 @@ SURFACE = {
     "skysift.Encoder": ("load",),
     "skysift.save_bundle": (),
     "skysift.LabelledDataset": ("open", "indices"),
+    "skysift.LabelledImages": (),
+    "skysift.ImageReader": ("read",),
     "skysift.build_loss": (),
     "skysift.Loss": ("ratios",),
     "skysift.PairLoss": ("terms", "prepare"),

@@ -1,20 +1,22 @@
-"""Losses and backbones of one's own in a recipe: ``package.module:Name``, or an entry point.
+"""Code of one's own in a recipe: ``package.module:Name``, or an entry point.
 
-A name with a colon is a class in a module that Python finds: an installed one, or one in the
-current folder. A name without a colon may be an entry point of an installed package, in the group
-``skysift.losses`` or ``skysift.backbones``. The source of such code is part of what it makes: its
-digest is part of a training run and of the bundle's fingerprint.
+A name with a colon is a class or function in a module that Python finds: an installed one, or one
+in the current folder. A name without a colon may be an entry point of an installed package, in the
+group ``skysift.losses``, ``skysift.backbones`` or ``skysift.importers``. The source of such code is
+part of its results: its digest is part of a training run, of the bundle's fingerprint and of the
+origin of a dataset.
 
-What a loss has to be is said in :mod:`encoders.losses.core`, what a backbone has to be in
-:mod:`encoders.backbones.own`.
+The form of a loss is in :mod:`encoders.losses.core`, that of a backbone in
+:mod:`encoders.backbones.own`, that of an importer in :mod:`pipeline.datasets.own`.
 """
 
+import difflib
 import hashlib
 import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -27,14 +29,14 @@ from typing import Any, Literal, TypeVar
 from storage.errors import ConfigError, NotFoundError
 from storage.values import json_digest
 
-Group = Literal["backbones", "losses"]
-_NOUNS: dict[Group, str] = {"backbones": "backbone", "losses": "loss"}
+Group = Literal["backbones", "importers", "losses"]
+_NOUNS: dict[Group, str] = {"backbones": "backbone", "importers": "importer", "losses": "loss"}
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plugin:
-    """A class of one's own, and its source; nothing is imported before :meth:`load`.
+    """A class or function of one's own, and its source; it is imported when it is loaded.
 
     Attributes
     ----------
@@ -118,8 +120,7 @@ class Plugin:
             module = import_module(self.module)
         except Exception as error:  # whatever code of others raises
             raise ConfigError(
-                f"{self}: {self.module} cannot be imported "
-                f"({type(error).__name__}: {error}; {_place(error)}); correct it there"
+                f"{self}: {self.module} cannot be imported ({raised_by(error)}); correct it there"
             ) from error
         return module, getattr(module, self.attribute, None)
 
@@ -168,6 +169,29 @@ def plugin_names(group: Group) -> tuple[str, ...]:
     return tuple(sorted({entry.name for entry in entry_points(group=f"skysift.{group}")}))
 
 
+def unknown_name(group: Group, name: str, known: Iterable[str]) -> ConfigError:
+    """Return the error for a name that is neither in ``known`` nor code of one's own."""
+    names = (*known, *plugin_names(group))
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = (
+        f"did you mean {near[0]!r}?"
+        if near
+        else f"known: {', '.join(names)}; write one of your own as module:Name"
+    )
+    return ConfigError(f"{_NOUNS[group]} {name!r} does not exist; {hint}")
+
+
+def raised_by(error: BaseException) -> str:
+    """Return type, message, file and line of an error, in one line, for messages about code."""
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f"{error.filename}:{error.lineno}"
+    else:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{last.filename}:{last.lineno}"
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}; {place}"
+
+
 def require_source(plugin: Plugin, digest: str) -> None:
     """Refuse code whose source is another than that of the process that planned the work.
 
@@ -189,11 +213,3 @@ def _spec(top: str) -> ModuleSpec | None:
         return None
     importlib.invalidate_caches()  # the file may be a moment old
     return importlib.util.find_spec(top) or PathFinder.find_spec(top, [str(Path.cwd())])
-
-
-def _place(error: BaseException) -> str:
-    """Return file and line of the code that raised an error."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}"
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{last.filename}:{last.lineno}"

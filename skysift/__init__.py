@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from encoders.losses.core import Loss, PairLoss, Pairs, Ratio, contrast
     from encoders.losses.statistics import LabelStatistics
     from encoders.metrics import retrieval_metrics
+    from pipeline.datasets.images import ImageReader
+    from pipeline.datasets.own import LabelledImages
     from pipeline.indexing.driver import build_index, update_index
     from pipeline.indexing.spec import IndexSpec
     from pipeline.ingest.driver import ingest, plan_ingest
@@ -61,11 +63,13 @@ __all__ = [
     "GridError",
     "GridSpec",
     "Hits",
+    "ImageReader",
     "Index",
     "IndexSpec",
     "IngestSpec",
     "LabelStatistics",
     "LabelledDataset",
+    "LabelledImages",
     "Location",
     "Loss",
     "MaskMapping",
@@ -111,11 +115,13 @@ __getattr__ = public_names(
         "GridError": "storage.errors",
         "GridSpec": "pipeline.tiles.spec",
         "Hits": "pipeline.search.hits",
+        "ImageReader": "pipeline.datasets.images",
         "Index": "workflows.notebook.index",
         "IndexSpec": "pipeline.indexing.spec",
         "IngestSpec": "pipeline.ingest.spec",
         "LabelStatistics": "encoders.losses.statistics",
         "LabelledDataset": "storage.dataset",
+        "LabelledImages": "pipeline.datasets.own",
         "Location": "storage.location",
         "Loss": "encoders.losses.core",
         "MaskMapping": "storage.scene",

@@ -7,7 +7,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from benchmarks import losses, metrics, results, scale, scale_model, training, vectors
+from benchmarks import layers, losses, metrics, results, scale, scale_model, training, vectors
 from benchmarks.results_page import baselines, dominated_by, gains, write_page
 from benchmarks.results_plan import (
     COLUMNS,
@@ -139,6 +139,13 @@ def test_a_benchmark_archive_is_an_archive_of_the_same_vectors(tmp_path):
     assert vectors.make_archive(tmp_path, 5000, dimension=8, clusters=20) == uri
     vectors.add_rows(uri, 100, clusters=20, seed=1)
     assert len(Archive.open(uri)) == 5100
+
+
+def test_pages_of_layers_are_timed_at_both_ends_of_an_index(tmp_path, ray_session):
+    found = layers.layer_rows(tmp_path, 12_000)
+    assert found[0].note.endswith("the first 10 held 10,000 tiles.")
+    assert all(row.ours == pytest.approx(row.ratio * row.peer) for row in found)
+    assert len(found) == 3
 
 
 def test_the_benchmark_of_metrics_measures_time_and_memory():

@@ -7,10 +7,11 @@ returns its report. The verbs in :mod:`workflows.commands` print the reports;
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -49,7 +50,7 @@ IMPORTER_KEYS = {
     "ml-aid": ("tile_px", "split"),
     "bigearthnet": ("bands", "tile_px"),
 }
-"""The recipe keys that each importer of images takes."""
+"""The recipe keys that each importer of images takes; one's own takes `importer_options`."""
 
 
 class MadeEncoder(NamedTuple):
@@ -388,11 +389,23 @@ class Stages(ABC):
             return self._import_images(progress)
 
     def _import_images(self, progress: ProgressSink) -> ImportedDataset:
-        from pipeline.datasets.importers import importers
+        from pipeline.datasets.importers import importers, own_importer
+        from pipeline.datasets.own import import_own
 
         section = self.recipe.dataset
-        settings = {name: getattr(section, name) for name in IMPORTER_KEYS[section.importer]}
-        info = importers[section.importer](
+        importer: Callable[..., DatasetInfo]
+        if section.importer in importers:
+            importer, keys = importers[section.importer], IMPORTER_KEYS[section.importer]
+            settings = {name: getattr(section, name) for name in keys}
+            if section.importer_options:
+                raise ConfigError(
+                    f"dataset.importer_options are for importers of your own; {section.importer!r} "
+                    f"has the keys {', '.join(f'dataset.{key}' for key in keys)}"
+                )
+        else:
+            importer = partial(import_own, own_importer(section.importer))
+            settings = {"options": section.importer_options, "split": section.split}
+        info = importer(
             self.need_path("dataset.source").with_drivers(self.recipe.catalog.drivers),
             self.need("dataset.uri"),
             **settings,

@@ -173,13 +173,17 @@ def _own_code(arguments: Sequence[str]) -> set[Path]:
 
     Installed packages have to be installed on the cluster.
     """
-    groups: dict[str, Group] = {"loss": "losses", "backbone": "backbones"}
-    option = r"(?:--|training\.|encoder\.)(loss|backbone)[\0=]([^\0]+)"
+    groups: dict[str, Group] = {
+        "loss": "losses",
+        "backbone": "backbones",
+        "importer": "importers",
+    }
+    option = rf"(?:--|training\.|encoder\.|dataset\.)({'|'.join(groups)})[\0=]([^\0]+)"
     named = re.findall(option, "\0".join(arguments))
     for _, file, _ in _recipe_arguments(arguments):
         if Path(file).is_file():
             recipe = read_document(read_text(Path(file)), file, None)[0]
-            for part in ("training", "encoder") if isinstance(recipe, dict) else ():
+            for part in ("training", "encoder", "dataset") if isinstance(recipe, dict) else ():
                 if isinstance(section := recipe.get(part), dict):
                     named += [(kind, str(section.get(kind))) for kind in groups]
     plugins = [find_plugin(groups[kind], name) for kind, name in named if ":" in name]

@@ -11,7 +11,6 @@ of a gathered batch; see :class:`encoders.losses.core.Loss`. Some losses have pa
 Gathering keys across workers lives in :mod:`encoders.gather`, sampling in :mod:`encoders.sampling`.
 """
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -36,7 +35,7 @@ from encoders.losses.slcl import Slcl
 from encoders.losses.statistics import LabelStatistics
 from encoders.losses.supcon import SupCon
 from encoders.losses.triplet import Triplet
-from encoders.plugins import find_plugin, plugin_names
+from encoders.plugins import find_plugin, unknown_name
 from storage.errors import ConfigError
 
 __all__ = ["LabelStatistics", "build_loss", "loss_names", "loss_options"]
@@ -137,14 +136,7 @@ def _find(name: str) -> tuple[type[Loss], Mapping[str, Any]]:
         return _REGISTRY[name]
     if (plugin := find_plugin("losses", name)) is not None:
         return plugin.load(Loss), {}
-    known = (*_REGISTRY, *plugin_names("losses"))
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = (
-        f"did you mean {near[0]!r}?"
-        if near
-        else f"known: {', '.join(known)}; write one of your own as module:Name"
-    )
-    raise ConfigError(f"loss {name!r} does not exist; {hint}")
+    raise unknown_name("losses", name, _REGISTRY)
 
 
 def _keywords(kind: type[Loss]) -> dict[str, Any]:

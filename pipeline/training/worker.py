@@ -234,6 +234,7 @@ class TrainingWorker:
             loss={"name": self.spec.loss, **self.spec.loss_options, **source_of(self.job, "loss")},
             training={
                 "dataset": self.job.dataset_digest,
+                **_own_importer(self.dataset.info.origin),
                 "run": self.job.digest,
                 "best_epoch": self.best.epoch,
                 "metrics": dict(self.best.metrics or {}),
@@ -380,6 +381,19 @@ def evenly(rows: Ints, limit: int) -> Ints:
     positions = np.linspace(0, len(rows) - 1, min(len(rows), limit)).astype(int)
     sample: Ints = rows[positions]
     return sample
+
+
+def _own_importer(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return name, options and digest of the source of the user's own importer; {} without one."""
+    if "importer_sha256" not in origin:
+        return {}
+    return {
+        "importer": {
+            "name": origin["importer"],
+            "options": origin["importer_options"],
+            "source_sha256": origin["importer_sha256"],
+        }
+    }
 
 
 def _feature_key(encoder: Encoder, dataset: LabelledDataset) -> str:

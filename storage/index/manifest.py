@@ -265,9 +265,8 @@ def _outrun(index: Location, version: str, before: bytes, now: bytes) -> Archive
 
 def list_versions(index_uri: str | Location) -> list[str]:
     """Return the names of the finished versions, oldest first."""
-    suffix = "/manifest.json"
-    names = [file.uri for file in Location.of(index_uri).list() if file.uri.endswith(suffix)]
-    return sorted(name.removesuffix(suffix).rpartition("/")[2] for name in names)
+    found = (Location.of(index_uri) / "*/manifest.json").list()
+    return sorted(file.uri.rpartition("/")[0].rpartition("/")[2] for file in found)
 
 
 def current_version(index_uri: str | Location) -> str:

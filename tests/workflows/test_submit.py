@@ -50,7 +50,7 @@ def test_code_and_recipe_are_packaged_and_the_arguments_name_the_copy(tmp_path):
     assert not list(folder.rglob("__pycache__"))
 
 
-def test_a_loss_of_ones_own_travels_with_the_job(tmp_path, monkeypatch):
+def test_code_of_ones_own_travels_with_the_job(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_losses(tmp_path)
     package_folder = tmp_path / "mine" / "deep"
@@ -69,6 +69,11 @@ def test_a_loss_of_ones_own_travels_with_the_job(tmp_path, monkeypatch):
         assert (tmp_path / name / "my_losses.py").is_file()
     package(["train", "-r", str(recipe)], tmp_path / "recipe")
     assert (tmp_path / "recipe" / "mine" / "deep" / "__init__.py").is_file()
+    package(["dataset", "import", "--importer", "my_losses:by_folder"], tmp_path / "import")
+    assert (tmp_path / "import" / "my_losses.py").is_file()
+    recipe.write_text("dataset: {importer: 'mine.deep:read'}\n")
+    package(["dataset", "import", "-r", str(recipe)], tmp_path / "imports")
+    assert (tmp_path / "imports" / "mine" / "deep" / "__init__.py").is_file()
     package(["train", "--loss", "macl"], tmp_path / "none")
     assert not (tmp_path / "none" / "my_losses.py").exists()
     with pytest.raises(NotFoundError, match="no module gone"):

@@ -47,6 +47,7 @@ def import_(ctx: click.Context, run: Run) -> None:
     bigearthnet  version 2: metadata.parquet and
                  BigEarthNet-S2/<tile>/<patch>/<patch>_<band>.tif
     scenes       your own scenes (--scenes) and a land-cover raster
+    module:Name  an importer of your own (docs/howto/importer.md)
 
     All sources but bigearthnet and scenes may be a .tar. Errors name the missing
     file. A scene that cannot be read is left out with its reason (exit code 3).

@@ -90,7 +90,10 @@ class DatasetSection:
     uri
         Folder of the dataset.
     importer
-        Layout of `source`: see `skysift dataset import --help`.
+        Layout of `source`: see `skysift dataset import --help`. `package.module:Name` is one of
+        your own.
+    importer_options
+        Keyword arguments of an importer of your own.
     source
         Folder or tar file of images.
     table
@@ -113,9 +116,8 @@ class DatasetSection:
     """
 
     uri: str | Location | None = None
-    importer: Literal[
-        "folder", "dlrsd", "whdld", "uc-merced", "ml-aid", "bigearthnet", "scenes"
-    ] = "folder"
+    importer: str = "folder"
+    importer_options: Mapping[str, Any] = field(default_factory=dict)
     source: str | Location | None = None
     table: str = "labels.csv"
     min_share: Fraction = 0.01

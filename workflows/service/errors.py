@@ -53,6 +53,8 @@ def add_handlers(app: FastAPI) -> None:
 
 async def _skysift_error(request: Request, error: Exception) -> JSONResponse:
     status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
+    if status == 422:
+        status = _refused(request)
     if status == 500:
         logger.error("%s %s: %s", request.method, request.url.path, error)
         return await _internal_error(request, error)
@@ -70,7 +72,13 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     first, *more = error.errors()
     where = ".".join(str(part) for part in first["loc"])
     also = f" (and {len(more)} more)" if more else ""
-    return error_response(422, "ValidationError", f"{where}: {first['msg']}{also}")
+    message = f"{where}: {first['msg']}{also}"
+    return error_response(_refused(request), "ValidationError", message)
+
+
+def _refused(request: Request) -> int:
+    """Return the status of a wrong parameter: 400 for layers, as OGC API and STAC API want."""
+    return 400 if "layers" in getattr(request.scope.get("route"), "tags", ()) else 422
 
 
 async def _internal_error(request: Request, error: Exception) -> JSONResponse:

@@ -67,7 +67,7 @@ def add_features(
     options: dict[str, Any] = {
         "dependencies": guard,
         "tags": ["layers"],
-        "responses": documented(404, 422, 503),
+        "responses": documented(404, 503),
     }
 
     @app.get("/conformance", **options)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from encoders.bundle import load_encoder
 from storage.raster.writer import write_geotiff
 from tests.support.command_line import page_blocks, run_beside
 from tests.support.training_world import write_dataset
@@ -73,6 +74,39 @@ def test_evaluate_and_train_take_the_network(folder: Path, verb: str):
     done = _skysift(place, line, *more)
     assert done.returncode == 0, done.stderr
     assert verb == "evaluate" or (place / "work" / "run" / "bundle" / "encoder.json").exists()
+
+
+WRITE_WEIGHTS = """
+import sys; sys.path.insert(0, ".")
+import numpy as np, torch
+from my_encoders import Whole
+torch.manual_seed(5)
+whole = Whole(4).eval()
+torch.save(whole.state_dict(), "whole.pt")
+pixels = torch.randint(0, 9000, (3, 4, 64, 64)).float()
+np.savez("whole.npz", pixels=pixels.numpy(), vectors=whole(pixels).detach().numpy())
+"""
+
+
+def test_a_whole_encoder_gives_the_vectors_of_its_code_without_the_code(folder: Path):
+    """It normalises pixels itself and returns unit vectors."""
+    module = folder / "my_encoders.py"
+    module.write_text(page_blocks("encoder.md", "python")[1])
+    (folder / "whole.yaml").write_text(page_blocks("encoder.md", "yaml")[2])
+    assert run_beside(folder, "-c", WRITE_WEIGHTS).returncode == 0
+    make, *others, search = page_blocks("encoder.md", "sh")[2].splitlines()
+    made = _skysift(folder, make)
+    assert made.returncode == 0, made.stderr
+    module.unlink()
+    for line in others:
+        done = _skysift(folder, line)
+        assert done.returncode == 0, done.stderr
+    found = json.loads(_skysift(folder, search, "--json").stdout)["hits"]
+    assert found[0]["scene"] == "scene1_20240601"
+    assert found[0]["score"] > 0.999 > found[1]["score"]
+    encoder, kept = load_encoder(str(folder / "work/whole")), np.load(folder / "whole.npz")
+    vectors = encoder(kept["pixels"])
+    np.testing.assert_allclose(vectors.detach().numpy(), kept["vectors"], atol=1e-6)
 
 
 def test_a_network_that_does_not_fit_is_one_line(folder: Path):

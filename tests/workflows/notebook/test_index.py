@@ -27,9 +27,10 @@ def index(demo: DemoResult) -> Index:
 def test_a_folder_is_opened_as_what_it_holds(demo):
     assert isinstance(skysift.open(demo.folder / "index"), Index)
     assert isinstance(skysift.open(str(demo.folder / "archive")), Archive)
-    with pytest.raises(NotFoundError, match="neither an index nor an archive") as caught:
-        skysift.open(str(demo.folder / "indx"))
-    assert "`skysift index build`" in str(caught.value)
+    for folder in (demo.folder / "indx", demo.folder):  # the second holds an index's folder
+        with pytest.raises(NotFoundError, match="neither an index nor an archive") as caught:
+            skysift.open(str(folder))
+        assert "`skysift index build`" in str(caught.value)
 
 
 def test_python_and_the_command_line_answer_alike(demo, index):

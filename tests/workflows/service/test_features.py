@@ -140,7 +140,7 @@ def test_bbox_and_datetime_choose_as_the_filter_does(client: TestClient, config:
 )
 def test_a_wrong_question_is_answered_with_its_reason(client: TestClient, path: str, words: str):
     answer = client.get(path)
-    assert answer.status_code == 422, answer.text
+    assert answer.status_code == 400, answer.text
     assert words in answer.json()["message"]
 
 
