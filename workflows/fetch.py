@@ -1,8 +1,8 @@
 """Scenes from the web by a list of names, addresses, sizes and SHA-256 checksums.
 
-A list is one JSON document; ``workflows/scenes`` has those that come with Skysift. A file appears under
-its name when its checksum is right, and not before; what a stopped run has of a file is kept beside
-it, and the next run goes on there.
+A list is one JSON document; ``workflows/scenes`` has those that come with Skysift. A file appears
+under its name when its checksum is right, and not before; what a stopped run has of a file is kept
+beside it, and the next run goes on there.
 """
 
 import json
@@ -15,8 +15,8 @@ from typing import Any
 import requests
 
 from storage.errors import ConfigError, NotFoundError, SkysiftError
-from storage.locks import exclusive_lock
 from storage.location import sha256_of_file
+from storage.locks import exclusive_lock
 from storage.progress import Progress, ProgressSink, ignore
 from storage.values import check_types
 
@@ -26,7 +26,7 @@ _TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RemoteFile:
-    """A file on the web: its name in the folder, its address, its size and SHA-256 (hexadecimal)."""
+    """A file on the web: its name in the folder, its address, size and SHA-256 (hexadecimal)."""
 
     name: str
     url: str
