@@ -97,7 +97,9 @@ class Encoder(Described, nn.Module):
         nn.Module.to(self, memory_format=self.backbone.memory_format)  # type: ignore[call-overload]
 
     @classmethod
-    def load(cls, uri: str | Location, device: str | None = "cpu") -> "Encoder":
+    def load(
+        cls, uri: str | Location, device: str | None = "cpu", *, words: bool = True
+    ) -> "Encoder":
         """Read and check an encoder; return the encoder in evaluation mode.
 
         Parameters
@@ -106,6 +108,8 @@ class Encoder(Described, nn.Module):
             Folder written by `save_bundle`.
         device
             Torch device for the weights; None for a GPU if one is available.
+        words
+            Load the text tower too, if there is one; images are embedded without it.
 
         Raises
         ------
@@ -118,12 +122,15 @@ class Encoder(Described, nn.Module):
         """
         files = read_bundle(uri)
         try:
-            described = files.spec.text
+            described = files.spec.text if words else {}
             text = (
                 build_text(files.spec.backbone, described, files.tokenizer) if described else None
             )
             encoder = cls(files.spec, text=text)
-            encoder.load_state_dict(safetensors.torch.load(files.weights))
+            weights = safetensors.torch.load(files.weights)
+            if not words:
+                weights = {n: part for n, part in weights.items() if not n.startswith("text.")}
+            encoder.load_state_dict(weights)
         except ConfigError as error:
             raise ConfigError(f"bundle {uri}: {error}") from error
         except (RuntimeError, SafetensorError) as error:

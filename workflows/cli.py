@@ -19,6 +19,7 @@ VERBS = {
     "train": ("train", "train", "Train an encoder on a labelled dataset."),
     "loss": ("loss", "loss", "List the losses, or test one of your own."),
     "encoder": ("encoder", "encoder", "Make an encoder without training, or look at one."),
+    "fetch": ("fetch", "fetch", "Fetch the scenes of the tutorial, or of a list."),
     "composite": ("composite", "composite", "Make cloud-free composites of a series of scenes."),
     "ingest": ("ingest", "ingest", "Tile and embed scenes into an archive."),
     "watch": ("watch", "watch", "Embed new scenes of a source, again and again."),

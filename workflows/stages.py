@@ -327,8 +327,13 @@ class Stages(ABC):
 
         return plan_build(self.need_path("archive.uri"), self.index_spec())
 
-    def build_index(self) -> "IndexManifest":
+    def build_index(self, *, other_archive: bool = False) -> "IndexManifest":
         """Index the newest snapshot of the archive; nothing is done when that is there.
+
+        Parameters
+        ----------
+        other_archive
+            The index may be of another archive; searches change over to this one.
 
         Raises
         ------
@@ -343,7 +348,9 @@ class Stages(ABC):
             self.index_spec(),
         )
         with self.ray(), ProgressView() as progress:
-            return build_index(archive, target, spec, progress=progress)
+            return build_index(
+                archive, target, spec, other_archive=other_archive, progress=progress
+            )
 
     def update_index(self) -> "IndexManifest":
         """Add the archive's new rows to the index and hide those that are gone.

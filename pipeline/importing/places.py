@@ -214,10 +214,14 @@ def _occurrences(tiles: Int32, moments: npt.NDArray[Any]) -> tuple[Int64, npt.ND
 
 
 def with_unit_vectors(placed: PlacedRows, model: PublishedModel) -> PlacedRows:
-    """Return rows with vectors as an archive stores them; rows without a direction are left out."""
+    """Return rows with vectors as an archive stores them; rows without a direction are left out.
+
+    The vectors are changed in place.
+    """
     groups, lost = [], []
     for group in placed.groups:
-        vectors = model.unit_vectors(group.columns["embedding"])
+        vectors = group.columns["embedding"]
+        model.unit_vectors(vectors, out=vectors)
         columns = {**group.columns, "embedding": vectors}
         sound = np.isfinite(vectors[:, 0])
         if not sound.all():

@@ -69,6 +69,7 @@ def build_index(
     index_uri: str | Location,
     spec: IndexSpec | None = None,
     *,
+    other_archive: bool = False,
     address: str | None = None,
     progress: ProgressSink = ignore,
 ) -> IndexManifest:
@@ -80,6 +81,9 @@ def build_index(
         The archive, and the folder of the index.
     spec
         The request.
+    other_archive
+        The index may be of another archive: its next version is of this one, and searches change
+        over to it, also where its vectors are of another encoder.
     address
         Ray cluster to join; by default a running cluster, else a private one.
     progress
@@ -106,10 +110,10 @@ def build_index(
         if (report := verify_index(index, current.version)).ok:
             return current
         logger.warning("building index %s again: %s", index, report.problems[0])
-    if current and current.archive_uri != archive.uri:
+    if current and current.archive_uri != archive.uri and not other_archive:
         raise ConfigError(
-            f"index {index} is of archive {current.archive_uri}, not {archive.uri}; "
-            "choose another folder for the new index"
+            f"index {index} is of archive {current.archive_uri}, not {archive.uri}; choose another "
+            "folder for the new index, or --other-archive to change its searches over"
         )
     version = next_version(index, digest)
     plan = plan_once(index, version, archive, spec)

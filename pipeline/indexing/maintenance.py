@@ -7,7 +7,8 @@ version that a reader may have opened as the current version within a given time
 
 import datetime as dt
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -232,9 +233,11 @@ def _collect(
     # Manifests go first: a version without one is not there, whatever of it is left.
     garbage.sort(key=lambda file: not file.uri.endswith("/manifest.json"))
     if not dry_run:
+        archives = _archives(index, versions)
         for file in garbage:
             file.delete()
-        _unpin(index, remaining)
+        for archive in archives:
+            _unpin(archive, index, remaining)
     return IndexGarbage(
         versions=tuple(version for version in versions if version not in remaining),
         files=tuple(map(str, garbage)),
@@ -242,9 +245,17 @@ def _collect(
     )
 
 
-def _unpin(index: Location, remaining: set[str]) -> None:
-    """Release the snapshots of the archive that only deleted versions have read."""
-    archive = index.at(read_manifest(index).archive_uri)
+def _archives(index: Location, versions: Sequence[str]) -> list[Location]:
+    """Return the archives of versions; a damaged version says nothing."""
+    found = set()
+    for version in versions:
+        with suppress(CorruptIndexError):
+            found.add(read_manifest(index, version).archive_uri)
+    return [index.at(uri) for uri in sorted(found)]
+
+
+def _unpin(archive: Location, index: Location, remaining: set[str]) -> None:
+    """Release the snapshots of an archive that only deleted versions have read."""
     try:
         unpin_snapshots(archive, index, remaining)
     except NotFoundError:

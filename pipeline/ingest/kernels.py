@@ -113,7 +113,7 @@ class EmbedTiles:
     def __init__(self, plan: IngestPlan, device: str | None) -> None:
         from encoders.bundle import load_encoder  # brings torch, which readers and driver lack
 
-        self._encoder = load_encoder(plan.spec.encoder_uri, device=device)
+        self._encoder = load_encoder(plan.spec.encoder_uri, device=device, words=False)
         require_planned_encoder(plan, self._encoder.fingerprint)
 
     def __call__(self, batch: Batch) -> Batch:

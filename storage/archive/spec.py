@@ -71,10 +71,13 @@ class PublishedModel:
             for name in ("name", "version", "dimension", "quantization")
         )
 
-    def unit_vectors(self, vectors: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def unit_vectors(
+        self, vectors: npt.NDArray[Any], out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
         """Return published vectors (n, D) as the archive stores them: centred, of unit norm.
 
-        A vector without a direction, or with a number that is not finite, becomes NaN.
+        A vector without a direction, or with a number that is not finite, becomes NaN. The result
+        is ``out`` (n, D), which may be ``vectors`` itself, or else a new array.
 
         Examples
         --------
@@ -83,7 +86,7 @@ class PublishedModel:
         array([[ 0.,  1.],
                [nan, nan]], dtype=float32)
         """
-        made = np.empty(vectors.shape, np.float32)
+        made = np.empty(vectors.shape, np.float32) if out is None else out
         centre = np.asarray(self.centre or 0, np.float32)
         for start in range(0, len(vectors), _CACHED_ROWS):
             part = made[start : start + _CACHED_ROWS]

@@ -81,6 +81,10 @@ def test_a_bundle_of_words_is_one_file_more_whose_change_is_found(clip: Path, tm
     assert names == ["encoder.json", "model.safetensors", "tokenizer.json"]
     assert load_encoder(tmp_path).fingerprint == fingerprint == encoder.fingerprint
     assert read_spec(tmp_path).text["prompt"] == "{}"
+    images = load_encoder(tmp_path, words=False)
+    assert (images.text, images.fingerprint) == (None, fingerprint)
+    tiles = np.random.default_rng(0).uniform(0, 255, (2, 3, encoder.tile_px, encoder.tile_px))
+    np.testing.assert_array_equal(images(tiles), encoder(tiles))
     file = tmp_path / "tokenizer.json"
     file.write_text(file.read_text().replace('"farm</w>"', '"ferm</w>"'))
     with pytest.raises(EncoderMismatchError, match=r"tokenizer\.json was changed"):

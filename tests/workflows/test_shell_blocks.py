@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ PAGES = {
     "README.md": (),
     "docs/howto/geospatial.md": (INGEST,),
     "docs/howto/analyst.md": (INGEST, INDEX),
+    "docs/howto/migrate-encoder.md": (INGEST, INDEX),
     "docs/howto/platform.md": (),
 }
 """Pages, and the commands of a run that a page takes for granted."""
@@ -37,6 +38,7 @@ NOT_RUN = {
     "README.md": 1,
     "docs/howto/geospatial.md": 0,
     "docs/howto/analyst.md": 1,
+    "docs/howto/migrate-encoder.md": 0,
     "docs/howto/platform.md": 2,
 }
 LON, LAT = 103.75, 17.92
@@ -107,6 +109,8 @@ def folder(tmp_path: Path, moto_s3: MotoS3, monkeypatch: pytest.MonkeyPatch) -> 
         dimension=16,
     )
     save_bundle(new_encoder(spec, seed=1), str(tmp_path / "work/bundle"))
+    wider = replace(spec, dimension=24)
+    save_bundle(new_encoder(wider, seed=2), str(tmp_path / "work/new-bundle"))
     moto_s3.location("catalog.json").upload(tmp_path / "catalog.json")
     for path in (tmp_path / "work/bundle").iterdir():
         moto_s3.location(f"bundle/{path.name}").upload(path)

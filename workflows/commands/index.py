@@ -27,7 +27,8 @@ def index() -> None:
     cls=Verb,
     example="""
     skysift index build --archive work/archive --index work/index
-    skysift index build -r world.yaml --memory 4GB --recall 0.95""",
+    skysift index build -r world.yaml --memory 4GB --recall 0.95
+    skysift index build --archive work/new-archive --index work/index --other-archive""",
 )
 @recipe_option("--archive", "archive.uri")
 @INDEX
@@ -37,15 +38,20 @@ def index() -> None:
 @recipe_option("--builder-memory", "index.builder_memory_bytes")
 @recipe_option("--mapped/--read", "index.mapped")
 @recipe_option("--recall", "index.recall")
+@click.option(
+    "--other-archive",
+    is_flag=True,
+    help="The index may be of another archive; its searches change over to this one.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan, and stop.")
 @pass_run
-def build(run: Run, dry_run: bool) -> None:
+def build(run: Run, other_archive: bool, dry_run: bool) -> None:
     """Index the newest snapshot of an archive; nothing is done when that is there."""
     if dry_run:
         plan = run.plan_index()
         run.show(plan, _prediction(plan, run.index_spec()))
         return
-    _show(run, run.build_index())
+    _show(run, run.build_index(other_archive=other_archive))
 
 
 @index.command("update", cls=Verb, example="skysift index update --index work/index")

@@ -91,7 +91,7 @@ class Thumbnails:
         if entry is None:
             raise NotFoundError(f"the archive has no scene {scene_id!r}; see /v1/scenes")
         look = f"{how.size} {how.preset} {how.gamma}"
-        identity = f"{tile} {scene_id} {entry.fingerprint} {look}"
+        identity = f"{archive.uri} {tile} {scene_id} {entry.fingerprint} {look}"
         return f'"{hashlib.sha256(identity.encode()).hexdigest()[:24]}"'
 
     def cached(self, etag: str) -> Drawn | None:

@@ -1,13 +1,16 @@
 """`skysift index` for its growth and care: what each verb tells, and mistakes in one line."""
 
 import datetime as dt
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from storage.archive.maintenance import collect_garbage, delete_scenes, unpin_snapshots
+from storage.archive.repository import tag_names
 from storage.index.manifest import read_manifest
+from storage.location import Location
 from tests.support.archive_world import add_scenes, create_archive, live_rows
 from tests.support.command_line import run
 
@@ -99,6 +102,25 @@ def test_an_index_belongs_to_one_archive_and_an_archive_has_rows(at: list[str], 
     refused = run("index", "build", "--archive", other, *at[2:])
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "is of archive" in refused.err
+    build = ("index", "build", "--archive", other, *at[2:], "--other-archive")
+    assert run(*build).code == 0
+    assert [read_manifest(at[3]).rows, read_manifest(at[3]).archive_uri] == [10, other]
+    assert run("index", "rollback", *at[2:]).code == 0
+    assert read_manifest(at[3]).archive_uri == at[1]
+    assert run(*build).code == 0
+    assert _pins(other)
+    assert _pins(at[1])
+    long_ago = dt.datetime(2020, 1, 1, tzinfo=dt.UTC).timestamp()
+    for file in Path(at[3]).rglob("*"):
+        os.utime(file, (long_ago, long_ago))
+    assert run("index", "gc", *at[2:], "--keep", 1, "--older-than", "1h").code == 0
+    assert _pins(other)
+    assert not _pins(at[1])  # no version reads it any more
+    assert run("index", "update", *at[2:]).code == 0
+
+
+def _pins(archive: str) -> list[str]:
+    return [name for name in tag_names(Location(archive)) if name.startswith("index:")]
 
 
 def test_archive_gc_keeps_what_an_index_pins_and_a_lost_snapshot_is_one_clear_error(at: list[str]):
