@@ -131,7 +131,7 @@ def examples(
     run: Run, searcher: "Searcher", options: dict[str, Any]
 ) -> tuple[list["Query"], list["Query"]]:
     """Return the queries of the positive and of the negative examples."""
-    from pipeline.search.query import QueryResolver, load_archive_encoder
+    from pipeline.search.query import QueryResolver, combine, load_archive_encoder
 
     def load() -> "Encoder":
         given = run.recipe.encoder.bundle and run.need_path("encoder.bundle")
@@ -143,7 +143,8 @@ def examples(
     like = _like(options)
     if like:
         names = {"scene": "scenes", "label": "labels"}
-        positive += resolver.tiles(Filter(**{names.get(n, n): v for n, v in like.items()}))
+        tiles = resolver.tiles(Filter(**{names.get(n, n): v for n, v in like.items()}))
+        positive += tiles if options["each"] else [combine(tiles)]  # one example, their mean
     return positive, list(_named(resolver, options, "not_", files))
 
 
@@ -253,7 +254,7 @@ def search(run: Run, /, **options: Any) -> None:
     file. Searches in this process; on the cluster's search actors when the recipe names a cluster
     or RAY_ADDRESS is set.
     """
-    from pipeline.search.query import combine
+    from pipeline.search.query import learn
     from workflows.report.score_map import check_score_map, write_score_map
 
     _check(options)
@@ -280,7 +281,7 @@ def search(run: Run, /, **options: Any) -> None:
         elif options["each"]:
             _write_each(run, searcher.manifest, answer, positive, k, options["out"])
         else:
-            query = combine(positive, negative)
+            query = learn(searcher, positive, negative)
             if options["save"]:
                 _save(run, searcher, query, k, options)
             if options["score_map"]:
@@ -302,17 +303,15 @@ def _searcher(run: Run) -> Iterator["Searcher"]:
 
 def _save(run: Run, searcher: "Searcher", query: "Query", k: int, options: dict[str, Any]) -> None:
     """Keep a search as a file."""
-    from pipeline.search.saved import SavedSearch, plain_filter, save_search
+    from pipeline.search.saved import SavedSearch, save_search
 
-    search = SavedSearch(
-        title=query.label,
-        encoder_fingerprint=searcher.manifest.encoder_fingerprint,
-        vector=tuple(query.vector.tolist()),
+    search = SavedSearch.of(
+        searcher,
+        query,
+        run.recipe.search.filter,
         k=k,
         min_score=options["min_score"],
         distinct=options["distinct"],
-        of_words=query.of_words,
-        filter=plain_filter(run.recipe.search.filter),
     )
     save_search(search, run.location(options["save"]))
 
