@@ -12,12 +12,13 @@ import binascii
 import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.search.detections import REVIEWED, THRESHOLD, Detections, detect
 from pipeline.search.hits import Hits
 from pipeline.search.marks import Calibration
 from pipeline.search.query import LEARNED, WORDS, Query
@@ -30,8 +31,6 @@ from storage.values import check_types
 _KIND = "saved search"
 _VERSION = 2
 _MOST_BYTES = 64 * 1024 * 1024
-REVIEWED = 20
-"""Tiles of a review, where nothing else is said."""
 _FILTERS = ("bbox", "polygon", "since", "until", "max_cloud_fraction", "scenes", "labels")
 
 
@@ -203,18 +202,49 @@ class SavedSearch:
                 f"saved search {self.title!r} is of encoder {self.encoder_fingerprint[:16]}, but "
                 f"index {searcher.index} holds vectors of {expected[:16]}; make the search again"
             )
-        right, wrong = self.examples
+        rows = _rows_of(searcher, self.marks)
+        right, wrong = (
+            tuple(replace(one, row=rows.get((one.tile, one.scene))) for one in examples)
+            for examples in self.examples
+        )
         notes = (WORDS, self.of_words), (LEARNED, self.learned)
         return Query(
             vector=np.array(self.vector, dtype=np.float32),
             label=self.title,
             note="; ".join(note for note, holds in notes if holds),
-            examples=_rows_of(searcher, self.marks),
+            examples=tuple(sorted(rows.values())),
             of_words=self.of_words,
             learned=self.learned,
-            right=tuple(right),
-            wrong=tuple(wrong),
+            right=right,
+            wrong=wrong,
         )
+
+    def detect(self, searcher: Searcher, **settings: Any) -> Detections:
+        """Return the detections of the search in its region.
+
+        Parameters
+        ----------
+        searcher
+            The index.
+        settings
+            Those of :func:`pipeline.search.detections.detect`, in place of the search's own.
+
+        Raises
+        ------
+        EncoderMismatchError
+            The index holds vectors of another encoder.
+        ConfigError
+            The search has too few marks.
+        SearchUnavailableError
+            A shard did not answer.
+        """
+        own: dict[str, Any] = {
+            "threshold": self.threshold or THRESHOLD,
+            "where": self.where,
+            "review": self.review,
+            "calibration": self.calibration,
+        }
+        return detect(searcher, self.query(searcher), **{**own, **settings})
 
     def answer(self, searcher: Searcher) -> Hits:
         """Run the search.
@@ -236,16 +266,16 @@ class SavedSearch:
         )
 
 
-def _rows_of(searcher: Searcher, marks: Sequence[Mark]) -> tuple[int, ...]:
-    """Return the rows of an index that are marks."""
+def _rows_of(searcher: Searcher, marks: Sequence[Mark]) -> dict[tuple[str | None, str | None], int]:
+    """Return the rows of an index that are marks, by tile and scene."""
     wanted = {(mark.tile, mark.scene) for mark in marks if mark.tile and mark.scene}
     if not wanted:
-        return ()
+        return {}
     tiles, scenes = (tuple(sorted(set(names))) for names in zip(*wanted, strict=True))
     found = searcher.find(Filter(tiles=tiles, scenes=scenes), len(tiles) * len(scenes))
     keys = zip(found["tile_key"].to_pylist(), found["scene"].to_pylist(), strict=True)
     rows = zip(found["row"].to_pylist(), keys, strict=True)
-    return tuple(row for row, key in rows if key in wanted)
+    return {key: row for row, key in rows if key in wanted}
 
 
 def plain_filter(where: Filter) -> dict[str, Any]:
@@ -308,7 +338,9 @@ def _of_document(document: dict[str, Any]) -> SavedSearch:
     ]
     calibration = document.pop("calibration", None)
     if calibration is not None:
-        lists = {name: tuple(calibration.get(name, ())) for name in ("scores", "right")}
+        lists = {
+            name: tuple(calibration.get(name, ())) for name in ("scores", "right", "unlabelled")
+        }
         calibration = Calibration(**{**calibration, **lists})
     vector = tuple(float(value) for value in document.pop("vector"))
     return SavedSearch(**document, vector=vector, marks=tuple(marks), calibration=calibration)
