@@ -3,7 +3,6 @@
 The mathematics is that of :mod:`pipeline.search.marks`; this module asks the index for rows.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,6 +82,28 @@ class Detections:
         """
         table = _with(self.hits.to_arrow(), self.probability, self.mark)
         return table if everything else _ranked(table.filter(pa.array(self.detected)))
+
+    def marked(self, searcher: Searcher) -> pa.Table:
+        """Return the marks that are tiles of the index, as hits with probability and mark.
+
+        Raises
+        ------
+        SearchUnavailableError
+            A shard did not answer.
+        """
+        (query,) = self.hits.queries
+        marks = marks_by_row(query)
+        tiles = [one for one in (*query.right, *query.wrong) if one.tile and one.row is not None]
+        where = Filter(
+            tiles=tuple(sorted({str(one.tile) for one in tiles})),
+            scenes=tuple(sorted({str(one.scene) for one in tiles})),
+        )
+        most = max(len(where.tiles) * len(where.scenes), 1)
+        hits = searcher.search(query.vector, min(most, searcher.manifest.rows), where)
+        hits = replace(hits, queries=(query,)).where(np.isin(hits.rows, list(marks)), most)
+        present = hits.rows[0][hits.rows[0] >= 0]
+        probability = self.calibration.probability(hits.scores[0][: len(present)])
+        return _with(hits.to_arrow(), probability, tuple(marks[row] for row in present.tolist()))
 
     def to_review(self) -> pa.Table:
         """Return the rows to review, nearest to the threshold first."""
@@ -195,10 +216,7 @@ def detect(
     hits = searcher.answer(query, where=where, min_score=lowest, limit=limit, keep_own=True)
     rows = hits.rows[0][hits.rows[0] >= 0].tolist()
     probability = known.probability(hits.scores[0][: len(rows)])
-    marks: Mapping[int | None, str] = {
-        **{one.row: RIGHT for one in query.right},
-        **{one.row: WRONG for one in query.wrong},
-    }
+    marks = marks_by_row(query)
     mark = tuple(marks.get(row) for row in rows)
     unmarked = np.flatnonzero([name is None for name in mark])
     distance = np.abs(probability[unmarked] - threshold)
@@ -213,27 +231,10 @@ def detect(
     )
 
 
-def marked_tiles(searcher: Searcher, query: Query) -> pa.Table:
-    """Return the marks of a query that are tiles of an index, as hits with the column ``mark``.
-
-    Raises
-    ------
-    SearchUnavailableError
-        A shard did not answer.
-    """
-    marks = {one.row: RIGHT for one in query.right} | {one.row: WRONG for one in query.wrong}
-    tiles = [one for one in (*query.right, *query.wrong) if one.tile and one.row is not None]
-    where = Filter(
-        tiles=tuple(sorted({str(one.tile) for one in tiles})),
-        scenes=tuple(sorted({str(one.scene) for one in tiles})),
-    )
-    most = len(where.tiles) * len(where.scenes)
-    hits = searcher.search(query.vector, max(most, 1), where)
-    hits = replace(hits, queries=(query,)).where(np.isin(hits.rows, list(marks)), max(most, 1))
-    table = hits.to_arrow()
-    return table.append_column(
-        "mark", pa.array([marks[row] for row in table["row"].to_pylist()], pa.string())
-    )
+def marks_by_row(query: Query) -> dict[int, str]:
+    """Return ``right`` or ``wrong`` of each archive row that a query was made of."""
+    groups = ((RIGHT, query.right), (WRONG, query.wrong))
+    return {one.row: mark for mark, group in groups for one in group if one.row is not None}
 
 
 def _with(table: pa.Table, probability: Float64, mark: tuple[str | None, ...]) -> pa.Table:

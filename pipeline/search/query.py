@@ -126,6 +126,11 @@ class QueryResolver:
         return self._encoder
 
     @property
+    def searcher(self) -> Searcher:
+        """The index."""
+        return self._searcher
+
+    @property
     def dimension(self) -> int:
         """Number of values of a vector of the index."""
         return self._searcher.manifest.parameters.dimension

@@ -30,6 +30,7 @@ from storage.values import check_types
 
 _KIND = "saved search"
 _VERSION = 2
+_HEAD_BYTES = 1024
 _MOST_BYTES = 64 * 1024 * 1024
 _FILTERS = ("bbox", "polygon", "since", "until", "max_cloud_fraction", "scenes", "labels")
 
@@ -328,6 +329,25 @@ def load_search(uri: str | Location) -> SavedSearch:
             f"{place} is not a saved search ({error}); write one with `skysift search --save`"
         ) from error
     return search
+
+
+def marks_of(place: Location, searcher: Searcher) -> tuple[list[Query], list[Query]] | None:
+    """Return the right and wrong marks of a file if it is a saved search, else None.
+
+    Raises
+    ------
+    ConfigError
+        The saved search is damaged, or has no marks.
+    EncoderMismatchError
+        It is of another encoder than the index.
+    """
+    if f'"{_KIND}"'.encode() not in place.read()[:_HEAD_BYTES]:
+        return None
+    search = load_search(place)
+    if not search.marks:
+        raise ConfigError(f"{place} is a saved search without marks; make it again from marks")
+    query = search.query(searcher)
+    return list(query.right), list(query.wrong)
 
 
 def _of_document(document: dict[str, Any]) -> SavedSearch:

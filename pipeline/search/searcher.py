@@ -443,7 +443,7 @@ class Searcher(Described):
 
     @cached_property
     def _sample(self) -> tuple[Int64, Float32]:
-        from pipeline.analysis.samples import uniform_rows
+        from storage.archive.samples import uniform_rows  # brings zarr, as the archive does
 
         rows = uniform_rows(self.archive, UNLABELLED_ROWS)
         return rows, self.archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
