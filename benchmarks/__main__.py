@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.measure import FOLDER, Row
 
 NAMES = ("search", "index", "losses", "training", "metrics", "ingest", "importing", "composite")
-NAMES += ("service", "service_haproxy", "mosaic", "map")
+NAMES += ("service", "service_haproxy", "mosaic", "map", "marks")
 PAGE = FOLDER.parent / "docs/performance.md"
 _OPENING = """\
 # Performance
