@@ -22,7 +22,7 @@ from pipeline.search.detections import REVIEWED, THRESHOLD, Detections, detect
 from pipeline.search.hits import Hits
 from pipeline.search.marks import Calibration
 from pipeline.search.query import LEARNED, WORDS, Query
-from pipeline.search.searcher import Searcher
+from pipeline.search.searcher import DEFAULT_LIMIT, Searcher
 from storage.errors import ConfigError, EncoderMismatchError
 from storage.index.filter import Filter
 from storage.location import Location
@@ -177,6 +177,22 @@ class SavedSearch:
             )
         several = {n: tuple(v) for n, v in self.filter.items() if n in ("scenes", "labels")}
         return Filter(**{**self.filter, **several})
+
+    def at(self, threshold: float) -> "SavedSearch":
+        """Return the search whose hits are the detections at a probability between 0 and 1.
+
+        Raises
+        ------
+        ConfigError
+            The search has no calibration.
+        """
+        if self.calibration is None:
+            raise ConfigError(
+                f"saved search {self.title!r} has no calibration, so a threshold says nothing; "
+                "make it with `skysift detect --marks FILE --save`"
+            )
+        score = min(max(self.calibration.score_at(threshold), -1.0), 1.0)
+        return replace(self, threshold=threshold, min_score=score, k=max(self.k, DEFAULT_LIMIT))
 
     @property
     def examples(self) -> tuple[list[Query], list[Query]]:

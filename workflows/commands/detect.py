@@ -100,7 +100,7 @@ def _search(run: Run, searcher: "Searcher", options: dict[str, Any]) -> "SavedSe
     """Return the search that the options ask for; what they state replaces what a file says."""
     from dataclasses import replace
 
-    from pipeline.search.detections import calibration_of
+    from pipeline.search.detections import THRESHOLD, calibration_of
     from pipeline.search.examples import read_marks
     from pipeline.search.query import QueryResolver, learn
     from pipeline.search.saved import SavedSearch, load_search, plain_filter
@@ -112,11 +112,13 @@ def _search(run: Run, searcher: "Searcher", options: dict[str, Any]) -> "SavedSe
     else:
         marks = read_marks(QueryResolver(searcher), run.location(options["marks"]))
         query = learn(searcher, *marks)
-        search = SavedSearch.of(
-            searcher, query, where, calibration=calibration_of(searcher, query), threshold=0.5
-        )
-    stated = {n: options[n] for n in ("threshold", "review") if options[n] is not None}
-    return replace(search, **stated)
+        search = SavedSearch.of(searcher, query, where, calibration=calibration_of(searcher, query))
+    if search.calibration is None:
+        calibration = calibration_of(searcher, search.query(searcher))
+        search = replace(search, calibration=calibration)
+    if options["review"] is not None:
+        search = replace(search, review=options["review"])
+    return search.at(options["threshold"] or search.threshold or THRESHOLD)
 
 
 def _save(run: Run, search: "SavedSearch", uri: str) -> None:

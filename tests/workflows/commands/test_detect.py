@@ -128,6 +128,10 @@ def test_marks_suggestions_detections_review_export_and_another_archive(
     assert repeated["detections"] == found["detections"]
     assert repeated["expected"] == found["expected"]
     assert _answer("detect", *index, "--saved", saved)["detections"] == found["detections"]
+    searched = _answer("search", *index, "--saved", saved)
+    assert [hit["row"] for hit in searched["hits"]] == [
+        hit["row"] for hit in found["detections"] if hit["mark"] is None
+    ]
     csv = run("detect", *index, "--saved", saved, "--marks-out", kept)
     assert csv.code == 0
     assert "expected precision" in csv.out
