@@ -18,10 +18,12 @@ from pipeline.datasets.folder import import_folder
 from storage.dataset import LabelledDataset
 
 Float32 = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.uint8]
 
 VIEWS = 20
 """Views of an image; they follow each other in the file."""
 _VIEW_PX, _LEAST_SHARE, _BATCH = 64, 0.6, 512
+_WHOLE_BATCH = 32
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -51,6 +53,35 @@ def view_features(sources: Sequence[Path], backbone: Path, scratch: Path) -> Flo
         np.save(part, np.concatenate(found))
         part.replace(path)
     return np.asarray(np.load(path), dtype=np.float32)
+
+
+def image_features(source: Path, backbone: Path, scratch: Path) -> tuple[Float32, Labels]:
+    """Return the features (n, F) of the whole images of a labelled set and its labels (n, C).
+
+    Parameters
+    ----------
+    source
+        A folder or tar of images, as `skysift dataset import` takes them.
+    backbone
+        Folder of the pretrained MobileNetV2.
+    scratch
+        Keeps the imported set and the features, which are computed once.
+    """
+    uri, path = str(scratch / "images"), scratch / "features.npy"
+    import_folder(str(source), uri)
+    dataset = LabelledDataset.open(uri)
+    if not path.exists():
+        network = build_backbone("mobilenet_v2", ["red", "green", "blue"], str(backbone)).eval()
+        mean, std = (torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))
+        found = []
+        with torch.inference_mode():
+            for first in range(0, len(dataset.images), _WHOLE_BATCH):
+                images = torch.from_numpy(np.array(dataset.images[first : first + _WHOLE_BATCH]))
+                found.append(network((images.float() / 255 - mean) / std).numpy())
+        part = path.with_suffix(".part.npy")
+        np.save(part, np.concatenate(found))
+        part.replace(path)
+    return np.asarray(np.load(path), dtype=np.float32), np.asarray(dataset.labels)
 
 
 def _views(images: npt.NDArray[np.generic], network: torch.nn.Module, seed: int) -> Float32:

@@ -5,13 +5,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pipeline.analysis.landcover import TileLabels, join_labels, tile_labels
+from pipeline.search.detections import RIGHT, WRONG
 from pipeline.tiles.grid import TileGrid, grid_crs, grid_for_scene
 from pipeline.tiles.spec import GridSpec
+from storage.errors import ConfigError
+from storage.formats import read_records
 from storage.location import Location
 from storage.progress import ProgressSink, ignore
 from storage.quarantine import none_readable, set_aside
 from storage.raster.reader import SceneReader
 from storage.scene import Scene
+
+_MARKS = (RIGHT, WRONG)
 
 
 def label_scenes(
@@ -72,3 +77,38 @@ def label_scenes(
         for name in grids
     ]
     return join_labels(parts)
+
+
+def marked_labels(uri: str | Location) -> TileLabels:
+    """Label the tiles of a file of marks with the classes ``right`` and ``wrong``.
+
+    Parameters
+    ----------
+    uri
+        GeoJSON or GeoParquet whose features have ``tile_key`` and ``mark``. A mark is of one
+        acquisition, its label of every acquisition of the tile.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such file.
+    ConfigError
+        The file is neither, or no feature is a tile with a mark.
+    """
+    keys: dict[str, set[str]] = {}
+    for record in read_records(uri):
+        if record.get("tile_key") and record.get("mark") in _MARKS:
+            keys.setdefault(record["tile_key"], set()).add(record["mark"])
+    if not keys:
+        raise ConfigError(
+            f"{uri}: no feature has a tile_key and a mark, right or wrong; "
+            "`skysift detect --marks-out` writes such a file"
+        )
+    fractions = [[mark in marks for mark in _MARKS] for marks in keys.values()]
+    return TileLabels(
+        tile_keys=np.array(list(keys), dtype=object),
+        fractions=np.array(fractions, dtype=np.float32),
+        mapped=np.ones(len(keys), dtype=np.float32),
+        classes=_MARKS,
+        min_fraction=1.0,
+    )

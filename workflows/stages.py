@@ -424,7 +424,7 @@ class Stages(ABC):
         from pipeline.datasets.scenes import import_scenes
         from storage.catalog.read import read_scenes
         from storage.quarantine import none_readable
-        from workflows.labels import label_scenes
+        from workflows.labels import label_scenes, marked_labels
 
         section = self.recipe.dataset
         listing = read_scenes(self.catalog_spec(), section.bands)
@@ -434,15 +434,18 @@ class Stages(ABC):
         unreadable: dict[str, str] = {}
         tile_px = self.recipe.grid.tile_px or self.need("dataset.tile_px")
         grid = replace(self.recipe.grid, tile_px=tile_px)
-        labels = label_scenes(
-            listing.scenes,
-            grid,
-            self.need_path("dataset.landcover.href"),
-            self.need("dataset.landcover.classes"),
-            min_fraction=section.landcover.min_fraction,
-            left_out=unreadable,
-            progress=progress,
-        )
+        if section.marks is not None:
+            labels = marked_labels(self.need_path("dataset.marks"))
+        else:
+            labels = label_scenes(
+                listing.scenes,
+                grid,
+                self.need_path("dataset.landcover.href"),
+                self.need("dataset.landcover.classes"),
+                min_fraction=section.landcover.min_fraction,
+                left_out=unreadable,
+                progress=progress,
+            )
         info = import_scenes(
             listing.scenes,
             grid,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pipeline.search.detections import REVIEWED, THRESHOLD, Detections, detect, suggest
 from pipeline.search.examples import (
     Example,
     Image,
@@ -19,7 +20,7 @@ from pipeline.search.examples import (
     unnamed_example,
 )
 from pipeline.search.hits import Hits, Pictures
-from pipeline.search.query import Query, QueryResolver, combine
+from pipeline.search.query import Query, QueryResolver, learn
 from pipeline.search.searcher import DEFAULT_LIMIT, Searcher
 from storage.dates import Moment
 from storage.display import Described
@@ -76,7 +77,10 @@ class Question(Described):
         positive: Iterable[Example] = (),
         negative: Iterable[Example] = (),
     ) -> "Question":
-        """Add examples; several make one query, their mean, those against with half the weight.
+        """Add examples; several make one query (:func:`pipeline.search.query.learn`).
+
+        Fewer than ten count as their mean, those against with half the weight; from ten on the
+        query is learned from them.
 
         Parameters
         ----------
@@ -246,18 +250,59 @@ class Question(Described):
         """
         return self._answer(min_score=score, limit=limit, distinct=distinct)
 
+    def suggest(self, count: int = 10) -> Hits:
+        """Return the tiles whose marks would teach most: give them to :meth:`like` when marked.
+
+        Parameters
+        ----------
+        count
+            Tiles to mark.
+
+        Raises
+        ------
+        ConfigError
+            There is no example, or the count is below 1.
+        SearchUnavailableError
+            A shard did not answer.
+        """
+        hits = suggest(self.searcher, self._query(), count, self.filter)
+        return replace(hits, pictures=self.pictures)
+
+    def detect(self, threshold: float = THRESHOLD, *, review: int = REVIEWED) -> Detections:
+        """Return every place with the probability that it is like the examples.
+
+        Parameters
+        ----------
+        threshold
+            Least probability of a detection, between 0 and 1.
+        review
+            Tiles to review, nearest to the threshold.
+
+        Raises
+        ------
+        ConfigError
+            There are fewer than ten examples, or fewer than three for or three against.
+        SearchUnavailableError
+            A shard did not answer.
+        """
+        return detect(
+            self.searcher, self._query(), threshold=threshold, where=self.filter, review=review
+        )
+
     def explain(self, k: int = 10) -> SearchPlan:
         """Return how :meth:`top` would be answered, without searching."""
         return self.searcher.explain(min(k, self.searcher.manifest.rows), self.filter)
 
-    def _answer(self, **settings: Any) -> Hits:
+    def _query(self) -> Query:
         if not self.positive:
             raise ConfigError(
                 "search: there is no example to be like; .like(lonlat=...), image=, text=, tile=, "
                 "vector= or positive= gives one"
             )
-        query = combine(self.positive, self.negative)
-        hits = self.searcher.answer(query, where=self.filter, **settings)
+        return learn(self.searcher, self.positive, self.negative)
+
+    def _answer(self, **settings: Any) -> Hits:
+        hits = self.searcher.answer(self._query(), where=self.filter, **settings)
         return replace(hits, pictures=self.pictures)
 
     def _with(self, **changes: Any) -> "Question":

@@ -30,6 +30,7 @@ def dataset() -> None:
 @recipe_option("--source", "dataset.source")
 @recipe_option("--dataset", "dataset.uri")
 @recipe_option("--landcover", "dataset.landcover.href")
+@recipe_option("--marks", "dataset.marks")
 @catalog_options
 @pass_run
 @click.pass_context
@@ -46,7 +47,7 @@ def import_(ctx: click.Context, run: Run) -> None:
     ml-aid       multilabel.csv, images_tr/ and images_test/ with <name>.jpg
     bigearthnet  version 2: metadata.parquet and
                  BigEarthNet-S2/<tile>/<patch>/<patch>_<band>.tif
-    scenes       your own scenes (--scenes) and a land-cover raster
+    scenes       your own scenes (--scenes) and a land-cover raster, or marks
     module:Name  an importer of your own (docs/howto/importer.md)
 
     All sources but bigearthnet and scenes may be a .tar. Errors name the missing

@@ -111,6 +111,8 @@ class DatasetSection:
         How rows without a split are divided.
     landcover
         Raster that labels the tiles of scenes.
+    marks
+        File of right and wrong marks that labels the tiles of scenes, in place of the raster.
     block_tiles
         Tiles on a side of one block of land cover read at once.
     """
@@ -126,6 +128,7 @@ class DatasetSection:
     resolution_m: Positive | None = None
     split: SplitRule = SplitRule()
     landcover: LandcoverSection = LandcoverSection()
+    marks: str | Location | None = None
     block_tiles: Count = 4
 
 

@@ -27,6 +27,8 @@ from workflows.service.mosaic import MOST_ZOOM, MapTile
 from workflows.service.negotiation import CONTENT, negotiated
 from workflows.service.page import map_page
 from workflows.service.schema import (
+    DetectBody,
+    DetectionsAnswer,
     HealthAnswer,
     IndexAnswer,
     MosaicQuery,
@@ -36,6 +38,7 @@ from workflows.service.schema import (
     ScoresQuery,
     SearchAnswer,
     SearchBody,
+    SuggestBody,
     ThumbnailQuery,
     TileAnswer,
 )
@@ -203,6 +206,23 @@ def _add_search(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: li
         return await (run(answer) if embeds else to_thread.run_sync(answer))
 
     _describe(app, SearchBody)
+    found: dict[int | str, dict[str, Any]] = {
+        **documented(404, 422, 503), 200: {"content": CONTENT},
+    }  # fmt: skip
+
+    @app.post("/v1/suggestions", response_model=SearchAnswer, responses=found, dependencies=guard)
+    def suggestions(body: SuggestBody, accept: Accept = None) -> Response:
+        """Choose the tiles whose marks would teach most."""
+        return negotiated(backend.suggest(body), accept)
+
+    @app.post(
+        "/v1/detections", response_model=DetectionsAnswer, responses=found, dependencies=guard
+    )
+    def detections(body: DetectBody, accept: Accept = None) -> Response:
+        """Find every place that marks ask for, with its probability and the tiles to review."""
+        if body.k > limits.max_k:
+            raise ConfigError(f"k is {body.k}; this service gives at most {limits.max_k}")
+        return negotiated(backend.detect(body), accept)
 
 
 def _add_archive(

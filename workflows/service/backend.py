@@ -10,14 +10,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
 
 from encoders.bundle import Encoder, load_encoder
 from encoders.spec import EncoderSpec, no_text, read_spec
-from pipeline.search.query import Query, QueryResolver, combine
+from pipeline.search.detections import detect, suggest
+from pipeline.search.hits import Hits
+from pipeline.search.query import Query, QueryResolver, combine, learn
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.dates import parse_moment
@@ -37,10 +39,15 @@ from workflows.service.layers import Layers, TileNumber, to_text
 from workflows.service.mosaic import NOTHING, Drawn, Look, MapTile, Mosaic, opening_tiles, zoom_of
 from workflows.service.schema import (
     AcquisitionBody,
+    DetectBody,
+    DetectionBody,
+    DetectionsAnswer,
     ExampleBody,
+    ExpectedBody,
     FilterBody,
     HitBody,
     IndexAnswer,
+    MarksBody,
     MosaicQuery,
     PairsBody,
     PresetBody,
@@ -50,6 +57,7 @@ from workflows.service.schema import (
     SceneState,
     SearchAnswer,
     SearchBody,
+    SuggestBody,
     ThumbnailQuery,
     TileAnswer,
 )
@@ -144,22 +152,45 @@ class IndexBackend:
         """Answer a query; the tiles of the query are not among its hits."""
         version = self._current()
         example = self._example(version, body, image)
-        query = combine(
-            example + _examples(version, body.positive), _examples(version, body.negative)
+        query = learn(
+            version.searcher,
+            example + _examples(version, body.positive),
+            _examples(version, body.negative),
         )
         asked = example[0] if len(example) == 1 else query
         hits = version.searcher.answer(query, body.k, _filter(body.filter), distinct=body.distinct)
-        return SearchAnswer(
+        return _found(query, asked, hits)
+
+    def suggest(self, body: SuggestBody) -> SearchAnswer:
+        """Return the tiles whose marks would teach most."""
+        version = self._current()
+        query = _marked(version, body)
+        hits = suggest(version.searcher, query, body.k, _filter(body.filter))
+        return _found(query, query, hits)
+
+    def detect(self, body: DetectBody) -> DetectionsAnswer:
+        """Return the places that marks ask for, with their probabilities."""
+        version = self._current()
+        query = _marked(version, body)
+        found = detect(
+            version.searcher,
+            query,
+            threshold=body.threshold,
+            where=_filter(body.filter),
+            review=body.review,
+        )
+        detections = found.to_arrow()
+        return DetectionsAnswer(
             query=query.label,
-            tile=asked.tile,
-            scene=asked.scene,
-            snapshot=hits.snapshot,
-            version=hits.version,
-            coverage=hits.coverage,
-            ordinary=bool(hits.ordinary),
-            note=query.note,
-            like=to_text(query.vector),
-            hits=[HitBody(**record) for record in hit_records(hits.to_arrow())],
+            snapshot=found.hits.snapshot,
+            version=found.hits.version,
+            coverage=found.hits.coverage,
+            threshold=found.threshold,
+            expected=ExpectedBody(**asdict(found.expected)),
+            total=len(detections),
+            truncated=bool(found.hits.truncated),
+            hits=[DetectionBody(**r) for r in hit_records(detections.slice(0, body.k))],
+            review=[DetectionBody(**r) for r in hit_records(found.to_review())],
         )
 
     def tile(self, key: str) -> TileAnswer:
@@ -332,7 +363,7 @@ class IndexBackend:
         if body.text is not None:
             return [version.embedding_resolver.text(body.text)]
         if body.box is not None:
-            return version.resolver.tiles(Filter(bbox=body.box), _MOST_IN_BOX)
+            return [combine(version.resolver.tiles(Filter(bbox=body.box), _MOST_IN_BOX))]
         if image is None:
             return []
         pixels, resolver = self._decode(image), version.embedding_resolver
@@ -392,8 +423,30 @@ class _Version:
         return "" if spec.text else no_text(spec.backbone, fingerprint)
 
 
+def _found(query: Query, asked: Query, hits: Hits) -> SearchAnswer:
+    """Return the answer of a query; ``asked`` is the tile that was asked with, if one was."""
+    return SearchAnswer(
+        query=query.label,
+        tile=asked.tile,
+        scene=asked.scene,
+        snapshot=hits.snapshot,
+        version=hits.version,
+        coverage=hits.coverage,
+        ordinary=bool(hits.ordinary),
+        note=query.note,
+        like=to_text(query.vector),
+        hits=[HitBody(**record) for record in hit_records(hits.to_arrow())],
+    )
+
+
+def _marked(version: "_Version", body: MarksBody) -> Query:
+    """Return the query of marks."""
+    groups = (_examples(version, group) for group in (body.positive, body.negative))
+    return learn(version.searcher, *groups)
+
+
 def _examples(version: _Version, examples: list[ExampleBody]) -> list[Query]:
-    return [version.resolver.tile(example.tile, example.scene) for example in examples]
+    return version.resolver.marked([(example.tile, example.scene) for example in examples])
 
 
 def _tile(version: _Version, key: str) -> TileAnswer:

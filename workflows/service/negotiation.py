@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import Response
 
 from storage.formats import feature_collection, geoparquet
-from workflows.service.schema import ScenesAnswer, SearchAnswer
+from workflows.service.schema import DetectionsAnswer, ScenesAnswer, SearchAnswer
 
 GEOJSON = "application/geo+json"
 PARQUET = "application/vnd.apache.parquet"
@@ -17,10 +17,12 @@ CONTENT: dict[str, Any] = {
 """The entries of GeoJSON and GeoParquet in the OpenAPI document."""
 
 
-def negotiated(answer: SearchAnswer | ScenesAnswer, accept: str | None) -> Response:
+def negotiated(
+    answer: SearchAnswer | DetectionsAnswer | ScenesAnswer, accept: str | None
+) -> Response:
     """Return an answer in the format that a client accepts; JSON unless it names another."""
     accepted = accept or ""
-    items = answer.hits if isinstance(answer, SearchAnswer) else answer.scenes
+    items = answer.scenes if isinstance(answer, ScenesAnswer) else answer.hits
     if PARQUET in accepted:
         records = [item.model_dump(exclude_unset=True) for item in items]
         return Response(geoparquet(records), media_type=PARQUET)

@@ -30,7 +30,7 @@ Geometry = Annotated[
 ]
 
 QUERIES = ("vector", "lonlat", "tile", "box", "text", "image_base64")
-MAX_EXAMPLES = 64
+MAX_EXAMPLES = 1_000
 _TILE = "epsg32648-10-64/4/7"
 
 
@@ -133,6 +133,40 @@ class SearchBody(_Request):
         return self
 
 
+class MarksBody(_Request):
+    """Tiles that are marked as right and as wrong, and what to do with them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"positive": [{"tile": _TILE}], "negative": [{"tile": "epsg32648-10-64/5/7"}]}
+            ]
+        },
+    )
+
+    positive: list[ExampleBody] = Field(
+        min_length=1, max_length=MAX_EXAMPLES, description="Right marks."
+    )
+    negative: list[ExampleBody] = Field([], max_length=MAX_EXAMPLES, description="Wrong marks.")
+    filter: FilterBody = FilterBody()
+
+
+class SuggestBody(MarksBody):
+    """Marks, and how many tiles to mark next."""
+
+    k: int = Field(10, ge=1, le=1_000, description="Tiles to mark next.")
+
+
+class DetectBody(MarksBody):
+    """Marks, at least ten of them with three of each kind, and a threshold."""
+
+    threshold: float = Field(
+        0.5, gt=0, lt=1, description="Least probability of a detection, between 0 and 1."
+    )
+    review: int = Field(20, ge=0, le=1_000, description="Tiles to review.")
+    k: int = Field(1_000, ge=1, le=2**31 - 1, description="Most detections in the answer.")
+
+
 class DateBody(_Message):
     """One acquisition of the place of a hit."""
 
@@ -187,6 +221,46 @@ class SearchAnswer(_Message):
     )
     like: str = Field(description="The query's vector as text, for /v1/scores.")
     hits: list[HitBody]
+
+
+Interval = Annotated[
+    tuple[float, float], Field(description="What nine of ten resamples of the marks give.")
+]
+
+
+class ExpectedBody(_Message):
+    """What the threshold brings among the tiles without a mark, as far as the marks tell."""
+
+    rows: int = Field(description="Tiles at or above the threshold.")
+    right: float = Field(description="Those of them that are right.")
+    precision: float = Field(description="Share of the tiles at or above it that are right.")
+    precision_interval: Interval
+    recall: float = Field(description="Share of the right tiles that are at or above it.")
+    recall_interval: Interval
+
+
+class DetectionBody(HitBody):
+    """A tile with the probability that it is right, and its mark."""
+
+    probability: float
+    mark: Literal["right", "wrong"] | None
+
+
+class DetectionsAnswer(_Message):
+    """Detections, the best first, and the tiles to review, nearest to the threshold first."""
+
+    query: str = Field(description="Description of the query, for people.")
+    snapshot: str = Field(description="Archive snapshot that the index was built from.")
+    version: str = Field(description="Index version that answered.")
+    coverage: float = Field(description="Fraction of the index's shards that answered.")
+    threshold: float
+    expected: ExpectedBody
+    total: int = Field(description="All detections; the answer has the best `k`.")
+    truncated: bool = Field(
+        description="Whether more tiles have a probability of 1 % or more than were looked at."
+    )
+    hits: list[DetectionBody] = Field(description="The detections.")
+    review: list[DetectionBody]
 
 
 class AcquisitionBody(_Message):

@@ -112,3 +112,33 @@ def test_an_import_of_bad_scenes_alone_writes_nothing(
     assert (failed.code, failed.out) == (1, "")
     assert f"none of 1 scenes can be read ({name}: " in failed.err
     assert not (tmp_path / "set").exists()
+
+
+def test_marks_label_the_tiles_of_scenes(scenes: Path, tmp_path: Path):
+    """Marks of `skysift detect --marks-out` become a dataset of right and wrong tiles."""
+    write_good(scenes)
+    assert import_scenes(tmp_path, "all").code == 0
+    keys = sorted(set(LabelledDataset.open(str(tmp_path / "all")).rows["tile_key"]))
+    marked = {key: ("right", "wrong")[place % 2] for place, key in enumerate(keys[:8])}
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Point", "coordinates": [0.0, 0.0]},
+            "properties": {"tile_key": key, "scene": "a_20240101", "mark": mark},
+        }
+        for key, mark in [*marked.items(), ("elsewhere/1/2", "right"), (keys[9], None)]
+    ]
+    file = tmp_path / "marks.geojson"
+    file.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    done = import_scenes(tmp_path, "marks", "--marks", str(file))
+    assert done.code == 0, done.err
+    data = LabelledDataset.open(str(tmp_path / "marks"))
+    assert data.info.classes == ("right", "wrong")
+    assert set(data.rows["tile_key"]) == set(marked)
+    assert len(data.rows["tile_key"]) == 16  # both dates
+    for key, labels in zip(data.rows["tile_key"], data.labels, strict=True):
+        assert labels.tolist() == [marked[key] == "right", marked[key] == "wrong"]
+    file.write_text(file.read_text().replace('"mark"', '"remark"'))
+    refused = import_scenes(tmp_path, "none", "--marks", str(file))
+    assert refused.code == 2
+    assert "no feature has a tile_key and a mark" in refused.err

@@ -18,7 +18,8 @@ from PIL import Image
 from schemathesis.config import SchemathesisConfig
 from schemathesis.generation import GenerationMode
 
-from pipeline.search.query import FEATURELESS
+from pipeline.search.detections import detect, suggest
+from pipeline.search.query import FEATURELESS, QueryResolver, learn
 from storage.archive.maintenance import Memory
 from storage.archive.maintenance import remember as note
 from storage.archive.reader import Archive
@@ -117,6 +118,41 @@ def test_examples_pull_and_push(client, served):
 
     found = _search(client, positive=[*map(named, good)], negative=[*map(named, bad)], k=10)
     assert [hit["row"] for hit in found] == truth[:10]
+
+
+def test_marks_are_suggested_and_detected_as_in_python(client, served):
+    backend = IndexBackend(served)
+    searcher = backend._current().searcher
+    archive = searcher.archive
+    rows = archive.read(archive.live_rows(0), ["tile_key", "scene"])
+    keys = list(zip(rows["tile_key"].tolist(), rows["scene"].tolist(), strict=True))
+    groups = {"positive": keys[:6], "negative": keys[30:36]}
+    marks = {n: [{"tile": t, "scene": s} for t, s in group] for n, group in groups.items()}
+    resolver = QueryResolver(searcher)
+    query = learn(searcher, *(resolver.marked(group) for group in groups.values()))
+    answer = client.post("/v1/suggestions", json={**marks, "k": 5})
+    assert answer.status_code == 200, answer.text
+    suggested = [hit["row"] for hit in answer.json()["hits"]]
+    assert suggested == suggest(searcher, query, 5).rows[0].tolist()
+    assert _search(client, **marks, k=3)[0]["closer_than"] is None
+
+    asked = {**marks, "threshold": 0.2, "review": 4, "k": 7}
+    answer = client.post("/v1/detections", json=asked)
+    assert answer.status_code == 200, answer.text
+    found, same = answer.json(), detect(searcher, query, threshold=0.2, review=4)
+    assert found["total"] == same.detected.sum()
+    assert [hit["row"] for hit in found["hits"]] == same.to_arrow()["row"].to_pylist()[:7]
+    assert [hit["row"] for hit in found["review"]] == same.to_review()["row"].to_pylist()
+    assert found["expected"]["precision"] == pytest.approx(same.expected.precision)
+    assert {hit["mark"] for hit in found["hits"]} <= {"right", None}
+    geojson = client.post("/v1/detections", json=asked, headers={"Accept": "application/geo+json"})
+    assert [f["properties"]["row"] for f in geojson.json()["features"]] == [
+        hit["row"] for hit in found["hits"]
+    ]
+    few = client.post("/v1/detections", json={"positive": marks["positive"]})
+    assert few.status_code == 422
+    assert "at least 10, 3 of each" in few.json()["message"]
+    assert client.post("/v1/detections", json={**asked, "threshold": 1}).status_code == 422
 
 
 def test_a_tile_lists_its_days_and_shows_each(client, folder):

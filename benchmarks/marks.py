@@ -1,0 +1,229 @@
+"""Average precision of queries that learn from marks, and of the tiles that are marked next.
+
+    python -m benchmarks.marks [--data ../shared/data] [--scratch work/marks]
+
+Frozen features of two labelled sets, reduced to 128 dimensions as an archive's are. Each label with
+40 to 60 % of the images is a search; a mark is right when the image has the label. Queries are
+scored by all images without a mark; sessions of marks by the half of the images that is never
+marked.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import average_precision_score
+
+from benchmarks.measure import Row, publish
+from benchmarks.real_vectors import image_features, reduced
+from pipeline.search.marks import (
+    LEAST_MARKS,
+    UNLABELLED_ROWS,
+    calibrate,
+    expect,
+    learned_vector,
+    next_marks,
+)
+
+DIMENSION, SEEDS, SESSIONS = 128, 5, 3
+START, EACH, ROUNDS = 3, 10, 6
+GOALS = {"UC Merced": {10: 2.6, 30: 4.6}, "AID": {10: 4.0, 30: 6.3}}
+SESSION_GOALS = {16: 3.6, 56: 4.5}
+ARCHIVES = {
+    "UC Merced": "ucm_multilabel_256px.tar",
+    "AID": "aid_multilabel_150px.tar",
+}
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labelled:
+    """Unit vectors (n, D) and labels (n, C) of a set."""
+
+    name: str
+    vectors: Array
+    labels: Array
+
+    def searches(self) -> Iterator[tuple[int, Array]]:
+        """Yield each label that is neither rare nor common, with its mask (n,)."""
+        for number, has in enumerate(self.labels.T.astype(bool)):
+            if 40 <= has.sum() <= 0.6 * len(has):
+                yield number, has
+
+
+def means(right: Array, wrong: Array) -> Array:
+    """Return the query of before: the mean of the right marks minus half that of the wrong ones."""
+    return np.asarray(right.mean(axis=0) - 0.5 * wrong.mean(axis=0))
+
+
+def of_random_marks(data: Labelled, count: int, seeds: int) -> tuple[float, float]:
+    """Return the mean average precision of learned queries and of means, ``count`` marks a kind."""
+    found = []
+    for number, has in data.searches():
+        for seed in range(seeds):
+            rng = np.random.default_rng([number, seed, count])
+            right = rng.choice(np.flatnonzero(has), count, False)
+            wrong = rng.choice(np.flatnonzero(~has), count, False)
+            marked = np.concatenate([right, wrong])
+            sample = np.setdiff1d(rng.choice(len(has), UNLABELLED_ROWS, False), marked)
+            rest = np.setdiff1d(np.arange(len(has)), marked)
+            yes, no = data.vectors[right], data.vectors[wrong]
+            queries = learned_vector(yes, no, data.vectors[sample]), means(yes, no)
+            scored = data.vectors[rest] @ np.stack(queries).T
+            found.append([average_precision_score(has[rest], each) for each in scored.T])
+    learned, before = np.mean(found, axis=0).tolist()
+    return learned, before
+
+
+def best_hits(scores: Array, right: Array, wrong: Array, read: Any, count: int) -> Array:
+    """Mark the best hits, as without suggestions."""
+    return np.arange(count)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """A person who marks ten tiles at a time.
+
+    ``learns`` says whether the query is learned from ten marks on, or stays that of means.
+    """
+
+    data: Labelled
+    choose: Callable[..., Array]
+    learns: bool
+
+    def run(self, number: int, has: Array, seed: int) -> tuple[list[float], Array, Array]:
+        """Return the average precision of each round, the marks and the sample of the archive."""
+        vectors = self.data.vectors
+        halves = np.random.default_rng(9).permutation(len(has))
+        held, pool = halves[: len(has) // 2], np.sort(halves[len(has) // 2 :])
+        rng = np.random.default_rng([number, seed])
+        kinds = pool[has[pool]], pool[~has[pool]]
+        marks = np.concatenate([rng.choice(kind, START, False) for kind in kinds])
+        sample, curve = rng.choice(pool, UNLABELLED_ROWS, False), []
+        for _ in range(ROUNDS):
+            known = has[marks]
+            query = self._query(marks, known, np.setdiff1d(sample, marks))
+            curve.append(float(average_precision_score(has[held], vectors[held] @ query)))
+            rest = np.setdiff1d(pool, marks)
+            rest = rest[np.argsort(-(vectors[rest] @ query), kind="stable")]
+            scores = vectors[marks] @ query
+
+            def read(at: Array, rest: Array = rest) -> Array:
+                return np.asarray(vectors[rest[at]])
+
+            chosen = self.choose(vectors[rest] @ query, scores[known], scores[~known], read, EACH)
+            before, marks = marks, np.concatenate([marks, rest[chosen]])
+        return curve, before, np.setdiff1d(sample, before)
+
+    def _query(self, marks: Array, known: Array, sample: Array) -> Array:
+        vectors = self.data.vectors
+        right, wrong = vectors[marks[known]], vectors[marks[~known]]
+        if self.learns and len(marks) >= LEAST_MARKS:
+            return np.asarray(learned_vector(right, wrong, vectors[sample]))
+        query = means(right, wrong)
+        return np.asarray(query / np.linalg.norm(query))
+
+
+def curve_of(session: Session, sessions: int) -> Array:
+    """Return the mean average precision (ROUNDS,) of sessions for each label."""
+    curves = [
+        session.run(number, has, seed)[0]
+        for number, has in session.data.searches()
+        for seed in range(sessions)
+    ]
+    return np.asarray(np.mean(curves, axis=0))
+
+
+def calibration_rows(data: Labelled, sessions: int) -> Iterator[Row]:
+    """Yield how far expected precision and recall are from those of the images never marked."""
+    session, found = Session(data=data, choose=next_marks, learns=True), []
+    held = np.random.default_rng(9).permutation(len(data.labels))[: len(data.labels) // 2]
+    for number, has in data.searches():
+        for seed in range(sessions):
+            _, marks, sample = session.run(number, has, seed)
+            known = has[marks]
+            if min(known.sum(), (~known).sum()) < START:
+                continue
+            groups = data.vectors[marks[known]], data.vectors[marks[~known]], data.vectors[sample]
+            scores = data.vectors[held] @ learned_vector(*groups)
+            calibration = calibrate(*groups)
+            hit = calibration.probability(scores) >= 0.5
+            if hit.any():
+                said, truth = expect(calibration, scores, 0.5), has[held]
+                precision, recall = truth[hit].mean(), truth[hit].sum() / truth.sum()
+                found.append((said.precision, precision, said.recall, recall))
+    said_p, true_p, said_r, true_r = np.array(found).T
+    for name, said, true in (("precision", said_p, true_p), ("recall", said_r, true_r)):
+        error = float(np.abs(said - true).mean())
+        yield Row(
+            what=f"{data.name}: expected {name} at a probability of 0.5, after 56 marks",
+            ours=float(said.mean()),
+            peer=float(true.mean()),
+            unit="share",
+            against="true share of images never marked",
+            ratio=error,
+            note=f"The ratio is the mean distance; expected minus true is "
+            f"{float((said - true).mean()):+.3f}: expectations are cautious where negative.",
+        )
+
+
+def measured(data: Labelled, seeds: int = SEEDS, sessions: int = SESSIONS) -> Iterator[Row]:
+    """Yield the rows of a set; ratios are differences in points of average precision."""
+    for count, goal in GOALS[data.name].items():
+        learned, before = of_random_marks(data, count, seeds)
+        yield Row(
+            what=f"{data.name}: query of {count} right and {count} wrong marks",
+            ours=100 * learned,
+            peer=100 * before,
+            unit="AP",
+            against="mean of right - half the mean of wrong",
+            ratio=100 * (learned - before),
+            goal=goal,
+            note="The ratio is the difference in points.",
+        )
+    ours, learning, before = (
+        curve_of(Session(data=data, choose=choose, learns=learns), sessions)
+        for choose, learns in ((next_marks, True), (best_hits, True), (best_hits, False))
+    )
+    for marks, goal in SESSION_GOALS.items():
+        at = (marks - 2 * START) // EACH
+        for name, peer, wanted in (
+            ("best hits of a query of means", before, goal),
+            ("best hits of a query that learns", learning, None),
+        ):
+            yield Row(
+                what=f"{data.name}: {marks} marks, suggested, beside {name}",
+                ours=100 * float(ours[at]),
+                peer=100 * float(peer[at]),
+                unit="AP",
+                against=name,
+                ratio=100 * float(ours[at] - peer[at]),
+                goal=wanted,
+                note="The ratio is the difference in points.",
+            )
+    yield from calibration_rows(data, sessions)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print the table and keep it."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("--full", action="store_true", help="no longer form")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--scratch", type=Path, default=Path("work/marks"))
+    chosen = parser.parse_args(arguments)
+    backbone = chosen.data / "weights/mobilenet_v2_imagenet_folded"
+    rows: list[Row] = []
+    for name, file in ARCHIVES.items():
+        features, labels = image_features(chosen.data / file, backbone, chosen.scratch / name)
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        rows += measured(Labelled(name=name, vectors=reduced(features, DIMENSION), labels=labels))
+    publish("marks", rows)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
