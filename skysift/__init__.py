@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.indexing.spec import IndexSpec
     from pipeline.ingest.driver import ingest, plan_ingest
     from pipeline.ingest.spec import IngestSpec
+    from pipeline.search.change import ChangeSpec, find_changes
     from pipeline.search.hits import Hits
     from pipeline.search.query import Query
     from pipeline.search.question import Question
@@ -53,6 +54,7 @@ __all__ = [
     "BandMapping",
     "CatalogError",
     "CatalogSpec",
+    "ChangeSpec",
     "ConfigError",
     "CorruptIndexError",
     "Encoder",
@@ -87,6 +89,7 @@ __all__ = [
     "build_loss",
     "check_gather",
     "contrast",
+    "find_changes",
     "ingest",
     "open",
     "plan_ingest",
@@ -103,6 +106,7 @@ __getattr__ = public_names(
         "BandMapping": "storage.scene",
         "CatalogError": "storage.errors",
         "CatalogSpec": "storage.scene",
+        "ChangeSpec": "pipeline.search.change",
         "ConfigError": "storage.errors",
         "CorruptIndexError": "storage.errors",
         "Encoder": "encoders.bundle",
@@ -137,6 +141,7 @@ __getattr__ = public_names(
         "build_loss": "encoders.losses",
         "check_gather": "encoders.gather_check",
         "contrast": "encoders.losses.core",
+        "find_changes": "pipeline.search.change",
         "ingest": "pipeline.ingest.driver",
         "open": "workflows.notebook.index",
         "plan_ingest": "pipeline.ingest.driver",
