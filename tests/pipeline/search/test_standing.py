@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import json
-import os
+import signal
 import subprocess
 import sys
 import threading
@@ -197,59 +197,49 @@ def test_events_go_to_public_and_named_hosts_alone(url: str, reason: str):
         Webhook(url)
 
 
+# Forks for each line of its input, a number of a step, and kills the child there; steps are the
+# beginnings and ends of what reaches a disk or a receiver.
 STEPS = """
-import json, os, signal, sys
+import os, signal, sys
 import pipeline.search.standing as standing
 from pathlib import Path
 from storage.location import Location
 from storage.webhook import Webhook
 from tests.pipeline.search.test_standing import _tell
 
-index, file, url, fatal = sys.argv[1:4] + [int(sys.argv[4])]
-count = 0
-
-def step():
-    global count
-    count += 1
-    if count == fatal:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def around(owner, name):
+def around(owner, name, steps):
     inner = getattr(owner, name)
     def call(*arguments, **named):
-        step()
+        steps()
         result = inner(*arguments, **named)
-        step()
+        steps()
         return result
     setattr(owner, name, call)
 
-around(Location, "write")
-around(standing, "_append")
-around(Webhook, "tell")
-fsync = os.fsync
-def torn(handle):
-    # Half of a line is on the disk when the process ends.
-    name = os.readlink(f"/proc/self/fd/{handle}")
-    if name == file and count + 1 == fatal and os.environ.get("TORN"):
-        os.truncate(name, os.path.getsize(name) - 40)
-        os.kill(os.getpid(), signal.SIGKILL)
-    fsync(handle)
-os.fsync = torn
-_tell(index, file=Path(file), webhook=Webhook(url, "", ["127.0.0.1"]))
-print(count)
+def poll(index, file, url, fatal, torn):
+    count = 0
+    def step():
+        nonlocal count
+        count += 1
+        if count == fatal:
+            if torn:  # half of the last line is on the disk
+                os.truncate(file, os.path.getsize(file) - 40)
+            os.kill(os.getpid(), signal.SIGKILL)
+    around(Location, "write", step)
+    around(standing, "_append", step)
+    around(Webhook, "tell", step)
+    _tell(index, file=Path(file), webhook=Webhook(url, "", ["127.0.0.1"]))
+
+for line in sys.stdin:
+    index, file, url, fatal, torn = line.split()
+    child = os.fork()
+    if not child:
+        poll(index, file, url, int(fatal), torn == "True")
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
 """
-
-
-def _step(index: str, file: Path, url: str, fatal: int, torn: bool = False) -> "tuple[int, str]":
-    done = subprocess.run(
-        [sys.executable, "-c", STEPS, index, str(file), url, str(fatal)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **({"TORN": "1"} if torn else {})},
-    )
-    assert done.returncode in (0, -9), done.stderr
-    return done.returncode, done.stdout
+APPENDED, STEP_COUNT = 4, 14
+"""The end of the append; the state is written 4 times, and 2 events are sent."""
 
 
 def test_a_kill_between_any_two_steps_loses_and_repeats_nothing(
@@ -262,29 +252,29 @@ def test_a_kill_between_any_two_steps_loses_and_repeats_nothing(
     update_index(index)
     state = next(Path(f"{index}.standing").iterdir())
     start, killed = state.read_bytes(), 0
-    for fatal in range(1, 40):
-        for torn in (False, True):
+    with subprocess.Popen(
+        [sys.executable, "-c", STEPS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin
+        assert child.stdout
+        for fatal, torn in [(APPENDED, True), *((n, False) for n in range(1, STEP_COUNT + 2))]:
             state.write_bytes(start)
             file = tmp_path / f"hits-{fatal}-{torn}.jsonl"
             receiver.headers.clear()
             receiver.bodies.clear()
-            code, _ = _step(index, file, receiver.url, fatal, torn)
-            if torn and not (file.exists() and not file.read_bytes().endswith(b"\n")):
-                continue  # the process did not end while it appended
-            killed += code == -9
+            child.stdin.write(f"{index} {file} {receiver.url} {fatal} {torn}\n")
+            child.stdin.flush()
+            status = int(child.stdout.readline())
+            assert status in (0, signal.SIGKILL)
+            killed += status == signal.SIGKILL
             _tell(index, file=file, webhook=Webhook(receiver.url, "", ["127.0.0.1"]))
             assert [event["scene"] for event in _lines(file)] == ["new", "newer"]
-            contents = {
-                event: body for event, body in zip(receiver.ids, receiver.bodies, strict=True)
-            }
+            contents = set(zip(receiver.ids, receiver.bodies, strict=True))
             assert len(contents) == 2
             assert len(receiver.ids) <= 3  # one event may come twice, with its id and content
-            assert [json.loads(body)["id"] for body in contents.values()] == list(contents)
             assert _tell(index, file=file, webhook=Webhook(receiver.url, "", ["127.0.0.1"])) == []
-        if code == 0:
-            break
-    # Three writes of the state after the append and each event, the append, and two events.
-    assert killed >= 2 * 7
+        child.stdin.close()
+    assert killed == STEP_COUNT + 1
 
 
 def test_a_search_without_a_score_and_a_damaged_state_are_refused(
