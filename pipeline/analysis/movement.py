@@ -1,9 +1,9 @@
 """How far tiles moved between two dates, beyond what all tiles of these dates moved.
 
 Two dates differ in season, sun, haze and sensor, and these move every tile. So each date's mean
-vector, over the same ground, is subtracted before two vectors are compared; and a distance is
-judged by the distances of the other tiles of the same two dates: by the number of robust standard
-deviations above their median. Pure functions of arrays; :mod:`pipeline.search.change` reads them.
+vector, over the same ground, is subtracted before two vectors are compared; and an angle is judged
+by the angles of the other tiles of the same two dates: by the number of robust standard deviations
+above their median. Pure functions of arrays; :mod:`pipeline.search.change` reads them.
 
 References
 ----------
@@ -20,17 +20,22 @@ FEWEST_PAIRS = 30
 """Pairs of tiles that make a median and a spread. With fewer, none of them is judged."""
 BEYOND_USUAL = 3.5
 """Scores from here on are outliers by the rule of Iglewicz and Hoaglin."""
+SMALLEST_SPREAD_DEGREES = 1.0
+"""Least spread of angles: so that a scene that was processed twice has no outliers."""
 SMALLEST_SPREAD = 0.01
-"""Least spread, in cosine: so that a scene that was processed twice has no outliers."""
+"""Least spread of gains, in cosine; as that of angles."""
 _MAD_TO_SIGMA = 1.4826
 # Length that the rounding of stored vectors (float16, relative 2**-11) can give a difference.
 _ROUNDING = 1e-3
 
 
-def centred_distance(
+def centred_angle(
     before_ND: npt.ArrayLike, after_ND: npt.ArrayLike, mean_before_D: Float64, mean_after_D: Float64
 ) -> Float64:
-    """Return the cosine distance (n,) of each pair of vectors, each less the mean of its date.
+    """Return the angle (n,) between the vectors of each pair, each less the mean of its date.
+
+    The angle of noise in many dimensions is nearly normal, so that a median and a spread describe
+    angles; cosine distances, which are squares of small angles, are skewed.
 
     Parameters
     ----------
@@ -42,23 +47,32 @@ def centred_distance(
     Returns
     -------
     ndarray
-        float64 from 0 to 2; 0 where both vectors are the means, 1 where one of them is.
+        float64 degrees from 0 to 180; 0 where both vectors are the means, 90 where one of them is.
+
+    References
+    ----------
+    Kahan (2006), How Futile are Mindless Assessments of Roundoff, section 12: the stable form.
 
     Examples
     --------
     >>> before = np.array([[1.0, 0.0], [0.0, 1.0]])
-    >>> centred_distance(before, before + 0.5, before.mean(0), before.mean(0) + 0.5).tolist()
+    >>> centred_angle(before, before + 0.5, before.mean(0), before.mean(0) + 0.5).tolist()
     [0.0, 0.0]
     """
-    x = np.asarray(before_ND, np.float64) - mean_before_D
-    y = np.asarray(after_ND, np.float64) - mean_after_D
-    lengths = np.linalg.norm(x, axis=1), np.linalg.norm(y, axis=1)
-    at_mean = [length < _ROUNDING for length in lengths]
-    product = np.where(at_mean[0] | at_mean[1], 1.0, lengths[0] * lengths[1])
-    distance = 1 - np.einsum("nd,nd->n", x, y) / product
-    distance[at_mean[0] & at_mean[1]] = 0.0
-    distance[at_mean[0] ^ at_mean[1]] = 1.0
-    return np.clip(distance, 0.0, 2.0)
+    x, at_x = _directions(np.asarray(before_ND, np.float64) - mean_before_D)
+    y, at_y = _directions(np.asarray(after_ND, np.float64) - mean_after_D)
+    apart, together = np.linalg.norm(x - y, axis=1), np.linalg.norm(x + y, axis=1)
+    angle: Float64 = np.degrees(2 * np.arctan2(apart, together))
+    angle[at_x & at_y] = 0.0
+    angle[at_x ^ at_y] = 90.0
+    return angle
+
+
+def _directions(x_ND: Float64) -> tuple[Float64, npt.NDArray[np.bool_]]:
+    """Return unit vectors (n, D), and which (n,) are too short to have a direction."""
+    lengths = np.linalg.norm(x_ND, axis=1)
+    short = lengths < _ROUNDING
+    return x_ND / np.where(short, 1.0, lengths)[:, None], short
 
 
 def gain(before_ND: npt.ArrayLike, after_ND: npt.ArrayLike, toward_D: npt.ArrayLike) -> Float64:
@@ -82,12 +96,19 @@ def gain(before_ND: npt.ArrayLike, after_ND: npt.ArrayLike, toward_D: npt.ArrayL
     return difference
 
 
-def robust_scores(values: npt.ArrayLike) -> tuple[Float64, float, float]:
+def robust_scores(values: npt.ArrayLike, smallest_spread: float) -> tuple[Float64, float, float]:
     """Return how far values (n,) are above their median, in robust standard deviations.
 
     The spread is 1.4826 times the median absolute deviation, which is the standard deviation of a
     normal distribution; half of the values may be changes and move neither median nor spread
     without bound.
+
+    Parameters
+    ----------
+    values
+        (n,), in any unit.
+    smallest_spread
+        In the same unit; a smaller spread counts as this.
 
     Returns
     -------
@@ -96,12 +117,12 @@ def robust_scores(values: npt.ArrayLike) -> tuple[Float64, float, float]:
 
     Examples
     --------
-    >>> scores, median, spread = robust_scores([0.1, 0.2, 0.3, 0.4, 2.0])
+    >>> scores, median, spread = robust_scores([0.1, 0.2, 0.3, 0.4, 2.0], 0.01)
     >>> round(median, 2), round(spread, 4), scores.round(1).tolist()
     (0.3, 0.1483, [-1.3, -0.7, 0.0, 0.7, 11.5])
     """
     numbers = np.asarray(values, np.float64)
     median = float(np.median(numbers))
     mad = float(np.median(np.abs(numbers - median)))
-    spread = max(_MAD_TO_SIGMA * mad, SMALLEST_SPREAD)
+    spread = max(_MAD_TO_SIGMA * mad, smallest_spread)
     return (numbers - median) / spread, median, spread

@@ -19,7 +19,9 @@ import pyarrow as pa
 from pipeline.analysis.movement import (
     BEYOND_USUAL,
     FEWEST_PAIRS,
-    centred_distance,
+    SMALLEST_SPREAD,
+    SMALLEST_SPREAD_DEGREES,
+    centred_angle,
     gain,
     robust_scores,
 )
@@ -119,10 +121,10 @@ class Changes(Described):
         A row a place. ``row``, ``tile_key``, ``scene``, ``datetime``, ``cloud_fraction``,
         ``labels``, ``bbox`` and ``geometry`` are those of the later acquisition, as hits have
         them; ``before_row``, ``before_scene``, ``before_datetime`` and ``before_cloud_fraction``
-        are those of the earlier one. ``moved`` is the distance (0 to 2), or the gain in similarity
-        to a saved search (-2 to 2); ``usual`` its median over the ``pairs`` that the place is
-        judged by; ``score`` how many robust standard deviations ``moved`` is above ``usual``.
-        ``rank`` counts from 1; ``query`` is 0.
+        are those of the earlier one. ``moved`` is the angle in degrees (0 to 180), or the gain in
+        similarity to a saved search (-2 to 2); ``usual`` its median over the ``pairs`` that the
+        place is judged by; ``score`` how many robust standard deviations ``moved`` is above
+        ``usual``. ``rank`` counts from 1; ``query`` is 0.
     compared
         Pairs that were judged.
     beyond
@@ -133,6 +135,8 @@ class Changes(Described):
         Of the archive.
     title
         For people.
+    toward
+        Whether ``moved`` is a gain in similarity.
     """
 
     table: pa.Table
@@ -141,6 +145,7 @@ class Changes(Described):
     unjudged: int
     snapshot: str
     title: str
+    toward: bool
 
     def __len__(self) -> int:
         return len(self.table)
@@ -212,10 +217,11 @@ def find_changes(
     for group in _groups(archive, pairs):
         chosen = pairs.take(group)
         if toward is None:
-            moved[group] = _distances(archive, chosen)
+            moved[group] = _angles(archive, chosen)
         else:
             moved[group], similar[group] = _gains(archive, chosen, toward)
-        scores[group], usual[group], _ = robust_scores(moved[group])
+        least = SMALLEST_SPREAD_DEGREES if toward is None else SMALLEST_SPREAD
+        scores[group], usual[group], _ = robust_scores(moved[group], least)
         sizes[group] = len(group)
         done += len(group)
         progress(Progress(stage="pairs", done=done, total=len(pairs), unit="pairs"))
@@ -225,8 +231,8 @@ def find_changes(
             f"{spec.after}), and a judgement needs {FEWEST_PAIRS}; choose longer periods, or a "
             "larger cloud fraction"
         )
-    least = -np.inf if spec.min_score is None else spec.min_score
-    ranked = np.flatnonzero(pairs.ranked & similar & (scores >= least))  # NaN is not
+    lowest = -np.inf if spec.min_score is None else spec.min_score
+    ranked = np.flatnonzero(pairs.ranked & similar & (scores >= lowest))  # NaN is not
     best = ranked[np.argsort(-scores[ranked], kind="stable")][: spec.k]
     measures = {"score": scores, "moved": moved, "usual": usual, "pairs": sizes}
     kind = "change" if toward is None else f"toward {toward.title}"
@@ -237,6 +243,7 @@ def find_changes(
         unjudged=len(pairs) - done,
         snapshot=archive.snapshot,
         title=f"{kind} from {spec.before} to {spec.after}",
+        toward=toward is not None,
     )
 
 
@@ -365,16 +372,16 @@ def _vectors(archive: Archive, rows: Int64) -> Float64:
     return unit
 
 
-def _distances(archive: Archive, pairs: _Pairs) -> Float64:
-    """Return the distance (n,) of each pair, each date's mean subtracted."""
+def _angles(archive: Archive, pairs: _Pairs) -> Float64:
+    """Return the angle (n,) of each pair, each date's mean subtracted."""
     sums = np.zeros((2, archive.spec.dimension))
     for _, before, after in _blocks(archive, pairs):
         sums += before.sum(axis=0), after.sum(axis=0)
     means = sums / len(pairs)
-    distances = np.empty(len(pairs))
+    angles = np.empty(len(pairs))
     for part, before, after in _blocks(archive, pairs):
-        distances[part] = centred_distance(before, after, *means)
-    return distances
+        angles[part] = centred_angle(before, after, *means)
+    return angles
 
 
 def _gains(

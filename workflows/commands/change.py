@@ -46,12 +46,12 @@ if TYPE_CHECKING:
 def change(run: Run, /, **options: Any) -> None:
     """Rank places by how far they moved between two periods, beyond the usual.
 
-    Compares the clearest tile of a place before with the clearest after. "moved" is the cosine
-    distance of their vectors, each less the mean vector of its scene; with --toward, the gain in
-    similarity. "usual" is its median over the places of the same two scenes, and the score is how
-    many robust standard deviations a place is above it. From 3.5 on a change stands out; where
-    most of the ground changed, nothing does, and the order still holds. Filters of place select
-    what is ranked, not what is usual.
+    Compares the clearest tile of a place before with the clearest after. "moved" is the angle
+    between their vectors in degrees, each less the mean vector of its scene; with --toward, the
+    gain in similarity. "usual" is its median over the places of the same two scenes, and
+    the score is how many robust standard deviations a place is above it. From 3.5 on a change
+    stands out; where most of the ground changed, nothing does, and the order still holds. Filters
+    of place select what is ranked, not what is usual.
     """
     from pipeline.search.change import ChangeSpec, find_changes
     from pipeline.search.saved import load_search
@@ -93,10 +93,12 @@ def _lines(found: "Changes") -> list[str]:
     rows = found.table.to_pylist()
     grids = {row["tile_key"].rsplit("/", 2)[0] for row in rows}
     cut = len(next(iter(grids))) + 1 if len(grids) == 1 else 0
+    digits = 3 if found.toward else 1
     columns = ["rank", "score", "moved", "usual", "before", "after", "tile"]
     table = [
         [
-            *(row["rank"], f"{row['score']:.2f}", f"{row['moved']:.3f}", f"{row['usual']:.3f}"),
+            *(row["rank"], f"{row['score']:.2f}"),
+            *(f"{row[name]:.{digits}f}" for name in ("moved", "usual")),
             *(row[name].date().isoformat() for name in ("before_datetime", "datetime")),
             row["tile_key"][cut:],
         ]

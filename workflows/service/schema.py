@@ -232,7 +232,7 @@ class ChangeBody(_Message):
     rank: int
     score: float = Field(description="Robust standard deviations of `moved` above `usual`.")
     moved: float = Field(
-        description="Cosine distance of the two vectors, each less the mean of its date (0 to 2); "
+        description="Degrees between the two vectors, each less the mean of its date (0 to 180); "
         "with `toward`, the gain in similarity (-2 to 2)."
     )
     usual: float = Field(description="Median of `moved` over the pairs of the same dates.")

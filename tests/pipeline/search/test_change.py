@@ -17,7 +17,7 @@ from tests.support.archive_world import FINGERPRINT, create_archive
 from tests.support.dated_world import add_scene
 from tests.support.shard_world import GRID
 
-DIMENSION, COUNT = 24, 120
+DIMENSION, COUNT = 128, 120
 CHANGED = (5, 40, 77)
 
 
@@ -76,7 +76,7 @@ def test_it_is_the_brute_force_answer(world, block: int, monkeypatch: pytest.Mon
         for scene in ("A", "C")
     }
     centred = [_unit(vectors - vectors.mean(0)) for vectors in of.values()]
-    moved = 1 - (centred[0] * centred[1]).sum(1)
+    moved = np.degrees(np.arccos((centred[0] * centred[1]).sum(1)))
     spread = 1.4826 * np.median(np.abs(moved - np.median(moved)))
     scores = (moved - np.median(moved)) / spread
     found = find_changes(archive, {"before": "2019", "after": "2024", "k": COUNT})
