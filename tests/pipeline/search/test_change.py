@@ -33,7 +33,7 @@ def world(tmp_path: Path) -> tuple[str, np.ndarray[Any, Any]]:
     place = str(tmp_path / "archive")
     create_archive(place, DIMENSION)
     ground = rng.normal(size=(COUNT, DIMENSION))
-    summer, autumn = 2 * rng.normal(size=(2, DIMENSION))
+    summer, autumn = 0.7 * rng.normal(size=(2, DIMENSION))
 
     def seen(ground: np.ndarray[Any, Any], season: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return ground + season + 0.15 * rng.normal(size=ground.shape)
@@ -52,8 +52,9 @@ def test_the_places_that_changed_come_first_and_stand_out(world):
     found = find_changes(Archive.open(world[0]), {"before": "2019", "after": "2024", "k": 5})
     rows = found.table.to_pylist()
     assert {row["tile_key"] for row in rows[:3]} == {f"{GRID}/{n}/0" for n in CHANGED}
-    assert (found.compared, found.beyond, found.unjudged) == (COUNT, 3, 0)
-    assert min(row["score"] for row in rows[:3]) > 3.5 > rows[3]["score"]
+    assert (found.compared, found.unjudged) == (COUNT, 0)
+    assert 3 <= found.beyond <= 4  # of 117 places that did not change, about one is called so
+    assert rows[2]["score"] > 5 * rows[3]["score"]
     assert {(row["before_scene"], row["scene"]) for row in rows} == {("A", "C")}
     assert [row["rank"] for row in rows] == [1, 2, 3, 4, 5]
     assert "3" in repr(found)
@@ -100,7 +101,7 @@ def test_conditions_select_what_is_ranked_and_not_what_is_usual(world):
     assert clear.compared == COUNT - 10
     other = find_changes(archive, {**periods, "where": Filter(scenes=("B", "C"))})
     assert set(other.table["before_scene"].to_pylist()) == {"B"}
-    best = find_changes(archive, {**periods, "min_score": 3.5})
+    best = find_changes(archive, {**periods, "min_score": 10})
     assert len(best) == 3
     water = find_changes(archive, {**periods, "where": {"labels": ("crops",)}})
     assert len(water) == COUNT // 3
