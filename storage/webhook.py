@@ -85,16 +85,22 @@ class Webhook:
             if attempt:
                 self._wait(2.0 ** (attempt - 1))
             try:
-                answer = self._session.post(
-                    self._url, body, headers=headers, timeout=_TIMEOUT_S, allow_redirects=False
-                )
+                with self._session.post(
+                    self._url,
+                    body,
+                    headers=headers,
+                    timeout=_TIMEOUT_S,
+                    allow_redirects=False,
+                    stream=True,  # nothing of the answer but its status is read
+                ) as answer:
+                    status = answer.status_code
             except requests.RequestException as error:
                 reason = f"could not be reached ({type(error).__name__})"
                 continue
-            if answer.ok and not answer.is_redirect:
+            if 200 <= status < 300:
                 return
-            reason = f"answered {answer.status_code}"
-            if answer.status_code < 500 and answer.status_code not in _BUSY:
+            reason = f"answered {status}"
+            if status < 500 and status not in _BUSY:
                 break
         raise SkysiftError(
             f"{self} {reason}: event {event['id']} waits, and the next poll sends it again with "

@@ -243,7 +243,9 @@ class Watcher:
                 stack.enter_context(self._session())
                 return Searcher.connect(uri)
 
-            told = [event for query in self._job.standing for event in query.tell(searcher, ledger)]
+            told = [event for query in self._job.standing for event in query.deliver()]
+            for query in self._job.standing:
+                told += query.tell(searcher, ledger)
         return tuple(told)
 
     def _embed(self, plan: IngestPlan) -> tuple[Archive | None, tuple[SceneOutcome, ...]]:

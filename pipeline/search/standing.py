@@ -91,7 +91,10 @@ class StandingQuery:
             self._write(_State(title=self.search.title, known=_scenes(ledger())))
 
     def tell(self, searcher: Callable[[], Searcher], ledger: Ledger) -> tuple[Event, ...]:
-        """Tell the events that wait, then the hits in new scenes; return all events told.
+        """Search new scenes and tell their hits; return the events told.
+
+        Call :meth:`deliver` of every query first, so that a file gets what waits before what is
+        new.
 
         Parameters
         ----------
@@ -105,19 +108,17 @@ class StandingQuery:
         SkysiftError
             A receiver did not take an event, which waits for the next call.
         """
-        self.begin(lambda: None)
-        told = self._deliver()
         state = self._state()
         new = {n: pixels for n, pixels in _scenes(ledger).items() if state.known.get(n) != pixels}
         if not new:
-            return told
+            return ()
         events = self._events(searcher(), new)
         ended = self._file.stat().st_size if self._file and self._file.exists() else 0
         known = {**state.known, **new}
         self._write(
             replace(state, known=known, waiting=events, file_bytes=ended, filed=not self._file)
         )
-        return told + self._deliver()
+        return self.deliver()
 
     def _events(self, searcher: Searcher, scenes: Mapping[str, str]) -> tuple[Event, ...]:
         """Return an event for each scene with hits."""
@@ -145,8 +146,14 @@ class StandingQuery:
             )
         return tuple(events)
 
-    def _deliver(self) -> tuple[Event, ...]:
-        """Tell the events that wait, and write after each what still waits."""
+    def deliver(self) -> tuple[Event, ...]:
+        """Tell the events that wait, and write after each what still waits; return them.
+
+        Raises
+        ------
+        SkysiftError
+            A receiver did not take an event, which waits for the next call.
+        """
         state = self._state()
         told = state.waiting
         if told and self._file is not None and not state.filed:
@@ -162,7 +169,7 @@ class StandingQuery:
 
     def _state(self) -> _State:
         state = self._read()
-        assert state is not None, "begin() writes one"
+        assert state is not None, "begin() comes first"
         return state
 
     def _read(self) -> _State | None:
@@ -197,14 +204,19 @@ def _append(file: Path, events: Sequence[Event], start: int) -> None:
     with file.open("a+b") as stream:
         size = stream.seek(0, os.SEEK_END)
         begin = start if start <= size else 0  # the file was replaced meanwhile
-        stream.seek(begin)
+        stream.seek(max(begin - 1, 0))
         written = stream.read()
+        # Of another program's line without an end, the end is written; ours is written anew.
+        foreign = begin > 0 and not written.startswith(b"\n")
+        written = written[min(begin, 1) :]
         whole = written[: written.rfind(b"\n") + 1]
         if len(whole) < len(written):
             stream.truncate(begin + len(whole))
-        held = {json.loads(line).get("id") for line in whole.splitlines() if line.strip()}
-        lines = [json.dumps(event, sort_keys=True) for event in events if event["id"] not in held]
-        stream.write("".join(f"{line}\n" for line in lines).encode())
+        held = set(whole.splitlines())
+        lines = [json.dumps(event, sort_keys=True).encode() for event in events]
+        lines = [line for line in lines if line not in held]
+        start_line = [b""] if foreign and not whole else []
+        stream.write(b"".join(line + b"\n" for line in [*start_line, *lines]))
         stream.flush()
         os.fsync(stream.fileno())
 

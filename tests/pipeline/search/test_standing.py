@@ -18,6 +18,7 @@ import pytest
 
 from pipeline.indexing.driver import build_index, update_index
 from pipeline.indexing.spec import IndexSpec
+from pipeline.search import standing
 from pipeline.search.saved import SavedSearch
 from pipeline.search.searcher import Searcher
 from pipeline.search.standing import StandingQuery
@@ -106,7 +107,8 @@ def _ledger(index: str) -> Any:
 def _tell(index: str, **receivers: Any) -> list[str]:
     """Poll as `watch` does; return the scenes told."""
     query = StandingQuery(SEARCH, Location(f"{index}.standing"), **receivers)
-    return [event["scene"] for event in query.tell(lambda: Searcher.local(index), _ledger(index))]
+    told = query.deliver() + query.tell(lambda: Searcher.local(index), _ledger(index))
+    return [event["scene"] for event in told]
 
 
 def _begin(index: str) -> None:
@@ -289,3 +291,21 @@ def test_a_search_without_a_score_and_a_damaged_state_are_refused(
     next(Path(f"{index}.standing").iterdir()).write_text("{")
     with pytest.raises(CorruptIndexError, match="is not the state of a standing query"):
         _tell(index)
+
+
+def test_lines_of_other_programs_stay_as_they_are(tmp_path: Path):
+    file, events = tmp_path / "hits.jsonl", [{"id": "a"}, {"id": "b"}]
+    file.write_bytes(b"a line\nhalf a line")
+    for _ in range(2):
+        standing._append(file, events, len(b"a line\nhalf a line"))
+        assert file.read_text().splitlines() == [
+            "a line",
+            "half a line",
+            '{"id": "a"}',
+            '{"id": "b"}',
+        ]
+    whole = file.read_bytes()
+    for kept in range(len(b"a line\nhalf a line"), len(whole)):
+        file.write_bytes(whole[:kept])  # the process ended while it wrote
+        standing._append(file, events, len(b"a line\nhalf a line"))
+        assert file.read_bytes() == whole
