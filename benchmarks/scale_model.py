@@ -157,9 +157,7 @@ def _carry_ns(constants: Constants, cores: int) -> float:
     taken = []
     for rows in (_ROWS, 4 * _ROWS):
         archive = Archive(rows=rows, dimension=constants.dimension, lists=_LISTS)
-        spec = IndexSpec(
-            kind="ivf_pq4", shards=cores, nlist=_LISTS, sample_rows=64 * _LISTS
-        )
+        spec = IndexSpec(kind="ivf_pq4", shards=cores, nlist=_LISTS, sample_rows=64 * _LISTS)
         with tempfile.TemporaryDirectory() as folder:
             uri = make_archive(Path(folder), rows, constants.dimension)
             started = time.perf_counter_ns()

@@ -36,6 +36,8 @@ SURFACE = {
         "closer_than",
         "ordinary",
     ),
+    "skysift.ChangeSpec": (),
+    "skysift.find_changes": (),
     "skysift.Recipe": (
         "load",
         "plan_ingest",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.indexing.spec import IndexSpec
     from pipeline.ingest.driver import ingest, plan_ingest
     from pipeline.ingest.spec import IngestSpec
+    from pipeline.search.change import ChangeSpec, find_changes
     from pipeline.search.hits import Hits
     from pipeline.search.query import Query
     from pipeline.search.question import Question
@@ -55,6 +56,7 @@ __all__ = [
     "BandMapping",
     "CatalogError",
     "CatalogSpec",
+    "ChangeSpec",
     "ConfigError",
     "CorruptIndexError",
     "Encoder",
@@ -91,6 +93,7 @@ __all__ = [
     "build_loss",
     "check_gather",
     "contrast",
+    "find_changes",
     "ingest",
     "open",
     "plan_ingest",
@@ -107,6 +110,7 @@ __getattr__ = public_names(
         "BandMapping": "storage.scene",
         "CatalogError": "storage.errors",
         "CatalogSpec": "storage.scene",
+        "ChangeSpec": "pipeline.search.change",
         "ConfigError": "storage.errors",
         "CorruptIndexError": "storage.errors",
         "Encoder": "encoders.bundle",
@@ -143,6 +147,7 @@ __getattr__ = public_names(
         "build_loss": "encoders.losses",
         "check_gather": "encoders.gather_check",
         "contrast": "encoders.losses.core",
+        "find_changes": "pipeline.search.change",
         "ingest": "pipeline.ingest.driver",
         "open": "workflows.notebook.index",
         "plan_ingest": "pipeline.ingest.driver",

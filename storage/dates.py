@@ -4,7 +4,9 @@ A time without a zone means UTC. A date stands for its whole day: its first mome
 of a range, 23:59:59.999999 at the end, which archives and STAC APIs round to their own units.
 """
 
+import calendar
 import datetime as dt
+import re
 
 from storage.errors import ConfigError
 
@@ -88,3 +90,46 @@ def parse_range(
     if start is not None and end is not None and start > end:
         raise ConfigError(f"{subject}: since {start} is after until {end}; swap the two dates")
     return start, end
+
+
+def parse_period(text: str, subject: str) -> tuple[dt.datetime | None, dt.datetime | None]:
+    """Return the first and the last moment of a period in UTC; None for an open end.
+
+    Parameters
+    ----------
+    text
+        A year, month, day or time, or two of them with a slash between; ``..`` is an open end.
+    subject
+        Beginning of the message.
+
+    Raises
+    ------
+    ConfigError
+        The text is none of these, or the period ends before its beginning.
+
+    Examples
+    --------
+    >>> [moment.isoformat() for moment in parse_period("2015", "after")]
+    ['2015-01-01T00:00:00+00:00', '2015-12-31T23:59:59.999999+00:00']
+    >>> [str(moment)[:10] for moment in parse_period("2024-02/..", "after")]
+    ['2024-02-01', 'None']
+    """
+    first, slash, last = (part.strip() for part in text.partition("/"))
+    ends = (first, last) if slash else (first, first)
+    since, until = (
+        None if end in ("..", "") and slash else _day_of(end, is_last=number == 1)
+        for number, end in enumerate(ends)
+    )
+    if since is None and until is None:
+        raise ConfigError(f"{subject} is {text!r}; give a year, month or day, or START/END")
+    return parse_range(since, until, subject)
+
+
+def _day_of(text: str, *, is_last: bool) -> str:
+    """Return the first or last day of a year or month; other text as it is."""
+    match = re.fullmatch(r"(\d{4})(?:-(0[1-9]|1[0-2]))?", text)
+    if match is None or int(match[1]) < 1:
+        return text
+    year, month = int(match[1]), int(match[2] or (12 if is_last else 1))
+    day = calendar.monthrange(year, month)[1] if is_last else 1
+    return f"{year:04}-{month:02}-{day:02}"

@@ -26,6 +26,7 @@ VERBS = {
     "index": ("index", "index", "Build, grow and maintain search indexes."),
     "search": ("search", "search", "Find the tiles most like an image, a place or a tile."),
     "detect": ("detect", "detect", "Find every place that marks ask for, with its probability."),
+    "change": ("change", "change", "Find the places that changed most between two periods."),
     "evaluate": ("evaluate", "evaluate", "Score how well similar tiles are found."),
     "archive": ("archive", "archive", "Look at, check, export and maintain archives."),
     "report": ("report", "report", "Draw an archive and its searches as one HTML page."),

@@ -1,4 +1,4 @@
-"""Keep an archive and its index up to date with a source: poll, embed new scenes, update.
+"""Keep an archive and its index up to date with a source: poll, embed new scenes, update, tell.
 
 The ledger of the archive and the manifest of the index hold all that was done. So a watcher that
 was killed at any moment goes on where it was, and a poll without news reads the source once.
@@ -8,14 +8,18 @@ import datetime as dt
 import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 
 from pipeline.indexing.driver import build_index, update_index
 from pipeline.indexing.spec import IndexSpec
 from pipeline.ingest.cost import SAMPLE_SCENES, estimate_cost
 from pipeline.ingest.driver import existing_archive, ingest, plan_ingest, read_encoder
 from pipeline.ingest.spec import IngestPlan, IngestSpec, PlannedEncoder
+from pipeline.search.searcher import Searcher
+from pipeline.search.standing import Event, StandingQuery
+from storage.archive.ledger import Ledger
 from storage.archive.reader import Archive
 from storage.errors import (
     ConfigError,
@@ -42,13 +46,19 @@ _FATAL = (ConfigError, EncoderMismatchError, GridError)
 class WatchJob:
     """An ingest to keep up to date, and the index of its archive unless that is None.
 
-    ``on_cluster`` says that another machine's memory is used, not this one's.
+    ``on_cluster`` says that another machine's memory is used, not this one's. The ``standing``
+    queries need an index.
     """
 
     ingest: IngestSpec
     index_uri: str | Location | None = None
     index: IndexSpec = field(default_factory=IndexSpec)
     on_cluster: bool = False
+    standing: tuple[StandingQuery, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.standing and self.index_uri is None:
+            raise ConfigError("watch: standing queries need an index; give --index")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +78,7 @@ class PollReport:
 
     ``index_version`` is the version that is now current, None without an index;
     ``index_changed`` tells whether this poll made it. ``nothing`` says why the source offered no
-    scene; empty when it offered some.
+    scene; empty when it offered some. ``told`` are the events of standing queries.
     """
 
     started_at: dt.datetime
@@ -79,11 +89,12 @@ class PollReport:
     index_version: str | None = None
     index_changed: bool = False
     nothing: str = ""
+    told: tuple[Event, ...] = ()
 
     @property
     def changed(self) -> bool:
-        """Whether anything changed."""
-        return bool(self.arrivals) or self.index_changed
+        """Whether anything changed or was told."""
+        return bool(self.arrivals) or self.index_changed or bool(self.told)
 
     @property
     def quarantined(self) -> Mapping[str, str]:
@@ -138,6 +149,8 @@ class Watcher:
         spec, nothing = self._job.ingest, ""
         arrivals: tuple[SceneOutcome, ...] = ()
         self._encoder = read_encoder(spec.encoder_uri, self._encoder)
+        for query in self._job.standing:
+            query.begin(self._indexed)
         try:
             plan = plan_ingest(spec, encoder=self._encoder)
         except EmptyCatalogError as error:
@@ -154,6 +167,7 @@ class Watcher:
                 self._update_index(existing_archive(spec.archive_uri))
                 raise
         version, changed = self._update_index(archive)
+        told = self._tell()
         return PollReport(
             started_at=started_at,
             seconds=time.monotonic() - started,
@@ -163,6 +177,7 @@ class Watcher:
             index_version=version,
             index_changed=changed,
             nothing=nothing,
+            told=told,
         )
 
     def watch(
@@ -203,6 +218,35 @@ class Watcher:
                     outcome = error
                 report(outcome)
                 wait(max(interval_s - (time.monotonic() - started), 0))
+
+    def _indexed(self) -> Ledger | None:
+        """Return the ledger at the snapshot that the index pins; None without an index."""
+        assert self._job.index_uri is not None, "WatchJob checks it"
+        place = Location.of(self._job.index_uri).absolute
+        try:
+            manifest = read_manifest(place)
+        except NotFoundError:
+            return None
+        return Archive.open(place.at(manifest.archive_uri), manifest.snapshot).ledger
+
+    def _tell(self) -> tuple[Event, ...]:
+        """Tell the new hits of the standing queries; return their events."""
+        if not self._job.standing or (ledger := self._indexed()) is None:
+            return ()
+        uri = Location.of(self._job.index_uri or "")
+        with ExitStack() as stack:
+
+            @cache
+            def searcher() -> Searcher:
+                if not self._job.on_cluster:
+                    return Searcher.local(uri)
+                stack.enter_context(self._session())
+                return Searcher.connect(uri)
+
+            told = [event for query in self._job.standing for event in query.deliver()]
+            for query in self._job.standing:
+                told += query.tell(searcher, ledger)
+        return tuple(told)
 
     def _embed(self, plan: IngestPlan) -> tuple[Archive | None, tuple[SceneOutcome, ...]]:
         """Carry out a plan; return the archive after it and the outcome of each scene."""

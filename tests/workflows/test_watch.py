@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pipeline.ingest.driver
 from pipeline.indexing.spec import IndexSpec
 from pipeline.ingest.driver import ingest, plan_ingest
 from pipeline.ingest.spec import IngestSpec
+from pipeline.search.saved import SavedSearch, save_search
 from storage.archive.audit import verify
 from storage.archive.maintenance import create_tag, delete_scenes, rollback
 from storage.archive.reader import Archive
@@ -26,6 +28,7 @@ from tests.support.bad_scenes import BAD
 from tests.support.command_line import run
 from tests.support.counted_reads import counted_reads
 from tests.support.ingest_world import TILE_PX, make_bundle, rows_of, write_scene
+from workflows.exit_codes import EXIT_TOLD
 from workflows.watch import PollReport, Watcher, WatchJob
 
 
@@ -288,3 +291,35 @@ def test_a_watch_that_was_killed_can_be_started_again(broken: WatchJob):
         report = Watcher(broken, session=_no_session).poll()
     assert [one.scene_id for one in report.arrivals] == ["bad_20240601"]
     assert report.scenes_known == 2
+
+
+@pytest.mark.usefixtures("ray_session", "_here")
+def test_new_hits_of_a_saved_search_are_told_once_with_an_exit_code(job: WatchJob, tmp_path: Path):
+    assert run(*_cli(job), "--once").code == 0
+    archive = Archive.open(job.ingest.archive_uri)
+    search = SavedSearch(
+        title="everything",
+        encoder_fingerprint=archive.spec.encoder_fingerprint,
+        vector=tuple(archive.read(archive.live_rows(0)[:1])["embedding"][0].tolist()),
+        min_score=-1.0,
+    )
+    save_search(search, str(tmp_path / "all.json"))
+    told = tmp_path / "told" / "hits.jsonl"
+    standing = ("--once", "--saved", str(tmp_path / "all.json"), "--tell", str(told))
+    assert run(*_cli(job), *standing).code == 0  # what is there is known
+    write_scene(_scenes(job), "site_20240701", seed=3)
+    news = run(*_cli(job), *standing)
+    assert news.code == EXIT_TOLD
+    assert re.search(r"everything, site_20240701 +16 hits", news.out)
+    assert run(*_cli(job), *standing, "--json").data["told"] == []
+    (event,) = map(json.loads, told.read_text().splitlines())
+    assert (event["scene"], len(event["hits"])) == ("site_20240701", 16)
+
+    alone = run(*_cli(job), "--once", "--tell", str(told))
+    assert (alone.code, "name a search with --saved" in alone.err) == (2, True)
+    without = run(*_cli(replace(job, index_uri=None)), *standing)
+    assert without.code == 2
+    assert "index" in without.err
+    save_search(replace(search, min_score=None), str(tmp_path / "all.json"))
+    bare = run(*_cli(job), *standing)
+    assert (bare.code, "has no least score" in bare.err) == (2, True)

@@ -2,13 +2,15 @@
 
 import datetime as dt
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.runtime.cluster import joins_cluster
 from storage.errors import SkysiftError
+from storage.location import Location
 from storage.progress import event_log
 from workflows.commands.common import (
     Duration,
@@ -20,9 +22,12 @@ from workflows.commands.common import (
     recipe_option,
 )
 from workflows.console import ProgressView, format_pairs, plain_value
-from workflows.exit_codes import EXIT_QUARANTINED, one_line
+from workflows.exit_codes import EXIT_QUARANTINED, EXIT_TOLD, one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.search.standing import StandingQuery
     from workflows.watch import PollReport, WatchJob
 
 
@@ -32,7 +37,8 @@ if TYPE_CHECKING:
     example="""
     skysift watch -r naip-series --interval 1h
     skysift watch -r naip-series --once
-    skysift watch --scenes incoming --encoder work/bundle --archive work/archive""",
+    skysift watch --scenes incoming --encoder work/bundle --archive work/archive
+    skysift watch -r naip-series --once --saved searches/lake.json --tell work/hits.jsonl""",
 )
 @catalog_options
 @recipe_option("--encoder", "encoder.bundle")
@@ -47,11 +53,23 @@ if TYPE_CHECKING:
     help="From the beginning of one poll to that of the next.",
 )
 @events_option
+@click.option("--saved", "saved", multiple=True, metavar="FILE",
+              help="Tell the hits of this saved search in new scenes; again for more.")  # fmt: skip
+@click.option("--tell", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Append the events of --saved to a file, one JSON object a line.")  # fmt: skip
+@click.option("--webhook", metavar="URL", help="POST the events of --saved to this address.")
+@click.option("--webhook-host", multiple=True, metavar="HOST",
+              help="Host of --webhook that may be private; again for more.")  # fmt: skip
 @click.option("--once", is_flag=True, help="Poll once and stop, as for cron.")
 @pass_run
 @click.pass_context
 def watch(
-    ctx: click.Context, run: Run, interval: dt.timedelta, events: Path | None, once: bool
+    ctx: click.Context,
+    run: Run,
+    interval: dt.timedelta,
+    events: Path | None,
+    once: bool,
+    **standing: Any,
 ) -> None:
     """Embed the new scenes of a source, update the index, and do so again and again.
 
@@ -60,11 +78,15 @@ def watch(
     again, and --json writes one line a poll. With --once, quarantined scenes give exit code 3. A
     source without scenes, or without scenes for the query, is not a failure; a source that held
     scenes and is empty now is a failure.
+
+    Each --saved search with a least score is a standing query: hits in scenes that come after the
+    first poll are told once, an event for each scene. With --once, exit code 4 says that events
+    were told. SKYSIFT_WEBHOOK_SECRET in the environment signs the events of --webhook.
     """
     from storage.locks import watcher_lock
     from workflows.watch import Watcher
 
-    job = _job(run)
+    job = _job(run, standing)
     with event_log(events) as log, ProgressView() as progress:
         watcher = Watcher(job, session=run.ray, progress=progress, events=log)
         if not once:
@@ -72,11 +94,11 @@ def watch(
         with watcher_lock(job.ingest.archive_uri):
             report = watcher.poll()
     run.show(report, _lines(report))
-    if report.quarantined:
-        ctx.exit(EXIT_QUARANTINED)
+    if report.told or report.quarantined:
+        ctx.exit(EXIT_TOLD if report.told else EXIT_QUARANTINED)
 
 
-def _job(run: Run) -> "WatchJob":
+def _job(run: Run, options: dict[str, Any]) -> "WatchJob":
     from workflows.watch import WatchJob
 
     return WatchJob(
@@ -84,7 +106,32 @@ def _job(run: Run) -> "WatchJob":
         index_uri=run.recipe.index.uri,
         index=run.index_spec(),
         on_cluster=joins_cluster(run.recipe.cluster.address),
+        standing=tuple(_standing(run, **options)),
     )
+
+
+def _standing(
+    run: Run,
+    saved: tuple[str, ...],
+    tell: Path | None,
+    webhook: str | None,
+    webhook_host: tuple[str, ...],
+) -> "Iterator[StandingQuery]":
+    """Yield the standing queries; their states are beside the index."""
+    from pipeline.search.saved import load_search
+    from pipeline.search.standing import StandingQuery
+    from storage.webhook import Webhook
+
+    if not saved:
+        if tell or webhook:
+            raise click.UsageError("--tell and --webhook tell hits; name a search with --saved")
+        return
+    secret = os.environ.get("SKYSIFT_WEBHOOK_SECRET", "")
+    receiver = Webhook(webhook, secret, webhook_host) if webhook else None
+    index = Location.of(run.need("index.uri"))
+    folder = index.at(f"{index.uri.rstrip('/')}.standing")
+    for name in saved:
+        yield StandingQuery(load_search(run.location(name)), folder, tell, receiver)
 
 
 def _write(run: Run, outcome: "PollReport | SkysiftError") -> None:
@@ -110,6 +157,11 @@ def _lines(report: "PollReport") -> list[str]:
             for scene in report.arrivals
         },
         "quarantined": len(report.quarantined),
+        **({"events told": len(report.told)} if report.told else {}),
+        **{
+            f"  {event['search']}, {event['scene']}": f"{len(event['hits']):,} hits"
+            for event in report.told
+        },
         "scenes known": report.scenes_known,
         "snapshot": report.snapshot,
         "index version": report.index_version,

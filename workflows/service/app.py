@@ -27,6 +27,8 @@ from workflows.service.mosaic import MOST_ZOOM, MapTile
 from workflows.service.negotiation import CONTENT, negotiated
 from workflows.service.page import map_page
 from workflows.service.schema import (
+    ChangeAnswer,
+    ChangeQuery,
     DetectBody,
     DetectionsAnswer,
     HealthAnswer,
@@ -147,6 +149,7 @@ def create_app(
     guard = [Depends(Authenticator(digests, limits.rate_per_s, limits.burst, limits.share))]
     _add_probes(app, backend, metrics, guard)
     _add_search(app, backend, limits, guard)
+    _add_change(app, backend, limits, guard)
     _add_archive(app, backend, limits, map_config, guard)
     _add_tiles(app, backend, limits, metrics, guard)
     _add_layers(app, backend, limits, guard)
@@ -196,8 +199,7 @@ def _add_search(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: li
         client, read = request.state.client, partial(read_query, received)
         run = partial(decoding.run, client)
         body, image = await (run(read) if received.is_form else to_thread.run_sync(read))
-        if body.k > limits.max_k:
-            raise ConfigError(f"k is {body.k}; this service gives at most {limits.max_k}")
+        _check_k(body.k, limits)
 
         def answer() -> Response:
             return negotiated(backend.search(body, image), accept)
@@ -220,9 +222,32 @@ def _add_search(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: li
     )
     def detections(body: DetectBody, accept: Accept = None) -> Response:
         """Find every place that marks ask for, with its probability and the tiles to review."""
-        if body.k > limits.max_k:
-            raise ConfigError(f"k is {body.k}; this service gives at most {limits.max_k}")
+        _check_k(body.k, limits)
         return negotiated(backend.detect(body), accept)
+
+
+def _add_change(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: list[Any]) -> None:
+    comparing = FairPlaces(limits.decoding)
+
+    @app.post(
+        "/v1/change",
+        response_model=ChangeAnswer,
+        responses={**documented(404, 413, 422, 503), 200: {"content": CONTENT}},
+        dependencies=guard,
+    )
+    async def change(request: Request, query: ChangeQuery, accept: Accept = None) -> Response:
+        """Rank places by how far they moved between two periods, beyond the usual."""
+        _check_k(query.k, limits)
+
+        def answer() -> Response:
+            return negotiated(backend.change(query), accept)
+
+        return await comparing.run(request.state.client, answer)
+
+
+def _check_k(k: int, limits: Limits) -> None:
+    if k > limits.max_k:
+        raise ConfigError(f"k is {k}; this service gives at most {limits.max_k}")
 
 
 def _add_archive(

@@ -17,13 +17,15 @@ import numpy as np
 
 from encoders.bundle import Encoder, load_encoder
 from encoders.spec import EncoderSpec, no_text, read_spec
+from pipeline.search.change import ChangeSpec, find_changes
 from pipeline.search.detections import detect, suggest
 from pipeline.search.hits import Hits
 from pipeline.search.query import Query, QueryResolver, combine, learn
+from pipeline.search.saved import SavedSearch
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.dates import parse_moment
-from storage.errors import NotFoundError, SearchUnavailableError, SkysiftError
+from storage.errors import ConfigError, NotFoundError, SearchUnavailableError, SkysiftError
 from storage.formats import hit_records
 from storage.geometry import EDGES, geojson
 from storage.index.filter import Filter
@@ -35,10 +37,13 @@ from workflows.report.colours import preset_of, presets_of
 from workflows.service.collections import Collections
 from workflows.service.decoding import Decoder
 from workflows.service.footprints import ScenePlaces
-from workflows.service.layers import Layers, TileNumber, to_text
+from workflows.service.layers import Layers, TileNumber, from_text, to_text
 from workflows.service.mosaic import NOTHING, Drawn, Look, MapTile, Mosaic, opening_tiles, zoom_of
 from workflows.service.schema import (
     AcquisitionBody,
+    ChangeAnswer,
+    ChangeBody,
+    ChangeQuery,
     DetectBody,
     DetectionBody,
     DetectionsAnswer,
@@ -50,6 +55,7 @@ from workflows.service.schema import (
     MarksBody,
     MosaicQuery,
     PairsBody,
+    PlaceFilterBody,
     PresetBody,
     ReadyAnswer,
     SceneBody,
@@ -66,6 +72,8 @@ from workflows.service.thumbnails import Thumbnail, Thumbnails
 logger = logging.getLogger(__name__)
 
 _POLL_S = 5.0
+_MOST_COMPARED = 2_000_000
+"""Rows of an archive that a request compares: some seconds, and some 100 MB."""
 _OPENING_S = 6.0
 _DRAWING = 4
 _MOST_ACQUISITIONS = 10_000
@@ -191,6 +199,44 @@ class IndexBackend:
             truncated=bool(found.hits.truncated),
             hits=[DetectionBody(**r) for r in hit_records(detections.slice(0, body.k))],
             review=[DetectionBody(**r) for r in hit_records(found.to_review())],
+        )
+
+    def change(self, query: ChangeQuery) -> ChangeAnswer:
+        """Rank the places of the archive at the index's snapshot by their change.
+
+        Raises
+        ------
+        ConfigError
+            The archive is too large to be compared in a request, or the query is invalid.
+        """
+        version = self._current()
+        archive, manifest = version.archive, version.searcher.manifest
+        if len(archive) > _MOST_COMPARED:
+            raise ConfigError(
+                f"the archive has {len(archive):,} rows, and a request compares at most "
+                f"{_MOST_COMPARED:,}; run `skysift change`"
+            )
+        spec = ChangeSpec(
+            before=query.before,
+            after=query.after,
+            where=_filter(query.filter),
+            k=query.k,
+            min_score=query.min_score,
+        )
+        toward = query.toward and SavedSearch(
+            title="the query",
+            encoder_fingerprint=manifest.encoder_fingerprint,
+            vector=tuple(from_text(query.toward, manifest.parameters.dimension)[0].tolist()),
+        )
+        found = find_changes(archive, spec, toward or None)
+        return ChangeAnswer(
+            query=found.title,
+            snapshot=found.snapshot,
+            version=manifest.version,
+            compared=found.compared,
+            beyond=found.beyond,
+            unjudged=found.unjudged,
+            changes=[ChangeBody(**record) for record in hit_records(found.table)],
         )
 
     def tile(self, key: str) -> TileAnswer:
@@ -471,6 +517,6 @@ def _tile(version: _Version, key: str) -> TileAnswer:
     )
 
 
-def _filter(body: FilterBody) -> Filter:
+def _filter(body: FilterBody | PlaceFilterBody) -> Filter:
     conditions = body.model_dump(exclude={"scenes", "labels"})
     return Filter(**conditions, scenes=tuple(body.scenes), labels=tuple(body.labels))

@@ -6,7 +6,12 @@ from typing import Any
 from fastapi import Response
 
 from storage.formats import feature_collection, geoparquet
-from workflows.service.schema import DetectionsAnswer, ScenesAnswer, SearchAnswer
+from workflows.service.schema import (
+    ChangeAnswer,
+    DetectionsAnswer,
+    ScenesAnswer,
+    SearchAnswer,
+)
 
 GEOJSON = "application/geo+json"
 PARQUET = "application/vnd.apache.parquet"
@@ -17,17 +22,26 @@ CONTENT: dict[str, Any] = {
 """The entries of GeoJSON and GeoParquet in the OpenAPI document."""
 
 
+_ITEMS = {
+    SearchAnswer: "hits",
+    DetectionsAnswer: "hits",
+    ScenesAnswer: "scenes",
+    ChangeAnswer: "changes",
+}
+
+
 def negotiated(
-    answer: SearchAnswer | DetectionsAnswer | ScenesAnswer, accept: str | None
+    answer: SearchAnswer | DetectionsAnswer | ScenesAnswer | ChangeAnswer, accept: str | None
 ) -> Response:
     """Return an answer in the format that a client accepts; JSON unless it names another."""
     accepted = accept or ""
-    items = answer.scenes if isinstance(answer, ScenesAnswer) else answer.hits
+    name = _ITEMS[type(answer)]
+    items = getattr(answer, name)
     if PARQUET in accepted:
         records = [item.model_dump(exclude_unset=True) for item in items]
         return Response(geoparquet(records), media_type=PARQUET)
     if GEOJSON in accepted:
-        about = answer.model_dump(mode="json", exclude={"hits", "scenes"})
+        about = answer.model_dump(mode="json", exclude={name})
         records = [item.model_dump(mode="json", exclude_unset=True) for item in items]
         features = feature_collection(records, **about)
         return Response(json.dumps(features), media_type=GEOJSON)

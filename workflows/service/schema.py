@@ -263,6 +263,80 @@ class DetectionsAnswer(_Message):
     review: list[DetectionBody]
 
 
+class PlaceFilterBody(_Request):
+    """Conditions on changes; all given conditions must hold."""
+
+    # Not strict: the framework has turned JSON into lists, which strict tuples refuse.
+    bbox: Box | None = Field(None, strict=False, description="Rank only places in this box.")
+    polygon: dict[str, Any] | None = Field(None, description="Rank only places in this area.")
+    max_cloud_fraction: float | None = Field(None, ge=0, le=1, description="Of both tiles.")
+    scenes: list[Name] = Field([], max_length=10_000, description="Of both tiles.")
+    labels: list[Name] = Field([], max_length=1_000, description="Of the later tile.")
+
+
+Period = Annotated[str, Field(min_length=4, max_length=100)]
+
+
+class ChangeQuery(_Request):
+    """Two periods: a year, month or day, or START/END, where `..` is an open end."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"before": "2019-06/2019-08", "after": "2024-06/2024-08", "k": 5}]
+        },
+    )
+
+    before: Period
+    after: Period
+    toward: str | None = Field(
+        None,
+        min_length=2,
+        max_length=175_000,
+        description="`like` of the answer to a search: rank by how much more alike to it places "
+        "became.",
+    )
+    k: int = Field(10, ge=1, le=2**31 - 1)
+    min_score: float | None = Field(None, allow_inf_nan=False)
+    filter: PlaceFilterBody = PlaceFilterBody()
+
+
+class ChangeBody(_Message):
+    """A place at two periods; tile, scene, labels and place are those of the later tile."""
+
+    rank: int
+    score: float = Field(description="Robust standard deviations of `moved` above `usual`.")
+    moved: float = Field(
+        description="Degrees between the two vectors, each less the mean of its date (0 to 180); "
+        "with `toward`, the gain in similarity (-2 to 2)."
+    )
+    usual: float = Field(description="Median of `moved` over the pairs of the same dates.")
+    pairs: int = Field(description="Pairs that the place is judged by.")
+    row: int = Field(description="The row's id in the archive.")
+    tile_key: str
+    scene: str
+    datetime: dt.datetime
+    cloud_fraction: float
+    labels: list[str]
+    before_row: int
+    before_scene: str
+    before_datetime: dt.datetime
+    before_cloud_fraction: float
+    bbox: Bounds
+    geometry: Geometry
+
+
+class ChangeAnswer(_Message):
+    """Changes in order, the largest first."""
+
+    query: str = Field(description="Description of the query, for people.")
+    snapshot: str = Field(description="Archive snapshot that was compared.")
+    version: str = Field(description="Index version that pins it.")
+    compared: int = Field(description="Pairs of tiles that were judged.")
+    beyond: int = Field(description="Of them, those with a score of 3.5 or more.")
+    unjudged: int = Field(description="Pairs without 30 others to judge them by.")
+    changes: list[ChangeBody]
+
+
 class AcquisitionBody(_Message):
     """One acquisition of a tile."""
 

@@ -155,6 +155,48 @@ def test_marks_are_suggested_and_detected_as_in_python(client, served):
     assert client.post("/v1/detections", json={**asked, "threshold": 1}).status_code == 422
 
 
+def test_places_are_ranked_by_their_change(client, monkeypatch):
+    monkeypatch.setattr("pipeline.search.change.FEWEST_PAIRS", 10)
+    periods = {"before": "2024-05", "after": "2024-07", "k": 4}
+    answer = client.post("/v1/change", json=periods)
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert (found["compared"], found["unjudged"], len(found["changes"])) == (16, 0, 4)
+    first = found["changes"][0]
+    assert (first["before_scene"], first["scene"]) == ("site_20240501", "site_20240701")
+    assert first["moved"] > first["usual"]
+    within = {**periods, "filter": {"bbox": first["bbox"]}}
+    near = client.post("/v1/change", json=within).json()["changes"]
+    assert first["tile_key"] in {one["tile_key"] for one in near}
+    shapes = client.post("/v1/change", json=periods, headers={"Accept": "application/geo+json"})
+    assert shapes.json()["compared"] == 16
+    assert shapes.json()["features"][0]["properties"]["tile_key"] == first["tile_key"]
+    search = client.post("/v1/search", json={"tile": first["tile_key"], "scene": first["scene"]})
+    toward = client.post("/v1/change", json={**periods, "toward": search.json()["like"]}).json()
+    assert toward["changes"][0]["tile_key"] == first["tile_key"]  # it became itself
+
+    monkeypatch.setattr("workflows.service.backend._MOST_COMPARED", 47)
+    refused = client.post("/v1/change", json=periods)
+    assert refused.status_code == 422
+    assert "run `skysift change`" in refused.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"before": "2025"}, "give two periods in their order"),
+        ({"before": "soon"}, "before"),
+        ({"k": 1001}, "at most 1000"),
+        ({"toward": "ADw"}, "like"),
+        ({"filter": {"bbox": ["1", 2, 3, 4]}}, "bbox"),
+    ],
+)
+def test_a_change_that_cannot_be_asked_for_is_refused(client, change, message):
+    answer = client.post("/v1/change", json={"before": "2024-05", "after": "2024-07", **change})
+    assert answer.status_code == 422
+    assert message in answer.json()["message"]
+
+
 def test_a_tile_lists_its_days_and_shows_each(client, folder):
     (hit,) = _search(client, vector=[1.0] * 16, k=1)
     tile = client.get(f"/v1/tiles/{hit['tile_key']}").json()
@@ -368,7 +410,7 @@ def test_the_answers_are_what_openapi_says(served):
     )
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=config)
     operations = [result.ok() for result in schema.get_all_operations()]
-    assert len(operations) == 23
+    assert len(operations) == 24
     for operation in operations:
         modes = [operation.as_strategy(mode) for mode in GenerationMode]
 

@@ -89,6 +89,12 @@ export function search(body, file, { accept = "application/json", signal } = {})
   return request("v1/search", { method: "POST", body: JSON.stringify(body), headers, signal });
 }
 
+/** Compare two periods; see search(). */
+export function change(body, { accept = "application/json", signal } = {}) {
+  const headers = { Accept: accept, "Content-Type": "application/json" };
+  return request("v1/change", { method: "POST", body: JSON.stringify(body), headers, signal });
+}
+
 export const tile = (key) => json(`v1/tiles/${key}`);
 
 let look = new URLSearchParams();

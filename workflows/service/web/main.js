@@ -4,6 +4,7 @@ import { about as described } from "./about.js";
 import * as api from "./api.js";
 import { Asked } from "./asked.js";
 import { offerBands, withdrawBands } from "./bands.js";
+import { changeBody, changeInWords, fillChange, watchChange } from "./change.js";
 import { announce, complain, counted, day, find, sentence } from "./dom.js";
 import { lookOf } from "./ground.js";
 import { MapView } from "./mapview.js";
@@ -49,6 +50,7 @@ function remember(asNew = false) {
 
 function show() {
   fillForms(state, about);
+  fillChange(state.change, canSearch(state) ? askedInWords(state) : "");
   refreshStrip(hits, openHit(), mark);
   showExamples(state, about, { mark: toggle });
   const scale = scaleOf(hits, about.pairs);
@@ -57,6 +59,7 @@ function show() {
   map?.showArea(state.area);
   map?.colour(state.layer, like, scale);
   find("#legend").firstChild.textContent = about.pairs && scale === about.pairs ? "like random tiles " : "less ";
+  find("#legend b").textContent = state.change ? "more change" : "more alike";
   layOut(state.grid);
   find("#layer").value = state.layer;
   find("#distinct").setAttribute("aria-pressed", String(state.places));
@@ -90,7 +93,7 @@ function open(hit) {
 
 /** Ask something new: marks of the last question do not count for it. */
 function ask(query) {
-  Object.assign(state, { query, good: [], bad: [], open: null });
+  Object.assign(state, { query, good: [], bad: [], open: null, change: null });
   place.close();
   return run(true);
 }
@@ -121,6 +124,10 @@ async function run(asNew = false) {
   place.rescore(null);
   remember(asNew);
   show();
+  if (state.change) {
+    await compare(mine);
+    return;
+  }
   if (!canSearch(state)) {
     forget();
     announce("");
@@ -147,6 +154,32 @@ async function run(asNew = false) {
     forget();
     complain(inWords(error), remedy(error));
     if (error.bands) offerBands(error.bands, about.bands, (bands) => ask({ ...state.query, bands }));
+  }
+  if (running === mine) find("#results").removeAttribute("aria-busy");
+  show();
+}
+
+/** Rank the places by their change between the periods of the state. */
+async function compare(mine) {
+  announce("Comparing…");
+  find("#results").setAttribute("aria-busy", "true");
+  const { toward } = state.change;
+  try {
+    if (toward && !like && canSearch(state)) { // a link was opened: what it is toward is not known yet
+      const body = { ...toBody(state), k: 1 };
+      like = (await (await api.search(body, state.query?.file, { signal: mine.signal })).json()).like;
+    }
+    const found = await (await api.change(changeBody(state, like), { signal: mine.signal })).json();
+    const kept = like;
+    forget();
+    like = kept;
+    hits = found.changes.map((one) => ({ tile: one.tile_key, ...one }));
+    showStrip(hits, { about, markOf: mark, on: { open, mark: toggle } });
+    announce(changeInWords(found));
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    forget();
+    complain(error.message);
   }
   if (running === mine) find("#results").removeAttribute("aria-busy");
   show();
@@ -185,7 +218,8 @@ function drawn(box, purpose) {
 
 async function save(accept, name) {
   try {
-    const response = await api.search(toBody(state), state.query?.file, { accept });
+    const response = await (state.change ? api.change(changeBody(state, like), { accept })
+      : api.search(toBody(state), state.query?.file, { accept }));
     const address = URL.createObjectURL(await response.blob());
     const link = document.createElement("a");
     Object.assign(link, { href: address, download: name });
@@ -196,6 +230,8 @@ async function save(accept, name) {
     complain(error.message);
   }
 }
+
+const saved = () => (state.change ? "changes" : "hits");
 
 async function copyLink() {
   const note = state.query?.file ? " The picture itself is not part of it." : "";
@@ -211,13 +247,14 @@ function wire() {
   watchAsk({ words: (text) => ask({ text }), place: (lonlat) => ask({ lonlat }), box: (box) => ask({ box }), file: (file) => ask({ file }) });
   watchFilters((values) => { Object.assign(state, values); run(true); });
   walkByArrows();
-  find("#refine").addEventListener("click", () => run(true));
+  watchChange((change) => { Object.assign(state, { change, open: null }); place.close(); run(true); });
+  find("#refine").addEventListener("click", () => { state.change = null; run(true); });
   find("#distinct").addEventListener("click", () => { state.places = !state.places; run(true); });
   find("#layout").addEventListener("click", () => { state.grid = !state.grid; remember(); show(); });
   find("#layer").addEventListener("change", ({ target }) => { state.layer = target.value; remember(); show(); });
   find("#link").addEventListener("click", copyLink);
-  find("#geojson").addEventListener("click", () => save("application/geo+json", "hits.geojson"));
-  find("#geoparquet").addEventListener("click", () => save("application/vnd.apache.parquet", "hits.parquet"));
+  find("#geojson").addEventListener("click", () => save("application/geo+json", `${saved()}.geojson`));
+  find("#geoparquet").addEventListener("click", () => save("application/vnd.apache.parquet", `${saved()}.parquet`));
   for (const name of ["query", "area"]) {
     find(`#draw-${name}`).addEventListener("click", () => drawMode(map.drawing === name ? null : name));
   }

@@ -1,6 +1,7 @@
 // One tile, large, and its other dates.
 
 import { picture, tile } from "./api.js";
+import { swipe } from "./change.js";
 import { complain, day, element, find } from "./dom.js";
 import { closerThan } from "./scale.js";
 
@@ -67,7 +68,30 @@ export class Place {
     find(held ? `[data-step="${held}"]:not([disabled])` : "button", this.panel)?.focus();
   }
 
+  /** Two dates of a place that changed, one over the other. */
+  buildChange() {
+    const { hit } = this;
+    const facts = [
+      ["Score", hit.score.toFixed(2)], ["Moved", `${hit.moved.toPrecision(3)}, usual ${hit.usual.toPrecision(3)}`],
+      ["Before", hit.before_scene], ["After", hit.scene], ["Tile", hit.tile],
+    ];
+    this.panel.replaceChildren(
+      element("div", { class: "dates" },
+        element("strong", {}, `${day(hit.before_datetime)} – ${day(hit.datetime)}`),
+        element("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => this.on.close() }, "×")),
+      swipe(hit, this.pictures),
+      element("dl", {}, ...facts.flatMap(([k, v]) => [element("dt", {}, k), element("dd", {}, v)])),
+      element("button", {
+        type: "button", class: "more", onclick: () => this.on.search(hit.tile, hit.scene),
+      }, "Search from the later one"),
+    );
+  }
+
   build() {
+    if (this.hit.before_scene) {
+      this.buildChange();
+      return;
+    }
     const { hit, at, acquisitions: all } = this;
     const one = all[at];
     const shown = this.scored(one.scene);

@@ -1,6 +1,7 @@
 // The strip of hits, and the examples that were marked.
 
 import { picture } from "./api.js";
+import { changeCard } from "./change.js";
 import { day, element, find } from "./dom.js";
 import { closerThan } from "./scale.js";
 import { same } from "./state.js";
@@ -39,10 +40,11 @@ function card(hit, context) {
     element("div", { class: "marks" }, ...markButtons(hit, markOf(hit), on)));
 }
 
-/** Show hits; `context` has about, markOf and on (open, mark, unmark). */
+/** Show hits or changes; `context` has about, markOf and on (open, mark, unmark). */
 export function showStrip(hits, context) {
   const strip = find("#strip");
-  strip.replaceChildren(...hits.map((hit) => card(hit, context)));
+  strip.replaceChildren(...hits.map((hit) => (hit.before_scene
+    ? changeCard(hit, context.about.pictures, context.on.open) : card(hit, context))));
   strip.scrollLeft = 0;
 }
 
@@ -53,7 +55,7 @@ export function refreshStrip(hits, open, markOf) {
     item.classList.toggle("open", hit === open);
     item.dataset.mark = markOf(hit);
     for (const [name] of MARKS) {
-      find(`.mark.${name}`, item).setAttribute("aria-pressed", String(markOf(hit) === name));
+      find(`.mark.${name}`, item)?.setAttribute("aria-pressed", String(markOf(hit) === name));
     }
   }
 }

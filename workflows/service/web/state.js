@@ -10,6 +10,7 @@ export function emptyState() {
     good: [], // { tile, scene }
     bad: [],
     since: "", until: "", cloud: 100, label: "", area: null, k: 24,
+    change: null, // { before, after, toward }: places by their change in place of hits
     places: false, // one hit a place
     grid: false, // hits as a grid instead of a strip
     layer: "", // "scores" | "colours": what colours every place
@@ -45,6 +46,10 @@ export function toHash(state) {
   if (state.cloud < 100) words.set("cloud", state.cloud);
   if (state.area) words.set("area", state.area.join(","));
   if (state.k !== 24) words.set("k", state.k);
+  if (state.change) {
+    for (const name of ["before", "after"]) words.set(name, state.change[name]);
+    if (state.change.toward) words.set("toward", "1");
+  }
   for (const name of ["places", "grid"]) if (state[name]) words.set(name, "1");
   if (state.layer) words.set("layer", state.layer);
   if (state.view) words.set("view", state.view.join(","));
@@ -72,6 +77,11 @@ export function fromHash(hash) {
   state.label = words.get("label") ?? "";
   if (words.has("cloud")) state.cloud = Math.min(100, Math.max(0, Number(words.get("cloud")) || 0));
   if (words.has("k")) state.k = Math.max(1, Math.trunc(Number(words.get("k"))) || 24);
+  if (words.get("before") && words.get("after")) {
+    state.change = {
+      before: words.get("before"), after: words.get("after"), toward: words.get("toward") === "1",
+    };
+  }
   for (const name of ["places", "grid"]) state[name] = words.get(name) === "1";
   state.layer = ["scores", "colours"].find((name) => name === words.get("layer")) ?? "";
   state.area = area;

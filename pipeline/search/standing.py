@@ -1,0 +1,225 @@
+"""Standing queries: saved searches that tell each new hit once.
+
+A search's state is one file. It holds the scenes that were searched, by the fingerprint of their
+pixels, and the events that wait for their receivers. A poll takes three steps, and each ends with
+one atomic write of that file:
+
+1. The new scenes are searched; they are known, and their events wait.
+2. The events are appended to the file of events; they are filed.
+3. The first event is sent to the webhook; it waits no longer. So with each.
+
+A process that ends between two steps goes on with the events that wait, which are not computed
+again. The file of events is read from where it ended at step 1, so what it already holds is not
+appended again: each event is in it once. A webhook gets an event again, with the same id, when the
+process ends between its acknowledgement and the write, or the acknowledgement was lost.
+
+A scene is new when it was not searched before or its pixels differ, so that a rollback, a second
+ingest or a rebuilt index repeats nothing.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.search.saved import SavedSearch
+from pipeline.search.searcher import Searcher
+from storage.archive.ledger import Ledger
+from storage.errors import ConfigError, CorruptIndexError, NotFoundError
+from storage.formats import hit_records
+from storage.location import Location
+from storage.values import json_digest
+from storage.webhook import Webhook
+
+_KIND, _VERSION = "standing query", 1
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _State:
+    """What is known of a search: see the module."""
+
+    title: str
+    known: Mapping[str, str] = field(default_factory=dict)
+    waiting: tuple[Event, ...] = ()
+    file_bytes: int = 0
+    filed: bool = False
+
+
+class StandingQuery:
+    """A saved search, its state, and the receivers of its events.
+
+    Parameters
+    ----------
+    search
+        With a least score: without one every scene would have hits.
+    folder
+        Of the states, one file for each search.
+    file
+        Receives events, one JSON object a line; None for none.
+    webhook
+        Receives events; None for none.
+
+    Raises
+    ------
+    ConfigError
+        The search has no least score.
+    """
+
+    def __init__(
+        self,
+        search: SavedSearch,
+        folder: Location,
+        file: Path | None = None,
+        webhook: Webhook | None = None,
+    ) -> None:
+        if search.min_score is None:
+            raise ConfigError(
+                f"saved search {search.title!r} has no least score, so every scene would have "
+                "hits; save it with `skysift search --min-score S --save FILE`"
+            )
+        self.search, self._file, self._webhook = search, file, webhook
+        # Another vector, filter or score is another search; the title is for people.
+        self.id = json_digest({**asdict(search), "title": ""})[:16]
+        self._place = folder / f"{self.id}.json"
+
+    def begin(self, ledger: Callable[[], Ledger | None]) -> None:
+        """Note the scenes that are there when a search is watched for the first time as known."""
+        if self._read() is None:
+            self._write(_State(title=self.search.title, known=_scenes(ledger())))
+
+    def tell(self, searcher: Callable[[], Searcher], ledger: Ledger) -> tuple[Event, ...]:
+        """Search new scenes and tell their hits; return the events told.
+
+        Call :meth:`deliver` of every query first, so that a file gets what waits before what is
+        new.
+
+        Parameters
+        ----------
+        searcher
+            Opens the index; called when there are new scenes.
+        ledger
+            Of the archive at the snapshot that the index pins.
+
+        Raises
+        ------
+        SkysiftError
+            A receiver did not take an event, which waits for the next call.
+        """
+        state = self._state()
+        new = {n: pixels for n, pixels in _scenes(ledger).items() if state.known.get(n) != pixels}
+        if not new:
+            return ()
+        events = self._events(searcher(), new)
+        ended = self._file.stat().st_size if self._file and self._file.exists() else 0
+        known = {**state.known, **new}
+        self._write(
+            replace(state, known=known, waiting=events, file_bytes=ended, filed=not self._file)
+        )
+        return self.deliver()
+
+    def _events(self, searcher: Searcher, scenes: Mapping[str, str]) -> tuple[Event, ...]:
+        """Return an event for each scene with hits."""
+        chosen = self.search.where.scenes
+        events = []
+        for scene in sorted(scenes):
+            if chosen and scene not in chosen:
+                continue
+            within = {**self.search.filter, "scenes": (scene,)}
+            hits = replace(self.search, filter=within).answer(searcher)
+            if not len(hits):
+                continue
+            identity = f"{self.id} {scene} {scenes[scene]}"
+            records = json.loads(json.dumps(hit_records(hits.to_arrow()), default=_text))
+            events.append(
+                {
+                    "id": json_digest({"event": identity})[:32],
+                    "search": self.search.title,
+                    "scene": scene,
+                    "snapshot": hits.snapshot,
+                    "version": hits.version,
+                    "truncated": bool(hits.truncated),
+                    "hits": records,
+                }
+            )
+        return tuple(events)
+
+    def deliver(self) -> tuple[Event, ...]:
+        """Tell the events that wait, and write after each what still waits; return them.
+
+        Raises
+        ------
+        SkysiftError
+            A receiver did not take an event, which waits for the next call.
+        """
+        state = self._state()
+        told = state.waiting
+        if told and self._file is not None and not state.filed:
+            _append(self._file, told, state.file_bytes)
+            state = replace(state, filed=True, waiting=told if self._webhook else ())
+            self._write(state)
+        while state.waiting:
+            if self._webhook is not None:
+                self._webhook.tell(state.waiting[0])
+            state = replace(state, waiting=state.waiting[1:] if self._webhook else ())
+            self._write(state)
+        return told
+
+    def _state(self) -> _State:
+        state = self._read()
+        assert state is not None, "begin() comes first"
+        return state
+
+    def _read(self) -> _State | None:
+        try:
+            document = json.loads(self._place.read())
+            kind, version = document.pop("skysift"), document.pop("version")
+            if (kind, version) != (_KIND, _VERSION):
+                raise ValueError(f"it is a {kind!r} of version {version!r}, not of {_VERSION}")
+            return _State(**{**document, "waiting": tuple(document["waiting"])})
+        except NotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptIndexError(
+                f"{self._place} is not the state of a standing query ({error}); delete it, and "
+                "the search begins with the scenes that come from then on"
+            ) from error
+
+    def _write(self, state: _State) -> None:
+        document = {"skysift": _KIND, "version": _VERSION, **asdict(state)}
+        self._place.write(json.dumps(document).encode())
+
+
+def _scenes(ledger: Ledger | None) -> dict[str, str]:
+    """Return the scenes with rows, and the fingerprints of their pixels."""
+    entries = {} if ledger is None else ledger.entries
+    return {name: entry.fingerprint for name, entry in entries.items() if entry.rows}
+
+
+def _append(file: Path, events: Sequence[Event], start: int) -> None:
+    """Append events that a file does not hold from ``start`` on; a line without an end goes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+b") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        begin = start if start <= size else 0  # the file was replaced meanwhile
+        stream.seek(max(begin - 1, 0))
+        written = stream.read()
+        # Of another program's line without an end, the end is written; ours is written anew.
+        foreign = begin > 0 and not written.startswith(b"\n")
+        written = written[min(begin, 1) :]
+        whole = written[: written.rfind(b"\n") + 1]
+        if len(whole) < len(written):
+            stream.truncate(begin + len(whole))
+        held = set(whole.splitlines())
+        lines = [json.dumps(event, sort_keys=True).encode() for event in events]
+        lines = [line for line in lines if line not in held]
+        start_line = [b""] if foreign and not whole else []
+        stream.write(b"".join(line + b"\n" for line in [*start_line, *lines]))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _text(moment: Any) -> str:
+    return str(moment.isoformat()).replace("+00:00", "Z")
