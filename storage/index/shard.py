@@ -304,7 +304,8 @@ class ShardGroup:
             The scores and the positions of the k best rows of each shard, (Q, shards * k) at most,
             in no order.
         """
-        single, double = (queries.astype(kind, copy=False) for kind in (np.float32, np.float64))
+        single = queries.astype(np.float32, copy=False)
+        double = queries.astype(np.float64, copy=False)
         step = max(_SCAN_VALUES // self.dimension, 1)
         best: list[tuple[Float32, Int64]] = []
         for _, shard in self.split(rows):
