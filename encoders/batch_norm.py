@@ -53,6 +53,7 @@ def convert_sync_batch_norm(module: nn.Module) -> None:
             layer = GlobalBatchNorm2d(child.num_features, child.eps, child.momentum)
             layer.load_state_dict(child.state_dict())
             layer.to(child.weight).train(child.training)
+            layer.requires_grad_(child.weight.requires_grad)  # a frozen layer stays frozen
             setattr(module, name, layer)
         else:
             convert_sync_batch_norm(child)

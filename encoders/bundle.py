@@ -12,7 +12,7 @@ Shape legend: B batch, N tiles, C bands, H and W pixels, F features, D embedding
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -406,18 +406,28 @@ def require_distinct_vectors(encoder: Encoder) -> None:
     ConfigError
         The vectors say nothing about the tiles.
     """
-    z_ND = encoder(_probes(encoder))
+    faults = [_fault(encoder(tiles)) for tiles in _scaled_probes(encoder)]
+    if all(faults):
+        raise ConfigError(
+            f"encoder: {encoder.spec.backbone} with these weights gives {faults[0]}; give "
+            "pretrained weights (encoder.pretrained), or another backbone such as tiny-cnn, or "
+            "train"
+        )
+
+
+def _fault(z_ND: NDArray[np.float32]) -> str:
+    """Return why the vectors of the probes say nothing; empty where they are distinct."""
     cosines_NN = z_ND @ z_ND.T
     if not np.abs(np.diag(cosines_NN) - 1).max() <= _UNIT_TOLERANCE:  # NaN too
-        fault = f"vectors of norm {np.sqrt(np.diag(cosines_NN)).min():.2g} instead of 1"
-    elif cosines_NN.min() > 1 - _UNIT_TOLERANCE:
-        fault = "the same vector for different tiles"
-    else:
-        return
-    raise ConfigError(
-        f"encoder: {encoder.spec.backbone} with these weights gives {fault}; give pretrained "
-        "weights (encoder.pretrained), or another backbone such as tiny-cnn, or train"
-    )
+        return f"vectors of norm {np.sqrt(np.diag(cosines_NN)).min():.2g} instead of 1"
+    return "the same vector for different tiles" if cosines_NN.min() > 1 - _UNIT_TOLERANCE else ""
+
+
+def _scaled_probes(encoder: Encoder) -> Iterator[NDArray[np.float32]]:
+    """Return probes; a network that gets pixels as they are expects shares, bytes or counts."""
+    spec, tiles = encoder.spec, _probes(encoder)
+    as_they_are = not any(spec.band_mean) and set(spec.band_std) == {1.0}
+    return (tiles * scale for scale in ((1, 100, 10_000) if as_they_are else (1,)))
 
 
 def _probes(encoder: Encoder) -> NDArray[np.float32]:

@@ -267,13 +267,17 @@ class Location:
         if scheme == "file":
             return fsspec.filesystem("file"), str(Path(path).absolute())
         options = self.options.resolved()
+        given = {
+            "key": options.access_key_id,
+            "secret": options.secret_access_key,
+            "token": options.session_token,
+            "endpoint_url": options.endpoint_url,
+        }
         s3 = fsspec.filesystem(
             "s3",
+            # Zarr writes the options as JSON, in which fsspec takes no None.
+            **{name: value for name, value in given.items() if value is not None},
             anon=options.anonymous,
-            key=options.access_key_id,
-            secret=options.secret_access_key,
-            token=options.session_token,
-            endpoint_url=options.endpoint_url,
             client_kwargs={"region_name": options.region} if options.region else {},
             requester_pays=os.environ.get(REQUEST_PAYER) == "requester",  # as GDAL has it
             use_listings_cache=False,

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import get_args
 
 import click
+import geopandas
 import pytest
+import shapely
 
 from docs.build_reference import FOLDER, PAGES
 from encoders.plugins import Group
@@ -128,8 +130,13 @@ def documented_commands() -> list[str]:
 
 
 @pytest.mark.parametrize("line", documented_commands())
-def test_every_documented_command_parses(line: str, monkeypatch: pytest.MonkeyPatch):
+def test_every_documented_command_parses(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """The verbs themselves run in tests/workflows; here each line's options must be right."""
+    monkeypatch.chdir(tmp_path)
+    area = geopandas.GeoDataFrame(geometry=[shapely.box(103, 17, 104, 18)], crs=4326)
+    area.to_file("area.gpkg")
     for name in ("AID_TAR", "MOBILENET_V2", "SCENES"):
         monkeypatch.setenv(name, "somewhere")
     command: click.Command = cli

@@ -112,6 +112,15 @@ def test_two_workers_compute_the_gradient_of_one_with_the_whole_batch(tmp_path: 
         torch.testing.assert_close(found["embedded"], embedded, atol=1e-4, rtol=0)
 
 
+def test_layers_of_a_frozen_backbone_stay_frozen_on_several_workers():
+    """A layer that needs no gradient but asks for one makes DDP wait for it in vain."""
+    backbone = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(4))
+    backbone[0].requires_grad_(False)
+    convert_sync_batch_norm(backbone)
+    assert [type(layer) for layer in backbone] == [GlobalBatchNorm2d] * 2
+    assert [p.requires_grad for p in backbone.parameters()] == [False, False, True, True]
+
+
 def test_a_global_batch_norm_alone_is_the_plain_one():
     plain = nn.Sequential(nn.BatchNorm2d(3)).train()
     ours = nn.Sequential(nn.BatchNorm2d(3)).train()

@@ -1,60 +1,117 @@
-"""The shell commands of the README and the guides run as printed, in order, in a prepared folder.
+"""The shell commands of the README and the pages run as printed, in order, in a prepared folder.
 
 A block that cannot run in a test has the line ``<!-- not run: reason -->`` above it, and
-:data:`NOT_RUN` lists how many a page has. ``test_tutorial`` runs the tutorial.
+:data:`PAGES` says how many a page has. The tests of :data:`ELSEWHERE` run the other pages.
 """
 
 import json
 import os
 import re
 import shlex
+import shutil
+import signal
+import socket
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from pyproj import Transformer
 
-from encoders.bundle import new_encoder, save_bundle
-from encoders.spec import EncoderSpec
-from storage.raster.writer import write_geotiff
+from storage.location import StorageOptions
 from tests.support.object_store import MotoS3
+from tests.support.page_worlds import PARTS
 from tests.support.paths import REPOSITORY
 
 INGEST = "skysift ingest --scenes catalog.json --encoder work/bundle --archive work/archive"
+LABELLED = f"{INGEST} --labels labels.parquet"
 INDEX = "skysift index build --archive work/archive --index work/index"
-PAGES = {
-    "README.md": (),
-    "docs/howto/geospatial.md": (INGEST,),
-    "docs/howto/analyst.md": (INGEST, INDEX),
-    "docs/howto/migrate-encoder.md": (INGEST, INDEX),
-    "docs/howto/platform.md": (),
-}
-"""Pages, and the commands of a run that a page takes for granted."""
-NOT_RUN = {
-    "README.md": 1,
-    "docs/howto/geospatial.md": 0,
-    "docs/howto/analyst.md": 1,
-    "docs/howto/migrate-encoder.md": 0,
-    "docs/howto/platform.md": 2,
-}
-LON, LAT = 103.75, 17.92
-DAYS = ("20240223", "20240524", "20240822")
-SIDE_PX, BANDS = 320, ("red", "green", "blue")
 
-# Workers of Ray have the environment of the process that starts it, credentials included.
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What a page takes for granted, and how many of its blocks do not run.
+
+    Attributes
+    ----------
+    parts
+        Names of :data:`tests.support.page_worlds.PARTS`.
+    before
+        Commands.
+    not_run
+        Number of blocks with a reason.
+    """
+
+    parts: tuple[str, ...] = ("scenes",)
+    before: tuple[str, ...] = ()
+    not_run: int = 0
+
+
+PAGES = {
+    "README.md": Page(not_run=1),
+    "docs/howto/geospatial.md": Page(parts=("scenes", "bands"), before=(INGEST,)),
+    "docs/howto/analyst.md": Page(before=(INGEST, INDEX), not_run=1),
+    "docs/howto/migrate-encoder.md": Page(
+        parts=("scenes", "other bundle"), before=(INGEST, INDEX)
+    ),
+    "docs/howto/platform.md": Page(not_run=2),
+    "docs/howto/embeddings.md": Page(parts=("embeddings",)),
+    "docs/composites.md": Page(parts=("scenes", "collection")),
+    "docs/change.md": Page(
+        before=(
+            INGEST,
+            INDEX,
+            "skysift search --index work/index --lonlat=103.75,17.92 --save searches/field.json",
+        ),
+    ),
+    "docs/cluster.md": Page(parts=(), not_run=2),
+    "docs/indexes.md": Page(before=(INGEST, f"{INDEX} --set index.shards=2")),
+    "docs/ingest.md": Page(parts=("bands", "formats", "series"), not_run=2),
+    "docs/interfaces.md": Page(
+        parts=("scenes", "series"),
+        before=(
+            f"{INGEST.replace('work/archive', 'archive')} --until 2024-03-01",
+            "skysift archive tag release-1 --archive archive",
+            INGEST.replace("work/archive", "archive"),
+            "skysift index build --archive archive --index index",
+            "skysift ingest -r naip-series",
+            "skysift index build -r naip-series",
+            "skysift search -r naip-series --lonlat=-99.15,47.02 --out hits.geojson",
+        ),
+    ),
+    "docs/search.md": Page(
+        parts=("scenes", "searches", "marks"),
+        before=(LABELLED, INDEX, INDEX.replace("work/index", "work/next")),
+        not_run=2,
+    ),
+    "docs/service.md": Page(
+        parts=("scenes", "searches"),
+        before=(INGEST, INDEX),
+        not_run=2,
+    ),
+}
+ELSEWHERE = {
+    "docs/tutorial.md": "tests/workflows/test_tutorial.py",
+    "docs/datasets.md": "tests/pipeline/datasets/test_importers.py",
+    "docs/howto/encoder.md": "tests/workflows/commands/test_own_encoder.py",
+    "docs/howto/importer.md": "tests/workflows/commands/test_own_importer.py",
+}
+
+ONLY_PARSED = {"docs/howto/loss.md", "docs/howto/researcher.md", "docs/training.md"}
+"""Pages with trainings, which take minutes; `tests.test_docs` reads the options of every line."""
+
+# One process with one Ray for all pages; workers have its environment, credentials included.
 IN_ORDER = """
-import json, sys
+import json, os, sys
 from pipeline.runtime.cluster import ray_session
 from tests.support.command_line import run
 with ray_session(cpus=2):
-    for words in json.load(sys.stdin):
+    for line in sys.stdin:
+        folder, words = json.loads(line)
+        os.chdir(folder)
         done = run(*words)
-        if done.code:
-            sys.exit(f"skysift {' '.join(words)}: {done.code}\\n{done.out}{done.err}")
+        print("\\0", json.dumps([done.code, done.out + done.err]), flush=True)
 """
 
 _BLOCK = re.compile(
@@ -80,91 +137,157 @@ def blocks_of(page: str) -> list[Block]:
     return found
 
 
-@pytest.fixture
-def folder(tmp_path: Path, moto_s3: MotoS3, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the pages have before their first command: scenes on disk and S3, and a bundle."""
-    east, north = Transformer.from_crs(4326, 32648, always_xy=True).transform(LON, LAT)
-    transform = (10, 0, east - 1600, 0, -10, north + 1600)
-    random, items = np.random.default_rng(3), []
-    for day in DAYS:
-        pixels = random.integers(1, 255, (3, SIDE_PX, SIDE_PX), dtype=np.uint8)
-        path = tmp_path / f"scene_{day}.tif"
-        write_geotiff(str(path), pixels, "EPSG:32648", transform, descriptions=BANDS)
-        moto_s3.location(f"scenes/{path.name}").upload(path)
-        moto_s3.location(path.name).upload(path)  # beside the catalog there
-        items.append(item(path.name, day))
-        for band in ("B02", "B03", "B04"):
-            name = f"work/cogs/T48QUE_{day}T032739_{band}_10m.tif"
-            counts = pixels[:1].astype(np.uint16)
-            write_geotiff(str(tmp_path / name), counts, "EPSG:32648", transform)
-    (tmp_path / "catalog.json").write_text(
-        json.dumps({"type": "FeatureCollection", "features": items})
-    )
-    spec = EncoderSpec(
-        backbone="tiny-cnn",
-        bands=BANDS,
-        band_mean=(128.0,) * 3,
-        band_std=(70.0,) * 3,
-        tile_px=64,
-        dimension=16,
-    )
-    save_bundle(new_encoder(spec, seed=1), str(tmp_path / "work/bundle"))
-    wider = replace(spec, dimension=24)
-    save_bundle(new_encoder(wider, seed=2), str(tmp_path / "work/new-bundle"))
-    moto_s3.location("catalog.json").upload(tmp_path / "catalog.json")
-    for path in (tmp_path / "work/bundle").iterdir():
-        moto_s3.location(f"bundle/{path.name}").upload(path)
-    Image.fromarray(random.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(
-        tmp_path / "field.png"
-    )
-    for name, value in {
-        "AWS_ENDPOINT_URL": moto_s3.options.endpoint_url,
-        "AWS_REGION": moto_s3.options.region,
-        "AWS_ACCESS_KEY_ID": moto_s3.options.access_key_id,
-        "AWS_SECRET_ACCESS_KEY": moto_s3.options.secret_access_key,
-    }.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+@pytest.fixture(scope="module")
+def s3(moto_server: str) -> MotoS3:
+    """The bucket of the pages."""
+    keys = {"access_key_id": "testing", "secret_access_key": "testing"}
+    options = StorageOptions(endpoint_url=moto_server, region="eu-central-1", **keys)
+    made = MotoS3(options, "pages")
+    fs, _ = made.location().filesystem()
+    fs.mkdir("pages")
+    return made
 
 
-def item(name: str, day: str) -> dict[str, object]:
-    box = [LON - 0.02, LAT - 0.02, LON + 0.02, LAT + 0.02]
-    bands = [{"name": band, "common_name": band} for band in BANDS]
-    asset = {"href": name, "type": "image/tiff", "roles": ["data"], "eo:bands": bands}
-    ring = [[box[0], box[1]], [box[2], box[1]], [box[2], box[3]], [box[0], box[1]]]
+@pytest.fixture(scope="module")
+def environment(s3: MotoS3) -> dict[str, str]:
+    """That of the reader: credentials of the bucket, and Skysift on Python's path."""
+    ours = ("AID_TAR", "MOBILENET_V2", "SCENES", "SKYSIFT_WORK", "SKYSIFT_TOKEN", "RAY_ADDRESS")
     return {
-        "type": "Feature",
-        "stac_version": "1.0.0",
-        "id": day,
-        "bbox": box,
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "properties": {"datetime": f"{day[:4]}-{day[4:6]}-{day[6:]}T03:00:00Z"},
-        "links": [],
-        "assets": {"pixels": asset},
+        **{key: value for key, value in os.environ.items() if key not in ours},
+        "PYTHONPATH": str(REPOSITORY),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "AWS_ENDPOINT_URL": str(s3.options.endpoint_url),
+        "AWS_REGION": str(s3.options.region),
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
     }
 
 
+class Reader:
+    """Somebody who types the commands; a server goes on until the next one or the end."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
+        self._commands = subprocess.Popen(
+            [sys.executable, "-c", IN_ORDER],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._server: subprocess.Popen[str] | None = None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+
+    def types(self, folder: Path, command: str) -> None:
+        if command.startswith("skysift serve"):
+            self._serves(folder, command)
+        elif command.startswith("skysift "):
+            code, output = self._runs(folder, shlex.split(command)[1:])
+            assert code == 0, f"{command}: {code}\n{output}"
+        elif shutil.which(command.split()[0]):  # GDAL's programs may be missing
+            line = command.replace("127.0.0.1:8000", f"127.0.0.1:{self._port}")
+            line = re.sub(r"^curl", "curl --fail-with-body -sS", line)
+            done = subprocess.run(
+                ["bash", "-e", "-c", line],
+                cwd=folder,
+                env=self._environment,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+
+    def _runs(self, folder: Path, words: list[str]) -> tuple[int, str]:
+        assert self._commands.stdin
+        assert self._commands.stdout
+        self._commands.stdin.write(json.dumps([str(folder), words]) + "\n")
+        self._commands.stdin.flush()
+        for line in self._commands.stdout:  # workers of Ray may print others
+            if line.startswith("\0"):
+                code, output = json.loads(line[1:])
+                return code, output
+        raise AssertionError(f"the process ended at {words}")
+
+    def _serves(self, folder: Path, command: str) -> None:
+        self.leaves()
+        self._server = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "workflows.cli",
+                *shlex.split(command)[1:],
+                "--port",
+                str(self._port),
+            ],
+            cwd=folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self._server.stdout
+        if not self._server.stdout.readline():
+            raise AssertionError(f"{command}: {self._server.communicate()[1]}")
+
+    def leaves(self) -> None:
+        """Press Ctrl-C where a server runs."""
+        if self._server:
+            self._server.send_signal(signal.SIGINT)
+            self._server.communicate(timeout=120)
+            assert self._server.returncode == 0
+            self._server = None
+
+    def closes(self) -> None:
+        self._commands.communicate(timeout=120)  # reads what workers still print
+
+
+@pytest.fixture(scope="module")
+def reader(environment: dict[str, str]) -> Iterator[Reader]:
+    one = Reader(environment)
+    yield one
+    one.closes()
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_runs_as_printed(page: str, folder: Path, moto_s3: MotoS3):
+def test_every_block_runs_as_printed(page: str, reader: Reader, tmp_path: Path, s3: MotoS3):
+    (tmp_path / "work").mkdir()
+    about = PAGES[page]
+    for part in about.parts:
+        PARTS[part](tmp_path)
+    bucket = s3.uri(tmp_path.name)
+    for path in sorted(tmp_path.rglob("*")):
+        if path.is_file() and "s3://bucket/" in (REPOSITORY / page).read_text():
+            at = path.relative_to(tmp_path).as_posix()
+            s3.location(f"{tmp_path.name}/{at.removeprefix('work/')}").upload(path)
+            s3.location(f"{tmp_path.name}/scenes/{at}").upload(path)
+    for path in tmp_path.glob("*.yaml"):
+        path.write_text(path.read_text().replace("s3://bucket/", f"{bucket}/"))
     blocks = blocks_of(page)
     assert blocks
     printed = [line for block in blocks if not block.reason for line in block.commands]
-    commands = []
-    for command in (*PAGES[page], *printed):
-        program, *words = shlex.split(command.replace("s3://bucket/", f"{moto_s3.uri()}/"))
-        assert program == "skysift", command
-        commands.append(words)
-    done = subprocess.run(
-        [sys.executable, "-c", IN_ORDER],
-        input=json.dumps(commands),
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, f"{page}: {done.stderr}"
+    try:
+        for line in (*about.before, *printed):
+            command = line.replace("s3://bucket/", f"{bucket}/")
+            reader.types(tmp_path, command)
+    finally:
+        reader.leaves()
 
 
 def test_blocks_that_do_not_run_are_few_and_say_why():
     found = {page: sum(bool(block.reason) for block in blocks_of(page)) for page in PAGES}
-    assert found == NOT_RUN
+    assert found == {page: about.not_run for page, about in PAGES.items()}
+
+
+def test_every_page_with_commands_is_run():
+    places = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
+    places += (REPOSITORY / "docs/howto").glob("*.md")
+    pages = {path.relative_to(REPOSITORY).as_posix() for path in places}
+    assert {page for page in pages if blocks_of(page)} == {*PAGES, *ELSEWHERE, *ONLY_PARSED}
+    assert not [
+        page for page in pages if re.search(r"^    skysift ", (REPOSITORY / page).read_text(), re.M)
+    ]
+    for page, test in ELSEWHERE.items():
+        assert Path(page).name in (REPOSITORY / test).read_text(), f"{test} does not read {page}"

@@ -417,7 +417,10 @@ def _add_headers(app: FastAPI, image_origins: Sequence[str]) -> None:
 
 
 def _describe(app: FastAPI, body: type[SearchBody]) -> None:
-    """Add the schema of a body that the route parses itself to the OpenAPI document."""
+    """Complete the OpenAPI document: a body that its route parses itself, and the layers' errors.
+
+    FastAPI adds an answer 422 of its own form to each route with parameters that names no 422.
+    """
     generated = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -427,6 +430,12 @@ def _describe(app: FastAPI, body: type[SearchBody]) -> None:
             schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs"))
             schemas[body.__name__] = schema
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                if "layers" in operation.get("tags", ()):
+                    operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

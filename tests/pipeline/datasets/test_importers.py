@@ -1,6 +1,8 @@
 """Importers of published datasets, against small copies of their layouts with labels by hand."""
 
 import json
+import re
+import shlex
 import shutil
 import tarfile
 from pathlib import Path
@@ -22,6 +24,7 @@ from pipeline.datasets.published import CLASSES, SCENES
 from storage.dataset import LabelledDataset
 from storage.errors import ConfigError, NotFoundError, SceneError
 from storage.raster.writer import write_geotiff
+from tests.support.paths import REPOSITORY
 from workflows.cli import cli
 from workflows.stages import IMPORTER_KEYS
 
@@ -421,3 +424,20 @@ def test_every_importer_is_a_word_of_the_command_line(
         assert result.exit_code == 0, result.output
         assert json.loads(result.stdout)["info"]["count"] == len(LabelledDataset.open(uri))
         assert LabelledDataset.open(uri).bands == ("red", "green", "blue")
+
+
+def test_the_commands_of_the_page_run_as_printed(
+    dlrsd: Path, bigearthnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    _uc_merced(tmp_path / "UCMerced_LandUse", "LandUse_Multilabeled.txt")
+    _rgb(tmp_path / "aid" / "images" / "a.png", 7)
+    (tmp_path / "aid" / "labels.csv").write_text("image,water\na.png,1\n")
+    with tarfile.open("aid.tar", "w") as archive:
+        archive.add("aid", "aid")
+    page = (REPOSITORY / "docs" / "datasets.md").read_text()
+    lines = re.findall(r"^skysift (dataset import .*)", page, re.MULTILINE)
+    assert len(lines) == 4
+    for line in lines:
+        result = CliRunner().invoke(cli, shlex.split(line))
+        assert result.exit_code == 0, result.output

@@ -273,6 +273,21 @@ def test_embeddings_on_s3_become_an_archive_on_s3(moto_s3: MotoS3, tmp_path: Pat
     assert plan_import(spec).todo == ()
 
 
+def test_a_zarr_on_s3_has_the_rows_of_the_one_on_disk(moto_s3: MotoS3, tmp_path: Path):
+    place = tmp_path / "t.zarr"
+    stored = np.random.default_rng(2).integers(-90, 90, (1, 64, 16, 16)).astype(np.int8)
+    embeddings.write_zarr(str(place), stored, attributes={}, years=[2024])
+    for path in filter(Path.is_file, place.rglob("*")):
+        moto_s3.location("t.zarr", path.relative_to(place).as_posix()).upload(path)
+    found = []
+    for name, source in {"disk": str(place), "s3": moto_s3.location("t.zarr")}.items():
+        spec = ImportSpec(source=source, archive_uri=str(tmp_path / name), tile_px=4)
+        import_embeddings(plan_import(spec))
+        found.append(Archive.open(spec.archive_uri).read_all(["embedding"])["embedding"])
+    assert len(found[0]) == 16
+    np.testing.assert_array_equal(*found)
+
+
 def smooth_pixels(bands: int, height: int, width: int) -> np.ndarray:
     """Return unit vectors (bands, height, width)."""
     vectors = np.random.default_rng(4).normal(size=(bands, height, width))

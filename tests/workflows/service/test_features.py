@@ -144,6 +144,19 @@ def test_a_wrong_question_is_answered_with_its_reason(client: TestClient, path: 
     assert words in answer.json()["message"]
 
 
+def test_the_description_of_the_layers_names_the_answers_that_they_give(client: TestClient):
+    document = client.get("/openapi.json").json()
+    layers = [
+        operation
+        for operations in document["paths"].values()
+        for operation in operations.values()
+        if "layers" in operation.get("tags", ())
+    ]
+    assert len(layers) == 12
+    assert all("400" in one["responses"] and "422" not in one["responses"] for one in layers)
+    assert "HTTPValidationError" not in json.dumps(document)
+
+
 @pytest.mark.parametrize("name", ["tiles", "searches/first"])
 def test_each_queryable_chooses_the_features_of_equal_value(client: TestClient, name: str):
     at = f"/collections/{name}"
