@@ -189,6 +189,37 @@ def write_hits(table: pa.Table, uri: str | Location) -> None:
     Location.of(uri).write(_WRITERS[_suffix(uri)](table))
 
 
+def read_records(uri: str | Location) -> list[dict[str, Any]]:
+    """Return the rows of a GeoJSON or GeoParquet file, with ``lonlat``, the middle of each.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such file.
+    ConfigError
+        The file is neither, or its content is damaged.
+    """
+    place = Location.of(uri)
+    data = place.read()
+    try:
+        if _suffix(place) == ".parquet":
+            records = pq.read_table(io.BytesIO(data)).to_pylist()
+            shapes = shapely.from_wkb([record.pop("geometry") for record in records])
+        else:
+            document = json.loads(data)
+            check_features(document)
+            records = [dict(feature["properties"]) for feature in document["features"]]
+            shapes = from_geojson([feature["geometry"] for feature in document["features"]])
+        middles = shapely.get_coordinates(shapely.centroid(shapes)).tolist()
+        pairs = zip(records, middles, strict=True)
+        return [{**record, "lonlat": tuple(middle)} for record, middle in pairs]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f"{place} is neither GeoJSON nor GeoParquet with a place for each feature "
+            f"({error or type(error).__name__})"
+        ) from error
+
+
 def _suffix(uri: str | Location) -> str:
     return PurePosixPath(str(uri)).suffix.lower()
 

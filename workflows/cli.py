@@ -25,6 +25,7 @@ VERBS = {
     "watch": ("watch", "watch", "Embed new scenes of a source, again and again."),
     "index": ("index", "index", "Build, grow and maintain search indexes."),
     "search": ("search", "search", "Find the tiles most like an image, a place or a tile."),
+    "detect": ("detect", "detect", "Find every place that marks ask for, with its probability."),
     "evaluate": ("evaluate", "evaluate", "Score how well similar tiles are found."),
     "archive": ("archive", "archive", "Look at, check, export and maintain archives."),
     "report": ("report", "report", "Draw an archive and its searches as one HTML page."),

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from dask.delayed import delayed
 
 from pipeline.analysis.periods import PeriodKind, period_of
-from pipeline.analysis.samples import live_rows
 from pipeline.runtime.dask import Scheduler, compute
 from storage.archive.reader import Archive
+from storage.archive.samples import live_rows
 from storage.errors import ConfigError
 from storage.progress import Progress, ProgressSink, ignore
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import ray
 
-from pipeline.analysis.samples import uniform_rows
 from pipeline.indexing.build import ShardBuilder, ShardJob
 from pipeline.indexing.pilot import piloted, with_estimate
 from pipeline.indexing.plan import FLAT_ROWS, IndexPlan, Piece, Segments, plan_index
@@ -20,6 +19,7 @@ from pipeline.indexing.update import growth_advice, list_health, mean_fit
 from pipeline.runtime.tasks import run_tasks
 from storage.archive.maintenance import pin_snapshot
 from storage.archive.reader import Archive
+from storage.archive.samples import uniform_rows
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.geometry import centres, enclosing
 from storage.index.files import VerifiedFiles, file_entry

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.search.detections import RIGHT, WRONG
 from pipeline.search.query import Query, QueryResolver
+from pipeline.search.saved import marks_of
 from storage.dates import Moment
 from storage.errors import ConfigError
+from storage.formats import read_records
 from storage.geometry import GeoInterface
 from storage.index.sidecar import TILE_KEY
 from storage.location import Location
@@ -117,6 +120,50 @@ def unnamed_example(resolver: QueryResolver, value: Example) -> list[Query]:
     if array.ndim == 3:
         return [resolver.pixels(array)]
     return _vectors(resolver, array)
+
+
+def read_marks(resolver: QueryResolver, uri: str | Location) -> tuple[list[Query], list[Query]]:
+    """Return the right and the wrong marks of a file.
+
+    Parameters
+    ----------
+    resolver
+        Of the index.
+    uri
+        GeoJSON or GeoParquet whose features have the property ``mark``, ``right`` or ``wrong``; or
+        a saved search. A feature is the tile that its ``tile_key`` and ``scene`` name, else the
+        tile at its middle, of the acquisition nearest to its ``datetime`` or the newest. Features
+        without a mark are left out.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such file, or the index lacks a tile of it.
+    ConfigError
+        The file is neither, or has no mark.
+    """
+    place = Location.of(uri)
+    if place.uri.lower().endswith(".json") and (saved := marks_of(place, resolver.searcher)):
+        return saved
+    marked = [record for record in read_records(place) if record.get("mark") is not None]
+    unknown = sorted({str(r["mark"]) for r in marked if r["mark"] not in (RIGHT, WRONG)})
+    if unknown or not marked:
+        raise ConfigError(
+            f"{place}: {f'a mark is {unknown[0]!r}' if unknown else 'no feature has a mark'}; give "
+            f"features with the property mark, {RIGHT!r} or {WRONG!r}"
+        )
+    named = [record for record in marked if record.get("tile_key")]
+    tiles = resolver.marked([(record["tile_key"], record.get("scene")) for record in named])
+    found = iter(tiles)
+    right: list[Query] = []
+    wrong: list[Query] = []
+    for record in marked:
+        if record.get("tile_key"):
+            query = next(found)
+        else:
+            query = resolver.point(*record["lonlat"], date=record.get("datetime"))
+        (right if record["mark"] == RIGHT else wrong).append(query)
+    return right, wrong
 
 
 def _of_mapping(resolver: QueryResolver, value: Mapping[str, Any]) -> list[Query]:

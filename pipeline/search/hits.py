@@ -194,13 +194,13 @@ class Hits:
     def closer_than(self) -> Float64 | None:
         """The share (Q, k) of random pairs of rows with a lower score; None in an old index.
 
-        NaN for queries of words, whose scores the pairs do not measure.
+        NaN for queries of words or learned from marks, whose scores the pairs do not measure.
         """
         if self.pairs is None:
             return None
         shares = self.pairs.share_below(self.scores)
         for number, query in enumerate(self.queries):
-            if query.of_words:
+            if query.own_scale:
                 shares[number] = np.nan
         return shares
 
@@ -217,7 +217,7 @@ class Hits:
         """Return one row a hit: ``query`` (from 0) and :data:`storage.formats.HIT_COLUMNS`.
 
         ``rank`` counts from 1. ``closer_than`` is the share of random pairs of rows with a lower
-        score; null in the hits of an index of before and of words. ``geometry`` is the footprint of
+        score; null where :attr:`closer_than` is. ``geometry`` is the footprint of
         the tile (WKB, WGS84 degrees), ``bbox`` the box around it. The column is tagged as GeoArrow,
         which lonboard, geopandas and other readers recognise.
         """

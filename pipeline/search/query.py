@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.search.marks import LEAST_MARKS, learned_vector
 from pipeline.search.searcher import Searcher
 from storage.dates import parse_moment
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError, PictureBandsError
@@ -29,6 +30,10 @@ WORDS = (
     "scores of words are lower than scores between tiles, and say nothing by themselves: compare "
     "them with each other"
 )
+LEARNED = (
+    "scores of a query that was learned from marks are lower than scores between tiles: compare "
+    "them with each other, or take the probabilities of detections"
+)
 _LEAST_CONTRAST = 0.02
 """Deviation in a picture, in deviations of the encoder's bands, below which it is of one colour."""
 _CANDIDATES = 10_000
@@ -41,10 +46,12 @@ class Query:
 
     ``row`` is the archive row that has this vector, ``examples`` are the rows it was combined from;
     both are left out of the hits. ``label`` names the query for people. ``tile`` and ``scene`` are
-    those of a query that is a tile of the archive. ``note`` is what people have to know about the
-    hits: :data:`FEATURELESS` for a picture without contrast, :data:`WORDS` for words; empty
-    otherwise. ``of_words``: words are part of the query, so that the scores between tiles are no
-    measure of its own.
+    those of a query that is a tile of the archive, ``lonlat`` (WGS84 degrees) and ``date`` (UTC)
+    its middle and its acquisition. ``note`` is what people have to know about the hits:
+    :data:`FEATURELESS` for a picture without contrast, :data:`WORDS` for words, :data:`LEARNED` for
+    a query that was learned from marks; empty otherwise. ``of_words``: words are part of the query.
+    ``learned``: the vector was learned from marks. ``right`` and ``wrong`` are the marks, or the
+    examples, that the query was made of.
     """
 
     vector: Float32
@@ -53,8 +60,18 @@ class Query:
     examples: tuple[int, ...] = ()
     tile: str | None = None
     scene: str | None = None
+    lonlat: tuple[float, float] | None = None
+    date: dt.datetime | None = None
     note: str = ""
     of_words: bool = False
+    learned: bool = False
+    right: "tuple[Query, ...]" = ()
+    wrong: "tuple[Query, ...]" = ()
+
+    @property
+    def own_scale(self) -> bool:
+        """Whether the scores between tiles are no measure of the scores of this query."""
+        return self.of_words or self.learned
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -107,6 +124,11 @@ class QueryResolver:
         if self._encoder is None:
             raise ConfigError(f"{label}: this needs an encoder to embed it; give its bundle")
         return self._encoder
+
+    @property
+    def searcher(self) -> Searcher:
+        """The index."""
+        return self._searcher
 
     @property
     def dimension(self) -> int:
@@ -241,6 +263,31 @@ class QueryResolver:
         best = max(range(len(rows["row"])), key=lambda i: (rows["datetime"][i], rows["scene"][i]))
         return self._query(rows, vectors, best, tile_key)
 
+    def marked(self, tiles: Sequence[tuple[str, str | None]]) -> list[Query]:
+        """Take many tiles by key and scene, with one look into the index; see :meth:`tile`.
+
+        Raises
+        ------
+        NotFoundError
+            The archive has no such tile.
+        """
+        if len(tiles) < 2 or not all(scene for _, scene in tiles):
+            return [self.tile(key, scene) for key, scene in tiles]
+        keys, scenes = (
+            tuple(sorted({str(n) for n in names})) for names in zip(*tiles, strict=True)
+        )
+        where = Filter(tiles=keys, scenes=scenes)
+        found, vectors = self._searcher.find_vectors(where, len(keys) * len(scenes))
+        rows = found.to_pydict()
+        names = zip(rows["tile_key"], rows["scene"], strict=True)
+        places = {name: number for number, name in enumerate(names)}
+        return [
+            self._query(rows, vectors, places[key, str(scene)], key)
+            if (key, scene) in places
+            else self.tile(key, scene)  # which says that it is not there
+            for key, scene in tiles
+        ]
+
     def tiles(self, where: Filter, limit: int = _CANDIDATES) -> list[Query]:
         """Take every tile that matches a filter: a region of a scene, a set of labels.
 
@@ -259,14 +306,8 @@ class QueryResolver:
                 f"more than {limit:,} tiles match the examples' filter; narrow it by scene, place "
                 "or date"
             )
-        rows = found["row"].to_pylist()
-        names = zip(found["tile_key"].to_pylist(), found["scene"].to_pylist(), strict=True)
-        return [
-            Query(vector=vector, label=f"tile {tile} of {scene}", row=row)
-            for vector, row, (tile, scene) in zip(
-                self._exact(rows, vectors), rows, names, strict=True
-            )
-        ]
+        rows = found.to_pydict()
+        return [self._query(rows, vectors, number) for number in range(len(found))]
 
     def row(self, row: int) -> Query:
         """Take an archive row.
@@ -280,13 +321,23 @@ class QueryResolver:
         return Query(vector=vector.astype(np.float32), label=f"row {row}", row=row)
 
     def _query(
-        self, rows: dict[str, list[Any]], vectors: Float32, index: int, origin: str
+        self, rows: dict[str, list[Any]], vectors: Float32, index: int, origin: str = ""
     ) -> Query:
         row = int(rows["row"][index])
-        label = f"{origin}: tile {rows['tile_key'][index]} of {rows['scene'][index]}"
+        label = f"tile {rows['tile_key'][index]} of {rows['scene'][index]}"
+        label = f"{origin}: {label}" if origin else label
         (vector,) = self._exact([row], vectors[index : index + 1])
-        tile, scene = rows["tile_key"][index], rows["scene"][index]
-        return Query(vector=vector, label=label, row=row, tile=tile, scene=scene)
+        box = [rows[edge][index] for edge in EDGES]
+        lon, lat = centres([box])[0].tolist()
+        return Query(
+            vector=vector,
+            label=label,
+            row=row,
+            tile=rows["tile_key"][index],
+            scene=rows["scene"][index],
+            lonlat=(lon, lat),
+            date=rows["datetime"][index],
+        )
 
     def _exact(self, rows: Sequence[int], stored: Float32) -> Float32:
         """Return the archive's vectors (n, D) of rows, given the vectors that the index stores."""
@@ -392,15 +443,59 @@ def combine(positive: Sequence[Query], negative: Sequence[Query] = ()) -> Query:
     if len(positive) == 1 and not negative:
         return positive[0]
     vector = _mean(positive) - (0.5 * _mean(negative) if negative else 0)
-    label = _labels(positive, " + ") + (f" - {_labels(negative, ' - ')}" if negative else "")
-    examples = tuple(sorted({row for query in (*positive, *negative) for row in query.rows}))
-    noted = [*positive, *(query for query in negative if query.of_words)]
+    return _made_of(positive, negative, vector)
+
+
+def learn(searcher: Searcher, right: Sequence[Query], wrong: Sequence[Query] = ()) -> Query:
+    """Make one query of marks: their means, or from ten marks on what sets the right ones apart.
+
+    From :data:`pipeline.search.marks.LEAST_MARKS` marks on, right and wrong together, the vector is
+    that of :func:`pipeline.search.marks.learned_vector`, with a sample of the archive's rows as
+    weak examples of what is wrong; of fewer marks it is that of :func:`combine`. The same marks
+    make the same vector, in any order, however the index is sharded.
+
+    Raises
+    ------
+    ConfigError
+        There is no right mark.
+    NotFoundError
+        The archive, whose rows are sampled, is not there.
+    """
+    if not right or len(right) + len(wrong) < LEAST_MARKS:
+        return combine(right, wrong)
+    marked = {row for query in (*right, *wrong) for row in query.rows}
+    vector = learned_vector(units(right), units(wrong), searcher.unlabelled(marked))
+    return _made_of(right, wrong, vector, learned=True)
+
+
+def units(queries: Sequence[Query]) -> npt.NDArray[np.float64]:
+    """Return the vectors (n, D) of queries with unit length."""
+    if not queries:
+        return np.empty((0, 0), dtype=np.float64)
+    vectors = np.stack([query.vector for query in queries]).astype(np.float64)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def _made_of(
+    right: Sequence[Query],
+    wrong: Sequence[Query],
+    vector: npt.NDArray[np.float64],
+    *,
+    learned: bool = False,
+) -> Query:
+    """Return the query of a vector (D,) that was made of examples."""
+    label = _labels(right, " + ") + (f" - {_labels(wrong, ' - ')}" if wrong else "")
+    noted = [*right, *(query for query in wrong if query.of_words)]
+    notes = [query.note for query in noted if query.note] + ([LEARNED] if learned else [])
     return Query(
         vector=np.asarray(vector, dtype=np.float32),
         label=label,
-        examples=examples,
-        note="; ".join(dict.fromkeys(query.note for query in noted if query.note)),
-        of_words=any(query.of_words for query in (*positive, *negative)),
+        examples=tuple(sorted({row for query in (*right, *wrong) for row in query.rows})),
+        note="; ".join(dict.fromkeys(notes)),
+        of_words=any(query.of_words for query in (*right, *wrong)),
+        learned=learned,
+        right=tuple(right),
+        wrong=tuple(wrong),
     )
 
 
@@ -421,5 +516,4 @@ def _labels(queries: Sequence[Query], separator: str) -> str:
 
 
 def _mean(queries: Sequence[Query]) -> npt.NDArray[np.float64]:
-    vectors = np.stack([query.vector for query in queries]).astype(np.float64)
-    return np.asarray((vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).mean(axis=0))
+    return np.asarray(units(queries).mean(axis=0))

@@ -19,7 +19,7 @@ from pipeline.search.examples import (
     unnamed_example,
 )
 from pipeline.search.hits import Hits, Pictures
-from pipeline.search.query import Query, QueryResolver, combine
+from pipeline.search.query import Query, QueryResolver, learn
 from pipeline.search.searcher import DEFAULT_LIMIT, Searcher
 from storage.dates import Moment
 from storage.display import Described
@@ -76,7 +76,10 @@ class Question(Described):
         positive: Iterable[Example] = (),
         negative: Iterable[Example] = (),
     ) -> "Question":
-        """Add examples; several make one query, their mean, those against with half the weight.
+        """Add examples; several make one query (:func:`pipeline.search.query.learn`).
+
+        Fewer than ten count as their mean, those against with half the weight; from ten on the
+        query is learned from them.
 
         Parameters
         ----------
@@ -256,7 +259,7 @@ class Question(Described):
                 "search: there is no example to be like; .like(lonlat=...), image=, text=, tile=, "
                 "vector= or positive= gives one"
             )
-        query = combine(self.positive, self.negative)
+        query = learn(self.searcher, self.positive, self.negative)
         hits = self.searcher.answer(query, where=self.filter, **settings)
         return replace(hits, pictures=self.pictures)
 

@@ -1,20 +1,27 @@
 """Saved searches: a query that is a small file, to run again, to share, and to show as a layer.
 
-A file is one JSON document, ``{"skysift": "saved search", "version": 1, ...}`` with the fields of
+A file is one JSON document, ``{"skysift": "saved search", "version": 2, ...}`` with the fields of
 :class:`SavedSearch`. The query is its vector, which belongs to the encoder and not to an archive,
-so a file made on one archive runs on another of the same encoder.
+so a file made on one archive runs on another of the same encoder. Each mark keeps its vector, from
+which the query is learned again with more marks, and its place and date, from which it can be made
+again for another encoder. Files of version 1 have no marks, and are read.
 """
 
+import base64
+import binascii
+import datetime as dt
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.search.detections import REVIEWED, THRESHOLD, Detections, detect
 from pipeline.search.hits import Hits
-from pipeline.search.query import WORDS, Query
+from pipeline.search.marks import Calibration
+from pipeline.search.query import LEARNED, WORDS, Query
 from pipeline.search.searcher import Searcher
 from storage.errors import ConfigError, EncoderMismatchError
 from storage.index.filter import Filter
@@ -22,9 +29,62 @@ from storage.location import Location
 from storage.values import check_types
 
 _KIND = "saved search"
-_VERSION = 1
-_MOST_BYTES = 8 * 1024 * 1024
+_VERSION = 2
+_HEAD_BYTES = 1024
+_MOST_BYTES = 64 * 1024 * 1024
 _FILTERS = ("bbox", "polygon", "since", "until", "max_cloud_fraction", "scenes", "labels")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mark:
+    """An example that is right or wrong.
+
+    Attributes
+    ----------
+    mark
+        ``right`` or ``wrong``.
+    vector
+        Its vector (D,) of the search's encoder: in a file the base64 of float32 values, lowest byte
+        first.
+    label
+        For people.
+    tile, scene
+        The tile's key and the scene of its archive; None where the example is no tile.
+    lonlat, date
+        The middle of the tile in WGS84 degrees, and its acquisition in ISO 8601 and UTC.
+    """
+
+    mark: Literal["right", "wrong"]
+    vector: tuple[float, ...]
+    label: str = ""
+    tile: str | None = None
+    scene: str | None = None
+    lonlat: tuple[float, float] | None = None
+    date: str | None = None
+
+    @classmethod
+    def of(cls, query: Query, mark: Literal["right", "wrong"]) -> "Mark":
+        """Return the mark of an example."""
+        return cls(
+            mark=mark,
+            vector=tuple(query.vector.tolist()),
+            label=query.label,
+            tile=query.tile,
+            scene=query.scene,
+            lonlat=query.lonlat,
+            date=None if query.date is None else query.date.isoformat(),
+        )
+
+    def query(self) -> Query:
+        """Return the example; its row is unknown, since the archive may be another."""
+        return Query(
+            vector=np.array(self.vector, dtype=np.float32),
+            label=self.label,
+            tile=self.tile,
+            scene=self.scene,
+            lonlat=self.lonlat,
+            date=None if self.date is None else dt.datetime.fromisoformat(self.date),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,10 +105,19 @@ class SavedSearch:
         Least cosine similarity of a hit; None takes the best ``k``, whatever their score.
     distinct
         ``place`` for one hit a place.
-    of_words
-        Whether words are part of the query (:class:`pipeline.search.query.Query`).
+    of_words, learned
+        Whether words are part of the query, and whether it was learned from marks
+        (:class:`pipeline.search.query.Query`).
     filter
         Conditions on the hits, by the names of :class:`storage.index.filter.Filter`.
+    marks
+        The marks that the query was made of.
+    calibration
+        What its scores mean; None where the marks are too few.
+    threshold
+        Least probability of a detection, between 0 and 1; None without detections.
+    review
+        The number of tiles nearest to the threshold that people look at.
     """
 
     title: str
@@ -58,7 +127,38 @@ class SavedSearch:
     min_score: float | None = None
     distinct: str | None = None
     of_words: bool = False
+    learned: bool = False
     filter: Mapping[str, Any] = field(default_factory=dict)
+    marks: tuple[Mark, ...] = ()
+    calibration: Calibration | None = None
+    threshold: float | None = None
+    review: int = REVIEWED
+
+    @classmethod
+    def of(
+        cls, searcher: Searcher, query: Query, where: Filter | None = None, **settings: Any
+    ) -> "SavedSearch":
+        """Return the search of a query, with its marks.
+
+        Parameters
+        ----------
+        searcher, query, where
+            The index, the query, and the conditions on the hits.
+        settings
+            Fields of the search: ``title``, ``k``, ``min_score``, ``distinct``, ``calibration``,
+            ``threshold``, ``review``.
+        """
+        marks = [Mark.of(example, "right") for example in query.right or (query,)]
+        marks += [Mark.of(example, "wrong") for example in query.wrong]
+        return cls(
+            encoder_fingerprint=searcher.manifest.encoder_fingerprint,
+            vector=tuple(query.vector.tolist()),
+            of_words=query.of_words,
+            learned=query.learned,
+            filter=plain_filter(where or Filter()),
+            marks=tuple(marks),
+            **{"title": query.label, **settings},
+        )
 
     @property
     def where(self) -> Filter:
@@ -78,6 +178,75 @@ class SavedSearch:
         several = {n: tuple(v) for n, v in self.filter.items() if n in ("scenes", "labels")}
         return Filter(**{**self.filter, **several})
 
+    @property
+    def examples(self) -> tuple[list[Query], list[Query]]:
+        """The right and the wrong examples that the query was made of."""
+        right, wrong = (
+            [mark.query() for mark in self.marks if mark.mark == name]
+            for name in ("right", "wrong")
+        )
+        return right, wrong
+
+    def query(self, searcher: Searcher) -> Query:
+        """Return the query for an index; marks that are tiles of the index are its own rows.
+
+        Raises
+        ------
+        EncoderMismatchError
+            The index holds vectors of another encoder.
+        SearchUnavailableError
+            A shard did not answer.
+        """
+        expected = searcher.manifest.encoder_fingerprint
+        if self.encoder_fingerprint != expected:
+            raise EncoderMismatchError(
+                f"saved search {self.title!r} is of encoder {self.encoder_fingerprint[:16]}, but "
+                f"index {searcher.index} holds vectors of {expected[:16]}; make the search again"
+            )
+        rows = _rows_of(searcher, self.marks)
+        right, wrong = (
+            tuple(replace(one, row=rows.get((one.tile, one.scene))) for one in examples)
+            for examples in self.examples
+        )
+        notes = (WORDS, self.of_words), (LEARNED, self.learned)
+        return Query(
+            vector=np.array(self.vector, dtype=np.float32),
+            label=self.title,
+            note="; ".join(note for note, holds in notes if holds),
+            examples=tuple(sorted(rows.values())),
+            of_words=self.of_words,
+            learned=self.learned,
+            right=right,
+            wrong=wrong,
+        )
+
+    def detect(self, searcher: Searcher, **settings: Any) -> Detections:
+        """Return the detections of the search in its region.
+
+        Parameters
+        ----------
+        searcher
+            The index.
+        settings
+            Those of :func:`pipeline.search.detections.detect`, in place of the search's own.
+
+        Raises
+        ------
+        EncoderMismatchError
+            The index holds vectors of another encoder.
+        ConfigError
+            The search has too few marks.
+        SearchUnavailableError
+            A shard did not answer.
+        """
+        own: dict[str, Any] = {
+            "threshold": self.threshold or THRESHOLD,
+            "where": self.where,
+            "review": self.review,
+            "calibration": self.calibration,
+        }
+        return detect(searcher, self.query(searcher), **{**own, **settings})
+
     def answer(self, searcher: Searcher) -> Hits:
         """Run the search.
 
@@ -90,20 +259,24 @@ class SavedSearch:
         SearchUnavailableError
             A shard did not answer.
         """
-        expected = searcher.manifest.encoder_fingerprint
-        if self.encoder_fingerprint != expected:
-            raise EncoderMismatchError(
-                f"saved search {self.title!r} is of encoder {self.encoder_fingerprint[:16]}, but "
-                f"index {searcher.index} holds vectors of {expected[:16]}; make the search again"
-            )
-        vector = np.array(self.vector, dtype=np.float32)
-        note = WORDS if self.of_words else ""
-        query = Query(vector=vector, label=self.title, note=note, of_words=self.of_words)
+        query = self.query(searcher)
         if self.min_score is None:
             return searcher.answer(query, self.k, self.where, distinct=self.distinct)
         return searcher.answer(
             query, where=self.where, min_score=self.min_score, limit=self.k, distinct=self.distinct
         )
+
+
+def _rows_of(searcher: Searcher, marks: Sequence[Mark]) -> dict[tuple[str | None, str | None], int]:
+    """Return the rows of an index that are marks, by tile and scene."""
+    wanted = {(mark.tile, mark.scene) for mark in marks if mark.tile and mark.scene}
+    if not wanted:
+        return {}
+    tiles, scenes = (tuple(sorted(set(names))) for names in zip(*wanted, strict=True))
+    found = searcher.find(Filter(tiles=tiles, scenes=scenes), len(tiles) * len(scenes))
+    keys = zip(found["tile_key"].to_pylist(), found["scene"].to_pylist(), strict=True)
+    rows = zip(found["row"].to_pylist(), keys, strict=True)
+    return {key: row for row, key in rows if key in wanted}
 
 
 def plain_filter(where: Filter) -> dict[str, Any]:
@@ -125,6 +298,7 @@ def save_search(search: SavedSearch, uri: str | Location) -> None:
     if PurePosixPath(place.uri).suffix.lower() != ".json":
         raise ConfigError(f"a search cannot be saved as {place}: end the name in .json")
     document = {"skysift": _KIND, "version": _VERSION, **asdict(search)}
+    document["marks"] = [{**asdict(mark), "vector": _text(mark.vector)} for mark in search.marks]
     place.write((json.dumps(document, indent=1) + "\n").encode())
 
 
@@ -145,16 +319,86 @@ def load_search(uri: str | Location) -> SavedSearch:
             raise ValueError(f"it has {len(data):,} bytes, more than {_MOST_BYTES:,}")
         document = json.loads(data)
         kind, version = document.pop("skysift"), document.pop("version")
-        if (kind, version) != (_KIND, _VERSION):
-            raise ValueError(f"it is a {kind!r} of version {version!r}, not of {_VERSION}")
-        document["vector"] = tuple(float(value) for value in document["vector"])
-        search = SavedSearch(**document)
+        if kind != _KIND or version not in range(1, _VERSION + 1):
+            raise ValueError(f"it is a {kind!r} of version {version!r}, not of 1 to {_VERSION}")
+        search = _of_document(document)
         check_types(search)
-        if search.k < 1 or not np.isfinite(search.vector).all() or not any(search.vector):
-            raise ValueError("k is below 1, or the vector is not finite or zero")
-        _ = search.where
+        _check(search)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{place} is not a saved search ({error}); write one with `skysift search --save`"
         ) from error
     return search
+
+
+def marks_of(place: Location, searcher: Searcher) -> tuple[list[Query], list[Query]] | None:
+    """Return the right and wrong marks of a file if it is a saved search, else None.
+
+    Raises
+    ------
+    ConfigError
+        The saved search is damaged, or has no marks.
+    EncoderMismatchError
+        It is of another encoder than the index.
+    """
+    if f'"{_KIND}"'.encode() not in place.read()[:_HEAD_BYTES]:
+        return None
+    search = load_search(place)
+    if not search.marks:
+        raise ConfigError(f"{place} is a saved search without marks; make it again from marks")
+    query = search.query(searcher)
+    return list(query.right), list(query.wrong)
+
+
+def _of_document(document: dict[str, Any]) -> SavedSearch:
+    """Return the search of the fields of a file."""
+    marks = [
+        Mark(**{**mark, "vector": _numbers(mark["vector"]), "lonlat": _pair(mark.get("lonlat"))})
+        for mark in document.pop("marks", ())
+    ]
+    calibration = document.pop("calibration", None)
+    if calibration is not None:
+        lists = {
+            name: tuple(calibration.get(name, ())) for name in ("scores", "right", "unlabelled")
+        }
+        calibration = Calibration(**{**calibration, **lists})
+    vector = tuple(float(value) for value in document.pop("vector"))
+    return SavedSearch(**document, vector=vector, marks=tuple(marks), calibration=calibration)
+
+
+def _check(search: SavedSearch) -> None:
+    """Check the values of a search.
+
+    Raises
+    ------
+    ValueError
+        A value is impossible.
+    """
+    vectors = [search.vector, *(mark.vector for mark in search.marks)]
+    if not all(np.isfinite(vector).all() and any(vector) for vector in vectors):
+        raise ValueError("a vector is not finite or zero")
+    if {len(vector) for vector in vectors} != {len(search.vector)}:
+        raise ValueError("the vectors of its marks have another length than its own")
+    if search.k < 1 or search.review < 0:
+        raise ValueError("k is below 1, or review below 0")
+    if search.threshold is not None and not 0 < search.threshold < 1:
+        raise ValueError(f"threshold is {search.threshold}, not between 0 and 1")
+    for mark in search.marks:
+        if mark.date is not None:
+            dt.datetime.fromisoformat(mark.date)
+    _ = search.where
+
+
+def _text(vector: Sequence[float]) -> str:
+    return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode()
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4").tolist())
+    except binascii.Error as error:
+        raise ValueError(f"the vector of a mark is no base64 ({error})") from error
+
+
+def _pair(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values)

@@ -7,7 +7,7 @@ snapshot of the answer and the share of the shards that answered.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from pipeline.search.distinct import DISTINCT, answer_places
 from pipeline.search.fleet import ActorPool, PartialResult, require_ray
 from pipeline.search.hits import Hits, merge, together
+from pipeline.search.marks import UNLABELLED_ROWS
 from storage.display import Described, box_in_words
 from storage.errors import ConfigError, NotFoundError, SearchUnavailableError
 from storage.index.filter import Filter
@@ -426,6 +427,26 @@ class Searcher(Described):
         plan = SearchPlan(k=1, where=Filter(), shards=tuple(s.name for s in self.manifest.shards))
         parts = self._gather("project", plan, np.asarray(directions, dtype=np.float32)).answers
         return {name: rows for part in parts for name, rows in part.items()}
+
+    def unlabelled(self, without: Collection[int] = ()) -> Float32:
+        """Return the vectors (n, D) of a uniform sample of the archive, without some of its rows.
+
+        The sample follows from the snapshot alone, and is read once.
+
+        Raises
+        ------
+        NotFoundError
+            The archive is not there.
+        """
+        rows, vectors = self._sample
+        return vectors[~np.isin(rows, list(without))]
+
+    @cached_property
+    def _sample(self) -> tuple[Int64, Float32]:
+        from storage.archive.samples import uniform_rows  # brings zarr, as the archive does
+
+        rows = uniform_rows(self.archive, UNLABELLED_ROWS)
+        return rows, self.archive.read(rows, ["embedding"])["embedding"].astype(np.float32)
 
     @cached_property
     def archive(self) -> "Archive":

@@ -62,6 +62,12 @@ class LonLat(click.ParamType[tuple[float, float]]):
         return lon, lat
 
 
+marks_option = click.option(
+    "--marks",
+    metavar="FILE",
+    help="Right and wrong marks: GeoJSON or GeoParquet with the column mark, or a saved search.",
+)
+
 # Examples, positive and negative, and how to read them.
 _many = partial(click.option, multiple=True)
 example_options = option_group(
@@ -91,6 +97,7 @@ example_options = option_group(
     _many("--not-lonlat", type=LonLat(), help="Unlike the tile at this place."),
     _many("--not-tile", metavar="KEY", help="Unlike this tile."),
     _many("--not-vector", metavar="FILE", help="Unlike the vectors in this file."),
+    marks_option,
 )
 
 
@@ -104,8 +111,8 @@ def _check(options: dict[str, Any]) -> None:
     """
     from storage.formats import check_format
 
-    asked = any(options[kind] for kind in KINDS) or _like(options)
-    alone = ("each", "save", "score_map")
+    asked = any(options[kind] for kind in KINDS) or _like(options) or options["marks"]
+    alone = ("each", "save", "score_map", "suggest")
     if options["saved"] and (asked or any(options[name] for name in alone)):
         raise click.UsageError("--saved brings its own example, filters and number of hits")
     if options["each"] and (options["save"] or options["score_map"]):
@@ -113,11 +120,15 @@ def _check(options: dict[str, Any]) -> None:
     if not asked and not options["saved"]:
         raise click.UsageError(
             "give an example: --image, --text, --lonlat, --tile, --vector, tiles by --like-scene, "
-            "--like-label, --like-bbox, --like-polygon, or a --saved search"
+            "--like-label, --like-bbox, --like-polygon, --marks, or a --saved search"
         )
     for name, owner in (("bands", "image"), ("date", "lonlat"), ("scene", "tile")):
         if options[name] is not None and not options[owner] and not options[f"not_{owner}"]:
             raise click.UsageError(f"--{name} goes with --{owner}")
+    if options["suggest"] and (options["each"] or options["min_score"] is not None):
+        raise click.UsageError("--suggest chooses its own tiles; leave --each and --min-score out")
+    if options["each"] and options["marks"]:
+        raise click.UsageError("--marks make one query; leave --each out")
     if options["each"] and any(options[f"not_{kind}"] for kind in KINDS):
         raise click.UsageError("--each searches one by one; leave the --not- options out")
     out = options["out"]
@@ -131,7 +142,8 @@ def examples(
     run: Run, searcher: "Searcher", options: dict[str, Any]
 ) -> tuple[list["Query"], list["Query"]]:
     """Return the queries of the positive and of the negative examples."""
-    from pipeline.search.query import QueryResolver, load_archive_encoder
+    from pipeline.search.examples import read_marks
+    from pipeline.search.query import QueryResolver, combine, load_archive_encoder
 
     def load() -> "Encoder":
         given = run.recipe.encoder.bundle and run.need_path("encoder.bundle")
@@ -143,8 +155,13 @@ def examples(
     like = _like(options)
     if like:
         names = {"scene": "scenes", "label": "labels"}
-        positive += resolver.tiles(Filter(**{names.get(n, n): v for n, v in like.items()}))
-    return positive, list(_named(resolver, options, "not_", files))
+        tiles = resolver.tiles(Filter(**{names.get(n, n): v for n, v in like.items()}))
+        positive += tiles if options["each"] else [combine(tiles)]  # one example, their mean
+    negative = list(_named(resolver, options, "not_", files))
+    if options["marks"]:
+        right, wrong = read_marks(resolver, run.location(options["marks"]))
+        return positive + right, negative + wrong
+    return positive, negative
 
 
 def _like(options: dict[str, Any]) -> dict[str, Any]:
@@ -203,7 +220,8 @@ def _vectors(path: str) -> Iterator["Query"]:
     skysift search -r naip-series --like-label water --each --out hits.parquet
     skysift search --index work/index --lonlat=-99.15,47.02 --score-map lake.pmtiles
     skysift search --index work/index --lonlat=-99.15,47.02 --save searches/lake.json
-    skysift search --index work/index --saved searches/lake.json""",
+    skysift search --index work/index --saved searches/lake.json
+    skysift search --index work/index --marks marks.geojson --suggest 10 --out next.geojson""",
 )
 @recipe_option("--index", "index.uri")
 @example_options
@@ -234,6 +252,12 @@ def _vectors(path: str) -> Iterator["Query"]:
     type=click.Choice(["place"]),
     help="place: one hit a place, with its dates inside.",
 )
+@click.option(
+    "--suggest",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="Show the N tiles whose marks would teach most, in place of the best hits.",
+)
 @click.option("--each", is_flag=True, help="Search with each example by itself; needs --out.")
 @click.option("--include-self", is_flag=True, help="Keep the examples among the hits.")
 @click.option("--explain", is_flag=True, help="Show how it would be searched, and stop.")
@@ -248,12 +272,14 @@ def _vectors(path: str) -> Iterator["Query"]:
 def search(run: Run, /, **options: Any) -> None:
     """Find the tiles most like examples: images, words, places, tiles, scenes, labels or vectors.
 
-    Several examples make one query, their mean; --not- examples are subtracted with half the
-    weight. With --each every example is a query of its own, and all hits go to one GeoParquet
-    file. Searches in this process; on the cluster's search actors when the recipe names a cluster
-    or RAY_ADDRESS is set.
+    Several examples make one query: fewer than ten their mean, from which the mean of the --not-
+    examples is subtracted with half the weight; from ten on it is learned from them, with other
+    tiles of the archive as weak examples of what is wrong. With --each every example is a query of
+    its own, and all hits go to one GeoParquet file. Searches in this process; on the cluster's
+    search actors when the recipe names a cluster or RAY_ADDRESS is set.
     """
-    from pipeline.search.query import combine
+    from pipeline.search.detections import suggest
+    from pipeline.search.query import learn
     from workflows.report.score_map import check_score_map, write_score_map
 
     _check(options)
@@ -261,7 +287,7 @@ def search(run: Run, /, **options: Any) -> None:
         check_score_map(options["score_map"])
     by_score = options["min_score"] is not None
     k: int = options["limit"] if by_score else run.recipe.search.k
-    with _searcher(run) as searcher:
+    with open_searcher(run) as searcher:
         if options["saved"]:
             _run_saved(run, searcher, options["saved"], options["out"])
             return
@@ -280,16 +306,21 @@ def search(run: Run, /, **options: Any) -> None:
         elif options["each"]:
             _write_each(run, searcher.manifest, answer, positive, k, options["out"])
         else:
-            query = combine(positive, negative)
+            query = learn(searcher, positive, negative)
             if options["save"]:
                 _save(run, searcher, query, k, options)
             if options["score_map"]:
                 write_score_map(searcher, query, run.location(options["score_map"]))
-            _show_hits(run, query.label, answer(query), k, options["out"])
+            if options["suggest"]:
+                hits = suggest(searcher, query, options["suggest"], run.recipe.search.filter)
+            else:
+                hits = answer(query)
+            _show_hits(run, query.label, hits, k, options["out"])
 
 
 @contextmanager
-def _searcher(run: Run) -> Iterator["Searcher"]:
+def open_searcher(run: Run) -> Iterator["Searcher"]:
+    """Open the index of a recipe, in this process or on the actors of the recipe's cluster."""
     from pipeline.search.searcher import Searcher
 
     index = run.need_path("index.uri")
@@ -302,17 +333,15 @@ def _searcher(run: Run) -> Iterator["Searcher"]:
 
 def _save(run: Run, searcher: "Searcher", query: "Query", k: int, options: dict[str, Any]) -> None:
     """Keep a search as a file."""
-    from pipeline.search.saved import SavedSearch, plain_filter, save_search
+    from pipeline.search.saved import SavedSearch, save_search
 
-    search = SavedSearch(
-        title=query.label,
-        encoder_fingerprint=searcher.manifest.encoder_fingerprint,
-        vector=tuple(query.vector.tolist()),
+    search = SavedSearch.of(
+        searcher,
+        query,
+        run.recipe.search.filter,
         k=k,
         min_score=options["min_score"],
         distinct=options["distinct"],
-        of_words=query.of_words,
-        filter=plain_filter(run.recipe.search.filter),
     )
     save_search(search, run.location(options["save"]))
 

@@ -88,7 +88,7 @@ def _chosen(
     """Return the tiles to draw, and a description of the set they are from."""
     import numpy as np
 
-    from pipeline.analysis.samples import uniform_rows
+    from storage.archive.samples import uniform_rows
     from workflows.report.contact_sheet import rows_where, tiles_of_hits, tiles_of_rows
 
     if hits:

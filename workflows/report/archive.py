@@ -10,10 +10,10 @@ from importlib.metadata import version
 import numpy as np
 
 from pipeline.analysis.evaluation import same_place_recall
-from pipeline.analysis.samples import uniform_rows
 from pipeline.search.query import Query
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
+from storage.archive.samples import uniform_rows
 from storage.location import Location
 from workflows.report.html import Answer, Command, ReportData, Score
 from workflows.report.rendering import TileRenderer

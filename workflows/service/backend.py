@@ -17,7 +17,7 @@ import numpy as np
 
 from encoders.bundle import Encoder, load_encoder
 from encoders.spec import EncoderSpec, no_text, read_spec
-from pipeline.search.query import Query, QueryResolver, combine
+from pipeline.search.query import Query, QueryResolver, combine, learn
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.dates import parse_moment
@@ -144,8 +144,10 @@ class IndexBackend:
         """Answer a query; the tiles of the query are not among its hits."""
         version = self._current()
         example = self._example(version, body, image)
-        query = combine(
-            example + _examples(version, body.positive), _examples(version, body.negative)
+        query = learn(
+            version.searcher,
+            example + _examples(version, body.positive),
+            _examples(version, body.negative),
         )
         asked = example[0] if len(example) == 1 else query
         hits = version.searcher.answer(query, body.k, _filter(body.filter), distinct=body.distinct)
@@ -332,7 +334,7 @@ class IndexBackend:
         if body.text is not None:
             return [version.embedding_resolver.text(body.text)]
         if body.box is not None:
-            return version.resolver.tiles(Filter(bbox=body.box), _MOST_IN_BOX)
+            return [combine(version.resolver.tiles(Filter(bbox=body.box), _MOST_IN_BOX))]
         if image is None:
             return []
         pixels, resolver = self._decode(image), version.embedding_resolver
@@ -393,7 +395,7 @@ class _Version:
 
 
 def _examples(version: _Version, examples: list[ExampleBody]) -> list[Query]:
-    return [version.resolver.tile(example.tile, example.scene) for example in examples]
+    return version.resolver.marked([(example.tile, example.scene) for example in examples])
 
 
 def _tile(version: _Version, key: str) -> TileAnswer:

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.analysis.samples import uniform_rows
 from pipeline.search.searcher import Searcher
+from storage.archive.samples import uniform_rows
 from storage.errors import ConfigError
 from storage.geometry import Mask, clip
 from storage.index.files import VerifiedFiles

@@ -30,7 +30,7 @@ Geometry = Annotated[
 ]
 
 QUERIES = ("vector", "lonlat", "tile", "box", "text", "image_base64")
-MAX_EXAMPLES = 64
+MAX_EXAMPLES = 1_000
 _TILE = "epsg32648-10-64/4/7"
 
 

@@ -14,9 +14,9 @@ from pipeline.analysis.drift import (
     measure_drift,
     two_sample_test,
 )
-from pipeline.analysis.samples import live_rows, uniform_rows
 from storage.archive.maintenance import delete_scenes
 from storage.archive.reader import Archive
+from storage.archive.samples import live_rows, uniform_rows
 from storage.errors import ConfigError
 from tests.support.archive_world import add_scenes, create_archive
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.analysis.samples import uniform_rows
 from pipeline.indexing.driver import build_index, plan_build, update_index
 from pipeline.indexing.maintenance import collect_garbage, verify_index
 from pipeline.indexing.plan import cut_into_shards, plan_index
 from pipeline.indexing.spec import IndexSpec
 from storage.archive.maintenance import delete_scenes, rollback
 from storage.archive.reader import Archive
+from storage.archive.samples import uniform_rows
 from storage.errors import ConfigError, CorruptIndexError, EncoderMismatchError, NotFoundError
 from storage.index.files import VerifiedFiles
 from storage.index.filter import Filter

@@ -26,9 +26,21 @@ def uniform_rows(archive: Archive, count: int, seed: int = 0) -> Int64:
     ndarray
         Row ids, int64 (n,), ascending.
     """
-    rows = live_rows(archive)
-    rng = np.random.default_rng(seed)
-    return rows[np.sort(rng.choice(len(rows), size=min(count, len(rows)), replace=False))]
+    total = len(archive)
+    chosen = np.sort(
+        np.random.default_rng(seed).choice(total, size=min(count, total), replace=False)
+    )
+    sizes = np.zeros(len(archive.segments), dtype=np.int64)
+    for entry in archive.ledger.entries.values():
+        if entry.rows and entry.segment_ordinal is not None:
+            sizes[entry.segment_ordinal] += entry.rows
+    ends = np.cumsum(sizes)
+    owners = np.searchsorted(ends, chosen, side="right")  # only their rows are looked up
+    parts = [
+        archive.live_rows(ordinal)[chosen[owners == ordinal] - (ends[ordinal] - sizes[ordinal])]
+        for ordinal in np.unique(owners).tolist()
+    ]
+    return np.concatenate([np.empty(0, np.int64), *parts])
 
 
 def live_rows(archive: Archive) -> Int64:

@@ -1,0 +1,167 @@
+"""A query that learns from marks, what to mark next, and what its scores mean."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+
+from pipeline.search.marks import (
+    LEAST_MARKS,
+    Calibration,
+    calibrate,
+    expect,
+    learned_vector,
+    next_marks,
+)
+from storage.errors import ConfigError
+
+Array = np.ndarray[Any, Any]
+
+
+def world(rows: int = 4000, dimension: int = 24, seed: int = 0) -> tuple[Array, Array]:
+    """Unit vectors of thirty clusters, three of them right, that vary along the same axes."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(30, dimension))
+    owner = rng.integers(30, size=rows)
+    alike = rng.normal(size=(rows, 4)) @ rng.normal(size=(4, dimension))
+    vectors = centres[owner] + 0.5 * rng.normal(size=(rows, dimension)) + alike
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors, owner < 3
+
+
+def drawn(right: Array, count: int, seed: int) -> tuple[Array, Array]:
+    rng = np.random.default_rng(seed)
+    return rng.choice(np.flatnonzero(right), count), rng.choice(np.flatnonzero(~right), count)
+
+
+def test_the_learned_direction_is_that_of_scikit_learn():
+    vectors, right = world(1000)
+    yes, no = drawn(right, 12, 1)
+    sample = vectors[:300]
+    ours = learned_vector(vectors[yes], vectors[no], sample)
+    rows = np.concatenate([vectors[yes], vectors[no], sample])
+    spread = np.sqrt(((sample - sample.mean(0)) ** 2).sum(1).mean())
+    weights = np.repeat([200 / 12, 100 / 12, 100 / 300], [12, 12, 300])
+    peer = LogisticRegression(C=1.0, tol=1e-10, max_iter=5000)
+    peer.fit((rows - sample.mean(0)) / spread, np.arange(len(rows)) < 12, weights)
+    np.testing.assert_allclose(ours, peer.coef_[0] / np.linalg.norm(peer.coef_[0]), atol=1e-5)
+
+
+def test_a_learned_query_ranks_better_than_the_means():
+    vectors, right = world()
+    learned, means = [], []
+    for seed in range(5):
+        yes, no = drawn(right, 10, seed)
+        sample = vectors[np.random.default_rng(seed).choice(len(vectors), 500)]
+        query = learned_vector(vectors[yes], vectors[no], sample)
+        rocchio = vectors[yes].mean(0) - 0.5 * vectors[no].mean(0)
+        learned.append(average_precision_score(right, vectors @ query))
+        means.append(average_precision_score(right, vectors @ rocchio))
+    assert np.mean(learned) > np.mean(means) + 0.05
+
+
+@pytest.mark.parametrize("wrong", [0, 8])
+def test_the_order_of_marks_does_not_count(wrong: int):
+    vectors, right = world(500)
+    yes, no = drawn(right, 8, 2)
+    no = no[:wrong]
+    first = learned_vector(vectors[yes], vectors[no], vectors[:100])
+    again = learned_vector(vectors[yes[::-1]], vectors[no[::-1]], vectors[:100][::-1])
+    np.testing.assert_array_equal(first, again)
+    assert np.linalg.norm(first) == pytest.approx(1)
+
+
+def test_first_marks_are_uncertain_later_ones_have_best_hits_as_wrong_marks_prevail():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(400, 8))
+    scores = np.linspace(1, -1, 400)
+
+    def chosen(right: int, wrong: int) -> Array:
+        marks = np.full(right, 0.5), np.full(wrong, -0.5)
+        return next_marks(scores, *marks, vectors.__getitem__, 10)
+
+    early = chosen(4, 4)
+    assert np.abs(scores[early]).max() < 0.3  # the hundred nearest to the middle
+    few_right, few_wrong = chosen(5, 45), chosen(45, 5)
+    assert (scores[few_right] > 0.85).sum() == 9  # the thirty best
+    assert (scores[few_wrong] > 0.85).sum() == 1
+    for found in (early, few_right, few_wrong):
+        assert len(set(found.tolist())) == 10
+    assert len(chosen(45, 5)[:3]) == 3
+    assert len(next_marks(scores[:4], [1.0], [], vectors.__getitem__, 10)) == 4
+    assert len(next_marks([], [1.0], [], vectors.__getitem__, 10)) == 0
+
+
+def test_marked_tiles_next_to_each_other_are_not_all_asked_for():
+    """Of many equal uncertain tiles only one is suggested while others are left."""
+    vectors = np.concatenate([np.tile([1.0, 0, 0, 0], (20, 1)), np.eye(4)[1:]])
+    found = next_marks(np.zeros(23), [0.5], [-0.5], vectors.__getitem__, 4)
+    assert sorted(vectors[found].argmax(1).tolist()) == [0, 1, 2, 3]
+
+
+def test_probabilities_and_expectations_hold_where_marks_are_near_the_boundary():
+    vectors, right = world(6000, seed=3)
+    errors, inside = [], []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        sample = vectors[rng.choice(3000, 500)]
+        yes, no = drawn(right[:3000], 6, seed)
+        marks = np.r_[yes, no]
+        for _ in range(6):
+            known = right[marks]
+            query = learned_vector(vectors[marks[known]], vectors[marks[~known]], sample)
+            rest = np.setdiff1d(np.arange(3000), marks)
+            rest = rest[np.argsort(-(vectors[rest] @ query))]
+            scores = vectors[marks] @ query
+            more = next_marks(
+                vectors[rest] @ query, scores[known], scores[~known],
+                lambda at, rest=rest: vectors[rest[at]], 10,
+            )  # fmt: skip
+            marks = np.r_[marks, rest[more]]
+        known = right[marks]
+        groups = vectors[marks[known]], vectors[marks[~known]], sample
+        calibration = calibrate(*groups)
+        scores = vectors[3000:] @ learned_vector(*groups)
+        for threshold in (0.3, 0.6):
+            found = expect(calibration, scores, threshold)
+            hit = calibration.probability(scores) >= threshold
+            precision, recall = (
+                right[3000:][hit].mean(),
+                right[3000:][hit].sum() / right[3000:].sum(),
+            )
+            assert found.rows == hit.sum()
+            assert found.right == pytest.approx(found.precision * found.rows)
+            errors += [abs(found.precision - precision), abs(found.recall - recall)]
+            for interval, truth in (
+                (found.precision_interval, precision),
+                (found.recall_interval, recall),
+            ):
+                inside.append(interval[0] <= truth <= interval[1])
+    assert np.mean(errors) < 0.12
+    assert np.mean(inside) > 0.5
+
+
+def test_a_calibration_is_reproducible_and_rises_with_the_score():
+    vectors, right = world(800)
+    yes, no = drawn(right, 9, 5)
+    groups = vectors[yes], vectors[no], vectors[:200]
+    first, again = calibrate(*groups), calibrate(groups[0][::-1], groups[1][::-1], groups[2])
+    assert first == again
+    assert first.slope > 0
+    assert first.probability(first.score_at(0.8)) == pytest.approx(0.8)
+    turned = calibrate(vectors[no], vectors[no], vectors[:200])  # nothing tells them apart
+    assert turned.slope > 0
+
+
+def test_too_few_marks_give_no_probabilities():
+    vectors, _ = world(50)
+    with pytest.raises(ConfigError, match="2 right and 20 wrong ones give no probabilities"):
+        calibrate(vectors[:2], vectors[2:22], vectors[22:])
+    assert LEAST_MARKS == 10
+
+
+def test_a_threshold_that_nothing_reaches_expects_nothing():
+    found = expect(Calibration(slope=1.0, offset=-9.0, scores=(0.1,), right=(True,)), [0.5], 0.9)
+    assert (found.rows, found.precision, found.recall) == (0, 0.0, 0.0)

@@ -1,0 +1,196 @@
+"""`skysift search --marks`, `--suggest` and `skysift detect`: from marks to detections and back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+
+from pipeline.indexing.driver import build_index
+from pipeline.indexing.spec import IndexSpec
+from pipeline.search.detections import detect, suggest
+from pipeline.search.query import QueryResolver, learn
+from pipeline.search.searcher import Searcher
+from storage.index.filter import Filter
+from tests.support.archive_world import add_scenes, create_archive, live_rows
+from tests.support.command_line import run
+from tests.support.shard_world import Rows
+
+DIMENSION, ROWS = 16, 800
+Array = np.ndarray[Any, Any]
+
+
+def _vectors(seed: int) -> tuple[Array, Array]:
+    """Rows of twelve clusters, the first of which is right."""
+    centres = np.random.default_rng(0).normal(size=(12, DIMENSION))
+    rng = np.random.default_rng(seed)
+    owner = rng.integers(12, size=ROWS)
+    return centres[owner] + 0.7 * rng.normal(size=(ROWS, DIMENSION)), owner == 0
+
+
+class World:
+    def __init__(self, folder: Path, seed: int, shards: int, scenes: str = "AB") -> None:
+        self.archive, self.index = str(folder / "archive"), str(folder / f"index-{shards}")
+        if not Path(self.archive).exists():
+            create_archive(self.archive, DIMENSION)
+            vectors, _ = _vectors(seed)
+            add_scenes(self.archive, dict.fromkeys(scenes, ROWS // 2), embedding=vectors)
+        build_index(self.archive, self.index, IndexSpec(kind="ivf_flat", shards=shards, nlist=4))
+        self.rows: Rows = live_rows(self.archive)
+        self.right = _vectors(seed)[1]
+
+    def truth(self) -> dict[int, bool]:
+        return dict(zip(self.rows["row"].tolist(), self.right.tolist(), strict=True))
+
+    def marks(self, file: Path, count: int) -> Path:
+        """Write a file of marks as a person draws it: a tile key, a scene and a mark."""
+        rng = np.random.default_rng(1)
+        chosen = [rng.choice(np.flatnonzero(self.right == mark), count, False) for mark in (1, 0)]
+        features = [
+            {
+                "type": "Feature",
+                "geometry": {"type": "Point", "coordinates": [0.0, 0.0]},
+                "properties": {
+                    "tile_key": self.rows["tile_key"][n],
+                    "scene": self.rows["scene"][n],
+                    "mark": mark,
+                },
+            }
+            for mark, numbers in zip(("right", "wrong"), chosen, strict=True)
+            for n in numbers.tolist()
+        ]
+        file.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+        return file
+
+
+@pytest.fixture(scope="module")
+def world(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("first"), 1, 1)
+
+
+def _answer(*arguments: object) -> dict[str, Any]:
+    outcome = run(*arguments, "--json")
+    assert outcome.code == 0, outcome.err
+    answer: dict[str, Any] = json.loads(outcome.out)
+    return answer
+
+
+def test_marks_suggestions_detections_review_export_and_another_archive(
+    world: World, tmp_path: Path
+):
+    """The whole way of a person who marks until the detections can be trusted."""
+    marks, truth = world.marks(tmp_path / "marks.geojson", 6), world.truth()
+    index = ("--index", world.index)
+    asked = _answer("search", *index, "--marks", marks, "-k", 20)
+    own = {f["properties"]["tile_key"] for f in json.loads(marks.read_text())["features"]}
+    assert not own & {hit["tile_key"] for hit in asked["hits"] if hit["score"] > 0.999}
+    assert sum(truth[hit["row"]] for hit in asked["hits"]) >= 15
+    assert "learned from marks" in asked["note"]
+    assert asked["hits"][0]["closer_than"] is None
+
+    suggested = tmp_path / "next.geojson"
+    more = _answer("search", *index, "--marks", marks, "--suggest", 8, "--out", suggested)
+    assert len(more["hits"]) == 8
+    document = json.loads(marks.read_text())
+    for feature in json.loads(suggested.read_text())["features"]:  # a person marks them
+        values = feature["properties"]
+        values["mark"] = "right" if truth[values["row"]] else "wrong"
+        document["features"].append(feature)
+    marks.write_text(json.dumps(document))
+
+    saved, out, kept = (tmp_path / name for name in ("solar.json", "found.parquet", "marks.csv"))
+    review, again = tmp_path / "review.geojson", tmp_path / "marks-again.geojson"
+    found = _answer(
+        "detect", *index, "--marks", marks, "--threshold", 0.4, "--review", 5,
+        "--save", saved, "--out", out, "--marks-out", again, "--review-out", review,
+    )  # fmt: skip
+    frame = geopandas.read_parquet(out)
+    assert frame["row"].tolist() == [hit["row"] for hit in found["detections"]]
+    probable = frame[frame["mark"].isna()]
+    assert (probable["probability"] >= 0.4).all()
+    assert frame["mark"].dropna().unique().tolist() == ["right"]
+    precision = np.mean([truth[row] for row in probable["row"]])
+    assert abs(found["expected"]["precision"] - precision) < 0.25
+    low, high = found["expected"]["precision_interval"]
+    assert low <= found["expected"]["precision"] <= high
+    assert found["marks"]["right"] >= 6
+    queue = json.loads(review.read_text())["features"]
+    distances = [abs(f["properties"]["probability"] - 0.4) for f in queue]
+    assert len(queue) == 5
+    assert distances == sorted(distances)
+    assert not {f["properties"]["mark"] for f in queue} - {None}
+
+    # The exported marks are the marks again: same query, same detections.
+    assert len(json.loads(again.read_text())["features"]) == 20
+    repeated = _answer("detect", *index, "--marks", again, "--threshold", 0.4, "--review", 5)
+    assert repeated["detections"] == found["detections"]
+    assert repeated["expected"] == found["expected"]
+    assert _answer("detect", *index, "--saved", saved)["detections"] == found["detections"]
+    csv = run("detect", *index, "--saved", saved, "--marks-out", kept)
+    assert csv.code == 0
+    assert "expected precision" in csv.out
+    assert len(kept.read_text().splitlines()) == 21
+
+    (tmp_path / "second").mkdir()
+    other = World(tmp_path / "second", 2, 1, "CD")
+    elsewhere = _answer("detect", "--index", other.index, "--saved", saved)
+    assert np.mean([other.truth()[hit["row"]] for hit in elsewhere["detections"]]) > 0.6
+    assert elsewhere["marks"] == {"right": 0, "wrong": 0}
+
+
+def test_shards_decide_neither_about_the_query_nor_about_the_answer(world: World, tmp_path: Path):
+    parted = World(Path(world.archive).parent, 1, 5)
+    marks = world.marks(tmp_path / "marks.geojson", 6)
+    answers = []
+    for index in (world.index, parted.index):
+        searcher = Searcher.local(index)
+        keys = [f["properties"] for f in json.loads(marks.read_text())["features"]]
+        resolver = QueryResolver(searcher)
+        right, wrong = (
+            resolver.marked([(k["tile_key"], k["scene"]) for k in keys if k["mark"] == mark])
+            for mark in ("right", "wrong")
+        )
+        query = learn(searcher, right, wrong)
+        hits = searcher.answer(query, 50, nprobe=10**6)
+        found = detect(searcher, query, where=Filter(scenes=("A",)))
+        answers.append(
+            (query.vector.tolist(), hits.rows.tolist(), found.to_arrow().to_pylist(),
+             suggest(searcher, query, 7).rows.tolist(), found.expected)
+        )  # fmt: skip
+        turned = learn(searcher, right[::-1], wrong[::-1])
+        np.testing.assert_array_equal(turned.vector, query.vector)
+        assert {hit["scene"] for hit in found.to_arrow().to_pylist()} == {"A"}
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ((), 2, "give either --marks or --saved"),
+        (("--marks", "{few}"), 2, "at least 10, 3 of each"),
+        (("--marks", "{none}"), 2, "no feature has a mark"),
+        (("--marks", "{odd}"), 2, "a mark is 'maybe'"),
+        (("--marks", "{text}"), 2, "neither GeoJSON nor GeoParquet"),
+        (("--marks", "{few}", "--threshold", 1), 2, "threshold"),
+        (("--marks", "{few}", "--out", "x.tif"), 2, ".geojson, .parquet or .csv"),
+    ],
+)
+def test_what_cannot_be_detected_is_said_in_one_line(
+    world: World, tmp_path: Path, arguments: tuple[object, ...], code: int, words: str
+):
+    few = world.marks(tmp_path / "few.geojson", 2)
+    text = few.read_text()
+    files = {
+        "few": text,
+        "none": text.replace('"mark"', '"remark"'),
+        "odd": text.replace('"right"', '"maybe"'),
+        "text": "marks",
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}.geojson").write_text(content)
+    given = [str(a).format(**{n: tmp_path / f"{n}.geojson" for n in files}) for a in arguments]
+    outcome = run("detect", "--index", world.index, *given)
+    assert outcome.code == code
+    assert words in outcome.err
