@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.search.detections import REVIEWED, THRESHOLD, Detections, detect
 from pipeline.search.hits import Hits
 from pipeline.search.marks import Calibration
-from pipeline.search.query import LEARNED, WORDS, Query
+from pipeline.search.query import LEARNED, WORDS, Query, QueryResolver
 from pipeline.search.searcher import Searcher
 from storage.errors import ConfigError, EncoderMismatchError
 from storage.index.filter import Filter
@@ -201,7 +201,8 @@ class SavedSearch:
         if self.encoder_fingerprint != expected:
             raise EncoderMismatchError(
                 f"saved search {self.title!r} is of encoder {self.encoder_fingerprint[:16]}, but "
-                f"index {searcher.index} holds vectors of {expected[:16]}; make the search again"
+                f"index {searcher.index} holds vectors of {expected[:16]}; make the search again: "
+                "--marks FILE --save FILE"
             )
         rows = _rows_of(searcher, self.marks)
         right, wrong = (
@@ -331,23 +332,45 @@ def load_search(uri: str | Location) -> SavedSearch:
     return search
 
 
-def marks_of(place: Location, searcher: Searcher) -> tuple[list[Query], list[Query]] | None:
+def marks_of(place: Location, resolver: QueryResolver) -> tuple[list[Query], list[Query]] | None:
     """Return the right and wrong marks of a file if it is a saved search, else None.
+
+    Marks of another encoder than that of the index become the tiles of the index at their places,
+    of the acquisition nearest to their dates.
 
     Raises
     ------
     ConfigError
         The saved search is damaged, or has no marks.
+    NotFoundError
+        The index has no tile at the place of a mark of another encoder.
     EncoderMismatchError
-        It is of another encoder than the index.
+        It is of another encoder, and a mark has no place.
     """
     if f'"{_KIND}"'.encode() not in place.read()[:_HEAD_BYTES]:
         return None
     search = load_search(place)
     if not search.marks:
         raise ConfigError(f"{place} is a saved search without marks; make it again from marks")
-    query = search.query(searcher)
-    return list(query.right), list(query.wrong)
+    if search.encoder_fingerprint == resolver.searcher.manifest.encoder_fingerprint:
+        query = search.query(resolver.searcher)
+        return list(query.right), list(query.wrong)
+    right, wrong = search.examples
+    return _at_places(resolver, right), _at_places(resolver, wrong)
+
+
+def _at_places(resolver: QueryResolver, examples: Sequence[Query]) -> list[Query]:
+    """Return the tiles of an index at the places and dates of examples of another encoder."""
+    found = []
+    for example in examples:
+        if example.lonlat is None:
+            raise EncoderMismatchError(
+                f"the mark {example.label!r} is of another encoder and has no place, as pictures "
+                "and words have none; give it again"
+            )
+        date = None if example.date is None else example.date.isoformat()
+        found.append(resolver.point(*example.lonlat, date=date))
+    return found
 
 
 def _of_document(document: dict[str, Any]) -> SavedSearch:
