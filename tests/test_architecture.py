@@ -20,8 +20,8 @@ def within(folder: str, names: str) -> tuple[str, ...]:
 
 
 COMMANDS = (
-    "archive archive_import common composite dataset demo doctor drift encoder evaluate fetch index "
-    "index_care index_stats ingest jobs loss recipe report search serve sheet train watch"
+    "archive archive_import common composite dataset demo doctor drift encoder evaluate fetch "
+    "index index_care index_stats ingest jobs loss recipe report search serve sheet train watch"
 )
 HOMES = {
     "botocore": ("storage/location.py",),
