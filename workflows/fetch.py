@@ -1,8 +1,8 @@
 """Scenes from the web by a list of names, addresses, sizes and SHA-256 checksums.
 
 A list is one JSON document; ``workflows/scenes`` has those that come with Skysift. A file appears
-under its name when its checksum is right, and not before; what a stopped run has of a file is kept
-beside it, and the next run goes on there.
+under its name when its checksum is right, and not before; the part of a file that a stopped run
+has is kept beside it, and the next run goes on there.
 """
 
 import json
@@ -36,7 +36,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneList:
-    """Files to fetch, what they show, and their licence."""
+    """Files to fetch, their subject, and their licence."""
 
     title: str
     licence: str
@@ -144,7 +144,7 @@ def _fetch_file(session: requests.Session, file: RemoteFile, target: Path) -> No
 
 
 def _download(session: requests.Session, file: RemoteFile, part: Path) -> None:
-    """Write the rest of a file behind what is there of it; no more than it should have."""
+    """Write the rest of a file behind its first part; no more than it should have."""
     have = part.stat().st_size if part.is_file() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with session.get(file.url, headers=headers, stream=True, timeout=_TIMEOUT_S) as answer:
