@@ -23,7 +23,6 @@ COMMANDS = (
     "archive archive_import common composite dataset demo detect doctor drift encoder evaluate "
     "fetch index index_care index_stats ingest jobs loss recipe report search serve sheet train "
     "watch"
-    "index index_care index_stats ingest jobs loss recipe report search serve sheet train watch"
 )
 HOMES = {
     "botocore": ("storage/location.py",),
