@@ -11,7 +11,7 @@ import base64
 import binascii
 import datetime as dt
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -335,8 +335,8 @@ def load_search(uri: str | Location) -> SavedSearch:
 def marks_of(place: Location, resolver: QueryResolver) -> tuple[list[Query], list[Query]] | None:
     """Return the right and wrong marks of a file if it is a saved search, else None.
 
-    Marks of another encoder than that of the index become the tiles of the index at their places,
-    of the acquisition nearest to their dates.
+    Marks of another encoder than that of the index become the tiles of the index with their keys
+    and scenes, else those at their places, of the acquisitions nearest to their dates.
 
     Raises
     ------
@@ -355,14 +355,20 @@ def marks_of(place: Location, resolver: QueryResolver) -> tuple[list[Query], lis
     if search.encoder_fingerprint == resolver.searcher.manifest.encoder_fingerprint:
         query = search.query(resolver.searcher)
         return list(query.right), list(query.wrong)
+    known = _rows_of(resolver.searcher, search.marks).keys()
     right, wrong = search.examples
-    return _at_places(resolver, right), _at_places(resolver, wrong)
+    return _same_tiles(resolver, right, known), _same_tiles(resolver, wrong, known)
 
 
-def _at_places(resolver: QueryResolver, examples: Sequence[Query]) -> list[Query]:
-    """Return the tiles of an index at the places and dates of examples of another encoder."""
+def _same_tiles(
+    resolver: QueryResolver, examples: Sequence[Query], known: Set[tuple[str | None, str | None]]
+) -> list[Query]:
+    """Return the tiles of an index for examples of another encoder, by key or place and date."""
     found = []
     for example in examples:
+        if example.tile is not None and (example.tile, example.scene) in known:
+            found.append(resolver.tile(example.tile, example.scene))
+            continue
         if example.lonlat is None:
             raise EncoderMismatchError(
                 f"the mark {example.label!r} is of another encoder and has no place, as pictures "
