@@ -67,17 +67,14 @@ def read_scene_list(name: str) -> SceneList:
     ConfigError
         The file is no list.
     """
-    packaged = resources.files("workflows") / "scenes" / f"{name}.json"
-    if name in packaged_lists():
-        text = packaged.read_text()
-    elif name.endswith(".json") and Path(name).is_file():
-        text = Path(name).read_text()
-    else:
+    packaged = name in packaged_lists()
+    if not packaged and not (name.endswith(".json") and Path(name).is_file()):
         raise NotFoundError(
             f"there are no scenes {name!r}; give {', '.join(packaged_lists())} or a .json file"
         )
+    file = resources.files("workflows") / "scenes" / f"{name}.json" if packaged else Path(name)
     try:
-        return _of_document(json.loads(text))
+        return _of_document(json.loads(file.read_bytes()))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{name} is no list of scenes: {error}") from error
 

@@ -143,7 +143,7 @@ def read_marks(resolver: QueryResolver, uri: str | Location) -> tuple[list[Query
         The file is neither, or has no mark.
     """
     place = Location.of(uri)
-    if place.uri.lower().endswith(".json") and (saved := marks_of(place, resolver.searcher)):
+    if place.uri.lower().endswith(".json") and (saved := marks_of(place, resolver)):
         return saved
     marked = [record for record in read_records(place) if record.get("mark") is not None]
     unknown = sorted({str(r["mark"]) for r in marked if r["mark"] not in (RIGHT, WRONG)})

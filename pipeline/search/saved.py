@@ -11,7 +11,7 @@ import base64
 import binascii
 import datetime as dt
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.search.detections import REVIEWED, THRESHOLD, Detections, detect
 from pipeline.search.hits import Hits
 from pipeline.search.marks import Calibration
-from pipeline.search.query import LEARNED, WORDS, Query
+from pipeline.search.query import LEARNED, WORDS, Query, QueryResolver
 from pipeline.search.searcher import DEFAULT_LIMIT, Searcher
 from storage.errors import ConfigError, EncoderMismatchError
 from storage.index.filter import Filter
@@ -217,7 +217,8 @@ class SavedSearch:
         if self.encoder_fingerprint != expected:
             raise EncoderMismatchError(
                 f"saved search {self.title!r} is of encoder {self.encoder_fingerprint[:16]}, but "
-                f"index {searcher.index} holds vectors of {expected[:16]}; make the search again"
+                f"index {searcher.index} holds vectors of {expected[:16]}; make the search again: "
+                "--marks FILE --save FILE"
             )
         rows = _rows_of(searcher, self.marks)
         right, wrong = (
@@ -347,23 +348,51 @@ def load_search(uri: str | Location) -> SavedSearch:
     return search
 
 
-def marks_of(place: Location, searcher: Searcher) -> tuple[list[Query], list[Query]] | None:
+def marks_of(place: Location, resolver: QueryResolver) -> tuple[list[Query], list[Query]] | None:
     """Return the right and wrong marks of a file if it is a saved search, else None.
+
+    Marks of another encoder than that of the index become the tiles of the index with their keys
+    and scenes, else those at their places, of the acquisitions nearest to their dates.
 
     Raises
     ------
     ConfigError
         The saved search is damaged, or has no marks.
+    NotFoundError
+        The index has no tile at the place of a mark of another encoder.
     EncoderMismatchError
-        It is of another encoder than the index.
+        It is of another encoder, and a mark has no place.
     """
     if f'"{_KIND}"'.encode() not in place.read()[:_HEAD_BYTES]:
         return None
     search = load_search(place)
     if not search.marks:
         raise ConfigError(f"{place} is a saved search without marks; make it again from marks")
-    query = search.query(searcher)
-    return list(query.right), list(query.wrong)
+    if search.encoder_fingerprint == resolver.searcher.manifest.encoder_fingerprint:
+        query = search.query(resolver.searcher)
+        return list(query.right), list(query.wrong)
+    known = _rows_of(resolver.searcher, search.marks).keys()
+    right, wrong = search.examples
+    return _same_tiles(resolver, right, known), _same_tiles(resolver, wrong, known)
+
+
+def _same_tiles(
+    resolver: QueryResolver, examples: Sequence[Query], known: Set[tuple[str | None, str | None]]
+) -> list[Query]:
+    """Return the tiles of an index for examples of another encoder, by key or place and date."""
+    found = []
+    for example in examples:
+        if example.tile is not None and (example.tile, example.scene) in known:
+            found.append(resolver.tile(example.tile, example.scene))
+            continue
+        if example.lonlat is None:
+            raise EncoderMismatchError(
+                f"the mark {example.label!r} is of another encoder and has no place, as pictures "
+                "and words have none; give it again"
+            )
+        date = None if example.date is None else example.date.isoformat()
+        found.append(resolver.point(*example.lonlat, date=date))
+    return found
 
 
 def _of_document(document: dict[str, Any]) -> SavedSearch:

@@ -122,7 +122,9 @@ def write_marks(folder: Path) -> None:
 
 def write_other_bundle(folder: Path) -> None:
     """Write a bundle of another encoder of the same bands."""
-    save_bundle(new_encoder(replace(_spec(), dimension=24), seed=2), str(folder / "work/new-bundle"))
+    save_bundle(
+        new_encoder(replace(_spec(), dimension=24), seed=2), str(folder / "work/new-bundle")
+    )
 
 
 def write_series(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The service over a real archive: searches, pictures, uploads, the contract, a new version."""
 
+import base64
 import io
 import json
 import struct
@@ -18,6 +19,9 @@ from PIL import Image
 from schemathesis.config import SchemathesisConfig
 from schemathesis.generation import GenerationMode
 
+from encoders.bundle import new_encoder
+from pipeline.indexing.driver import build_index
+from pipeline.indexing.maintenance import rollback_index
 from pipeline.search.detections import detect, suggest
 from pipeline.search.query import FEATURELESS, QueryResolver, learn
 from storage.archive.maintenance import Memory
@@ -26,7 +30,7 @@ from storage.archive.reader import Archive
 from storage.catalog.read import read_scenes
 from storage.raster.writer import write_geotiff
 from storage.scene import CatalogSpec
-from tests.support.service_world import DAYS, add_day, make_world
+from tests.support.service_world import DAYS, TILE_PX, add_day, encoder_spec, make_world
 from workflows.service import mosaic
 from workflows.service.app import Limits, create_app
 from workflows.service.backend import BackendConfig, IndexBackend, no_pictures_because
@@ -362,6 +366,33 @@ def test_an_upload_is_told_by_its_content_and_a_bomb_is_not_decoded(client, tmp_
         assert answer.status_code == 422, answer.text
         assert word in answer.json()["message"]
         assert "/tmp" not in answer.json()["message"]
+
+
+def test_another_encoder_takes_over_without_a_dropped_answer(tmp_path, ray_session, monkeypatch):
+    monkeypatch.setattr("workflows.service.backend._POLL_S", 0.05)
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    config = make_world(tmp_path / "old")
+    make_world(tmp_path / "new", new_encoder(encoder_spec(dimension=24), seed=5))
+    client = _client(IndexBackend(config))
+    before = client.get("/v1/ready").json()["version"]
+    (best,) = _search(client, vector=[1.0] * 16, k=1)
+    image = base64.b64encode(_png((TILE_PX, TILE_PX))).decode()
+    build_index(tmp_path / "new" / "archive", config.index, other_archive=True)
+    seen = set()
+    while client.get("/v1/ready").json()["version"] == before:
+        for query in ({"tile": best["tile_key"]}, {"image_base64": image}):
+            seen |= {client.post("/v1/search", json=query).status_code}
+    assert client.get("/v1/index").json()["dimension"] == 24
+    seen |= {client.post("/v1/search", json={"image_base64": image}).status_code}
+    assert seen == {200}
+    assert _search(client, positive=[{"tile": best["tile_key"], "scene": best["scene"]}])  # a mark
+    refused = client.post("/v1/search", json={"vector": [1.0] * 16})
+    assert refused.status_code == 422
+    rollback_index(config.index)
+    while client.get("/v1/ready").json()["version"] != before:
+        pass
+    assert _search(client, vector=[1.0] * 16)
 
 
 def test_no_index_is_not_ready(tmp_path):
