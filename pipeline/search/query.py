@@ -242,7 +242,8 @@ class QueryResolver:
         x, y = centres(boxes).T
         distances = np.abs(wrapped(x - lon)) + np.abs(y - lat)
         best = min(range(len(ages)), key=lambda i: (ages[i], distances[i], rows["tile_key"][i]))
-        return self._query(rows, vectors, best, f"{lon}, {lat}")
+        (vector,) = self._exact(rows["row"][best : best + 1], vectors[best : best + 1])
+        return _query(rows, vector, best, f"{lon}, {lat}")
 
     def tile(self, tile_key: str, scene: str | None = None) -> Query:
         """Take a tile by its key, from one scene or the newest.
@@ -261,7 +262,8 @@ class QueryResolver:
                 "search by lon,lat to see the keys at a place"
             )
         best = max(range(len(rows["row"])), key=lambda i: (rows["datetime"][i], rows["scene"][i]))
-        return self._query(rows, vectors, best, tile_key)
+        (vector,) = self._exact(rows["row"][best : best + 1], vectors[best : best + 1])
+        return _query(rows, vector, best, tile_key)
 
     def marked(self, tiles: Sequence[tuple[str, str | None]]) -> list[Query]:
         """Take many tiles by key and scene, with one look into the index; see :meth:`tile`.
@@ -279,10 +281,11 @@ class QueryResolver:
         where = Filter(tiles=keys, scenes=scenes)
         found, vectors = self._searcher.find_vectors(where, len(keys) * len(scenes))
         rows = found.to_pydict()
+        vectors = self._exact(rows["row"], vectors)
         names = zip(rows["tile_key"], rows["scene"], strict=True)
         places = {name: number for number, name in enumerate(names)}
         return [
-            self._query(rows, vectors, places[key, str(scene)], key)
+            _query(rows, vectors[place := places[key, str(scene)]], place, key)
             if (key, scene) in places
             else self.tile(key, scene)  # which says that it is not there
             for key, scene in tiles
@@ -307,7 +310,8 @@ class QueryResolver:
                 "or date"
             )
         rows = found.to_pydict()
-        return [self._query(rows, vectors, number) for number in range(len(found))]
+        vectors = self._exact(rows["row"], vectors)
+        return [_query(rows, vectors[number], number) for number in range(len(found))]
 
     def row(self, row: int) -> Query:
         """Take an archive row.
@@ -319,25 +323,6 @@ class QueryResolver:
         """
         (vector,) = self._searcher.archive.read([row], ["embedding"])["embedding"]
         return Query(vector=vector.astype(np.float32), label=f"row {row}", row=row)
-
-    def _query(
-        self, rows: dict[str, list[Any]], vectors: Float32, index: int, origin: str = ""
-    ) -> Query:
-        row = int(rows["row"][index])
-        label = f"tile {rows['tile_key'][index]} of {rows['scene'][index]}"
-        label = f"{origin}: {label}" if origin else label
-        (vector,) = self._exact([row], vectors[index : index + 1])
-        box = [rows[edge][index] for edge in EDGES]
-        lon, lat = centres([box])[0].tolist()
-        return Query(
-            vector=vector,
-            label=label,
-            row=row,
-            tile=rows["tile_key"][index],
-            scene=rows["scene"][index],
-            lonlat=(lon, lat),
-            date=rows["datetime"][index],
-        )
 
     def _exact(self, rows: Sequence[int], stored: Float32) -> Float32:
         """Return the archive's vectors (n, D) of rows, given the vectors that the index stores."""
@@ -496,6 +481,21 @@ def _made_of(
         learned=learned,
         right=tuple(right),
         wrong=tuple(wrong),
+    )
+
+
+def _query(rows: dict[str, list[Any]], vector: Float32, index: int, origin: str = "") -> Query:
+    """Return the query of one of the rows that were found, with its exact vector (D,)."""
+    label = f"tile {rows['tile_key'][index]} of {rows['scene'][index]}"
+    lon, lat = centres([[rows[edge][index] for edge in EDGES]])[0].tolist()
+    return Query(
+        vector=vector,
+        label=f"{origin}: {label}" if origin else label,
+        row=int(rows["row"][index]),
+        tile=rows["tile_key"][index],
+        scene=rows["scene"][index],
+        lonlat=(lon, lat),
+        date=rows["datetime"][index],
     )
 
 

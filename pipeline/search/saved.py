@@ -428,6 +428,14 @@ def _check(search: SavedSearch) -> None:
         raise ValueError("k is below 1, or review below 0")
     if search.threshold is not None and not 0 < search.threshold < 1:
         raise ValueError(f"threshold is {search.threshold}, not between 0 and 1")
+    known = search.calibration
+    if known is not None and not (
+        np.isfinite([known.slope, known.offset]).all()
+        and known.slope > 0
+        and len(known.scores) == len(known.right)
+        and set(known.right) == {True, False}
+    ):
+        raise ValueError("its calibration has no rising slope, or no score for each mark")
     for mark in search.marks:
         if mark.date is not None:
             dt.datetime.fromisoformat(mark.date)

@@ -63,6 +63,8 @@ def test_a_file_of_version_1_is_read(tmp_path: Path):
         ({"marks": [{"mark": "right", "vector": "AACAPwAAgD8=", "date": "then"}]}, "then"),
         ({"review": -1}, "review"),
         ({"calibration": {"slope": "steep", "offset": 0}}, "slope"),
+        ({"calibration": {"slope": -1.0, "offset": 0.0}}, "no rising slope"),
+        ({"calibration": {"slope": 1.0, "offset": 0.0, "scores": [0.5]}}, "score for each mark"),
     ],
 )
 def test_a_damaged_file_is_refused_with_the_reason(tmp_path: Path, change: dict, reason: str):

@@ -12,6 +12,7 @@ from pipeline.indexing.driver import build_index
 from pipeline.indexing.spec import IndexSpec
 from pipeline.search.detections import detect, suggest
 from pipeline.search.query import QueryResolver, learn
+from pipeline.search.question import Question
 from pipeline.search.searcher import Searcher
 from storage.index.filter import Filter
 from tests.support.archive_world import add_scenes, create_archive, live_rows
@@ -163,6 +164,16 @@ def test_shards_decide_neither_about_the_query_nor_about_the_answer(world: World
             (query.vector.tolist(), hits.rows.tolist(), found.to_arrow().to_pylist(),
              suggest(searcher, query, 7).rows.tolist(), found.expected)
         )  # fmt: skip
+        named = {
+            mark: [{"tile": k["tile_key"], "scene": k["scene"]} for k in keys if k["mark"] == mark]
+            for mark in ("right", "wrong")
+        }
+        question = Question(searcher=searcher, resolver=resolver).where(scenes=["A"])
+        question = question.like(positive=named["right"], negative=named["wrong"])
+        assert question.detect().to_arrow().equals(found.to_arrow())
+        in_scene = suggest(searcher, query, 7, Filter(scenes=("A",)))
+        assert question.suggest(7).rows.tolist() == in_scene.rows.tolist()
+        assert {hit["scene"] for hit in in_scene} == {"A"}
         turned = learn(searcher, right[::-1], wrong[::-1])
         np.testing.assert_array_equal(turned.vector, query.vector)
         assert {hit["scene"] for hit in found.to_arrow().to_pylist()} == {"A"}

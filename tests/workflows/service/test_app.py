@@ -495,6 +495,7 @@ def test_openapi_names_every_route(client):
         "/search",
         "/v1/change",
         "/v1/colours/{z}/{x}/{y}.mvt",
+        "/v1/detections",
         "/v1/health",
         "/v1/index",
         "/v1/mosaic/{z}/{x}/{y}",
@@ -502,11 +503,18 @@ def test_openapi_names_every_route(client):
         "/v1/scenes",
         "/v1/scores/{z}/{x}/{y}.mvt",
         "/v1/search",
+        "/v1/suggestions",
         "/v1/tiles/{grid}/{column}/{row}",
         "/v1/tiles/{grid}/{column}/{row}/thumbnail.png",
     }
     assert document["components"]["schemas"]["SearchBody"]["examples"]
     assert client.get("/docs").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/suggestions", "/v1/detections"])
+def test_marks_need_a_token_too(backend, path):
+    client = _client(backend, digests=token_digests(TOKEN))
+    assert client.post(path, json={"positive": [{"tile": "g/1/2"}]}).status_code == 401
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "example.org"])
