@@ -67,7 +67,7 @@ class Webhook:
     def __str__(self) -> str:
         return f"webhook {self._url}"
 
-    def tell(self, event: Mapping[str, Any]) -> None:
+    def send(self, event: Mapping[str, Any]) -> None:
         """Send an event; it has an ``id``.
 
         Raises

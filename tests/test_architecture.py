@@ -20,8 +20,8 @@ def within(folder: str, names: str) -> tuple[str, ...]:
 
 
 COMMANDS = (
-    "archive archive_import common composite dataset demo doctor drift encoder evaluate index "
-    "index_care index_stats ingest jobs loss recipe report search serve sheet train watch"
+    "archive archive_import change common composite dataset demo doctor drift encoder evaluate "
+    "index index_care index_stats ingest jobs loss recipe report search serve sheet train watch"
 )
 HOMES = {
     "botocore": ("storage/location.py",),
@@ -56,7 +56,7 @@ HOMES = {
         "storage/embeddings/table.py",
         "storage/index/sidecar.py",
         "pipeline/analysis/landcover.py",
-        *within("pipeline/search", "batch distinct hits searcher"),
+        *within("pipeline/search", "batch change distinct hits searcher"),
         "pipeline/training/driver.py",
         "workflows/notebook/pictures.py",
         "workflows/report/contact_sheet.py",

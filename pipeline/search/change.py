@@ -2,7 +2,7 @@
 
 A place that has a tile in both periods makes a pair: of each period the clearest acquisition, the
 newest of equally clear ones. Pairs of the same two scenes are judged by each other, because season,
-sensor and light are the same for all of them (:mod:`pipeline.analysis.movement`); where two scenes
+sensor and light are the same for all of them (:mod:`pipeline.search.movement`); where two scenes
 share less than 30 places, pairs of the same two seasons are; then the rest together.
 
 Conditions on the place select what is ranked, never what it is judged by.
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.analysis.movement import (
+from pipeline.search.movement import (
     BEYOND_USUAL,
     FEWEST_PAIRS,
     SMALLEST_SPREAD,
@@ -128,7 +128,7 @@ class Changes(Described):
     compared
         Pairs that were judged.
     beyond
-        Of them, those of at least :data:`pipeline.analysis.movement.BEYOND_USUAL`.
+        Of them, those of at least :data:`pipeline.search.movement.BEYOND_USUAL`.
     unjudged
         Pairs without the 30 others that a judgement needs.
     snapshot
