@@ -294,9 +294,7 @@ def test_a_watch_that_was_killed_can_be_started_again(broken: WatchJob):
 
 
 @pytest.mark.usefixtures("ray_session", "_here")
-def test_new_hits_of_a_saved_search_are_reported_once_with_an_exit_code(
-    job: WatchJob, tmp_path: Path
-):
+def test_new_hits_of_a_saved_search_are_reported_once(job: WatchJob, tmp_path: Path):
     assert run(*_cli(job), "--once").code == 0
     archive = Archive.open(job.ingest.archive_uri)
     search = SavedSearch(
@@ -318,7 +316,7 @@ def test_new_hits_of_a_saved_search_are_reported_once_with_an_exit_code(
     assert (event["scene"], len(event["hits"])) == ("site_20240701", 16)
 
     alone = run(*_cli(job), "--once", "--deliver", str(told))
-    assert (alone.code, "name a search with --saved" in alone.err) == (2, True)
+    assert (alone.code, "need a search; name it with --saved" in alone.err) == (2, True)
     without = run(*_cli(replace(job, index_uri=None)), *standing)
     assert without.code == 2
     assert "index" in without.err

@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     help="From the beginning of one poll to that of the next.",
 )
 @events_option
-@click.option("--saved", "saved", multiple=True, metavar="FILE",
-              help="Report the hits of this saved search in new scenes; again for more.")  # fmt: skip
+@click.option("--saved", multiple=True, metavar="FILE",
+              help="Report hits of this saved search in new scenes; again for more.")  # fmt: skip
 @click.option("--deliver", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Append the events of --saved to a file, one JSON object a line.")  # fmt: skip
 @click.option("--webhook", metavar="URL", help="POST the events of --saved to this address.")
@@ -80,8 +80,8 @@ def watch(
     scenes and is empty now is a failure.
 
     Each --saved search with a least score is a standing query: hits in scenes that come after the
-    first poll are delivered once, an event for each scene. With --once, exit code 4 says that events
-    were delivered. SKYSIFT_WEBHOOK_SECRET in the environment signs the events of --webhook.
+    first poll are reported once, an event for each scene. With --once, exit code 4 says that there
+    were events. SKYSIFT_WEBHOOK_SECRET in the environment signs the events of --webhook.
     """
     from storage.locks import watcher_lock
     from workflows.watch import Watcher
@@ -124,9 +124,7 @@ def _standing(
 
     if not saved:
         if deliver or webhook:
-            raise click.UsageError(
-                "--deliver and --webhook deliver hits; name a search with --saved"
-            )
+            raise click.UsageError("--deliver and --webhook need a search; name it with --saved")
         return
     secret = os.environ.get("SKYSIFT_WEBHOOK_SECRET", "")
     receiver = Webhook(webhook, secret, webhook_host) if webhook else None
