@@ -34,7 +34,7 @@ from storage.geoarrow import tagged
 from storage.index.filter import Filter
 from storage.index.sidecar import Sidecar, encode_columns, hit_table
 from storage.progress import Progress, ProgressSink, ignore
-from storage.values import Count, check_limits
+from storage.values import Count, as_spec, check_limits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -208,7 +208,7 @@ def find_changes(
     Reads the metadata of every row and the vectors of the pairs, twice, a block at a time. Memory:
     some 60 bytes a row of the two periods, and one segment's vectors.
     """
-    spec = spec if isinstance(spec, ChangeSpec) else ChangeSpec(**spec)
+    spec = as_spec(ChangeSpec, spec, "change")
     _check_encoder(archive, toward)
     pairs = _pairs(archive, spec)
     moved, similar = np.full(len(pairs), np.nan), np.ones(len(pairs), np.bool_)

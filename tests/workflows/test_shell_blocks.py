@@ -31,6 +31,7 @@ PAGES = {
     "docs/howto/geospatial.md": (INGEST,),
     "docs/howto/analyst.md": (INGEST, INDEX),
     "docs/howto/platform.md": (),
+    "docs/change.md": (INGEST, INDEX),
 }
 """Pages, and the commands of a run that a page takes for granted."""
 NOT_RUN = {
@@ -38,10 +39,11 @@ NOT_RUN = {
     "docs/howto/geospatial.md": 0,
     "docs/howto/analyst.md": 1,
     "docs/howto/platform.md": 2,
+    "docs/change.md": 0,
 }
 LON, LAT = 103.75, 17.92
 DAYS = ("20240223", "20240524", "20240822")
-SIDE_PX, BANDS = 320, ("red", "green", "blue")
+SIDE_PX, BANDS = 448, ("red", "green", "blue")
 
 # Workers of Ray have the environment of the process that starts it, credentials included.
 IN_ORDER = """
