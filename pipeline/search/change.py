@@ -8,6 +8,7 @@ share less than 30 places, pairs of the same two seasons are; then the rest toge
 Conditions on the place select what is ranked, never what it is judged by.
 """
 
+import datetime as dt
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -352,7 +353,7 @@ def _groups(archive: Archive, pairs: _Pairs) -> Iterator[Int64]:
         waiting = waiting[sizes[number] < FEWEST_PAIRS]
 
 
-def _season(moment: Any) -> int:
+def _season(moment: dt.datetime | None) -> int:
     """Return the season of a scene, from 0; -1 for a scene without a date."""
     return -1 if moment is None else moment.month % 12 // 3
 
@@ -376,7 +377,7 @@ def _angles(archive: Archive, pairs: _Pairs) -> Float64:
     """Return the angle (n,) of each pair, each date's mean subtracted."""
     sums = np.zeros((2, archive.spec.dimension))
     for _, before, after in _blocks(archive, pairs):
-        sums += before.sum(axis=0), after.sum(axis=0)
+        sums += np.stack([before.sum(axis=0), after.sum(axis=0)])
     means = sums / len(pairs)
     angles = np.empty(len(pairs))
     for part, before, after in _blocks(archive, pairs):
