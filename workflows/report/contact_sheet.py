@@ -131,7 +131,7 @@ def tiles_of_rows(archive: Archive, rows: ArrayLike) -> list[SheetTile]:
 
 def tiles_of_table(hits: pa.Table) -> list[SheetTile]:
     """Return the tiles of a table of hits in their order."""
-    return [_tile(record) for record in hits.to_pylist()]
+    return [tile for record in hits.to_pylist() for tile in _tiles(record)]
 
 
 def rows_where(archive: Archive, column: str, values: Sequence[str]) -> NDArray[np.int64]:
