@@ -340,7 +340,7 @@ async function start() {
   try {
     const { features, total } = await api.footprints(MOST_FOOTPRINTS);
     map?.showScenes(features.filter((one) => one.geometry));
-    if (!canSearch(state) && about.pictures) announce(`${counted(total, "scene")}. Click one to begin.`);
+    if (!canSearch(state) && !state.change && about.pictures) announce(`${counted(total, "scene")}. Click one to begin.`);
   } catch (error) {
     complain(error.message);
   }
