@@ -173,7 +173,8 @@ async function compare(mine) {
     const kept = like;
     forget();
     like = kept;
-    hits = found.changes.map((one) => ({ tile: one.tile_key, ...one }));
+    const unit = toward && like ? "" : "°"; // a gain in similarity has none
+    hits = found.changes.map((one) => ({ tile: one.tile_key, unit, ...one }));
     showStrip(hits, { about, markOf: mark, on: { open, mark: toggle } });
     announce(changeInWords(found));
   } catch (error) {
