@@ -15,7 +15,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.analysis.movement import centred_angle
+from pipeline.search.movement import centred_angle
 from storage.archive.reader import Archive
 
 Float64 = npt.NDArray[np.float64]

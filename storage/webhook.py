@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from urllib3.util import Retry
@@ -65,9 +66,9 @@ class Webhook:
             self._session.mount(scheme, CheckedAdapter(hosts, Retry(0)))
 
     def __str__(self) -> str:
-        return f"webhook {self._url}"
+        return f"webhook at {urlsplit(self._url).hostname}"  # the path is often a secret
 
-    def tell(self, event: Mapping[str, Any]) -> None:
+    def send(self, event: Mapping[str, Any]) -> None:
         """Send an event; it has an ``id``.
 
         Raises

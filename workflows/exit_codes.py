@@ -16,7 +16,7 @@ import click
 from storage.errors import ConfigError, SkysiftError
 from storage.values import printable
 
-EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINED, EXIT_TOLD = 0, 1, 2, 3, 4
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINED, EXIT_DELIVERED = 0, 1, 2, 3, 4
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 _AGAIN_S = 1.0
 _NO_SPACE_TEXTS = ("no space left on device", "os error 28", "disk quota exceeded")

@@ -1,4 +1,4 @@
-"""Keep an archive and its index up to date with a source: poll, embed new scenes, update, tell.
+"""Keep an archive and its index up to date with a source: poll, embed new scenes, update, report.
 
 The ledger of the archive and the manifest of the index hold all that was done. So a watcher that
 was killed at any moment goes on where it was, and a poll without news reads the source once.
@@ -78,7 +78,7 @@ class PollReport:
 
     ``index_version`` is the version that is now current, None without an index;
     ``index_changed`` tells whether this poll made it. ``nothing`` says why the source offered no
-    scene; empty when it offered some. ``told`` are the events of standing queries.
+    scene; empty when it offered some. ``delivered`` are the events of standing queries.
     """
 
     started_at: dt.datetime
@@ -89,12 +89,12 @@ class PollReport:
     index_version: str | None = None
     index_changed: bool = False
     nothing: str = ""
-    told: tuple[Event, ...] = ()
+    delivered: tuple[Event, ...] = ()
 
     @property
     def changed(self) -> bool:
-        """Whether anything changed or was told."""
-        return bool(self.arrivals) or self.index_changed or bool(self.told)
+        """Whether anything changed or was delivered."""
+        return bool(self.arrivals) or self.index_changed or bool(self.delivered)
 
     @property
     def quarantined(self) -> Mapping[str, str]:
@@ -167,7 +167,7 @@ class Watcher:
                 self._update_index(existing_archive(spec.archive_uri))
                 raise
         version, changed = self._update_index(archive)
-        told = self._tell()
+        delivered = self._deliver()
         return PollReport(
             started_at=started_at,
             seconds=time.monotonic() - started,
@@ -177,7 +177,7 @@ class Watcher:
             index_version=version,
             index_changed=changed,
             nothing=nothing,
-            told=told,
+            delivered=delivered,
         )
 
     def watch(
@@ -229,7 +229,7 @@ class Watcher:
             return None
         return Archive.open(place.at(manifest.archive_uri), manifest.snapshot).ledger
 
-    def _tell(self) -> tuple[Event, ...]:
+    def _deliver(self) -> tuple[Event, ...]:
         """Tell the new hits of the standing queries; return their events."""
         if not self._job.standing or (ledger := self._indexed()) is None:
             return ()
@@ -243,10 +243,10 @@ class Watcher:
                 stack.enter_context(self._session())
                 return Searcher.connect(uri)
 
-            told = [event for query in self._job.standing for event in query.deliver()]
+            delivered = [event for query in self._job.standing for event in query.deliver()]
             for query in self._job.standing:
-                told += query.tell(searcher, ledger)
-        return tuple(told)
+                delivered += query.poll(searcher, ledger)
+        return tuple(delivered)
 
     def _embed(self, plan: IngestPlan) -> tuple[Archive | None, tuple[SceneOutcome, ...]]:
         """Carry out a plan; return the archive after it and the outcome of each scene."""

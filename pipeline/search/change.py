@@ -2,12 +2,13 @@
 
 A place that has a tile in both periods makes a pair: of each period the clearest acquisition, the
 newest of equally clear ones. Pairs of the same two scenes are judged by each other, because season,
-sensor and light are the same for all of them (:mod:`pipeline.analysis.movement`); where two scenes
+sensor and light are the same for all of them (:mod:`pipeline.search.movement`); where two scenes
 share less than 30 places, pairs of the same two seasons are; then the rest together.
 
 Conditions on the place select what is ranked, never what it is judged by.
 """
 
+import datetime as dt
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.analysis.movement import (
+from pipeline.search.movement import (
     BEYOND_USUAL,
     FEWEST_PAIRS,
     SMALLEST_SPREAD,
@@ -34,7 +35,7 @@ from storage.geoarrow import tagged
 from storage.index.filter import Filter
 from storage.index.sidecar import Sidecar, encode_columns, hit_table
 from storage.progress import Progress, ProgressSink, ignore
-from storage.values import Count, check_limits
+from storage.values import Count, as_spec, check_limits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,7 +129,7 @@ class Changes(Described):
     compared
         Pairs that were judged.
     beyond
-        Of them, those of at least :data:`pipeline.analysis.movement.BEYOND_USUAL`.
+        Of them, those of at least :data:`pipeline.search.movement.BEYOND_USUAL`.
     unjudged
         Pairs without the 30 others that a judgement needs.
     snapshot
@@ -208,7 +209,7 @@ def find_changes(
     Reads the metadata of every row and the vectors of the pairs, twice, a block at a time. Memory:
     some 60 bytes a row of the two periods, and one segment's vectors.
     """
-    spec = spec if isinstance(spec, ChangeSpec) else ChangeSpec(**spec)
+    spec = as_spec(ChangeSpec, spec, "change")
     _check_encoder(archive, toward)
     pairs = _pairs(archive, spec)
     moved, similar = np.full(len(pairs), np.nan), np.ones(len(pairs), np.bool_)
@@ -352,7 +353,7 @@ def _groups(archive: Archive, pairs: _Pairs) -> Iterator[Int64]:
         waiting = waiting[sizes[number] < FEWEST_PAIRS]
 
 
-def _season(moment: Any) -> int:
+def _season(moment: dt.datetime | None) -> int:
     """Return the season of a scene, from 0; -1 for a scene without a date."""
     return -1 if moment is None else moment.month % 12 // 3
 
@@ -376,7 +377,7 @@ def _angles(archive: Archive, pairs: _Pairs) -> Float64:
     """Return the angle (n,) of each pair, each date's mean subtracted."""
     sums = np.zeros((2, archive.spec.dimension))
     for _, before, after in _blocks(archive, pairs):
-        sums += before.sum(axis=0), after.sum(axis=0)
+        sums += np.stack([before.sum(axis=0), after.sum(axis=0)])
     means = sums / len(pairs)
     angles = np.empty(len(pairs))
     for part, before, after in _blocks(archive, pairs):

@@ -1,4 +1,4 @@
-"""Standing queries: saved searches that tell each new hit once.
+"""Standing queries: saved searches that report each new hit once.
 
 A search's state is one file. It holds the scenes that were searched, by the fingerprint of their
 pixels, and the events that wait for their receivers. A poll takes three steps, and each ends with
@@ -90,8 +90,8 @@ class StandingQuery:
         if self._read() is None:
             self._write(_State(title=self.search.title, known=_scenes(ledger())))
 
-    def tell(self, searcher: Callable[[], Searcher], ledger: Ledger) -> tuple[Event, ...]:
-        """Search new scenes and tell their hits; return the events told.
+    def poll(self, searcher: Callable[[], Searcher], ledger: Ledger) -> tuple[Event, ...]:
+        """Search new scenes and deliver their hits; return the events.
 
         Call :meth:`deliver` of every query first, so that a file gets what waits before what is
         new.
@@ -147,7 +147,7 @@ class StandingQuery:
         return tuple(events)
 
     def deliver(self) -> tuple[Event, ...]:
-        """Tell the events that wait, and write after each what still waits; return them.
+        """Deliver the events that wait, and write after each what still waits; return them.
 
         Raises
         ------
@@ -155,17 +155,17 @@ class StandingQuery:
             A receiver did not take an event, which waits for the next call.
         """
         state = self._state()
-        told = state.waiting
-        if told and self._file is not None and not state.filed:
-            _append(self._file, told, state.file_bytes)
-            state = replace(state, filed=True, waiting=told if self._webhook else ())
+        events = state.waiting
+        if events and self._file is not None and not state.filed:
+            _append(self._file, events, state.file_bytes)
+            state = replace(state, filed=True, waiting=events if self._webhook else ())
             self._write(state)
         while state.waiting:
             if self._webhook is not None:
-                self._webhook.tell(state.waiting[0])
+                self._webhook.send(state.waiting[0])
             state = replace(state, waiting=state.waiting[1:] if self._webhook else ())
             self._write(state)
-        return told
+        return events
 
     def _state(self) -> _State:
         state = self._read()

@@ -22,7 +22,7 @@ from tests.support.safe import safe_product
 
 LON, LAT = 103.75, 17.92
 DAYS = ("20240223", "20240524", "20240822")
-SIDE_PX, BANDS = 320, ("red", "green", "blue")
+SIDE_PX, BANDS = 448, ("red", "green", "blue")
 TILE = "epsg32648-10-64/574/-3097"
 """The tile of 64 px at the place that the pages name."""
 _RANDOM_SEED = 3

@@ -28,7 +28,7 @@ from tests.support.bad_scenes import BAD
 from tests.support.command_line import run
 from tests.support.counted_reads import counted_reads
 from tests.support.ingest_world import TILE_PX, make_bundle, rows_of, write_scene
-from workflows.exit_codes import EXIT_TOLD
+from workflows.exit_codes import EXIT_DELIVERED
 from workflows.watch import PollReport, Watcher, WatchJob
 
 
@@ -294,7 +294,7 @@ def test_a_watch_that_was_killed_can_be_started_again(broken: WatchJob):
 
 
 @pytest.mark.usefixtures("ray_session", "_here")
-def test_new_hits_of_a_saved_search_are_told_once_with_an_exit_code(job: WatchJob, tmp_path: Path):
+def test_new_hits_of_a_saved_search_are_reported_once(job: WatchJob, tmp_path: Path):
     assert run(*_cli(job), "--once").code == 0
     archive = Archive.open(job.ingest.archive_uri)
     search = SavedSearch(
@@ -305,18 +305,18 @@ def test_new_hits_of_a_saved_search_are_told_once_with_an_exit_code(job: WatchJo
     )
     save_search(search, str(tmp_path / "all.json"))
     told = tmp_path / "told" / "hits.jsonl"
-    standing = ("--once", "--saved", str(tmp_path / "all.json"), "--tell", str(told))
+    standing = ("--once", "--saved", str(tmp_path / "all.json"), "--deliver", str(told))
     assert run(*_cli(job), *standing).code == 0  # what is there is known
     write_scene(_scenes(job), "site_20240701", seed=3)
     news = run(*_cli(job), *standing)
-    assert news.code == EXIT_TOLD
+    assert news.code == EXIT_DELIVERED
     assert re.search(r"everything, site_20240701 +16 hits", news.out)
-    assert run(*_cli(job), *standing, "--json").data["told"] == []
+    assert run(*_cli(job), *standing, "--json").data["delivered"] == []
     (event,) = map(json.loads, told.read_text().splitlines())
     assert (event["scene"], len(event["hits"])) == ("site_20240701", 16)
 
-    alone = run(*_cli(job), "--once", "--tell", str(told))
-    assert (alone.code, "name a search with --saved" in alone.err) == (2, True)
+    alone = run(*_cli(job), "--once", "--deliver", str(told))
+    assert (alone.code, "need a search; name it with --saved" in alone.err) == (2, True)
     without = run(*_cli(replace(job, index_uri=None)), *standing)
     assert without.code == 2
     assert "index" in without.err

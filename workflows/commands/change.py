@@ -88,7 +88,7 @@ def _document(found: "Changes") -> dict[str, Any]:
 
 
 def _lines(found: "Changes") -> list[str]:
-    from pipeline.analysis.movement import BEYOND_USUAL
+    from pipeline.search.movement import BEYOND_USUAL
 
     rows = found.table.to_pylist()
     grids = {row["tile_key"].rsplit("/", 2)[0] for row in rows}

@@ -22,7 +22,7 @@ from workflows.commands.common import (
     recipe_option,
 )
 from workflows.console import ProgressView, format_pairs, plain_value
-from workflows.exit_codes import EXIT_QUARANTINED, EXIT_TOLD, one_line
+from workflows.exit_codes import EXIT_DELIVERED, EXIT_QUARANTINED, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     skysift watch -r naip-series --interval 1h
     skysift watch -r naip-series --once
     skysift watch --scenes incoming --encoder work/bundle --archive work/archive
-    skysift watch -r naip-series --once --saved searches/lake.json --tell work/hits.jsonl""",
+    skysift watch -r naip-series --once --saved searches/lake.json --deliver work/hits.jsonl""",
 )
 @catalog_options
 @recipe_option("--encoder", "encoder.bundle")
@@ -53,9 +53,9 @@ if TYPE_CHECKING:
     help="From the beginning of one poll to that of the next.",
 )
 @events_option
-@click.option("--saved", "saved", multiple=True, metavar="FILE",
-              help="Tell the hits of this saved search in new scenes; again for more.")  # fmt: skip
-@click.option("--tell", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+@click.option("--saved", multiple=True, metavar="FILE",
+              help="Report hits of this saved search in new scenes; again for more.")  # fmt: skip
+@click.option("--deliver", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Append the events of --saved to a file, one JSON object a line.")  # fmt: skip
 @click.option("--webhook", metavar="URL", help="POST the events of --saved to this address.")
 @click.option("--webhook-host", multiple=True, metavar="HOST",
@@ -80,8 +80,8 @@ def watch(
     scenes and is empty now is a failure.
 
     Each --saved search with a least score is a standing query: hits in scenes that come after the
-    first poll are told once, an event for each scene. With --once, exit code 4 says that events
-    were told. SKYSIFT_WEBHOOK_SECRET in the environment signs the events of --webhook.
+    first poll are reported once, an event for each scene. With --once, exit code 4 says that there
+    were events. SKYSIFT_WEBHOOK_SECRET in the environment signs the events of --webhook.
     """
     from storage.locks import watcher_lock
     from workflows.watch import Watcher
@@ -94,8 +94,8 @@ def watch(
         with watcher_lock(job.ingest.archive_uri):
             report = watcher.poll()
     run.show(report, _lines(report))
-    if report.told or report.quarantined:
-        ctx.exit(EXIT_TOLD if report.told else EXIT_QUARANTINED)
+    if report.delivered or report.quarantined:
+        ctx.exit(EXIT_DELIVERED if report.delivered else EXIT_QUARANTINED)
 
 
 def _job(run: Run, options: dict[str, Any]) -> "WatchJob":
@@ -113,7 +113,7 @@ def _job(run: Run, options: dict[str, Any]) -> "WatchJob":
 def _standing(
     run: Run,
     saved: tuple[str, ...],
-    tell: Path | None,
+    deliver: Path | None,
     webhook: str | None,
     webhook_host: tuple[str, ...],
 ) -> "Iterator[StandingQuery]":
@@ -123,15 +123,15 @@ def _standing(
     from storage.webhook import Webhook
 
     if not saved:
-        if tell or webhook:
-            raise click.UsageError("--tell and --webhook tell hits; name a search with --saved")
+        if deliver or webhook:
+            raise click.UsageError("--deliver and --webhook need a search; name it with --saved")
         return
     secret = os.environ.get("SKYSIFT_WEBHOOK_SECRET", "")
     receiver = Webhook(webhook, secret, webhook_host) if webhook else None
     index = Location.of(run.need("index.uri"))
     folder = index.at(f"{index.uri.rstrip('/')}.standing")
     for name in saved:
-        yield StandingQuery(load_search(run.location(name)), folder, tell, receiver)
+        yield StandingQuery(load_search(run.location(name)), folder, deliver, receiver)
 
 
 def _write(run: Run, outcome: "PollReport | SkysiftError") -> None:
@@ -157,10 +157,10 @@ def _lines(report: "PollReport") -> list[str]:
             for scene in report.arrivals
         },
         "quarantined": len(report.quarantined),
-        **({"events told": len(report.told)} if report.told else {}),
+        **({"events delivered": len(report.delivered)} if report.delivered else {}),
         **{
             f"  {event['search']}, {event['scene']}": f"{len(event['hits']):,} hits"
-            for event in report.told
+            for event in report.delivered
         },
         "scenes known": report.scenes_known,
         "snapshot": report.snapshot,

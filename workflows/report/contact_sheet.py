@@ -19,6 +19,8 @@ from storage.formats import check_features, read_csv_hits
 from storage.location import Location
 from workflows.report.rendering import TileRenderer, sized
 
+_NEEDED = ("scene", "tile_key", "datetime", "score")
+_EARLIER = ("before_scene", "before_datetime")
 _MARGIN_PX = 12
 _LINE_PX = 15
 _INK, _PALE, _PAPER = (24, 24, 27), (113, 113, 122), (255, 255, 255)
@@ -129,7 +131,7 @@ def tiles_of_rows(archive: Archive, rows: ArrayLike) -> list[SheetTile]:
 
 def tiles_of_table(hits: pa.Table) -> list[SheetTile]:
     """Return the tiles of a table of hits in their order."""
-    return [_tile(record) for record in hits.to_pylist()]
+    return [tile for record in hits.to_pylist() for tile in _tiles(record)]
 
 
 def rows_where(archive: Archive, column: str, values: Sequence[str]) -> NDArray[np.int64]:
@@ -163,13 +165,15 @@ _MALFORMED = (KeyError, ValueError, TypeError, AttributeError, OSError, pa.Arrow
 def tiles_of_hits(uri: str | Location) -> list[SheetTile]:
     """Read the hits that `skysift search` wrote with --out, or printed with --json.
 
+    A place of `skysift change` gives two tiles, the earlier one first.
+
     Raises
     ------
     ConfigError
         The file holds no hits.
     """
     try:
-        return [_tile(record) for record in _records(Location.of(uri))]
+        return [tile for record in _records(Location.of(uri)) for tile in _tiles(record)]
     except _MALFORMED as error:
         raise ConfigError(
             f"{uri} holds no hits ({type(error).__name__}: {error}); give the "
@@ -181,7 +185,8 @@ def tiles_of_hits(uri: str | Location) -> list[SheetTile]:
 def _records(file: Location) -> Iterable[Mapping[str, Any]]:
     kind, data = PurePosixPath(file.uri).suffix.lower(), file.read()
     if kind == ".parquet":
-        columns = ["scene", "tile_key", "datetime", "score"]
+        held = pq.read_schema(BytesIO(data)).names
+        columns = [*_NEEDED, *(name for name in _EARLIER if name in held)]
         table = pq.read_table(BytesIO(data), columns=columns, page_checksum_verification=True)
         return list(table.to_pylist())
     if kind == ".csv":
@@ -190,13 +195,17 @@ def _records(file: Location) -> Iterable[Mapping[str, Any]]:
     if document.get("type") == "FeatureCollection":
         check_features(document)
         return [feature["properties"] for feature in document["features"]]
-    return list(document["hits"])
+    return list(document["changes" if "changes" in document else "hits"])
 
 
-def _tile(record: Mapping[str, Any]) -> SheetTile:
-    return SheetTile(
+def _tiles(record: Mapping[str, Any]) -> list[SheetTile]:
+    later = SheetTile(
         scene=str(record["scene"]),
         tile_key=str(record["tile_key"]),
         date=str(record["datetime"])[:10],
         score=float(record["score"]),
     )
+    if "before_scene" not in record:
+        return [later]
+    scene, date = (str(record[name]) for name in _EARLIER)
+    return [SheetTile(scene=scene, tile_key=later.tile_key, date=date[:10]), later]

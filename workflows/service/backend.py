@@ -223,12 +223,15 @@ class IndexBackend:
             k=query.k,
             min_score=query.min_score,
         )
-        toward = query.toward and SavedSearch(
-            title="the query",
-            encoder_fingerprint=manifest.encoder_fingerprint,
-            vector=tuple(from_text(query.toward, manifest.parameters.dimension)[0].tolist()),
-        )
-        found = find_changes(archive, spec, toward or None)
+        toward = None
+        if query.toward is not None:
+            vector = from_text(query.toward, manifest.parameters.dimension)[0]
+            toward = SavedSearch(
+                title="the query",
+                encoder_fingerprint=manifest.encoder_fingerprint,
+                vector=tuple(vector.tolist()),
+            )
+        found = find_changes(archive, spec, toward)
         return ChangeAnswer(
             query=found.title,
             snapshot=found.snapshot,

@@ -16,6 +16,7 @@ from storage.index.filter import Filter
 from tests.support.archive_world import FINGERPRINT, create_archive
 from tests.support.dated_world import add_scene
 from tests.support.shard_world import GRID
+from workflows.report.contact_sheet import tiles_of_hits
 
 DIMENSION, COUNT = 128, 120
 CHANGED = (5, 40, 77)
@@ -175,3 +176,7 @@ def test_changes_are_written_as_hits_are(world, ending: str, tmp_path: Path):
     frame = read[ending](file)
     assert frame["tile_key"].tolist() == found.table["tile_key"].to_pylist()
     assert frame["before_scene"].tolist() == ["A"] * 4
+    sheet = tiles_of_hits(str(file))
+    assert [tile.scene for tile in sheet] == ["A", "C"] * 4
+    assert [tile.tile_key for tile in sheet[1::2]] == [tile.tile_key for tile in sheet[::2]]
+    assert {tile.date for tile in sheet} == {"2019-07-01", "2024-10-01"}

@@ -104,10 +104,10 @@ def _ledger(index: str) -> Any:
     return Archive.open(str(manifest.archive_uri), manifest.snapshot).ledger
 
 
-def _tell(index: str, **receivers: Any) -> list[str]:
+def _poll(index: str, **receivers: Any) -> list[str]:
     """Poll as `watch` does; return the scenes told."""
     query = StandingQuery(SEARCH, Location(f"{index}.standing"), **receivers)
-    told = query.deliver() + query.tell(lambda: Searcher.local(index), _ledger(index))
+    told = query.deliver() + query.poll(lambda: Searcher.local(index), _ledger(index))
     return [event["scene"] for event in told]
 
 
@@ -125,14 +125,14 @@ def test_hits_of_new_scenes_are_told_once_also_after_a_rollback(
     archive, index = world
     file = tmp_path / "hits.jsonl"
     _begin(index)
-    assert _tell(index, file=file) == []
+    assert _poll(index, file=file) == []
     create_tag(archive, "before")
     _add(archive, "new", "2024-02-01", 3)
     _add(archive, "without", "2024-02-02", 0)
-    assert _tell(index, file=file) == []  # the index does not have them yet
+    assert _poll(index, file=file) == []  # the index does not have them yet
     update_index(index)
-    assert _tell(index, file=file) == ["new"]
-    assert _tell(index, file=file) == []
+    assert _poll(index, file=file) == ["new"]
+    assert _poll(index, file=file) == []
     [event] = _lines(file)
     assert event["search"] == "lakes"
     assert [hit["scene"] for hit in event["hits"]] == ["new"] * 3
@@ -141,7 +141,7 @@ def test_hits_of_new_scenes_are_told_once_also_after_a_rollback(
     rollback(archive, "before")
     _add(archive, "new", "2024-02-01", 3)
     build_index(archive, index, IndexSpec(kind="flat", shards=1))
-    assert _tell(index, file=file) == []
+    assert _poll(index, file=file) == []
     assert len(_lines(file)) == 1
 
 
@@ -158,15 +158,15 @@ def test_a_receiver_that_fails_gets_the_same_event_again_and_no_other(
     update_index(index)
     receiver.answers = [503, 0, 429, 200] + [500] * ATTEMPTS
     with pytest.raises(SkysiftError, match=r"answered 500: event \w+ waits, and the next poll"):
-        _tell(index, file=file, webhook=hook)
+        _poll(index, file=file, webhook=hook)
     assert waited == [1, 2, 4, 1, 2, 4, 8]
     first, second = dict.fromkeys(receiver.ids)
     assert Counter(receiver.ids) == {first: 4, second: ATTEMPTS}
     moved = tmp_path / "yesterday.jsonl"
     file.rename(moved)  # as a rotation of logs does; what was filed is not filed again
-    assert _tell(index, file=file, webhook=hook) == ["newer"]
+    assert _poll(index, file=file, webhook=hook) == ["newer"]
     assert Counter(receiver.ids) == {first: 4, second: ATTEMPTS + 1}
-    assert _tell(index, file=file, webhook=hook) == []
+    assert _poll(index, file=file, webhook=hook) == []
     assert [event["id"] for event in _lines(moved)] == [first, second]
     assert not file.exists()
     for body, headers in zip(receiver.bodies, receiver.headers, strict=True):
@@ -180,8 +180,9 @@ def test_a_refusal_and_a_redirect_are_not_repeated(world: tuple[str, str], recei
     hook = Webhook(receiver.url, hosts=["127.0.0.1"])
     for status in (404, 307):
         receiver.answers = [status]
-        with pytest.raises(SkysiftError, match=f"answered {status}"):
-            hook.tell({"id": "a"})
+        with pytest.raises(SkysiftError, match=f"answered {status}") as refused:
+            hook.send({"id": "a"})
+        assert "/hook" not in str(refused.value)
     assert len(receiver.ids) == 2
 
 
@@ -207,7 +208,7 @@ import pipeline.search.standing as standing
 from pathlib import Path
 from storage.location import Location
 from storage.webhook import Webhook
-from tests.pipeline.search.test_standing import _tell
+from tests.pipeline.search.test_standing import _poll
 
 def around(owner, name, steps):
     inner = getattr(owner, name)
@@ -229,8 +230,8 @@ def poll(index, file, url, fatal, torn):
             os.kill(os.getpid(), signal.SIGKILL)
     around(Location, "write", step)
     around(standing, "_append", step)
-    around(Webhook, "tell", step)
-    _tell(index, file=Path(file), webhook=Webhook(url, "", ["127.0.0.1"]))
+    around(Webhook, "send", step)
+    _poll(index, file=Path(file), webhook=Webhook(url, "", ["127.0.0.1"]))
 
 for line in sys.stdin:
     index, file, url, fatal, torn = line.split()
@@ -269,12 +270,12 @@ def test_a_kill_between_any_two_steps_loses_and_repeats_nothing(
             status = int(child.stdout.readline())
             assert status in (0, signal.SIGKILL)
             killed += status == signal.SIGKILL
-            _tell(index, file=file, webhook=Webhook(receiver.url, "", ["127.0.0.1"]))
+            _poll(index, file=file, webhook=Webhook(receiver.url, "", ["127.0.0.1"]))
             assert [event["scene"] for event in _lines(file)] == ["new", "newer"]
             contents = set(zip(receiver.ids, receiver.bodies, strict=True))
             assert len(contents) == 2
             assert len(receiver.ids) <= 3  # one event may come twice, with its id and content
-            assert _tell(index, file=file, webhook=Webhook(receiver.url, "", ["127.0.0.1"])) == []
+            assert _poll(index, file=file, webhook=Webhook(receiver.url, "", ["127.0.0.1"])) == []
         child.stdin.close()
     assert killed == STEP_COUNT + 1
 
@@ -290,7 +291,7 @@ def test_a_search_without_a_score_and_a_damaged_state_are_refused(
     _begin(index)
     next(Path(f"{index}.standing").iterdir()).write_text("{")
     with pytest.raises(CorruptIndexError, match="is not the state of a standing query"):
-        _tell(index)
+        _poll(index)
 
 
 def test_lines_of_other_programs_stay_as_they_are(tmp_path: Path):

@@ -191,7 +191,7 @@ def test_places_are_ranked_by_their_change(client, monkeypatch):
         ({"before": "2025"}, "give two periods in their order"),
         ({"before": "soon"}, "before"),
         ({"k": 1001}, "at most 1000"),
-        ({"toward": "ADw"}, "like"),
+        ({"toward": "ADw"}, "embed them with the encoder of this index"),
         ({"filter": {"bbox": ["1", 2, 3, 4]}}, "bbox"),
     ],
 )

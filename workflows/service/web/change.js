@@ -24,7 +24,7 @@ export function fillChange(change, words) {
   const { before, after, toward } = find("#change").elements;
   if (change) Object.assign(before, { value: change.before });
   if (change) Object.assign(after, { value: change.after });
-  toward.checked = Boolean(change?.toward && words);
+  if (change || !words) toward.checked = Boolean(change?.toward && words);
   toward.disabled = !words;
   find("#toward-words").textContent = words ? `toward ${words}` : "toward a query: search first";
 }

@@ -173,7 +173,8 @@ async function compare(mine) {
     const kept = like;
     forget();
     like = kept;
-    hits = found.changes.map((one) => ({ tile: one.tile_key, ...one }));
+    const unit = toward && like ? "" : "°"; // a gain in similarity has none
+    hits = found.changes.map((one) => ({ tile: one.tile_key, unit, ...one }));
     showStrip(hits, { about, markOf: mark, on: { open, mark: toggle } });
     announce(changeInWords(found));
   } catch (error) {
@@ -340,7 +341,7 @@ async function start() {
   try {
     const { features, total } = await api.footprints(MOST_FOOTPRINTS);
     map?.showScenes(features.filter((one) => one.geometry));
-    if (!canSearch(state) && about.pictures) announce(`${counted(total, "scene")}. Click one to begin.`);
+    if (!canSearch(state) && !state.change && about.pictures) announce(`${counted(total, "scene")}. Click one to begin.`);
   } catch (error) {
     complain(error.message);
   }

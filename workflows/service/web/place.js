@@ -72,7 +72,7 @@ export class Place {
   buildChange() {
     const { hit } = this;
     const facts = [
-      ["Score", hit.score.toFixed(2)], ["Moved", `${hit.moved.toPrecision(3)}, usual ${hit.usual.toPrecision(3)}`],
+      ["Score", hit.score.toFixed(2)], ["Moved", [hit.moved, hit.usual].map((one) => one.toPrecision(3) + hit.unit).join(", usual ")],
       ["Before", hit.before_scene], ["After", hit.scene], ["Tile", hit.tile],
     ];
     this.panel.replaceChildren(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.analysis.movement import (
+from pipeline.search.movement import (
     BEYOND_USUAL,
     SMALLEST_SPREAD,
     SMALLEST_SPREAD_DEGREES,
