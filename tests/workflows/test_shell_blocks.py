@@ -56,13 +56,7 @@ PAGES = {
     "docs/howto/platform.md": Page(not_run=2),
     "docs/howto/embeddings.md": Page(parts=("embeddings",)),
     "docs/composites.md": Page(parts=("scenes", "collection")),
-    "docs/change.md": Page(
-        before=(
-            INGEST,
-            INDEX,
-            "skysift search --index work/index --lonlat=103.75,17.92 --save searches/field.json",
-        ),
-    ),
+    "docs/change.md": Page(before=(INGEST, INDEX)),
     "docs/cluster.md": Page(parts=(), not_run=2),
     "docs/indexes.md": Page(before=(INGEST, f"{INDEX} --set index.shards=2")),
     "docs/ingest.md": Page(parts=("bands", "formats", "series"), not_run=2),
