@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 def watch(
     ctx: click.Context,
     run: Run,
+    /,
     interval: dt.timedelta,
     events: Path | None,
     once: bool,
