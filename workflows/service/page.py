@@ -1,7 +1,7 @@
 """The page of the map in three files: its HTML, its scripts joined, its styles joined.
 
 A request of the page takes about 10 ms of CPU in Ray Serve's proxy and the application, and the
-page's scripts are 17 modules beside MapLibre. The sources stay modules, without a build step.
+page's scripts are 18 modules beside MapLibre. The sources stay modules, without a build step.
 """
 
 import hashlib

@@ -177,7 +177,10 @@ def test_places_are_ranked_by_their_change(client, monkeypatch):
     assert shapes.json()["features"][0]["properties"]["tile_key"] == first["tile_key"]
     search = client.post("/v1/search", json={"tile": first["tile_key"], "scene": first["scene"]})
     toward = client.post("/v1/change", json={**periods, "toward": search.json()["like"]}).json()
-    assert toward["changes"][0]["tile_key"] == first["tile_key"]  # it became itself
+    assert toward["query"] == "toward the query from 2024-05 to 2024-07"
+    gains = [one["moved"] for one in toward["changes"]]
+    assert gains == sorted(gains, reverse=True)
+    assert 0 < gains[0] <= 2
 
     monkeypatch.setattr("workflows.service.backend._MOST_COMPARED", 47)
     refused = client.post("/v1/change", json=periods)

@@ -69,7 +69,6 @@ def test_a_link_keeps_the_change_and_what_it_is_toward(wide, address):
     with page.expect_download() as download:
         page.get_by_role("button", name="GeoJSON").click()
     assert download.value.suggested_filename == "changes.geojson"
-    page.go_back()
     page.get_by_label("Before").fill("x")
     page.get_by_role("button", name="Compare").click()
     expect(page.locator("#error")).to_contain_text("Give two periods")
