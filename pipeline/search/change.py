@@ -5,7 +5,7 @@ newest of equally clear ones. Pairs of the same two scenes are judged by each ot
 sensor and light are the same for all of them (:mod:`pipeline.search.movement`); where two scenes
 share less than 30 places, pairs of the same two seasons are; then the rest together.
 
-Conditions on the place select what is ranked, never what it is judged by.
+Conditions on the place select the places that are ranked, never those that they are judged by.
 """
 
 import datetime as dt
@@ -51,7 +51,7 @@ _COLUMNS = ("row", "grid", "scene", "tile", "bbox", "datetime", "cloud_fraction"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChangeSpec:
-    """What is compared, and how many changes are wanted.
+    """Two periods to compare, and how many changes are wanted.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ class Changes(Described):
         return frame
 
     def facts(self) -> dict[str, Any]:
-        """Return what was compared, and the first changes."""
+        """Return the number of pairs compared, and the first changes."""
         first = self.table.slice(0, 10).to_pylist()
         return {
             "changes": self.title,

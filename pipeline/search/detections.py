@@ -1,4 +1,4 @@
-"""What marks are for: the tiles to mark next, and every place with its probability.
+"""Uses of marks: the tiles to mark next, and every place with its probability.
 
 The mathematics is that of :mod:`pipeline.search.marks`; this module asks the index for rows.
 """
@@ -40,7 +40,7 @@ _DEEPEST = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:
-    """The rows of a region with their probabilities, and what a threshold brings.
+    """The rows of a region with their probabilities, and the expectation at a threshold.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Detections:
     threshold
         Least probability of a detection.
     calibration, expected
-        What scores mean, and what the threshold brings among the rows without a mark.
+        Probabilities of scores, and the expectation at the threshold among the unmarked rows.
     review
         Positions of the unmarked rows whose probability is nearest to the threshold, nearest first.
     """
@@ -158,7 +158,7 @@ def suggest(searcher: Searcher, query: Query, count: int = 10, where: Where = No
 
 
 def calibration_of(searcher: Searcher, query: Query) -> Calibration:
-    """Return what the scores of a query mean, from its marks.
+    """Return the calibration of the scores of a query, from its marks.
 
     Raises
     ------

@@ -154,7 +154,7 @@ def _spread(members: Int64, chosen: list[int], count: int, similar: Float64) -> 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """What the scores of a query mean, from marks that were held back.
+    """Probabilities for the scores of a query, from marks that were held back.
 
     Attributes
     ----------
@@ -198,7 +198,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expected:
-    """What a threshold brings, as far as the calibration knows.
+    """Precision and recall at a threshold, as far as the calibration knows.
 
     ``precision`` is the share of the rows at or above the threshold that are right, ``recall`` the
     share of the right rows that are there. The intervals hold nine of ten resamples of the marks.
@@ -260,7 +260,7 @@ def calibrate(right: Vectors, wrong: Vectors, unlabelled: Vectors) -> Calibratio
 
 
 def expect(calibration: Calibration, scores: npt.ArrayLike, threshold: float) -> Expected:
-    """Return what a threshold brings among rows with these scores.
+    """Return precision and recall at a threshold among rows with these scores.
 
     Parameters
     ----------

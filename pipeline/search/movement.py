@@ -1,4 +1,4 @@
-"""How far tiles moved between two dates, beyond what all tiles of these dates moved.
+"""How far tiles moved between two dates, beyond the movement of all tiles of these dates.
 
 Two dates differ in season, sun, haze and sensor, and these move every tile. So each date's mean
 vector, over the same ground, is subtracted before two vectors are compared; and an angle is judged

@@ -432,7 +432,7 @@ def combine(positive: Sequence[Query], negative: Sequence[Query] = ()) -> Query:
 
 
 def learn(searcher: Searcher, right: Sequence[Query], wrong: Sequence[Query] = ()) -> Query:
-    """Make one query of marks: their means, or from ten marks on what sets the right ones apart.
+    """Make one query of marks: their means, or from ten marks on the direction of the right ones.
 
     From :data:`pipeline.search.marks.LEAST_MARKS` marks on, right and wrong together, the vector is
     that of :func:`pipeline.search.marks.learned_vector`, with a sample of the archive's rows as

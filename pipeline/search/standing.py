@@ -39,7 +39,7 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _State:
-    """What is known of a search: see the module."""
+    """The state of a search: see the module."""
 
     title: str
     known: Mapping[str, str] = field(default_factory=dict)
@@ -147,7 +147,7 @@ class StandingQuery:
         return tuple(events)
 
     def deliver(self) -> tuple[Event, ...]:
-        """Deliver the events that wait, and write after each what still waits; return them.
+        """Deliver the events that wait, and write after each those that still wait; return them.
 
         Raises
         ------

@@ -97,7 +97,7 @@ def detect(run: Run, /, **options: Any) -> None:
 
 
 def _search(run: Run, searcher: "Searcher", options: dict[str, Any]) -> "SavedSearch":
-    """Return the search that the options ask for; what they state replaces what a file says."""
+    """Return the search that the options ask for; they replace the settings of a file."""
     from dataclasses import replace
 
     from pipeline.search.detections import THRESHOLD, calibration_of

@@ -134,7 +134,7 @@ class SearchBody(_Request):
 
 
 class MarksBody(_Request):
-    """Tiles that are marked as right and as wrong, and what to do with them."""
+    """Tiles that are marked as right and as wrong."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -229,7 +229,7 @@ Interval = Annotated[
 
 
 class ExpectedBody(_Message):
-    """What the threshold brings among the tiles without a mark, as far as the marks tell."""
+    """Expectation at the threshold among the tiles without a mark, as far as the marks tell."""
 
     rows: int = Field(description="Tiles at or above the threshold.")
     right: float = Field(description="Those of them that are right.")
