@@ -1,4 +1,4 @@
-"""What marks are for: the tiles to mark next, and every place with its probability.
+"""The use of marks: the tiles to mark next, and every place with its probability.
 
 The mathematics is that of :mod:`pipeline.search.marks`; this module asks the index for rows.
 """
@@ -158,7 +158,7 @@ def suggest(searcher: Searcher, query: Query, count: int = 10, where: Where = No
 
 
 def calibration_of(searcher: Searcher, query: Query) -> Calibration:
-    """Return what the scores of a query mean, from its marks.
+    """Return the meaning of the scores of a query, from its marks.
 
     Raises
     ------

@@ -147,14 +147,14 @@ def _spread(members: Int64, chosen: list[int], count: int, similar: Float64) -> 
         left = members[~np.isin(members, chosen)]
         if not len(left):
             break
-        likeness = similar[np.ix_(left, chosen)].max(axis=1) if chosen else np.zeros(len(left))
+        likeness = similar[left][:, chosen].max(axis=1) if chosen else np.zeros(len(left))
         chosen.append(int(left[np.argmin(likeness)]))
     return chosen
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """What the scores of a query mean, from marks that were held back.
+    """The meaning of the scores of a query, from marks that were held back.
 
     Attributes
     ----------
@@ -198,7 +198,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expected:
-    """What a threshold brings, as far as the calibration knows.
+    """Precision and recall of a threshold, as far as the calibration knows.
 
     ``precision`` is the share of the rows at or above the threshold that are right, ``recall`` the
     share of the right rows that are there. The intervals hold nine of ten resamples of the marks.
@@ -218,7 +218,7 @@ def calibrate(right: Vectors, wrong: Vectors, unlabelled: Vectors) -> Calibratio
 
     Each tenth of the marks is scored by a query of the others. A logistic curve is fitted to these
     scores with the targets of Platt; the unlabelled rows count as wrong, all together as much as a
-    quarter of the marks, and hold the curve down where nobody marks.
+    quarter of the marks, and hold the curve down where there are no marks.
 
     Parameters
     ----------
@@ -260,7 +260,7 @@ def calibrate(right: Vectors, wrong: Vectors, unlabelled: Vectors) -> Calibratio
 
 
 def expect(calibration: Calibration, scores: npt.ArrayLike, threshold: float) -> Expected:
-    """Return what a threshold brings among rows with these scores.
+    """Return precision and recall of a threshold among rows with these scores.
 
     Parameters
     ----------
