@@ -161,7 +161,9 @@ def read_marks(resolver: QueryResolver, uri: str | Location) -> tuple[list[Query
         if record.get("tile_key"):
             query = next(found)
         else:
-            query = resolver.point(*record["lonlat"], date=record.get("datetime"))
+            query = resolver.point(
+                record["lonlat"][0], record["lonlat"][1], date=record.get("datetime")
+            )
         (right if record["mark"] == RIGHT else wrong).append(query)
     return right, wrong
 

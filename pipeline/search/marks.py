@@ -147,7 +147,7 @@ def _spread(members: Int64, chosen: list[int], count: int, similar: Float64) -> 
         left = members[~np.isin(members, chosen)]
         if not len(left):
             break
-        likeness = similar[np.ix_(left, chosen)].max(axis=1) if chosen else np.zeros(len(left))
+        likeness = similar[left][:, chosen].max(axis=1) if chosen else np.zeros(len(left))
         chosen.append(int(left[np.argmin(likeness)]))
     return chosen
 
@@ -218,7 +218,7 @@ def calibrate(right: Vectors, wrong: Vectors, unlabelled: Vectors) -> Calibratio
 
     Each tenth of the marks is scored by a query of the others. A logistic curve is fitted to these
     scores with the targets of Platt; the unlabelled rows count as wrong, all together as much as a
-    quarter of the marks, and hold the curve down where nobody marks.
+    quarter of the marks, and hold the curve down where there are no marks.
 
     Parameters
     ----------
