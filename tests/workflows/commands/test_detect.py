@@ -48,7 +48,14 @@ class World:
     def marks(self, file: Path, count: int) -> Path:
         """Write a file of marks as a person draws it: a tile key, a scene and a mark."""
         rng = np.random.default_rng(1)
-        chosen = [rng.choice(np.flatnonzero(self.right == mark), count, False) for mark in (1, 0)]
+        names = np.char.add(self.rows["tile_key"].astype(str), self.rows["scene"].astype(str))
+        _, first, times = np.unique(names, return_index=True, return_counts=True)
+        once = np.isin(
+            np.arange(ROWS), first[times == 1]
+        )  # some tiles of the world are there twice
+        chosen = [
+            rng.choice(np.flatnonzero(once & (self.right == mark)), count, False) for mark in (1, 0)
+        ]
         features = [
             {
                 "type": "Feature",

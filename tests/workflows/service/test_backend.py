@@ -130,7 +130,7 @@ def test_marks_are_suggested_and_detected_as_in_python(client, served):
     archive = searcher.archive
     rows = archive.read(archive.live_rows(0), ["tile_key", "scene"])
     keys = list(zip(rows["tile_key"].tolist(), rows["scene"].tolist(), strict=True))
-    groups = {"positive": keys[:6], "negative": keys[30:36]}
+    groups = {"positive": keys[:6], "negative": keys[-6:]}
     marks = {n: [{"tile": t, "scene": s} for t, s in group] for n, group in groups.items()}
     resolver = QueryResolver(searcher)
     query = learn(searcher, *(resolver.marked(group) for group in groups.values()))
