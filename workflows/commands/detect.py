@@ -71,8 +71,8 @@ def detect(run: Run, /, **options: Any) -> None:
 
     Needs at least ten marks, three right and three wrong ones. The probabilities come from marks
     that were held back; precision and recall are what they let expect at the threshold among the
-    tiles without a mark, with an interval of 90 % over resampled marks. The tiles to review are
-    those nearest to the threshold: mark them, and detect again.
+    tiles without a mark, with the range of nine in ten resamples of the marks. The tiles to review
+    are those nearest to the threshold: mark them, and detect again.
     """
     from storage.formats import check_format, write_hits
 
@@ -169,4 +169,4 @@ def _show(run: Run, search: "SavedSearch", found: "Detections") -> None:
 
 def _percent(name: str, value: float, interval: tuple[float, float]) -> str:
     low, high = interval
-    return f"expected {name} {value:.0%} (90 % interval {low:.0%} to {high:.0%})"
+    return f"expected {name} {value:.0%} ({low:.0%} to {high:.0%} over resampled marks)"
