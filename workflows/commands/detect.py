@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.commands.common import Area, Run, Verb, pass_run, recipe_option
-from workflows.commands.search import marks_option, open_searcher
+from workflows.commands.common import Run, Verb, pass_run, recipe_option
+from workflows.commands.search import filter_options, marks_option, open_searcher
 from workflows.console import format_table
 
 if TYPE_CHECKING:
@@ -49,18 +49,7 @@ _SHOWN = 20
     metavar="N",
     help="Rows at most whose probabilities are computed.",
 )
-@recipe_option("--bbox", "search.filter.bbox", "Only in this box.")
-@recipe_option(
-    "--polygon",
-    "search.filter.polygon",
-    "Only in this area: WKT, GeoJSON or a file.",
-    type=Area(),
-    metavar="AREA",
-)
-@recipe_option("--since", "search.filter.since", "Only from then on.")
-@recipe_option("--until", "search.filter.until", "Only up to then.")
-@recipe_option("--max-cloud-fraction", "search.filter.max_cloud_fraction")
-@recipe_option("--in-scene", "search.filter.scenes", "Only in this scene; again for more.")
+@filter_options
 @click.option("--save", metavar="FILE", help="Keep marks, region and threshold as a .json file.")
 @click.option("--out", metavar="URI", help="Write the detections: .geojson, .parquet or .csv.")
 @click.option("--marks-out", metavar="URI", help="Write the marks that are tiles of the index.")

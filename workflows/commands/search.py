@@ -68,6 +68,22 @@ marks_option = click.option(
     help="Right and wrong marks: GeoJSON or GeoParquet with the column mark, or a saved search.",
 )
 
+filter_options = option_group(
+    recipe_option("--bbox", "search.filter.bbox", "Only in this box."),
+    recipe_option(
+        "--polygon",
+        "search.filter.polygon",
+        "Only in this area: WKT, GeoJSON or a file.",
+        type=Area(),
+        metavar="AREA",
+    ),
+    recipe_option("--since", "search.filter.since", "Only from then on."),
+    recipe_option("--until", "search.filter.until", "Only up to then."),
+    recipe_option("--max-cloud-fraction", "search.filter.max_cloud_fraction"),
+    recipe_option("--in-scene", "search.filter.scenes", "Only in this scene; again for more."),
+    recipe_option("--label", "search.filter.labels", "Only with this label; again for more."),
+)
+
 # Examples, positive and negative, and how to read them.
 _many = partial(click.option, multiple=True)
 example_options = option_group(
@@ -226,19 +242,7 @@ def _vectors(path: str) -> Iterator["Query"]:
 @recipe_option("--index", "index.uri")
 @example_options
 @recipe_option("-k --k", "search.k")
-@recipe_option("--bbox", "search.filter.bbox", "Only in this box.")
-@recipe_option(
-    "--polygon",
-    "search.filter.polygon",
-    "Only in this area: WKT, GeoJSON or a file.",
-    type=Area(),
-    metavar="AREA",
-)
-@recipe_option("--since", "search.filter.since", "Only from then on.")
-@recipe_option("--until", "search.filter.until", "Only up to then.")
-@recipe_option("--max-cloud-fraction", "search.filter.max_cloud_fraction")
-@recipe_option("--in-scene", "search.filter.scenes", "Only in this scene; again for more.")
-@recipe_option("--label", "search.filter.labels", "Only with this label; again for more.")
+@filter_options
 @click.option("--min-score", type=float, metavar="S", help="All hits with this score, not -k.")
 @click.option(
     "--limit",
