@@ -104,10 +104,14 @@ def _views(images: npt.NDArray[np.generic], network: torch.nn.Module, seed: int)
     return torch.cat(features).numpy()
 
 
-def reduced(features: Float32, dimension: int) -> Float32:
-    """Return unit vectors (n, D): the leading principal components of features (n, F)."""
-    centred = features - features.mean(axis=0)
-    _, axes = np.linalg.eigh(np.cov(centred[::8].T))
-    vectors = centred @ axes[:, ::-1][:, :dimension].astype(np.float32)
+def reduced(features: Float32, dimension: int, *, centred: bool = True) -> Float32:
+    """Return unit vectors (n, D): the leading principal components of features (n, F).
+
+    Without ``centred`` the features are projected as they are.
+    """
+    deviations = features - features.mean(axis=0)
+    _, axes = np.linalg.eigh(np.cov(deviations[::8].T))
+    kept = deviations if centred else features
+    vectors = kept @ axes[:, ::-1][:, :dimension].astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors, dtype=np.float32)

@@ -100,10 +100,12 @@ def next_marks(
 ) -> Int64:
     """Return the positions of the candidates whose marks would teach most.
 
-    Of fewer than ten marks all are uncertain ones, whose scores lie midway between the right and
-    the wrong marks. Later the best hits have the share that wrong marks have among the marks: where
-    right tiles are rare, the best hits bring some, and where they are common, only the boundary
-    teaches. Both kinds are spread: each is the one least like those chosen before.
+    Of fewer than ten marks all are uncertain ones, with scores near that of the right mark that is
+    least alike: further out, a query of so few marks finds hardly any right ones. Later uncertain
+    scores lie midway between the right and the wrong marks, and the best hits have the share that
+    wrong marks have among the marks: where right tiles are rare, the best hits bring some, and
+    where they are common, only the boundary teaches. Both kinds are spread: each is the one least
+    like those chosen before.
 
     Parameters
     ----------
@@ -119,8 +121,8 @@ def next_marks(
     Examples
     --------
     >>> vectors = np.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
-    >>> next_marks([1.0, 0.8, 0.6, 0.0], [1.0], [0.0], vectors.__getitem__, 2).tolist()
-    [2, 0]
+    >>> next_marks([1.0, 0.8, 0.6, 0.0], [0.8], [0.0], vectors.__getitem__, 2).tolist()
+    [1, 3]
     """
     scored, yes, no = (np.asarray(part, dtype=np.float64) for part in (scores, right, wrong))
     if not len(scored):
@@ -128,7 +130,8 @@ def next_marks(
     marks = len(yes) + len(no)
     first = marks < LEAST_MARKS
     best = 0 if first else round(count * len(no) / marks)
-    boundary = (yes.mean() + (no.mean() if len(no) else scored.min())) / 2
+    outside = no.mean() if len(no) else scored.min()
+    boundary = yes.min() if first else (yes.mean() + outside) / 2
     near = np.argsort(np.abs(scored - boundary), kind="stable")
     uncertain = near[: (_WIDE if first else _NARROW) * count]
     top = np.arange(min(_BEST * best, len(scored)))
