@@ -101,7 +101,7 @@ def next_marks(
     """Return the positions of the candidates whose marks would teach most.
 
     Of fewer than ten marks all are uncertain ones, with scores near that of the right mark that is
-    least alike: further out, a query of so few marks finds hardly any right ones. Later uncertain
+    least alike: further out, a query of a few marks finds hardly any right ones. Later uncertain
     scores lie midway between the right and the wrong marks, and the best hits have the share that
     wrong marks have among the marks: where right tiles are rare, the best hits bring some, and
     where they are common, only the boundary teaches. Both kinds are spread: each is the one least
