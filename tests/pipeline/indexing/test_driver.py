@@ -376,10 +376,23 @@ def test_every_row_lands_in_one_shard_and_neighbours_stay_together():
 
 def test_the_sample_is_uniform_over_segments():
     counts = [1000, 10, 0, 5000]
-    archive: Any = SimpleNamespace(
-        segments=[SimpleNamespace(ordinal=ordinal) for ordinal in range(4)],
-        live_rows=lambda ordinal: (ordinal << 32) + np.arange(counts[ordinal]),
-    )
+
+    class Segments:
+        segments = tuple(SimpleNamespace(ordinal=ordinal) for ordinal in range(4))
+        ledger = SimpleNamespace(
+            entries={
+                str(ordinal): SimpleNamespace(rows=count, segment_ordinal=ordinal)
+                for ordinal, count in enumerate(counts)
+            }
+        )
+
+        def __len__(self) -> int:
+            return sum(counts)
+
+        def live_rows(self, ordinal: int) -> np.ndarray[Any, Any]:
+            return (ordinal << 32) + np.arange(counts[ordinal])
+
+    archive: Any = Segments()
     drawn = np.zeros(4)
     for seed in range(40):
         rows = uniform_rows(archive, 600, seed)
