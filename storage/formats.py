@@ -192,6 +192,8 @@ def write_hits(table: pa.Table, uri: str | Location) -> None:
 def read_records(uri: str | Location) -> list[dict[str, Any]]:
     """Return the rows of a GeoJSON or GeoParquet file, with ``lonlat``, the middle of each.
 
+    It is None for a feature without a geometry.
+
     Raises
     ------
     NotFoundError
@@ -209,13 +211,19 @@ def read_records(uri: str | Location) -> list[dict[str, Any]]:
             document = json.loads(data)
             check_features(document)
             records = [dict(feature["properties"]) for feature in document["features"]]
-            shapes = from_geojson([feature["geometry"] for feature in document["features"]])
-        middles = shapely.get_coordinates(shapely.centroid(shapes)).tolist()
-        pairs = zip(records, middles, strict=True)
-        return [{**record, "lonlat": tuple(middle)} for record, middle in pairs]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            geometries = [feature["geometry"] for feature in document["features"]]
+            shapes = np.full(len(geometries), None, dtype=object)
+            given = [number for number, geometry in enumerate(geometries) if geometry is not None]
+            shapes[given] = from_geojson([geometries[number] for number in given])
+        middles = shapely.centroid(shapes)
+        places = np.stack([shapely.get_x(middles), shapely.get_y(middles)], axis=1)
+        pairs = zip(records, places.tolist(), np.isfinite(places).all(axis=1), strict=True)
+        return [{**record, "lonlat": tuple(at) if known else None} for record, at, known in pairs]
+    except (
+        ValueError, KeyError, TypeError, AttributeError, RecursionError, shapely.errors.ShapelyError
+    ) as error:  # fmt: skip
         raise ConfigError(
-            f"{place} is neither GeoJSON nor GeoParquet with a place for each feature "
+            f"{place} is neither GeoJSON nor GeoParquet with features "
             f"({error or type(error).__name__})"
         ) from error
 

@@ -160,6 +160,10 @@ def read_marks(resolver: QueryResolver, uri: str | Location) -> tuple[list[Query
     for record in marked:
         if record.get("tile_key"):
             query = next(found)
+        elif record["lonlat"] is None:
+            raise ConfigError(
+                f"{place}: a mark has neither a geometry nor a tile_key; draw it, or name its tile"
+            )
         else:
             query = resolver.point(
                 record["lonlat"][0], record["lonlat"][1], date=record.get("datetime")

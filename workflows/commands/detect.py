@@ -132,10 +132,15 @@ def _show(run: Run, search: "SavedSearch", found: "Detections") -> None:
         "detections": records,
         "review": hit_records(found.to_review()),
     }
+    figures = ["no tile without a mark reaches the threshold"]
+    if expected.rows:
+        figures = [
+            _percent("precision", expected.precision, expected.precision_interval),
+            _percent("recall", expected.recall, expected.recall_interval),
+        ]
     lines = [
         f"{len(records):,} detections at a probability of {found.threshold:g} or more",
-        _percent("precision", expected.precision, expected.precision_interval),
-        _percent("recall", expected.recall, expected.recall_interval),
+        *figures,
         f"{len(found.review)} tiles to review, nearest to the threshold",
     ]
     if found.hits.truncated:

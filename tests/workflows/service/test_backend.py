@@ -432,9 +432,10 @@ def test_the_answers_are_what_openapi_says(served):
     """All checks of schemathesis, on well-formed and malformed requests of every operation.
 
     A request can be right by the schema and make no sense to this index (a vector of another
-    length, a tile that is not there), so 404, 415 and 422 are answers to a well-formed one too.
+    length, a tile that is not there), so 404, 415, 422 and, from layers, 400 are answers to a
+    well-formed one too.
     """
-    allowed = {"expected-statuses": ["2xx", "404", "415", "422"]}
+    allowed = {"expected-statuses": ["2xx", "400", "404", "415", "422"]}
     config = SchemathesisConfig.from_dict({"checks": {"positive_data_acceptance": allowed}})
     app = create_app(
         IndexBackend(served),
