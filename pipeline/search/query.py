@@ -470,6 +470,8 @@ def _made_of(
 ) -> Query:
     """Return the query of a vector (D,) that was made of examples."""
     label = _labels(right, " + ") + (f" - {_labels(wrong, ' - ')}" if wrong else "")
+    if learned:
+        label = f"{len(right)} right and {len(wrong)} wrong marks"
     noted = [*right, *(query for query in wrong if query.of_words)]
     notes = [query.note for query in noted if query.note] + ([LEARNED] if learned else [])
     return Query(
