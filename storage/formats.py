@@ -201,10 +201,10 @@ def read_records(uri: str | Location) -> list[dict[str, Any]]:
     ConfigError
         The file is neither, or its content is damaged.
     """
-    place = Location.of(uri)
-    data = place.read()
+    file = Location.of(uri)
+    data = file.read()
     try:
-        if _suffix(place) == ".parquet":
+        if _suffix(file) == ".parquet":
             records = pq.read_table(io.BytesIO(data)).to_pylist()
             shapes = shapely.from_wkb([record.pop("geometry") for record in records])
         else:
@@ -217,13 +217,16 @@ def read_records(uri: str | Location) -> list[dict[str, Any]]:
             shapes[given] = from_geojson([geometries[number] for number in given])
         middles = shapely.centroid(shapes)
         places = np.stack([shapely.get_x(middles), shapely.get_y(middles)], axis=1)
-        pairs = zip(records, places.tolist(), np.isfinite(places).all(axis=1), strict=True)
-        return [{**record, "lonlat": tuple(at) if known else None} for record, at, known in pairs]
+        pairs = zip(records, places.tolist(), strict=True)
+        return [
+            {**record, "lonlat": tuple(place) if np.isfinite(place).all() else None}
+            for record, place in pairs
+        ]
     except (
         ValueError, KeyError, TypeError, AttributeError, RecursionError, shapely.errors.ShapelyError
     ) as error:  # fmt: skip
         raise ConfigError(
-            f"{place} is neither GeoJSON nor GeoParquet with features "
+            f"{file} is neither GeoJSON nor GeoParquet with features "
             f"({error or type(error).__name__})"
         ) from error
 
