@@ -29,7 +29,7 @@ from pipeline.search.movement import (
 from storage.archive.reader import Archive, Columns
 from storage.dates import parse_period
 from storage.display import Described
-from storage.errors import ConfigError, EncoderMismatchError
+from storage.errors import ConfigError
 from storage.formats import located
 from storage.geoarrow import tagged
 from storage.index.filter import Filter
@@ -210,7 +210,8 @@ def find_changes(
     some 60 bytes a row of the two periods, and one segment's vectors.
     """
     spec = as_spec(ChangeSpec, spec, "change")
-    _check_encoder(archive, toward)
+    if toward is not None:
+        toward.check_encoder(archive.spec.encoder_fingerprint, f"archive {archive.uri}")
     pairs = _pairs(archive, spec)
     moved, similar = np.full(len(pairs), np.nan), np.ones(len(pairs), np.bool_)
     scores, usual, sizes = moved.copy(), moved.copy(), np.zeros(len(pairs), np.int64)
@@ -246,15 +247,6 @@ def find_changes(
         title=f"{kind} from {spec.before} to {spec.after}",
         toward=toward is not None,
     )
-
-
-def _check_encoder(archive: Archive, toward: "SavedSearch | None") -> None:
-    expected = archive.spec.encoder_fingerprint
-    if toward is not None and toward.encoder_fingerprint != expected:
-        raise EncoderMismatchError(
-            f"saved search {toward.title!r} is of encoder {toward.encoder_fingerprint[:16]}, but "
-            f"archive {archive.uri} holds vectors of {expected[:16]}; make the search again"
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

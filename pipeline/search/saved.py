@@ -203,6 +203,21 @@ class SavedSearch:
         )
         return right, wrong
 
+    def check_encoder(self, fingerprint: str, holder: str) -> None:
+        """Check that an index or archive, the ``holder``, has vectors of the search's encoder.
+
+        Raises
+        ------
+        EncoderMismatchError
+            They are of another encoder.
+        """
+        if self.encoder_fingerprint != fingerprint:
+            raise EncoderMismatchError(
+                f"saved search {self.title!r} is of encoder {self.encoder_fingerprint[:16]}, but "
+                f"{holder} holds vectors of {fingerprint[:16]}; make the search again: "
+                "--marks FILE --save FILE"
+            )
+
     def query(self, searcher: Searcher) -> Query:
         """Return the query for an index; marks that are tiles of the index are its own rows.
 
@@ -213,13 +228,7 @@ class SavedSearch:
         SearchUnavailableError
             A shard did not answer.
         """
-        expected = searcher.manifest.encoder_fingerprint
-        if self.encoder_fingerprint != expected:
-            raise EncoderMismatchError(
-                f"saved search {self.title!r} is of encoder {self.encoder_fingerprint[:16]}, but "
-                f"index {searcher.index} holds vectors of {expected[:16]}; make the search again: "
-                "--marks FILE --save FILE"
-            )
+        self.check_encoder(searcher.manifest.encoder_fingerprint, f"index {searcher.index}")
         rows = _rows_of(searcher, self.marks)
         right, wrong = (
             tuple(replace(one, row=rows.get((one.tile, one.scene))) for one in examples)
