@@ -81,6 +81,7 @@ function show() {
   layOut(state.grid);
   find("#layer").value = state.layer;
   find("#distinct").setAttribute("aria-pressed", String(state.places));
+  find("#distinct").disabled = Boolean(state.change || state.detect);
   find("#legend").hidden = !hits.length && state.layer !== "scores";
   showMarking(state, { learned, detected, able: canSearch(state) });
   for (const name of ["#geojson", "#geoparquet"]) find(name).disabled = !hits.length;
