@@ -25,7 +25,7 @@ THRESHOLD = "0.4"
 def _answer_of(page: Page, route: str, button: str) -> dict[str, Any]:
     """Press a button; return the answer of the route that it asks."""
     with page.expect_response(f"**/v1/{route}") as answer:
-        page.get_by_role("button", name=button).click()
+        page.get_by_role("button", name=button, exact=True).click()
     assert answer.value.status == 200, answer.value.text()
     found: dict[str, Any] = answer.value.json()
     return found
@@ -77,7 +77,7 @@ def _until_learned(wide: Watched) -> str:
     page.keyboard.press("u")
     _mark_all(page, tiles, place)
     expect(page.locator("#queue")).to_contain_text("All seen")
-    _answer_of(page, "search", "Search again with the marks")
+    _answer_of(page, "search", "Search again")
     expect(page.locator("#queue")).to_be_hidden()
     expect(note).to_contain_text("In use: a query learned from marks.")
     return place
@@ -96,7 +96,7 @@ def _detect_and_review(wide: Watched, place: str) -> dict[str, Any]:
     assert json.loads(answer.value.request.post_data)["threshold"] == float(THRESHOLD)
     page.get_by_role("button", name=f"Review {len(before['review'])} tiles").click()
     _mark_all(page, before["review"], place)
-    after = _answer_of(page, "detections", "Detect again with the marks")
+    after = _answer_of(page, "detections", "Detect again")
     reviewed = {hit["row"] for hit in before["review"]}
     assert not reviewed & {hit["row"] for hit in after["review"]}
     _accessible(page)

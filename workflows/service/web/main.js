@@ -219,7 +219,7 @@ async function suggest(signal) {
   detected = null;
   announce(`${counted(answer.hits.length, "tile")} to mark next, from which the search learns most`);
   showAnswer(answer);
-  queue.begin(hits, { title: "Mark next", done: "Search again with the marks", pictures: about.pictures });
+  queue.begin(hits, { title: "Mark next", done: "Search again", pictures: about.pictures });
 }
 
 /** Mark the tiles that are nearest to the threshold, one after another. */
@@ -229,7 +229,7 @@ function review() {
   hits = detected.review.map((hit) => ({ tile: hit.tile_key, ...hit }));
   showCards();
   announce(`${counted(hits.length, "tile")} nearest to the threshold`);
-  queue.begin(hits, { title: "Review", done: "Detect again with the marks", pictures: about.pictures });
+  queue.begin(hits, { title: "Review", done: "Detect again", pictures: about.pictures });
 }
 
 /** Rank the places by their change between the periods of the state. */
