@@ -109,7 +109,9 @@ def test_marks_become_detections_that_the_command_line_finds_on_later_scenes(
     page = wide.open(address).page
     place = _until_learned(wide)
     found = _detect_and_review(wide, place)
-    assert {hit["tile_key"] for hit in found["hits"]} == {place}
+    assert sum(hit["mark"] == "right" for hit in found["hits"]) == 3
+    unmarked = [hit["probability"] for hit in found["hits"] if hit["mark"] is None]
+    assert all(probability >= float(THRESHOLD) for probability in unmarked)
     status, link = page.locator("#status").inner_text(), page.url
 
     detections = gpd.read_file(_download(page, "GeoJSON", tmp_path))
@@ -138,7 +140,8 @@ def test_marks_become_detections_that_the_command_line_finds_on_later_scenes(
     again = run("detect", "--index", index, "--saved", saved, "--json")
     assert again.code == 0, again.err
     fresh = [hit for hit in again.data["detections"] if hit["scene"] == f"site_{LATER}"]
-    assert [hit["tile_key"] for hit in fresh] == [place]
+    assert place in [hit["tile_key"] for hit in fresh]
+    assert all(hit["probability"] >= float(THRESHOLD) for hit in fresh)
     hits = run("search", "--index", index, "--saved", saved, "--json")
     assert f"site_{LATER}" in {hit["scene"] for hit in hits.data["hits"]}
     assert wide.said == []
