@@ -11,6 +11,7 @@ import re
 from storage.errors import ConfigError
 
 Moment = dt.datetime | dt.date | str
+_PERIOD = "give a year, month or day, such as 2024, 2024-05 or 2024-05-31, or START/END"
 
 
 def as_utc(moment: dt.datetime) -> dt.datetime:
@@ -120,9 +121,18 @@ def parse_period(text: str, subject: str) -> tuple[dt.datetime | None, dt.dateti
         None if end in ("..", "") and slash else _day_of(end, is_last=number == 1)
         for number, end in enumerate(ends)
     )
-    if since is None and until is None:
-        raise ConfigError(f"{subject} is {text!r}; give a year, month or day, or START/END")
+    given = [end for end in (since, until) if end is not None]
+    if not given or not all(map(_is_moment, given)):
+        raise ConfigError(f"{subject} is {text!r}; {_PERIOD}")
     return parse_range(since, until, subject)
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        dt.datetime.fromisoformat(text)  # a date is a moment too
+    except ValueError:
+        return False
+    return True
 
 
 def _day_of(text: str, *, is_last: bool) -> str:

@@ -64,7 +64,7 @@ HOMES = {
     ),
     "pydantic": (
         *within("workflows/recipe", "errors load"),
-        *within("workflows/service", "deploy schema uploads"),
+        *within("workflows/service", "deploy marks schema uploads"),
     ),
     "pmtiles": ("workflows/report/score_map.py",),
     "pyproj": (

@@ -4,7 +4,6 @@ The mathematics is that of :mod:`pipeline.search.marks`; this module asks the in
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,13 +74,25 @@ class Detections:
             (marks == RIGHT) | ((self.probability >= self.threshold) & (marks != WRONG))
         )
 
-    def to_arrow(self, *, everything: bool = False) -> pa.Table:
+    def to_arrow(self, *, everything: bool = False, most: int | None = None) -> pa.Table:
         """Return the detections as :meth:`pipeline.search.hits.Hits.to_arrow` returns hits.
 
-        The columns ``probability`` and ``mark`` come last. With ``everything``, all rows.
+        The columns ``probability`` and ``mark`` come last.
+
+        Parameters
+        ----------
+        everything
+            Return all rows in place of the detections.
+        most
+            Return the best of them, at most as many.
         """
-        table = _with(self.hits.to_arrow(), self.probability, self.mark)
-        return table if everything else _ranked(table.filter(pa.array(self.detected)))
+        keep = np.ones(len(self.probability), dtype=np.bool_) if everything else self.detected
+        return self._table(np.flatnonzero(keep)[:most])
+
+    def to_review(self) -> pa.Table:
+        """Return the rows to review, nearest to the threshold first."""
+        table = self._table(np.sort(self.review))
+        return _ranked(table.take(pa.array(np.argsort(np.argsort(self.review)))))
 
     def marked(self, searcher: Searcher) -> pa.Table:
         """Return the marks that are tiles of the index, as hits with probability and mark.
@@ -92,22 +103,48 @@ class Detections:
             A shard did not answer.
         """
         (query,) = self.hits.queries
-        marks = marks_by_row(query)
-        tiles = [one for one in (*query.right, *query.wrong) if one.tile and one.row is not None]
-        where = Filter(
-            tiles=tuple(sorted({str(one.tile) for one in tiles})),
-            scenes=tuple(sorted({str(one.scene) for one in tiles})),
-        )
-        most = max(len(where.tiles) * len(where.scenes), 1)
-        hits = searcher.search(query.vector, min(most, searcher.manifest.rows), where)
-        hits = replace(hits, queries=(query,)).where(np.isin(hits.rows, list(marks)), most)
-        present = hits.rows[0][hits.rows[0] >= 0]
-        probability = self.calibration.probability(hits.scores[0][: len(present)])
-        return _with(hits.to_arrow(), probability, tuple(marks[row] for row in present.tolist()))
+        return marked_tiles(searcher, query, self.calibration)
 
-    def to_review(self) -> pa.Table:
-        """Return the rows to review, nearest to the threshold first."""
-        return _ranked(self.to_arrow(everything=True).take(pa.array(self.review)))
+    def _table(self, positions: npt.NDArray[np.int64]) -> pa.Table:
+        """Return rows by their ascending positions; only these are read and outlined."""
+        keep = np.zeros(self.hits.rows.shape, dtype=np.bool_)
+        keep[0, positions] = True
+        marks = tuple(self.mark[position] for position in positions.tolist())
+        hits = self.hits.where(keep, len(positions))
+        return _with(hits.to_arrow(), marks, self.probability[positions])
+
+
+def marked_tiles(
+    searcher: Searcher, query: Query, calibration: Calibration | None = None
+) -> pa.Table:
+    """Return the marks of a query that are tiles of the index, as hits with the column ``mark``.
+
+    Parameters
+    ----------
+    searcher, query
+        The index, and a query with its marks.
+    calibration
+        Adds the column ``probability``.
+
+    Raises
+    ------
+    SearchUnavailableError
+        A shard did not answer.
+    """
+    marks = marks_by_row(query)
+    tiles = [one for one in (*query.right, *query.wrong) if one.tile and one.row is not None]
+    where = Filter(
+        tiles=tuple(sorted({str(one.tile) for one in tiles})),
+        scenes=tuple(sorted({str(one.scene) for one in tiles})),
+    )
+    most = max(len(where.tiles) * len(where.scenes), 1)
+    hits = searcher.search(query.vector, min(most, searcher.manifest.rows), where)
+    hits = replace(hits, queries=(query,)).where(np.isin(hits.rows, list(marks)), most)
+    present = hits.rows[0][hits.rows[0] >= 0]
+    names = tuple(marks[row] for row in present.tolist())
+    scores = hits.scores[0][: len(present)]
+    probability = None if calibration is None else calibration.probability(scores)
+    return _with(hits.to_arrow(), names, probability)
 
 
 def suggest(searcher: Searcher, query: Query, count: int = 10, where: Where = None) -> Hits:
@@ -237,14 +274,12 @@ def marks_by_row(query: Query) -> dict[int, str]:
     return {one.row: mark for mark, group in groups for one in group if one.row is not None}
 
 
-def _with(table: pa.Table, probability: Float64, mark: tuple[str | None, ...]) -> pa.Table:
-    columns: dict[str, Any] = {
-        "probability": pa.array(probability, pa.float64()),
-        "mark": pa.array(mark, pa.string()),
-    }
-    for name, values in columns.items():
-        table = table.append_column(name, values)
-    return table
+def _with(
+    table: pa.Table, mark: tuple[str | None, ...], probability: Float64 | None = None
+) -> pa.Table:
+    if probability is not None:
+        table = table.append_column("probability", pa.array(probability, pa.float64()))
+    return table.append_column("mark", pa.array(mark, pa.string()))
 
 
 def _ranked(table: pa.Table) -> pa.Table:

@@ -323,9 +323,14 @@ def save_search(search: SavedSearch, uri: str | Location) -> None:
     place = Location.of(uri)
     if PurePosixPath(place.uri).suffix.lower() != ".json":
         raise ConfigError(f"a search cannot be saved as {place}: end the name in .json")
+    place.write(search_document(search))
+
+
+def search_document(search: SavedSearch) -> bytes:
+    """Return the content of the file of a search."""
     document = {"skysift": _KIND, "version": _VERSION, **asdict(search)}
     document["marks"] = [{**asdict(mark), "vector": _text(mark.vector)} for mark in search.marks]
-    place.write((json.dumps(document, indent=1) + "\n").encode())
+    return (json.dumps(document, indent=1) + "\n").encode()
 
 
 def load_search(uri: str | Location) -> SavedSearch:
@@ -339,44 +344,91 @@ def load_search(uri: str | Location) -> SavedSearch:
         The file is not a saved search, or one of a later Skysift.
     """
     place = Location.of(uri)
-    data = place.read()
+    return read_search(place.read(), str(place))
+
+
+def read_search(data: bytes, name: str) -> SavedSearch:
+    """Return the saved search of a file's content; ``name`` is the file's name for people.
+
+    Raises
+    ------
+    ConfigError
+        It is not a saved search, or one of a later Skysift.
+    """
     try:
-        if len(data) > _MOST_BYTES:
-            raise ValueError(f"it has {len(data):,} bytes, more than {_MOST_BYTES:,}")
-        document = json.loads(data)
-        kind, version = document.pop("skysift"), document.pop("version")
-        if kind != _KIND or version not in range(1, _VERSION + 1):
-            raise ValueError(f"it is a {kind!r} of version {version!r}, not of 1 to {_VERSION}")
-        search = _of_document(document)
+        search = _of_document(_document(data))
         check_types(search)
         _check(search)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(
-            f"{place} is not a saved search ({error}); write one with `skysift search --save`"
-        ) from error
+    except KeyError as error:
+        raise _not_a_search(name, f"it has no {error.args[0]!r}") from error
+    except RecursionError as error:
+        raise _not_a_search(name, "it is nested too deeply") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _not_a_search(name, str(error)) from error
     return search
+
+
+def _not_a_search(name: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"{name} is not a saved search: {reason}; write one with `skysift search --save FILE`, "
+        "or save one on the map"
+    )
+
+
+def _document(data: bytes) -> dict[str, Any]:
+    """Return the fields of a file, once it says that it is a saved search.
+
+    Raises
+    ------
+    ValueError
+        It is something else.
+    """
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"it has {len(data):,} bytes, more than {_MOST_BYTES:,}")
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"it is not JSON ({error})") from error
+    if not isinstance(document, dict) or "skysift" not in document:
+        raise ValueError(f'it does not begin with {{"skysift": "{_KIND}"')
+    kind, version = document.pop("skysift"), document.pop("version", None)
+    if kind != _KIND or version not in range(1, _VERSION + 1):
+        raise ValueError(f"it is a {kind!r} of version {version!r}, not of 1 to {_VERSION}")
+    return document
 
 
 def marks_of(place: Location, resolver: QueryResolver) -> tuple[list[Query], list[Query]] | None:
     """Return the right and wrong marks of a file if it is a saved search, else None.
 
-    Marks of another encoder than that of the index become the tiles of the index with their keys
-    and scenes, else those at their places, of the acquisitions nearest to their dates.
-
     Raises
     ------
     ConfigError
         The saved search is damaged, or has no marks.
-    NotFoundError
-        The index has no tile at the place of a mark of another encoder.
-    EncoderMismatchError
-        It is of another encoder, and a mark has no place.
+    NotFoundError, EncoderMismatchError
+        See :func:`marks_in`.
     """
     if f'"{_KIND}"'.encode() not in place.read()[:_HEAD_BYTES]:
         return None
     search = load_search(place)
     if not search.marks:
         raise ConfigError(f"{place} is a saved search without marks; make it again from marks")
+    return marks_in(search, resolver)
+
+
+def marks_in(search: SavedSearch, resolver: QueryResolver) -> tuple[list[Query], list[Query]]:
+    """Return the right and wrong marks of a search for an index.
+
+    Marks of the encoder of the index keep their vectors; those that are tiles of the index have
+    their rows. Marks of another encoder become the tiles of the index with their keys and scenes,
+    else those at their places, of the acquisitions nearest to their dates.
+
+    Raises
+    ------
+    NotFoundError
+        The index has no tile at the place of a mark of another encoder.
+    EncoderMismatchError
+        It is of another encoder, and a mark has no place.
+    """
     if search.encoder_fingerprint == resolver.searcher.manifest.encoder_fingerprint:
         query = search.query(resolver.searcher)
         return list(query.right), list(query.wrong)

@@ -112,8 +112,9 @@ def test_a_hit_has_one_footprint_from_the_command_line_and_over_http(
     written = json.loads((tmp_path / "hits.geojson").read_text())["features"]
     bodies = [HitBody(**record) for record in hit_records(hits)]
     answer = SearchAnswer(
-        query="q", snapshot="S", version="v", coverage=1.0, ordinary=False, like="ADw", hits=bodies
-    )
+        query="q", snapshot="S", version="v", coverage=1.0, ordinary=False, learned=False,
+        like="ADw", hits=bodies,
+    )  # fmt: skip
     response = json.loads(bytes(negotiated(answer, GEOJSON).body))
     assert response["features"] == written
     assert response["snapshot"] == "S"

@@ -23,14 +23,21 @@ from storage.errors import ConfigError, SearchUnavailableError, SkysiftError
 from workflows.service.errors import add_handlers, documented
 from workflows.service.features import add_features, landing
 from workflows.service.guard import Authenticator, BodyLimit, FairPlaces, OwnPages, SafeHeaders
+from workflows.service.marks import (
+    DetectBody,
+    DetectionsAnswer,
+    MarksAnswer,
+    OpenedSearch,
+    SaveBody,
+    SuggestBody,
+)
 from workflows.service.mosaic import MOST_ZOOM, MapTile
 from workflows.service.negotiation import CONTENT, negotiated
 from workflows.service.page import map_page
 from workflows.service.schema import (
+    AskBody,
     ChangeAnswer,
     ChangeQuery,
-    DetectBody,
-    DetectionsAnswer,
     HealthAnswer,
     IndexAnswer,
     MosaicQuery,
@@ -40,13 +47,12 @@ from workflows.service.schema import (
     ScoresQuery,
     SearchAnswer,
     SearchBody,
-    SuggestBody,
     ThumbnailQuery,
     TileAnswer,
 )
 from workflows.service.telemetry import Metrics, RequestMetrics
 from workflows.service.thumbnails import Thumbnail
-from workflows.service.uploads import read_query, receive
+from workflows.service.uploads import Asked, read_query, receive
 
 if TYPE_CHECKING:
     from workflows.service.backend import IndexBackend
@@ -148,7 +154,9 @@ def create_app(
     add_handlers(app)
     guard = [Depends(Authenticator(digests, limits.rate_per_s, limits.burst, limits.share))]
     _add_probes(app, backend, metrics, guard)
-    _add_search(app, backend, limits, guard)
+    queries = _Queries(limits)
+    _add_search(app, backend, queries, limits, guard)
+    _add_saved(app, backend, queries, guard)
     _add_change(app, backend, limits, guard)
     _add_archive(app, backend, limits, map_config, guard)
     _add_tiles(app, backend, limits, metrics, guard)
@@ -180,50 +188,126 @@ def _add_probes(app: FastAPI, backend: "IndexBackend", metrics: Metrics, guard: 
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_search(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: list[Any]) -> None:
-    decoding = FairPlaces(limits.decoding)
+class _Queries:
+    """Answers of routes that take a query: JSON, or a form with a picture.
 
-    @app.post(
-        "/v1/search",
-        response_model=SearchAnswer,
-        responses={**documented(404, 408, 413, 415, 422, 503), 200: {"content": CONTENT}},
-        dependencies=guard,
-        openapi_extra={"requestBody": {"required": True, "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/SearchBody"}},
+    Pictures and words have few places to be embedded in; ``work`` is what else takes long.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.upload_s = limits.upload_s
+        self.embedding, self.work = FairPlaces(limits.decoding), FairPlaces(limits.decoding)
+
+    async def answer(
+        self,
+        request: Request,
+        kind: type[Asked],
+        respond: Callable[[Asked, bytes | None], Response],
+        *,
+        takes_long: bool = True,
+    ) -> Response:
+        """Read a query and respond to it, each in a thread."""
+        received = await receive(request, self.upload_s)
+        client, read = request.state.client, partial(read_query, received, kind)
+        if received.is_form:
+            body, image = await self.embedding.run(client, read)
+        else:
+            body, image = await to_thread.run_sync(read)
+        respond_to = partial(respond, body, image)
+        if takes_long:
+            return await self.work.run(client, respond_to)
+        if image is not None or body.text is not None:  # much work, so within bounds
+            return await self.embedding.run(client, respond_to)
+        return await to_thread.run_sync(respond_to)
+
+
+def _asks(kind: type[AskBody], answer: Any, guard: list[Any], **content: Any) -> dict[str, Any]:
+    """Return the settings of a route that takes a query and gives an answer."""
+    return {
+        "response_model": answer,
+        "responses": {**documented(404, 408, 413, 415, 422, 503), 200: content},
+        "dependencies": guard,
+        "openapi_extra": {"requestBody": {"required": True, "content": {
+            "application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}},
             "multipart/form-data": {"schema": _MULTIPART},
         }}},
-    )  # fmt: skip
-    async def search(request: Request, accept: Accept = None) -> Response:
-        """Find the tiles most like words, a vector, place, tile, box, image or examples."""
-        received = await receive(request, limits.upload_s)
-        client, read = request.state.client, partial(read_query, received)
-        run = partial(decoding.run, client)
-        body, image = await (run(read) if received.is_form else to_thread.run_sync(read))
-        _check_k(body.k, limits)
-
-        def answer() -> Response:
-            return negotiated(backend.search(body, image), accept)
-
-        embeds = image is not None or body.text is not None  # much work, so within bounds
-        return await (run(answer) if embeds else to_thread.run_sync(answer))
-
-    _describe(app, SearchBody)
-    found: dict[int | str, dict[str, Any]] = {
-        **documented(404, 422, 503), 200: {"content": CONTENT},
     }  # fmt: skip
 
-    @app.post("/v1/suggestions", response_model=SearchAnswer, responses=found, dependencies=guard)
-    def suggestions(body: SuggestBody, accept: Accept = None) -> Response:
+
+def _add_search(
+    app: FastAPI, backend: "IndexBackend", queries: _Queries, limits: Limits, guard: list[Any]
+) -> None:
+    @app.post("/v1/search", **_asks(SearchBody, SearchAnswer, guard, content=CONTENT))
+    async def search(request: Request, accept: Accept = None) -> Response:
+        """Find the tiles most like words, a vector, place, tile, box, image or examples."""
+
+        def respond(body: SearchBody, image: bytes | None) -> Response:
+            _check_k(body.k, limits)
+            return negotiated(backend.search(body, image), accept)
+
+        return await queries.answer(request, SearchBody, respond, takes_long=False)
+
+    @app.post("/v1/suggestions", **_asks(SuggestBody, SearchAnswer, guard, content=CONTENT))
+    async def suggestions(request: Request, accept: Accept = None) -> Response:
         """Choose the tiles whose marks would teach most."""
-        return negotiated(backend.suggest(body), accept)
+
+        def respond(body: SuggestBody, image: bytes | None) -> Response:
+            return negotiated(backend.suggest(body, image), accept)
+
+        return await queries.answer(request, SuggestBody, respond)
+
+    @app.post("/v1/detections", **_asks(DetectBody, DetectionsAnswer, guard, content=CONTENT))
+    async def detections(request: Request, accept: Accept = None) -> Response:
+        """Find every place that marks ask for, with its probability and the tiles to review."""
+
+        def respond(body: DetectBody, image: bytes | None) -> Response:
+            _check_k(body.k, limits)
+            return negotiated(backend.detect(body, image), accept)
+
+        return await queries.answer(request, DetectBody, respond)
+
+    _describe(app, SearchBody, SuggestBody, DetectBody)
+
+
+def _add_saved(app: FastAPI, backend: "IndexBackend", queries: _Queries, guard: list[Any]) -> None:
+    @app.post("/v1/marks", **_asks(AskBody, MarksAnswer, guard, content=CONTENT))
+    async def marks(request: Request, accept: Accept = None) -> Response:
+        """Return the marks that are tiles of the archive, to be kept as a file."""
+
+        def respond(body: AskBody, image: bytes | None) -> Response:
+            return negotiated(backend.marks(body, image), accept)
+
+        return await queries.answer(request, AskBody, respond)
+
+    document: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+
+    @app.post("/v1/saved-search", **_asks(SaveBody, None, guard, content=document))
+    async def save(request: Request) -> Response:
+        """Return a query with its marks as the file of a saved search."""
+
+        def respond(body: SaveBody, image: bytes | None) -> Response:
+            return Response(backend.save(body, image), media_type="application/json")
+
+        return await queries.answer(request, SaveBody, respond)
 
     @app.post(
-        "/v1/detections", response_model=DetectionsAnswer, responses=found, dependencies=guard
+        "/v1/saved-search/open",
+        response_model=OpenedSearch,
+        responses=documented(404, 408, 413, 415, 422, 503),
+        dependencies=guard,
+        openapi_extra={"requestBody": {"required": True, "content": document}},
     )
-    def detections(body: DetectBody, accept: Accept = None) -> Response:
-        """Find every place that marks ask for, with its probability and the tiles to review."""
-        _check_k(body.k, limits)
-        return negotiated(backend.detect(body), accept)
+    async def open_saved(request: Request) -> Response:
+        """Return a saved search as a query of this service; the body is its file."""
+        received = await receive(request, queries.upload_s)
+
+        def respond() -> Response:
+            found = backend.open_saved(received.body)
+            return Response(found.model_dump_json(), media_type="application/json")
+
+        return await queries.work.run(request.state.client, respond)
+
+    _describe(app, AskBody, SaveBody)
 
 
 def _add_change(app: FastAPI, backend: "IndexBackend", limits: Limits, guard: list[Any]) -> None:
@@ -416,8 +500,8 @@ def _add_headers(app: FastAPI, image_origins: Sequence[str]) -> None:
     )
 
 
-def _describe(app: FastAPI, body: type[SearchBody]) -> None:
-    """Complete the OpenAPI document: a body that its route parses itself, and the layers' errors.
+def _describe(app: FastAPI, *bodies: type[AskBody]) -> None:
+    """Complete the OpenAPI document: bodies that routes parse themselves, and the layers' errors.
 
     FastAPI adds an answer 422 of its own form to each route with parameters that names no 422.
     """
@@ -426,7 +510,7 @@ def _describe(app: FastAPI, body: type[SearchBody]) -> None:
     def openapi() -> dict[str, Any]:
         document = generated()
         schemas = document["components"]["schemas"]
-        if body.__name__ not in schemas:
+        for body in bodies:
             schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs"))
             schemas[body.__name__] = schema

@@ -10,18 +10,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from encoders.bundle import Encoder, load_encoder
 from encoders.spec import EncoderSpec, no_text, read_spec
 from pipeline.search.change import ChangeSpec, find_changes
-from pipeline.search.detections import detect, suggest
+from pipeline.search.detections import suggest
 from pipeline.search.hits import Hits
 from pipeline.search.query import Query, QueryResolver, combine, learn
-from pipeline.search.saved import SavedSearch
+from pipeline.search.saved import SavedSearch, search_document
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.dates import parse_moment
@@ -38,21 +39,29 @@ from workflows.service.collections import Collections
 from workflows.service.decoding import Decoder
 from workflows.service.footprints import ScenePlaces
 from workflows.service.layers import Layers, TileNumber, from_text, to_text
+from workflows.service.marks import (
+    DetectBody,
+    DetectionsAnswer,
+    MarksAnswer,
+    OpenedSearch,
+    SaveBody,
+    SuggestBody,
+    detections,
+    marks_of_query,
+    opened,
+    saved,
+)
 from workflows.service.mosaic import NOTHING, Drawn, Look, MapTile, Mosaic, opening_tiles, zoom_of
 from workflows.service.schema import (
     AcquisitionBody,
+    AskBody,
     ChangeAnswer,
     ChangeBody,
     ChangeQuery,
-    DetectBody,
-    DetectionBody,
-    DetectionsAnswer,
     ExampleBody,
-    ExpectedBody,
     FilterBody,
     HitBody,
     IndexAnswer,
-    MarksBody,
     MosaicQuery,
     PairsBody,
     PlaceFilterBody,
@@ -63,7 +72,6 @@ from workflows.service.schema import (
     SceneState,
     SearchAnswer,
     SearchBody,
-    SuggestBody,
     ThumbnailQuery,
     TileAnswer,
 )
@@ -159,47 +167,36 @@ class IndexBackend:
     def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
         """Answer a query; the tiles of the query are not among its hits."""
         version = self._current()
-        example = self._example(version, body, image)
-        query = learn(
-            version.searcher,
-            example + _examples(version, body.positive),
-            _examples(version, body.negative),
-        )
-        asked = example[0] if len(example) == 1 else query
+        query, about = self._query(version, body, image)
         hits = version.searcher.answer(query, body.k, _filter(body.filter), distinct=body.distinct)
-        return _found(query, asked, hits)
+        return _found(hits, about)
 
-    def suggest(self, body: SuggestBody) -> SearchAnswer:
+    def suggest(self, body: SuggestBody, image: bytes | None) -> SearchAnswer:
         """Return the tiles whose marks would teach most."""
         version = self._current()
-        query = _marked(version, body)
-        hits = suggest(version.searcher, query, body.k, _filter(body.filter))
-        return _found(query, query, hits)
+        query, about = self._query(version, body, image)
+        return _found(suggest(version.searcher, query, body.k, _filter(body.filter)), about)
 
-    def detect(self, body: DetectBody) -> DetectionsAnswer:
+    def detect(self, body: DetectBody, image: bytes | None) -> DetectionsAnswer:
         """Return the places that marks ask for, with their probabilities."""
         version = self._current()
-        query = _marked(version, body)
-        found = detect(
-            version.searcher,
-            query,
-            threshold=body.threshold,
-            where=_filter(body.filter),
-            review=body.review,
-        )
-        detections = found.to_arrow()
-        return DetectionsAnswer(
-            query=query.label,
-            snapshot=found.hits.snapshot,
-            version=found.hits.version,
-            coverage=found.hits.coverage,
-            threshold=found.threshold,
-            expected=ExpectedBody(**asdict(found.expected)),
-            total=len(detections),
-            truncated=bool(found.hits.truncated),
-            hits=[DetectionBody(**r) for r in hit_records(detections.slice(0, body.k))],
-            review=[DetectionBody(**r) for r in hit_records(found.to_review())],
-        )
+        query, about = self._query(version, body, image)
+        return detections(version.searcher, query, body, _filter(body.filter), about)
+
+    def marks(self, body: AskBody, image: bytes | None) -> MarksAnswer:
+        """Return the marks that are tiles of the archive."""
+        version = self._current()
+        return marks_of_query(version.searcher, self._query(version, body, image)[0])
+
+    def save(self, body: SaveBody, image: bytes | None) -> bytes:
+        """Return a query as the content of a saved search's file."""
+        version = self._current()
+        query, _ = self._query(version, body, image)
+        return search_document(saved(version.searcher, query, body, _filter(body.filter)))
+
+    def open_saved(self, document: bytes) -> OpenedSearch:
+        """Return a saved search as a query of the index."""
+        return opened(document, self._current().resolver)
 
     def change(self, query: ChangeQuery) -> ChangeAnswer:
         """Rank the places of the archive at the index's snapshot by their change.
@@ -402,7 +399,27 @@ class IndexBackend:
     def _newest(self) -> str:
         return current_version(self._config.index)
 
-    def _example(self, version: "_Version", body: SearchBody, image: bytes | None) -> list[Query]:
+    def _query(
+        self, version: "_Version", body: AskBody, image: bytes | None
+    ) -> tuple[Query, dict[str, Any]]:
+        """Return a query made of its marks, and what every answer says about it."""
+        example = self._example(version, body, image)
+        query = learn(
+            version.searcher,
+            example + _examples(version, body.positive),
+            _examples(version, body.negative),
+        )
+        asked = example[0] if len(example) == 1 else query
+        return query, {
+            "query": query.label,
+            "tile": asked.tile,
+            "scene": asked.scene,
+            "note": query.note,
+            "learned": query.learned,
+            "like": to_text(query.vector),
+        }
+
+    def _example(self, version: "_Version", body: AskBody, image: bytes | None) -> list[Query]:
         if body.vector is not None:
             return [Query(vector=np.asarray(body.vector, np.float32), label="vector")]
         if body.lonlat is not None:
@@ -472,26 +489,16 @@ class _Version:
         return "" if spec.text else no_text(spec.backbone, fingerprint)
 
 
-def _found(query: Query, asked: Query, hits: Hits) -> SearchAnswer:
-    """Return the answer of a query; ``asked`` is the tile that was asked with, if one was."""
+def _found(hits: Hits, about: dict[str, Any]) -> SearchAnswer:
+    """Return the answer of a query; ``about`` is what every answer says about it."""
     return SearchAnswer(
-        query=query.label,
-        tile=asked.tile,
-        scene=asked.scene,
+        **about,
         snapshot=hits.snapshot,
         version=hits.version,
         coverage=hits.coverage,
         ordinary=bool(hits.ordinary),
-        note=query.note,
-        like=to_text(query.vector),
         hits=[HitBody(**record) for record in hit_records(hits.to_arrow())],
     )
-
-
-def _marked(version: "_Version", body: MarksBody) -> Query:
-    """Return the query of marks."""
-    groups = (_examples(version, group) for group in (body.positive, body.negative))
-    return learn(version.searcher, *groups)
 
 
 def _examples(version: _Version, examples: list[ExampleBody]) -> list[Query]:

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 from storage.errors import (
     ConfigError,
+    EncoderMismatchError,
     GridError,
     NotFoundError,
     PictureBandsError,
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _STATUS: tuple[tuple[type[SkysiftError], int], ...] = (
     (ConfigError, 422),
+    (EncoderMismatchError, 422),
     (GridError, 422),
     (SceneError, 422),
     (NotFoundError, 404),

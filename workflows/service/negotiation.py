@@ -6,12 +6,8 @@ from typing import Any
 from fastapi import Response
 
 from storage.formats import feature_collection, geoparquet
-from workflows.service.schema import (
-    ChangeAnswer,
-    DetectionsAnswer,
-    ScenesAnswer,
-    SearchAnswer,
-)
+from workflows.service.marks import DetectionsAnswer, MarksAnswer
+from workflows.service.schema import ChangeAnswer, ScenesAnswer, SearchAnswer
 
 GEOJSON = "application/geo+json"
 PARQUET = "application/vnd.apache.parquet"
@@ -25,13 +21,15 @@ CONTENT: dict[str, Any] = {
 _ITEMS = {
     SearchAnswer: "hits",
     DetectionsAnswer: "hits",
+    MarksAnswer: "marks",
     ScenesAnswer: "scenes",
     ChangeAnswer: "changes",
 }
 
 
 def negotiated(
-    answer: SearchAnswer | DetectionsAnswer | ScenesAnswer | ChangeAnswer, accept: str | None
+    answer: SearchAnswer | DetectionsAnswer | MarksAnswer | ScenesAnswer | ChangeAnswer,
+    accept: str | None,
 ) -> Response:
     """Return an answer in the format that a client accepts; JSON unless it names another."""
     accepted = accept or ""

@@ -6,7 +6,7 @@ Requests are strict: a number in quotes is not a number.
 import datetime as dt
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
@@ -34,7 +34,9 @@ MAX_EXAMPLES = 1_000
 _TILE = "epsg32648-10-64/4/7"
 
 
-class _Message(BaseModel):
+class Message(BaseModel):
+    """An answer, or parameters of an address."""
+
     model_config = ConfigDict(extra="forbid")
 
 
@@ -69,19 +71,16 @@ class ExampleBody(_Request):
     scene: Name | None = Field(None, description="The scene it is of; the newest without.")
 
 
-class SearchBody(_Request):
-    """A query: one of ``text``, ``vector``, ``lonlat``, ``tile``, ``box``, an image; examples.
+class AskBody(_Request):
+    """A query: one of ``text``, ``vector``, ``lonlat``, ``tile``, ``box``, an image; marks.
 
-    With ``positive`` examples the query may be left out. Rows of the query are not among the hits.
+    With ``positive`` marks the query may be left out; beside marks it counts as a right one.
     """
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"lonlat": [103.75, 17.92], "k": 5},
-                {"text": "solar farm in desert", "k": 5},
-                {"tile": _TILE, "filter": {"max_cloud_fraction": 0.1}},
-                {"positive": [{"tile": _TILE}], "negative": [{"tile": "epsg32648-10-64/5/7"}]},
+                {"positive": [{"tile": _TILE}], "negative": [{"tile": "epsg32648-10-64/5/7"}]}
             ]
         },
     )
@@ -107,16 +106,16 @@ class SearchBody(_Request):
         description="With an image: its band, from 1, for each of the encoder's; 0 fills the band "
         "with the encoder's mean.",
     )
-    positive: list[ExampleBody] = Field([], max_length=MAX_EXAMPLES)
-    negative: list[ExampleBody] = Field([], max_length=MAX_EXAMPLES)
-    k: int = Field(10, ge=1, le=2**31 - 1)
-    distinct: Literal["place"] | None = Field(
-        None, description="`place`: one hit for each of k places, with every date of it inside."
+    positive: list[ExampleBody] = Field(
+        [], max_length=MAX_EXAMPLES, description="Tiles that are marked as right."
+    )
+    negative: list[ExampleBody] = Field(
+        [], max_length=MAX_EXAMPLES, description="Tiles that are marked as wrong."
     )
     filter: FilterBody = FilterBody()
 
     @model_validator(mode="after")
-    def _one_query(self, info: ValidationInfo) -> "SearchBody":
+    def _one_query(self, info: ValidationInfo) -> Self:
         given = [name for name in QUERIES if getattr(self, name) is not None]
         given += info.context or []  # the image of a form
         if len(given) > 1 or not (given or self.positive):
@@ -133,41 +132,27 @@ class SearchBody(_Request):
         return self
 
 
-class MarksBody(_Request):
-    """Tiles that are marked as right and as wrong."""
+class SearchBody(AskBody):
+    """A query, and how many hits it has. Rows of the query are not among them."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"positive": [{"tile": _TILE}], "negative": [{"tile": "epsg32648-10-64/5/7"}]}
+                {"lonlat": [103.75, 17.92], "k": 5},
+                {"text": "solar farm in desert", "k": 5},
+                {"tile": _TILE, "filter": {"max_cloud_fraction": 0.1}},
+                {"positive": [{"tile": _TILE}], "negative": [{"tile": "epsg32648-10-64/5/7"}]},
             ]
         },
     )
 
-    positive: list[ExampleBody] = Field(
-        min_length=1, max_length=MAX_EXAMPLES, description="Right marks."
+    k: int = Field(10, ge=1, le=2**31 - 1)
+    distinct: Literal["place"] | None = Field(
+        None, description="`place`: one hit for each of k places, with every date of it inside."
     )
-    negative: list[ExampleBody] = Field([], max_length=MAX_EXAMPLES, description="Wrong marks.")
-    filter: FilterBody = FilterBody()
 
 
-class SuggestBody(MarksBody):
-    """Marks, and how many tiles to mark next."""
-
-    k: int = Field(10, ge=1, le=1_000, description="Tiles to mark next.")
-
-
-class DetectBody(MarksBody):
-    """Marks, at least ten of them with three of each kind, and a threshold."""
-
-    threshold: float = Field(
-        0.5, gt=0, lt=1, description="Least probability of a detection, between 0 and 1."
-    )
-    review: int = Field(20, ge=0, le=1_000, description="Tiles to review.")
-    k: int = Field(1_000, ge=1, le=2**31 - 1, description="Most detections in the answer.")
-
-
-class DateBody(_Message):
+class DateBody(Message):
     """One acquisition of the place of a hit."""
 
     score: float
@@ -177,7 +162,7 @@ class DateBody(_Message):
     cloud_fraction: float
 
 
-class HitBody(_Message):
+class HitBody(Message):
     """One hit: a tile of one acquisition."""
 
     rank: int
@@ -201,8 +186,8 @@ class HitBody(_Message):
     )
 
 
-class SearchAnswer(_Message):
-    """Hits in order, and the versions and coverage of the search."""
+class QueryAnswer(Message):
+    """The query of an answer, and the versions and coverage of the search."""
 
     query: str = Field(description="Description of the query, for people.")
     tile: str | None = Field(
@@ -212,55 +197,24 @@ class SearchAnswer(_Message):
     snapshot: str = Field(description="Archive snapshot that the index was built from.")
     version: str = Field(description="Index version that answered.")
     coverage: float = Field(description="Fraction of the index's shards that answered.")
+    note: str = Field(
+        "", description="What to know about the hits, such as that the picture has no contrast."
+    )
+    learned: bool = Field(
+        description="Whether the query was learned from marks, as it is from ten on; with fewer it "
+        "is the mean of the right ones less half the mean of the wrong ones."
+    )
+    like: str = Field(description="The query's vector as text, for /v1/scores.")
+
+
+class SearchAnswer(QueryAnswer):
+    """Hits in order."""
+
     ordinary: bool = Field(
         description="Whether nothing is like the query: its best hit is no more alike than random "
         "tiles of the archive are."
     )
-    note: str = Field(
-        "", description="What to know about the hits, such as that the picture has no contrast."
-    )
-    like: str = Field(description="The query's vector as text, for /v1/scores.")
     hits: list[HitBody]
-
-
-Interval = Annotated[
-    tuple[float, float], Field(description="What nine of ten resamples of the marks give.")
-]
-
-
-class ExpectedBody(_Message):
-    """Expectation at the threshold among the tiles without a mark, as far as the marks tell."""
-
-    rows: int = Field(description="Tiles at or above the threshold.")
-    right: float = Field(description="Those of them that are right.")
-    precision: float = Field(description="Share of the tiles at or above it that are right.")
-    precision_interval: Interval
-    recall: float = Field(description="Share of the right tiles that are at or above it.")
-    recall_interval: Interval
-
-
-class DetectionBody(HitBody):
-    """A tile with the probability that it is right, and its mark."""
-
-    probability: float
-    mark: Literal["right", "wrong"] | None
-
-
-class DetectionsAnswer(_Message):
-    """Detections, the best first, and the tiles to review, nearest to the threshold first."""
-
-    query: str = Field(description="Description of the query, for people.")
-    snapshot: str = Field(description="Archive snapshot that the index was built from.")
-    version: str = Field(description="Index version that answered.")
-    coverage: float = Field(description="Fraction of the index's shards that answered.")
-    threshold: float
-    expected: ExpectedBody
-    total: int = Field(description="All detections; the answer has the best `k`.")
-    truncated: bool = Field(
-        description="Whether more tiles have a probability of 1 % or more than were looked at."
-    )
-    hits: list[DetectionBody] = Field(description="The detections.")
-    review: list[DetectionBody]
 
 
 class PlaceFilterBody(_Request):
@@ -300,7 +254,7 @@ class ChangeQuery(_Request):
     filter: PlaceFilterBody = PlaceFilterBody()
 
 
-class ChangeBody(_Message):
+class ChangeBody(Message):
     """A place at two periods; tile, scene, labels and place are those of the later tile."""
 
     rank: int
@@ -325,7 +279,7 @@ class ChangeBody(_Message):
     geometry: Geometry
 
 
-class ChangeAnswer(_Message):
+class ChangeAnswer(Message):
     """Changes in order, the largest first."""
 
     query: str = Field(description="Description of the query, for people.")
@@ -337,7 +291,7 @@ class ChangeAnswer(_Message):
     changes: list[ChangeBody]
 
 
-class AcquisitionBody(_Message):
+class AcquisitionBody(Message):
     """One acquisition of a tile."""
 
     scene: str
@@ -347,7 +301,7 @@ class AcquisitionBody(_Message):
     labels: list[str]
 
 
-class TileAnswer(_Message):
+class TileAnswer(Message):
     """A tile and every acquisition of it, oldest first."""
 
     snapshot: str
@@ -361,7 +315,7 @@ class TileAnswer(_Message):
 SceneState = Literal["embedded", "empty", "quarantined", "deleted"]
 
 
-class ScenesQuery(_Message):
+class ScenesQuery(Message):
     """A page of the ledger, and the state of its scenes."""
 
     offset: int = Field(0, ge=0, le=2**53)
@@ -369,7 +323,7 @@ class ScenesQuery(_Message):
     state: SceneState | None = None
 
 
-class LookQuery(_Message):
+class LookQuery(Message):
     """The bands and the brightness of a picture."""
 
     preset: Name | None = Field(
@@ -394,7 +348,7 @@ class ThumbnailQuery(LookQuery):
     size: int = Field(128, ge=16, le=512, description="Pixels a side.")
 
 
-class ScoresQuery(_Message):
+class ScoresQuery(Message):
     """The vector that a map tile compares places with."""
 
     like: str = Field(
@@ -402,7 +356,7 @@ class ScoresQuery(_Message):
     )
 
 
-class ItemsQuery(_Message):
+class ItemsQuery(Message):
     """Which features of a collection to return, as OGC API Features writes it."""
 
     bbox: str | None = Field(
@@ -432,7 +386,7 @@ class ItemsQuery(_Message):
         return None if self.bbox is None else _box_of(self.bbox.split(","))
 
 
-class ItemSearchBody(_Message):
+class ItemSearchBody(Message):
     """The conditions of an item search, as STAC API writes them; all must hold."""
 
     collections: list[Name] | None = Field(
@@ -521,7 +475,7 @@ def _box_of(numbers: Sequence[Any]) -> tuple[float, float, float, float] | None:
     return box
 
 
-class SceneBody(_Message):
+class SceneBody(Message):
     """The state of a scene.
 
     Its geometry is the hull of its tiles and its box encloses them; both are None without tiles.
@@ -536,7 +490,7 @@ class SceneBody(_Message):
     geometry: Geometry | None = None
 
 
-class ScenesAnswer(_Message):
+class ScenesAnswer(Message):
     """A page of the ledger."""
 
     snapshot: str
@@ -545,13 +499,13 @@ class ScenesAnswer(_Message):
     scenes: list[SceneBody]
 
 
-class HealthAnswer(_Message):
+class HealthAnswer(Message):
     """The process runs."""
 
     status: str = "ok"
 
 
-class ReadyAnswer(_Message):
+class ReadyAnswer(Message):
     """The index is loaded and answers."""
 
     status: str = "ready"
@@ -560,21 +514,21 @@ class ReadyAnswer(_Message):
     rows: int
 
 
-class PairsBody(_Message):
+class PairsBody(Message):
     """Scores that shares of the random pairs of tiles do not reach; both ascending."""
 
     shares: list[float]
     scores: list[float]
 
 
-class PresetBody(_Message):
+class PresetBody(Message):
     """A choice of bands for pictures."""
 
     name: str
     title: str = Field(description="For people.")
 
 
-class IndexAnswer(_Message):
+class IndexAnswer(Message):
     """Description of the index, for the map."""
 
     version: str
@@ -600,7 +554,7 @@ class IndexAnswer(_Message):
     base_map_attribution: str
 
 
-class ErrorBody(_Message):
+class ErrorBody(Message):
     """The reason why a request was refused."""
 
     error: str

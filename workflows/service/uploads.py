@@ -1,4 +1,4 @@
-"""The body of a search: JSON, or a form with a picture, within limits of time, parts and values.
+"""The body of a query: JSON, or a form with a picture, within limits of time, parts and values.
 
 Bodies are received by the event loop and parsed by threads. :mod:`workflows.service.decoding`
 decodes the pictures.
@@ -9,7 +9,7 @@ import binascii
 import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from fastapi import Request
@@ -20,7 +20,9 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from storage.errors import ConfigError
-from workflows.service.schema import SearchBody
+from workflows.service.schema import AskBody
+
+Asked = TypeVar("Asked", bound=AskBody)
 
 _MAX_PARTS, _MAX_FIELD_BYTES = 8, 8 * 1024 * 1024
 _UTF8 = re.compile(r'charset="?utf-?8"?\s*(?=;|$)')  # a form is decoded by any codec that it names
@@ -42,7 +44,7 @@ class Received:
 
 
 async def receive(request: Request, limit_s: float) -> Received:
-    """Receive the body of a search.
+    """Receive the body of a query.
 
     Raises
     ------
@@ -62,8 +64,8 @@ async def receive(request: Request, limit_s: float) -> Received:
         raise HTTPException(408, f"the request did not arrive within {limit_s:g} s") from error
 
 
-def read_query(received: Received) -> tuple[SearchBody, bytes | None]:
-    """Read a search: JSON, or a form with the parts ``image`` (a file) and ``query`` (JSON).
+def read_query(received: Received, kind: type[Asked]) -> tuple[Asked, bytes | None]:
+    """Read a query of a kind: JSON, or a form with the parts ``image`` (a file), ``query`` (JSON).
 
     A form that is made to be slow takes about half a second for each megabyte.
 
@@ -76,7 +78,7 @@ def read_query(received: Received) -> tuple[SearchBody, bytes | None]:
         values, or the base64 is not valid.
     """
     if not received.is_form:
-        body = _parsed(received.body, has_image=False)
+        body = _parsed(received.body, kind, has_image=False)
         return body, _decoded(body.image_base64)
     try:
         query, image = anyio.run(_form, received)
@@ -87,7 +89,7 @@ def read_query(received: Received) -> tuple[SearchBody, bytes | None]:
         ) from error
     if image is None:
         raise ConfigError("the form has no part `image` that is a file; send the file as `image`")
-    return _parsed(query, has_image=True), image
+    return _parsed(query, kind, has_image=True), image
 
 
 async def _form(received: Received) -> tuple[bytes, bytes | None]:
@@ -117,13 +119,13 @@ def _kind(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def _parsed(text: bytes, has_image: bool) -> SearchBody:
+def _parsed(text: bytes, kind: type[Asked], has_image: bool) -> Asked:
     where = "the part `query` of the form" if has_image else "the request"
     values = text.count(b",") + text.count(b":")
     if values > _MAX_VALUES:
         raise ConfigError(f"{where} has {values:,} values, at most {_MAX_VALUES:,} are taken")
     try:
-        return SearchBody.model_validate_json(text, context=["image"] if has_image else None)
+        return kind.model_validate_json(text, context=["image"] if has_image else None)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
         if has_image and found[0]["type"] in ("json_invalid", "model_type"):

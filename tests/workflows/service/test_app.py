@@ -80,6 +80,7 @@ class _Backend:
             version="0001-ab",
             coverage=1.0,
             ordinary=False,
+            learned=False,
             like="ADw",
             hits=[hit],
         )
@@ -498,8 +499,11 @@ def test_openapi_names_every_route(client):
         "/v1/detections",
         "/v1/health",
         "/v1/index",
+        "/v1/marks",
         "/v1/mosaic/{z}/{x}/{y}",
         "/v1/ready",
+        "/v1/saved-search",
+        "/v1/saved-search/open",
         "/v1/scenes",
         "/v1/scores/{z}/{x}/{y}.mvt",
         "/v1/search",
@@ -511,7 +515,10 @@ def test_openapi_names_every_route(client):
     assert client.get("/docs").status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/v1/suggestions", "/v1/detections"])
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/suggestions", "/v1/detections", "/v1/marks", "/v1/saved-search", "/v1/saved-search/open"],
+)
 def test_marks_need_a_token_too(backend, path):
     client = _client(backend, digests=token_digests(TOKEN))
     assert client.post(path, json={"positive": [{"tile": "g/1/2"}]}).status_code == 401
@@ -627,13 +634,17 @@ class _Slow(_Backend):
         assert self.go_on.wait(30)
         return super().search(body, image)
 
+    suggest = search
 
-async def _waiting(app, count: int, address: str, backend: _Slow, **request) -> list:
+
+async def _waiting(
+    app, count: int, address: str, backend: _Slow, route: str = "search", **request
+) -> list:
     """Start requests of one client; return their tasks once the service has as many as it takes."""
     transport = httpx.ASGITransport(app, client=(address, 1))
     client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")
     before = backend.inside
-    tasks = [asyncio.create_task(client.post("/v1/search", **request)) for _ in range(count)]
+    tasks = [asyncio.create_task(client.post(f"/v1/{route}", **request)) for _ in range(count)]
     for _ in range(50):
         await asyncio.sleep(0.01)
         if backend.inside - before == count:
@@ -659,15 +670,21 @@ def test_one_client_cannot_hold_every_place():
     assert sorted(asyncio.run(run())) == [200] * 11 + [429] * 2
 
 
-def test_one_client_cannot_hold_every_decoder():
+@pytest.mark.parametrize(
+    ("route", "long"),
+    [
+        ("search", {"files": {"image": ("a.png", PNG)}}),
+        ("suggestions", {"json": {"positive": [{"tile": "g/1/2"}]}}),
+    ],
+)
+def test_one_client_cannot_hold_every_place_of_long_work(route, long):
     backend = _Slow()
     app = create_app(backend, limits=Limits(decoding=2))
-    picture = {"files": {"image": ("a.png", PNG)}}
 
     async def run() -> set[int]:
-        mine = await _waiting(app, 4, "10.0.0.1", backend, **picture)
+        mine = await _waiting(app, 4, "10.0.0.1", backend, route, **long)
         assert backend.inside == 1
-        yours = await _waiting(app, 1, "10.0.0.2", backend, **picture)
+        yours = await _waiting(app, 1, "10.0.0.2", backend, route, **long)
         assert backend.inside == 2
         backend.go_on.set()
         return {answer.status_code for answer in await asyncio.gather(*mine, *yours)}

@@ -24,6 +24,7 @@ from pipeline.indexing.driver import build_index
 from pipeline.indexing.maintenance import rollback_index
 from pipeline.search.detections import detect, suggest
 from pipeline.search.query import FEATURELESS, QueryResolver, learn
+from pipeline.search.saved import read_search
 from storage.archive.maintenance import Memory
 from storage.archive.maintenance import remember as note
 from storage.archive.reader import Archive
@@ -153,10 +154,70 @@ def test_marks_are_suggested_and_detected_as_in_python(client, served):
     assert [f["properties"]["row"] for f in geojson.json()["features"]] == [
         hit["row"] for hit in found["hits"]
     ]
+    box = found["hits"][0]["bbox"]
+    near = client.post("/v1/detections", json={**asked, "filter": {"bbox": box}}).json()
+    assert 0 < near["total"] < found["total"]
+    form = {"query": json.dumps({**marks, "k": 2})}
+    pictured = client.post("/v1/suggestions", files={"image": _png()}, data=form)
+    assert len(pictured.json()["hits"]) == 2
     few = client.post("/v1/detections", json={"positive": marks["positive"]})
     assert few.status_code == 422
     assert "at least 10, 3 of each" in few.json()["message"]
     assert client.post("/v1/detections", json={**asked, "threshold": 1}).status_code == 422
+
+
+def test_a_saved_search_keeps_marks_threshold_and_review_and_is_opened_again(client, served):
+    searcher = IndexBackend(served)._current().searcher
+    rows = searcher.archive.read(searcher.archive.live_rows(0), ["tile_key", "scene"])
+    keys = list(zip(rows["tile_key"].tolist(), rows["scene"].tolist(), strict=True))
+    named = [{"tile": tile, "scene": scene} for tile, scene in keys]
+    marks = {"positive": named[:6], "negative": named[-6:]}
+    asked = {**marks, "threshold": 0.2, "review": 4, "filter": {"max_cloud_fraction": 0.5}}
+    file = client.post("/v1/saved-search", json={**asked, "title": "lakes"})
+    search = read_search(file.content, "the file")
+    assert (search.title, search.threshold, search.review) == ("lakes", 0.2, 4)
+    found = client.post("/v1/detections", json=asked).json()
+    same = search.detect(searcher).to_arrow()["row"].to_pylist()
+    assert same == [hit["row"] for hit in found["hits"]]
+
+    opened = client.post("/v1/saved-search/open", json=file.json()).json()
+    assert {name: opened[name] for name in ("positive", "negative")} == marks
+    assert (opened["threshold"], opened["review"], opened["left_out"]) == (0.2, 4, 0)
+    assert opened["filter"] == {"max_cloud_fraction": 0.5}
+    foreign = client.post(
+        "/v1/saved-search/open", json={**file.json(), "encoder_fingerprint": "of another"}
+    ).json()
+    assert foreign["positive"] == marks["positive"]  # the same tiles, by key and scene
+    pictured = client.post(
+        "/v1/saved-search", files={"image": _png()}, data={"query": json.dumps(marks)}
+    )
+    assert client.post("/v1/saved-search/open", json=pictured.json()).json()["left_out"] == 1
+    table = client.post("/v1/marks", json=marks, headers={"Accept": "application/geo+json"}).json()
+    listed = [(f["properties"]["tile_key"], f["properties"]["mark"]) for f in table["features"]]
+    assert sorted(listed) == sorted(
+        (tile, mark)
+        for mark, group in (("right", keys[:6]), ("wrong", keys[-6:]))
+        for tile, _ in group
+    )
+    few = client.post("/v1/saved-search", json={"positive": named[:2], "threshold": 0.5})
+    assert few.status_code == 422
+    assert "at least 10" in few.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "it is not JSON"),
+        (b"{}", 'does not begin with {"skysift": "saved search"'),
+        (b'{"skysift": "saved search", "version": 2}', "it has no 'vector'"),
+        (b"[" * 100_000, "not a saved search"),
+    ],
+)
+def test_what_is_no_saved_search_is_said_in_one_line(client, body, message):
+    headers = {"Content-Type": "application/json"}
+    answer = client.post("/v1/saved-search/open", content=body, headers=headers)
+    assert answer.status_code == 422
+    assert message in answer.json()["message"]
 
 
 def test_places_are_ranked_by_their_change(client, monkeypatch):
@@ -192,7 +253,7 @@ def test_places_are_ranked_by_their_change(client, monkeypatch):
     ("change", "message"),
     [
         ({"before": "2025"}, "give two periods in their order"),
-        ({"before": "soon"}, "before"),
+        ({"before": "soon"}, "before is 'soon'; give a year, month or day"),
         ({"k": 1001}, "at most 1000"),
         ({"toward": "ADw"}, "embed them with the encoder of this index"),
         ({"filter": {"bbox": ["1", 2, 3, 4]}}, "bbox"),

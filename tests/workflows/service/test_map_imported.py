@@ -24,7 +24,7 @@ def test_a_place_of_imported_embeddings_gives_hits_on_the_map(
     with serving(create_app(backend, limits=Limits(rate_per_s=0))) as address:
         watched = Watched(browser.new_page())
         page = watched.open(address).page
-        expect(page.locator("#drop")).to_be_hidden()
+        expect(page.locator("#drop")).to_contain_text("A saved search: drop it here")
         expect(page.locator("body")).to_contain_text("which come without pixels")
         lon, lat = chips.centres[4]
         page.get_by_label("Longitude").fill(str(lon))

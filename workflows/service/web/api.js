@@ -76,23 +76,21 @@ export async function footprints(most) {
   }
 }
 
-/** Search; `file` is the picture of an image query. Accept names the form of the answer. */
-export function search(body, file, { accept = "application/json", signal } = {}) {
+/**
+ * Ask a route, such as "search"; `file` is the picture of an image query. Accept names the form of the
+ * answer. A body that is a text is JSON already.
+ */
+export function post(route, body, { file, accept = "application/json", signal } = {}) {
   const headers = { Accept: accept };
+  const text = typeof body === "string" ? body : JSON.stringify(body);
   if (file) {
     const form = new FormData();
-    form.append("query", JSON.stringify(body));
+    form.append("query", text);
     form.append("image", file);
-    return request("v1/search", { method: "POST", body: form, headers, signal });
+    return request(`v1/${route}`, { method: "POST", body: form, headers, signal });
   }
   headers["Content-Type"] = "application/json";
-  return request("v1/search", { method: "POST", body: JSON.stringify(body), headers, signal });
-}
-
-/** Compare two periods; see search(). */
-export function change(body, { accept = "application/json", signal } = {}) {
-  const headers = { Accept: accept, "Content-Type": "application/json" };
-  return request("v1/change", { method: "POST", body: JSON.stringify(body), headers, signal });
+  return request(`v1/${route}`, { method: "POST", body: text, headers, signal });
 }
 
 export const tile = (key) => json(`v1/tiles/${key}`);

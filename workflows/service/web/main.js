@@ -8,13 +8,16 @@ import { changeBody, changeInWords, fillChange, watchChange } from "./change.js"
 import { announce, complain, counted, day, find, sentence } from "./dom.js";
 import { lookOf } from "./ground.js";
 import { MapView } from "./mapview.js";
+import { THRESHOLD, detectedInWords, openedState, showMarking, watchThreshold } from "./marking.js";
 import { fillForms, swapped, watchAsk, watchFilters } from "./panel.js";
 import { Place } from "./place.js";
+import { Queue } from "./queue.js";
 import { indexOf, layOut, refreshStrip, showExamples, showStrip, walkByArrows } from "./results.js";
 import { closerThan, scaleOf } from "./scale.js";
-import { askedInWords, canSearch, fromHash, markOf, toBody, toHash, toggleMark } from "./state.js";
+import { askedInWords, canSearch, fromHash, markOf, queryBody, setMark, toBody, toHash } from "./state.js";
 
 const MOST_FOOTPRINTS = 5000;
+const SUGGESTED = 10;
 const NO_MAP = "This browser offers no WebGL, so there is no map. Search by coordinates, picture "
   + "or box; the hits below and the export work.";
 
@@ -24,11 +27,13 @@ let about = null;
 let map = null;
 let running = null;
 let like = ""; // the vector of the last answer
+let learned = false; // whether it was learned from marks
+let detected = null; // the last detections
 const files = []; // pictures that were asked with, for the way back
 let look = "";
 
 const mark = (hit) => markOf(state, hit);
-const openHit = () => indexOf(hits, state.open);
+const openHit = () => (queue.running ? queue.turn : indexOf(hits, state.open));
 const place = new Place({
   close: () => open(null),
   step: (tile, scene) => { state.open = { tile, scene }; remember(); },
@@ -38,6 +43,19 @@ const place = new Place({
 const asked = new Asked({
   ask: (tile, scene) => ask({ tile, scene }),
   outline: (geometry) => map?.showAsked(geometry),
+});
+
+const queue = new Queue({
+  mark: (tile, name) => {
+    const was = setMark(state, tile, name);
+    remember();
+    return was;
+  },
+  show: () => {
+    show();
+    if (queue.turn?.bbox) map?.reveal(queue.turn.bbox, queue.panel);
+  },
+  finish: (marked) => run(marked),
 });
 
 /** Put the state into the address; a new search is a step that Back undoes. */
@@ -59,22 +77,28 @@ function show() {
   map?.showArea(state.area);
   map?.colour(state.layer, like, scale);
   find("#legend").firstChild.textContent = about.pairs && scale === about.pairs ? "like random tiles " : "less ";
-  find("#legend b").textContent = state.change ? "more change" : "more alike";
+  find("#legend b").textContent = state.change ? "more change" : state.detect ? "more probable" : "more alike";
   layOut(state.grid);
   find("#layer").value = state.layer;
   find("#distinct").setAttribute("aria-pressed", String(state.places));
+  find("#distinct").disabled = Boolean(state.change || state.detect);
   find("#legend").hidden = !hits.length && state.layer !== "scores";
-  find("#refine").disabled = !(state.good.length || state.bad.length) || !canSearch(state);
+  showMarking(state, { learned, detected, able: canSearch(state) });
   for (const name of ["#geojson", "#geoparquet"]) find(name).disabled = !hits.length;
 }
 
+/** Mark a tile; the same mark again takes it away. */
 function toggle(hit, name) {
-  toggleMark(state, hit, name);
+  setMark(state, hit, mark(hit) === name ? "" : name);
   remember();
   show();
 }
 
 function open(hit) {
+  if (queue.running) {
+    if (hit) queue.go(hit);
+    return;
+  }
   const before = openHit();
   state.open = hit && { tile: hit.tile, scene: hit.scene };
   if (hit) {
@@ -93,7 +117,7 @@ function open(hit) {
 
 /** Ask something new: marks of the last question do not count for it. */
 function ask(query) {
-  Object.assign(state, { query, good: [], bad: [], open: null, change: null });
+  Object.assign(state, { query, good: [], bad: [], open: null, change: null, detect: null });
   place.close();
   return run(true);
 }
@@ -101,6 +125,8 @@ function ask(query) {
 function forget() {
   hits = [];
   like = "";
+  learned = false;
+  detected = null;
   asked.clear();
   find("#ordinary").hidden = true;
   showStrip(hits, { about, markOf: mark, on: {} });
@@ -117,38 +143,29 @@ function warn({ ordinary, note, hits: [best] }) {
   find("#ordinary").hidden = !find("#ordinary").textContent;
 }
 
+/** Do what the state asks for; a later call takes the place of an earlier one. */
 async function run(asNew = false) {
-  running?.abort();
-  const mine = running = new AbortController();
+  queue.drop();
   withdrawBands();
   place.rescore(null);
   remember(asNew);
   show();
-  if (state.change) {
-    await compare(mine);
-    return;
-  }
-  if (!canSearch(state)) {
-    forget();
-    announce("");
-    show();
-    return;
-  }
-  announce("Searching…");
+  if (state.change) return work("Comparing…", compare);
+  if (canSearch(state)) return state.detect ? work("Looking for detections…", detect) : work("Searching…", search);
+  running?.abort();
+  forget();
+  announce("");
+  return show();
+}
+
+/** Do one thing with the service, and show it; `act` gets the signal that ends it. */
+async function work(words, act) {
+  running?.abort();
+  const mine = running = new AbortController();
+  announce(words);
   find("#results").setAttribute("aria-busy", "true");
   try {
-    const response = await api.search(toBody(state), state.query?.file, { signal: mine.signal });
-    const answer = await response.json();
-    hits = answer.hits.map((hit) => ({ tile: hit.tile_key, ...hit })); // as queries and marks say it
-    like = answer.like;
-    warn(answer);
-    place.rescore(openHit());
-    asked.show(answer, state.query, askedInWords(state), about.pictures)
-      .catch((error) => complain(error.message));
-    showStrip(hits, { about, markOf: mark, on: { open, mark: toggle } });
-    announce(hits.length ? `${counted(hits.length, "hit")} like ${askedInWords(state)}` : "No hit: widen the filters.");
-    find("#status").title = answer.query;
-    if (answer.coverage < 1) complain(`Only ${Math.round(answer.coverage * 100)} % of the index answered.`);
+    await act(mine.signal);
   } catch (error) {
     if (error.name === "AbortError") return;
     forget();
@@ -159,31 +176,76 @@ async function run(asNew = false) {
   show();
 }
 
+/** Ask a route with the query, and its picture if there is one. */
+const post = (route, body, options) => api.post(route, body, { file: state.query?.file, ...options });
+
+/** Show the hits of an answer to the query. */
+function showAnswer(answer) {
+  hits = answer.hits.map((hit) => ({ tile: hit.tile_key, ...hit })); // as queries and marks say it
+  ({ like, learned } = answer);
+  asked.show(answer, state.query, askedInWords(state), about.pictures)
+    .catch((error) => complain(error.message));
+  showCards();
+  if (answer.coverage < 1) complain(`Only ${Math.round(answer.coverage * 100)} % of the index answered.`);
+}
+
+const showCards = () => showStrip(hits.slice(0, state.k), { about, markOf: mark, on: { open, mark: toggle } });
+
+async function search(signal) {
+  const answer = await (await post("search", toBody(state), { signal })).json();
+  detected = null;
+  warn(answer);
+  announce(answer.hits.length
+    ? `${counted(answer.hits.length, "hit")} like ${askedInWords(state)}` : "No hit: widen the filters.");
+  find("#status").title = answer.query;
+  showAnswer(answer);
+  place.rescore(openHit());
+}
+
+const detectBody = () => (
+  { ...queryBody(state), threshold: state.detect, review: state.review, k: about.max_k });
+
+/** Find every place that the marks ask for. */
+async function detect(signal) {
+  detected = await (await post("detections", detectBody(), { signal })).json();
+  find("#ordinary").hidden = true;
+  announce(detectedInWords(detected));
+  showAnswer(detected);
+}
+
+/** Mark the tiles that teach most, one after another. */
+async function suggest(signal) {
+  const answer = await (await post("suggestions", { ...queryBody(state), k: SUGGESTED }, { signal })).json();
+  detected = null;
+  announce(`${counted(answer.hits.length, "tile")} to mark next, from which the search learns most`);
+  showAnswer(answer);
+  queue.begin(hits, { title: "Mark next", done: "Search again", pictures: about.pictures });
+}
+
+/** Mark the tiles that are nearest to the threshold, one after another. */
+function review() {
+  place.close();
+  state.open = null;
+  hits = detected.review.map((hit) => ({ tile: hit.tile_key, ...hit }));
+  showCards();
+  announce(`${counted(hits.length, "tile")} nearest to the threshold`);
+  queue.begin(hits, { title: "Review", done: "Detect again", pictures: about.pictures });
+}
+
 /** Rank the places by their change between the periods of the state. */
-async function compare(mine) {
-  announce("Comparing…");
-  find("#results").setAttribute("aria-busy", "true");
+async function compare(signal) {
   const { toward } = state.change;
-  try {
-    if (toward && !like && canSearch(state)) { // a link was opened: what it is toward is not known yet
-      const body = { ...toBody(state), k: 1 };
-      like = (await (await api.search(body, state.query?.file, { signal: mine.signal })).json()).like;
-    }
-    const found = await (await api.change(changeBody(state, like), { signal: mine.signal })).json();
-    const kept = like;
-    forget();
-    like = kept;
-    const unit = toward && like ? "" : "°"; // a gain in similarity has none
-    hits = found.changes.map((one) => ({ tile: one.tile_key, unit, ...one }));
-    showStrip(hits, { about, markOf: mark, on: { open, mark: toggle } });
-    announce(changeInWords(found));
-  } catch (error) {
-    if (error.name === "AbortError") return;
-    forget();
-    complain(error.message);
+  if (toward && !like && canSearch(state)) { // a link was opened: what it is toward is not known yet
+    like = (await (await post("search", { ...toBody(state), k: 1 }, { signal })).json()).like;
   }
-  if (running === mine) find("#results").removeAttribute("aria-busy");
-  show();
+  const found = await (await api.post("change", changeBody(state, like), { signal })).json();
+  const kept = like;
+  forget();
+  like = kept;
+  const unit = toward && like ? "" : "°"; // a gain in similarity has none
+  hits = found.changes.map((one) => ({ tile: one.tile_key, unit, ...one }));
+  showCards();
+  announce(changeInWords(found));
 }
 
 function inWords(error) {
@@ -217,11 +279,10 @@ function drawn(box, purpose) {
   }
 }
 
-async function save(accept, name) {
+/** Let the browser keep an answer as a file. */
+async function save(name, answer) {
   try {
-    const response = await (state.change ? api.change(changeBody(state, like), { accept })
-      : api.search(toBody(state), state.query?.file, { accept }));
-    const address = URL.createObjectURL(await response.blob());
+    const address = URL.createObjectURL(await (await answer).blob());
     const link = document.createElement("a");
     Object.assign(link, { href: address, download: name });
     link.click();
@@ -232,7 +293,41 @@ async function save(accept, name) {
   }
 }
 
-const saved = () => (state.change ? "changes" : "hits");
+const FORMATS = { geojson: "application/geo+json", parquet: "application/vnd.apache.parquet" };
+
+/** Keep what is shown. */
+function saveShown(suffix) {
+  const accept = FORMATS[suffix];
+  if (state.change) return save(`changes.${suffix}`, api.post("change", changeBody(state, like), { accept }));
+  if (state.detect) return save(`detections.${suffix}`, post("detections", detectBody(), { accept }));
+  return save(`hits.${suffix}`, post("search", toBody(state), { accept }));
+}
+
+const saveMarks = (suffix) => (
+  save(`marks.${suffix}`, post("marks", queryBody(state), { accept: FORMATS[suffix] })));
+
+/** Keep query, marks, filters and threshold, to run again. */
+function saveSearch() {
+  const { k, review: count, detect: threshold } = state;
+  const title = askedInWords(state).slice(0, 512);
+  return save("saved-search.json", post("saved-search", { ...queryBody(state), title, k, review: count, threshold }));
+}
+
+/** Go on with a saved search: its marks, filters, threshold and review. */
+async function openSaved(file) {
+  try {
+    const opened = openedState(await (await api.post("saved-search/open", await file.text())).json());
+    Object.assign(state, opened.state);
+    place.close();
+    await run(true);
+    if (!canSearch(state)) complain("No right mark of the saved search is a tile of this archive.");
+    if (!opened.notes.length) return;
+    find("#ordinary").textContent = opened.notes.join(" ");
+    find("#ordinary").hidden = false;
+  } catch (error) {
+    complain(error.message);
+  }
+}
 
 async function copyLink() {
   const note = state.query?.file ? " The picture itself is not part of it." : "";
@@ -245,17 +340,32 @@ async function copyLink() {
 }
 
 function wire() {
-  watchAsk({ words: (text) => ask({ text }), place: (lonlat) => ask({ lonlat }), box: (box) => ask({ box }), file: (file) => ask({ file }) });
+  watchAsk({ words: (text) => ask({ text }), place: (lonlat) => ask({ lonlat }), box: (box) => ask({ box }), file: (file) => ask({ file }), saved: openSaved });
   watchFilters((values) => { Object.assign(state, values); run(true); });
   walkByArrows();
-  watchChange((change) => { Object.assign(state, { change, open: null }); place.close(); run(true); });
+  watchChange((change) => { Object.assign(state, { change, open: null, detect: null }); place.close(); run(true); });
+  watchThreshold((detect) => { state.detect = detect; run(); });
   find("#refine").addEventListener("click", () => { state.change = null; run(true); });
   find("#distinct").addEventListener("click", () => { state.places = !state.places; run(true); });
   find("#layout").addEventListener("click", () => { state.grid = !state.grid; remember(); show(); });
   find("#layer").addEventListener("change", ({ target }) => { state.layer = target.value; remember(); show(); });
   find("#link").addEventListener("click", copyLink);
-  find("#geojson").addEventListener("click", () => save("application/geo+json", `${saved()}.geojson`));
-  find("#geoparquet").addEventListener("click", () => save("application/vnd.apache.parquet", `${saved()}.parquet`));
+  for (const [name, suffix] of [["geojson", "geojson"], ["geoparquet", "parquet"]]) {
+    find(`#${name}`).addEventListener("click", () => saveShown(suffix));
+    find(`#marks-${name}`).addEventListener("click", () => saveMarks(suffix));
+  }
+  find("#save-search").addEventListener("click", saveSearch);
+  find("#suggest").addEventListener("click", () => {
+    Object.assign(state, { change: null, open: null });
+    place.close();
+    work("Choosing tiles…", suggest);
+  });
+  find("#detect").addEventListener("click", () => {
+    Object.assign(state, { change: null, open: null, detect: state.detect ? null : THRESHOLD });
+    place.close();
+    run(true);
+  });
+  find("#review").addEventListener("click", review);
   for (const name of ["query", "area"]) {
     find(`#draw-${name}`).addEventListener("click", () => drawMode(map.drawing === name ? null : name));
   }
@@ -287,7 +397,7 @@ function startMap() {
   try {
     map = new MapView(about, state.view, state.ground, {
       ground: () => { remember(); redraw(); },
-      place: (lonlat) => ask({ lonlat }),
+      place: (lonlat) => { if (!queue.running) ask({ lonlat }); }, // a slip would end the marking
       hit: (rank) => open(hits[rank - 1]),
       box: drawn,
       view: (view) => { state.view = view; remember(); },
@@ -307,7 +417,7 @@ function redraw() {
   look = String(lookOf(state.ground));
   api.lookLike(lookOf(state.ground));
   if (look === before || !hits.length) return;
-  showStrip(hits, { about, markOf: mark, on: { open, mark: toggle } });
+  showCards();
   if (state.open) place.show(openHit() ?? state.open, about.pictures);
   show();
 }
@@ -316,7 +426,7 @@ function describe() {
   const [first, last] = [day(about.since), day(about.until)];
   find("#about").textContent = `${counted(about.rows, "tile")}, ${first === last ? first : `${first} to ${last}`}`;
   const embeds = about.bands.length > 0; // imported embeddings come without an encoder
-  find("#drop").hidden = !embeds;
+  find("#drops").textContent = embeds ? "A picture or a saved search" : "A saved search";
   find("#needs").textContent = embeds
     ? `PNG, JPEG or GeoTIFF; the encoder needs ${about.bands.join(", ")}.`
     : "No pictures: these embeddings were imported, and their encoder is not here.";

@@ -190,7 +190,7 @@ export class MapView {
   }
 
   showHits(hits, open, markOf, scale) {
-    const shade = ({ score }) => shadeOf(score, scale);
+    const shade = ({ score, probability }) => probability ?? shadeOf(score, scale);
     const shown = [...hits].reverse().map((hit) => ({
       hit, properties: { shade: shade(hit), rank: hit.rank, mark: markOf(hit), open: hit === open },
     }));

@@ -3,6 +3,7 @@
 import { complain, find, numbers } from "./dom.js";
 
 const KINDS = /\.(png|jpe?g|tiff?)$/i;
+const SAVED = /\.json$/i;
 
 function field(form, name) {
   return form.elements.namedItem(name);
@@ -25,7 +26,7 @@ export function swapped([lon, lat], ask, [west, south, east, north] = [-180, -90
   return inside ? { words: `Search at longitude ${lat}, latitude ${lon}`, act: () => ask([lat, lon]) } : undefined;
 }
 
-/** Listen to the query form. `on` has words(text), place(lonlat), box(box), file(file). */
+/** Listen to the query form. `on` has words(text), place(lonlat), box(box), file(file), saved(file). */
 export function watchAsk(on) {
   const form = find("#ask");
   form.addEventListener("submit", (event) => {
@@ -60,7 +61,8 @@ export function watchAsk(on) {
   const picked = (file) => {
     if (!file) return;
     if (KINDS.test(file.name)) on.file(file);
-    else complain(`${file.name} is no PNG, JPEG or GeoTIFF file.`);
+    else if (SAVED.test(file.name)) on.saved(file);
+    else complain(`${file.name} is no PNG, JPEG or GeoTIFF file, and no saved search (.json).`);
   };
   const input = find("#file");
   input.addEventListener("change", () => { picked(input.files[0]); input.value = ""; });

@@ -25,15 +25,17 @@ function markButtons(hit, mark, on) {
 
 function card(hit, context) {
   const { about, markOf, on } = context;
-  const score = hit.score.toFixed(3);
+  const probable = hit.probability !== undefined;
+  const score = probable ? `${Math.round(hit.probability * 100)} %` : hit.score.toFixed(3);
   const meaning = closerThan(hit.closer_than);
-  const words = `Hit ${hit.rank}: score ${score}, ${day(hit.datetime)}, scene ${hit.scene}`
+  const words = `${probable ? "Detection" : "Hit"} ${hit.rank}: ${probable ? "probability" : "score"} ${score}, `
+    + `${day(hit.datetime)}, scene ${hit.scene}`
     + (meaning && `, ${meaning}`);
   const dates = hit.dates?.length > 1 ? `${hit.dates.length} dates` : "";
   return element("li", { class: "card", "data-rank": hit.rank },
     element("button", { type: "button", class: "show", "aria-label": words, onclick: () => on.open(hit) },
       photograph(about.pictures, hit.tile, hit.scene, ""),
-      element("span", { class: "score", title: meaning }, score),
+      element("span", { class: "score", title: probable ? "probability" : meaning }, score),
       element("span", { class: "date" }, day(hit.datetime)),
       element("span", { class: "meaning", title: meaning }, meaning.replace(" of pairs", "")),
       element("span", { class: "scene", title: hit.scene }, dates || hit.scene)),

@@ -11,6 +11,8 @@ export function emptyState() {
     bad: [],
     since: "", until: "", cloud: 100, label: "", area: null, k: 24,
     change: null, // { before, after, toward }: places by their change in place of hits
+    detect: null, // least probability: detections in place of hits
+    review: 20, // tiles to review
     places: false, // one hit a place
     grid: false, // hits as a grid instead of a strip
     layer: "", // "scores" | "colours": what colours every place
@@ -50,6 +52,8 @@ export function toHash(state) {
     for (const name of ["before", "after"]) words.set(name, state.change[name]);
     if (state.change.toward) words.set("toward", "1");
   }
+  if (state.detect) words.set("detect", state.detect);
+  if (state.review !== 20) words.set("review", state.review);
   for (const name of ["places", "grid"]) if (state[name]) words.set(name, "1");
   if (state.layer) words.set("layer", state.layer);
   if (state.view) words.set("view", state.view.join(","));
@@ -82,6 +86,9 @@ export function fromHash(hash) {
       before: words.get("before"), after: words.get("after"), toward: words.get("toward") === "1",
     };
   }
+  const threshold = Number(words.get("detect"));
+  if (threshold > 0 && threshold < 1) state.detect = threshold;
+  if (words.has("review")) state.review = Math.max(1, Math.trunc(Number(words.get("review"))) || 20);
   for (const name of ["places", "grid"]) state[name] = words.get(name) === "1";
   state.layer = ["scores", "colours"].find((name) => name === words.get("layer")) ?? "";
   state.area = area;
@@ -91,8 +98,8 @@ export function fromHash(hash) {
   return state;
 }
 
-/** The body of a search, without the file of an image query. */
-export function toBody(state) {
+/** A query with its marks and filters, without the file of an image query. */
+export function queryBody(state) {
   const { query } = state;
   const filter = {};
   if (state.area) filter.bbox = state.area;
@@ -107,9 +114,11 @@ export function toBody(state) {
   if (query?.tile) Object.assign(asked, { tile: query.tile, scene: query.scene });
   if (query?.box) asked.box = query.box;
   if (query?.file && query.bands) asked.bands = query.bands;
-  if (state.places) asked.distinct = "place";
-  return { ...asked, positive: state.good, negative: state.bad, k: state.k, filter };
+  return { ...asked, positive: state.good, negative: state.bad, filter };
 }
+
+/** The body of a search. */
+export const toBody = (state) => ({ ...queryBody(state), k: state.k, ...(state.places && { distinct: "place" }) });
 
 /** What is looked for, for people. */
 export function askedInWords({ query, good, bad }) {
@@ -128,11 +137,12 @@ export const canSearch = (state) => Boolean(state.query || state.good.length);
 
 export const same = (a, b) => a && b && a.tile === b.tile && a.scene === b.scene;
 
-/** Mark a tile as good or bad; again takes the mark away. */
-export function toggleMark(state, hit, name) {
-  const was = state[name].some((one) => same(one, hit));
+/** Mark a tile as good or bad, or as neither with an empty name; returns its mark before. */
+export function setMark(state, hit, name) {
+  const was = markOf(state, hit);
   for (const list of ["good", "bad"]) state[list] = state[list].filter((one) => !same(one, hit));
-  if (!was) state[name] = [...state[name], { tile: hit.tile, scene: hit.scene }];
+  if (name) state[name] = [...state[name], { tile: hit.tile, scene: hit.scene }];
+  return was;
 }
 
 export function markOf(state, hit) {

@@ -1,0 +1,94 @@
+// Uses of marks: the query that they make, detections at a threshold, and a saved search.
+
+import { counted, find } from "./dom.js";
+
+const LEARNS = 10;
+const OF_EACH = 3;
+export const THRESHOLD = 0.5;
+
+/** The numbers of right and wrong marks; the query counts as right. */
+function numbersOf({ query, good, bad }) {
+  return { right: good.length + (query ? 1 : 0), wrong: bad.length };
+}
+
+/** Whether there are enough marks for probabilities. */
+function canDetect(state) {
+  const { right, wrong } = numbersOf(state);
+  return right + wrong >= LEARNS && Math.min(right, wrong) >= OF_EACH;
+}
+
+/** What the marks are and which query is in use; `learned` says so of the last answer. */
+function marksInWords(state, learned) {
+  const { right, wrong } = numbersOf(state);
+  const words = [`${right} right and ${wrong} wrong marks${state.query ? ", the query is a right one" : ""}.`];
+  if (learned) words.push("In use: a query learned from marks.");
+  else if (right + wrong < LEARNS) words.push(`In use: a mean; from ${LEARNS} marks on the search learns from them.`);
+  else words.push("In use: a mean; search again, and the search learns from the marks.");
+  if (!canDetect(state)) words.push(`Detections need ${LEARNS} marks, ${OF_EACH} right and ${OF_EACH} wrong ones.`);
+  return words.join(" ");
+}
+
+const percent = (share) => Math.round(share * 100);
+
+/** Precision and recall that the marks let expect, for people. */
+function expectedInWords({ expected }) {
+  if (!expected.rows) return "No tile without a mark is that probable.";
+  const figure = (name, values) => `${name} ${percent(expected[name])} % (${values.map(percent).join(" to ")} %)`;
+  return `Expected ${figure("precision", expected.precision_interval)}, `
+    + `${figure("recall", expected.recall_interval)}; in brackets the range over resampled marks.`;
+}
+
+/** How many detections there are, for people. */
+export function detectedInWords({ total, hits, truncated, threshold }) {
+  const shown = total > hits.length ? `, the best ${hits.length.toLocaleString("en")} shown` : "";
+  const more = truncated ? "; more tiles than were looked at are probable: narrow the filters" : "";
+  return `${counted(total, "detection")} at ${percent(threshold)} % or more${shown}${more}`;
+}
+
+/** Show what marks there are and what can be done with them; `detected` is the last answer, or null. */
+export function showMarking(state, { learned, detected, able }) {
+  const has = state.good.length + state.bad.length > 0;
+  find("#marking").hidden = !has;
+  find("#marks-note").textContent = has ? marksInWords(state, learned) : "";
+  for (const name of ["refine", "suggest", "save-search", "marks-geojson", "marks-geoparquet"]) {
+    find(`#${name}`).disabled = !able;
+  }
+  find("#refine").textContent = `${state.detect ? "Detect" : "Search"} again with the marks`;
+  find("#detect").disabled = !state.detect && !(able && canDetect(state));
+  find("#detect").setAttribute("aria-pressed", String(Boolean(state.detect)));
+  const form = find("#threshold");
+  form.hidden = !state.detect;
+  if (!state.detect) return;
+  form.elements.threshold.value = state.detect;
+  showThreshold(state.detect);
+  find("#expected").textContent = detected ? expectedInWords(detected) : "";
+  find("#review").textContent = `Review ${counted(detected?.review.length ?? 0, "tile")}`;
+  find("#review").disabled = !detected?.review.length;
+}
+
+function showThreshold(value) {
+  find("#threshold-shown").textContent = `${percent(value)} %`;
+}
+
+/** Listen to the slider; `on` gets a threshold when it is let go. */
+export function watchThreshold(on) {
+  const form = find("#threshold");
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("input", ({ target }) => showThreshold(target.value));
+  form.addEventListener("change", ({ target }) => on(Number(target.value)));
+}
+
+/** The part of a state that a saved search brings, and what the page cannot show of it. */
+export function openedState({ positive, negative, threshold, review, filter, left_out: leftOut }) {
+  const { bbox, since, until, max_cloud_fraction: cloud, labels = [], ...others } = filter;
+  const notes = Object.keys(others).map((name) => `Its filter by ${name} is left out.`);
+  if (labels.length > 1) notes.push(`Of its labels only ${labels[0]} is taken.`);
+  if (leftOut) notes.push(`${counted(leftOut, "mark")} not of this archive's tiles: left out here; \`skysift detect --saved\` uses all.`);
+  const state = {
+    query: null, change: null, open: null, good: positive, bad: negative, detect: threshold,
+    review: review || 20, area: bbox ?? null, label: labels[0] ?? "",
+    since: since?.slice(0, 10) ?? "", until: until?.slice(0, 10) ?? "",
+    cloud: cloud === undefined ? 100 : Math.round(cloud * 100),
+  };
+  return { state, notes };
+}
