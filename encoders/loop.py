@@ -2,8 +2,9 @@
 
 Without a process group the loop trains in one process; in a group each worker contrasts its own
 anchors with the keys of all workers, so W workers compute the gradient of one process with the
-whole batch. Random draws depend only on (seed, step, rank), so a run restored from the state after
-any step continues exactly as an uninterrupted run.
+whole batch. Augmentation depends only on (seed, step, row of the global batch), so neither the
+number of workers nor a restart from the state after any step changes the result. Random layers of a
+network (dropout) draw for each worker.
 
 Shape legend: N rows, B rows of this worker's batch, C bands or classes, F features, D dimension.
 """
@@ -22,14 +23,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from encoders.augment import Augmentation
+from encoders.augment import Augmentation, row_generators
 from encoders.batch_norm import convert_sync_batch_norm
 from encoders.bundle import Encoder
 from encoders.gather import KeyQueue, average_gradients, cached_backward, gather_rows, global_loss
 from encoders.losses.core import Loss
 from encoders.sampling import LabelAwareBatchSampler
 from encoders.spec import LoopSpec
-from storage.errors import ConfigError, SkysiftError
+from storage.errors import ConfigError, DivergedError
 from storage.prefetch import prefetch
 
 Ints = NDArray[np.int64]
@@ -132,8 +133,8 @@ class TrainingLoop:
 
         Raises
         ------
-        SkysiftError
-            The loss is not finite.
+        DivergedError
+            The loss or the gradient is not finite; the step is not taken.
         """
         self._set_training()
         epoch, done = self.epoch, self.step % self.steps_per_epoch
@@ -144,15 +145,21 @@ class TrainingLoop:
             total += self._train_step(x, y_BC)
             self.step += 1
             yield self.step
-        if dist.is_initialized():
-            dist.all_reduce(total)
-            total /= dist.get_world_size()
-        self.epoch_loss = float(total) / (self.steps_per_epoch - done)
+        self.epoch_loss = float(self._mean_over_workers(total)) / (self.steps_per_epoch - done)
         if not math.isfinite(self.epoch_loss):
-            raise SkysiftError(
-                f"training: the loss became {self.epoch_loss} in epoch {epoch + 1}; lower the "
-                "learning rate or raise the loss's temperature"
-            )
+            raise self._diverged(f"the loss became {self.epoch_loss}")
+
+    def require_finite(self) -> None:
+        """Check the weights, which are the same on every worker.
+
+        Raises
+        ------
+        DivergedError
+            A weight is infinite or not a number.
+        """
+        for name, value in self.trained_weights().items():
+            if not value.isfinite().all():
+                raise self._diverged(f"the weights {name} are not finite")
 
     def embed(self, rows: Ints, *, projected: bool = True) -> Floats:
         """Return the unit vectors of input rows, (n, D); each worker encodes its share."""
@@ -235,17 +242,17 @@ class TrainingLoop:
 
     def _train_step(self, x: Tensor, y_BC: Tensor) -> Tensor:
         """Take one step on raw pixels or features; return this worker's part of the loss."""
-        # Every worker draws its own augmentation, and a resumed run repeats the draws of a step.
+        # Random layers draw by worker; a resumed run repeats the draws of a step.
         draws = np.random.SeedSequence((self.spec.seed, self.step, self.rank))
-        seed = int(draws.generate_state(1, np.uint64)[0] >> 1)
-        torch.manual_seed(seed)
+        torch.manual_seed(int(draws.generate_state(1, np.uint64)[0] >> 1))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.loss.progress = self.step / self.total_steps
         if not self.spec.freeze_backbone:
             x = self.encoder.normalise(x)
             if self.augment is not None:
-                x = self.augment(x, torch.Generator().manual_seed(seed))
+                rows = range(self.rank * len(x), (self.rank + 1) * len(x))
+                x = self.augment(x, row_generators(self.spec.seed, self.step, rows))
         self.optimizer.zero_grad(set_to_none=True)
         chunk_rows = self.spec.chunk_rows
         if chunk_rows and len(x) > chunk_rows:
@@ -263,9 +270,28 @@ class TrainingLoop:
             value.backward()  # type: ignore[no-untyped-call]
         average_gradients(self.loss)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(trained, self.spec.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(trained, self.spec.gradient_clip)
+        # The norm is the same on all workers, so that all of them stop here or none does.
+        if not norm.isfinite():
+            loss = self._mean_over_workers(value.detach())
+            raise self._diverged(f"the loss is {float(loss):g} with a gradient of {float(norm):g}")
         self.optimizer.step()
         return value.detach()
+
+    def _diverged(self, fault: str) -> DivergedError:
+        where = f"step {self.step + 1} of {self.total_steps} (epoch {self.epoch + 1})"
+        return DivergedError(
+            f"training diverged in {where}: {fault}, learning rate {self.learning_rate:.3g}; "
+            "lower training.learning_rate, with --resume to go on from the last checkpoint, or "
+            "begin in another output"
+        )
+
+    @staticmethod
+    def _mean_over_workers(value: Tensor) -> Tensor:
+        if dist.is_initialized():
+            dist.all_reduce(value)
+            value /= dist.get_world_size()
+        return value
 
     def _encode(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):

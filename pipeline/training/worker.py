@@ -33,7 +33,7 @@ from pipeline.training.log import TrainingLog
 from pipeline.training.sources import require_sources, source_of
 from pipeline.training.spec import TrainingJob, TrainingSpec
 from storage.dataset import LabelledDataset
-from storage.errors import ConfigError, NotFoundError
+from storage.errors import ConfigError, DivergedError, NotFoundError
 from storage.location import Location, sha256_of_file
 from storage.progress import Progress, ProgressSink, ignore
 from storage.values import json_digest
@@ -119,6 +119,11 @@ class TrainingWorker:
             Called by every worker after each epoch with the figures of the epoch and a function
             that writes a checkpoint into a folder (for rank 0).
 
+        Raises
+        ------
+        DivergedError
+            On every worker alike: the training left the finite numbers. No checkpoint holds them.
+
         Returns
         -------
         dict
@@ -159,7 +164,9 @@ class TrainingWorker:
             self._report_step(step, self.loop.total_steps)
             every = self.spec.checkpoint_every_steps
             if every and step % every == 0 and step % self.loop.steps_per_epoch:
+                self.loop.require_finite()
                 report({"epoch": float(self.loop.epoch), "step": float(step)}, self.save)
+        self.loop.require_finite()
         trained = time.monotonic()
         row = {
             "epoch": float(self.loop.epoch),
@@ -283,6 +290,14 @@ class TrainingWorker:
         }
         rest = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
         self.loop.restore(rest, state["loop"])
+        try:
+            self.loop.require_finite()
+        except DivergedError as error:
+            raise ConfigError(
+                f"checkpoint {folder.name} of {self.job.output} holds weights that are not finite; "
+                "delete the run's folder `checkpoints` and start with a lower "
+                "training.learning_rate"
+            ) from error
         self.log.resume(history)
         self.best = best
 

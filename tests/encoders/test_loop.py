@@ -16,7 +16,7 @@ from encoders.bundle import Encoder, new_encoder
 from encoders.loop import TrainingLoop, TrainingRows, map_sharded
 from encoders.losses import LabelStatistics, build_loss
 from encoders.spec import EncoderSpec, LoopSpec
-from storage.errors import ConfigError, SkysiftError
+from storage.errors import ConfigError, DivergedError
 
 ROWS, CLASSES = 48, 5
 
@@ -73,17 +73,23 @@ def _gradient(loop: TrainingLoop) -> torch.Tensor:
 SPEC = LoopSpec(augment=None, epochs=2, batch_size=12, learning_rate=1e-3, gradient_clip=1e9)
 
 
-def _one_of_two(rank: int, folder: str, chunk_rows: int) -> None:
+AUGMENTED = replace(SPEC, augment={"noise": 0.1, "band_dropout": 0.3, "cutout": 0.2})
+
+
+def _one_of_several(rank: int, folder: str, workers: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    spec = LoopSpec(augment=None, epochs=2, batch_size=12, gradient_clip=1e9, chunk_rows=chunk_rows)
-    loop = _loop(spec, double=True, rank=rank, world_size=2)
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
+    loop = _loop(AUGMENTED, double=True, rank=rank, world_size=workers)
     steps = iter(loop.run_epoch())
     next(steps)
     rows = np.arange(ROWS - 1)  # not a multiple of the workers
+    first = _gradient(loop)
+    next(steps)
     torch.save(
         {
-            "gradient": _gradient(loop),
+            "gradient": first,
+            "weights": _weights(loop),
             "running": loop.encoder.backbone.stem[3].running_var,
             "embedded": torch.from_numpy(loop.embed(rows)),
         },
@@ -97,15 +103,19 @@ def _one_of_two(rank: int, folder: str, chunk_rows: int) -> None:
     dist.destroy_process_group()
 
 
-def test_two_workers_compute_the_gradient_of_one_with_the_whole_batch(tmp_path: Path):
-    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path), 0), nprocs=2)
-    alone = _loop(SPEC, double=True)
-    next(iter(alone.run_epoch()))
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_workers_train_as_one_with_the_whole_augmented_batch(tmp_path: Path, workers: int):
+    torch.multiprocessing.spawn(_one_of_several, (str(tmp_path), workers), nprocs=workers)
+    alone = _loop(AUGMENTED, double=True)
+    steps = iter(alone.run_epoch())
+    next(steps)
     expected = _gradient(alone)
-    for rank in (0, 1):
+    next(steps)
+    for rank in range(workers):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         error = (found["gradient"] - expected).norm() / expected.norm()
         assert error < 1e-9
+        torch.testing.assert_close(found["weights"], _weights(alone), atol=1e-6, rtol=0)
         running = alone.encoder.backbone.stem[3].running_var
         torch.testing.assert_close(found["running"], running)
         embedded = torch.from_numpy(alone.embed(np.arange(ROWS - 1)))
@@ -229,11 +239,15 @@ def test_mixed_precision_trains_in_float32_vectors():
 
 
 def test_a_diverged_loss_is_an_error():
-    loop = _loop(SPEC)
-    with torch.no_grad():
-        loop.encoder.head[2].weight.fill_(torch.nan)
-    with pytest.raises(SkysiftError, match="lower the learning rate"):
-        list(loop.run_epoch())
+    loop = _loop(replace(SPEC, learning_rate=1e30))
+    steps = loop.run_epoch()
+    next(steps)
+    before = _weights(loop).clone()
+    with pytest.raises(DivergedError, match=r"step 2 of \d+ .epoch 1.: the loss is .* rate .*lower"):
+        next(steps)
+    assert torch.equal(_weights(loop), before)  # the step was not taken
+    with pytest.raises(DivergedError, match="running_mean are not finite"):  # of its forward pass
+        loop.require_finite()
 
 
 def test_a_state_of_another_network_is_refused():

@@ -398,6 +398,13 @@ def test_odd_batches_give_finite_values_and_gradients(name, dtype):
         assert all(torch.isfinite(grad).all() for grad in parameters), case
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_that_is_no_number_is_not_hidden(name):
+    z, y = batch()
+    z[1] = torch.nan
+    assert not make(name, y)(z, y).isfinite()
+
+
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"bce", "jspcl", "icl", "msc", "slcl", "grn"}))
 def test_a_batch_without_positives_is_0_without_gradient(name):
     z, _ = batch(CLASSES)

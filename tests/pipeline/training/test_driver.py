@@ -25,7 +25,7 @@ from pipeline.training.driver import _named, baseline_bundle, train
 from pipeline.training.spec import TrainingJob, TrainingResult, TrainingSpec
 from pipeline.training.worker import TrainingWorker
 from storage.dataset import DatasetWriter, LabelledDataset, read_info
-from storage.errors import ConfigError, NotFoundError, SkysiftError
+from storage.errors import ConfigError, DivergedError, NotFoundError, SkysiftError
 from storage.location import Location
 from storage.progress import Progress
 from tests.support.listening import listening_addresses
@@ -374,6 +374,14 @@ def test_a_run_lives_in_an_object_store(tmp_path: Path, moto_s3, ray_session, mo
 def test_what_a_worker_finds_wrong_is_raised_as_it_is(dataset, tmp_path: Path, ray_session):
     with pytest.raises(ConfigError, match="no option 'tau'"):
         train(dataset, replace(SPEC, loss_options={"tau": 1}), str(tmp_path / "a"))
+
+
+def test_a_diverged_run_is_not_tried_again(dataset, tmp_path: Path, ray_session):
+    steps: list[int] = []
+    wild = replace(LONG, learning_rate=1e30)
+    with pytest.raises(DivergedError, match="lower training.learning_rate"):
+        train(dataset, wild, str(tmp_path), progress=lambda report: steps.append(report.done))
+    assert steps.count(1) == 1
 
 
 def test_a_failed_run_is_told_in_one_line(dataset, tmp_path: Path):
