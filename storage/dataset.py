@@ -166,9 +166,23 @@ class LabelledDataset(Described):
             "classes": self.classes,
         }
 
-    def indices(self, split: str) -> NDArray[np.int64]:
-        """Return the row numbers of a split in ascending order, (n,) int64."""
-        return np.flatnonzero(self.split == split).astype(np.int64)
+    def indices(self, *splits: str) -> NDArray[np.int64]:
+        """Return the row numbers of these splits in ascending order, (n,) int64."""
+        return np.flatnonzero(np.isin(self.split, splits)).astype(np.int64)
+
+
+def searched_splits(split: str) -> tuple[str, ...]:
+    """Return the splits that the queries of a split search: those known when it is scored.
+
+    The validation rows select a model, and so are queries against the train rows only; the test
+    rows come last and search both.
+
+    Examples
+    --------
+    >>> searched_splits("val"), searched_splits("test")
+    (('train',), ('train', 'val'))
+    """
+    return ("train", "val") if split == "test" else ("train",)
 
 
 class DatasetWriter:
