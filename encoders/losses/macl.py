@@ -5,6 +5,7 @@ label reweighting, dynamic temperature scaling, label-aware negatives). This mod
 with a switch of its own, so that each is one row of an ablation.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -24,6 +25,7 @@ from encoders.losses.core import (
 from encoders.losses.statistics import LabelStatistics
 
 Reweighting = Literal["sets", "pairs", "labels", "product", "none"]
+_MOST_LOG_WEIGHT = math.log(1e30)  # sums of such weights are finite in float32
 _PAIR_COLUMNS = 512  # label pairs per matrix product, so that C (C + 1) / 2 columns never exist
 
 
@@ -143,14 +145,22 @@ class Macl(PairLoss):
     def _count(self, statistics: LabelStatistics, beta: float, discount: float) -> None:
         """Store the rarity of each label and the weight of each label pair as buffers."""
         counts_CC = torch.tensor(statistics.pair_counts, dtype=torch.float64)
-        weight_CC = (statistics.rows / counts_CC.clamp_min(1)).pow(beta)
+        log_weight_CC = beta * (statistics.rows / counts_CC.clamp_min(1)).log()
+        weight_CC = log_weight_CC.exp()
+        if self.reweighting in ("pairs", "labels", "product"):
+            largest = float(log_weight_CC.max())
+            most = beta * _MOST_LOG_WEIGHT / max(largest, 1e-9)
+            expected = f"{most:.3g} or less for reweighting {self.reweighting!r} of these labels"
+            require(largest <= _MOST_LOG_WEIGHT, "beta", expected, beta)
         if self.reweighting == "labels":
             first = second = torch.arange(statistics.classes)
         else:
             first, second = torch.triu_indices(statistics.classes, statistics.classes)
         self.register_buffer("rarity_C", 1 - counts_CC.diagonal() / statistics.rows, False)
         # r_c of `reweighting`; rarity_C above is 1 - n_c/N, the rarity that ρ_i averages.
-        self.register_buffer("log1p_rarity_C", torch.log1p(discount * weight_CC.diagonal()), False)
+        # log(1 + δ (N/n)^β) from logarithms, which no β overflows.
+        log_rarity_C = math.log(discount) + log_weight_CC.diagonal()
+        self.register_buffer("log1p_rarity_C", log_rarity_C.logaddexp(torch.zeros(())), False)
         self.register_buffer("weight_CC", weight_CC, False)
         self.register_buffer("pair_first_P", first, False)
         self.register_buffer("pair_second_P", second, False)
