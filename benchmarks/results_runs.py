@@ -30,7 +30,7 @@ from encoders.spec import EncoderSpec, LoopSpec
 from pipeline.datasets.folder import import_folder
 from pipeline.training.spec import TrainingSpec
 from pipeline.training.worker import initial_encoder
-from storage.dataset import LabelledDataset
+from storage.dataset import LabelledDataset, searched_splits
 
 K = 50
 
@@ -122,14 +122,9 @@ def load_world(images: Path, backbone: Path, scratch: Path) -> World:
     )
 
 
-def database_rows(split: str) -> tuple[str, ...]:
-    """Return the splits searched for queries of a split; the queries themselves never rank."""
-    return ("train",) if split == "val" else ("train", "val")
-
-
 def score(world: World, z_ND: NDArray[np.float32], split: str) -> dict[str, float]:
     """Score embeddings of all rows: queries of ``split`` against the rows known before it."""
-    queries, items = world.rows(split), world.rows(*database_rows(split))
+    queries, items = world.rows(split), world.rows(*searched_splits(split))
     y_NC = world.labels_NC
     return retrieval_metrics(
         z_ND[queries],
@@ -143,7 +138,7 @@ def score(world: World, z_ND: NDArray[np.float32], split: str) -> dict[str, floa
 
 def score_random(world: World, split: str) -> dict[str, float]:
     """Score a random ranking."""
-    queries, items = world.rows(split), world.rows(*database_rows(split))
+    queries, items = world.rows(split), world.rows(*searched_splits(split))
     counts_C = world.labels_NC[world.rows("train")].sum(0)
     y_QC, y_NC = world.labels_NC[queries], world.labels_NC[items]
     return random_ranking_metrics(y_QC, y_NC, K, rare_counts=counts_C)
@@ -153,7 +148,9 @@ def train(world: World, run: Run) -> NDArray[np.float32]:
     """Train a head and return the embeddings of all rows, (N, D)."""
     rows = world.rows("train")
     labels = world.labels_NC[rows]
-    loss = build_loss(run.loss, world.statistics, dimension=run.dimension, **run.options)
+    loss = build_loss(
+        run.loss, world.statistics, dimension=run.dimension, initial_seed=run.seed, **run.options
+    )
     loop = TrainingLoop(
         _encoder(world.features_NF.shape[1], run),
         loss,

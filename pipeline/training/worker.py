@@ -102,6 +102,7 @@ class TrainingWorker:
             self.spec.loss,
             LabelStatistics.from_labels(self.train_labels),
             dimension=self.spec.dimension,
+            initial_seed=self.spec.seed,
             **self.spec.loss_options,
         )
         self.log = TrainingLog(job.history, job.output / "tensorboard")
@@ -153,7 +154,7 @@ class TrainingWorker:
             self.loss,
             data,
             spec,
-            frozen_batch_norm=spec.pretrained is not None,
+            pretrained=spec.pretrained is not None,
             rank=self.rank,
             world_size=self.world_size,
         )
@@ -200,8 +201,7 @@ class TrainingWorker:
         if improved.item():
             self.best = _Best(self.loop.epoch, score, metrics)
             self.best_weights = {
-                name: value.detach().cpu().clone()
-                for name, value in self.loop.trained_weights().items()
+                name: value.detach().cpu().clone() for name, value in self.loop.weights().items()
             }
         else:
             self.best.stale += 1

@@ -143,8 +143,8 @@ def test_a_global_batch_norm_alone_is_the_plain_one():
 
 def test_chunks_give_the_gradient_of_the_whole_batch():
     spec = LoopSpec(augment=None, epochs=1, batch_size=12, gradient_clip=1e9)
-    whole = _loop(spec, double=True, frozen_batch_norm=True)
-    parts = _loop(replace(spec, chunk_rows=5), double=True, frozen_batch_norm=True)
+    whole = _loop(spec, double=True, pretrained=True)
+    parts = _loop(replace(spec, chunk_rows=5), double=True, pretrained=True)
     for loop in (whole, parts):
         next(iter(loop.run_epoch()))
     torch.testing.assert_close(_gradient(parts), _gradient(whole), atol=1e-9, rtol=1e-6)
@@ -152,13 +152,14 @@ def test_chunks_give_the_gradient_of_the_whole_batch():
 
 @pytest.mark.parametrize(
     ("queue_rows", "options"), [(0, {"prototypes": 1.0, "temperature_start": 0.3}), (24, {})]
-)
+)  # the second with a moving average
 def test_a_loop_restored_in_mid_epoch_ends_with_the_same_weights(queue_rows: int, options: dict):
     spec = LoopSpec(
         epochs=2,
         batch_size=12,
         augment={"noise": 0.1},
         queue_rows=queue_rows,
+        ema_decay=0.9 if queue_rows else 0.0,
     )
     straight = _loop(spec, options=options)
     for _ in range(spec.epochs):
@@ -175,6 +176,7 @@ def test_a_loop_restored_in_mid_epoch_ends_with_the_same_weights(queue_rows: int
     list(second.run_epoch())
     assert second.step == straight.step == straight.total_steps
     assert torch.equal(_weights(second), _weights(straight))
+    assert all(torch.equal(second.weights()[k], v) for k, v in straight.weights().items())
 
 
 def test_training_lowers_the_loss_and_a_frozen_backbone_keeps_its_weights():
@@ -217,6 +219,37 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert rates[-1] == pytest.approx(0.0, abs=1e-9)
 
 
+def test_a_pretrained_backbone_learns_at_a_tenth_of_the_rate():
+    def rates(**more) -> dict[str, float]:
+        loop = _loop(replace(SPEC, backbone_learning_rate=more.pop("rate", None)), **more)
+        next(iter(loop.run_epoch()))
+        by_id = {id(p): g["lr"] for g in loop.optimizer.param_groups for p in g["params"]}
+        return {
+            part: by_id[id(next(getattr(loop.encoder, part).parameters()))] / loop.learning_rate
+            for part in ("backbone", "head")
+        }
+
+    head = rates()["head"]  # the rate of the step before the current one, so not 1
+    assert rates() == {"backbone": head, "head": head}
+    assert rates(pretrained=True) == pytest.approx({"backbone": head / 10, "head": head})
+    assert rates(pretrained=True, rate=5e-4) == pytest.approx({"backbone": head / 2, "head": head})
+
+
+def test_the_moving_average_is_evaluated_and_the_last_weights_train_on():
+    loop = _loop(replace(SPEC, ema_decay=0.5))
+    start = {k: v.clone() for k, v in loop.trained_weights().items()}
+    next(iter(loop.run_epoch()))
+    last, name = _weights(loop).clone(), "head.0.weight"
+    decay = 1 / 10  # of the first step
+    mean = decay * start[name] + (1 - decay) * loop.trained_weights()[name]
+    torch.testing.assert_close(loop.weights()[name], mean)
+    z = loop.embed(np.arange(8))
+    assert torch.equal(_weights(loop), last)
+    loop.load_weights(loop.weights())
+    loop.average = None
+    assert np.array_equal(loop.embed(np.arange(8)), z)
+
+
 def test_the_loss_knows_how_much_of_the_training_is_done():
     loop, seen = _loop(SPEC), []
     sums = loop.loss.sums
@@ -243,7 +276,9 @@ def test_a_diverged_loss_is_an_error():
     steps = loop.run_epoch()
     next(steps)
     before = _weights(loop).clone()
-    with pytest.raises(DivergedError, match=r"step 2 of \d+ .epoch 1.: the loss is .* rate .*lower"):
+    with pytest.raises(
+        DivergedError, match=r"step 2 of \d+ .epoch 1.: the loss is .* rate .*lower"
+    ):
         next(steps)
     assert torch.equal(_weights(loop), before)  # the step was not taken
     with pytest.raises(DivergedError, match="running_mean are not finite"):  # of its forward pass
@@ -273,7 +308,9 @@ def test_sharded_encoding_keeps_the_order_of_the_rows():
     assert seen == [128, 253]
 
 
-@pytest.mark.parametrize("change", [{"epochs": 0}, {"learning_rate": 0.0}, {"precision": "fp8"}])
+@pytest.mark.parametrize(
+    "change", [{"epochs": 0}, {"learning_rate": 0.0}, {"precision": "fp8"}, {"ema_decay": 1.0}]
+)
 def test_wrong_settings_are_named(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
         LoopSpec(**change)

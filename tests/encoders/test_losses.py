@@ -437,6 +437,13 @@ def test_autocast_computes_in_float32():
 # -------------------------------------------------------------------------------- the registry
 
 
+def test_parameters_of_a_loss_follow_the_seed():
+    y = batch()[1]
+    first, again, other = (make("msc", y, initial_seed=seed).prototype_CD for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 def test_unknown_names_and_options_are_named():
     statistics = LabelStatistics.from_labels(np.eye(3))
     with pytest.raises(ConfigError, match="did you mean 'supcon-any'"):

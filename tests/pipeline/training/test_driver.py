@@ -379,7 +379,7 @@ def test_what_a_worker_finds_wrong_is_raised_as_it_is(dataset, tmp_path: Path, r
 def test_a_diverged_run_is_not_tried_again(dataset, tmp_path: Path, ray_session):
     steps: list[int] = []
     wild = replace(LONG, learning_rate=1e30)
-    with pytest.raises(DivergedError, match="lower training.learning_rate"):
+    with pytest.raises(DivergedError, match=r"lower training\.learning_rate"):
         train(dataset, wild, str(tmp_path), progress=lambda report: steps.append(report.done))
     assert steps.count(1) == 1
 
