@@ -49,12 +49,13 @@ class TrainingRows:
         Raw pixel values (N, C, H, W; a memory map is read batch by batch), or features (N, F) when
         the backbone is frozen.
     rows, labels
-        Row numbers of the training rows (n,), and their multi-hot labels (n, K).
+        Row numbers of the training rows (n,), and their labels (n, K): multi-hot, or float32
+        probabilities. Batches are composed by the labels of .5 and more.
     """
 
     inputs: NDArray[Any]
     rows: Ints
-    labels: NDArray[np.uint8]
+    labels: NDArray[Any]
 
 
 class TrainingLoop:
@@ -91,7 +92,7 @@ class TrainingLoop:
         self.augment = None if spec.augment is None else Augmentation(**spec.augment)
         self.loss = loss.to(encoder.device)
         self.sampler = LabelAwareBatchSampler(
-            data.labels,
+            data.labels >= 0.5,
             spec.batch_size,
             seed=spec.seed,
             rank=rank,

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from encoders.bundle import Encoder, new_encoder, save_bundle
 from encoders.loop import Floats, Ints, TrainingLoop, TrainingRows, map_sharded
 from encoders.losses import build_loss
+from encoders.losses.core import refusal
 from encoders.losses.statistics import LabelStatistics
 from encoders.metrics import retrieval_metrics
 from encoders.spec import EncoderSpec
@@ -105,6 +106,8 @@ class TrainingWorker:
             initial_seed=self.spec.seed,
             **self.spec.loss_options,
         )
+        if self.dataset.is_soft[self.train_rows].any() and not self.loss.takes_probabilities:
+            raise ConfigError(f"dataset {job.dataset}: {refusal(self.spec.loss)}")
         self.log = TrainingLog(job.history, job.output / "tensorboard")
         self.best, self.best_weights = _Best(), dict[str, Tensor]()
         self._reported_at = 0.0
@@ -148,7 +151,8 @@ class TrainingWorker:
     def _loop(self) -> TrainingLoop:
         spec = self.spec
         inputs = self._features() if spec.freeze_backbone else self.dataset.images
-        data = TrainingRows(inputs=inputs, rows=self.train_rows, labels=self.train_labels)
+        labels = self.dataset.soft_labels[self.train_rows]
+        data = TrainingRows(inputs=inputs, rows=self.train_rows, labels=labels)
         return TrainingLoop(
             self.encoder,
             self.loss,

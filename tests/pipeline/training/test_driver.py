@@ -170,6 +170,23 @@ def test_baselines_have_the_stated_kind(dataset, tmp_path: Path):
         baseline_bundle(dataset, SPEC, str(tmp_path / "x"), "best")
 
 
+def test_probabilities_train_as_they_are_or_are_refused(dataset, tmp_path: Path):
+    hard = LabelledDataset.open(dataset)
+    soft = hard.labels * np.where(hard.split == "train", 0.8, 1)[:, None].astype(np.float32)
+    with DatasetWriter(str(tmp_path / "soft"), bands=hard.bands, classes=hard.classes) as writer:
+        rows = {name: hard.rows[name].tolist() for name in ("source", "split")}
+        writer.append(np.asarray(hard.images), soft, rows)
+        writer.finish()
+    spec = replace(SPEC, epochs=1, queue_rows=8)
+    found = [
+        _run(_worker(uri, tmp_path / name, spec))["fingerprint"]
+        for uri, name in ((dataset, "a"), (str(tmp_path / "soft"), "b"))
+    ]
+    assert found[0] != found[1]
+    with pytest.raises(ConfigError, match=r"soft: loss triplet: it needs labels of 0 and 1"):
+        _worker(str(tmp_path / "soft"), tmp_path / "c", replace(SPEC, loss="triplet"))
+
+
 @pytest.mark.parametrize("shared", [0, 1])
 def test_validation_rows_without_a_label_of_the_train_rows_are_refused(tmp_path: Path, shared: int):
     """A score that is no number is greater than none: the first epoch would stay the best."""
