@@ -470,7 +470,7 @@ class Stages(ABC):
         ConfigError, NotFoundError, EncoderMismatchError
             Archive and dataset do not fit, or there are too few labelled rows.
         SkysiftError
-            The measured gain is not positive.
+            The measured gain is not larger than its error.
         """
         from pipeline.datasets.extend import extend
 
@@ -482,6 +482,7 @@ class Stages(ABC):
                 self.need("dataset.extend.output"),
                 spec_from(SoftLabelSpec, section.extend),
                 rows=section.extend.rows,
+                steps=section.extend.steps,
                 seed=section.extend.seed,
                 block_tiles=section.block_tiles,
                 progress=progress,

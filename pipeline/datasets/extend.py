@@ -50,23 +50,31 @@ class Measurement:
     supervised, extended
         Retrieval of the hidden rows among the other labelled rows, by name, after a training with
         those rows alone and with the probabilities of the unlabelled rows too.
+    fold_gains
+        Sum of the gains of nDCG@50 and rare mAP in each fold; a score that is not defined there
+        does not count.
     """
 
     micro_f1: float
     macro_f1: float
     supervised: Mapping[str, float]
     extended: Mapping[str, float]
+    fold_gains: tuple[float, ...]
 
     @property
     def gain(self) -> float:
-        """Sum of the gains of nDCG@50 and rare mAP; one that cannot be scored does not count."""
-        gains = [self.extended[name] - self.supervised[name] for name in _DECIDING]
-        return float(np.nansum(gains))
+        """Mean gain over the folds."""
+        return float(np.mean(self.fold_gains))
+
+    @property
+    def error(self) -> float:
+        """Standard error of the gain."""
+        return float(np.std(self.fold_gains, ddof=1) / np.sqrt(len(self.fold_gains)))
 
     @property
     def pays(self) -> bool:
-        """Whether the gain is positive."""
-        return self.gain > 0
+        """Whether the gain is larger than its standard error."""
+        return self.gain > self.error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +134,10 @@ def measure(
         macro_f1=float(np.nanmean([macro for _, macro in f1])),
         supervised={name: _mean([scores[name] for scores in supervised]) for name in COLUMNS},
         extended={name: _mean([scores[name] for scores in extended]) for name in COLUMNS},
+        fold_gains=tuple(
+            float(np.nansum([after[name] - before[name] for name in _DECIDING]))
+            for before, after in zip(supervised, extended, strict=True)
+        ),
     )
 
 
@@ -158,6 +170,7 @@ def extend(
     spec: SoftLabelSpec | None = None,
     *,
     rows: int = 10_000,
+    steps: int = 360,
     seed: int = 0,
     block_tiles: int = 4,
     progress: ProgressSink = ignore,
@@ -179,6 +192,8 @@ def extend(
         How scores become probabilities.
     rows
         Largest number of tiles to add, drawn uniformly with ``seed``.
+    steps
+        Steps of each training of the measurement.
     block_tiles
         Tiles on a side of a block of the dataset's splits.
 
@@ -189,7 +204,7 @@ def extend(
     EncoderMismatchError
         Dataset and encoder have other bands or another tile size.
     SkysiftError
-        The measured gain is not positive; nothing is written.
+        The measured gain is not larger than its error; nothing is written.
 
     Notes
     -----
@@ -206,12 +221,13 @@ def extend(
         [_embedded(encoder, dataset, labelled, progress), tiles.embedding.astype(np.float32)]
     )
     y_LC = dataset.labels[labelled]
-    measured = measure(features, y_LC, spec, seed=seed, progress=progress)
+    measured = measure(features, y_LC, spec, seed=seed, steps=steps, progress=progress)
     if not measured.pays:
         raise SkysiftError(
             f"extend: the probabilities do not pay here: {_gains(measured)} on hidden labelled "
-            f"rows (F1 {measured.micro_f1:.3f}); nothing is written; label more tiles, or use an "
-            "archive of features that tell the classes apart"
+            f"rows, together {measured.gain:+.3f} ± {measured.error:.3f} (F1 "
+            f"{measured.micro_f1:.3f}); nothing is written; label more tiles, or use an archive of "
+            "features that tell the classes apart"
         )
     soft = soft_labels(features, y_LC, spec)
     info = _write(dataset, archive, tiles, soft, output, spec, progress)

@@ -89,7 +89,7 @@ def extend(run: Run) -> None:
     Two teachers on the archive's features label the tiles: a logistic regression, and a
     propagation along the nearest neighbours. Before anything is written, a part of the labelled
     rows is hidden: the F1 of their new labels, and the gain of a training with them, are shown.
-    Where there is no gain, the command refuses.
+    Where the gain is not larger than its error, the command refuses.
     """
     found = run.extend_dataset()
     measured = found.measured

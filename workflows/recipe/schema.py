@@ -91,12 +91,15 @@ class ExtendSection(Section):
         Folder of the extended dataset.
     rows
         Largest number of tiles to add, drawn uniformly from the archive.
+    steps
+        Steps of each of the six trainings that measure the gain.
     seed
         Seed of that draw, and of the measurement.
     """
 
     output: str | Location | None = None
     rows: Count = 10_000
+    steps: Count = 360
     seed: int = 0
 
 
