@@ -16,18 +16,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from encoders.backbones.stem import Backbone
-from encoders.bundle import Encoder
 from encoders.loop import TrainingLoop, TrainingRows
 from encoders.losses import LabelStatistics, build_loss, loss_options
 from encoders.metrics import random_ranking_metrics, retrieval_metrics
-from encoders.projection import build_head
 from encoders.sampling import LabelAwareBatchSampler
-from encoders.spec import EncoderSpec, LoopSpec
+from encoders.spec import LoopSpec
 from pipeline.datasets.folder import import_folder
+from pipeline.training.head import head_encoder
 from pipeline.training.spec import TrainingSpec
 from pipeline.training.worker import initial_encoder
 from storage.dataset import LabelledDataset, searched_splits
@@ -92,7 +89,7 @@ class Run:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load_world(images: Path, backbone: Path, scratch: Path) -> World:
+def load_world(images: Path, backbone: Path, scratch: Path, tile_px: int | None = None) -> World:
     """Import the images, compute the frozen backbone's features once, and keep both in ``scratch``.
 
     Raises
@@ -101,7 +98,7 @@ def load_world(images: Path, backbone: Path, scratch: Path) -> World:
         The images or the weights do not exist.
     """
     uri = str(scratch / "dataset")
-    import_folder(str(images), uri)
+    import_folder(str(images), uri, tile_px=tile_px)
     dataset = LabelledDataset.open(uri)
     weights = hashlib.sha256()
     for path in sorted(backbone.iterdir()):
@@ -152,7 +149,7 @@ def train(world: World, run: Run) -> NDArray[np.float32]:
         run.loss, world.statistics, dimension=run.dimension, initial_seed=run.seed, **run.options
     )
     loop = TrainingLoop(
-        _encoder(world.features_NF.shape[1], run),
+        head_encoder(world.features_NF.shape[1], run.dimension, run.hidden, run.seed),
         loss,
         TrainingRows(inputs=world.features_NF, rows=rows, labels=labels),
         LoopSpec(
@@ -209,26 +206,3 @@ class _Remembering(LabelAwareBatchSampler):
             super().set_epoch(epoch)
             self._plans[key] = self.plan_LB
         self.epoch, self._start, self.plan_LB = epoch, 0, self._plans[key]
-
-
-class _Features(Backbone):
-    """Placeholder for a backbone with precomputed features."""
-
-    def __init__(self, dimension: int) -> None:
-        super().__init__()
-        self.dimension = dimension
-
-
-def _encoder(features: int, run: Run) -> Encoder:
-    spec = EncoderSpec(
-        backbone="features",
-        bands=("red", "green", "blue"),
-        band_mean=(0.0,) * 3,
-        band_std=(1.0,) * 3,
-        tile_px=1,
-        dimension=run.dimension,
-        head={"kind": "mlp", "hidden": run.hidden},
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
-        return Encoder(spec, _Features(features), build_head(features, run.dimension, spec.head))
