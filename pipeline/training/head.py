@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from encoders.backbones.stem import Backbone
 from encoders.bundle import Encoder
 from encoders.loop import TrainingLoop, TrainingRows
-from encoders.losses import LabelStatistics, build_loss
+from encoders.losses import build_loss
+from encoders.losses.statistics import LabelStatistics
 from encoders.projection import build_head
 from encoders.spec import EncoderSpec, LoopSpec
 from storage.dataset import hard_labels
