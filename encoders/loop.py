@@ -320,7 +320,8 @@ class TrainingLoop:
                 self.average[name].copy_(value)
 
     def _diverged(self, fault: str) -> DivergedError:
-        where = f"step {self.step + 1} of {self.total_steps} (epoch {self.epoch + 1})"
+        step = min(self.step + 1, self.total_steps)
+        where = f"step {step} of {self.total_steps} (epoch {-(-step // self.steps_per_epoch)})"
         return DivergedError(
             f"training diverged in {where}: {fault}, learning rate {self.learning_rate:.3g}; "
             "lower training.learning_rate, with --resume to go on from the last checkpoint, or "

@@ -103,6 +103,9 @@ class LabelledDataset(Described):
         Labels (N, K) to learn from: ``labels`` itself, or float32 probabilities in [0, 1].
     rows
         One row of provenance per image: ``source``, ``split`` and further columns of the importer.
+    is_soft
+        Whether the labels of each row are probabilities, (N,) bool: the column ``soft`` of the
+        rows, since a probability may be 0 or 1, else whether a label is neither.
     split
         Split of each row, (N,) object: train, val or test.
     """
@@ -120,6 +123,8 @@ class LabelledDataset(Described):
                 f"dataset {folder}: a file is missing or damaged ({error}); {_REMEDY}"
             ) from error
         self.labels = hard_labels(self.soft_labels)
+        is_between = (self.soft_labels != self.labels).any(axis=1)
+        self.is_soft: NDArray[np.bool_] = np.asarray(self.rows.get("soft", is_between), dtype=bool)
         self.split = self.rows["split"].to_numpy(dtype=object)
         expected = (info.count, len(info.bands), info.tile_px, info.tile_px)
         found = (self.images.shape, self.labels.shape, len(self.rows))
@@ -171,15 +176,14 @@ class LabelledDataset(Described):
             "rows of probabilities": int(self.is_soft.sum()) or None,
         }
 
-    @property
-    def is_soft(self) -> NDArray[np.bool_]:
-        """Whether the labels of each row are probabilities, (N,)."""
-        soft: NDArray[np.bool_] = (self.soft_labels != self.labels).any(axis=1)
-        return soft
-
     def indices(self, *splits: str) -> NDArray[np.int64]:
         """Return the row numbers of these splits in ascending order, (n,) int64."""
         return np.flatnonzero(np.isin(self.split, splits)).astype(np.int64)
+
+    def labelled(self, *splits: str) -> NDArray[np.int64]:
+        """Return the rows of these splits whose labels are known: not those of probabilities."""
+        rows = self.indices(*splits)
+        return rows[~self.is_soft[rows]]
 
 
 def hard_labels(soft_NK: NDArray[Any]) -> NDArray[np.uint8]:

@@ -214,8 +214,7 @@ def extend(
     spec, dataset = spec or SoftLabelSpec(), LabelledDataset.open(dataset_uri)
     encoder = load_encoder(archive.encoder)
     _require_fit(dataset, encoder)
-    labelled = dataset.indices("train")
-    labelled = labelled[~dataset.is_soft[labelled]]
+    labelled = dataset.labelled("train")
     tiles = _tiles_to_add(dataset, archive, rows, seed, block_tiles)
     features = np.concatenate(
         [_embedded(encoder, dataset, labelled, progress), tiles.embedding.astype(np.float32)]
@@ -335,6 +334,7 @@ def _write(
         for start in range(0, len(dataset), _BATCH):
             part = slice(start, start + _BATCH)
             rows = {name: values.tolist() for name, values in dataset.rows[part].items()}
+            rows["soft"] = dataset.is_soft[part].tolist()
             writer.append(np.asarray(dataset.images[part]), dataset.soft_labels[part], rows)
         scenes = sorted(set(tiles.scene.tolist()))
         for number, scene in enumerate(scenes, start=1):
@@ -364,6 +364,7 @@ def _append_scene(
             rows = {
                 "source": [f"{scene_id}/{keys[i]}" for i in mine],
                 "split": ["train"] * len(mine),
+                "soft": [True] * len(mine),
                 "scene": [scene_id] * len(mine),
                 "tile_key": [keys[i] for i in mine],
             }

@@ -106,7 +106,8 @@ class TrainingWorker:
             initial_seed=self.spec.seed,
             **self.spec.loss_options,
         )
-        if self.dataset.is_soft[self.train_rows].any() and not self.loss.takes_probabilities:
+        learned = self.dataset.soft_labels[self.train_rows]
+        if (learned != self.train_labels).any() and not self.loss.takes_probabilities:
             raise ConfigError(f"dataset {job.dataset}: {refusal(self.spec.loss)}")
         self.log = TrainingLog(job.history, job.output / "tensorboard")
         self.best, self.best_weights = _Best(), dict[str, Tensor]()
@@ -216,7 +217,8 @@ class TrainingWorker:
         if not len(self.val_rows):
             return {}
         queries = evenly(self.val_rows, max(1, self.spec.eval_rows // 2))
-        database = evenly(self.train_rows, self.spec.eval_rows)
+        known = self.dataset.labelled("train")
+        database = evenly(known if len(known) else self.train_rows, self.spec.eval_rows)
         projected = self.spec.embedding == "projection"
         z_QD = self.loop.embed(queries, projected=projected)
         z_ND = self.loop.embed(database, projected=projected)

@@ -112,7 +112,7 @@ def _dataset_labels(run: Run) -> None:
     source, encoder = _encoder(run)
     dataset = LabelledDataset.open(uri)
     split = run.recipe.evaluate.split
-    queries, database = dataset.indices(split), dataset.indices(*searched_splits(split))
+    queries, database = dataset.labelled(split), dataset.labelled(*searched_splits(split))
     with ProgressView() as progress:
         vectors = _embed(encoder, dataset, np.concatenate([queries, database]), progress)
     found = evaluate_labels(
@@ -123,7 +123,7 @@ def _dataset_labels(run: Run) -> None:
         dataset.classes,
         k=run.recipe.evaluate.k,
         exclude_self=np.arange(len(queries)) if split == "train" else None,
-        rare_counts=dataset.labels[dataset.indices("train")].sum(axis=0),
+        rare_counts=dataset.labels[dataset.labelled("train")].sum(axis=0),
     )
     facts = {"dataset": uri, "encoder": source, "fingerprint": encoder.fingerprint}
     _show(run, {**facts, **asdict(found)})

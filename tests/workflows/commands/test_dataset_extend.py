@@ -103,6 +103,7 @@ def test_an_archive_extends_a_dataset_and_a_training_learns_from_it(world: Path)
     assert np.array_equal(data.images[: len(before)], before.images)
     assert np.array_equal(data.soft_labels[: len(before)], before.labels)
     assert set(data.split[len(before) :]) == {"train"}
+    assert np.array_equal(data.labelled("train"), before.indices("train"))  # truth to score with
     archive = Archive.open(str(world / "archive")).read_all(["tile_key", "window"])
     place_of = dict(zip(archive["tile_key"], range(SIDE * SIDE), strict=True))
     truth = np.load(world / "truth.npy")
