@@ -207,6 +207,12 @@ def test_validation_rows_without_a_label_of_the_train_rows_are_refused(tmp_path:
         _run(worker)
 
 
+def test_a_queue_with_macl_warns(tmp_path: Path, caplog):
+    with caplog.at_level(logging.WARNING), pytest.raises(NotFoundError):
+        train(str(tmp_path / "nowhere"), replace(SPEC, queue_rows=64), str(tmp_path / "run"))
+    assert "queue_rows 64 with macl: keys of earlier batches lower its scores" in caplog.text
+
+
 def test_wrong_settings_are_named(dataset, tmp_path: Path):
     with pytest.raises(ConfigError, match="shared evenly by 3 workers"):
         replace(SPEC, workers=3)
