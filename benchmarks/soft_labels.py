@@ -37,8 +37,8 @@ from pipeline.training.head import learned_vectors
 COLUMNS = ("nDCG@50", "rare mAP", "macro mAP", "mAP J>=0.6", "Jaccard@10")
 SUPERVISED, DECISION = "labelled rows only", "decision"
 METHODS = {
-    "ramp, band 0.5": SoftLabelSpec(band=0.5),
     "ramp, band 0.75": SoftLabelSpec(band=0.75),
+    "ramp, band 0.5": SoftLabelSpec(band=0.5),
     "cap": SoftLabelSpec(method="cap"),
     "band": SoftLabelSpec(method="band", band=0.5),
     "f1": SoftLabelSpec(method="f1"),
@@ -96,6 +96,7 @@ def kept(worlds: dict[str, World], part: Part, scratch: Path) -> dict[str, float
     result = figures(worlds[part.world], part)
     result["seconds"] = time.perf_counter() - started
     record.write_text(json.dumps(result))
+    print(part, {name: round(value, 3) for name, value in result.items()}, flush=True)
     return result
 
 
@@ -103,9 +104,9 @@ def parts(worlds: dict[str, World], seeds: int) -> list[Part]:
     """Return all runs."""
     return [
         Part(world=name, share=share, seed=seed, method=method)
+        for method in (SUPERVISED, *METHODS, DECISION)
         for name in worlds
         for share in SHARES[name]
-        for method in (SUPERVISED, *METHODS, DECISION)
         for seed in range(seeds)
     ]
 
@@ -139,12 +140,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "results")
     parser.add_argument("--output", type=Path, default=ROOT, help="root of docs/ and benchmarks/")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sets", nargs="*", choices=tuple(SHARES), default=tuple(SHARES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once")
     chosen = parser.parse_args(arguments)
     sets = {
         "AID": Path(os.environ.get("AID_TAR", DATA / "aid_multilabel_150px.tar")),
         "UC Merced": Path(os.environ.get("UCM_TAR", DATA / "ucm_multilabel_256px.tar")),
     }
+    sets = {name: path for name, path in sets.items() if name in chosen.sets}
     weights = DATA / "weights" / "mobilenet_v2_imagenet_folded"
     backbone = Path(os.environ.get("MOBILENET_V2", weights))
     if missing := [str(path) for path in (*sets.values(), backbone) if not path.exists()]:
