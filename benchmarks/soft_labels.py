@@ -35,9 +35,9 @@ from pipeline.datasets.spec import SoftLabelSpec
 from pipeline.training.head import learned_vectors
 
 COLUMNS = ("nDCG@50", "rare mAP", "macro mAP", "mAP J>=0.6", "Jaccard@10")
-SUPERVISED, DECISION = "labelled rows only", "decision"
+SUPERVISED, DECISION, DEFAULT = "labelled rows only", "decision", "ramp, band 0.75"
 METHODS = {
-    "ramp, band 0.75": SoftLabelSpec(band=0.75),
+    DEFAULT: SoftLabelSpec(),
     "ramp, band 0.5": SoftLabelSpec(band=0.5),
     "cap": SoftLabelSpec(method="cap"),
     "band": SoftLabelSpec(method="band", band=0.5),
@@ -104,7 +104,7 @@ def parts(worlds: dict[str, World], seeds: int) -> list[Part]:
     """Return all runs."""
     return [
         Part(world=name, share=share, seed=seed, method=method)
-        for method in (SUPERVISED, *METHODS, DECISION)
+        for method in dict.fromkeys((SUPERVISED, DEFAULT, DECISION, *METHODS))
         for name in worlds
         for share in SHARES[name]
         for seed in range(seeds)

@@ -98,7 +98,8 @@ class Relevance:
 
         A query whose own row is excluded has one item less.
         """
-        return np.clip(self.items - (self.exclude_Q[rows] >= 0), 1, depth)
+        hits_q: Ints = np.clip(self.items - (self.exclude_Q[rows] >= 0), 1, depth)
+        return hits_q
 
     @cached_property
     def most_relevant(self) -> int:

@@ -109,7 +109,7 @@ def probabilities(rank_UC: Floats, share_C: NDArray[np.float64], spec: SoftLabel
     width_C = spec.band * share_C
     ramp_UC = np.clip((share_C + width_C - from_top_UC) / (2 * width_C), 0, 1)
     if spec.method == "cap":
-        ramp_UC = ramp_UC >= 0.5
+        ramp_UC = (ramp_UC >= 0.5).astype(float)
     elif spec.method == "band":
         ramp_UC = np.where((ramp_UC > 0) & (ramp_UC < 1), 0.5, ramp_UC)
     return ramp_UC.astype(np.float32)
@@ -120,7 +120,7 @@ def _mean_ranks(white_ND: Floats, y_LC: Labels, neighbours: int) -> Floats:
     labelled = len(y_LC)
     logistic_UC = logistic_scores(white_ND[:labelled], y_LC, white_ND[labelled:])
     spread_UC = propagated(white_ND, y_LC, neighbours)[labelled:]
-    return (_ranks(logistic_UC) + _ranks(spread_UC)) / 2
+    return ((_ranks(logistic_UC) + _ranks(spread_UC)) / 2).astype(np.float32)
 
 
 def _ranks(score_UC: Floats) -> Floats:
@@ -150,7 +150,8 @@ def logistic_scores(x_LD: Floats, y_LC: Labels, x_UD: Floats) -> Floats:
         cost, np.zeros(np.prod(shape)), jac=True, method="L-BFGS-B", options={"maxiter": 300}
     )
     weights = found.x.reshape(shape).astype(np.float32)
-    return x_UD @ (weights[:-1] * np.float32(scale)) + weights[-1]
+    margins_UC: Floats = x_UD @ (weights[:-1] * np.float32(scale)) + weights[-1]
+    return margins_UC
 
 
 def propagated(white_ND: Floats, y_LC: Labels, neighbours: int) -> Floats:
@@ -175,13 +176,13 @@ def propagated(white_ND: Floats, y_LC: Labels, neighbours: int) -> Floats:
     pairs = first[known], other_Nk.ravel()[known]
     graph = coo_array((weight, pairs), shape=(rows, rows)).tocsr()
     graph = graph.maximum(graph.T)
-    root_N = 1 / np.sqrt(np.maximum(graph.sum(1), 1e-12)).astype(np.float32)
+    root_N1: Floats = 1 / np.sqrt(np.maximum(graph.sum(1), 1e-12)).astype(np.float32)[:, None]
     start = np.zeros((rows, y_LC.shape[1] + 1), np.float32)
     start[:labelled, :-1], start[:labelled, -1] = y_LC, 1
-    spread = start.copy()
+    spread: Floats = start.copy()
     for _ in range(_ROUNDS):
-        spread = _KEEP * root_N[:, None] * (graph @ (root_N[:, None] * spread))
-        spread += (1 - _KEEP) * start
+        moved: Floats = graph @ (root_N1 * spread)
+        spread = (_KEEP * root_N1 * moved + (1 - _KEEP) * start).astype(np.float32)
     scores: Floats = spread[:, :-1] / np.maximum(spread[:, -1:], 1e-12)
     return scores
 

@@ -41,15 +41,20 @@ def nearest_neighbours(vectors_ND: Float32, k: int) -> tuple[Float32, Int64]:
     vectors_ND = np.ascontiguousarray(vectors_ND, dtype=np.float32)
     rows, dimension = vectors_ND.shape
     k = min(k, rows - 1)
-    index = faiss.IndexFlatIP(dimension)
-    if rows > EXACT_ROWS:
-        lists = int(np.sqrt(rows))
-        index = faiss.IndexIVFFlat(index, dimension, lists, faiss.METRIC_INNER_PRODUCT)
-        index.train(vectors_ND[:: max(1, rows // (64 * lists))])
-        index.nprobe = _PROBES
+    index = _lists_of(vectors_ND) if rows > EXACT_ROWS else faiss.IndexFlatIP(dimension)
     index.add(vectors_ND)
     scores, positions = index.search(vectors_ND, k + 1)
     # The row itself is among its neighbours unless k + 1 rows are equal to it: then the last goes.
     own = positions == np.arange(rows)[:, None]
     own[~own.any(1), -1] = True
     return scores[~own].reshape(rows, k), positions[~own].reshape(rows, k)
+
+
+def _lists_of(vectors_ND: Float32) -> faiss.IndexIVFFlat:
+    rows, dimension = vectors_ND.shape
+    lists = int(np.sqrt(rows))
+    centres = faiss.IndexFlatIP(dimension)
+    index = faiss.IndexIVFFlat(centres, dimension, lists, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors_ND[:: max(1, rows // (64 * lists))])
+    index.nprobe = _PROBES
+    return index
