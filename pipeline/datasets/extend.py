@@ -8,6 +8,7 @@ Shapes: N rows, L labelled and U unlabelled rows, F features, C classes.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -333,7 +334,7 @@ def _write(
     ) as writer:
         for start in range(0, len(dataset), _BATCH):
             part = slice(start, start + _BATCH)
-            rows = {name: values.tolist() for name, values in dataset.rows[part].items()}
+            rows = {str(name): values.tolist() for name, values in dataset.rows[part].items()}
             rows["soft"] = dataset.is_soft[part].tolist()
             writer.append(np.asarray(dataset.images[part]), dataset.soft_labels[part], rows)
         scenes = sorted(set(tiles.scene.tolist()))
@@ -361,7 +362,7 @@ def _append_scene(
         keys = named.keys(batch.tiles)
         mine = [i for i, key in enumerate(keys) if key in position]
         if mine:
-            rows = {
+            rows: dict[str, list[Any]] = {
                 "source": [f"{scene_id}/{keys[i]}" for i in mine],
                 "split": ["train"] * len(mine),
                 "soft": [True] * len(mine),

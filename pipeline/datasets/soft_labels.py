@@ -176,7 +176,7 @@ def propagated(white_ND: Floats, y_LC: Labels, neighbours: int) -> Floats:
     pairs = first[known], other_Nk.ravel()[known]
     graph = coo_array((weight, pairs), shape=(rows, rows)).tocsr()
     graph = graph.maximum(graph.T)
-    root_N1: Floats = 1 / np.sqrt(np.maximum(graph.sum(1), 1e-12)).astype(np.float32)[:, None]
+    root_N1: Floats = (graph.sum(1).clip(1e-12) ** -0.5).astype(np.float32)[:, None]
     start = np.zeros((rows, y_LC.shape[1] + 1), np.float32)
     start[:labelled, :-1], start[:labelled, -1] = y_LC, 1
     spread: Floats = start.copy()
