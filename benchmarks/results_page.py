@@ -247,15 +247,12 @@ def _soft_labels(found: Mapping[str, Any]) -> str:
     ]
     for name, shares in found["sets"].items():
         for share, table in shares.items():
-            decision = table["decision"]
             columns = list(next(iter(table.values())))
+            lines += ["", f"### {name}, {share} of the labels", ""]
+            if decision := table.get("decision"):
+                taken = f"{sum(decision['extends'])} of {len(decision['extends'])}"
+                lines += [f"Extends {taken} draws; gain {_figure(decision['gain'])}.", ""]
             lines += [
-                "",
-                f"### {name}, {share} of the labels",
-                "",
-                f"Extends {sum(decision['extends'])} of {len(decision['extends'])} draws; gain "
-                f"{_figure(decision['gain'])}.",
-                "",
                 f"| training | {' | '.join(columns)} | F1 |",
                 f"| --- |{' --- |' * (len(columns) + 1)}",
             ]
