@@ -183,8 +183,7 @@ def propagated(white_ND: Floats, y_LC: Labels, neighbours: int) -> Floats:
     for _ in range(_ROUNDS):
         moved: Floats = graph @ (root_N1 * spread)
         spread = (_KEEP * root_N1 * moved + (1 - _KEEP) * start).astype(np.float32)
-    scores: Floats = spread[:, :-1] / np.maximum(spread[:, -1:], 1e-12)
-    return scores
+    return (spread[:, :-1] / np.maximum(spread[:, -1:], 1e-12)).astype(np.float32)
 
 
 def _by_f1(white_ND: Floats, y_LC: Labels, rank_UC: Floats, neighbours: int) -> Floats:
