@@ -190,6 +190,8 @@ def main(arguments: list[str] | None = None) -> int:
     result["seconds"] = {"runs": bench.seconds, "this call": time.perf_counter() - started}
     (chosen.output / "benchmarks").mkdir(parents=True, exist_ok=True)
     (chosen.output / "benchmarks" / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    if (soft := chosen.output / "benchmarks" / "soft_labels.json").exists():
+        result["soft labels"] = json.loads(soft.read_text())
     write_page(result, chosen.output / "docs")
     return 0
 

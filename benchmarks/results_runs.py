@@ -16,21 +16,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from encoders.backbones.stem import Backbone
-from encoders.bundle import Encoder
 from encoders.loop import TrainingLoop, TrainingRows
 from encoders.losses import LabelStatistics, build_loss, loss_options
 from encoders.metrics import random_ranking_metrics, retrieval_metrics
-from encoders.projection import build_head
 from encoders.sampling import LabelAwareBatchSampler
-from encoders.spec import EncoderSpec, LoopSpec
+from encoders.spec import LoopSpec
 from pipeline.datasets.folder import import_folder
+from pipeline.training.head import head_encoder
 from pipeline.training.spec import TrainingSpec
 from pipeline.training.worker import initial_encoder
-from storage.dataset import LabelledDataset
+from storage.dataset import LabelledDataset, searched_splits
 
 K = 50
 
@@ -92,7 +89,7 @@ class Run:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load_world(images: Path, backbone: Path, scratch: Path) -> World:
+def load_world(images: Path, backbone: Path, scratch: Path, tile_px: int | None = None) -> World:
     """Import the images, compute the frozen backbone's features once, and keep both in ``scratch``.
 
     Raises
@@ -101,7 +98,7 @@ def load_world(images: Path, backbone: Path, scratch: Path) -> World:
         The images or the weights do not exist.
     """
     uri = str(scratch / "dataset")
-    import_folder(str(images), uri)
+    import_folder(str(images), uri, tile_px=tile_px)
     dataset = LabelledDataset.open(uri)
     weights = hashlib.sha256()
     for path in sorted(backbone.iterdir()):
@@ -122,14 +119,9 @@ def load_world(images: Path, backbone: Path, scratch: Path) -> World:
     )
 
 
-def database_rows(split: str) -> tuple[str, ...]:
-    """Return the splits searched for queries of a split; the queries themselves never rank."""
-    return ("train",) if split == "val" else ("train", "val")
-
-
 def score(world: World, z_ND: NDArray[np.float32], split: str) -> dict[str, float]:
     """Score embeddings of all rows: queries of ``split`` against the rows known before it."""
-    queries, items = world.rows(split), world.rows(*database_rows(split))
+    queries, items = world.rows(split), world.rows(*searched_splits(split))
     y_NC = world.labels_NC
     return retrieval_metrics(
         z_ND[queries],
@@ -143,7 +135,7 @@ def score(world: World, z_ND: NDArray[np.float32], split: str) -> dict[str, floa
 
 def score_random(world: World, split: str) -> dict[str, float]:
     """Score a random ranking."""
-    queries, items = world.rows(split), world.rows(*database_rows(split))
+    queries, items = world.rows(split), world.rows(*searched_splits(split))
     counts_C = world.labels_NC[world.rows("train")].sum(0)
     y_QC, y_NC = world.labels_NC[queries], world.labels_NC[items]
     return random_ranking_metrics(y_QC, y_NC, K, rare_counts=counts_C)
@@ -153,9 +145,11 @@ def train(world: World, run: Run) -> NDArray[np.float32]:
     """Train a head and return the embeddings of all rows, (N, D)."""
     rows = world.rows("train")
     labels = world.labels_NC[rows]
-    loss = build_loss(run.loss, world.statistics, dimension=run.dimension, **run.options)
+    loss = build_loss(
+        run.loss, world.statistics, dimension=run.dimension, initial_seed=run.seed, **run.options
+    )
     loop = TrainingLoop(
-        _encoder(world.features_NF.shape[1], run),
+        head_encoder(world.features_NF.shape[1], run.dimension, run.hidden, run.seed),
         loss,
         TrainingRows(inputs=world.features_NF, rows=rows, labels=labels),
         LoopSpec(
@@ -212,26 +206,3 @@ class _Remembering(LabelAwareBatchSampler):
             super().set_epoch(epoch)
             self._plans[key] = self.plan_LB
         self.epoch, self._start, self.plan_LB = epoch, 0, self._plans[key]
-
-
-class _Features(Backbone):
-    """Placeholder for a backbone with precomputed features."""
-
-    def __init__(self, dimension: int) -> None:
-        super().__init__()
-        self.dimension = dimension
-
-
-def _encoder(features: int, run: Run) -> Encoder:
-    spec = EncoderSpec(
-        backbone="features",
-        bands=("red", "green", "blue"),
-        band_mean=(0.0,) * 3,
-        band_std=(1.0,) * 3,
-        tile_px=1,
-        dimension=run.dimension,
-        head={"kind": "mlp", "hidden": run.hidden},
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
-        return Encoder(spec, _Features(features), build_head(features, run.dimension, spec.head))

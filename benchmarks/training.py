@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Row, publish
-from encoders.augment import Augmentation
+from encoders.augment import Augmentation, row_generators
 from encoders.loop import TrainingLoop
 from encoders.losses import LabelStatistics, build_loss
 from pipeline.runtime.cluster import ray_session
@@ -167,7 +167,7 @@ def _bare_loop(dataset: LabelledDataset, spec: TrainingSpec, share: int) -> Iter
     )
     weights = [*encoder.parameters(), *loss.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=spec.learning_rate, weight_decay=spec.weight_decay)
-    augment, generator = Augmentation(), torch.Generator().manual_seed(0)
+    augment = Augmentation()
     encoder.train()
     while True:
         order = np.random.default_rng(0).permutation(rows)[: len(rows) // share]
@@ -177,7 +177,8 @@ def _bare_loop(dataset: LabelledDataset, spec: TrainingSpec, share: int) -> Iter
             x = torch.from_numpy(dataset.images[np.sort(batch)])
             y = torch.from_numpy(dataset.labels[np.sort(batch)])
             optimizer.zero_grad(set_to_none=True)
-            z = encoder.project(encoder.backbone(augment(encoder.normalise(x), generator)))
+            generators = row_generators(0, 0, range(len(x)))
+            z = encoder.project(encoder.backbone(augment(encoder.normalise(x), generators)))
             loss(z, y).backward()
             torch.nn.utils.clip_grad_norm_(weights, spec.gradient_clip)
             optimizer.step()

@@ -38,7 +38,7 @@ def gather_keys(z_BD: Tensor, y_BC: Tensor, group: Group = None) -> tuple[Tensor
     z_BD
         Local embeddings. Gradients of the gathered tensor flow back to the owner of each row.
     y_BC
-        Local labels, any dtype; gathered as bytes.
+        Local labels: floats are gathered as they are, other dtypes as bytes.
 
     Returns
     -------
@@ -48,7 +48,8 @@ def gather_keys(z_BD: Tensor, y_BC: Tensor, group: Group = None) -> tuple[Tensor
     if not dist.is_initialized() or dist.get_world_size(group) == 1:
         return z_BD, y_BC, 0
     z_GD: Tensor = _Gather.apply(z_BD, group)  # type: ignore[no-untyped-call]
-    y_GC = _all_gather(y_BC.to(torch.uint8), group).to(y_BC.dtype)
+    sent_BC = y_BC if y_BC.is_floating_point() else y_BC.to(torch.uint8)
+    y_GC = _all_gather(sent_BC, group).to(y_BC.dtype)
     return z_GD, y_GC, dist.get_rank(group) * len(z_BD)
 
 
@@ -111,7 +112,7 @@ class KeyQueue(nn.Module):
         if rows < 1:
             raise ConfigError(f"key queue: expected at least one row, got {rows}")
         self.register_buffer("z_QD", torch.zeros(rows, dimension))
-        self.register_buffer("y_QC", torch.zeros(rows, classes, dtype=torch.uint8))
+        self.register_buffer("y_QC", torch.zeros(rows, classes))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
 
     def extend(self, z_GD: Tensor, y_GC: Tensor) -> Keys:
@@ -127,7 +128,7 @@ class KeyQueue(nn.Module):
         new = min(len(z_GD), rows)
         # New tensors instead of an update in place: backward may still need rows of `extend`.
         self.z_QD = torch.cat([z_GD[:new].to(self.z_QD.dtype), self.z_QD[: rows - new]])
-        self.y_QC = torch.cat([y_GC[:new].to(torch.uint8), self.y_QC[: rows - new]])
+        self.y_QC = torch.cat([y_GC[:new].to(self.y_QC.dtype), self.y_QC[: rows - new]])
         self.filled = (self.filled + new).clamp_max(rows)
 
 

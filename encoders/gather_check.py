@@ -127,7 +127,7 @@ def one_process_step(name: str, options: Mapping[str, Any], workers: int) -> Ste
     """Return loss and gradients of one process with the whole batch of these workers."""
     x_GF, y_GC = small_batch(workers)
     model, loss = small_encoder(), small_loss(name, options, y_GC)
-    value = loss(normalize(model(x_GF)), y_GC)
+    value = loss(normalize(model(x_GF)), _labels_for(loss, y_GC))
     value.backward()
     return value.detach(), gradients_of(model, loss)
 
@@ -218,6 +218,15 @@ def small_loss(name: str, options: Mapping[str, Any], y_GC: Tensor) -> Loss:
     return build_loss(name, statistics, dimension=DIMENSION, **options).double()
 
 
+def _labels_for(loss: Loss, y_GC: Tensor) -> Tensor:
+    """Return the labels, every other row as probabilities where the loss takes them."""
+    if not loss.takes_probabilities:
+        return y_GC
+    p_GC = torch.where(y_GC > 0, 0.9, 0.15).to(y_GC) * (y_GC.sum(1, keepdim=True) > 0)
+    p_GC[::2] = y_GC[::2]
+    return p_GC
+
+
 def gradients_of(*modules: nn.Module) -> list[Tensor]:
     """Return the gradient of every parameter, zero where the loss does not use it."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -252,7 +261,7 @@ def _gathered_step(case: Case, workers: int, group: dist.ProcessGroup | None) ->
     own = slice(first, first + ROWS_PER_WORKER)
     model = DistributedDataParallel(small_encoder(), process_group=group)
     loss = small_loss(case.name, case.options, y_GC)
-    value = case.backward(model, loss, x_GF[own], y_GC[own], group)
+    value = case.backward(model, loss, x_GF[own], _labels_for(loss, y_GC)[own], group)
     average_gradients(loss, group)
     dist.all_reduce(value, group=group)
     return value / workers, gradients_of(model.module, loss)

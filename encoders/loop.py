@@ -2,15 +2,16 @@
 
 Without a process group the loop trains in one process; in a group each worker contrasts its own
 anchors with the keys of all workers, so W workers compute the gradient of one process with the
-whole batch. Random draws depend only on (seed, step, rank), so a run restored from the state after
-any step continues exactly as an uninterrupted run.
+whole batch. Augmentation depends only on (seed, step, row of the global batch), so neither the
+number of workers nor a restart from the state after any step changes the result. Random layers of a
+network (dropout) draw for each worker.
 
 Shape legend: N rows, B rows of this worker's batch, C bands or classes, F features, D dimension.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -22,19 +23,20 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from encoders.augment import Augmentation
+from encoders.augment import Augmentation, row_generators
 from encoders.batch_norm import convert_sync_batch_norm
 from encoders.bundle import Encoder
 from encoders.gather import KeyQueue, average_gradients, cached_backward, gather_rows, global_loss
 from encoders.losses.core import Loss
 from encoders.sampling import LabelAwareBatchSampler
 from encoders.spec import LoopSpec
-from storage.errors import ConfigError, SkysiftError
+from storage.errors import ConfigError, DivergedError
 from storage.prefetch import prefetch
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 _CHUNK = 128
+_PRETRAINED_RATE = 0.1  # of a pretrained backbone, as a share of the head's learning rate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +49,13 @@ class TrainingRows:
         Raw pixel values (N, C, H, W; a memory map is read batch by batch), or features (N, F) when
         the backbone is frozen.
     rows, labels
-        Row numbers of the training rows (n,), and their multi-hot labels (n, K).
+        Row numbers of the training rows (n,), and their labels (n, K): multi-hot, or float32
+        probabilities. Batches are composed by the labels of .5 and more.
     """
 
     inputs: NDArray[Any]
     rows: Ints
-    labels: NDArray[np.uint8]
+    labels: NDArray[Any]
 
 
 class TrainingLoop:
@@ -66,8 +69,9 @@ class TrainingLoop:
         Loss from `encoders.losses.build_loss`; its parameters are trained too.
     data, spec
         The training rows, and the settings of the optimisation.
-    frozen_batch_norm
-        Keep the statistics of batch norm: for pretrained backbones, and exact across workers.
+    pretrained
+        The backbone has pretrained weights: its batch norm keeps its statistics (exact across
+        workers too), and its learning rate is lower; see `LoopSpec.backbone_learning_rate`.
     rank, world_size
         Rank of this worker in the process group, and the number of workers.
     """
@@ -79,16 +83,16 @@ class TrainingLoop:
         data: TrainingRows,
         spec: LoopSpec,
         *,
-        frozen_batch_norm: bool = False,
+        pretrained: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.encoder, self.data, self.spec, self.rank = encoder, data, spec, rank
-        self.frozen_batch_norm = frozen_batch_norm
+        self.pretrained = pretrained
         self.augment = None if spec.augment is None else Augmentation(**spec.augment)
         self.loss = loss.to(encoder.device)
         self.sampler = LabelAwareBatchSampler(
-            data.labels,
+            data.labels >= 0.5,
             spec.batch_size,
             seed=spec.seed,
             rank=rank,
@@ -106,6 +110,7 @@ class TrainingLoop:
             classes = data.labels.shape[1]
             self.queue = KeyQueue(spec.queue_rows, encoder.dimension, classes).to(encoder.device)
         self.optimizer = AdamW(self._parameter_groups(), lr=spec.learning_rate)
+        self.average = _copies(self.trained_weights()) if spec.ema_decay else None
         self.steps_per_epoch = len(self.sampler)
         self.total_steps = spec.epochs * self.steps_per_epoch
         self.step = 0
@@ -132,8 +137,8 @@ class TrainingLoop:
 
         Raises
         ------
-        SkysiftError
-            The loss is not finite.
+        DivergedError
+            The loss or the gradient is not finite; the step is not taken.
         """
         self._set_training()
         epoch, done = self.epoch, self.step % self.steps_per_epoch
@@ -144,15 +149,21 @@ class TrainingLoop:
             total += self._train_step(x, y_BC)
             self.step += 1
             yield self.step
-        if dist.is_initialized():
-            dist.all_reduce(total)
-            total /= dist.get_world_size()
-        self.epoch_loss = float(total) / (self.steps_per_epoch - done)
+        self.epoch_loss = float(self._mean_over_workers(total)) / (self.steps_per_epoch - done)
         if not math.isfinite(self.epoch_loss):
-            raise SkysiftError(
-                f"training: the loss became {self.epoch_loss} in epoch {epoch + 1}; lower the "
-                "learning rate or raise the loss's temperature"
-            )
+            raise self._diverged(f"the loss became {self.epoch_loss}")
+
+    def require_finite(self) -> None:
+        """Check the weights, which are the same on every worker.
+
+        Raises
+        ------
+        DivergedError
+            A weight is infinite or not a number.
+        """
+        for name, value in self.trained_weights().items():
+            if not value.isfinite().all():
+                raise self._diverged(f"the weights {name} are not finite")
 
     def embed(self, rows: Ints, *, projected: bool = True) -> Floats:
         """Return the unit vectors of input rows, (n, D); each worker encodes its share."""
@@ -167,11 +178,13 @@ class TrainingLoop:
             return nn.functional.normalize(features.float(), dim=1)
 
         self.encoder.eval()
-        return map_sharded(encode, self.data.inputs, rows, device=self.encoder.device)
+        with self._averaged():
+            return map_sharded(encode, self.data.inputs, rows, device=self.encoder.device)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the state to resume from: tensors by name, and plain values for JSON."""
         tensors = {f"encoder.{name}": value for name, value in self.trained_weights().items()}
+        tensors |= {f"average.{name}": value for name, value in (self.average or {}).items()}
         tensors |= {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
         if self.queue is not None:
             tensors |= {f"queue.{name}": v for name, v in self.queue.state_dict().items()}
@@ -189,7 +202,9 @@ class TrainingLoop:
         ConfigError
             The state belongs to another network, loss or sampling.
         """
-        parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "loss": {}, "queue": {}}
+        parts: dict[str, dict[str, Tensor]] = {
+            name: {} for name in ("encoder", "average", "loss", "queue")
+        }
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
@@ -200,6 +215,9 @@ class TrainingLoop:
                 parts[part][rest] = value
         try:
             self.load_weights(parts["encoder"])
+            if self.average is not None:  # an average that was not kept begins here
+                kept = parts["average"] or self.trained_weights()
+                self.average = {name: kept[name].to(value) for name, value in self.average.items()}
             self.loss.load_state_dict(parts["loss"])
             if self.queue is not None:
                 self.queue.load_state_dict(parts["queue"])
@@ -221,6 +239,10 @@ class TrainingLoop:
             k: v for k, v in state.items() if not self.spec.freeze_backbone or k.startswith("head.")
         }
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights to evaluate and to keep: their moving average, if there is one."""
+        return self.trained_weights() if self.average is None else self.average
+
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Load weights from `trained_weights`."""
         self.encoder.load_state_dict({**self.encoder.state_dict(), **weights})
@@ -230,22 +252,22 @@ class TrainingLoop:
         frozen = self.spec.freeze_backbone
         for module in self.encoder.backbone.modules():
             is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-            if frozen or (is_norm and self.frozen_batch_norm):
+            if frozen or (is_norm and self.pretrained):
                 module.eval()
 
     def _train_step(self, x: Tensor, y_BC: Tensor) -> Tensor:
         """Take one step on raw pixels or features; return this worker's part of the loss."""
-        # Every worker draws its own augmentation, and a resumed run repeats the draws of a step.
+        # Random layers draw by worker; a resumed run repeats the draws of a step.
         draws = np.random.SeedSequence((self.spec.seed, self.step, self.rank))
-        seed = int(draws.generate_state(1, np.uint64)[0] >> 1)
-        torch.manual_seed(seed)
+        torch.manual_seed(int(draws.generate_state(1, np.uint64)[0] >> 1))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = self.learning_rate * group["rate"]
         self.loss.progress = self.step / self.total_steps
         if not self.spec.freeze_backbone:
             x = self.encoder.normalise(x)
             if self.augment is not None:
-                x = self.augment(x, torch.Generator().manual_seed(seed))
+                rows = range(self.rank * len(x), (self.rank + 1) * len(x))
+                x = self.augment(x, row_generators(self.spec.seed, self.step, rows))
         self.optimizer.zero_grad(set_to_none=True)
         chunk_rows = self.spec.chunk_rows
         if chunk_rows and len(x) > chunk_rows:
@@ -263,9 +285,55 @@ class TrainingLoop:
             value.backward()  # type: ignore[no-untyped-call]
         average_gradients(self.loss)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(trained, self.spec.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(trained, self.spec.gradient_clip)
+        # The norm is the same on all workers, so that all of them stop here or none does.
+        if not norm.isfinite():
+            loss = self._mean_over_workers(value.detach())
+            raise self._diverged(f"the loss is {float(loss):g} with a gradient of {float(norm):g}")
         self.optimizer.step()
+        self._update_average()
         return value.detach()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Give the encoder the averaged weights for a block, if there are any."""
+        if self.average is None:
+            yield
+            return
+        last = _copies(self.trained_weights())
+        self.load_weights(self.average)
+        try:
+            yield
+        finally:
+            self.load_weights(last)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self.average is None:
+            return
+        # Until there are enough steps for the decay, the average is over those that there are.
+        decay = min(self.spec.ema_decay, (1 + self.step) / (10 + self.step))
+        for name, value in self.trained_weights().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+            else:
+                self.average[name].copy_(value)
+
+    def _diverged(self, fault: str) -> DivergedError:
+        step = min(self.step + 1, self.total_steps)
+        where = f"step {step} of {self.total_steps} (epoch {-(-step // self.steps_per_epoch)})"
+        return DivergedError(
+            f"training diverged in {where}: {fault}, learning rate {self.learning_rate:.3g}; "
+            "lower training.learning_rate, with --resume to go on from the last checkpoint, or "
+            "begin in another output"
+        )
+
+    @staticmethod
+    def _mean_over_workers(value: Tensor) -> Tensor:
+        if dist.is_initialized():
+            dist.all_reduce(value)
+            value /= dist.get_world_size()
+        return value
 
     def _encode(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
@@ -284,14 +352,36 @@ class TrainingLoop:
         return prefetch(read, self.sampler)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Decay matrices and filters, but not biases, norms and the parameters of the loss."""
-        parameters = [p for p in self.encoder.parameters() if p.requires_grad]
-        plain = [p for p in parameters if p.ndim < 2] + list(self.loss.parameters())
-        decayed = [p for p in parameters if p.ndim >= 2]
-        return [
-            {"params": decayed, "weight_decay": self.spec.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
+        """Decay matrices and filters, but not biases, norms and the parameters of the loss.
+
+        The parameters have the same order with any learning rates, by which checkpoints name them.
+        """
+        trained = [p for p in self.encoder.parameters() if p.requires_grad]
+        in_backbone = {id(p) for p in self.encoder.backbone.parameters()}
+        backbone = [p for p in trained if id(p) in in_backbone]
+        head = [p for p in trained if id(p) not in in_backbone]
+        decay, rate = self.spec.weight_decay, self._backbone_rate()
+
+        def group(parameters: list[nn.Parameter], decay: float, rate: float) -> dict[str, Any]:
+            return {"params": parameters, "weight_decay": decay, "rate": rate}
+
+        groups = [
+            group([p for p in backbone if p.ndim >= 2], decay, rate),
+            group([p for p in head if p.ndim >= 2], decay, 1.0),
+            group([p for p in backbone if p.ndim < 2], 0.0, rate),
+            group([p for p in head if p.ndim < 2] + list(self.loss.parameters()), 0.0, 1.0),
         ]
+        return [part for part in groups if part["params"]]
+
+    def _backbone_rate(self) -> float:
+        """Return the learning rate of the backbone as a share of the head's."""
+        if self.spec.backbone_learning_rate is not None:
+            return self.spec.backbone_learning_rate / self.spec.learning_rate
+        return _PRETRAINED_RATE if self.pretrained else 1.0
+
+
+def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in weights.items()}
 
 
 def _is_grouped(network: nn.Module) -> TypeGuard[DistributedDataParallel]:

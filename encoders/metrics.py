@@ -205,7 +205,7 @@ def rare_labels(counts_C: Floats, label_ap_C: Floats) -> Ints:
 
 
 def _score(keys: Keys, relevance: Relevance, full: bool, chunk_bytes: int) -> Scores:
-    k, near = relevance.hits(relevance.k), relevance.hits(JACCARD_HITS)
+    k, near = (int(relevance.hits_q(depth).max(initial=1)) for depth in (relevance.k, JACCARD_HITS))
     depth = relevance.items if full else max(k, near)
     parts: list[dict[str, Floats]] = []
     rankings = _Rankings(relevance) if full else None
@@ -215,9 +215,12 @@ def _score(keys: Keys, relevance: Relevance, full: bool, chunk_bytes: int) -> Sc
     for rows in chunks(relevance.queries, width, chunk_bytes):
         ranked_qK = first_keys(keys, rows, relevance.items, depth, chunk_bytes)
         gains = relevance.gains(rows)
-        values = _first_hits(_sets(ranked_qK[:, :k], relevance), gains)
-        set_qK = _sets(ranked_qK[:, :near], relevance)
-        values[f"Jaccard@{JACCARD_HITS}"] = _take(gains.jaccard_qV, set_qK).mean(1)
+        values = _first_hits(
+            _sets(ranked_qK[:, :k], relevance), gains, relevance.hits_q(relevance.k, rows)
+        )
+        jaccard_qK = _take(gains.jaccard_qV, _sets(ranked_qK[:, :near], relevance))
+        near_q = relevance.hits_q(JACCARD_HITS, rows)
+        values[f"Jaccard@{JACCARD_HITS}"] = jaccard_qK.sum(1) / near_q
         if rankings is not None:
             values |= rankings.score(ranked_qK, gains, rows)
         usable_q = gains.relevant_q > 0
@@ -242,8 +245,8 @@ def _sets(ranked_qK: Ints, relevance: Relevance) -> Ints:
     return np.where(included_qK, set_qK, len(relevance.count_V))
 
 
-def _first_hits(set_qk: Ints, gains: Gains) -> dict[str, Floats]:
-    """Return the metrics of the first k hits for each query, shape (q,) each."""
+def _first_hits(set_qk: Ints, gains: Gains, depth_q: Ints) -> dict[str, Floats]:
+    """Return the metrics of the first k hits, or all if fewer, for each query, shape (q,) each."""
     shared_qk, jaccard_qk, cosine_qk = (
         _take(gain_qV, set_qk) for gain_qV in (gains.shared_qV, gains.jaccard_qV, gains.cosine_qV)
     )
@@ -253,12 +256,12 @@ def _first_hits(set_qk: Ints, gains: Gains) -> dict[str, Floats]:
     precision_qk = np.cumsum(relevant_qk, 1) / rank_k
     return {
         "mAP@k": _divide((precision_qk * relevant_qk).sum(1), hits_q, empty=0),
-        "P@k": precision_qk[:, -1],
+        "P@k": hits_q / depth_q,
         "R@k": _divide(hits_q, gains.relevant_q),
         "nDCG@k": _ndcg(2**shared_qk - 1, 2**gains.shared_qV - 1, gains.count_qV),
         "nDCG-J@k": _ndcg(jaccard_qk, gains.jaccard_qV, gains.count_qV),
         "nDCG-cos@k": _ndcg(cosine_qk, gains.cosine_qV, gains.count_qV),
-        "ACG@k": mean_gain_qk[:, -1],
+        "ACG@k": shared_qk.sum(1) / depth_q,
         "WAP@k": _divide((mean_gain_qk * relevant_qk).sum(1), hits_q, empty=0),
     }
 

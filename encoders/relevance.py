@@ -93,9 +93,13 @@ class Relevance:
         """N."""
         return len(self.set_N)
 
-    def hits(self, depth: int) -> int:
-        """Return the number of hits that a metric of this depth uses, given the database."""
-        return max(1, min(depth, self.items - int((self.exclude_Q >= 0).any())))
+    def hits_q(self, depth: int, rows: slice = slice(None)) -> Ints:
+        """Return the number of hits of each query that a metric of this depth uses, shape (q,).
+
+        A query whose own row is excluded has one item less.
+        """
+        hits_q: Ints = np.clip(self.items - (self.exclude_Q[rows] >= 0), 1, depth)
+        return hits_q
 
     @cached_property
     def most_relevant(self) -> int:

@@ -98,6 +98,9 @@ class LoopSpec:
         Rows of the global batch.
     learning_rate
         Highest learning rate of AdamW, between a linear warm-up and a cosine decay to zero.
+    backbone_learning_rate
+        The same for the backbone. None: a tenth of `learning_rate` for pretrained weights, which
+        the full rate of a random head would overwrite, else `learning_rate`.
     weight_decay
         Weight decay of AdamW.
     warmup_epochs
@@ -119,11 +122,16 @@ class LoopSpec:
         Keys kept from earlier batches (`encoders.gather.KeyQueue`); 0 for none.
     chunk_rows
         Rows encoded at once when a batch does not fit into memory (GradCache); 0 for all.
+    ema_decay
+        Decay per step of an exponential moving average of the weights, which is evaluated and
+        stored in place of the last weights; 0 for none, 0.99 to 0.9999 otherwise. It holds one
+        more copy of the trained weights in memory.
     """
 
     epochs: Count = 20
     batch_size: Count = 128
     learning_rate: Positive = 1e-3
+    backbone_learning_rate: Positive | None = None
     weight_decay: NonNegative = 0.01
     warmup_epochs: NonNegative = 1.0
     gradient_clip: Positive = 1.0
@@ -134,9 +142,15 @@ class LoopSpec:
     augment: Mapping[str, Any] | None = field(default_factory=dict)
     queue_rows: Natural = 0
     chunk_rows: Natural = 0
+    ema_decay: NonNegative = 0.0
 
     def __post_init__(self) -> None:
         check_limits(self, "training")
+        if self.ema_decay >= 1:
+            raise ConfigError(
+                f"training: ema_decay {self.ema_decay} would keep the first weights; give less "
+                "than 1, such as 0.999"
+            )
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError(f"training: precision {self.precision!r} is not fp32 or bf16")
 

@@ -1,10 +1,10 @@
 """A labelled dataset at rest: equal tiles and their labels, laid out for random batches.
 
-A folder holds ``images.npy`` (N, C, H, W), ``labels.npy`` (N, K), ``rows.parquet`` (where each
-image came from, and its split) and, written last, ``dataset.json`` (bands, classes, statistics,
-hashes, and its own hash). Opening a dataset compares every file with its hash. Images are
-memory-mapped, so a random batch costs its own bytes. A remote dataset is copied once per machine.
-`pipeline.datasets.importers` makes datasets.
+A folder holds ``images.npy`` (N, C, H, W), ``labels.npy`` (N, K; 0 and 1 as bytes, or float32
+where some are probabilities), ``rows.parquet`` (where each image came from, and its split) and,
+written last, ``dataset.json`` (bands, classes, statistics, hashes, and its own hash). Opening a
+dataset compares every file with its hash. Images are memory-mapped, so a random batch costs its own
+bytes. A remote dataset is copied once per machine. `pipeline.datasets.importers` makes datasets.
 
 Shape legend: N rows, C bands, H and W pixels, K classes.
 """
@@ -40,6 +40,7 @@ from storage.values import alike, check_types, is_running, json_digest
 logger = logging.getLogger(__name__)
 
 FORMAT = "skysift-dataset/1"
+SOFT_FORMAT = "skysift-dataset/2"  # holds probabilities, which a reader of bytes would take for 0
 SPLITS = ("train", "val", "test")
 _INFO = "dataset.json"
 _STATISTICS_ROWS = 4096
@@ -97,9 +98,14 @@ class LabelledDataset(Described):
     images
         Memory map (N, C, H, W), read-only; NaN is an invalid pixel of a float image.
     labels
-        Multi-hot labels (N, K), uint8.
+        Multi-hot labels (N, K), uint8; a probability of .5 or more is 1.
+    soft_labels
+        Labels (N, K) to learn from: ``labels`` itself, or float32 probabilities in [0, 1].
     rows
         One row of provenance per image: ``source``, ``split`` and further columns of the importer.
+    is_soft
+        Whether the labels of each row are probabilities, (N,) bool: the column ``soft`` of the
+        rows, since a probability may be 0 or 1, else whether a label is neither.
     split
         Split of each row, (N,) object: train, val or test.
     """
@@ -110,12 +116,15 @@ class LabelledDataset(Described):
         self.tile_px, self.resolution_m = info.tile_px, info.resolution_m
         try:
             self.images: NDArray[Any] = np.load(folder / "images.npy", mmap_mode="r")
-            self.labels: NDArray[np.uint8] = np.load(folder / "labels.npy")
+            self.soft_labels: NDArray[Any] = np.load(folder / "labels.npy")
             self.rows = pd.read_parquet(folder / "rows.parquet")
         except (OSError, ValueError) as error:
             raise CorruptIndexError(
                 f"dataset {folder}: a file is missing or damaged ({error}); {_REMEDY}"
             ) from error
+        self.labels = hard_labels(self.soft_labels)
+        is_between = (self.soft_labels != self.labels).any(axis=1)
+        self.is_soft: NDArray[np.bool_] = np.asarray(self.rows.get("soft", is_between), dtype=bool)
         self.split = self.rows["split"].to_numpy(dtype=object)
         expected = (info.count, len(info.bands), info.tile_px, info.tile_px)
         found = (self.images.shape, self.labels.shape, len(self.rows))
@@ -164,11 +173,36 @@ class LabelledDataset(Described):
             "tiles of": f"{self.tile_px} px",
             "pixel": None if self.resolution_m is None else f"{self.resolution_m:g} m",
             "classes": self.classes,
+            "rows of probabilities": int(self.is_soft.sum()) or None,
         }
 
-    def indices(self, split: str) -> NDArray[np.int64]:
-        """Return the row numbers of a split in ascending order, (n,) int64."""
-        return np.flatnonzero(self.split == split).astype(np.int64)
+    def indices(self, *splits: str) -> NDArray[np.int64]:
+        """Return the row numbers of these splits in ascending order, (n,) int64."""
+        return np.flatnonzero(np.isin(self.split, splits)).astype(np.int64)
+
+    def labelled(self, *splits: str) -> NDArray[np.int64]:
+        """Return the rows of these splits whose labels are known: not those of probabilities."""
+        rows = self.indices(*splits)
+        return rows[~self.is_soft[rows]]
+
+
+def hard_labels(soft_NK: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return labels of 0 and 1: a probability of .5 or more is 1."""
+    return soft_NK if soft_NK.dtype == np.uint8 else (soft_NK >= 0.5).astype(np.uint8)
+
+
+def searched_splits(split: str) -> tuple[str, ...]:
+    """Return the splits that the queries of a split search: those known when it is scored.
+
+    The validation rows select a model, and so are queries against the train rows only; the test
+    rows come last and search both.
+
+    Examples
+    --------
+    >>> searched_splits("val"), searched_splits("test")
+    (('train',), ('train', 'val'))
+    """
+    return ("train", "val") if split == "test" else ("train",)
 
 
 class DatasetWriter:
@@ -217,7 +251,7 @@ class DatasetWriter:
         self._normalisation = normalisation
         self._folder = _working_folder(self._target)
         self._images: BinaryIO = (self._folder / "images.npy").open("wb")
-        self._labels: list[NDArray[np.uint8]] = []
+        self._labels: list[NDArray[np.float32]] = []
         self._rows: list[pd.DataFrame] = []
         self._shape: tuple[int, ...] = ()
         self._dtype: np.dtype[Any] | None = None
@@ -255,7 +289,7 @@ class DatasetWriter:
             (n, C, H, W), one dtype for the whole dataset; NaN is an invalid pixel. The first
             float32 batch turns a dataset of integers of 8 or 16 bits into float32.
         labels
-            (n, K) of 0 and 1.
+            (n, K) of 0 and 1, or probabilities; stored as float32 if a label is neither 0 nor 1.
         rows
             Columns of length n, ``source`` and ``split`` among them.
 
@@ -272,7 +306,7 @@ class DatasetWriter:
             self._dtype, self._shape = images.dtype, images.shape[1:]
             self._write_header(0)
         self._images.write(np.ascontiguousarray(images).tobytes())
-        self._labels.append(np.asarray(labels, dtype=np.uint8))
+        self._labels.append(np.asarray(labels, dtype=np.float32))
         self._rows.append(table)
 
     def truncate(self, count: int) -> None:
@@ -303,7 +337,9 @@ class DatasetWriter:
         self._images.seek(0)
         self._write_header(count)
         self._images.close()
-        np.save(self._folder / "labels.npy", np.concatenate(self._labels))
+        labels = np.concatenate(self._labels)
+        soft = not np.isin(labels, (0, 1)).all()
+        np.save(self._folder / "labels.npy", labels if soft else labels.astype(np.uint8))
         rows = pd.concat(self._rows, ignore_index=True)
         rows.to_parquet(self._folder / "rows.parquet")
         mean, std = self._statistics(rows)
@@ -318,7 +354,7 @@ class DatasetWriter:
             **self._more,
         )
         self._warn_of_twins(rows)
-        self._publish(info)
+        self._publish(info, SOFT_FORMAT if soft else FORMAT)
         return info
 
     def _check(self, images: NDArray[Any], labels: NDArray[Any], rows: pd.DataFrame) -> None:
@@ -330,10 +366,10 @@ class DatasetWriter:
                 f"{self._dtype or images.dtype} {(n, *shape)}; bring them to one size and type"
             )
         expected = (n, len(self._classes))
-        if labels.shape != expected or not np.isin(labels, (0, 1)).all():
+        if labels.shape != expected or not ((labels >= 0) & (labels <= 1)).all():
             raise ConfigError(
-                f"dataset {self._target}: labels of shape {labels.shape} must be 0 or 1 in "
-                f"{expected}"
+                f"dataset {self._target}: labels of shape {labels.shape} must be 0 or 1, or "
+                f"probabilities between, in {expected}"
             )
         complete = {"source", "split"} <= set(rows.columns) and len(rows) == n
         if not complete or not rows["split"].isin(SPLITS).all():
@@ -392,8 +428,8 @@ class DatasetWriter:
                 *(self._target, len(twins), twins[0]),
             )
 
-    def _publish(self, info: DatasetInfo) -> None:
-        content = {"format": FORMAT, **asdict(info)}
+    def _publish(self, info: DatasetInfo, stated: str) -> None:
+        content = {"format": stated, **asdict(info)}
         content["seal"] = json_digest(content)
         text = (json.dumps(content, indent=2) + "\n").encode()
         if not self._target.is_local:
@@ -479,7 +515,7 @@ def read_info(uri: str | Location) -> DatasetInfo:
         content = json.loads(data)
         seal = content.pop("seal", None)
         stated = content["format"]
-        if stated == FORMAT and seal not in (None, json_digest(content)):
+        if stated in (FORMAT, SOFT_FORMAT) and seal not in (None, json_digest(content)):
             raise ValueError("its hash differs")
         del content["format"]
         names = ("bands", "classes", "band_mean", "band_std")
@@ -489,9 +525,10 @@ def read_info(uri: str | Location) -> DatasetInfo:
         raise ConfigError(
             f"{document} is malformed ({type(error).__name__}: {error}); import the dataset again"
         ) from error
-    if stated != FORMAT:
+    if stated not in (FORMAT, SOFT_FORMAT):
         raise ConfigError(
-            f"{document} is of format {stated}, not {FORMAT}; import the dataset again"
+            f"{document} is of format {stated}, not {FORMAT} or {SOFT_FORMAT}; import the dataset "
+            "again"
         )
     return info
 

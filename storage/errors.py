@@ -13,6 +13,7 @@ The tree::
     ├── ArchiveConflictError          another writer changed the archive first
     ├── NotFoundError (KeyError)      a named thing does not exist
     ├── CorruptIndexError             a file differs from its manifest
+    ├── DivergedError                 a training left the finite numbers
     └── SearchUnavailableError        part of the index cannot answer
 
 A message names the fault, its place, got/expected and the next step, in one line, and no signature
@@ -75,6 +76,10 @@ class NotFoundError(SkysiftError, KeyError):
 
 class CorruptIndexError(SkysiftError):
     """A stored file differs from its manifest."""
+
+
+class DivergedError(SkysiftError):
+    """The loss, the gradient or a weight of a training is no finite number any more."""
 
 
 class SearchUnavailableError(SkysiftError):

@@ -38,7 +38,7 @@ HOMES = {
         *within("pipeline/composite", "driver stack"),
         "pipeline/importing/pixels.py",
     ),
-    "faiss": within("storage/index", "gpu pilot quantizer shard"),
+    "faiss": within("storage/index", "gpu graph pilot quantizer shard"),
     "fastapi": within("workflows/service", "app deploy errors features guard negotiation uploads"),
     "fsspec": ("storage/location.py",),
     "geopandas": ("pipeline/search/hits.py", "storage/areas.py"),
@@ -104,9 +104,10 @@ HOMES = {
             "encoders", "augment batch_norm bundle gather gather_check loop projection ranking text"
         ),
         *within("encoders/backbones", "build exported operators own pt2 stem timm transformers"),
-        *within("encoders/losses", "__init__ bce cbml core grn icl ifnd jspcl macl msc supcon"),
+        *within("encoders/losses", "__init__ bce cbml core grn icl ifnd jspcl macl msc mulsupcon"),
+        "encoders/losses/supcon.py",
         "encoders/losses/triplet.py",
-        *within("pipeline/training", "driver log network worker"),
+        *within("pipeline/training", "driver head log network worker"),
     ),
     "zarr": (
         *within("storage/archive", "reader repository writer"),

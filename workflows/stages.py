@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from encoders.spec import EncoderSpec, pretrained_folder
 from pipeline.composite.spec import CompositeSpec
+from pipeline.datasets.spec import SoftLabelSpec
 from pipeline.indexing.spec import IndexSpec
 from pipeline.ingest.spec import IngestPlan, IngestReport, IngestSpec
 from pipeline.runtime.cluster import joins_cluster, ray_session
@@ -33,6 +34,7 @@ from workflows.recipe.sections import spec_from
 if TYPE_CHECKING:
     from encoders.bundle import Encoder
     from pipeline.composite.plan import CompositePlan, CompositeReport
+    from pipeline.datasets.extend import Extension
     from pipeline.indexing.plan import IndexPlan
     from pipeline.ingest.cost import IngestCost
     from pipeline.runtime.dask import Scheduler
@@ -459,6 +461,32 @@ class Stages(ABC):
             progress=progress,
         )
         return ImportedDataset(info, rejected | unreadable)
+
+    def extend_dataset(self) -> "Extension":
+        """Add tiles of the archive to the dataset, with probabilities for labels.
+
+        Raises
+        ------
+        ConfigError, NotFoundError, EncoderMismatchError
+            Archive and dataset do not fit, or there are too few labelled rows.
+        SkysiftError
+            The measured gain is not larger than its error.
+        """
+        from pipeline.datasets.extend import extend
+
+        section = self.recipe.dataset
+        with ProgressView() as progress:
+            return extend(
+                self.need_path("dataset.uri"),
+                self.open_archive(),
+                self.need("dataset.extend.output"),
+                spec_from(SoftLabelSpec, section.extend),
+                rows=section.extend.rows,
+                steps=section.extend.steps,
+                seed=section.extend.seed,
+                block_tiles=section.block_tiles,
+                progress=progress,
+            )
 
     def make_encoder(self) -> MadeEncoder:
         """Write an encoder bundle without training it.

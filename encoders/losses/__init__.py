@@ -89,7 +89,12 @@ def loss_options(name: str) -> dict[str, Any]:
 
 
 def build_loss(
-    name: str, statistics: LabelStatistics, *, dimension: int | None = None, **options: Any
+    name: str,
+    statistics: LabelStatistics,
+    *,
+    dimension: int | None = None,
+    initial_seed: int = 0,
+    **options: Any,
 ) -> Loss:
     """Build a loss by name; its parameters have the same initial values in every process.
 
@@ -103,6 +108,8 @@ def build_loss(
     dimension
         D, the width of the embeddings; required by losses with parameters (``macl`` only with
         ``prototypes``), ignored by the others.
+    initial_seed
+        Seed of the initial values of those parameters; a training gives its own seed.
     options
         Options of the loss, as listed by :func:`loss_options`.
 
@@ -127,7 +134,7 @@ def build_loss(
             raise ConfigError(f"loss {name}: has parameters of its own; pass dimension=D")
         options["dimension"] = dimension
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(initial_seed)
         return kind(statistics, **fixed, **options)
 
 

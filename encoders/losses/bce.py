@@ -15,6 +15,8 @@ class Bce(Loss):
     An empty label set is a row of zeros: every label is absent.
     """
 
+    takes_probabilities = True
+
     def __init__(self, statistics: LabelStatistics, *, dimension: int) -> None:
         super().__init__()
         self.classifier = nn.Linear(dimension, statistics.classes)

@@ -70,7 +70,8 @@ class Cbml(PairLoss):
         furthest_R = torch.where(positive_RG, fixed_RG, torch.inf).amin(1)
         # Positives are mined against the nearest negative and negatives against the furthest
         # positive, so an anchor has mined pairs of both kinds or of neither.
-        mined_R = usable_R & (furthest_R - self.margin < nearest_R)
+        # Negated, because a comparison with NaN is false: NaN has to reach the loss.
+        mined_R = usable_R & ~(furthest_R - self.margin >= nearest_R)
         below_R = torch.where(mined_R, nearest_R + self.margin, -torch.inf)
         above_R = torch.where(mined_R, furthest_R - self.margin, torch.inf)
         near_RG = (positive_RG & (fixed_RG < below_R[:, None])).to(s_RG)

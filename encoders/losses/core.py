@@ -54,14 +54,17 @@ class Loss(nn.Module):
 
     ``loss(z_BD, y_BC)`` is the loss of one batch. ``loss(z_BD, y_BC, keys=(z_GD, y_GC), offset=b)``
     contrasts the B rows as anchors with G keys; rows b..b+B of the keys are the anchors themselves.
-    Embeddings have unit norm; labels are multi-hot. bfloat16 and float16 inputs are computed in
-    float32, also under autocast. The loss of a batch without a usable anchor is 0.
+    Embeddings have unit norm; labels are multi-hot, or probabilities where `takes_probabilities`:
+    every sum and product of labels is then an expectation, and 0 and 1 mean what they did.
+    bfloat16 and float16 inputs are computed in float32, also under autocast. The loss of a batch
+    without a usable anchor is 0.
 
     ``progress`` is the completed share of the training, 0 to 1; the training loop sets it before
     each step for the losses that change over time (``macl``, ``ifnd``).
     """
 
     progress: float = 1.0
+    takes_probabilities: bool = False
 
     def forward(
         self, z_BD: Tensor, y_BC: Tensor, keys: Keys | None = None, offset: int = 0
@@ -75,6 +78,8 @@ class Loss(nn.Module):
         """Return numerators and denominators summed over the local anchors."""
         z_GD, y_GC = (z_BD, y_BC) if keys is None else keys
         _check_shapes(z_BD, y_BC, z_GD, y_GC, offset)
+        if not self.takes_probabilities and are_probabilities(y_GC):
+            raise ConfigError(refusal(type(self).__name__))
         with torch.autocast(z_BD.device.type, enabled=False):
             z_BD, z_GD = _at_least_float32(z_BD), _at_least_float32(z_GD)
             y_BC, y_GC = y_BC.to(z_BD.dtype), y_GC.to(z_BD.dtype)
@@ -117,7 +122,7 @@ class Pairs:
 
     @cached_property
     def shared_RG(self) -> Tensor:
-        """``|Y_i ∩ Y_j|``, integers as floats."""
+        """``|Y_i ∩ Y_j|``, integers as floats, or its expectation ``Σ_c y_ic y_jc``."""
         return self.y_RC @ self.y_GC.T
 
     @cached_property
@@ -133,13 +138,20 @@ class Pairs:
     @cached_property
     def jaccard_RG(self) -> Tensor:
         """``J_ij = |Y_i ∩ Y_j| / |Y_i ∪ Y_j|``; 0 for two empty label sets."""
-        union_RG = self.size_R[:, None] + self.size_G - self.shared_RG
-        return self.shared_RG / union_RG.clamp_min_(1)
+        return self.shared_RG / divisor(self.union_RG)
+
+    @property
+    def union_RG(self) -> Tensor:
+        """``|Y_i ∪ Y_j|``, or its expectation."""
+        return self.size_R[:, None] + self.size_G - self.shared_RG
 
     @cached_property
     def any_RG(self) -> Tensor:
-        """1 where anchor and key share a label, else 0."""
-        return (self.shared_RG > 0).to(self.shared_RG.dtype)
+        """1 where anchor and key share a label, else 0; ``min(1, Σ_c y_ic y_jc)``.
+
+        Of probabilities that is the upper bound of the chance of a common label.
+        """
+        return self.shared_RG.clamp_max(1)
 
     def set_self(self, matrix_RG: Tensor, value: float) -> Tensor:
         """Write ``value`` in place at each anchor's pair with itself; return the matrix."""
@@ -262,6 +274,24 @@ class PairLoss(Loss):
             Ratio(*(torch.stack(scalars).sum() for scalars in zip(*term, strict=True)))
             for term in zip(*parts, strict=True)
         ]
+
+
+def divisor(x: Tensor) -> Tensor:
+    """Return 1 in place of the zeros of a sum, to divide by."""
+    return torch.where(x > 0, x, 1)
+
+
+def are_probabilities(y: Tensor) -> bool:
+    """Tell whether labels hold values other than 0 and 1."""
+    return y.is_floating_point() and bool(((y != 0) & (y != 1)).any())
+
+
+def refusal(loss: str) -> str:
+    """Return why a loss refuses probabilities, and what to do."""
+    return (
+        f"loss {loss}: it needs labels of 0 and 1, and these are probabilities; take macl or "
+        "another loss that weighs overlap (docs/howto/soft-labels.md), or a dataset without them"
+    )
 
 
 def require(holds: bool, option: str, expected: str, got: object) -> None:

@@ -20,6 +20,8 @@ class Grn(PairLoss):
     Kang et al., Graph Relation Network, IEEE TGRS 2020.
     """
 
+    takes_probabilities = True
+
     def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over the anchors that agree with a key on at least one label."""
         classes = pairs.y_RC.shape[1]

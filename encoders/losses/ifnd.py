@@ -31,6 +31,8 @@ class Ifnd(PairLoss):
     (arXiv 2106.03719).
     """
 
+    takes_probabilities = True
+
     def __init__(
         self,
         statistics: LabelStatistics,

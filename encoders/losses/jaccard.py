@@ -17,6 +17,8 @@ class Jaccard(PairLoss):
     Findings of ACL 2023 (arXiv 2212.00552).
     """
 
+    takes_probabilities = True
+
     def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over the anchors that share a label with another key."""
         return [contrast(pairs, pairs.jaccard_RG, pairs.similarity_RG / self.temperature)]

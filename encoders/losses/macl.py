@@ -5,6 +5,7 @@ label reweighting, dynamic temperature scaling, label-aware negatives). This mod
 with a switch of its own, so that each is one row of an ablation.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -19,11 +20,13 @@ from encoders.losses.core import (
     Ratio,
     Reduction,
     contrast,
+    divisor,
     require,
 )
 from encoders.losses.statistics import LabelStatistics
 
 Reweighting = Literal["sets", "pairs", "labels", "product", "none"]
+_MOST_LOG_WEIGHT = math.log(1e30)  # sums of such weights are finite in float32
 _PAIR_COLUMNS = 512  # label pairs per matrix product, so that C (C + 1) / 2 columns never exist
 
 
@@ -84,6 +87,8 @@ class Macl(PairLoss):
     MACL, arXiv 2512.16294 (abstract and public notes only).
     """
 
+    takes_probabilities = True
+
     rarity_C: Tensor
     log1p_rarity_C: Tensor
     pair_first_P: Tensor
@@ -143,14 +148,22 @@ class Macl(PairLoss):
     def _count(self, statistics: LabelStatistics, beta: float, discount: float) -> None:
         """Store the rarity of each label and the weight of each label pair as buffers."""
         counts_CC = torch.tensor(statistics.pair_counts, dtype=torch.float64)
-        weight_CC = (statistics.rows / counts_CC.clamp_min(1)).pow(beta)
+        log_weight_CC = beta * (statistics.rows / counts_CC.clamp_min(1)).log()
+        weight_CC = log_weight_CC.exp()
+        if self.reweighting in ("pairs", "labels", "product"):
+            largest = float(log_weight_CC.max())
+            most = beta * _MOST_LOG_WEIGHT / max(largest, 1e-9)
+            expected = f"{most:.3g} or less for reweighting {self.reweighting!r} of these labels"
+            require(largest <= _MOST_LOG_WEIGHT, "beta", expected, beta)
         if self.reweighting == "labels":
             first = second = torch.arange(statistics.classes)
         else:
             first, second = torch.triu_indices(statistics.classes, statistics.classes)
         self.register_buffer("rarity_C", 1 - counts_CC.diagonal() / statistics.rows, False)
         # r_c of `reweighting`; rarity_C above is 1 - n_c/N, the rarity that ρ_i averages.
-        self.register_buffer("log1p_rarity_C", torch.log1p(discount * weight_CC.diagonal()), False)
+        # log(1 + δ (N/n)^β) from logarithms, which no β overflows.
+        log_rarity_C = math.log(discount) + log_weight_CC.diagonal()
+        self.register_buffer("log1p_rarity_C", log_rarity_C.logaddexp(torch.zeros(())), False)
         self.register_buffer("weight_CC", weight_CC, False)
         self.register_buffer("pair_first_P", first, False)
         self.register_buffer("pair_second_P", second, False)
@@ -205,8 +218,9 @@ class Macl(PairLoss):
         log1p_rarity_RC = y_RC * self.log1p_rarity_C.to(y_RC.dtype)
         own_R1 = log1p_rarity_RC.sum(1, keepdim=True)
         shared_RG = log1p_rarity_RC @ y_GC.T
-        # Both products are divided by Π_{c∈Y_i} (1 + r_c), so every exponent is at most 0.
-        weight_RG = (shared_RG - own_R1).exp_().sub_((-own_R1).exp())
+        # Both products are divided by Π_{c∈Y_i} (1 + r_c), so every exponent is at most 0; the 1 is
+        # subtracted by expm1, in which the small overlaps of probabilities keep their digits.
+        weight_RG = (shared_RG - own_R1).exp_().mul_(shared_RG.neg().expm1_().neg_())
         whole_R1 = -torch.expm1(-own_R1)
         return weight_RG.div_(whole_R1.clamp_min_(torch.finfo(whole_R1.dtype).tiny))
 
@@ -217,21 +231,21 @@ class Macl(PairLoss):
         for start in range(0, len(weight_P), _PAIR_COLUMNS):
             part = slice(start, start + _PAIR_COLUMNS)
             first, second = self.pair_first_P[part], self.pair_second_P[part]
-            anchors_RP = y_RC[:, first] * y_RC[:, second] * weight_P[part]
-            weight_RG.addmm_(anchors_RP, (y_GC[:, first] * y_GC[:, second]).T)
+            anchors_RP = _both(y_RC, first, second) * weight_P[part]
+            weight_RG.addmm_(anchors_RP, _both(y_GC, first, second).T)
         return weight_RG
 
     def _product_mean(self, pairs: Pairs) -> Tensor:
         """Mean of ``(N/n_cd)^β`` over Y_i × Y_p; zero for pairs without a shared label."""
         weight_RG = pairs.y_RC @ self.weight_CC.to(pairs.y_RC.dtype) @ pairs.y_GC.T
-        weight_RG /= (pairs.size_R[:, None] * pairs.size_G).clamp_min_(1)
+        weight_RG /= divisor(pairs.size_R[:, None] * pairs.size_G)
         return weight_RG.mul_(pairs.any_RG)
 
     def temperatures(self, pairs: Pairs) -> Tensor | float:
         """Return ``τ_ij`` as (R, G), as (R, 1) when α is 0, or the constant τ0."""
         if self.alpha == self.gamma == 0:
             return self.current_temperature
-        rarity_R = pairs.y_RC @ self.rarity_C.to(pairs.y_RC.dtype) / pairs.size_R.clamp_min(1)
+        rarity_R = pairs.y_RC @ self.rarity_C.to(pairs.y_RC.dtype) / divisor(pairs.size_R)
         rarity_R = torch.where(pairs.size_R > 0, rarity_R - self.mean_rarity, 0)
         scale: Tensor = self.current_temperature * (1 + self.gamma * rarity_R[:, None])
         if self.alpha:
@@ -250,3 +264,9 @@ class Macl(PairLoss):
         count_R = negative_RG.sum(1, keepdim=True)
         log_mean_R = hardness_RG.logsumexp(1, keepdim=True) - count_R.clamp_min(1).log()
         return torch.where(negative_RG, hardness_RG - log_mean_R, 0)
+
+
+def _both(y_NC: Tensor, first_P: Tensor, second_P: Tensor) -> Tensor:
+    """Return the probability that a row holds both labels of a pair, which may be one label."""
+    y_NP = y_NC[:, first_P]
+    return torch.where(first_P == second_P, y_NP, y_NP * y_NC[:, second_P])

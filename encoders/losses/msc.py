@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio, contrast, require
+from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio, contrast, divisor, require
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -27,6 +27,8 @@ class Msc(PairLoss):
     Audibert et al., Exploring Contrastive Learning for Long-Tailed Multi-Label Text
     Classification, ECML PKDD 2024; the defaults are those of the published configuration.
     """
+
+    takes_probabilities = True
 
     def __init__(
         self,
@@ -65,7 +67,6 @@ class Msc(PairLoss):
 
         ``Σ_c M_ikc / N_ic / |Y_i|``, shape (R, G), and ``1 / N_ic / |Y_i|``, shape (R, C).
         """
-        union_RG = (pairs.size_R[:, None] + pairs.size_G - pairs.shared_RG).clamp_min(1)
-        overlap_RG = pairs.set_self(self.alpha / union_RG, 0.0)
-        share_RC = pairs.y_RC / (overlap_RG @ pairs.y_GC + 1) / pairs.size_R.clamp_min(1)[:, None]
+        overlap_RG = pairs.set_self(self.alpha / divisor(pairs.union_RG), 0.0)
+        share_RC = pairs.y_RC / (overlap_RG @ pairs.y_GC + 1) / divisor(pairs.size_R)[:, None]
         return overlap_RG * (share_RC @ pairs.y_GC.T), share_RC

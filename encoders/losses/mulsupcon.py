@@ -2,7 +2,11 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from encoders.losses.core import PairLoss, Pairs, Ratio, contrast
+
+_LEAST = 1e-4  # number of other holders below which a label has none: sums of floats are inexact
 
 
 class MulSupCon(PairLoss):
@@ -10,18 +14,29 @@ class MulSupCon(PairLoss):
 
     ``q_ip = exp(s_ip/τ) / Σ_{a≠i} exp(s_ia/τ)``; P_c(i) are the other keys with label c. Written as
     one matrix product, the weight of a pair is ``w_ip = Σ_c y_ic y_pc / (n_c - 1)`` with ``n_c``
-    the number of keys that hold c. A label that only the anchor holds is skipped, in the sum and
-    in ``|Y_i|``.
+    the number of keys that hold c (of probabilities ``n_c - y_ic``). A label that only the anchor
+    holds is skipped, in the sum and in ``|Y_i|``.
 
     References
     ----------
     Zhang and Wu, Multi-Label Supervised Contrastive Learning, AAAI 2024.
     """
 
+    takes_probabilities = True
+
     def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over all (anchor, label) for which another key holds the label."""
-        others_C = pairs.y_GC.sum(0) - 1
-        shared_C = (others_C > 0).to(others_C)
-        weight_RG = (pairs.y_RC * shared_C / others_C.clamp_min(1)) @ pairs.y_GC.T
+        share_RC, count_R = label_shares(pairs.y_RC, pairs.y_GC)
+        weight_RG = share_RC @ pairs.y_GC.T
         logits_RG = pairs.similarity_RG / self.temperature
-        return [contrast(pairs, weight_RG, logits_RG, count_R=pairs.y_RC @ shared_C)]
+        return [contrast(pairs, weight_RG, logits_RG, count_R=count_R)]
+
+
+def label_shares(y_RC: Tensor, y_GC: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``y_ic / (n_c - y_ic)``, 0 where no other key holds c, and its count per anchor.
+
+    The count is the sum of ``y_ic`` over the labels that another key holds, shape (R,).
+    """
+    others_RC = y_GC.sum(0) - y_RC
+    held_RC = y_RC * (others_RC > _LEAST)
+    return held_RC / others_RC.clamp_min(_LEAST), held_RC.sum(1)

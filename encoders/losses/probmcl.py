@@ -17,6 +17,8 @@ class ProbMcl(PairLoss):
     Sajedi et al., ProbMCL, ICASSP 2024 (arXiv 2401.01448).
     """
 
+    takes_probabilities = True
+
     def __init__(
         self,
         statistics: LabelStatistics,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio, contrast
+from encoders.losses.core import CHUNK_PAIRS, PairLoss, Pairs, Ratio, contrast, divisor
 from encoders.losses.statistics import LabelStatistics
 
 
@@ -22,6 +22,8 @@ class SimDis(PairLoss):
     arXiv 2410.13439.
     """
 
+    takes_probabilities = True
+
     def __init__(
         self,
         statistics: LabelStatistics,
@@ -33,9 +35,9 @@ class SimDis(PairLoss):
 
     def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over the anchors that have a positive."""
-        similar_RG = pairs.shared_RG / pairs.size_R.clamp_min(1)[:, None]
+        similar_RG = pairs.shared_RG / divisor(pairs.size_R)[:, None]
         surplus_RG = pairs.size_G - pairs.shared_RG
         positives_R = pairs.set_self(pairs.any_RG, 0.0).sum(1)
-        weight_RG = similar_RG / (1 + surplus_RG) / positives_R.clamp_min(1)[:, None]
+        weight_RG = similar_RG / (1 + surplus_RG) / divisor(positives_R)[:, None]
         logits_RG = pairs.similarity_RG / self.temperature
         return [contrast(pairs, weight_RG, logits_RG, count_R=(positives_R > 0).to(weight_RG))]

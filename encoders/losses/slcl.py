@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from encoders.losses.core import PairLoss, Pairs, Ratio, contrast
+from encoders.losses.mulsupcon import label_shares
 
 
 class Slcl(PairLoss):
@@ -17,16 +18,14 @@ class Slcl(PairLoss):
     Lin et al., Findings of ACL 2023 (arXiv 2212.00552).
     """
 
+    takes_probabilities = True
+
     def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over all (anchor, column) for which a key agrees."""
-        count_C = pairs.y_GC.sum(0)
         weight_RG, count_R = 0 * pairs.shared_RG, 0 * pairs.size_R
-        for y_RC, y_GC, others_C in (
-            (pairs.y_RC, pairs.y_GC, count_C - 1),
-            (1 - pairs.y_RC, 1 - pairs.y_GC, len(pairs.y_GC) - count_C - 1),
-        ):
-            agreeing_C = (others_C > 0).to(others_C)
-            weight_RG += (y_RC * agreeing_C / others_C.clamp_min(1)) @ y_GC.T
-            count_R += y_RC @ agreeing_C
+        for y_RC, y_GC in ((pairs.y_RC, pairs.y_GC), (1 - pairs.y_RC, 1 - pairs.y_GC)):
+            share_RC, agreeing_R = label_shares(y_RC, y_GC)
+            weight_RG += share_RC @ y_GC.T
+            count_R += agreeing_R
         logits_RG = pairs.similarity_RG / self.temperature
         return [contrast(pairs, weight_RG, logits_RG, count_R=count_R)]

@@ -31,7 +31,7 @@ class SupCon(PairLoss):
     ) -> None:
         super().__init__(statistics, temperature=temperature, chunk_pairs=chunk_pairs)
         require(positives in ("any", "all"), "positives", "'any' or 'all'", positives)
-        self.positives = positives
+        self.positives, self.takes_probabilities = positives, positives == "any"
 
     def terms(self, pairs: Pairs) -> Sequence[Ratio]:
         """Return the mean over the anchors of the mean over each anchor's positives."""

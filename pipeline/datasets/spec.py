@@ -1,10 +1,13 @@
-"""How labelled rows are divided, as plain values."""
+"""How labelled rows are divided, and unlabelled rows labelled, as plain values."""
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from storage.errors import ConfigError
-from storage.values import Fraction, check_limits
+from storage.values import Count, Fraction, PositiveFraction, check_limits
+
+Method = Literal["ramp", "cap", "band", "f1"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,3 +49,32 @@ class SplitRule:
         digest = hashlib.sha256(f"{self.seed}:{group}".encode()).digest()
         draw = int.from_bytes(digest[:8]) / 2**64
         return "test" if draw < self.test else "val" if draw < self.test + self.val else "train"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SoftLabelSpec:
+    """How scores become probabilities.
+
+    Attributes
+    ----------
+    method
+        How ranks become probabilities. ``ramp``: 0 to 1 along the ranks around the class's share.
+        ``cap``: a step at the share (class-aware pseudo-labels, the ramp of band 0). ``band``: 1
+        above and 0 below the band, .5 inside it, as PercentMatch sets doubtful labels aside.
+        ``f1``: a step at the score that has the best F1 on the labelled rows.
+    band
+        Half the width of the ramp or band, as a share of the class's share.
+    neighbours
+        Neighbours of a row in the graph.
+    """
+
+    method: Method = "ramp"
+    band: PositiveFraction = 0.75
+    neighbours: Count = 10
+
+    def __post_init__(self) -> None:
+        check_limits(self, "soft labels")
+        if self.method not in get_args(Method):
+            raise ConfigError(
+                f"soft labels: method {self.method!r} is not {', '.join(get_args(Method))}"
+            )

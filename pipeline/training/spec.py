@@ -16,6 +16,9 @@ RUNTIME = frozenset(
     {"workers", "cpus_per_worker", "device", "max_failures", "checkpoint_every_steps"}
     | {"features_uri"}
 )
+# Settings that later versions added, with the values of runs before: they are part of a digest only
+# where they differ, so that a finished run stays the same run.
+ADDED: Mapping[str, Any] = {"backbone_learning_rate": None, "ema_decay": 0.0}
 # Settings that a checkpoint depends on: a run cannot resume after a change of one of these.
 FIXED = frozenset(
     {"backbone", "backbone_options", "pretrained", "freeze_backbone", "dimension", "hidden"}
@@ -113,7 +116,8 @@ class TrainingSpec(LoopSpec):
     def differences(self, stored: Mapping[str, Any]) -> list[str]:
         """Return the names of the settings that differ from those of a stored run."""
         current = plain(self)
-        return [part.name for part in fields(self) if current[part.name] != stored.get(part.name)]
+        before = {**ADDED, **stored}
+        return [part.name for part in fields(self) if current[part.name] != before.get(part.name)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +150,11 @@ class TrainingJob:
     @property
     def digest(self) -> str:
         """SHA-256 (hexadecimal) over the dataset and the settings that decide the result."""
-        settings = {k: v for k, v in plain(self.spec).items() if k not in RUNTIME}
+        settings = {
+            name: value
+            for name, value in plain(self.spec).items()
+            if name not in RUNTIME and not (name in ADDED and value == ADDED[name])
+        }
         return self._digest_of(settings)
 
     @property

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from encoders.bundle import Encoder, new_encoder, save_bundle
 from encoders.loop import Floats, Ints, TrainingLoop, TrainingRows, map_sharded
 from encoders.losses import build_loss
+from encoders.losses.core import refusal
 from encoders.losses.statistics import LabelStatistics
 from encoders.metrics import retrieval_metrics
 from encoders.spec import EncoderSpec
@@ -33,7 +34,7 @@ from pipeline.training.log import TrainingLog
 from pipeline.training.sources import require_sources, source_of
 from pipeline.training.spec import TrainingJob, TrainingSpec
 from storage.dataset import LabelledDataset
-from storage.errors import ConfigError, NotFoundError
+from storage.errors import ConfigError, DivergedError, NotFoundError
 from storage.location import Location, sha256_of_file
 from storage.progress import Progress, ProgressSink, ignore
 from storage.values import json_digest
@@ -102,8 +103,12 @@ class TrainingWorker:
             self.spec.loss,
             LabelStatistics.from_labels(self.train_labels),
             dimension=self.spec.dimension,
+            initial_seed=self.spec.seed,
             **self.spec.loss_options,
         )
+        learned = self.dataset.soft_labels[self.train_rows]
+        if (learned != self.train_labels).any() and not self.loss.takes_probabilities:
+            raise ConfigError(f"dataset {job.dataset}: {refusal(self.spec.loss)}")
         self.log = TrainingLog(job.history, job.output / "tensorboard")
         self.best, self.best_weights = _Best(), dict[str, Tensor]()
         self._reported_at = 0.0
@@ -118,6 +123,11 @@ class TrainingWorker:
         report
             Called by every worker after each epoch with the figures of the epoch and a function
             that writes a checkpoint into a folder (for rank 0).
+
+        Raises
+        ------
+        DivergedError
+            On every worker alike: the training left the finite numbers. No checkpoint holds them.
 
         Returns
         -------
@@ -142,13 +152,14 @@ class TrainingWorker:
     def _loop(self) -> TrainingLoop:
         spec = self.spec
         inputs = self._features() if spec.freeze_backbone else self.dataset.images
-        data = TrainingRows(inputs=inputs, rows=self.train_rows, labels=self.train_labels)
+        labels = self.dataset.soft_labels[self.train_rows]
+        data = TrainingRows(inputs=inputs, rows=self.train_rows, labels=labels)
         return TrainingLoop(
             self.encoder,
             self.loss,
             data,
             spec,
-            frozen_batch_norm=spec.pretrained is not None,
+            pretrained=spec.pretrained is not None,
             rank=self.rank,
             world_size=self.world_size,
         )
@@ -159,7 +170,9 @@ class TrainingWorker:
             self._report_step(step, self.loop.total_steps)
             every = self.spec.checkpoint_every_steps
             if every and step % every == 0 and step % self.loop.steps_per_epoch:
+                self.loop.require_finite()
                 report({"epoch": float(self.loop.epoch), "step": float(step)}, self.save)
+        self.loop.require_finite()
         trained = time.monotonic()
         row = {
             "epoch": float(self.loop.epoch),
@@ -193,8 +206,7 @@ class TrainingWorker:
         if improved.item():
             self.best = _Best(self.loop.epoch, score, metrics)
             self.best_weights = {
-                name: value.detach().cpu().clone()
-                for name, value in self.loop.trained_weights().items()
+                name: value.detach().cpu().clone() for name, value in self.loop.weights().items()
             }
         else:
             self.best.stale += 1
@@ -205,7 +217,8 @@ class TrainingWorker:
         if not len(self.val_rows):
             return {}
         queries = evenly(self.val_rows, max(1, self.spec.eval_rows // 2))
-        database = evenly(self.train_rows, self.spec.eval_rows)
+        known = self.dataset.labelled("train")
+        database = evenly(known if len(known) else self.train_rows, self.spec.eval_rows)
         projected = self.spec.embedding == "projection"
         z_QD = self.loop.embed(queries, projected=projected)
         z_ND = self.loop.embed(database, projected=projected)
@@ -283,6 +296,14 @@ class TrainingWorker:
         }
         rest = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
         self.loop.restore(rest, state["loop"])
+        try:
+            self.loop.require_finite()
+        except DivergedError as error:
+            raise ConfigError(
+                f"checkpoint {folder.name} of {self.job.output} holds weights that are not finite; "
+                "delete the run's folder `checkpoints` and start with a lower "
+                "training.learning_rate"
+            ) from error
         self.log.resume(history)
         self.best = best
 

@@ -16,7 +16,7 @@ from encoders.bundle import Encoder, new_encoder
 from encoders.loop import TrainingLoop, TrainingRows, map_sharded
 from encoders.losses import LabelStatistics, build_loss
 from encoders.spec import EncoderSpec, LoopSpec
-from storage.errors import ConfigError, SkysiftError
+from storage.errors import ConfigError, DivergedError
 
 ROWS, CLASSES = 48, 5
 
@@ -73,17 +73,23 @@ def _gradient(loop: TrainingLoop) -> torch.Tensor:
 SPEC = LoopSpec(augment=None, epochs=2, batch_size=12, learning_rate=1e-3, gradient_clip=1e9)
 
 
-def _one_of_two(rank: int, folder: str, chunk_rows: int) -> None:
+AUGMENTED = replace(SPEC, augment={"noise": 0.1, "band_dropout": 0.3, "cutout": 0.2})
+
+
+def _one_of_several(rank: int, folder: str, workers: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    spec = LoopSpec(augment=None, epochs=2, batch_size=12, gradient_clip=1e9, chunk_rows=chunk_rows)
-    loop = _loop(spec, double=True, rank=rank, world_size=2)
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
+    loop = _loop(AUGMENTED, double=True, rank=rank, world_size=workers)
     steps = iter(loop.run_epoch())
     next(steps)
     rows = np.arange(ROWS - 1)  # not a multiple of the workers
+    first = _gradient(loop)
+    next(steps)
     torch.save(
         {
-            "gradient": _gradient(loop),
+            "gradient": first,
+            "weights": _weights(loop),
             "running": loop.encoder.backbone.stem[3].running_var,
             "embedded": torch.from_numpy(loop.embed(rows)),
         },
@@ -97,15 +103,19 @@ def _one_of_two(rank: int, folder: str, chunk_rows: int) -> None:
     dist.destroy_process_group()
 
 
-def test_two_workers_compute_the_gradient_of_one_with_the_whole_batch(tmp_path: Path):
-    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path), 0), nprocs=2)
-    alone = _loop(SPEC, double=True)
-    next(iter(alone.run_epoch()))
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_workers_train_as_one_with_the_whole_augmented_batch(tmp_path: Path, workers: int):
+    torch.multiprocessing.spawn(_one_of_several, (str(tmp_path), workers), nprocs=workers)
+    alone = _loop(AUGMENTED, double=True)
+    steps = iter(alone.run_epoch())
+    next(steps)
     expected = _gradient(alone)
-    for rank in (0, 1):
+    next(steps)
+    for rank in range(workers):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         error = (found["gradient"] - expected).norm() / expected.norm()
         assert error < 1e-9
+        torch.testing.assert_close(found["weights"], _weights(alone), atol=1e-6, rtol=0)
         running = alone.encoder.backbone.stem[3].running_var
         torch.testing.assert_close(found["running"], running)
         embedded = torch.from_numpy(alone.embed(np.arange(ROWS - 1)))
@@ -133,8 +143,8 @@ def test_a_global_batch_norm_alone_is_the_plain_one():
 
 def test_chunks_give_the_gradient_of_the_whole_batch():
     spec = LoopSpec(augment=None, epochs=1, batch_size=12, gradient_clip=1e9)
-    whole = _loop(spec, double=True, frozen_batch_norm=True)
-    parts = _loop(replace(spec, chunk_rows=5), double=True, frozen_batch_norm=True)
+    whole = _loop(spec, double=True, pretrained=True)
+    parts = _loop(replace(spec, chunk_rows=5), double=True, pretrained=True)
     for loop in (whole, parts):
         next(iter(loop.run_epoch()))
     torch.testing.assert_close(_gradient(parts), _gradient(whole), atol=1e-9, rtol=1e-6)
@@ -142,13 +152,14 @@ def test_chunks_give_the_gradient_of_the_whole_batch():
 
 @pytest.mark.parametrize(
     ("queue_rows", "options"), [(0, {"prototypes": 1.0, "temperature_start": 0.3}), (24, {})]
-)
+)  # the second with a moving average
 def test_a_loop_restored_in_mid_epoch_ends_with_the_same_weights(queue_rows: int, options: dict):
     spec = LoopSpec(
         epochs=2,
         batch_size=12,
         augment={"noise": 0.1},
         queue_rows=queue_rows,
+        ema_decay=0.9 if queue_rows else 0.0,
     )
     straight = _loop(spec, options=options)
     for _ in range(spec.epochs):
@@ -165,6 +176,7 @@ def test_a_loop_restored_in_mid_epoch_ends_with_the_same_weights(queue_rows: int
     list(second.run_epoch())
     assert second.step == straight.step == straight.total_steps
     assert torch.equal(_weights(second), _weights(straight))
+    assert all(torch.equal(second.weights()[k], v) for k, v in straight.weights().items())
 
 
 def test_training_lowers_the_loss_and_a_frozen_backbone_keeps_its_weights():
@@ -207,6 +219,37 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert rates[-1] == pytest.approx(0.0, abs=1e-9)
 
 
+def test_a_pretrained_backbone_learns_at_a_tenth_of_the_rate():
+    def rates(**more) -> dict[str, float]:
+        loop = _loop(replace(SPEC, backbone_learning_rate=more.pop("rate", None)), **more)
+        next(iter(loop.run_epoch()))
+        by_id = {id(p): g["lr"] for g in loop.optimizer.param_groups for p in g["params"]}
+        return {
+            part: by_id[id(next(getattr(loop.encoder, part).parameters()))] / loop.learning_rate
+            for part in ("backbone", "head")
+        }
+
+    head = rates()["head"]  # the rate of the step before the current one, so not 1
+    assert rates() == {"backbone": head, "head": head}
+    assert rates(pretrained=True) == pytest.approx({"backbone": head / 10, "head": head})
+    assert rates(pretrained=True, rate=5e-4) == pytest.approx({"backbone": head / 2, "head": head})
+
+
+def test_the_moving_average_is_evaluated_and_the_last_weights_train_on():
+    loop = _loop(replace(SPEC, ema_decay=0.5))
+    start = {k: v.clone() for k, v in loop.trained_weights().items()}
+    next(iter(loop.run_epoch()))
+    last, name = _weights(loop).clone(), "head.0.weight"
+    decay = 1 / 10  # of the first step
+    mean = decay * start[name] + (1 - decay) * loop.trained_weights()[name]
+    torch.testing.assert_close(loop.weights()[name], mean)
+    z = loop.embed(np.arange(8))
+    assert torch.equal(_weights(loop), last)
+    loop.load_weights(loop.weights())
+    loop.average = None
+    assert np.array_equal(loop.embed(np.arange(8)), z)
+
+
 def test_the_loss_knows_how_much_of_the_training_is_done():
     loop, seen = _loop(SPEC), []
     sums = loop.loss.sums
@@ -229,11 +272,17 @@ def test_mixed_precision_trains_in_float32_vectors():
 
 
 def test_a_diverged_loss_is_an_error():
-    loop = _loop(SPEC)
-    with torch.no_grad():
-        loop.encoder.head[2].weight.fill_(torch.nan)
-    with pytest.raises(SkysiftError, match="lower the learning rate"):
-        list(loop.run_epoch())
+    loop = _loop(replace(SPEC, learning_rate=1e30))
+    steps = loop.run_epoch()
+    next(steps)
+    before = _weights(loop).clone()
+    with pytest.raises(
+        DivergedError, match=r"step 2 of \d+ .epoch 1.: the loss is .* rate .*lower"
+    ):
+        next(steps)
+    assert torch.equal(_weights(loop), before)  # the step was not taken
+    with pytest.raises(DivergedError, match="running_mean are not finite"):  # of its forward pass
+        loop.require_finite()
 
 
 def test_a_state_of_another_network_is_refused():
@@ -259,7 +308,9 @@ def test_sharded_encoding_keeps_the_order_of_the_rows():
     assert seen == [128, 253]
 
 
-@pytest.mark.parametrize("change", [{"epochs": 0}, {"learning_rate": 0.0}, {"precision": "fp8"}])
+@pytest.mark.parametrize(
+    "change", [{"epochs": 0}, {"learning_rate": 0.0}, {"precision": "fp8"}, {"ema_decay": 1.0}]
+)
 def test_wrong_settings_are_named(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
         LoopSpec(**change)

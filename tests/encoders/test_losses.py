@@ -398,6 +398,13 @@ def test_odd_batches_give_finite_values_and_gradients(name, dtype):
         assert all(torch.isfinite(grad).all() for grad in parameters), case
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_that_is_no_number_is_not_hidden(name):
+    z, y = batch()
+    z[1] = torch.nan
+    assert not make(name, y)(z, y).isfinite()
+
+
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"bce", "jspcl", "icl", "msc", "slcl", "grn"}))
 def test_a_batch_without_positives_is_0_without_gradient(name):
     z, _ = batch(CLASSES)
@@ -428,6 +435,13 @@ def test_autocast_computes_in_float32():
 
 
 # -------------------------------------------------------------------------------- the registry
+
+
+def test_parameters_of_a_loss_follow_the_seed():
+    y = batch()[1]
+    first, again, other = (make("msc", y, initial_seed=seed).prototype_CD for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_unknown_names_and_options_are_named():

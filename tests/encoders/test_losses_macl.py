@@ -151,6 +151,19 @@ def test_huge_label_tables_do_not_overflow():
     assert z.grad.isfinite().all()
 
 
+def test_a_large_beta_is_finite_or_refused(training):
+    z, y = batch()
+    statistics = LabelStatistics.from_labels(training)
+    sets = build_loss("macl", statistics, beta=400.0)
+    assert sets(z.float(), y.float()).isfinite()
+    limit = 30 * math.log(10) / math.log(50 / 1)  # one of 50 rows holds the rarest pair of labels
+    for reweighting in ("pairs", "labels", "product"):
+        with pytest.raises(ConfigError, match=r"beta: expected [\d.]+ or less .* these labels"):
+            build_loss("macl", statistics, reweighting=reweighting, beta=1.5 * limit)
+    pairs = build_loss("macl", statistics, reweighting="pairs", beta=0.9 * limit)
+    assert pairs(z.float(), y.float()).isfinite()
+
+
 def test_without_its_parts_it_is_supcon(training):
     z, y = batch()
     statistics = LabelStatistics.from_labels(training)

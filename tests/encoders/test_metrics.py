@@ -100,6 +100,23 @@ def ndcg(gains, k):
     return dcg(gains) / dcg(sorted(gains, reverse=True))
 
 
+def test_a_query_that_is_no_item_sees_the_whole_of_a_small_database(world):
+    """With k of the database's size or more, only the queries that are items have one less."""
+    own = np.where(np.arange(QUERIES) % 2, -1, np.arange(QUERIES))
+    mixed = score_retrieval(*world, ITEMS + 3, exclude_self=own).metrics
+    z_QD, y_QC, z_ND, y_NC = world
+    for parity in (0, 1):  # the mean over all is the mean of the two halves
+        assert (own[parity::2] >= 0).all() == (parity == 0)
+    halves = [
+        score_retrieval(z_QD[p::2], y_QC[p::2], z_ND, y_NC, ITEMS + 3, exclude_self=own[p::2])
+        for p in (0, 1)
+    ]
+    total = sum(half.queries for half in halves)
+    for name in (f"P@{ITEMS + 3}", f"ACG@{ITEMS + 3}", f"nDCG@{ITEMS + 3}", "Jaccard@10", "mAP"):
+        apart = sum(half.metrics[name] * half.queries for half in halves) / total
+        assert mixed[name] == pytest.approx(apart, abs=1e-12), name
+
+
 @pytest.mark.parametrize("exclude", [True, False])
 def test_every_metric_follows_its_definition(world, exclude):
     z_QD, y_QC, z_ND, y_NC = world

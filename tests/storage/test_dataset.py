@@ -48,6 +48,25 @@ def test_batches_come_back_in_order(tmp_path_factory, counts, kind):
     assert (data.bands, data.classes, data.tile_px, data.resolution_m) == (BANDS, CLASSES, 8, 10.0)
 
 
+def test_probabilities_come_back_and_bytes_stay_bytes(tmp_path: Path):
+    first, second = _batch(5), _batch(4, seed=1)
+    soft = np.random.default_rng(2).random((4, 3)).astype(np.float32)
+    _write(str(tmp_path / "soft"), first, (second[0], soft, second[2]))
+    data = LabelledDataset.open(str(tmp_path / "soft"))
+    assert np.array_equal(data.soft_labels, np.concatenate([first[1], soft]))
+    assert np.array_equal(data.labels, np.concatenate([first[1], soft >= 0.5]))
+    assert data.labels.dtype == np.uint8
+    assert data.is_soft.tolist() == [False] * 5 + [True] * 4
+    stated = json.loads((tmp_path / "soft" / "dataset.json").read_text())["format"]
+    assert stated == "skysift-dataset/2"
+    _write(str(tmp_path / "hard"), first)
+    hard = LabelledDataset.open(str(tmp_path / "hard"))
+    assert hard.soft_labels is hard.labels
+    assert json.loads((tmp_path / "hard" / "dataset.json").read_text())["format"] == (
+        "skysift-dataset/1"
+    )
+
+
 def test_band_statistics_are_those_of_the_valid_train_pixels(tmp_path: Path):
     images, labels, rows = _batch(20)
     images[:, 0, :3] = np.nan
@@ -168,6 +187,7 @@ def test_a_description_of_another_format_is_named(tmp_path: Path):
         (lambda x, y, r: (x.astype(np.uint8), y, r), "images are uint8"),
         (lambda x, y, r: (x[..., :4], y, r), "images are float32"),
         (lambda x, y, r: (x, y * 2, r), "must be 0 or 1"),
+        (lambda x, y, r: (x, y * np.float32(np.nan), r), "or probabilities between"),
         (lambda x, y, r: (x, y[:, :2], r), "must be 0 or 1"),
         (lambda x, y, r: (x, y, {"source": r["source"]}), "`split`"),
         (lambda x, y, r: (x, y, {**r, "split": ["dev"] * 4}), "train, val, test"),

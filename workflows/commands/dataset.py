@@ -10,6 +10,7 @@ from workflows.commands.common import (
     reason_lines,
     recipe_option,
 )
+from workflows.console import format_table
 from workflows.exit_codes import EXIT_QUARANTINED
 
 
@@ -67,3 +68,42 @@ def import_(ctx: click.Context, run: Run) -> None:
     )
     if left_out:
         ctx.exit(EXIT_QUARANTINED)
+
+
+@dataset.command(
+    "extend",
+    cls=Verb,
+    example="""
+    skysift dataset extend --dataset work/aid/dataset --from work/archive --output work/aid/soft""",
+)
+@recipe_option("--dataset", "dataset.uri", "The labelled dataset.")
+@recipe_option("--from", "archive.uri", "Archive of the unlabelled tiles.")
+@recipe_option("--output", "dataset.extend.output")
+@recipe_option("--rows", "dataset.extend.rows")
+@recipe_option("--method", "dataset.extend.method")
+@recipe_option("--band", "dataset.extend.band")
+@pass_run
+def extend(run: Run) -> None:
+    """Add the tiles of an archive, with probabilities for labels.
+
+    Two teachers on the archive's features label the tiles: a logistic regression, and a
+    propagation along the nearest neighbours. Before anything is written, a part of the labelled
+    rows is hidden: the F1 of their new labels, and the gain of a training with them, are shown.
+    Where the gain is not larger than its error, the command refuses.
+    """
+    found = run.extend_dataset()
+    measured = found.measured
+    metrics = [
+        [name, before, measured.extended[name], measured.extended[name] - before]
+        for name, before in measured.supervised.items()
+    ]
+    head = ["metric", "labelled rows only", "with probabilities", "gain"]
+    run.show(
+        found,
+        [
+            f"{found.output}: {found.labelled:,} labelled rows, {found.added:,} added",
+            f"F1 of hidden labels: {measured.micro_f1:.3f}, by class {measured.macro_f1:.3f}",
+            "",
+            *format_table(head, metrics),
+        ],
+    )

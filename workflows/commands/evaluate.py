@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 def evaluate(run: Run, same_place: bool, archive_labels: bool) -> None:
     """Score retrieval, beside a random ranking.
 
-    On a dataset: its test split searches its training split by labels, with the encoder of a
-    bundle, or with --pretrained the one that `skysift encoder make` would write. On an archive
-    with labels: every tile searches all others. With --same-place: a tile of one scene should find
-    the same ground in the other scenes.
+    On a dataset: its test split searches its train and val splits by labels (val searches
+    train), with the encoder of a bundle, or with --pretrained the one that `skysift encoder make`
+    would write. On an archive with labels: every tile searches all others. With --same-place: a
+    tile of one scene should find the same ground in the other scenes.
     """
     if same_place:
         _by_place(run)
@@ -106,12 +106,13 @@ def _dataset_labels(run: Run) -> None:
     import numpy as np
 
     from pipeline.analysis.evaluation import evaluate_labels
-    from storage.dataset import LabelledDataset
+    from storage.dataset import LabelledDataset, searched_splits
 
     uri = run.need_path("dataset.uri")
     source, encoder = _encoder(run)
     dataset = LabelledDataset.open(uri)
-    queries, database = dataset.indices(run.recipe.evaluate.split), dataset.indices("train")
+    split = run.recipe.evaluate.split
+    queries, database = dataset.labelled(split), dataset.labelled(*searched_splits(split))
     with ProgressView() as progress:
         vectors = _embed(encoder, dataset, np.concatenate([queries, database]), progress)
     found = evaluate_labels(
@@ -121,7 +122,8 @@ def _dataset_labels(run: Run) -> None:
         dataset.labels[database],
         dataset.classes,
         k=run.recipe.evaluate.k,
-        rare_counts=dataset.labels[database].sum(axis=0),
+        exclude_self=np.arange(len(queries)) if split == "train" else None,
+        rare_counts=dataset.labels[dataset.labelled("train")].sum(axis=0),
     )
     facts = {"dataset": uri, "encoder": source, "fingerprint": encoder.fingerprint}
     _show(run, {**facts, **asdict(found)})

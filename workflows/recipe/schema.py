@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 
 from encoders.spec import EncoderSpec
 from pipeline.composite.spec import CompositeSpec
-from pipeline.datasets.spec import SplitRule
+from pipeline.datasets.spec import SoftLabelSpec, SplitRule
 from pipeline.indexing.spec import IndexSpec
 from pipeline.ingest.spec import IngestSpec
 from pipeline.tiles.spec import GridSpec, TileRules
@@ -81,6 +81,28 @@ class LandcoverSection:
     min_fraction: Fraction = 0.05
 
 
+@section_of(SoftLabelSpec)
+class ExtendSection(Section):
+    """Tiles of an archive that join a dataset with probabilities for labels.
+
+    Attributes
+    ----------
+    output
+        Folder of the extended dataset.
+    rows
+        Largest number of tiles to add, drawn uniformly from the archive.
+    steps
+        Steps of each of the six trainings that measure the gain.
+    seed
+        Seed of that draw, and of the measurement.
+    """
+
+    output: str | Location | None = None
+    rows: Count = 10_000
+    steps: Count = 360
+    seed: int = 0
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetSection:
     """A labelled dataset: its folder, and the source of its import.
@@ -115,6 +137,8 @@ class DatasetSection:
         File of right and wrong marks that labels the tiles of scenes, in place of the raster.
     block_tiles
         Tiles on a side of one block of land cover read at once.
+    extend
+        How `skysift dataset extend` labels the tiles of an archive.
     """
 
     uri: str | Location | None = None
@@ -130,6 +154,7 @@ class DatasetSection:
     landcover: LandcoverSection = LandcoverSection()
     marks: str | Location | None = None
     block_tiles: Count = 4
+    extend: ExtendSection = ExtendSection()
 
 
 @section_of(TrainingSpec)

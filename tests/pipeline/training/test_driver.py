@@ -25,7 +25,7 @@ from pipeline.training.driver import _named, baseline_bundle, train
 from pipeline.training.spec import TrainingJob, TrainingResult, TrainingSpec
 from pipeline.training.worker import TrainingWorker
 from storage.dataset import DatasetWriter, LabelledDataset, read_info
-from storage.errors import ConfigError, NotFoundError, SkysiftError
+from storage.errors import ConfigError, DivergedError, NotFoundError, SkysiftError
 from storage.location import Location
 from storage.progress import Progress
 from tests.support.listening import listening_addresses
@@ -170,6 +170,23 @@ def test_baselines_have_the_stated_kind(dataset, tmp_path: Path):
         baseline_bundle(dataset, SPEC, str(tmp_path / "x"), "best")
 
 
+def test_probabilities_train_as_they_are_or_are_refused(dataset, tmp_path: Path):
+    hard = LabelledDataset.open(dataset)
+    soft = hard.labels * np.where(hard.split == "train", 0.8, 1)[:, None].astype(np.float32)
+    with DatasetWriter(str(tmp_path / "soft"), bands=hard.bands, classes=hard.classes) as writer:
+        rows = {name: hard.rows[name].tolist() for name in ("source", "split")}
+        writer.append(np.asarray(hard.images), soft, rows)
+        writer.finish()
+    spec = replace(SPEC, epochs=1, queue_rows=8)
+    found = [
+        _run(_worker(uri, tmp_path / name, spec))["fingerprint"]
+        for uri, name in ((dataset, "a"), (str(tmp_path / "soft"), "b"))
+    ]
+    assert found[0] != found[1]
+    with pytest.raises(ConfigError, match=r"soft: loss triplet: it needs labels of 0 and 1"):
+        _worker(str(tmp_path / "soft"), tmp_path / "c", replace(SPEC, loss="triplet"))
+
+
 @pytest.mark.parametrize("shared", [0, 1])
 def test_validation_rows_without_a_label_of_the_train_rows_are_refused(tmp_path: Path, shared: int):
     """A score that is no number is greater than none: the first epoch would stay the best."""
@@ -188,6 +205,12 @@ def test_validation_rows_without_a_label_of_the_train_rows_are_refused(tmp_path:
         return
     with pytest.raises(ConfigError, match=r"validation rows have no .* label .* that a train row"):
         _run(worker)
+
+
+def test_a_queue_with_macl_warns(tmp_path: Path, caplog):
+    with caplog.at_level(logging.WARNING), pytest.raises(NotFoundError):
+        train(str(tmp_path / "nowhere"), replace(SPEC, queue_rows=64), str(tmp_path / "run"))
+    assert "queue_rows 64 with macl: keys of earlier batches lower its scores" in caplog.text
 
 
 def test_wrong_settings_are_named(dataset, tmp_path: Path):
@@ -374,6 +397,14 @@ def test_a_run_lives_in_an_object_store(tmp_path: Path, moto_s3, ray_session, mo
 def test_what_a_worker_finds_wrong_is_raised_as_it_is(dataset, tmp_path: Path, ray_session):
     with pytest.raises(ConfigError, match="no option 'tau'"):
         train(dataset, replace(SPEC, loss_options={"tau": 1}), str(tmp_path / "a"))
+
+
+def test_a_diverged_run_is_not_tried_again(dataset, tmp_path: Path, ray_session):
+    steps: list[int] = []
+    wild = replace(LONG, learning_rate=1e30)
+    with pytest.raises(DivergedError, match=r"lower training\.learning_rate"):
+        train(dataset, wild, str(tmp_path), progress=lambda report: steps.append(report.done))
+    assert steps.count(1) == 1
 
 
 def test_a_failed_run_is_told_in_one_line(dataset, tmp_path: Path):

@@ -96,6 +96,19 @@ def test_a_damaged_checkpoint_is_refused(run: tuple[TrainingJob, Path], name: st
         _trained(job, checkpoint)
 
 
+def test_a_checkpoint_with_weights_that_are_not_finite_is_refused(
+    run: tuple[TrainingJob, Path], tmp_path: Path
+):
+    job, _ = run
+    worker = TrainingWorker(job)
+    worker.run(None, lambda row, save: None)
+    with torch.no_grad():
+        worker.encoder.head[0].bias[0] = torch.nan
+    worker.save(tmp_path)
+    with pytest.raises(ConfigError, match="not finite; delete the run's folder `checkpoints`"):
+        _trained(job, tmp_path)
+
+
 def test_the_checkpoint_of_another_run_is_refused(run: tuple[TrainingJob, Path]):
     job, checkpoint = run
     other = replace(job, spec=replace(ONE, seed=5))

@@ -1,11 +1,11 @@
 """Settings of a training run: one declaration of each, stable on disk."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from encoders.spec import LoopSpec
-from pipeline.training.spec import TrainingJob, TrainingSpec
+from pipeline.training.spec import ADDED, TrainingJob, TrainingSpec, plain
 from storage.errors import ConfigError
 from storage.location import Location, StorageOptions
 
@@ -20,6 +20,9 @@ def test_a_run_of_before_is_the_same_run():
         dataset=Location("a"), dataset_digest="b", spec=TrainingSpec(), output=Location("c")
     )
     assert job.digest == "9f0674689f048f5163e3c7f3b2f9ec21aef0906805b1217cad51e6d0b436680e"
+    before = {k: v for k, v in plain(job.spec).items() if k not in ADDED}
+    assert job.spec.differences(before) == []
+    assert replace(job, spec=TrainingSpec(ema_decay=0.9)).digest != job.digest
 
 
 def test_wrong_settings_of_the_loop_are_refused_before_a_worker_starts():

@@ -1,0 +1,183 @@
+"""Few labels: training with the labelled rows alone, and with probabilities for the other rows.
+
+    python -m benchmarks.soft_labels
+
+reads the multi-label images of AID (`AID_TAR`) and UC Merced (`UCM_TAR`) and the frozen MobileNetV2
+(`MOBILENET_V2`), by default from ``../shared/data``, and writes ``benchmarks/soft_labels.json`` and
+a section of ``docs/results.md``. Features and finished runs are kept in `--scratch`.
+
+A share of the train rows keeps its labels, drawn at random; the others lose theirs. Test queries
+search the train and validation rows by their true labels, as on the rest of the page.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.results import DATA, ROOT
+from benchmarks.results_page import write_page
+from benchmarks.results_runs import World, load_world, score
+from pipeline.datasets.extend import measure
+from pipeline.datasets.soft_labels import f1_scores, soft_labels
+from pipeline.datasets.spec import SoftLabelSpec
+from pipeline.training.head import learned_vectors
+
+COLUMNS = ("nDCG@50", "rare mAP", "macro mAP", "mAP J>=0.6", "Jaccard@10")
+SUPERVISED, DECISION, DEFAULT = "labelled rows only", "decision", "ramp, band 0.75"
+METHODS = {
+    DEFAULT: SoftLabelSpec(),
+    "ramp, band 0.5": SoftLabelSpec(band=0.5),
+    "cap": SoftLabelSpec(method="cap"),
+    "band": SoftLabelSpec(method="band", band=0.5),
+    "f1": SoftLabelSpec(method="f1"),
+}
+SHARES = {"AID": (0.1, 0.2), "UC Merced": (0.05, 0.1, 0.2)}
+_TILE_PX = {"UC Merced": 256}  # some of its images are a few pixels smaller
+_FIRST_SEED = 50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One run: a set, a share of labelled rows, a seed and a method (or the decision)."""
+
+    world: str
+    share: float
+    seed: int
+    method: str
+    steps: int = 360
+
+
+def figures(world: World, part: Part) -> dict[str, float]:
+    """Return the scores of a run; of the decision the measured gain and its error."""
+    train = world.rows("train")
+    rng = np.random.default_rng(_FIRST_SEED + part.seed)
+    count = round(part.share * len(train))
+    labelled = np.sort(rng.choice(train, count, replace=False))
+    others = np.setdiff1d(train, labelled)
+    rows, y_LC = np.concatenate([labelled, others]), world.labels_NC[labelled]
+    features = world.features_NF[rows]
+    if part.method == DECISION:
+        found = measure(features, y_LC, SoftLabelSpec(), seed=part.seed, steps=part.steps)
+        return {"gain": found.gain, "error": found.error, "F1": found.micro_f1}
+    learned = partial(learned_vectors, world.features_NF, seed=part.seed, steps=part.steps)
+    if part.method == SUPERVISED:
+        return _scored(world, learned(labelled, y_LC))
+    soft = soft_labels(features, y_LC, METHODS[part.method])
+    micro, _ = f1_scores(soft >= 0.5, world.labels_NC[others])
+    vectors = learned(rows, np.concatenate([y_LC, soft]).astype(np.float32))
+    return {**_scored(world, vectors), "F1": micro}
+
+
+def _scored(world: World, vectors: Any) -> dict[str, float]:
+    scores = score(world, vectors, "test")
+    return {name: scores[name] for name in COLUMNS}
+
+
+def kept(worlds: dict[str, World], part: Part, scratch: Path) -> dict[str, float]:
+    """Return the figures of a run, from the scratch folder if it is known there."""
+    settings = json.dumps([asdict(part), worlds[part.world].digest])
+    record = scratch / f"soft-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.json"
+    if record.exists():
+        found: dict[str, float] = json.loads(record.read_text())
+        return found
+    started = time.perf_counter()
+    result = figures(worlds[part.world], part)
+    result["seconds"] = time.perf_counter() - started
+    record.write_text(json.dumps(result))
+    print(part, {name: round(value, 3) for name, value in result.items()}, flush=True)
+    return result
+
+
+def parts(worlds: dict[str, World], seeds: int) -> list[Part]:
+    """Return all runs."""
+    return [
+        Part(world=name, share=share, seed=seed, method=method)
+        for method in dict.fromkeys((SUPERVISED, DEFAULT, DECISION, *METHODS))
+        for name in worlds
+        for share in SHARES[name]
+        for seed in range(seeds)
+    ]
+
+
+def collected(found: dict[Part, dict[str, float]]) -> dict[str, Any]:
+    """Return mean and deviation of every column over the seeds, by set, share and method."""
+    tables: dict[str, Any] = {}
+    for part in found:
+        table = tables.setdefault(part.world, {}).setdefault(f"{part.share:.0%}", {})
+        runs = [v for p, v in found.items() if _row(p) == _row(part)]
+        table[part.method] = {
+            name: (
+                float(np.mean([run[name] for run in runs])),
+                float(np.std([run[name] for run in runs], ddof=len(runs) > 1)),
+            )
+            for name in runs[0]
+            if name != "seconds"
+        }
+        if part.method == DECISION:
+            table[DECISION]["extends"] = [run["gain"] > run["error"] for run in runs]
+    return tables
+
+
+def _row(part: Part) -> tuple[str, float, str]:
+    return part.world, part.share, part.method
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "results")
+    parser.add_argument("--output", type=Path, default=ROOT, help="root of docs/ and benchmarks/")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sets", nargs="*", choices=tuple(SHARES), default=tuple(SHARES))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once")
+    chosen = parser.parse_args(arguments)
+    sets = {
+        "AID": Path(os.environ.get("AID_TAR", DATA / "aid_multilabel_150px.tar")),
+        "UC Merced": Path(os.environ.get("UCM_TAR", DATA / "ucm_multilabel_256px.tar")),
+    }
+    sets = {name: path for name, path in sets.items() if name in chosen.sets}
+    weights = DATA / "weights" / "mobilenet_v2_imagenet_folded"
+    backbone = Path(os.environ.get("MOBILENET_V2", weights))
+    if missing := [str(path) for path in (*sets.values(), backbone) if not path.exists()]:
+        print(f"skipped: {' and '.join(missing)} not found; set AID_TAR, UCM_TAR, MOBILENET_V2")
+        return 0
+    worlds = {}
+    for name, images in sets.items():
+        folder = chosen.scratch / (name if name != "AID" else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        worlds[name] = load_world(images, backbone, folder, _TILE_PX.get(name))
+    plan = parts(worlds, chosen.seeds)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        chosen.jobs, context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        results = pool.map(partial(kept, worlds, scratch=chosen.scratch), plan)
+        found = dict(zip(plan, results, strict=True))
+    result = {
+        "sets": collected(found),
+        "seeds": chosen.seeds,
+        "seconds": sum(run["seconds"] for run in found.values()),
+    }
+    folder = chosen.output / "benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "soft_labels.json").write_text(json.dumps(result, indent=1) + "\n")
+    if (folder / "results.json").exists():
+        page = json.loads((folder / "results.json").read_text())
+        write_page(page | {"soft labels": result}, chosen.output / "docs")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

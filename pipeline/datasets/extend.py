@@ -1,0 +1,373 @@
+"""Extension of a labelled dataset by tiles of an archive, whose labels are probabilities.
+
+The gain is measured first, on labelled rows that are hidden from both teachers and training, and a
+dataset that would not gain is not written.
+
+Shapes: N rows, L labelled and U unlabelled rows, F features, C classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.bundle import Encoder, load_encoder
+from encoders.metrics import retrieval_metrics
+from pipeline.datasets.soft_labels import f1_scores, soft_labels
+from pipeline.datasets.spec import SoftLabelSpec
+from pipeline.tiles.grid import TileGrid
+from pipeline.tiles.read import read_tiles
+from pipeline.tiles.spec import TileRules
+from pipeline.training.head import learned_vectors
+from storage.archive.reader import Archive
+from storage.archive.samples import uniform_rows
+from storage.dataset import DatasetInfo, DatasetWriter, LabelledDataset
+from storage.errors import ConfigError, EncoderMismatchError, SkysiftError
+from storage.location import Location
+from storage.progress import Progress, ProgressSink, ignore
+from storage.quarantine import none_readable, set_aside
+
+Floats = NDArray[np.float32]
+Labels = NDArray[np.uint8]
+
+FOLDS = 3
+COLUMNS = ("nDCG@50", "rare mAP", "Jaccard@10")
+_DECIDING = ("nDCG@50", "rare mAP")
+_FEWEST_LABELLED = 30
+_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """Soft labels on labelled rows that were hidden.
+
+    Attributes
+    ----------
+    micro_f1, macro_f1
+        F1 of the probabilities of .5 and more on the hidden rows: over all labels, and the mean of
+        the classes.
+    supervised, extended
+        Retrieval of the hidden rows among the other labelled rows, by name, after a training with
+        those rows alone and with the probabilities of the unlabelled rows too.
+    fold_gains
+        Sum of the gains of nDCG@50 and rare mAP in each fold; a score that is not defined there
+        does not count.
+    """
+
+    micro_f1: float
+    macro_f1: float
+    supervised: Mapping[str, float]
+    extended: Mapping[str, float]
+    fold_gains: tuple[float, ...]
+
+    @property
+    def gain(self) -> float:
+        """Mean gain over the folds."""
+        return float(np.mean(self.fold_gains))
+
+    @property
+    def error(self) -> float:
+        """Standard error of the gain."""
+        return float(np.std(self.fold_gains, ddof=1) / np.sqrt(len(self.fold_gains)))
+
+    @property
+    def pays(self) -> bool:
+        """Whether the gain is larger than its standard error."""
+        return self.gain > self.error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Extension:
+    """An extended dataset: where it is, its rows, and the measurement."""
+
+    output: str
+    labelled: int
+    added: int
+    measured: Measurement
+    info: DatasetInfo
+
+
+def measure(
+    features_NF: Floats,
+    y_LC: Labels,
+    spec: SoftLabelSpec,
+    *,
+    seed: int = 0,
+    steps: int = 360,
+    folds: int = FOLDS,
+    progress: ProgressSink = ignore,
+) -> Measurement:
+    """Hide each third of the labelled rows in turn, and compare training with and without.
+
+    Parameters
+    ----------
+    features_NF
+        Features of the L labelled rows, followed by those of the U unlabelled rows.
+    y_LC
+        Labels of the labelled rows.
+    steps
+        Steps of each training; two a fold.
+
+    Raises
+    ------
+    ConfigError
+        There are fewer than 30 labelled rows.
+    """
+    labelled = len(y_LC)
+    if labelled < _FEWEST_LABELLED:
+        raise ConfigError(
+            f"extend: {labelled} labelled train rows are too few to measure a gain on; label at "
+            f"least {_FEWEST_LABELLED}"
+        )
+    fold_L = np.random.default_rng(seed).permutation(labelled) % folds
+    found: list[tuple[tuple[float, float], dict[str, float], dict[str, float]]] = []
+    for fold in range(folds):
+        known, hidden = np.flatnonzero(fold_L != fold), np.flatnonzero(fold_L == fold)
+        order = np.concatenate([known, hidden, np.arange(labelled, len(features_NF))])
+        features, y = features_NF[order], y_LC[order[: len(known) + len(hidden)]]
+        found.append(_measure_fold(features, y, len(known), spec, seed, steps))
+        progress(Progress(stage="measure", done=fold + 1, total=folds, unit="trainings"))
+    f1, supervised, extended = zip(*found, strict=True)
+    return Measurement(
+        micro_f1=float(np.mean([micro for micro, _ in f1])),
+        macro_f1=float(np.nanmean([macro for _, macro in f1])),
+        supervised={name: _mean([scores[name] for scores in supervised]) for name in COLUMNS},
+        extended={name: _mean([scores[name] for scores in extended]) for name in COLUMNS},
+        fold_gains=tuple(
+            float(np.nansum([after[name] - before[name] for name in _DECIDING]))
+            for before, after in zip(supervised, extended, strict=True)
+        ),
+    )
+
+
+def _measure_fold(
+    features_NF: Floats, y_LC: Labels, known: int, spec: SoftLabelSpec, seed: int, steps: int
+) -> tuple[tuple[float, float], dict[str, float], dict[str, float]]:
+    """Return F1, and the scores without and with probabilities; rows: known, hidden, unlabelled."""
+    labelled = len(y_LC)
+    soft = soft_labels(features_NF, y_LC[:known], spec)
+    f1 = f1_scores(soft[: labelled - known] >= 0.5, y_LC[known:])
+    rows = np.concatenate([np.arange(known), np.arange(labelled, len(features_NF))])
+    labels = np.concatenate([y_LC[:known], soft[labelled - known :]]).astype(np.float32)
+
+    def scores(chosen: NDArray[np.int64], learned: Labels | Floats) -> dict[str, float]:
+        z = learned_vectors(features_NF, chosen, learned, seed=seed, steps=steps)
+        return retrieval_metrics(z[known:labelled], y_LC[known:], z[:known], y_LC[:known])
+
+    return f1, scores(np.arange(known), y_LC[:known]), scores(rows, labels)
+
+
+def _mean(values: list[float]) -> float:
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")
+
+
+def extend(
+    dataset_uri: str | Location,
+    archive: Archive,
+    output: str | Location,
+    spec: SoftLabelSpec | None = None,
+    *,
+    rows: int = 10_000,
+    steps: int = 360,
+    seed: int = 0,
+    block_tiles: int = 4,
+    progress: ProgressSink = ignore,
+) -> Extension:
+    """Write a dataset with further train rows: tiles of an archive, with probabilities for labels.
+
+    Tiles on the ground of the dataset are left out: those it holds, and those in a block of its
+    validation or test rows.
+
+    Parameters
+    ----------
+    dataset_uri
+        The labelled dataset; its bands and tile size are those of the archive's encoder.
+    archive
+        Archive of unlabelled tiles, whose scenes can be read.
+    output
+        Dataset to write.
+    spec
+        How scores become probabilities.
+    rows
+        Largest number of tiles to add, drawn uniformly with ``seed``.
+    steps
+        Steps of each training of the measurement.
+    block_tiles
+        Tiles on a side of a block of the dataset's splits.
+
+    Raises
+    ------
+    ConfigError
+        There are too few labelled rows, or no tile to add.
+    EncoderMismatchError
+        Dataset and encoder have other bands or another tile size.
+    SkysiftError
+        The measured gain is not larger than its error; nothing is written.
+
+    Notes
+    -----
+    Peak memory is that of `pipeline.datasets.soft_labels.soft_labels` over the labelled and drawn
+    rows, and of two strips of a scene. The measurement trains six heads on the features.
+    """
+    spec, dataset = spec or SoftLabelSpec(), LabelledDataset.open(dataset_uri)
+    encoder = load_encoder(archive.encoder)
+    _require_fit(dataset, encoder)
+    labelled = dataset.labelled("train")
+    tiles = _tiles_to_add(dataset, archive, rows, seed, block_tiles)
+    features = np.concatenate(
+        [_embedded(encoder, dataset, labelled, progress), tiles.embedding.astype(np.float32)]
+    )
+    y_LC = dataset.labels[labelled]
+    measured = measure(features, y_LC, spec, seed=seed, steps=steps, progress=progress)
+    if not measured.pays:
+        raise SkysiftError(
+            f"extend: the probabilities do not pay here: {_gains(measured)} on hidden labelled "
+            f"rows, together {measured.gain:+.3f} ± {measured.error:.3f} (F1 "
+            f"{measured.micro_f1:.3f}); nothing is written; label more tiles, or use an archive of "
+            "features that tell the classes apart"
+        )
+    soft = soft_labels(features, y_LC, spec)
+    info = _write(dataset, archive, tiles, soft, output, spec, progress)
+    added = info.count - len(dataset)
+    return Extension(
+        output=str(output), labelled=len(labelled), added=added, measured=measured, info=info
+    )
+
+
+def _gains(measured: Measurement) -> str:
+    return ", ".join(
+        f"{name} {measured.supervised[name]:.3f} -> {measured.extended[name]:.3f}"
+        for name in _DECIDING
+    )
+
+
+def _require_fit(dataset: LabelledDataset, encoder: Encoder) -> None:
+    wanted, found = (encoder.bands, encoder.spec.tile_px), (dataset.bands, dataset.tile_px)
+    if wanted != found:
+        raise EncoderMismatchError(
+            f"the archive's encoder takes bands {', '.join(wanted[0])} in tiles of {wanted[1]} px, "
+            f"the dataset has {', '.join(found[0])} in {found[1]} px; choose a matching pair"
+        )
+
+
+def _embedded(
+    encoder: Encoder, dataset: LabelledDataset, rows: NDArray[np.int64], progress: ProgressSink
+) -> Floats:
+    parts = []
+    for start in range(0, len(rows), _BATCH):
+        chosen = rows[start : start + _BATCH]
+        parts.append(encoder(np.asarray(dataset.images[chosen], np.float32)))
+        done = start + len(chosen)
+        progress(Progress(stage="embed", done=done, total=len(rows), unit="images"))
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Tiles:
+    """Drawn rows of the archive: place and vector of each, by position."""
+
+    embedding: Floats
+    scene: NDArray[np.object_]
+    grid: NDArray[np.object_]
+    tile_key: NDArray[np.object_]
+
+
+def _tiles_to_add(
+    dataset: LabelledDataset, archive: Archive, rows: int, seed: int, block_tiles: int
+) -> _Tiles:
+    names = ("embedding", "scene", "grid", "tile_key")
+    columns = archive.read(uniform_rows(archive, rows, seed), names)
+    free = ~_on_its_ground(dataset, columns["tile_key"].tolist(), block_tiles)
+    if not free.any():
+        raise ConfigError(
+            f"extend: archive {archive.uri} has no tile beside the ground of the dataset; ingest "
+            "more scenes"
+        )
+    return _Tiles(**{name: columns[name][free] for name in names})
+
+
+def _on_its_ground(
+    dataset: LabelledDataset, keys: list[str], block_tiles: int
+) -> NDArray[np.bool_]:
+    """Tell which tiles the dataset holds, or lie in a block of its validation or test rows."""
+    if not {"tile_key", "group"} <= set(dataset.rows.columns):
+        return np.zeros(len(keys), bool)  # images without a place
+    held = set(dataset.rows["tile_key"])
+    kept_apart = set(dataset.rows["group"][dataset.split != "train"])
+
+    def block(key: str) -> str:
+        grid, column, row = key.rsplit("/", 2)
+        return f"{grid}/{int(column) // block_tiles}/{int(row) // block_tiles}"
+
+    return np.array([key in held or block(key) in kept_apart for key in keys])
+
+
+def _write(
+    dataset: LabelledDataset,
+    archive: Archive,
+    tiles: _Tiles,
+    soft_UC: Floats,
+    output: str | Location,
+    spec: SoftLabelSpec,
+    progress: ProgressSink,
+) -> DatasetInfo:
+    info = dataset.info
+    origin = {
+        "importer": "extend",
+        "dataset": info.digest,
+        "dataset_origin": dict(info.origin),
+        "archive": archive.uri,
+        "snapshot": archive.snapshot,
+        "soft_labels": asdict(spec),
+    }
+    left_out: dict[str, str] = {}
+    with DatasetWriter(
+        output,
+        bands=info.bands,
+        classes=info.classes,
+        resolution_m=info.resolution_m,
+        origin=origin,
+        normalisation=(info.band_mean, info.band_std),
+    ) as writer:
+        for start in range(0, len(dataset), _BATCH):
+            part = slice(start, start + _BATCH)
+            rows = {str(name): values.tolist() for name, values in dataset.rows[part].items()}
+            rows["soft"] = dataset.is_soft[part].tolist()
+            writer.append(np.asarray(dataset.images[part]), dataset.soft_labels[part], rows)
+        scenes = sorted(set(tiles.scene.tolist()))
+        for number, scene in enumerate(scenes, start=1):
+            count = writer.count
+            with set_aside(scene, left_out):
+                _append_scene(writer, archive, scene, tiles, soft_UC)
+            if scene in left_out:
+                writer.truncate(count)
+            progress(Progress(stage="extend", done=number, total=len(scenes), unit="scenes"))
+        if writer.count == len(dataset):
+            raise none_readable(left_out)
+        return writer.finish(left_out)
+
+
+def _append_scene(
+    writer: DatasetWriter, archive: Archive, scene_id: str, tiles: _Tiles, soft_UC: Floats
+) -> None:
+    chosen = np.flatnonzero(tiles.scene == scene_id)
+    position = dict(zip(tiles.tile_key[chosen].tolist(), chosen.tolist(), strict=True))
+    scene, rules = archive.scene(scene_id), TileRules(**archive.spec.rules)
+    grid = TileGrid.from_dict(archive.ledger.grids[tiles.grid[chosen[0]]])
+    named = grid.naming(rules.edge)
+    for batch in read_tiles(scene, grid, rules, batch_size=_BATCH):
+        keys = named.keys(batch.tiles)
+        mine = [i for i, key in enumerate(keys) if key in position]
+        if mine:
+            rows: dict[str, list[Any]] = {
+                "source": [f"{scene_id}/{keys[i]}" for i in mine],
+                "split": ["train"] * len(mine),
+                "soft": [True] * len(mine),
+                "scene": [scene_id] * len(mine),
+                "tile_key": [keys[i] for i in mine],
+            }
+            labels = soft_UC[[position[keys[i]] for i in mine]]
+            writer.append(np.asarray(batch.pixels[mine], np.float32), labels, rows)

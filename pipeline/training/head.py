@@ -1,0 +1,90 @@
+"""A projection head trained on features in memory, in seconds and without a cluster.
+
+For measurements: whether soft labels pay (`pipeline.datasets.extend`) and how losses compare
+(`benchmarks.results`). The loop, the losses and the sampler are those of every training.
+
+Shapes: N rows, n training rows, F features, D dimension, C labels.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from encoders.backbones.stem import Backbone
+from encoders.bundle import Encoder
+from encoders.loop import TrainingLoop, TrainingRows
+from encoders.losses import build_loss
+from encoders.losses.statistics import LabelStatistics
+from encoders.projection import build_head
+from encoders.spec import EncoderSpec, LoopSpec
+from storage.dataset import hard_labels
+
+Floats = NDArray[np.float32]
+
+
+class FrozenFeatures(Backbone):
+    """Stands for a backbone whose features are computed already."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.dimension = dimension
+
+
+def head_encoder(features: int, dimension: int, hidden: int, seed: int) -> Encoder:
+    """Return an encoder of F features in place of pixels, with a random head."""
+    spec = EncoderSpec(
+        backbone="features",
+        bands=("feature",),
+        band_mean=(0.0,),
+        band_std=(1.0,),
+        tile_px=1,
+        dimension=dimension,
+        head={"kind": "mlp", "hidden": hidden},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Encoder(spec, FrozenFeatures(features), build_head(features, dimension, spec.head))
+
+
+def learned_vectors(
+    features_NF: Floats,
+    rows: NDArray[np.int64],
+    labels_nC: NDArray[np.uint8] | Floats,
+    *,
+    seed: int = 0,
+    steps: int = 360,
+    batch_size: int = 256,
+    loss: str = "macl",
+) -> Floats:
+    """Train a head of 128 dimensions on some rows and return the vectors of all rows, (N, D).
+
+    Parameters
+    ----------
+    features_NF
+        Features of all rows, float32.
+    rows, labels_nC
+        The training rows, and their labels of 0 and 1 or probabilities.
+    steps
+        Steps to take at least; training ends with the epoch.
+    loss
+        Name of the loss.
+    """
+    dimension = 128
+    built = build_loss(
+        loss,
+        LabelStatistics.from_labels(hard_labels(labels_nC)),
+        dimension=dimension,
+        initial_seed=seed,
+    )
+    data = TrainingRows(inputs=features_NF, rows=rows, labels=labels_nC)
+    encoder = head_encoder(features_NF.shape[1], dimension, 512, seed)
+
+    def settings(epochs: int) -> LoopSpec:
+        return LoopSpec(epochs=epochs, batch_size=batch_size, seed=seed, freeze_backbone=True)
+
+    loop = TrainingLoop(encoder, built, data, settings(1))
+    loop = TrainingLoop(encoder, built, data, settings(-(-steps // loop.steps_per_epoch)))
+    while loop.epoch < loop.spec.epochs:
+        for _ in loop.run_epoch():
+            pass
+    return loop.embed(np.arange(len(features_NF)))
