@@ -117,10 +117,12 @@ def _save(run: Run, search: "SavedSearch", uri: str) -> None:
 
 
 def _show(run: Run, search: "SavedSearch", found: "Detections") -> None:
+    from pipeline.search.detections import marks_by_row
     from storage.formats import hit_records
 
     records, expected = hit_records(found.to_arrow()), found.expected
-    marks = {name: found.mark.count(name) for name in ("right", "wrong")}
+    of_index = list(marks_by_row(found.hits.queries[0]).values())
+    marks = {name: of_index.count(name) for name in ("right", "wrong")}
     answer = {
         "query": search.title,
         "snapshot": found.hits.snapshot,

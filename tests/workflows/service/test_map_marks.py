@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 LATER = "20240801"
-THRESHOLD = "0.4"
+THRESHOLD = "0.3"
 
 
 def _answer_of(page: Page, route: str, button: str) -> dict[str, Any]:
@@ -94,8 +94,8 @@ def _detect_and_review(wide: Watched, place: str) -> dict[str, Any]:
     with page.expect_response("**/v1/detections") as answer:
         slider.fill(THRESHOLD)
     before = answer.value.json()
-    expect(page.locator("#status")).to_contain_text(f"{before['total']} detections at 40 % or more")
-    expect(page.locator("#threshold")).to_contain_text("40 %")
+    expect(page.locator("#status")).to_contain_text(f"{before['total']} detections at 30 % or more")
+    expect(page.locator("#threshold")).to_contain_text("30 %")
     assert json.loads(answer.value.request.post_data)["threshold"] == float(THRESHOLD)
     page.get_by_role("button", name=f"Review {len(before['review'])} tiles").click()
     _mark_all(page, before["review"], place)
@@ -140,7 +140,11 @@ def test_marks_become_detections_that_the_command_line_finds_on_later_scenes(
     expect(page.locator("#status")).to_have_text(status)
 
     index = backend._config.index
+    ready = f"{address}/v1/ready"
+    before = page.request.get(ready).json()["version"]
     add_day(index.path.parent, LATER, 7)
+    while page.request.get(ready).json()["version"] == before:  # the service follows the index
+        page.wait_for_timeout(100)
     again = run("detect", "--index", index, "--saved", saved, "--json")
     assert again.code == 0, again.err
     fresh = [hit for hit in again.data["detections"] if hit["scene"] == f"site_{LATER}"]
