@@ -110,6 +110,13 @@ class SearchBody(_Request):
     positive: list[ExampleBody] = Field([], max_length=MAX_EXAMPLES)
     negative: list[ExampleBody] = Field([], max_length=MAX_EXAMPLES)
     k: int = Field(10, ge=1, le=2**31 - 1)
+    blend: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="For an encoder of two parts: the weight of appearance against labels, from 0 "
+        "(labels only) to 1 (appearance only); the encoder's without.",
+    )
     distinct: Literal["place"] | None = Field(
         None, description="`place`: one hit for each of k places, with every date of it inside."
     )
