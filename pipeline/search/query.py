@@ -473,7 +473,8 @@ def learn(
     if blend is not None:
         raise ConfigError(
             f"search: a query that is learned from {len(right) + len(wrong)} marks weighs "
-            f"appearance and labels itself; leave blend out, or give fewer than {LEAST_MARKS} examples"
+            "appearance and labels itself; leave blend out, or give fewer than "
+            f"{LEAST_MARKS} examples"
         )
     marked = {row for query in (*right, *wrong) for row in query.rows}
     vector = learned_vector(units(right), units(wrong), searcher.unlabelled(marked))

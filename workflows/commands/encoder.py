@@ -37,8 +37,8 @@ def encoder() -> None:
 @recipe_option("--pretrained", "encoder.pretrained")
 @recipe_option("--prompt", "encoder.prompt")
 @recipe_option("--trained", "encoder.trained", "Bundle of a trained head: make two parts.")
-@recipe_option("--appearance", "encoder.appearance")
-@recipe_option("--blend", "encoder.blend")
+@recipe_option("--appearance", "encoder.appearance", "With --trained: width of the added part.")
+@recipe_option("--blend", "encoder.blend", "With --trained: its weight in searches, 0 to 1.")
 @recipe_option("--dataset", "dataset.uri", "Dataset whose bands and statistics to take.")
 @catalog_options
 @pass_run
