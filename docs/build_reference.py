@@ -26,7 +26,16 @@ MADE = "Made by `make docs` from the code (do not edit).\n"
 SURFACE = {
     "skysift.open": (),
     "skysift.Index": ("open", "archive"),
-    "skysift.Question": ("like", "where", "top", "above", "suggest", "detect", "explain"),
+    "skysift.Question": (
+        "like",
+        "where",
+        "blended",
+        "top",
+        "above",
+        "suggest",
+        "detect",
+        "explain",
+    ),
     "skysift.Hits": (
         "to_pandas",
         "to_geodataframe",

@@ -30,7 +30,7 @@ from encoders.backbones.build import BACKBONES, build_backbone
 from encoders.backbones.own import Own
 from encoders.backbones.stem import Backbone
 from encoders.plugins import find_plugin
-from encoders.projection import build_head
+from encoders.projection import TwoParts, build_head, principal_head
 from encoders.spec import (
     DESCRIPTION_FILE,
     FORMAT,
@@ -46,6 +46,7 @@ from storage.display import Described
 from storage.errors import ConfigError
 from storage.location import Location
 from storage.locks import exclusive_lock
+from storage.parts import DEFAULT_BLEND, Parts
 from storage.values import json_digest
 
 _CHUNK_TILES = {"cpu": 16}
@@ -53,6 +54,7 @@ _CHUNK_TILES = {"cpu": 16}
 with 128 tiles of 224 pixels a side. Other devices need more tiles to be busy."""
 _CHUNK_TILES_ELSEWHERE = 256
 _UNIT_TOLERANCE = 1e-5
+_HALF_WHITENING = 0.5
 
 
 class Encoder(Described, nn.Module):
@@ -393,6 +395,46 @@ def with_text(encoder: Encoder, source: str | None, prompt: str = PLAIN_PROMPT) 
             )
         return encoder
     return Encoder(replace(spec, text=text.options), encoder.backbone, encoder.head, text).eval()
+
+
+def with_appearance(
+    encoder: Encoder, tiles_NCHW: NDArray[Any], dimension: int, blend: float = DEFAULT_BLEND
+) -> Encoder:
+    """Return an encoder of two parts: what a frozen backbone sees, and what its head learned.
+
+    The appearance part is the half-whitened principal components of the backbone's features.
+
+    Parameters
+    ----------
+    encoder
+        Encoder whose head was trained on a frozen backbone.
+    tiles_NCHW
+        Tiles that the components are fitted to, raw pixel values; at least ``dimension``.
+    dimension
+        Width of the appearance part.
+    blend
+        Weight of the appearance part in a query that names none, from 0 to 1.
+
+    Raises
+    ------
+    ConfigError
+        The encoder has two parts, or its backbone was not frozen; or as `principal_head` says.
+    """
+    spec = encoder.spec
+    if spec.parts is not None:
+        raise ConfigError("encoder: it has two parts already; give the one that they were made of")
+    if not spec.training.get("freeze_backbone"):
+        raise ConfigError(
+            "encoder: two parts need a head that was trained on a frozen backbone, and this bundle "
+            "does not state that; train it with `skysift train --freeze`"
+        )
+    parts = Parts(appearance=dimension, labels=spec.dimension, blend=blend)
+    head = TwoParts(
+        principal_head(encoder.features(tiles_NCHW), dimension, _HALF_WHITENING), encoder.head
+    )
+    options = {"kind": "parts", **asdict(parts), "head": dict(spec.head)}
+    spec = replace(spec, head=options, dimension=parts.dimension)
+    return Encoder(spec, encoder.backbone, head).eval()
 
 
 def require_distinct_vectors(encoder: Encoder) -> None:

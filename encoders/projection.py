@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from storage.errors import ConfigError
+
+_LEAST_VARIANCE = 1e-10
+"""Smallest variance of a score, in the largest."""
 
 
 def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.Module:
@@ -23,7 +27,9 @@ def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.
         F and D.
     options
         ``{"kind": "mlp", "hidden": 512}`` (linear, ReLU, linear), ``{"kind": "linear"}`` (a single
-        linear layer, as returned by `principal_head`) or ``{"kind": "identity"}`` (the features).
+        linear layer, as returned by `principal_head`), ``{"kind": "identity"}`` (the features) or
+        ``{"kind": "parts", "appearance": 128, "labels": 64, "blend": 0.2, "head": {...}}`` (a
+        `TwoParts`, whose label head has the options ``head``).
 
     Raises
     ------
@@ -49,10 +55,34 @@ def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.
                 f"{dimension}; set dimension to {features} or reduce with a linear head"
             )
         return nn.Identity()
+    if kind == "parts":
+        appearance = nn.Linear(features, options["appearance"])
+        return TwoParts(appearance, build_head(features, options["labels"], options["head"]))
     raise ConfigError(f"no head is called {kind!r}; choose mlp, linear or identity")
 
 
-def principal_head(features_NF: NDArray[np.float32], dimension: int) -> nn.Linear:
+class TwoParts(nn.Module):
+    """Two heads side by side, each of unit length: appearance first, then labels.
+
+    Parameters
+    ----------
+    appearance, labels
+        Heads for the same features.
+    """
+
+    def __init__(self, appearance: nn.Module, labels: nn.Module) -> None:
+        super().__init__()
+        self.appearance, self.labels = appearance, labels
+
+    def forward(self, features_BF: Tensor) -> Tensor:
+        """Return both parts, (B, D), of length √2 together."""
+        parts = (self.appearance(features_BF), self.labels(features_BF))
+        return torch.cat([F.normalize(part, dim=1) for part in parts], dim=1)
+
+
+def principal_head(
+    features_NF: NDArray[np.float32], dimension: int, whitening: float = 0.0
+) -> nn.Linear:
     """Return the linear layer that projects features on their principal directions.
 
     The layer reduces features to D dimensions without training. Cosines between projected vectors
@@ -64,6 +94,10 @@ def principal_head(features_NF: NDArray[np.float32], dimension: int) -> nn.Linea
         Features of a sample of tiles, float32, at least ``dimension`` rows.
     dimension
         D.
+    whitening
+        Each score is divided by its standard deviation to this power: 0 leaves the scores, 0.5 is
+        half-whitening, 1 whitens. No variance counts as less than 1e-10 of
+        the largest.
 
     Raises
     ------
@@ -79,11 +113,15 @@ def principal_head(features_NF: NDArray[np.float32], dimension: int) -> nn.Linea
     values_NF = torch.from_numpy(features_NF).double()
     mean_F = values_NF.mean(0)
     covariance_FF = (values_NF - mean_F).T @ (values_NF - mean_F) / rows
-    directions_FD = torch.linalg.eigh(covariance_FF).eigenvectors.flip(1)[:, :dimension]
+    variances_F, vectors_FF = torch.linalg.eigh(covariance_FF)
+    directions_FD = vectors_FF.flip(1)[:, :dimension]
     # The sign of an eigenvector is arbitrary: make its largest component positive.
     signs_D = directions_FD.gather(0, directions_FD.abs().argmax(0, keepdim=True)).sign()
+    variances_D = variances_F.flip(0)[:dimension]
+    least = variances_F.max().clamp(min=_LEAST_VARIANCE) * _LEAST_VARIANCE
+    scales_D = variances_D.clamp(min=least) ** (-whitening / 2)
     head = nn.Linear(features, dimension)
     with torch.no_grad():
-        head.weight.copy_((directions_FD * signs_D).T)
+        head.weight.copy_((directions_FD * signs_D * scales_D).T)
         head.bias.copy_(-(head.weight.double() @ mean_F))
     return head

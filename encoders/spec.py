@@ -13,11 +13,13 @@ from typing import Any, Literal
 
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError
 from storage.location import Location
+from storage.parts import Parts
 from storage.values import (
     Count,
     Natural,
     NonNegative,
     Positive,
+    as_spec,
     check_limits,
     check_types,
     json_digest,
@@ -84,6 +86,19 @@ class EncoderSpec:
                 f"{len(self.band_std)} standard deviations; give one of each per band"
             )
         check_limits(self, "encoder")
+        if self.parts is not None and self.parts.dimension != self.dimension:
+            raise ConfigError(
+                f"encoder: its parts have {self.parts.dimension} values, but dimension is "
+                f"{self.dimension}; save the bundle again"
+            )
+
+    @property
+    def parts(self) -> Parts | None:
+        """The parts of a vector, which the options of a head of two parts state; else None."""
+        if self.head.get("kind") != "parts":
+            return None
+        stated = {name: value for name, value in self.head.items() if name not in ("kind", "head")}
+        return as_spec(Parts, stated, "encoder.head")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -246,6 +246,7 @@ def first_manifest(
         advice=_recall_advice(recall, nprobe, spec.recall, plan),
         pairs=pairs,
         grids=archive.ledger.grids,
+        parts=archive.spec.parts,
     )
 
 

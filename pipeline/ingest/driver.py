@@ -318,6 +318,7 @@ def _archive_spec(
         grid=asdict(grid),
         rules=asdict(spec.rules),
         classes=classes,
+        parts=encoder.spec.parts,
     )
 
 

@@ -175,7 +175,7 @@ def suggest(searcher: Searcher, query: Query, count: int = 10, where: Where = No
     """
     if count < 1:
         raise ConfigError(f"suggest: count is {count}; give at least 1")
-    vector = units([query])[0]
+    vector = units([query])[0] * query.scale
     right, wrong = units(query.right or (query,)) @ vector, units(query.wrong)
     against = wrong @ vector if len(wrong) else np.empty(0)
     sample = searcher.unlabelled(query.rows) @ vector

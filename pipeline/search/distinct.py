@@ -18,7 +18,7 @@ from pipeline.search.hits import Hits, together
 from storage.errors import ConfigError
 from storage.geometry import Mask
 from storage.index.filter import Filter
-from storage.index.ranking import Float32, Int64, canonical_queries
+from storage.index.ranking import Float32, Float64, Int64, canonical_queries
 from storage.index.sidecar import row_keys
 
 if TYPE_CHECKING:
@@ -96,7 +96,9 @@ def answer_places(
         pending, depth = pending[~done], min(depth * _DEEPER, rows)
     hits = replace(together(parts, len(queries)), truncated=tuple(sorted(truncated)))
     own = [() if keep_own else query.rows for query in queries]
-    dates = _dates(searcher, np.stack([query.vector for query in queries]), hits, where, own)
+    vectors = np.stack([query.vector for query in queries])
+    scales = np.array([query.scale for query in queries])
+    dates = _dates(searcher, vectors, scales, hits, where, own)
     fields = {name: getattr(hits, name) for name in Hits.__dataclass_fields__}
     return PlaceHits(**fields, dates=dates)
 
@@ -122,12 +124,13 @@ def _of_queries(hits: Hits, chosen: Int64) -> Hits:
 def _dates(
     searcher: "Searcher",
     vectors: Float32,
+    scales: Float64,
     hits: Hits,
     where: Filter | None,
     own: Sequence[Sequence[int]],
 ) -> pa.Table:
     """Return every acquisition at the places of hits that meets the filter; see PlaceHits."""
-    exact = canonical_queries(vectors, searcher.manifest.parameters.dimension)
+    exact = canonical_queries(vectors, searcher.manifest.parameters.dimension) * scales[:, None]
     query, rank = np.nonzero(hits.rows >= 0)
     keys = pa.table(
         {"query": query, "rank": rank, "tile_key": [key for key, _ in row_keys(hits.columns)]}

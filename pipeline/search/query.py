@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +34,12 @@ LEARNED = (
     "scores of a query that was learned from marks are lower than scores between tiles: compare "
     "them with each other, or take the probabilities of detections"
 )
+BLENDED = (
+    "blend {:g}: scores weigh appearance by {:g} and labels by {:g}; compare them with scores of "
+    "the same blend"
+)
+_EVEN = 0.5
+"""The blend of which a score is the cosine similarity of the whole vectors."""
 _LEAST_CONTRAST = 0.02
 """Deviation in a picture, in deviations of the encoder's bands, below which it is of one colour."""
 _CANDIDATES = 10_000
@@ -50,7 +56,8 @@ class Query:
     its middle and its acquisition. ``note`` is what people have to know about the hits:
     :data:`FEATURELESS` for a picture without contrast, :data:`WORDS` for words, :data:`LEARNED` for
     a query that was learned from marks; empty otherwise. ``of_words``: words are part of the query.
-    ``learned``: the vector was learned from marks. ``right`` and ``wrong`` are the marks, or the
+    ``learned``: the vector was learned from marks. ``blend``: the weight of the appearance part, in
+    a query of :func:`blended`; None in others. ``right`` and ``wrong`` are the marks, or the
     examples, that the query was made of.
     """
 
@@ -65,13 +72,19 @@ class Query:
     note: str = ""
     of_words: bool = False
     learned: bool = False
+    blend: float | None = None
     right: "tuple[Query, ...]" = ()
     wrong: "tuple[Query, ...]" = ()
 
     @property
     def own_scale(self) -> bool:
         """Whether the scores between tiles are no measure of the scores of this query."""
-        return self.of_words or self.learned
+        return self.of_words or self.learned or self.blend not in (None, _EVEN)
+
+    @property
+    def scale(self) -> float:
+        """The score of the query over its cosine similarity: the length of a blended query."""
+        return 1.0 if self.blend is None else float(np.linalg.norm(self.vector.astype(np.float64)))
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -431,7 +444,13 @@ def combine(positive: Sequence[Query], negative: Sequence[Query] = ()) -> Query:
     return _made_of(positive, negative, vector)
 
 
-def learn(searcher: Searcher, right: Sequence[Query], wrong: Sequence[Query] = ()) -> Query:
+def learn(
+    searcher: Searcher,
+    right: Sequence[Query],
+    wrong: Sequence[Query] = (),
+    *,
+    blend: float | None = None,
+) -> Query:
     """Make one query of marks: their means, or from ten marks on the direction of the right ones.
 
     From :data:`pipeline.search.marks.LEAST_MARKS` marks on, right and wrong together, the vector is
@@ -439,18 +458,62 @@ def learn(searcher: Searcher, right: Sequence[Query], wrong: Sequence[Query] = (
     weak examples of what is wrong; of fewer marks it is that of :func:`combine`. The same marks
     make the same vector, in any order, however the index is sharded.
 
+    ``blend`` is that of :func:`blended`. A query that is learned weighs the parts of the vectors as
+    its marks tell, and takes none.
+
     Raises
     ------
     ConfigError
-        There is no right mark.
+        There is no right mark, or the blend does not go with the index or the marks.
     NotFoundError
         The archive, whose rows are sampled, is not there.
     """
     if not right or len(right) + len(wrong) < LEAST_MARKS:
-        return combine(right, wrong)
+        return blended(searcher, combine(right, wrong), blend)
+    if blend is not None:
+        raise ConfigError(
+            f"search: a query that is learned from {len(right) + len(wrong)} marks weighs "
+            "appearance and labels itself; leave blend out, or give fewer than "
+            f"{LEAST_MARKS} examples"
+        )
     marked = {row for query in (*right, *wrong) for row in query.rows}
     vector = learned_vector(units(right), units(wrong), searcher.unlabelled(marked))
     return _made_of(right, wrong, vector, learned=True)
+
+
+def blended(searcher: Searcher, query: Query, blend: float | None = None) -> Query:
+    """Return the query that weighs the parts of an index's vectors.
+
+    Parameters
+    ----------
+    searcher, query
+        The index, and a query of its encoder.
+    blend
+        Weight of the appearance part, from 0 (labels only) to 1 (appearance only); None for that of
+        the encoder. Where the encoder has one part, None returns the query as it is.
+
+    Raises
+    ------
+    ConfigError
+        The encoder has one part, or the blend is not from 0 to 1.
+    """
+    parts = searcher.manifest.parts
+    if parts is None:
+        if blend is None:
+            return query
+        raise ConfigError(
+            f"search: blend is for vectors of two parts, and those of index {searcher.index} have "
+            "one; leave it out, or make an encoder with `skysift encoder make --trained`"
+        )
+    weight = parts.blend if blend is None else blend
+    note = BLENDED.format(weight, weight, 1 - weight)
+    return replace(
+        query,
+        vector=parts.query(query.vector, weight).astype(np.float32),
+        blend=weight,
+        note="; ".join(part for part in (query.note, note) if part),
+        right=query.right or (query,),
+    )
 
 
 def units(queries: Sequence[Query]) -> npt.NDArray[np.float64]:

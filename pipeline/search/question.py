@@ -42,6 +42,8 @@ class Question(Described):
         Draws the tiles of the answers; None for answers without pictures.
     positive, negative
         The examples for and against.
+    blend
+        Weight of the appearance part; None for that of the encoder.
     filter
         Which rows may be returned.
     """
@@ -51,6 +53,7 @@ class Question(Described):
     pictures: Pictures | None = None
     positive: tuple[Query, ...] = ()
     negative: tuple[Query, ...] = ()
+    blend: float | None = None
     filter: Filter = field(default_factory=Filter)
 
     def facts(self) -> dict[str, Any]:
@@ -289,6 +292,21 @@ class Question(Described):
             self.searcher, self._query(), threshold=threshold, where=self.filter, review=review
         )
 
+    def blended(self, blend: float | None) -> "Question":
+        """Choose what the hits are like, for an encoder of two parts.
+
+        Parameters
+        ----------
+        blend
+            Weight of the appearance part, from 0 (labels only) to 1 (appearance only); None for
+            that of the encoder. The answer refuses a blend for an encoder of one part.
+
+        Examples
+        --------
+        >>> index.like(lonlat=(103.75, 17.92)).blended(0.5).top(20)               # doctest: +SKIP
+        """
+        return self._with(blend=blend)
+
     def explain(self, k: int = 10) -> SearchPlan:
         """Return how :meth:`top` would be answered, without searching."""
         return self.searcher.explain(min(k, self.searcher.manifest.rows), self.filter)
@@ -299,7 +317,7 @@ class Question(Described):
                 "search: there is no example to be like; .like(lonlat=...), image=, text=, tile=, "
                 "vector= or positive= gives one"
             )
-        return learn(self.searcher, self.positive, self.negative)
+        return learn(self.searcher, self.positive, self.negative, blend=self.blend)
 
     def _answer(self, **settings: Any) -> Hits:
         hits = self.searcher.answer(self._query(), where=self.filter, **settings)

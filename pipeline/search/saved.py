@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.search.detections import REVIEWED, THRESHOLD, Detections, detect
 from pipeline.search.hits import Hits
 from pipeline.search.marks import Calibration
-from pipeline.search.query import LEARNED, WORDS, Query, QueryResolver
+from pipeline.search.query import BLENDED, LEARNED, WORDS, Query, QueryResolver
 from pipeline.search.searcher import DEFAULT_LIMIT, Searcher
 from storage.errors import ConfigError, EncoderMismatchError
 from storage.index.filter import Filter
@@ -105,6 +105,8 @@ class SavedSearch:
         Least cosine similarity of a hit; None takes the best ``k``, whatever their score.
     distinct
         ``place`` for one hit a place.
+    blend
+        Weight of the appearance part that the query was made with; None for vectors of one part.
     of_words, learned
         Whether words are part of the query, and whether it was learned from marks
         (:class:`pipeline.search.query.Query`).
@@ -126,6 +128,7 @@ class SavedSearch:
     k: int = 100
     min_score: float | None = None
     distinct: str | None = None
+    blend: float | None = None
     of_words: bool = False
     learned: bool = False
     filter: Mapping[str, Any] = field(default_factory=dict)
@@ -153,6 +156,7 @@ class SavedSearch:
         return cls(
             encoder_fingerprint=searcher.manifest.encoder_fingerprint,
             vector=tuple(query.vector.tolist()),
+            blend=query.blend,
             of_words=query.of_words,
             learned=query.learned,
             filter=plain_filter(where or Filter()),
@@ -234,7 +238,10 @@ class SavedSearch:
             tuple(replace(one, row=rows.get((one.tile, one.scene))) for one in examples)
             for examples in self.examples
         )
-        notes = (WORDS, self.of_words), (LEARNED, self.learned)
+        weight = self.blend
+        notes = [(WORDS, self.of_words), (LEARNED, self.learned)]
+        if weight is not None:
+            notes.append((BLENDED.format(weight, weight, 1 - weight), True))
         return Query(
             vector=np.array(self.vector, dtype=np.float32),
             label=self.title,
@@ -242,6 +249,7 @@ class SavedSearch:
             examples=tuple(sorted(rows.values())),
             of_words=self.of_words,
             learned=self.learned,
+            blend=weight,
             right=right,
             wrong=wrong,
         )
@@ -329,6 +337,8 @@ def save_search(search: SavedSearch, uri: str | Location) -> None:
 def search_document(search: SavedSearch) -> bytes:
     """Return the content of the file of a search."""
     document = {"skysift": _KIND, "version": _VERSION, **asdict(search)}
+    if search.blend is None:
+        del document["blend"]  # as before there were parts: an older Skysift reads the file
     document["marks"] = [{**asdict(mark), "vector": _text(mark.vector)} for mark in search.marks]
     return (json.dumps(document, indent=1) + "\n").encode()
 
@@ -487,6 +497,8 @@ def _check(search: SavedSearch) -> None:
         raise ValueError("the vectors of its marks have another length than its own")
     if search.k < 1 or search.review < 0:
         raise ValueError("k is below 1, or review below 0")
+    if search.blend is not None and not 0 <= search.blend <= 1:
+        raise ValueError(f"blend is {search.blend}, not from 0 to 1")
     if search.threshold is not None and not 0 < search.threshold < 1:
         raise ValueError(f"threshold is {search.threshold}, not between 0 and 1")
     known = search.calibration

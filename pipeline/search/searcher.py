@@ -311,10 +311,13 @@ class Searcher(Described):
                 self, several, most, Filter.of(where), keep_own=keep_own, **settings
             )
             return replace(found, queries=tuple(several))
+        scales = np.array([query.scale for query in several], dtype=np.float32)[:, None]
         if min_score is None:
             hits = self.search(vectors, deep, where, **settings)
         else:
-            hits = self.search_above(vectors, min_score, where, limit=deep, **settings)
+            least = float(min(min_score / scales.ravel()))
+            hits = self.search_above(vectors, least, where, limit=deep, **settings)
+        hits = replace(hits, scores=hits.scores * scales)
         keep = np.ones(hits.rows.shape, dtype=np.bool_)
         for number, rows in own.items():
             keep[number] = ~np.isin(hits.rows[number], rows)

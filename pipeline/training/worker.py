@@ -250,6 +250,7 @@ class TrainingWorker:
                 **_own_importer(self.dataset.info.origin),
                 "run": self.job.digest,
                 "best_epoch": self.best.epoch,
+                "freeze_backbone": self.spec.freeze_backbone,
                 "metrics": dict(self.best.metrics or {}),
             },
         )

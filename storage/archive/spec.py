@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.errors import ConfigError, SkysiftError
+from storage.parts import Parts
 from storage.values import Count, check_limits, check_types, json_digest
 
 _FORMAT = 1
@@ -107,7 +108,7 @@ class ArchiveSpec:
     ``classes`` names the columns of ``labels`` (empty: no labels are stored). An archive of
     imported embeddings names their model, ``published``; its ``bands`` and ``encoder_uri`` are
     empty, its ``rules`` are what was stated at the import, and ``tile_px`` is that of the first
-    chips, for each grid has its own.
+    chips, for each grid has its own. ``parts`` are those of the encoder's vectors, if it has two.
     """
 
     encoder_fingerprint: str
@@ -119,6 +120,7 @@ class ArchiveSpec:
     rules: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     published: PublishedModel | None = None
+    parts: Parts | None = None
 
 
 def root_attributes(spec: ArchiveSpec) -> dict[str, Any]:
@@ -158,6 +160,8 @@ def spec_of(attributes: Mapping[str, Any], uri: str) -> ArchiveSpec:
         values[name] = tuple(values[name])
     if model := values.get("published"):
         values["published"] = PublishedModel(**{**model, "centre": tuple(model["centre"])})
+    if parts := values.get("parts"):
+        values["parts"] = Parts(**parts)
     spec = ArchiveSpec(**values)
     check_types(spec)
     return spec

@@ -23,6 +23,7 @@ from storage.index.pairs import PairScores
 from storage.index.quantizer import QuantizationError, ShardParameters
 from storage.location import Location
 from storage.locks import exchange
+from storage.parts import Parts
 from storage.values import json_digest
 
 FORMAT = 2
@@ -120,6 +121,8 @@ class IndexManifest:
         The scores between random rows of the archive; None in an index of before.
     grids
         The plain description of each tile grid by its id; empty in an index of before.
+    parts
+        The parts of the vectors; None where the encoder has one part.
     """
 
     version: str
@@ -149,6 +152,7 @@ class IndexManifest:
     advice: str = ""
     pairs: PairScores | None = None
     grids: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    parts: Parts | None = None
     format: int = field(default=FORMAT)
 
     @property
@@ -338,6 +342,7 @@ def _manifest(values: dict[str, Any]) -> IndexManifest:
             "segments": tuple(values["segments"]),
             "classes": tuple(values["classes"]),
             "pairs": _pairs(values.get("pairs")),
+            "parts": Parts(**parts) if (parts := values.get("parts")) else None,
         }
     )
 

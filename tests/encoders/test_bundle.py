@@ -15,11 +15,13 @@ from encoders.bundle import (
     new_encoder,
     require_distinct_vectors,
     save_bundle,
+    with_appearance,
 )
 from encoders.projection import principal_head
-from encoders.spec import EncoderSpec
+from encoders.spec import EncoderSpec, read_spec
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError, SkysiftError
 from storage.locks import exclusive_lock
+from storage.parts import Parts
 
 SPEC = EncoderSpec(
     backbone="tiny-cnn",
@@ -228,3 +230,32 @@ def test_two_encoders_saved_at_once_are_never_mixed(encoder: Encoder, tmp_path: 
     save_bundle(encoder, folder)
     assert load_encoder(folder).fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_frozen_head_becomes_the_label_part_beside_half_whitened_components(tmp_path: Path):
+    trained = new_encoder(replace(SPEC, training={"freeze_backbone": True}))
+    tiles = _pixels(40)
+    save_bundle(with_appearance(trained, tiles, 6, 0.3), str(tmp_path))
+    encoder = load_encoder(str(tmp_path))
+    assert encoder.spec.parts == read_spec(str(tmp_path)).parts
+    assert encoder.spec.parts == Parts(appearance=6, labels=16, blend=0.3)
+    appearance, labels = np.split(encoder(tiles) * np.sqrt(2), [6], axis=1)
+    np.testing.assert_allclose(labels, trained(tiles), atol=1e-6)
+    centred = trained.features(tiles).astype(np.float64)
+    centred -= centred.mean(0)
+    _, lengths, directions = np.linalg.svd(centred, full_matrices=False)
+    scores = centred @ directions[:6].T / np.sqrt(lengths[:6] / np.sqrt(len(tiles)))
+    scores /= np.linalg.norm(scores, axis=1, keepdims=True)
+    np.testing.assert_allclose(appearance @ appearance.T, scores @ scores.T, atol=1e-4)
+
+
+def test_only_a_head_on_a_frozen_backbone_gets_an_appearance_part(encoder):
+    with pytest.raises(ConfigError, match="skysift train --freeze"):
+        with_appearance(encoder, _pixels(40), 6)
+    two = with_appearance(
+        new_encoder(replace(SPEC, training={"freeze_backbone": True})), _pixels(40), 6
+    )
+    with pytest.raises(ConfigError, match="two parts already"):
+        with_appearance(two, _pixels(40), 6)
+    with pytest.raises(ConfigError, match="22 values, but dimension is 16"):
+        replace(two.spec, dimension=16)

@@ -10,12 +10,18 @@ from storage.archive.reader import Archive
 from storage.archive.spec import ArchiveSpec
 from storage.archive.writer import ArchiveWriter, SegmentRows, write_segment
 from storage.location import Location
+from storage.parts import Parts
 from tests.support.shard_world import CLASSES, GRID, Rows, make_rows
 
 FINGERPRINT = "ab" * 32
 
 
-def create_archive(place: str | Location, dimension: int, fingerprint: str = FINGERPRINT) -> None:
+def create_archive(
+    place: str | Location,
+    dimension: int,
+    fingerprint: str = FINGERPRINT,
+    parts: Parts | None = None,
+) -> None:
     """Create an empty archive."""
     spec = ArchiveSpec(
         encoder_fingerprint=fingerprint,
@@ -24,6 +30,7 @@ def create_archive(place: str | Location, dimension: int, fingerprint: str = FIN
         bands=("red",),
         tile_px=64,
         classes=CLASSES,
+        parts=parts,
     )
     Archive.create(place, spec)
 

@@ -29,12 +29,16 @@ def encoder() -> None:
     skysift encoder make -r naip-series
     skysift encoder make --backbone tiny-cnn --encoder work/untrained --dataset work/aid/dataset
     skysift encoder make --backbone clip --pretrained models/clip --encoder work/clip
-    skysift encoder make -r own --backbone exported --pretrained network.pt2""",
+    skysift encoder make -r own --backbone exported --pretrained network.pt2
+    skysift encoder make --trained work/run/bundle --dataset work/aid/dataset --encoder work/two""",
 )
 @recipe_option("--encoder", "encoder.bundle")
 @recipe_option("--backbone", "encoder.backbone")
 @recipe_option("--pretrained", "encoder.pretrained")
 @recipe_option("--prompt", "encoder.prompt")
+@recipe_option("--trained", "encoder.trained", "Bundle of a trained head: make two parts.")
+@recipe_option("--appearance", "encoder.appearance", "With --trained: width of the added part.")
+@recipe_option("--blend", "encoder.blend", "With --trained: its weight in searches, 0 to 1.")
 @recipe_option("--dataset", "dataset.uri", "Dataset whose bands and statistics to take.")
 @catalog_options
 @pass_run
@@ -46,6 +50,10 @@ def make(ctx: click.Context, run: Run) -> None:
     computed over the scenes of the catalog. Without any of these, a pretrained network of red,
     green and blue has its own, for values 0 to 255. A scene that cannot be read is left out with
     its reason (exit code 3).
+
+    With --trained, the encoder has two parts, for `skysift search --blend`: the appearance that the
+    frozen backbone of a trained bundle sees, fitted to the training rows of the dataset, and the
+    vectors of its head.
 
     Backbones clip and siglip bring the text tower of their model, for `skysift search --text`.
     """

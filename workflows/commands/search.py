@@ -129,8 +129,9 @@ def _check(options: dict[str, Any]) -> None:
 
     asked = any(options[kind] for kind in KINDS) or _like(options) or options["marks"]
     alone = ("each", "save", "score_map", "suggest")
-    if options["saved"] and (asked or any(options[name] for name in alone)):
-        raise click.UsageError("--saved brings its own example, filters and number of hits")
+    asked_else = any(options[name] for name in alone) or options["blend"] is not None
+    if options["saved"] and (asked or asked_else):
+        raise click.UsageError("--saved brings its own example, blend, filters and number of hits")
     if options["each"] and (options["save"] or options["score_map"]):
         raise click.UsageError("--save and --score-map are of one query; leave --each out")
     if not asked and not options["saved"]:
@@ -257,6 +258,12 @@ def _vectors(path: str) -> Iterator["Query"]:
     help="place: one hit a place, with its dates inside.",
 )
 @click.option(
+    "--blend",
+    type=click.FloatRange(0, 1),
+    metavar="W",
+    help="Weight of appearance against labels, 0 to 1, for an encoder of two parts.",
+)
+@click.option(
     "--suggest",
     type=click.IntRange(1, 1000),
     metavar="N",
@@ -283,7 +290,7 @@ def search(run: Run, /, **options: Any) -> None:
     search actors when the recipe names a cluster or RAY_ADDRESS is set.
     """
     from pipeline.search.detections import suggest
-    from pipeline.search.query import learn
+    from pipeline.search.query import blended, learn
     from workflows.report.score_map import check_score_map, write_score_map
 
     _check(options)
@@ -308,9 +315,10 @@ def search(run: Run, /, **options: Any) -> None:
         if options["explain"]:
             _explain(run, searcher, k, by_score)
         elif options["each"]:
-            _write_each(run, searcher.manifest, answer, positive, k, options["out"])
+            each = [blended(searcher, query, options["blend"]) for query in positive]
+            _write_each(run, searcher.manifest, answer, each, k, options["out"])
         else:
-            query = learn(searcher, positive, negative)
+            query = learn(searcher, positive, negative, blend=options["blend"])
             if options["save"]:
                 _save(run, searcher, query, k, options)
             if options["score_map"]:

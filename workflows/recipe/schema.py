@@ -18,6 +18,7 @@ from pipeline.tiles.spec import GridSpec, TileRules
 from pipeline.training.spec import TrainingSpec
 from storage.index.filter import Filter
 from storage.location import Location, StorageOptions
+from storage.parts import DEFAULT_BLEND
 from storage.scene import CatalogSpec
 from storage.values import Count, Fraction, NonNegative, Positive
 from workflows.recipe.sections import Key, Section, keys_of, section_in, section_of
@@ -180,6 +181,13 @@ class EncoderSection(Section):
         Folder of the encoder bundle.
     pretrained
         Folder of the backbone's weights, or their id on the model hub; None for random weights.
+    trained
+        Bundle of a head that was trained on a frozen backbone: the encoder gets its vectors as the
+        label part, and an appearance part before them; None for an encoder of one part.
+    appearance
+        With ``trained``: width of the appearance part.
+    blend
+        With ``trained``: weight of the appearance part in a search that names none, from 0 to 1.
     seed
         Seed of the weights that are drawn.
     prompt
@@ -189,6 +197,9 @@ class EncoderSection(Section):
 
     bundle: str | Location | None = None
     pretrained: str | None = None
+    trained: str | Location | None = None
+    appearance: Count = 128
+    blend: Fraction = DEFAULT_BLEND
     seed: int = 0
     prompt: str = "{}"
     backbone: str = "mobilenet_v2"

@@ -408,6 +408,7 @@ class IndexBackend:
             version.searcher,
             example + _examples(version, body.positive),
             _examples(version, body.negative),
+            blend=body.blend,
         )
         asked = example[0] if len(example) == 1 else query
         return query, {

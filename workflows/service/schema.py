@@ -112,6 +112,13 @@ class AskBody(_Request):
     negative: list[ExampleBody] = Field(
         [], max_length=MAX_EXAMPLES, description="Tiles that are marked as wrong."
     )
+    blend: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="For an encoder of two parts: the weight of appearance against labels, from 0 "
+        "(labels only) to 1 (appearance only); the encoder's without.",
+    )
     filter: FilterBody = FilterBody()
 
     @model_validator(mode="after")
