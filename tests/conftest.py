@@ -89,14 +89,17 @@ def real_data() -> Path:
     return REAL_DATA
 
 
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let the captured text of every test travel between the processes of the tests as UTF-8."""
+    """Let the texts of every test travel between the processes of the tests as UTF-8."""
     report = yield
-    report.sections = [
-        (title, text.encode("utf-8", "backslashreplace").decode())
-        for title, text in report.sections
-    ]
+    report.sections = [(title, _utf8(text)) for title, text in report.sections]
+    if report.failed and _utf8(report.longreprtext) != report.longreprtext:
+        report.longrepr = _utf8(report.longreprtext)
     return report
 
 

@@ -154,7 +154,7 @@ def test_pairs_of_few_are_judged_by_their_season_or_not_at_all(tmp_path: Path):
         ({"before": "2024", "after": "2019"}, "give two periods in their order"),
         ({"before": "2019/..", "after": "2024"}, "does not end before"),
         ({"before": "../..", "after": "2024"}, "change: before is '../..'"),
-        ({"before": "late", "after": "2024"}, "change: before: since is 'late'"),
+        ({"before": "late", "after": "2024"}, "change: before is 'late'; give a year"),
         ({"before": "2019", "after": "2024", "k": 0}, "k is 0"),
         ({"before": "2019", "after": "2024", "where": {"since": "2019"}}, "since"),
     ],
