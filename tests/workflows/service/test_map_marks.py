@@ -68,8 +68,13 @@ def _until_learned(wide: Watched) -> str:
         "3 right and 0 wrong marks, the query is a right one. In use: a mean"
     )
     expect(page.get_by_role("button", name="Detections")).to_be_disabled()
+    size = page.viewport_size
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.locator("#suggest").evaluate("button => button.scrollIntoView({block: 'start'})")
     tiles = _answer_of(page, "suggestions", "Mark these next")["hits"]
     assert len(tiles) == 10
+    expect(page.locator("#queue")).to_be_in_viewport(ratio=0.9)
+    page.set_viewport_size(size)
     expect(page.locator("#queue img")).to_have_js_property("naturalWidth", 256)
     _accessible(page)
     page.keyboard.press("y")

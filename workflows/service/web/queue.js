@@ -37,6 +37,7 @@ export class Queue {
     Object.assign(this, { tiles, title, done, pictures, at: 0, steps: [] });
     this.panel.hidden = false;
     this.build();
+    this.panel.scrollIntoView({ block: "nearest" }); // on a phone the cards are below it
   }
 
   /** Go to one of the tiles. */
