@@ -322,7 +322,7 @@ def test_a_dataset_is_imported_trained_on_and_scored(world, tmp_path):
     info = run("encoder", "info", "--encoder", bundle, "--json").data
     assert (info["fingerprint"], info["dimension"]) == (trained.data["fingerprint"], 8)
     scores = run("evaluate", "--dataset", dataset, "--encoder", bundle, "-k", 5, "--json").data
-    assert (scores["queries"], scores["items"]) == (9, 18)
+    assert (scores["queries"], scores["items"]) == (9, 27)
     assert set(scores["metrics"]) == set(scores["random"])
     recipe = tmp_path / "own.yaml"
     recipe.write_text(f"dataset: {{uri: {dataset}}}\ntraining: {{output: {output}}}\n")

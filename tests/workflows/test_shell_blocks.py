@@ -51,7 +51,7 @@ class Page:
 PAGES = {
     "README.md": Page(not_run=1),
     "docs/howto/geospatial.md": Page(parts=("scenes", "bands"), before=(INGEST,)),
-    "docs/howto/analyst.md": Page(before=(INGEST, INDEX), not_run=1),
+    "docs/howto/analyst.md": Page(before=(INGEST, INDEX), not_run=2),
     "docs/howto/migrate-encoder.md": Page(parts=("scenes", "other bundle"), before=(INGEST, INDEX)),
     "docs/howto/platform.md": Page(not_run=2),
     "docs/howto/embeddings.md": Page(parts=("embeddings",)),

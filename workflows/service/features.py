@@ -106,7 +106,7 @@ def _add_collection(
     item: Callable[..., Any],
     options: dict[str, Any],
 ) -> None:
-    geojson = _of_features(options)
+    geojson = _of_type(GEOJSON, options)
 
     @app.get("/collections/searches/{search}/items", **geojson)
     async def hits(
@@ -120,12 +120,12 @@ def _add_collection(
         """Return a hit of a saved search."""
         return await item(request, f"searches/{search}", feature)  # type: ignore[no-any-return]
 
-    @app.get("/collections/searches/{search}/queryables", **options)
+    @app.get("/collections/searches/{search}/queryables", **_of_type(_SCHEMA, options))
     def hit_queryables(request: Request, search: str) -> Response:
         """List the properties that choose among the hits of a saved search."""
         return _queryables(backend, _base(request), f"searches/{search}")
 
-    @app.get("/collections/{collection}/queryables", **options)
+    @app.get("/collections/{collection}/queryables", **_of_type(_SCHEMA, options))
     def queryables(request: Request, collection: str) -> Response:
         """List the properties that choose features, as a JSON Schema."""
         return _queryables(backend, _base(request), collection)
@@ -158,7 +158,7 @@ def _add_collection(
 def _add_search(
     app: FastAPI, backend: "IndexBackend", places: FairPlaces, options: dict[str, Any]
 ) -> None:
-    geojson = _of_features(options)
+    geojson = _of_type(GEOJSON, options)
 
     @app.get("/search", **geojson)
     async def search(request: Request, query: Annotated[ItemSearchQuery, Query()]) -> Response:
@@ -173,9 +173,9 @@ def _add_search(
         return await places.run(request.state.client, work)
 
 
-def _of_features(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a route whose answer is GeoJSON and whose errors are JSON."""
-    answer = {200: {"content": {GEOJSON: {"schema": {"type": "object"}}}}}
+def _of_type(media_type: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a route with an answer of its own type and errors in JSON."""
+    answer = {200: {"content": {media_type: {"schema": {"type": "object"}}}}}
     return {
         **options,
         "response_class": Response,

@@ -62,11 +62,11 @@ def test_click_search_refine_step_and_export(wide, address):
     assert "open=" in page.url
 
     with page.expect_download() as saved:
-        page.get_by_role("button", name="GeoJSON").click()
+        page.get_by_role("button", name="GeoJSON", exact=True).click()
     collection = json.loads(Path(saved.value.path()).read_text())
     assert len(collection["features"]) == 24
     with page.expect_download() as saved:
-        page.get_by_role("button", name="GeoParquet").click()
+        page.get_by_role("button", name="GeoParquet", exact=True).click()
     assert len(gpd.read_parquet(saved.value.path())) == 24
     assert wide.said == []
 

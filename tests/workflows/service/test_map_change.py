@@ -67,7 +67,7 @@ def test_a_link_keeps_the_change_and_what_it_is_toward(wide, address):
     expect(page.locator("#status")).to_contain_text("toward the query")
     assert page.locator(".card .score").all_inner_texts() == shown
     with page.expect_download() as download:
-        page.get_by_role("button", name="GeoJSON").click()
+        page.get_by_role("button", name="GeoJSON", exact=True).click()
     assert download.value.suggested_filename == "changes.geojson"
     page.get_by_label("Before").fill("x")
     page.get_by_role("button", name="Compare").click()
