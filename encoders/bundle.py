@@ -30,7 +30,7 @@ from encoders.backbones.build import BACKBONES, build_backbone
 from encoders.backbones.own import Own
 from encoders.backbones.stem import Backbone
 from encoders.plugins import find_plugin
-from encoders.projection import TwoParts, build_head, principal_head
+from encoders.projection import HALF_WHITENING, TwoParts, build_head, principal_head
 from encoders.spec import (
     DESCRIPTION_FILE,
     FORMAT,
@@ -54,7 +54,6 @@ _CHUNK_TILES = {"cpu": 16}
 with 128 tiles of 224 pixels a side. Other devices need more tiles to be busy."""
 _CHUNK_TILES_ELSEWHERE = 256
 _UNIT_TOLERANCE = 1e-5
-_HALF_WHITENING = 0.5
 
 
 class Encoder(Described, nn.Module):
@@ -398,7 +397,10 @@ def with_text(encoder: Encoder, source: str | None, prompt: str = PLAIN_PROMPT) 
 
 
 def with_appearance(
-    encoder: Encoder, tiles_NCHW: NDArray[Any], dimension: int, blend: float = DEFAULT_BLEND
+    encoder: Encoder,
+    features_NF: NDArray[np.float32],
+    dimension: int,
+    blend: float = DEFAULT_BLEND,
 ) -> Encoder:
     """Return an encoder of two parts: what a frozen backbone sees, and what its head learned.
 
@@ -408,8 +410,9 @@ def with_appearance(
     ----------
     encoder
         Encoder whose head was trained on a frozen backbone.
-    tiles_NCHW
-        Tiles that the components are fitted to, raw pixel values; at least ``dimension``.
+    features_NF
+        Features of the backbone for the tiles that the components are fitted to; at least
+        ``dimension`` rows.
     dimension
         Width of the appearance part.
     blend
@@ -429,9 +432,7 @@ def with_appearance(
             "does not state that; train it with `skysift train --freeze`"
         )
     parts = Parts(appearance=dimension, labels=spec.dimension, blend=blend)
-    head = TwoParts(
-        principal_head(encoder.features(tiles_NCHW), dimension, _HALF_WHITENING), encoder.head
-    )
+    head = TwoParts(principal_head(features_NF, dimension, HALF_WHITENING), encoder.head)
     options = {"kind": "parts", **asdict(parts), "head": dict(spec.head)}
     spec = replace(spec, head=options, dimension=parts.dimension)
     return Encoder(spec, encoder.backbone, head).eval()

@@ -14,8 +14,12 @@ from torch import Tensor, nn
 
 from storage.errors import ConfigError
 
+HALF_WHITENING = 0.5
+"""Scores are divided by the square root of their deviation: with less the first directions decide
+alone, with more the noise of the last."""
 _LEAST_VARIANCE = 1e-10
-"""Smallest variance of a score, in the largest."""
+"""Smallest variance of a score, as a share of the largest."""
+_ROWS = 8192
 
 
 def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.Module:
@@ -96,13 +100,16 @@ def principal_head(
         D.
     whitening
         Each score is divided by its standard deviation to this power: 0 leaves the scores, 0.5 is
-        half-whitening, 1 whitens. No variance counts as less than 1e-10 of
-        the largest.
+        half-whitening, 1 whitens. No variance counts as less than 1e-10 of the largest.
 
     Raises
     ------
     ConfigError
         There are fewer rows or features than D.
+
+    Notes
+    -----
+    Peak memory is ``8 F (F + 8192)`` bytes beside the features.
     """
     rows, features = features_NF.shape
     if min(rows, features) < dimension:
@@ -110,9 +117,11 @@ def principal_head(
             f"cannot reduce {rows} rows of {features} features to {dimension} dimensions; "
             "ask for fewer or give more tiles"
         )
-    values_NF = torch.from_numpy(features_NF).double()
-    mean_F = values_NF.mean(0)
-    covariance_FF = (values_NF - mean_F).T @ (values_NF - mean_F) / rows
+    mean_F = torch.from_numpy(features_NF.mean(0, dtype=np.float64))
+    covariance_FF = torch.zeros(features, features, dtype=torch.float64)
+    for start in range(0, rows, _ROWS):
+        centred_RF = torch.from_numpy(features_NF[start : start + _ROWS]) - mean_F
+        covariance_FF += centred_RF.T @ centred_RF / rows
     variances_F, vectors_FF = torch.linalg.eigh(covariance_FF)
     directions_FD = vectors_FF.flip(1)[:, :dimension]
     # The sign of an eigenvector is arbitrary: make its largest component positive.
@@ -125,3 +134,15 @@ def principal_head(
         head.weight.copy_((directions_FD * signs_D * scales_D).T)
         head.bias.copy_(-(head.weight.double() @ mean_F))
     return head
+
+
+def half_whitened(features_NF: NDArray[np.float32], most: int) -> NDArray[np.float32]:
+    """Return unit vectors (N, D) of the half-whitened principal scores of features.
+
+    D is the least of ``most``, F and N - 1.
+    """
+    rows, features = features_NF.shape
+    head = principal_head(features_NF, min(most, features, rows - 1), HALF_WHITENING)
+    with torch.inference_mode():
+        unit_ND: NDArray[np.float32] = F.normalize(head(torch.from_numpy(features_NF))).numpy()
+    return unit_ND

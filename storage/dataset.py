@@ -205,6 +205,19 @@ def searched_splits(split: str) -> tuple[str, ...]:
     return ("train", "val") if split == "test" else ("train",)
 
 
+def evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Return at most this many of the rows, evenly spaced.
+
+    Examples
+    --------
+    >>> evenly(np.arange(10), 4).tolist()
+    [0, 3, 6, 9]
+    """
+    positions = np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)
+    sample: NDArray[np.int64] = rows[positions]
+    return sample
+
+
 class DatasetWriter:
     """Writes a dataset batch by batch; nothing is visible at its URI before `finish`.
 
@@ -406,10 +419,9 @@ class DatasetWriter:
             mean, std = self._normalisation
             return tuple(mean), tuple(std)
         train = np.flatnonzero(rows["split"] == "train")
-        chosen = train if len(train) else np.arange(len(rows))
-        evenly = np.linspace(0, len(chosen) - 1, min(len(chosen), _STATISTICS_ROWS)).astype(int)
+        chosen = evenly(train if len(train) else np.arange(len(rows)), _STATISTICS_ROWS)
         images = np.load(self._folder / "images.npy", mmap_mode="r")
-        return _band_statistics((images[row] for row in chosen[evenly]), self._target)
+        return _band_statistics((images[row] for row in chosen), self._target)
 
     def _warn_of_twins(self, rows: pd.DataFrame) -> None:
         """Warn if images of two splits have the same pixels."""

@@ -55,10 +55,6 @@ IMPORTER_KEYS = {
 """The recipe keys that each importer of images takes; one's own takes `importer_options`."""
 
 
-_APPEARANCE_ROWS = 10_000
-"""Most training rows that the appearance part of an encoder is fitted to."""
-
-
 class MadeEncoder(NamedTuple):
     """The fingerprint of a new bundle, and why scenes are missing from its statistics."""
 
@@ -505,25 +501,16 @@ class Stages(ABC):
             The network cannot be built, or the statistics not computed.
         """
         from encoders.bundle import save_bundle
+        from pipeline.datasets.embed import two_part_encoder
 
         target = self.need("encoder.bundle")
-        if self.recipe.encoder.trained is not None:
-            return MadeEncoder(save_bundle(self._two_part_encoder(), target), {})
+        section = self.recipe.encoder
+        if section.trained is not None:
+            trained, dataset = self.need_path("encoder.trained"), self.need_path("dataset.uri")
+            two = two_part_encoder(trained, dataset, section.appearance, section.blend)
+            return MadeEncoder(save_bundle(two, target), {})
         untrained, left_out = self.untrained_encoder()
         return MadeEncoder(save_bundle(untrained, target), left_out)
-
-    def _two_part_encoder(self) -> "Encoder":
-        """Return the trained encoder with an appearance part, fitted to the dataset's tiles."""
-        from encoders.bundle import load_encoder, with_appearance
-        from pipeline.training.worker import evenly
-        from storage.dataset import LabelledDataset
-
-        section = self.recipe.encoder
-        trained = load_encoder(self.need_path("encoder.trained"))
-        dataset = LabelledDataset.open(self.need_path("dataset.uri"))
-        rows = evenly(dataset.indices("train"), _APPEARANCE_ROWS)
-        tiles = dataset.images[rows]
-        return with_appearance(trained, tiles, section.appearance, section.blend)
 
     def untrained_encoder(self) -> tuple["Encoder", dict[str, str]]:
         """Return the encoder that :meth:`make_encoder` writes, and the scenes left out, by reason.

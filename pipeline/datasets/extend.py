@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.bundle import Encoder, load_encoder
+from encoders.bundle import load_encoder
 from encoders.metrics import retrieval_metrics
+from pipeline.datasets.embed import embed_images
 from pipeline.datasets.soft_labels import f1_scores, soft_labels
 from pipeline.datasets.spec import SoftLabelSpec
 from pipeline.tiles.grid import TileGrid
@@ -214,11 +215,18 @@ def extend(
     """
     spec, dataset = spec or SoftLabelSpec(), LabelledDataset.open(dataset_uri)
     encoder = load_encoder(archive.encoder)
-    _require_fit(dataset, encoder)
+    if dataset.tile_px != encoder.spec.tile_px:
+        raise EncoderMismatchError(
+            f"the archive's encoder takes tiles of {encoder.spec.tile_px} px, the dataset has "
+            f"{dataset.tile_px} px; choose a matching pair"
+        )
     labelled = dataset.labelled("train")
     tiles = _tiles_to_add(dataset, archive, rows, seed, block_tiles)
     features = np.concatenate(
-        [_embedded(encoder, dataset, labelled, progress), tiles.embedding.astype(np.float32)]
+        [
+            embed_images(encoder, dataset, labelled, progress=progress),
+            tiles.embedding.astype(np.float32),
+        ]
     )
     y_LC = dataset.labels[labelled]
     measured = measure(features, y_LC, spec, seed=seed, steps=steps, progress=progress)
@@ -242,27 +250,6 @@ def _gains(measured: Measurement) -> str:
         f"{name} {measured.supervised[name]:.3f} -> {measured.extended[name]:.3f}"
         for name in _DECIDING
     )
-
-
-def _require_fit(dataset: LabelledDataset, encoder: Encoder) -> None:
-    wanted, found = (encoder.bands, encoder.spec.tile_px), (dataset.bands, dataset.tile_px)
-    if wanted != found:
-        raise EncoderMismatchError(
-            f"the archive's encoder takes bands {', '.join(wanted[0])} in tiles of {wanted[1]} px, "
-            f"the dataset has {', '.join(found[0])} in {found[1]} px; choose a matching pair"
-        )
-
-
-def _embedded(
-    encoder: Encoder, dataset: LabelledDataset, rows: NDArray[np.int64], progress: ProgressSink
-) -> Floats:
-    parts = []
-    for start in range(0, len(rows), _BATCH):
-        chosen = rows[start : start + _BATCH]
-        parts.append(encoder(np.asarray(dataset.images[chosen], np.float32)))
-        done = start + len(chosen)
-        progress(Progress(stage="embed", done=done, total=len(rows), unit="images"))
-    return np.concatenate(parts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ Shapes: N rows, L labelled and U unlabelled rows, F features, D directions, C cl
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders.projection import half_whitened
 from pipeline.datasets.spec import SoftLabelSpec
 from storage.errors import ConfigError
 from storage.index.graph import nearest_neighbours
@@ -59,27 +60,12 @@ def soft_labels(features_NF: Floats, y_LC: Labels, spec: SoftLabelSpec) -> Float
         raise ConfigError(
             "soft labels: a feature is infinite or not a number; embed the rows again"
         )
-    white_ND = half_whitened(features_NF)
+    white_ND = half_whitened(features_NF, _DIRECTIONS)
     scores = _mean_ranks(white_ND, y_LC, spec.neighbours)
     share_C = np.clip(y_LC.mean(0), _LEAST_SHARE, 1)
     if spec.method == "f1":
         return _by_f1(white_ND, y_LC, scores, spec.neighbours)
     return probabilities(scores, share_C, spec)
-
-
-def half_whitened(features_NF: Floats, directions: int = _DIRECTIONS) -> Floats:
-    """Return unit vectors (N, D) of principal scores, each divided by the root of its deviation.
-
-    Plain principal scores are dominated by the first directions, whitened ones by the noise of the
-    last: half-whitening lies between.
-    """
-    mean_F = features_NF.mean(0, dtype=np.float64).astype(np.float32)
-    centred_NF = features_NF - mean_F
-    values, vectors_FF = np.linalg.eigh((centred_NF.T @ centred_NF / len(centred_NF)).astype(float))
-    kept = min(directions, len(values), len(features_NF) - 1)
-    deviation_D = np.sqrt(np.maximum(values[::-1][:kept], 1e-12))
-    directions_FD = vectors_FF[:, ::-1][:, :kept] / np.sqrt(deviation_D)
-    return _unit(centred_NF @ directions_FD.astype(np.float32))
 
 
 def probabilities(rank_UC: Floats, share_C: NDArray[np.float64], spec: SoftLabelSpec) -> Floats:
@@ -224,8 +210,3 @@ def f1_scores(predicted_NC: NDArray[np.bool_], y_NC: Labels) -> tuple[float, flo
     micro = 2 * both_C.sum() / max(size_C.sum(), 1)
     macro = (2 * both_C / np.maximum(size_C, 1))[occurs_C]
     return float(micro), float(macro.mean()) if len(macro) else float("nan")
-
-
-def _unit(z_ND: Floats) -> Floats:
-    unit: Floats = z_ND / np.maximum(np.linalg.norm(z_ND, axis=1, keepdims=True), 1e-12)
-    return unit

@@ -141,7 +141,8 @@ def baseline_bundle(
     """
     from encoders.bundle import Encoder, save_bundle
     from encoders.projection import principal_head
-    from pipeline.training.worker import evenly, initial_encoder
+    from pipeline.datasets.embed import sampled_features
+    from pipeline.training.worker import initial_encoder
     from storage.dataset import LabelledDataset
 
     dataset = LabelledDataset.open(dataset_uri)
@@ -153,8 +154,8 @@ def baseline_bundle(
         )
         encoder = Encoder(encoder_spec, backbone)
     elif kind == "principal":
-        rows = evenly(dataset.indices("train"), _PRINCIPAL_ROWS)
-        head = principal_head(encoder.features(dataset.images[rows]), spec.dimension)
+        features = sampled_features(encoder, dataset, _PRINCIPAL_ROWS)
+        head = principal_head(features, spec.dimension)
         encoder = Encoder(replace(encoder_spec, head={"kind": "linear"}), backbone, head)
     elif kind != "untrained":
         raise ConfigError(f"baseline {kind!r} is not untrained, features or principal")

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from encoders.bundle import Encoder, new_encoder, save_bundle
-from encoders.loop import Floats, Ints, TrainingLoop, TrainingRows, map_sharded
+from encoders.loop import Floats, TrainingLoop, TrainingRows, map_sharded
 from encoders.losses import build_loss
 from encoders.losses.core import refusal
 from encoders.losses.statistics import LabelStatistics
@@ -33,7 +33,7 @@ from encoders.spec import EncoderSpec
 from pipeline.training.log import TrainingLog
 from pipeline.training.sources import require_sources, source_of
 from pipeline.training.spec import TrainingJob, TrainingSpec
-from storage.dataset import LabelledDataset
+from storage.dataset import LabelledDataset, evenly
 from storage.errors import ConfigError, DivergedError, NotFoundError
 from storage.location import Location, sha256_of_file
 from storage.progress import Progress, ProgressSink, ignore
@@ -390,19 +390,6 @@ def initial_encoder(dataset: LabelledDataset, spec: TrainingSpec) -> Encoder:
         classes=info.classes,
     )
     return new_encoder(encoder_spec, pretrained=spec.pretrained, seed=spec.seed)
-
-
-def evenly(rows: Ints, limit: int) -> Ints:
-    """Return at most ``limit`` of the rows, evenly spaced.
-
-    Examples
-    --------
-    >>> evenly(np.arange(10), 4).tolist()
-    [0, 3, 6, 9]
-    """
-    positions = np.linspace(0, len(rows) - 1, min(len(rows), limit)).astype(int)
-    sample: Ints = rows[positions]
-    return sample
 
 
 def _own_importer(origin: Mapping[str, Any]) -> dict[str, Any]:

@@ -235,7 +235,7 @@ def test_two_encoders_saved_at_once_are_never_mixed(encoder: Encoder, tmp_path: 
 def test_a_frozen_head_becomes_the_label_part_beside_half_whitened_components(tmp_path: Path):
     trained = new_encoder(replace(SPEC, training={"freeze_backbone": True}))
     tiles = _pixels(40)
-    save_bundle(with_appearance(trained, tiles, 6, 0.3), str(tmp_path))
+    save_bundle(with_appearance(trained, trained.features(tiles), 6, 0.3), str(tmp_path))
     encoder = load_encoder(str(tmp_path))
     assert encoder.spec.parts == read_spec(str(tmp_path)).parts
     assert encoder.spec.parts == Parts(appearance=6, labels=16, blend=0.3)
@@ -251,11 +251,10 @@ def test_a_frozen_head_becomes_the_label_part_beside_half_whitened_components(tm
 
 def test_only_a_head_on_a_frozen_backbone_gets_an_appearance_part(encoder):
     with pytest.raises(ConfigError, match="skysift train --freeze"):
-        with_appearance(encoder, _pixels(40), 6)
-    two = with_appearance(
-        new_encoder(replace(SPEC, training={"freeze_backbone": True})), _pixels(40), 6
-    )
+        with_appearance(encoder, encoder.features(_pixels(40)), 6)
+    frozen = new_encoder(replace(SPEC, training={"freeze_backbone": True}))
+    two = with_appearance(frozen, frozen.features(_pixels(40)), 6)
     with pytest.raises(ConfigError, match="two parts already"):
-        with_appearance(two, _pixels(40), 6)
+        with_appearance(two, frozen.features(_pixels(40)), 6)
     with pytest.raises(ConfigError, match="22 values, but dimension is 16"):
         replace(two.spec, dimension=16)

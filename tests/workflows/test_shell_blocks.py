@@ -76,7 +76,7 @@ PAGES = {
     "docs/search.md": Page(
         parts=("scenes", "searches", "marks"),
         before=(LABELLED, INDEX, INDEX.replace("work/index", "work/next")),
-        not_run=2,
+        not_run=3,
     ),
     "docs/service.md": Page(
         parts=("scenes", "searches"),

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from storage.errors import ConfigError, EncoderMismatchError
+from storage.errors import ConfigError
 from storage.location import Location
-from storage.progress import Progress
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.console import ProgressView, format_table
 
@@ -106,6 +105,7 @@ def _dataset_labels(run: Run) -> None:
     import numpy as np
 
     from pipeline.analysis.evaluation import evaluate_labels
+    from pipeline.datasets.embed import embed_images
     from storage.dataset import LabelledDataset, searched_splits
 
     uri = run.need_path("dataset.uri")
@@ -114,7 +114,8 @@ def _dataset_labels(run: Run) -> None:
     split = run.recipe.evaluate.split
     queries, database = dataset.labelled(split), dataset.labelled(*searched_splits(split))
     with ProgressView() as progress:
-        vectors = _embed(encoder, dataset, np.concatenate([queries, database]), progress)
+        rows = np.concatenate([queries, database])
+        vectors = embed_images(encoder, dataset, rows, progress=progress)
     found = evaluate_labels(
         vectors[: len(queries)],
         dataset.labels[queries],
@@ -159,23 +160,6 @@ def _bundle(run: Run) -> Location:
             "give one with --encoder"
         )
     return run.need_path("encoder.bundle")
-
-
-def _embed(encoder: Any, dataset: Any, rows: Any, progress: Any) -> Any:
-    import numpy as np
-
-    if dataset.bands != encoder.bands:
-        raise EncoderMismatchError(
-            f"the dataset has bands {', '.join(dataset.bands)}, the encoder takes "
-            f"{', '.join(encoder.bands)}; choose a matching pair"
-        )
-    parts = []
-    for start in range(0, len(rows), 64):
-        images = np.asarray(dataset.images[rows[start : start + 64]], np.float32)
-        parts.append(encoder(images))
-        done = min(start + 64, len(rows))
-        progress(Progress(stage="embed", done=done, total=len(rows), unit="images"))
-    return np.concatenate(parts)
 
 
 def _show(run: Run, found: Mapping[str, Any]) -> None:

@@ -5,9 +5,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
+from encoders.projection import half_whitened
 from pipeline.datasets.soft_labels import (
     f1_scores,
-    half_whitened,
     logistic_scores,
     probabilities,
     propagated,
@@ -54,7 +54,7 @@ def test_the_ramp_of_no_width_is_the_step_and_its_half_lies_on_the_step(world):
 
 def test_the_logistic_teacher_is_that_of_scikit_learn(world):
     x, y = world
-    white = half_whitened(x)
+    white = half_whitened(x, 128)
     found = logistic_scores(white[:LABELLED], y[:LABELLED], white[LABELLED:])
     scale = np.sqrt(white.shape[1])
     for label in range(CLASSES):
@@ -65,7 +65,7 @@ def test_the_logistic_teacher_is_that_of_scikit_learn(world):
 
 def test_propagation_is_that_of_the_dense_graph(world):
     x, y = world
-    white = half_whitened(x)
+    white = half_whitened(x, 128)
     cosine = (white @ white.T).astype(float)
     np.fill_diagonal(cosine, -np.inf)
     near = cosine >= np.sort(cosine, 1)[:, [-5]]

@@ -254,7 +254,7 @@ def test_an_update_does_not_disturb_who_searches_the_old_version(tmp_path: Path)
 def test_actors_of_an_old_version_retire_when_idle_and_come_back_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(search_fleet, "_RETIRE_AFTER_S", 1.0)
+    monkeypatch.setattr(search_fleet, "_RETIRE_AFTER_S", 3.0)
     archive, index = str(tmp_path / "archive"), str(tmp_path / "index")
     create_archive(archive, DIMENSION)
     add_scenes(archive, {"A": 100})

@@ -49,24 +49,18 @@ def test_the_meter_forgets_old_messages_but_not_their_number():
     assert meter.between(4998, 5000) == [4998.0, 4999.0]
 
 
-def _scraped() -> dict[str, float]:
-    """Every sample of the node's Prometheus endpoint by its name and labels."""
+def _scraped(index: str) -> dict[str, float]:
+    """The samples of an index at the node's Prometheus endpoint, by name and shard."""
     (node,) = ray.nodes()
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with urllib.request.urlopen(address, timeout=10) as answer:
         text = answer.read().decode()
-    lines = re.findall(r"^(ray_skysift_search_.*) (\S+)$", text, re.MULTILINE)
-    return {series: float(value) for series, value in lines}
-
-
-def _since(before: dict[str, float]) -> dict[str, float]:
-    """What the samples have gained, by name and shard; those of actors that ended may vanish."""
-    gained: dict[str, float] = {}
-    for series, value in _scraped().items():
-        name, shard = series.partition("{")[0], re.search(r'shard="([^"]+)"', series)
-        key = f"{name}/{shard[1]}" if shard else name
-        gained[key] = gained.get(key, 0) + value - before.get(series, 0)
-    return gained
+    found: dict[str, float] = {}
+    for name, labels, value in re.findall(r"^(ray_skysift_\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
+        shard = re.search(r'shard="([^"]+)"', labels)
+        if f'index="{index}"' in labels:
+            found[f"{name}/{shard[1]}" if shard else name] = float(value)
+    return found
 
 
 def test_actors_report_to_prometheus_and_to_the_command_line(ray_session: None, tmp_path: Path):
@@ -75,12 +69,6 @@ def test_actors_report_to_prometheus_and_to_the_command_line(ray_session: None, 
     add_scenes(archive, {"A": 200, "B": 200})
     build_index(archive, index, IndexSpec(kind="ivf_flat", shards=2, nlist=4))
     assert "no search actor runs" in run("index", "stats", "--index", index).out
-    before: dict[str, float] = {}
-    late = _scraped()
-    while before != late:  # actors of other tests report late
-        before = late
-        time.sleep(11)
-        late = _scraped()
     client = Searcher.connect(index)
     try:
         for _ in range(10):
@@ -103,8 +91,8 @@ def test_actors_report_to_prometheus_and_to_the_command_line(ray_session: None, 
             wanted[f"{name}probes_total/{shard}"] = work.probes
             wanted[f"{name}rows_scanned_total/{shard}"] = work.rows_scanned
         deadline = time.monotonic() + 60
-        while wanted.items() - _since(before).items():
-            assert time.monotonic() < deadline, (wanted, _since(before))
+        while wanted.items() - _scraped(index).items():
+            assert time.monotonic() < deadline, (wanted, _scraped(index))
             time.sleep(0.5)
     finally:
         client.stop()

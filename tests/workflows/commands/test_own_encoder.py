@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from encoders.bundle import load_encoder
+from encoders.spec import read_spec
+from storage.parts import DEFAULT_BLEND
 from storage.raster.writer import write_geotiff
 from tests.support.command_line import page_blocks, run_beside
 from tests.support.training_world import write_dataset
@@ -73,7 +75,12 @@ def test_evaluate_and_train_take_the_network(folder: Path, verb: str):
         more = ["-s", "evaluate.split=val"]
     done = _skysift(place, line, *more)
     assert done.returncode == 0, done.stderr
-    assert verb == "evaluate" or (place / "work" / "run" / "bundle" / "encoder.json").exists()
+    if verb == "train":  # the page goes on with the bundle of this line
+        two = _skysift(place, page_blocks("encoder.md", "sh")[3].splitlines()[1], "--appearance=4")
+        assert two.returncode == 0, two.stderr
+        parts = read_spec(str(place / "work" / "two")).parts
+        assert parts is not None
+        assert (parts.appearance, parts.blend) == (4, DEFAULT_BLEND)
 
 
 WRITE_WEIGHTS = """
