@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# Processes of the tests; each starts a Ray, an S3 server and a browser of its own.
+TEST_PROCESSES ?= 2
 
 .PHONY: browser demo test test-slow test-lowest check env results bench bench-full docs wheel clean
 
@@ -9,7 +11,7 @@ demo: env
 	$(BIN)/skysift demo --folder skysift-demo
 
 test: env browser
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(TEST_PROCESSES) --dist loadfile
 
 # The map is tested in Chromium. Where it is missing and cannot be installed, those tests skip, and the
 # last lines of the run say so.
