@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.results_page import write_page
+from benchmarks.results_page import rebuild_page
 from benchmarks.results_plan import (
     ABLATION,
     COLUMNS,
@@ -190,9 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
     result["seconds"] = {"runs": bench.seconds, "this call": time.perf_counter() - started}
     (chosen.output / "benchmarks").mkdir(parents=True, exist_ok=True)
     (chosen.output / "benchmarks" / "results.json").write_text(json.dumps(result, indent=1) + "\n")
-    if (soft := chosen.output / "benchmarks" / "soft_labels.json").exists():
-        result["soft labels"] = json.loads(soft.read_text())
-    write_page(result, chosen.output / "docs")
+    rebuild_page(chosen.output)
     return 0
 
 

@@ -1,5 +1,6 @@
 """Writes the results page: tables, the bar met or not, and the figure of the frontier."""
 
+import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from benchmarks.results_plan import (
     selection,
 )
 from benchmarks.results_runs import K
+from benchmarks.results_sections import SECTIONS
 
 TUNED = f"{DEFAULT}, tuned"
 _ANY_SLACK = 0.005
@@ -72,8 +74,18 @@ def write_page(result: Mapping[str, Any], folder: Path) -> None:
         parts.append(_frontier(result))
     parts += [_ablation(result)] if "ablation" in result else []
     parts += [_search(result)] if "search" in result else []
-    parts += [_soft_labels(result["soft labels"])] if "soft labels" in result else []
+    parts += [section(result[name]) for name, section in SECTIONS.items() if name in result]
     (folder / "results.md").write_text("\n\n".join(parts) + "\n")
+
+
+def rebuild_page(root: Path) -> None:
+    """Write the page below ``root`` from the figures of all its benchmarks that are there."""
+    figures = root / "benchmarks"
+    if not (figures / "results.json").exists():
+        return
+    names = ("results", *SECTIONS)
+    found = {n: json.loads(f.read_text()) for n in names if (f := figures / f"{n}.json").exists()}
+    write_page(found.pop("results") | found, root / "docs")
 
 
 def draw_frontier(result: Mapping[str, Any], path: Path) -> None:
@@ -232,37 +244,3 @@ MACL's default with other settings, and the strongest baseline with those that a
 own; validation split, one seed. MACL's defaults were chosen among such settings.
 
 {_table(["setting", *COLUMNS], rows)}"""
-
-
-def _soft_labels(found: Mapping[str, Any]) -> str:
-    """Return the section of `benchmarks.soft_labels`."""
-    lines = [
-        "## Few labels, and probabilities for the other rows",
-        "",
-        "Made by `python -m benchmarks.soft_labels`. A share of the train rows keeps its labels;",
-        "the others get probabilities from frozen features as by `skysift dataset extend`. MACL's",
-        f"default, 360 steps, {found['seeds']} draws, mean ± standard deviation. F1 is that of the",
-        "probabilities of .5 and more. The command extends where its measured gain is larger than",
-        f"its error. All runs took {found['seconds']:,.0f} s.",
-    ]
-    for name, shares in found["sets"].items():
-        for share, table in shares.items():
-            columns = list(next(iter(table.values())))
-            lines += ["", f"### {name}, {share} of the labels", ""]
-            if decision := table.get("decision"):
-                taken = f"{sum(decision['extends'])} of {len(decision['extends'])}"
-                lines += [f"Extends {taken} draws; gain {_figure(decision['gain'])}.", ""]
-            lines += [
-                f"| training | {' | '.join(columns)} | F1 |",
-                f"| --- |{' --- |' * (len(columns) + 1)}",
-            ]
-            for method, scores in table.items():
-                if method != "decision":
-                    cells = [_figure(scores[c]) for c in columns]
-                    f1 = _figure(scores["F1"]) if "F1" in scores else ""
-                    lines.append(f"| {method} | {' | '.join(cells)} | {f1} |")
-    return "\n".join(lines)
-
-
-def _figure(value: Sequence[float]) -> str:
-    return f"{value[0]:.3f} ± {value[1]:.3f}"

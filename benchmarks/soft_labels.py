@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 
 from benchmarks.results import DATA, ROOT
-from benchmarks.results_page import write_page
+from benchmarks.results_page import rebuild_page
 from benchmarks.results_runs import World, load_world, score
 from pipeline.datasets.extend import measure
 from pipeline.datasets.soft_labels import f1_scores, soft_labels
@@ -73,14 +74,15 @@ def figures(world: World, part: Part) -> dict[str, float]:
         return {"gain": found.gain, "error": found.error, "F1": found.micro_f1}
     learned = partial(learned_vectors, world.features_NF, seed=part.seed, steps=part.steps)
     if part.method == SUPERVISED:
-        return _scored(world, learned(labelled, y_LC))
+        return scored(world, learned(labelled, y_LC))
     soft = soft_labels(features, y_LC, METHODS[part.method])
     micro, _ = f1_scores(soft >= 0.5, world.labels_NC[others])
     vectors = learned(rows, np.concatenate([y_LC, soft]).astype(np.float32))
-    return {**_scored(world, vectors), "F1": micro}
+    return {**scored(world, vectors), "F1": micro}
 
 
-def _scored(world: World, vectors: Any) -> dict[str, float]:
+def scored(world: World, vectors: Any) -> dict[str, float]:
+    """Return the columns of the page for the vectors of all rows, test split."""
     scores = score(world, vectors, "test")
     return {name: scores[name] for name in COLUMNS}
 
@@ -134,6 +136,26 @@ def _row(part: Part) -> tuple[str, float, str]:
     return part.world, part.share, part.method
 
 
+def load_worlds(scratch: Path, names: Sequence[str]) -> dict[str, World] | None:
+    """Return the sets by name; None, with a note, without their data."""
+    sets = {
+        "AID": Path(os.environ.get("AID_TAR", DATA / "aid_multilabel_150px.tar")),
+        "UC Merced": Path(os.environ.get("UCM_TAR", DATA / "ucm_multilabel_256px.tar")),
+    }
+    sets = {name: path for name, path in sets.items() if name in names}
+    weights = DATA / "weights" / "mobilenet_v2_imagenet_folded"
+    backbone = Path(os.environ.get("MOBILENET_V2", weights))
+    if missing := [str(path) for path in (*sets.values(), backbone) if not path.exists()]:
+        print(f"skipped: {' and '.join(missing)} not found; set AID_TAR, UCM_TAR, MOBILENET_V2")
+        return None
+    worlds = {}
+    for name, images in sets.items():
+        folder = scratch / (name if name != "AID" else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        worlds[name] = load_world(images, backbone, folder, _TILE_PX.get(name))
+    return worlds
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
@@ -143,21 +165,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sets", nargs="*", choices=tuple(SHARES), default=tuple(SHARES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once")
     chosen = parser.parse_args(arguments)
-    sets = {
-        "AID": Path(os.environ.get("AID_TAR", DATA / "aid_multilabel_150px.tar")),
-        "UC Merced": Path(os.environ.get("UCM_TAR", DATA / "ucm_multilabel_256px.tar")),
-    }
-    sets = {name: path for name, path in sets.items() if name in chosen.sets}
-    weights = DATA / "weights" / "mobilenet_v2_imagenet_folded"
-    backbone = Path(os.environ.get("MOBILENET_V2", weights))
-    if missing := [str(path) for path in (*sets.values(), backbone) if not path.exists()]:
-        print(f"skipped: {' and '.join(missing)} not found; set AID_TAR, UCM_TAR, MOBILENET_V2")
+    worlds = load_worlds(chosen.scratch, chosen.sets)
+    if worlds is None:
         return 0
-    worlds = {}
-    for name, images in sets.items():
-        folder = chosen.scratch / (name if name != "AID" else "")
-        folder.mkdir(parents=True, exist_ok=True)
-        worlds[name] = load_world(images, backbone, folder, _TILE_PX.get(name))
     plan = parts(worlds, chosen.seeds)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
@@ -173,9 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = chosen.output / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "soft_labels.json").write_text(json.dumps(result, indent=1) + "\n")
-    if (folder / "results.json").exists():
-        page = json.loads((folder / "results.json").read_text())
-        write_page(page | {"soft labels": result}, chosen.output / "docs")
+    rebuild_page(chosen.output)
     return 0
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from encoders.spec import EncoderSpec, pretrained_folder
 from pipeline.composite.spec import CompositeSpec
-from pipeline.datasets.spec import SoftLabelSpec
+from pipeline.datasets.spec import SoftLabelSpec, SuggestSpec
 from pipeline.indexing.spec import IndexSpec
 from pipeline.ingest.spec import IngestPlan, IngestReport, IngestSpec
 from pipeline.runtime.cluster import joins_cluster, ray_session
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from encoders.bundle import Encoder
     from pipeline.composite.plan import CompositePlan, CompositeReport
     from pipeline.datasets.extend import Extension
+    from pipeline.datasets.suggest import Suggestion
     from pipeline.indexing.plan import IndexPlan
     from pipeline.ingest.cost import IngestCost
     from pipeline.runtime.dask import Scheduler
@@ -51,6 +52,7 @@ IMPORTER_KEYS = {
     "uc-merced": ("tile_px", "split"),
     "ml-aid": ("tile_px", "split"),
     "bigearthnet": ("bands", "tile_px"),
+    "annotated": ("table", "add_to", "split"),
 }
 """The recipe keys that each importer of images takes; one's own takes `importer_options`."""
 
@@ -461,6 +463,41 @@ class Stages(ABC):
             progress=progress,
         )
         return ImportedDataset(info, rejected | unreadable)
+
+    def suggest_tiles(self) -> "Suggestion":
+        """Choose tiles to label next, and write them for annotation programs.
+
+        Candidates are tiles of the archive, or without one the rows of the dataset that have no
+        label.
+
+        Raises
+        ------
+        ConfigError, NotFoundError, EncoderMismatchError, SceneError
+            As :mod:`pipeline.datasets.suggest`.
+        """
+        from encoders.bundle import load_encoder
+        from pipeline.datasets.suggest import suggest_rows, suggest_tiles
+        from storage.dataset import LabelledDataset
+        from workflows.report.rendering import row_painter
+
+        section = self.recipe.dataset
+        output = Location.of(self.need("dataset.suggest.output"))
+        spec, dataset = spec_from(SuggestSpec, section.suggest), None
+        if not spec.classes and section.uri is not None:
+            dataset = LabelledDataset.open(self.need_path("dataset.uri"))
+        with ProgressView() as progress:
+            if self.recipe.archive.uri is None and dataset is not None:
+                encoder = load_encoder(self.need_path("encoder.bundle"))
+                return suggest_rows(dataset, encoder, output, spec, row_painter, progress=progress)
+            return suggest_tiles(
+                self.open_archive(),
+                dataset,
+                output,
+                spec,
+                row_painter,
+                block_tiles=section.block_tiles,
+                progress=progress,
+            )
 
     def extend_dataset(self) -> "Extension":
         """Add tiles of the archive to the dataset, with probabilities for labels.

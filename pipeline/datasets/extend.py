@@ -8,27 +8,27 @@ Shapes: N rows, L labelled and U unlabelled rows, F features, C classes.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encoders.bundle import load_encoder
 from encoders.metrics import retrieval_metrics
+from pipeline.datasets.archive_tiles import (
+    ArchiveTiles,
+    append_rows,
+    append_tiles,
+    tiles_beside,
+)
 from pipeline.datasets.embed import embed_images
 from pipeline.datasets.soft_labels import f1_scores, soft_labels
 from pipeline.datasets.spec import SoftLabelSpec
-from pipeline.tiles.grid import TileGrid
-from pipeline.tiles.read import read_tiles
-from pipeline.tiles.spec import TileRules
 from pipeline.training.head import learned_vectors
 from storage.archive.reader import Archive
-from storage.archive.samples import uniform_rows
 from storage.dataset import DatasetInfo, DatasetWriter, LabelledDataset
 from storage.errors import ConfigError, EncoderMismatchError, SkysiftError
 from storage.location import Location
 from storage.progress import Progress, ProgressSink, ignore
-from storage.quarantine import none_readable, set_aside
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.uint8]
@@ -37,7 +37,6 @@ FOLDS = 3
 COLUMNS = ("nDCG@50", "rare mAP", "Jaccard@10")
 _DECIDING = ("nDCG@50", "rare mAP")
 _FEWEST_LABELLED = 30
-_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,7 +220,7 @@ def extend(
             f"{dataset.tile_px} px; choose a matching pair"
         )
     labelled = dataset.labelled("train")
-    tiles = _tiles_to_add(dataset, archive, rows, seed, block_tiles)
+    tiles = tiles_beside(dataset, archive, rows, seed, block_tiles)
     features = np.concatenate(
         [
             embed_images(encoder, dataset, labelled, progress=progress),
@@ -252,50 +251,10 @@ def _gains(measured: Measurement) -> str:
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Tiles:
-    """Drawn rows of the archive: place and vector of each, by position."""
-
-    embedding: Floats
-    scene: NDArray[np.object_]
-    grid: NDArray[np.object_]
-    tile_key: NDArray[np.object_]
-
-
-def _tiles_to_add(
-    dataset: LabelledDataset, archive: Archive, rows: int, seed: int, block_tiles: int
-) -> _Tiles:
-    names = ("embedding", "scene", "grid", "tile_key")
-    columns = archive.read(uniform_rows(archive, rows, seed), names)
-    free = ~_on_its_ground(dataset, columns["tile_key"].tolist(), block_tiles)
-    if not free.any():
-        raise ConfigError(
-            f"extend: archive {archive.uri} has no tile beside the ground of the dataset; ingest "
-            "more scenes"
-        )
-    return _Tiles(**{name: columns[name][free] for name in names})
-
-
-def _on_its_ground(
-    dataset: LabelledDataset, keys: list[str], block_tiles: int
-) -> NDArray[np.bool_]:
-    """Tell which tiles the dataset holds, or lie in a block of its validation or test rows."""
-    if not {"tile_key", "group"} <= set(dataset.rows.columns):
-        return np.zeros(len(keys), bool)  # images without a place
-    held = set(dataset.rows["tile_key"])
-    kept_apart = set(dataset.rows["group"][dataset.split != "train"])
-
-    def block(key: str) -> str:
-        grid, column, row = key.rsplit("/", 2)
-        return f"{grid}/{int(column) // block_tiles}/{int(row) // block_tiles}"
-
-    return np.array([key in held or block(key) in kept_apart for key in keys])
-
-
 def _write(
     dataset: LabelledDataset,
     archive: Archive,
-    tiles: _Tiles,
+    tiles: ArchiveTiles,
     soft_UC: Floats,
     output: str | Location,
     spec: SoftLabelSpec,
@@ -310,7 +269,6 @@ def _write(
         "snapshot": archive.snapshot,
         "soft_labels": asdict(spec),
     }
-    left_out: dict[str, str] = {}
     with DatasetWriter(
         output,
         bands=info.bands,
@@ -319,42 +277,12 @@ def _write(
         origin=origin,
         normalisation=(info.band_mean, info.band_std),
     ) as writer:
-        for start in range(0, len(dataset), _BATCH):
-            part = slice(start, start + _BATCH)
-            rows = {str(name): values.tolist() for name, values in dataset.rows[part].items()}
-            rows["soft"] = dataset.is_soft[part].tolist()
-            writer.append(np.asarray(dataset.images[part]), dataset.soft_labels[part], rows)
-        scenes = sorted(set(tiles.scene.tolist()))
-        for number, scene in enumerate(scenes, start=1):
-            count = writer.count
-            with set_aside(scene, left_out):
-                _append_scene(writer, archive, scene, tiles, soft_UC)
-            if scene in left_out:
-                writer.truncate(count)
-            progress(Progress(stage="extend", done=number, total=len(scenes), unit="scenes"))
-        if writer.count == len(dataset):
-            raise none_readable(left_out)
-        return writer.finish(left_out)
-
-
-def _append_scene(
-    writer: DatasetWriter, archive: Archive, scene_id: str, tiles: _Tiles, soft_UC: Floats
-) -> None:
-    chosen = np.flatnonzero(tiles.scene == scene_id)
-    position = dict(zip(tiles.tile_key[chosen].tolist(), chosen.tolist(), strict=True))
-    scene, rules = archive.scene(scene_id), TileRules(**archive.spec.rules)
-    grid = TileGrid.from_dict(archive.ledger.grids[tiles.grid[chosen[0]]])
-    named = grid.naming(rules.edge)
-    for batch in read_tiles(scene, grid, rules, batch_size=_BATCH):
-        keys = named.keys(batch.tiles)
-        mine = [i for i, key in enumerate(keys) if key in position]
-        if mine:
-            rows: dict[str, list[Any]] = {
-                "source": [f"{scene_id}/{keys[i]}" for i in mine],
-                "split": ["train"] * len(mine),
-                "soft": [True] * len(mine),
-                "scene": [scene_id] * len(mine),
-                "tile_key": [keys[i] for i in mine],
-            }
-            labels = soft_UC[[position[keys[i]] for i in mine]]
-            writer.append(np.asarray(batch.pixels[mine], np.float32), labels, rows)
+        append_rows(
+            writer,
+            dataset,
+            np.arange(len(dataset)),
+            dataset.soft_labels,
+            {"soft": dataset.is_soft.tolist()},
+        )
+        soft = {"soft": [True] * len(tiles)}
+        return writer.finish(append_tiles(writer, archive, tiles, soft_UC, soft, progress))

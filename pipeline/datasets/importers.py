@@ -10,6 +10,7 @@ from functools import partial
 from types import MappingProxyType
 
 from encoders.plugins import Plugin, find_plugin, unknown_name
+from pipeline.datasets.annotated import import_annotated
 from pipeline.datasets.bigearthnet import import_bigearthnet
 from pipeline.datasets.folder import import_folder
 from pipeline.datasets.published import DLRSD, ML_AID, UC_MERCED, WHDLD, import_published
@@ -24,6 +25,7 @@ importers: Mapping[str, Callable[..., DatasetInfo]] = MappingProxyType(
             for layout in (DLRSD, WHDLD, UC_MERCED, ML_AID)
         },
         "bigearthnet": import_bigearthnet,
+        "annotated": import_annotated,
         "scenes": import_scenes,
     }
 )

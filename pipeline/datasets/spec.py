@@ -78,3 +78,28 @@ class SoftLabelSpec:
             raise ConfigError(
                 f"soft labels: method {self.method!r} is not {', '.join(get_args(Method))}"
             )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuggestSpec:
+    """Which rows are suggested for labels.
+
+    Attributes
+    ----------
+    rows
+        Number of tiles to suggest.
+    candidates
+        Largest number of tiles among which they are chosen, drawn uniformly.
+    classes
+        Names of the classes of a first dataset; empty for those of the labelled dataset.
+    seed
+        Seed of the draw of the candidates.
+    """
+
+    rows: Count = 100
+    candidates: Count = 10_000
+    classes: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_limits(self, "suggest")

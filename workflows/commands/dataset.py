@@ -32,6 +32,8 @@ def dataset() -> None:
 @recipe_option("--dataset", "dataset.uri")
 @recipe_option("--landcover", "dataset.landcover.href")
 @recipe_option("--marks", "dataset.marks")
+@recipe_option("--table", "dataset.table", metavar="NAME")
+@recipe_option("--add-to", "dataset.add_to")
 @catalog_options
 @pass_run
 @click.pass_context
@@ -49,6 +51,8 @@ def import_(ctx: click.Context, run: Run) -> None:
     bigearthnet  version 2: metadata.parquet and
                  BigEarthNet-S2/<tile>/<patch>/<patch>_<band>.tif
     scenes       your own scenes (--scenes) and a land-cover raster, or marks
+    annotated    a folder of `skysift dataset suggest`, with the labels in --table:
+                 Label Studio's JSON or JSON-MIN, COCO or GeoJSON
     module:Name  an importer of your own (docs/howto/importer.md)
 
     All sources but bigearthnet and scenes may be a .tar. Errors name the missing
@@ -67,6 +71,46 @@ def import_(ctx: click.Context, run: Run) -> None:
         },
     )
     if left_out:
+        ctx.exit(EXIT_QUARANTINED)
+
+
+@dataset.command(
+    "suggest",
+    cls=Verb,
+    example="""
+    skysift dataset suggest --from work/archive --class water --class forest --output work/label
+    skysift dataset suggest --from work/archive --dataset work/set --output work/label --rows 200
+    skysift dataset import --importer annotated --source work/label --table export.json \\
+        --add-to work/set --dataset work/set2""",
+)
+@recipe_option("--from", "archive.uri", "Archive of the tiles; without, rows of the dataset.")
+@recipe_option("--dataset", "dataset.uri", "The labelled dataset; its rows count as covered.")
+@recipe_option("--class", "dataset.suggest.classes", "Class of a first dataset; again for more.")
+@recipe_option("--encoder", "encoder.bundle", "Without an archive: encoder of the features.")
+@recipe_option("--output", "dataset.suggest.output")
+@recipe_option("--rows", "dataset.suggest.rows")
+@recipe_option("--candidates", "dataset.suggest.candidates")
+@pass_run
+@click.pass_context
+def suggest(ctx: click.Context, run: Run) -> None:
+    """Choose tiles to label next, for annotation programs.
+
+    The tiles stand for the most others that no labelled row is like (coverage of the features).
+    The folder has a picture of each, tasks for Label Studio, COCO and GeoJSON; `skysift dataset
+    import --importer annotated` reads the labels back.
+    """
+    found = run.suggest_tiles()
+    run.show(
+        found,
+        {
+            "folder": found.output,
+            "tiles to label": found.suggested,
+            "chosen among": found.candidates,
+            "labelled rows": found.labelled,
+            **(reason_lines("scenes left out", found.left_out) if found.left_out else {}),
+        },
+    )
+    if found.left_out:
         ctx.exit(EXIT_QUARANTINED)
 
 

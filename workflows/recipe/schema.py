@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 
 from encoders.spec import EncoderSpec
 from pipeline.composite.spec import CompositeSpec
-from pipeline.datasets.spec import SoftLabelSpec, SplitRule
+from pipeline.datasets.spec import SoftLabelSpec, SplitRule, SuggestSpec
 from pipeline.indexing.spec import IndexSpec
 from pipeline.ingest.spec import IngestSpec
 from pipeline.tiles.spec import GridSpec, TileRules
@@ -104,6 +104,19 @@ class ExtendSection(Section):
     seed: int = 0
 
 
+@section_of(SuggestSpec)
+class SuggestSection(Section):
+    """Tiles to label next, by coverage.
+
+    Attributes
+    ----------
+    output
+        Folder of the suggested tiles: pictures, and files for annotation programs.
+    """
+
+    output: str | Location | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetSection:
     """A labelled dataset: its folder, and the source of its import.
@@ -120,7 +133,9 @@ class DatasetSection:
     source
         Folder or tar file of images.
     table
-        Importer `folder`: name of the table of labels beside the images.
+        Importers `folder` and `annotated`: name of the file of labels beside the images.
+    add_to
+        Importer `annotated`: labelled dataset whose rows come first; None for the new rows alone.
     min_share
         Importers `dlrsd` and `whdld`: smallest share of an image's pixels that makes a class a
         label of the image.
@@ -140,6 +155,8 @@ class DatasetSection:
         Tiles on a side of one block of land cover read at once.
     extend
         How `skysift dataset extend` labels the tiles of an archive.
+    suggest
+        Which tiles `skysift dataset suggest` chooses.
     """
 
     uri: str | Location | None = None
@@ -147,6 +164,7 @@ class DatasetSection:
     importer_options: Mapping[str, Any] = field(default_factory=dict)
     source: str | Location | None = None
     table: str = "labels.csv"
+    add_to: str | Location | None = None
     min_share: Fraction = 0.01
     tile_px: Count | None = None
     bands: tuple[str, ...] = _RGB
@@ -156,6 +174,7 @@ class DatasetSection:
     marks: str | Location | None = None
     block_tiles: Count = 4
     extend: ExtendSection = ExtendSection()
+    suggest: SuggestSection = SuggestSection()
 
 
 @section_of(TrainingSpec)

@@ -5,7 +5,7 @@
 
 import base64
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from io import BytesIO
 from threading import Lock
@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline.tiles.grid import TileGrid
 from storage.archive.reader import Archive
+from storage.dataset import LabelledDataset, evenly
 from storage.errors import NotFoundError
 from storage.quarantine import Quarantine
 from storage.raster.pixel_grid import PixelGrid, Window
@@ -37,6 +38,7 @@ MOST_FILE_PIXELS = 16 * 1024 * 1024
 """Pixels of a band that one picture may decode; a scene without overviews may have any number."""
 _PREVIEW_PX = 256
 _SAMPLED_SCENES = 6
+_SAMPLED_ROWS = 64
 
 
 class TileRenderer:
@@ -155,6 +157,33 @@ class TileRenderer:
             if fault:
                 logger.warning("%s is left out of the stretch: %s", fault.subject, fault.reason)
         return stretch_of(samples, preset.joint)
+
+
+def row_painter(dataset: LabelledDataset, side_px: int = 256) -> Callable[[int], bytes]:
+    """Return a function that draws a row of a dataset as a PNG; all rows have one stretch.
+
+    Parameters
+    ----------
+    dataset
+        The rows to draw.
+    side_px
+        Side of a picture; smaller tiles are enlarged, which people see better.
+    """
+    look = preset_of(dataset.bands, None)
+    chosen = evenly(np.arange(len(dataset)), _SAMPLED_ROWS)
+    samples = [np.asarray(dataset.images[row], np.float32)[list(look.bands)] for row in chosen]
+    values = np.concatenate([sample.reshape(3, -1) for sample in samples], axis=1)
+    valid = values[np.isfinite(values)]
+    are_bytes = valid.size and (valid == np.rint(valid)).all() and 1 < valid.max() <= 255
+    stretch = BYTES if are_bytes and valid.min() >= 0 else stretch_of([values], look.joint)
+
+    def paint(row: int) -> bytes:
+        image = np.asarray(dataset.images[row], np.float32)[list(look.bands)]
+        drawn = coloured(image, stretch)
+        drawn[np.isnan(image).any(axis=0)] = LIGHT_GREY
+        return encoded(drawn, "PNG", max(side_px, dataset.tile_px))
+
+    return paint
 
 
 def shown_bands(scene: Scene, preset: Preset) -> Scene:

@@ -1,4 +1,4 @@
-"""`skysift dataset extend`: tiles of an archive join a dataset where that pays, and train."""
+"""`skysift dataset extend` and `suggest`: tiles of an archive join a dataset, labelled or not."""
 
 import json
 from pathlib import Path
@@ -50,6 +50,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
     save_bundle(new_encoder(spec), str(folder / "bundle"))
     pixels, labels = tiles(rng, SIDE * SIDE)
     np.save(folder / "truth.npy", labels)
+    np.save(folder / "pixels.npy", pixels)
     (folder / "scenes").mkdir()
     mosaic = pixels.reshape(SIDE, SIDE, 3, TILE_PX, TILE_PX).transpose(2, 0, 3, 1, 4)
     write_geotiff(
@@ -127,3 +128,81 @@ def test_labels_that_say_nothing_of_the_tiles_are_refused(world: Path):
     assert outcome.code == 1
     assert "the probabilities do not pay here: nDCG@50" in outcome.err
     assert not (world / "none").exists()
+
+
+def test_tiles_are_suggested_labelled_by_people_and_imported(world: Path):
+    output, truth = world / "to-label", np.load(world / "truth.npy")
+    place = ("--from", world / "archive", "--dataset", world / "set", "--output", output)
+    outcome = run("dataset", "suggest", *place, "--rows", "9", "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert (found["suggested"], found["candidates"], found["labelled"]) == (9, 143, 110)
+    tasks = json.loads((output / "label-studio.json").read_bytes())
+    assert [set(task) for task in tasks] == [{"data"}] * 9  # no predictions
+    assert len(list((output / "images").iterdir())) == 9
+    ground = json.loads((output / "tiles.geojson").read_bytes())["features"]
+    assert ground[0]["properties"]["tile_key"] == tasks[0]["data"]["tile_key"]
+    columns = Archive.open(str(world / "archive")).read_all(["tile_key"])["tile_key"].tolist()
+    for number, (task, feature) in enumerate(zip(tasks, ground, strict=True)):
+        labels = truth[columns.index(task["data"]["tile_key"])]
+        names = [name for name, flag in zip("abc", labels, strict=True) if flag]
+        result = {"type": "choices", "from_name": "labels", "to_name": "image"}
+        given = [{**result, "value": {"choices": names}}] if number else []
+        task["annotations"] = [{"result": given, "was_cancelled": number == 8}]
+        feature["properties"] |= dict(zip("abc", labels.tolist(), strict=True))
+    (output / "export.json").write_text(json.dumps(tasks))
+    (output / "edited.geojson").write_text(
+        json.dumps({"type": "FeatureCollection", "features": ground})
+    )
+    source = ("dataset", "import", "--importer", "annotated", "--source", output)
+    joined = ("--table", "export.json", "--add-to", world / "set", "--dataset", world / "more")
+    outcome = run(*source, *joined)
+    assert outcome.code == 0, outcome.err
+    data, before = LabelledDataset.open(str(world / "more")), LabelledDataset.open(world / "set")
+    assert len(data) == len(before) + 8  # without the task that was skipped
+    assert np.array_equal(data.images[: len(before)], before.images)
+    assert not data.is_soft.any()
+    assert set(data.split[len(before) :]) == {"train"}
+    rows = [columns.index(key) for key in data.rows["tile_key"][len(before) :]]
+    expected = truth[rows] * (np.arange(8) > 0)[:, None]  # the first has no label
+    assert np.array_equal(data.labels[len(before) :], expected)
+    alone = ("--table", "edited.geojson", "--dataset", world / "first")
+    outcome = run(*source, *alone)
+    assert outcome.code == 0, outcome.err
+    data = LabelledDataset.open(str(world / "first"))
+    rows = [columns.index(key) for key in data.rows["tile_key"]]
+    assert np.array_equal(data.labels, truth[rows])
+    bands = np.load(world / "pixels.npy")[rows]
+    assert np.array_equal(data.images, bands.astype(np.float32))  # of the scene, not the picture
+    again = run("dataset", "suggest", *place)
+    assert again.code == 2
+    assert "choose another folder" in again.err
+
+
+def test_rows_of_probabilities_are_suggested(world: Path):
+    rng = np.random.default_rng(5)
+    images, labels = tiles(rng, 30)
+    soft = np.where(np.arange(30)[:, None] < 20, labels, labels * 0.75).astype(np.float32)
+    rows = {"source": [str(i) for i in range(30)], "split": ["train"] * 30}
+    with DatasetWriter(str(world / "half"), bands=BANDS, classes=("a", "b", "c")) as writer:
+        writer.append(images, soft, rows)
+        writer.finish()
+    place = ("--dataset", world / "half", "--encoder", world / "bundle", "--output", world / "rows")
+    outcome = run("dataset", "suggest", *place, "--rows", "4", "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert (found["suggested"], found["candidates"], found["labelled"]) == (4, 10, 20)
+    coco = json.loads((world / "rows/coco.json").read_bytes())
+    coco["annotations"] = [
+        {"id": i, "image_id": image["id"], "category_id": 2}
+        for i, image in enumerate(coco["images"])
+    ]
+    (world / "rows/coco-labelled.json").write_text(json.dumps(coco))
+    source = ("--source", world / "rows", "--table", "coco-labelled.json")
+    target = ("--add-to", world / "half", "--dataset", world / "half2")
+    outcome = run("dataset", "import", "--importer", "annotated", *source, *target)
+    assert outcome.code == 0, outcome.err
+    data = LabelledDataset.open(str(world / "half2"))
+    assert len(data) == 30  # a labelled row takes the place of the row of probabilities
+    assert data.is_soft.tolist() == [False] * 20 + [True] * 6 + [False] * 4
+    assert data.labels[-4:].tolist() == [[0, 1, 0]] * 4

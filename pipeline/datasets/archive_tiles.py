@@ -1,0 +1,164 @@
+"""Tiles of an archive that join a dataset, beside the ground that the dataset holds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.tiles.grid import TileGrid
+from pipeline.tiles.read import read_tiles
+from pipeline.tiles.spec import TileRules
+from storage.archive.reader import Archive
+from storage.archive.samples import uniform_rows
+from storage.dataset import DatasetWriter, LabelledDataset
+from storage.errors import ConfigError
+from storage.progress import Progress, ProgressSink
+from storage.quarantine import none_readable, set_aside
+
+_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArchiveTiles:
+    """Rows of an archive: id, vector and place of each, by position."""
+
+    row: NDArray[np.int64]
+    embedding: NDArray[np.float32]
+    scene: NDArray[np.object_]
+    grid: NDArray[np.object_]
+    tile_key: NDArray[np.object_]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def at(self, positions: NDArray[Any]) -> "ArchiveTiles":
+        """Return some of the rows, by position or by a mask."""
+        return ArchiveTiles(**{f.name: getattr(self, f.name)[positions] for f in fields(self)})
+
+
+def block_of(tile_key: str, block_tiles: int) -> str:
+    """Return the name of the block of a dataset's splits in which a tile lies.
+
+    Examples
+    --------
+    >>> block_of("epsg32632-10-16/2003/-30000", 4)
+    'epsg32632-10-16/500/-7500'
+    """
+    grid, column, row = tile_key.rsplit("/", 2)
+    return f"{grid}/{int(column) // block_tiles}/{int(row) // block_tiles}"
+
+
+def tiles_beside(
+    dataset: LabelledDataset | None, archive: Archive, rows: int, seed: int, block_tiles: int
+) -> ArchiveTiles:
+    """Draw rows of an archive uniformly, without those on the ground of a dataset.
+
+    Tiles that the dataset holds are left out, and those in a block of its validation or test rows.
+
+    Raises
+    ------
+    ConfigError
+        No tile is left.
+    """
+    names = [field.name for field in fields(ArchiveTiles)]
+    columns = archive.read(uniform_rows(archive, rows, seed), names)
+    tiles = ArchiveTiles(**{name: columns[name] for name in names})
+    if dataset is not None:
+        tiles = tiles.at(~_on_its_ground(dataset, tiles.tile_key.tolist(), block_tiles))
+    if not len(tiles):
+        raise ConfigError(
+            f"archive {archive.uri} has no tile beside the ground of the dataset; ingest more "
+            "scenes"
+        )
+    return tiles
+
+
+def _on_its_ground(
+    dataset: LabelledDataset, keys: list[str], block_tiles: int
+) -> NDArray[np.bool_]:
+    """Tell which tiles the dataset holds, or lie in a block of its validation or test rows."""
+    if not {"tile_key", "group"} <= set(dataset.rows.columns):
+        return np.zeros(len(keys), bool)  # images without a place
+    held = set(dataset.rows["tile_key"])
+    kept_apart = set(dataset.rows["group"][dataset.split != "train"])
+    return np.array([key in held or block_of(key, block_tiles) in kept_apart for key in keys])
+
+
+def append_rows(
+    writer: DatasetWriter,
+    dataset: LabelledDataset,
+    chosen: NDArray[np.int64],
+    labels: NDArray[Any],
+    more: Mapping[str, Sequence[Any]],
+) -> None:
+    """Append rows of a dataset in their order, with these labels (n, K) and further columns."""
+    for start in range(0, len(chosen), _BATCH):
+        part = slice(start, start + _BATCH)
+        table = dataset.rows.iloc[chosen[part]]
+        rows = {str(name): values.tolist() for name, values in table.items()}
+        rows |= {name: list(values[part]) for name, values in more.items()}
+        writer.append(np.asarray(dataset.images[chosen[part]]), labels[part], rows)
+
+
+def append_tiles(
+    writer: DatasetWriter,
+    archive: Archive,
+    tiles: ArchiveTiles,
+    labels: NDArray[Any],
+    more: Mapping[str, Sequence[Any]],
+    progress: ProgressSink,
+) -> dict[str, str]:
+    """Append the tiles, scene by scene, all of the train split; return the scenes left out.
+
+    Parameters
+    ----------
+    labels, more
+        Labels (n, K) and further columns of the tiles, by position.
+
+    Raises
+    ------
+    SceneError
+        No scene can be read.
+    """
+    left_out: dict[str, str] = {}
+    before, scenes = writer.count, sorted(set(tiles.scene.tolist()))
+    for number, scene in enumerate(scenes, start=1):
+        count = writer.count
+        with set_aside(scene, left_out):
+            _append_scene(writer, archive, scene, tiles, labels, more)
+        if scene in left_out:
+            writer.truncate(count)
+        progress(Progress(stage="read", done=number, total=len(scenes), unit="scenes"))
+    if writer.count == before:
+        raise none_readable(left_out)
+    return left_out
+
+
+def _append_scene(
+    writer: DatasetWriter,
+    archive: Archive,
+    scene_id: str,
+    tiles: ArchiveTiles,
+    labels: NDArray[Any],
+    more: Mapping[str, Sequence[Any]],
+) -> None:
+    chosen = np.flatnonzero(tiles.scene == scene_id)
+    position = dict(zip(tiles.tile_key[chosen].tolist(), chosen.tolist(), strict=True))
+    scene, rules = archive.scene(scene_id), TileRules(**archive.spec.rules)
+    grid = TileGrid.from_dict(archive.ledger.grids[tiles.grid[chosen[0]]])
+    named = grid.naming(rules.edge)
+    for batch in read_tiles(scene, grid, rules, batch_size=_BATCH):
+        keys = named.keys(batch.tiles)
+        found = [i for i, key in enumerate(keys) if key in position]
+        if found:
+            places = [position[keys[i]] for i in found]
+            rows: dict[str, list[Any]] = {
+                "source": [f"{scene_id}/{keys[i]}" for i in found],
+                "split": ["train"] * len(found),
+                "scene": [scene_id] * len(found),
+                "tile_key": [keys[i] for i in found],
+                **{name: [values[place] for place in places] for name, values in more.items()},
+            }
+            writer.append(np.asarray(batch.pixels[found], np.float32), labels[places], rows)
