@@ -6,7 +6,7 @@ their own, so it finds the row again. Four forms are read; the content decides w
 =================  ================================================================================
 Label Studio       JSON: choices of every task; a skipped task has no label, a task submitted
                    without a choice has none of the classes
-Label Studio MIN   JSON-MIN: the same, an object for each annotation
+Label Studio MIN   JSON-MIN: the same, an object for each annotation (its COCO lacks choices)
 COCO               categories of the annotations of an image, with or without a box; an image
                    without an annotation counts as not looked at
 GeoJSON            a property for each class (0 or 1, false or true); a feature without a value in
@@ -164,6 +164,8 @@ def _votes(document: Any, where: str, classes: Sequence[str]) -> Votes:
 
 def _label_studio(task: Mapping[str, Any], where: str) -> Votes:
     if "annotations" not in task:  # JSON-MIN: one choice is a text, several are a list
+        if task.get("annotation_id") is None and CHOICES not in task:
+            return  # exported with all tasks, and not looked at
         given = task.get(CHOICES, {"choices": []})
         names = [given] if isinstance(given, str) else given["choices"]
         yield _number(task["image"], where), set(names)

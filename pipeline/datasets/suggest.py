@@ -111,7 +111,7 @@ def suggest_tiles(
         | asdict(spec),
     )
     none = np.zeros((len(chosen), len(classes)), np.uint8)
-    more = {
+    more: dict[str, list[Any]] = {
         "number": list(range(1, len(chosen) + 1)),
         "group": [block_of(key, block_tiles) for key in chosen.tile_key.tolist()],
     }
@@ -219,12 +219,14 @@ def _write_files(output: Location, tiles: LabelledDataset, png: Callable[[int], 
     order = np.argsort(tiles.rows["number"].to_numpy())
     numbers = tiles.rows["number"].to_numpy()[order].tolist()
     for row, number in zip(order.tolist(), numbers, strict=True):
-        (output / picture_name(number)).write(png(row))
+        (output / picture_name(number)).write(picture := png(row))
+    side_px = int.from_bytes(picture[16:20])  # the width in the header of a PNG
     names = [name for name in ("tile_key", "scene") if name in tiles.rows.columns]
-    about = tiles.rows.iloc[order][names].to_dict("records")
+    columns = [tiles.rows[name].iloc[order] for name in names]
+    about = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
     (output / "label-studio.json").write(label_studio_tasks(numbers, about))
     (output / "label-studio.xml").write(label_studio_config(tiles.classes).encode())
-    (output / "coco.json").write(coco_images(numbers, tiles.tile_px, tiles.classes))
+    (output / "coco.json").write(coco_images(numbers, side_px, tiles.classes))
 
 
 def _records(archive: Archive, tiles: ArchiveTiles, kept: set[int]) -> list[dict[str, Any]]:

@@ -56,6 +56,7 @@ PAGES = {
     "docs/howto/platform.md": Page(not_run=2),
     "docs/howto/embeddings.md": Page(parts=("embeddings",)),
     "docs/howto/soft-labels.md": Page(parts=(), not_run=1),
+    "docs/howto/label-next.md": Page(parts=(), not_run=1),
     "docs/composites.md": Page(parts=("scenes", "collection")),
     "docs/change.md": Page(before=(INGEST, INDEX)),
     "docs/cluster.md": Page(parts=(), not_run=2),
