@@ -45,12 +45,23 @@ def gather_keys(z_BD: Tensor, y_BC: Tensor, group: Group = None) -> tuple[Tensor
     z_GD, y_GC, offset
         Rows ``offset .. offset + B`` are this worker's.
     """
-    if not dist.is_initialized() or dist.get_world_size(group) == 1:
+    z_GD, offset = gather_rows_of(z_BD, group)
+    if z_GD is z_BD:
         return z_BD, y_BC, 0
-    z_GD: Tensor = _Gather.apply(z_BD, group)  # type: ignore[no-untyped-call]
     sent_BC = y_BC if y_BC.is_floating_point() else y_BC.to(torch.uint8)
     y_GC = _all_gather(sent_BC, group).to(y_BC.dtype)
-    return z_GD, y_GC, dist.get_rank(group) * len(z_BD)
+    return z_GD, y_GC, offset
+
+
+def gather_rows_of(z_BD: Tensor, group: Group = None) -> tuple[Tensor, int]:
+    """Return the rows of all workers, with gradients to their owners, and this worker's offset.
+
+    Without an initialised process group the rows themselves are returned.
+    """
+    if not dist.is_initialized() or dist.get_world_size(group) == 1:
+        return z_BD, 0
+    z_GD: Tensor = _Gather.apply(z_BD, group)  # type: ignore[no-untyped-call]
+    return z_GD, dist.get_rank(group) * len(z_BD)
 
 
 def global_loss(

@@ -28,6 +28,7 @@ from encoders.batch_norm import convert_sync_batch_norm
 from encoders.bundle import Encoder
 from encoders.gather import KeyQueue, average_gradients, cached_backward, gather_rows, global_loss
 from encoders.losses.core import Loss
+from encoders.places import PlaceRows, place_loss
 from encoders.sampling import LabelAwareBatchSampler
 from encoders.spec import LoopSpec
 from storage.errors import ConfigError, DivergedError
@@ -72,6 +73,8 @@ class TrainingLoop:
     pretrained
         The backbone has pretrained weights: its batch norm keeps its statistics (exact across
         workers too), and its learning rate is lower; see `LoopSpec.backbone_learning_rate`.
+    places
+        Acquisitions of places, whose pairs are a second loss; None for the labels alone.
     rank, world_size
         Rank of this worker in the process group, and the number of workers.
     """
@@ -84,10 +87,12 @@ class TrainingLoop:
         spec: LoopSpec,
         *,
         pretrained: bool = False,
+        places: PlaceRows | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.encoder, self.data, self.spec, self.rank = encoder, data, spec, rank
+        self.places, self.world_size = places, world_size
         self.pretrained = pretrained
         self.augment = None if spec.augment is None else Augmentation(**spec.augment)
         self.loss = loss.to(encoder.device)
@@ -263,11 +268,7 @@ class TrainingLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * group["rate"]
         self.loss.progress = self.step / self.total_steps
-        if not self.spec.freeze_backbone:
-            x = self.encoder.normalise(x)
-            if self.augment is not None:
-                rows = range(self.rank * len(x), (self.rank + 1) * len(x))
-                x = self.augment(x, row_generators(self.spec.seed, self.step, rows))
+        x = self._prepared(x, self.rank * len(x))
         self.optimizer.zero_grad(set_to_none=True)
         chunk_rows = self.spec.chunk_rows
         if chunk_rows and len(x) > chunk_rows:
@@ -284,6 +285,8 @@ class TrainingLoop:
             value = global_loss(self.loss, self._encode(x), y_BC, queue=self.queue)
             value.backward()  # type: ignore[no-untyped-call]
         average_gradients(self.loss)
+        if self.places is not None:
+            value = value.detach() + self._place_backward(self.places)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(trained, self.spec.gradient_clip)
         # The norm is the same on all workers, so that all of them stop here or none does.
@@ -292,6 +295,35 @@ class TrainingLoop:
             raise self._diverged(f"the loss is {float(loss):g} with a gradient of {float(norm):g}")
         self.optimizer.step()
         self._update_average()
+        return value.detach()
+
+    def _prepared(self, x: Tensor, first: int) -> Tensor:
+        """Return features as they are, and pixels normalised and augmented.
+
+        ``first`` is the number of the first row in the global batch of the step.
+        """
+        if self.spec.freeze_backbone:
+            return x
+        x = self.encoder.normalise(x)
+        if self.augment is None:
+            return x
+        rows = range(first, first + len(x))
+        return self.augment(x, row_generators(self.spec.seed, self.step, rows))
+
+    def _place_backward(self, places: PlaceRows) -> Tensor:
+        """Add the gradient of the pairs of places; return this worker's part of their loss.
+
+        DDP averages the gradients that are there already, which are equal on all workers, and so
+        leaves them as they are.
+        """
+        pairs = places.draw(self.spec.seed, self.step, self.rank, self.world_size)
+        rows = np.concatenate(pairs)
+        x = torch.from_numpy(np.asarray(places.inputs[rows])).to(self.encoder.device)
+        # Behind the rows of the labelled batch, so that no generator is used twice.
+        x = self._prepared(x, self.spec.batch_size + self.rank * len(x))
+        first_BD, second_BD = self._encode(x).float().chunk(2)
+        value = places.weight * place_loss(first_BD, second_BD)
+        value.backward()  # type: ignore[no-untyped-call]
         return value.detach()
 
     @contextmanager

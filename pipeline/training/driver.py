@@ -26,11 +26,12 @@ from encoders.plugins import Plugin
 from encoders.spec import pretrained_folder
 from pipeline.runtime.cluster import ray_session
 from pipeline.training.network import NodeTorchConfig
+from pipeline.training.places import write_places
 from pipeline.training.record import resume_or_return, write_record
 from pipeline.training.resources import ResourceRequest, SchedulingMonitor, refuse_impossible
 from pipeline.training.sources import own_code
 from pipeline.training.spec import TrainingJob, TrainingResult, TrainingSpec
-from storage.dataset import read_info
+from storage.dataset import LabelledDataset, read_info
 from storage.errors import ConfigError, DivergedError, SkysiftError
 from storage.location import Location
 from storage.locks import exclusive_lock
@@ -106,6 +107,8 @@ def train(
         if (done := resume_or_return(job, resume)) is not None:
             return done  # another process held the lock and has finished the run
         write_record(job, None)
+        if job.spec.place_pairs is not None:
+            write_places(job.spec, LabelledDataset.open(dataset), job.output, progress)
         with ray_session():
             request = ResourceRequest.of(spec)
             refuse_impossible(request)
@@ -143,7 +146,6 @@ def baseline_bundle(
     from encoders.projection import principal_head
     from pipeline.datasets.embed import sampled_features
     from pipeline.training.worker import initial_encoder
-    from storage.dataset import LabelledDataset
 
     dataset = LabelledDataset.open(dataset_uri)
     encoder = initial_encoder(dataset, spec)
@@ -164,11 +166,12 @@ def baseline_bundle(
 
 def _with_absolute_paths(spec: TrainingSpec) -> TrainingSpec:
     """Make local folders absolute: a worker has another working directory."""
-    pretrained, features = spec.pretrained, spec.features_uri
+    pretrained, features, pairs = spec.pretrained, spec.features_uri, spec.place_pairs
     if pretrained is not None and (folder := pretrained_folder(pretrained)) is not None:
         pretrained = str(folder.absolute())
     features = None if features is None else str(Location(features).absolute)
-    return replace(spec, pretrained=pretrained, features_uri=features)
+    pairs = None if pairs is None else str(Location(pairs).absolute)
+    return replace(spec, pretrained=pretrained, features_uri=features, place_pairs=pairs)
 
 
 def _shipping(plugins: Collection[Plugin]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from encoders.bundle import Encoder
 from encoders.loop import TrainingLoop, TrainingRows
 from encoders.losses import build_loss
 from encoders.losses.statistics import LabelStatistics
+from encoders.places import PlaceRows
 from encoders.projection import build_head
 from encoders.spec import EncoderSpec, LoopSpec
 from storage.dataset import hard_labels
@@ -55,6 +56,7 @@ def learned_vectors(
     steps: int = 360,
     batch_size: int = 256,
     loss: str = "macl",
+    places: PlaceRows | None = None,
 ) -> Floats:
     """Train a head of 128 dimensions on some rows and return the vectors of all rows, (N, D).
 
@@ -68,6 +70,8 @@ def learned_vectors(
         Steps to take at least; training ends with the epoch.
     loss
         Name of the loss.
+    places
+        Pairs of places for a second loss, whose inputs are features too.
     """
     dimension = 128
     built = build_loss(
@@ -83,7 +87,8 @@ def learned_vectors(
         return LoopSpec(epochs=epochs, batch_size=batch_size, seed=seed, freeze_backbone=True)
 
     loop = TrainingLoop(encoder, built, data, settings(1))
-    loop = TrainingLoop(encoder, built, data, settings(-(-steps // loop.steps_per_epoch)))
+    epochs = -(-steps // loop.steps_per_epoch)
+    loop = TrainingLoop(encoder, built, data, settings(epochs), places=places)
     while loop.epoch < loop.spec.epochs:
         for _ in loop.run_epoch():
             pass

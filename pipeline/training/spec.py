@@ -8,7 +8,7 @@ from typing import Any, Literal
 from encoders.spec import LoopSpec
 from storage.errors import ConfigError
 from storage.location import Location
-from storage.values import Count, json_digest
+from storage.values import Count, Fraction, Positive, json_digest
 
 # Settings that may differ between two starts of one run: they decide where a run executes and do
 # not change its result.
@@ -18,7 +18,16 @@ RUNTIME = frozenset(
 )
 # Settings that later versions added, with the values of runs before: they are part of a digest only
 # where they differ, so that a finished run stays the same run.
-ADDED: Mapping[str, Any] = {"backbone_learning_rate": None, "ema_decay": 0.0}
+ADDED: Mapping[str, Any] = {
+    "backbone_learning_rate": None,
+    "ema_decay": 0.0,
+    "place_pairs": None,
+    "place_weight": 0.25,
+    "place_batch": 128,
+    "place_cloud": 0.1,
+    "place_season_days": None,
+    "most_places": 5_000,
+}
 # Settings that a checkpoint depends on: a run cannot resume after a change of one of these.
 FIXED = frozenset(
     {"backbone", "backbone_options", "pretrained", "freeze_backbone", "dimension", "hidden"}
@@ -53,6 +62,21 @@ class TrainingSpec(LoopSpec):
         Name of the loss for `encoders.losses.build_loss`, or ``package.module:Name`` of one's own.
     loss_options
         Options of that loss.
+    place_pairs
+        Archive of several dates of the same ground, whose pairs of acquisitions of a tile are a
+        second loss; None for none.
+    place_weight
+        Weight of that loss.
+    place_batch
+        Pairs of the global batch.
+    place_cloud
+        Largest cloud fraction of a tile of a pair.
+    place_season_days
+        Most days of the year between an acquisition and the clearest one of its place; None for
+        any season.
+    most_places
+        Largest number of places, drawn by `seed`; the pixels of their tiles are stored beside the
+        run.
     monitor
         Retrieval metric on the validation split that selects the best epoch.
     eval_every
@@ -85,6 +109,12 @@ class TrainingSpec(LoopSpec):
     embedding: Literal["projection", "features"] = "projection"
     loss: str = "macl"
     loss_options: Mapping[str, Any] = field(default_factory=dict)
+    place_pairs: str | None = None
+    place_weight: Positive = 0.25
+    place_batch: Count = 128
+    place_cloud: Fraction = 0.1
+    place_season_days: Count | None = None
+    most_places: Count = 5_000
     monitor: str = "nDCG@50"
     eval_every: Count = 1
     eval_rows: Count = 2000

@@ -20,6 +20,7 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -29,8 +30,10 @@ from encoders.losses import build_loss
 from encoders.losses.core import refusal
 from encoders.losses.statistics import LabelStatistics
 from encoders.metrics import retrieval_metrics
+from encoders.places import PlaceRows
 from encoders.spec import EncoderSpec
 from pipeline.training.log import TrainingLog
+from pipeline.training.places import PLACES, place_groups
 from pipeline.training.sources import require_sources, source_of
 from pipeline.training.spec import TrainingJob, TrainingSpec
 from storage.dataset import LabelledDataset, evenly
@@ -151,7 +154,7 @@ class TrainingWorker:
 
     def _loop(self) -> TrainingLoop:
         spec = self.spec
-        inputs = self._features() if spec.freeze_backbone else self.dataset.images
+        inputs = self._inputs(self.dataset)
         labels = self.dataset.soft_labels[self.train_rows]
         data = TrainingRows(inputs=inputs, rows=self.train_rows, labels=labels)
         return TrainingLoop(
@@ -160,8 +163,23 @@ class TrainingWorker:
             data,
             spec,
             pretrained=spec.pretrained is not None,
+            places=self._places() if spec.place_pairs is not None else None,
             rank=self.rank,
             world_size=self.world_size,
+        )
+
+    def _inputs(self, dataset: LabelledDataset) -> NDArray[Any]:
+        """Return the features of a frozen backbone, else the pixels."""
+        return self._features(dataset) if self.spec.freeze_backbone else dataset.images
+
+    def _places(self) -> PlaceRows:
+        """Return the acquisitions of places that the driver wrote."""
+        places = LabelledDataset.open(self.job.output / PLACES)
+        return PlaceRows(
+            inputs=self._inputs(places),
+            places=place_groups(places),
+            weight=self.spec.place_weight,
+            batch_size=self.spec.place_batch,
         )
 
     def _run_epoch(self, report: Report) -> None:
@@ -326,19 +344,19 @@ class TrainingWorker:
             raise ValueError("it is of a run on another dataset or with other networks")
         return state
 
-    def _features(self) -> Floats:
+    def _features(self, dataset: LabelledDataset) -> Floats:
         """Return the features of every image, computed once and stored as a file."""
-        key = _feature_key(self.encoder, self.dataset)
+        key = _feature_key(self.encoder, dataset)
         output = self.job.output
         file = output.at(self.spec.features_uri or output.uri) / f"features-{key}.npy"
-        shape = (len(self.dataset), self.encoder.backbone.dimension)
+        shape = (len(dataset), self.encoder.backbone.dimension)
         stored = _read_features(file, shape)
         found = torch.tensor([float(stored is not None)], device=self.encoder.device)
         if dist.is_initialized():
             dist.all_reduce(found, dist.ReduceOp.MIN)  # all workers load, or all compute
         if stored is not None and found.item():
             return stored
-        total = math.ceil(len(self.dataset) / self.world_size)
+        total = math.ceil(len(dataset) / self.world_size)
 
         def encode(chunk: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
             x = torch.from_numpy(np.asarray(chunk)).to(self.encoder.device)
@@ -347,8 +365,8 @@ class TrainingWorker:
 
         features = map_sharded(
             encode,
-            self.dataset.images,
-            np.arange(len(self.dataset)),
+            dataset.images,
+            np.arange(len(dataset)),
             device=self.encoder.device,
             on_progress=lambda done: self.progress(
                 Progress(stage="features", done=done, total=total, unit="images")
