@@ -101,7 +101,8 @@ HOMES = {
     ),
     "torch": (
         *within(
-            "encoders", "augment batch_norm bundle gather gather_check loop projection ranking text"
+            "encoders",
+            "augment batch_norm bundle gather gather_check loop places projection ranking text",
         ),
         *within("encoders/backbones", "build exported operators own pt2 stem timm transformers"),
         *within("encoders/losses", "__init__ bce cbml core grn icl ifnd jspcl macl msc mulsupcon"),

@@ -53,7 +53,7 @@ def test_cloud_and_season_decide_which_acquisitions_count(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
-    """A run whose archive shows the same ground at two dates, the second one half as bright again."""
+    """A run whose archive shows the same ground at two dates, the second one brighter."""
     folder, rng = tmp_path_factory.mktemp("places"), np.random.default_rng(0)
     torch.set_num_threads(1)
     write_dataset(str(folder / "set"))
