@@ -106,9 +106,9 @@ def train(
     with exclusive_lock(job.output, "training") as check_lock:
         if (done := resume_or_return(job, resume)) is not None:
             return done  # another process held the lock and has finished the run
-        write_record(job, None)
         if job.spec.place_pairs is not None:
             write_places(job.spec, LabelledDataset.open(dataset), job.output, progress)
+        write_record(job, None)
         with ray_session():
             request = ResourceRequest.of(spec)
             refuse_impossible(request)

@@ -88,10 +88,12 @@ def write_places(
         return
     except NotFoundError:
         archive = Archive.open(spec.place_pairs or "")
-    if archive.spec.bands != dataset.bands:
+    ours, theirs = (dataset.bands, dataset.tile_px), (archive.spec.bands, archive.spec.tile_px)
+    if ours != theirs:
         raise ConfigError(
-            f"training: the archive of place pairs has bands {', '.join(archive.spec.bands)}, the "
-            f"dataset {', '.join(dataset.bands)}; take an archive of the dataset's bands"
+            f"training: the archive of place pairs has bands {', '.join(theirs[0])} and tiles of "
+            f"{theirs[1]} px, the dataset {', '.join(ours[0])} and {ours[1]} px; take an archive "
+            "of the dataset's bands and tile size"
         )
     apart = dataset.split != "train"
     groups = dataset.rows["group"][apart] if "group" in dataset.rows.columns else ()
@@ -107,12 +109,7 @@ def write_places(
         normalisation=(dataset.info.band_mean, dataset.info.band_std),
     ) as writer:
         labels = np.zeros((len(tiles), len(dataset.classes)), np.uint8)
-        info = writer.finish(append_tiles(writer, archive, tiles, labels, {}, progress))
-    if info.tile_px != dataset.tile_px:
-        raise ConfigError(
-            f"training: the archive of place pairs has tiles of {info.tile_px} px, the dataset "
-            f"{dataset.tile_px} px; take an archive of the dataset's tile size"
-        )
+        writer.finish(append_tiles(writer, archive, tiles, labels, {}, progress))
 
 
 def place_groups(places: LabelledDataset) -> tuple[Ints, ...]:
