@@ -222,8 +222,7 @@ def _write_files(output: Location, tiles: LabelledDataset, png: Callable[[int], 
         (output / picture_name(number)).write(picture := png(row))
     side_px = int.from_bytes(picture[16:20])  # the width in the header of a PNG
     names = [name for name in ("tile_key", "scene") if name in tiles.rows.columns]
-    columns = [tiles.rows[name].iloc[order] for name in names]
-    about = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    about = [{name: tiles.rows[name].iloc[row] for name in names} for row in order.tolist()]
     (output / "label-studio.json").write(label_studio_tasks(numbers, about))
     (output / "label-studio.xml").write(label_studio_config(tiles.classes).encode())
     (output / "coco.json").write(coco_images(numbers, side_px, tiles.classes))
