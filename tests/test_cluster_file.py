@@ -15,7 +15,7 @@ def test_ray_accepts_the_cluster_file():
 
     config = prepare_config(yaml.safe_load(CLUSTER_FILE.read_text()))
     validate_config(config)
-    assert set(config["available_node_types"]) == {"head", "reader", "gpu"}
+    assert set(config["available_node_types"]) == {"head", "reader", "search", "gpu"}
     config["max_wokers"] = 3
     with pytest.raises(Exception, match="max_wokers"):
         validate_config(config)

@@ -1,11 +1,11 @@
 """Archives, indexes, bundles, datasets and saved searches of the release before, read and updated.
 
-``tests/fixtures/write_release_before.py`` says which release wrote them, and how.
+``tests/support/write_release_before.py`` says which release wrote them, and how.
 """
 
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.indexing.driver import update_index
 from pipeline.ingest.driver import ingest, plan_ingest
 from pipeline.ingest.spec import IngestSpec
 from pipeline.search.query import QueryResolver
-from pipeline.search.saved import load_search, save_search
+from pipeline.search.saved import load_search
 from pipeline.search.searcher import Searcher
 from pipeline.tiles.spec import GridSpec
 from storage.archive.audit import row_faults
@@ -30,10 +30,11 @@ from storage.errors import SkysiftError
 from storage.index.manifest import read_manifest, sealed, unsealed
 from storage.location import Location
 from storage.scene import CatalogSpec
-from tests.fixtures.write_release_before import BANDS, TILE_PX, write_scene
 from tests.support.indexing_world import patch_out_ray
 from tests.support.object_store import MotoS3
 from tests.support.paths import REPOSITORY
+from tests.support.write_release_before import BANDS, TILE_PX, write_scene
+from workflows.migrate import migrate
 
 FIXTURES = REPOSITORY / "tests" / "fixtures" / "release-before.tar.gz"
 
@@ -50,7 +51,7 @@ class Before:
 
 
 @pytest.fixture
-def before(moto_s3: MotoS3) -> Iterator[Before]:
+def before(moto_s3: MotoS3) -> Before:
     facts = {}
     with tarfile.open(FIXTURES) as packed:
         for member in packed:
@@ -59,7 +60,7 @@ def before(moto_s3: MotoS3) -> Iterator[Before]:
                 facts = json.loads(data)
             else:
                 moto_s3.location(member.name).write(data)
-    yield Before(moto_s3, facts)
+    return Before(moto_s3, facts)
 
 
 def test_everything_is_read_and_finds_the_same(before: Before):
@@ -174,8 +175,20 @@ def test_a_later_format_is_refused_in_one_line(before: Before, change, read, nam
     assert "\n" not in text
 
 
-def test_a_saved_search_of_before_is_kept_in_the_form_of_today(before: Before):
+def test_migrate_names_every_format_and_renews_a_saved_search_once(before: Before):
+    names = ("archive", "index", "bundle", "dataset", "search.json")
+    kept = before.at("search.json").read()
+    planned = [migrate(before.at(name), dry_run=True) for name in names]
+    assert [(one.kind, one.format, bool(one.change)) for one in planned] == [
+        ("archive", "1", False),
+        ("index", "2", False),
+        ("bundle", "skysift-encoder/1", False),
+        ("dataset", "skysift-dataset/1", False),
+        ("saved search", "1", True),
+    ]
+    assert before.at("search.json").read() == kept
     search = load_search(before.at("search.json"))
-    save_search(search, before.at("again.json"))
-    assert load_search(before.at("again.json")) == search
-    assert json.loads(before.at("again.json").read())["version"] == 2
+    assert [one.changed for one in map(migrate, map(before.at, names))] == [False] * 4 + [True]
+    assert load_search(before.at("search.json")) == search
+    assert json.loads(before.at("search.json").read())["version"] == 2
+    assert not migrate(before.at("search.json")).change

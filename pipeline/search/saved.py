@@ -29,7 +29,7 @@ from storage.location import Location
 from storage.values import check_types, refuse_later
 
 _KIND = "saved search"
-_VERSION = 2
+VERSION = 2
 _HEAD_BYTES = 1024
 _MOST_BYTES = 64 * 1024 * 1024
 _FILTERS = ("bbox", "polygon", "since", "until", "max_cloud_fraction", "scenes", "labels")
@@ -336,7 +336,7 @@ def save_search(search: SavedSearch, uri: str | Location) -> None:
 
 def search_document(search: SavedSearch) -> bytes:
     """Return the content of the file of a search."""
-    document = {"skysift": _KIND, "version": _VERSION, **asdict(search)}
+    document = {"skysift": _KIND, "version": VERSION, **asdict(search)}
     if search.blend is None:
         del document["blend"]  # as before there were parts: an older Skysift reads the file
     document["marks"] = [{**asdict(mark), "vector": _text(mark.vector)} for mark in search.marks]
@@ -407,9 +407,9 @@ def _document(data: bytes, name: str) -> dict[str, Any]:
         raise ValueError(f'it does not begin with {{"skysift": "{_KIND}"')
     kind, version = document.pop("skysift"), document.pop("version", None)
     if kind == _KIND:
-        refuse_later(f"saved search {name}", version, _VERSION)
-    if kind != _KIND or version not in range(1, _VERSION + 1):
-        raise ValueError(f"it is a {kind!r} of version {version!r}, not of 1 to {_VERSION}")
+        refuse_later(f"saved search {name}", version, VERSION)
+    if kind != _KIND or version not in range(1, VERSION + 1):
+        raise ValueError(f"it is a {kind!r} of version {version!r}, not of 1 to {VERSION}")
     return document
 
 

@@ -12,7 +12,7 @@ from storage.errors import ConfigError, SkysiftError
 from storage.parts import Parts
 from storage.values import Count, check_limits, check_types, json_digest, refuse_later
 
-_FORMAT = 1
+FORMAT = 1
 _LEAST_NORM = 1e-12
 _CACHED_ROWS = 512  # whose vectors stay in the processor's cache between two steps
 _GEOEMB = {
@@ -130,7 +130,7 @@ def root_attributes(spec: ArchiveSpec) -> dict[str, Any]:
     """
     stated = {name: value for name, value in asdict(spec).items() if value is not None}
     return {
-        "skysift": {"format": _FORMAT, **stated},
+        "skysift": {"format": FORMAT, **stated},
         "zarr_conventions": [_GEOEMB],
         "geoemb:type": "chip",
         "geoemb:dimensions": spec.dimension,
@@ -154,11 +154,11 @@ def spec_of(attributes: Mapping[str, Any], uri: str) -> ArchiveSpec:
     """
     stored = attributes.get("skysift")
     if isinstance(stored, dict):
-        refuse_later(f"archive {uri}", stored.get("format"), _FORMAT)
-    if not isinstance(stored, dict) or stored.get("format") != _FORMAT:
+        refuse_later(f"archive {uri}", stored.get("format"), FORMAT)
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         found = json.dumps(stored)[:60] if stored else "nothing"
         raise SkysiftError(
-            f"{uri} is not an archive of format {_FORMAT}: its root says {found}; "
+            f"{uri} is not an archive of format {FORMAT}: its root says {found}; "
             "open the archive that `skysift ingest` wrote"
         )
     values = {key: value for key, value in stored.items() if key != "format"}
