@@ -1,4 +1,4 @@
-"""`skysift migrate`: the formats of what a release wrote, and the newest form of each.
+"""`skysift migrate`: the formats of the files of earlier releases, and the newest form of each.
 
 All formats that this Skysift reads are read as they are, so nothing has to be migrated before an
 upgrade. Two of them gain by it: segments of an archive without digests, whose damage nothing would
@@ -22,7 +22,7 @@ from storage.location import Location
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Migration:
-    """What a place holds: its kind, the format that it states, and what changes; empty if nothing.
+    """The kind of a place, the format that it states, and the change to it; empty if there is none.
 
     ``changed`` tells that the change was made.
     """
@@ -44,7 +44,7 @@ def migrate(uri: str | Location, *, dry_run: bool = False) -> Migration:
     uri
         A saved search's file, or the folder of one of the others.
     dry_run
-        Change nothing; the result says what would change.
+        Change nothing; the result names the change.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def migrate(uri: str | Location, *, dry_run: bool = False) -> Migration:
 
 
 def _inspect(place: Location) -> tuple[str, str, str, Callable[[Location], object]]:
-    """Return the kind of a place, its format, what would change, and the function to do so."""
+    """Return the kind of a place, its format, the change to make, and the function to do so."""
     if place.uri.endswith(".json"):
         load_search(place)
         version = json.loads(place.read())["version"]
@@ -91,4 +91,4 @@ def _rewrite(place: Location) -> None:
 
 
 def _keep(_: Location) -> None:
-    """Leave what is of the newest form."""
+    """Leave a file of the newest form."""

@@ -1,4 +1,4 @@
-"""`skysift migrate`: what earlier releases wrote, in the newest form."""
+"""`skysift migrate`: the files of earlier releases in the newest form."""
 
 import click
 
@@ -14,7 +14,7 @@ from workflows.console import format_table
     skysift migrate work/archive searches/lake.json""",
 )
 @click.argument("places", metavar="PLACE...", nargs=-1, required=True)
-@click.option("--dry-run", is_flag=True, help="Print what would change, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the changes, and stop.")
 @pass_run
 def migrate(run: Run, places: tuple[str, ...], dry_run: bool) -> None:
     """Name the formats of archives, indexes, datasets, bundles and saved searches; renew old ones.

@@ -338,7 +338,7 @@ class IndexBackend:
         return ReadyAnswer(version=manifest.version, snapshot=manifest.snapshot, rows=manifest.rows)
 
     def served(self) -> Served | None:
-        """Return what is served, for the metrics; None while nothing is loaded."""
+        """Return the served version, for the metrics; None while none is loaded."""
         if self._version is None:
             return None
         version = self._current()

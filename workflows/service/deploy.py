@@ -141,7 +141,7 @@ def application(arguments: Arguments) -> serve.Application:
 
 
 def from_recipe(stages: Stages) -> tuple[BackendConfig, ServiceSpec]:
-    """Return what a recipe says of a service; a token that it does not state is SKYSIFT_TOKEN.
+    """Return the service of a recipe; a token that the recipe does not state is SKYSIFT_TOKEN.
 
     Raises
     ------
