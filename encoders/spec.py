@@ -23,6 +23,7 @@ from storage.values import (
     check_limits,
     check_types,
     json_digest,
+    refuse_later,
 )
 
 FORMAT = "skysift-encoder/1"
@@ -276,6 +277,8 @@ def _parse(description: bytes, folder: Location) -> tuple[EncoderSpec, dict[str,
     where = folder / DESCRIPTION_FILE
     try:
         content = json.loads(description)
+        if isinstance(content, dict):
+            refuse_later(f"bundle {folder}", content.get("format"), FORMAT)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ConfigError(f"{where} is not of format {FORMAT}; {_REMEDY}")
         raw = content["spec"]

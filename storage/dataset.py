@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from storage.display import Described
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.location import Location, sha256_of_file
-from storage.values import alike, check_types, is_running, json_digest
+from storage.values import alike, check_types, is_running, json_digest, refuse_later
 
 logger = logging.getLogger(__name__)
 
@@ -527,6 +527,7 @@ def read_info(uri: str | Location) -> DatasetInfo:
         content = json.loads(data)
         seal = content.pop("seal", None)
         stated = content["format"]
+        refuse_later(f"dataset {uri}", stated, SOFT_FORMAT)
         if stated in (FORMAT, SOFT_FORMAT) and seal not in (None, json_digest(content)):
             raise ValueError("its hash differs")
         del content["format"]

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le
 
-from storage.errors import ConfigError
+from storage.errors import ConfigError, SkysiftError
 
 T = TypeVar("T")
 
@@ -91,6 +91,36 @@ def json_digest(values: Any) -> str:
     True
     """
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_later(holder: str, stated: object, newest: int | str) -> None:
+    """Check that a document at rest is of no later format than this Skysift reads.
+
+    Parameters
+    ----------
+    holder
+        Name of the document, for people.
+    stated
+        The format in it; a format of another kind, or none, is left to the caller.
+    newest
+        The newest format that is read, such as ``2`` or ``"skysift-dataset/2"``.
+
+    Raises
+    ------
+    SkysiftError
+        A later Skysift wrote the document.
+
+    Examples
+    --------
+    >>> refuse_later("d", "skysift-dataset/1", "skysift-dataset/2")
+    """
+    kind, _, known = str(newest).rpartition("/")
+    found, _, number = str(stated).rpartition("/")
+    if found == kind and number.isdecimal() and int(number) > int(known):
+        raise SkysiftError(
+            f"{holder} is of format {stated}, which a later Skysift wrote; this one reads formats "
+            f"up to {newest}: install that release (docs/upgrades.md)"
+        )
 
 
 def is_running(pid: int) -> bool:

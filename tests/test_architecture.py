@@ -21,8 +21,8 @@ def within(folder: str, names: str) -> tuple[str, ...]:
 
 COMMANDS = (
     "archive archive_import change common composite dataset demo detect doctor drift encoder "
-    "evaluate fetch index index_care index_stats ingest jobs loss recipe report search serve sheet "
-    "train watch"
+    "evaluate fetch index index_care index_stats ingest jobs loss migrate recipe report search "
+    "serve sheet train watch"
 )
 HOMES = {
     "botocore": ("storage/location.py",),

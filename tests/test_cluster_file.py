@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 
+import pipeline.search.fleet as fleet
 from tests.support.paths import REPOSITORY
 
 CLUSTER_FILE = REPOSITORY / "cluster.yaml"
@@ -15,7 +16,7 @@ def test_ray_accepts_the_cluster_file():
 
     config = prepare_config(yaml.safe_load(CLUSTER_FILE.read_text()))
     validate_config(config)
-    assert set(config["available_node_types"]) == {"head", "reader", "gpu"}
+    assert set(config["available_node_types"]) == {"head", "reader", "search", "gpu"}
     config["max_wokers"] = 3
     with pytest.raises(Exception, match="max_wokers"):
         validate_config(config)
@@ -40,3 +41,15 @@ def test_every_value_that_a_user_must_set_is_marked():
         if re.search(r"ami-|arn:", value):
             assert "CHANGE-ME" in value
             assert "CHANGE-ME:" in comment
+
+
+def test_search_actors_go_to_the_nodes_for_search_where_there_are_some(monkeypatch):
+    types = yaml.safe_load(CLUSTER_FILE.read_text())["available_node_types"]
+    nodes = [
+        {"Alive": True, "NodeID": name, "Resources": about["resources"]}
+        for name, about in types.items()
+    ]
+    monkeypatch.setattr(fleet.ray, "nodes", lambda: nodes)
+    assert [node["NodeID"] for node in fleet._nodes()] == ["search"]
+    nodes[:] = [node for node in nodes if node["NodeID"] != "search"]
+    assert [node["NodeID"] for node in fleet._nodes()] == ["gpu", "reader"]

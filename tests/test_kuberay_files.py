@@ -21,8 +21,15 @@ CLUSTERS = {
 }
 
 
+FILES = {
+    "raycluster": "deploy/kuberay/raycluster.yaml",
+    "rayjob": "deploy/kuberay/rayjob.yaml",
+    "rayservice": "deploy/kustomize/base/rayservice.yaml",
+}
+
+
 def _read(name):
-    return yaml.safe_load((REPOSITORY / f"deploy/kuberay/{name}.yaml").read_text())
+    return yaml.safe_load((REPOSITORY / FILES[name]).read_text())
 
 
 def _cluster(name):
@@ -73,7 +80,8 @@ def test_the_roles_are_those_of_the_cluster_file(name):
         aws["head"]["resources"]["CPU"]
     )
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
-    assert {"head", *groups} == set(aws)
+    assert {"head", *groups} <= set(aws)
+    assert ("gpu" in groups) == (name == "raycluster")
     for role, group in groups.items():
         (container,) = group["template"]["spec"]["containers"]
         requests = container["resources"]["requests"]
@@ -88,7 +96,7 @@ def test_tokens_are_on_and_ray_is_the_version_of_the_tests(name):
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["rayVersion"] == version("ray")
     dockerfile = (REPOSITORY / "deploy/Dockerfile").read_text()
-    assert set(re.findall(r"rayproject/ray:([\d.]+)-py311", dockerfile)) == {version("ray")}
+    assert set(re.findall(r"RAY=([\d.]+)-py311", dockerfile)) == {version("ray")}
 
 
 def test_ray_serve_accepts_the_service_and_its_arguments(monkeypatch):
@@ -97,7 +105,9 @@ def test_ray_serve_accepts_the_service_and_its_arguments(monkeypatch):
     )
     (served,) = config.applications
     assert served.import_path == f"{application.__module__}:{application.__name__}"
-    arguments = Arguments(**served.args)
+    assert served.args == {"recipe": "/etc/skysift/recipe.yaml"}  # where the ConfigMap is mounted
+    recipe = REPOSITORY / "deploy/kustomize/base/recipe.yaml"
+    arguments = Arguments(recipe=str(recipe))
     monkeypatch.delenv("SKYSIFT_TOKEN", raising=False)
     with pytest.raises(ConfigError, match="needs a token"):
         application(arguments)
@@ -107,7 +117,7 @@ def test_ray_serve_accepts_the_service_and_its_arguments(monkeypatch):
 
 
 def test_every_value_that_a_user_must_set_is_marked():
-    for path in (REPOSITORY / "deploy/kuberay").glob("*.yaml"):
+    for path in (REPOSITORY / "deploy").rglob("*.yaml"):
         for line in path.read_text().splitlines():
             value, _, comment = line.partition("#")
             if re.search(r"image: &|s3://|karpenter", value) and value.strip():

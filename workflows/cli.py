@@ -29,6 +29,7 @@ VERBS = {
     "change": ("change", "change", "Find the places that changed most between two periods."),
     "evaluate": ("evaluate", "evaluate", "Score how well similar tiles are found."),
     "archive": ("archive", "archive", "Look at, check, export and maintain archives."),
+    "migrate": ("migrate", "migrate", "Name the formats of files, and renew old ones."),
     "report": ("report", "report", "Draw an archive and its searches as one HTML page."),
     "serve": ("serve", "serve", "Serve a map and searches over HTTP."),
     "submit": ("jobs", "submit", "Run a command as a job of a Ray cluster."),

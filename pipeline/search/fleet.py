@@ -396,9 +396,13 @@ def _named(prefix: str) -> list[str]:
 
 
 def _nodes() -> list[dict[str, Any]]:
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    workers = [node for node in alive if node["Resources"].get("CPU", 0) > 0]
-    return sorted(workers or alive, key=lambda node: str(node["NodeID"]))
+    """Return the nodes for search actors: those with the resource `search`, else with CPUs."""
+    chosen = alive = [node for node in ray.nodes() if node["Alive"]]
+    for resource in ("search", "CPU"):
+        if found := [node for node in alive if node["Resources"].get(resource, 0) > 0]:
+            chosen = found
+            break
+    return sorted(chosen, key=lambda node: str(node["NodeID"]))
 
 
 def _get(reference: Any, timeout_s: float) -> Any:

@@ -23,13 +23,13 @@ from pipeline.search.hits import Hits
 from pipeline.search.marks import Calibration
 from pipeline.search.query import BLENDED, LEARNED, WORDS, Query, QueryResolver
 from pipeline.search.searcher import DEFAULT_LIMIT, Searcher
-from storage.errors import ConfigError, EncoderMismatchError
+from storage.errors import ConfigError, EncoderMismatchError, SkysiftError
 from storage.index.filter import Filter
 from storage.location import Location
-from storage.values import check_types
+from storage.values import check_types, refuse_later
 
 _KIND = "saved search"
-_VERSION = 2
+VERSION = 2
 _HEAD_BYTES = 1024
 _MOST_BYTES = 64 * 1024 * 1024
 _FILTERS = ("bbox", "polygon", "since", "until", "max_cloud_fraction", "scenes", "labels")
@@ -336,7 +336,7 @@ def save_search(search: SavedSearch, uri: str | Location) -> None:
 
 def search_document(search: SavedSearch) -> bytes:
     """Return the content of the file of a search."""
-    document = {"skysift": _KIND, "version": _VERSION, **asdict(search)}
+    document = {"skysift": _KIND, "version": VERSION, **asdict(search)}
     if search.blend is None:
         del document["blend"]  # as before there were parts: an older Skysift reads the file
     document["marks"] = [{**asdict(mark), "vector": _text(mark.vector)} for mark in search.marks]
@@ -366,7 +366,7 @@ def read_search(data: bytes, name: str) -> SavedSearch:
         It is not a saved search, or one of a later Skysift.
     """
     try:
-        search = _of_document(_document(data))
+        search = _of_document(_document(data, name))
         check_types(search)
         _check(search)
     except KeyError as error:
@@ -375,6 +375,8 @@ def read_search(data: bytes, name: str) -> SavedSearch:
         raise _not_a_search(name, "it is nested too deeply") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise _not_a_search(name, str(error)) from error
+    except SkysiftError as error:
+        raise ConfigError(str(error)) from error
     return search
 
 
@@ -385,13 +387,15 @@ def _not_a_search(name: str, reason: str) -> ConfigError:
     )
 
 
-def _document(data: bytes) -> dict[str, Any]:
+def _document(data: bytes, name: str) -> dict[str, Any]:
     """Return the fields of a file, once it says that it is a saved search.
 
     Raises
     ------
     ValueError
         It is something else.
+    SkysiftError
+        A later Skysift wrote it.
     """
     if len(data) > _MOST_BYTES:
         raise ValueError(f"it has {len(data):,} bytes, more than {_MOST_BYTES:,}")
@@ -402,8 +406,10 @@ def _document(data: bytes) -> dict[str, Any]:
     if not isinstance(document, dict) or "skysift" not in document:
         raise ValueError(f'it does not begin with {{"skysift": "{_KIND}"')
     kind, version = document.pop("skysift"), document.pop("version", None)
-    if kind != _KIND or version not in range(1, _VERSION + 1):
-        raise ValueError(f"it is a {kind!r} of version {version!r}, not of 1 to {_VERSION}")
+    if kind == _KIND:
+        refuse_later(f"saved search {name}", version, VERSION)
+    if kind != _KIND or version not in range(1, VERSION + 1):
+        raise ValueError(f"it is a {kind!r} of version {version!r}, not of 1 to {VERSION}")
     return document
 
 

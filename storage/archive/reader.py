@@ -17,6 +17,7 @@ in every later snapshot. This module reads; :mod:`storage.archive.writer` writes
 nothing; :mod:`storage.archive.repository` opens. These are the only homes of zarr and icechunk.
 """
 
+import datetime as dt
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
@@ -113,10 +114,10 @@ class Archive(Described):
         self.snapshot: str = session.snapshot_id
         with translate_errors(location, reading=f"snapshot {self.snapshot}"):
             self._root = zarr.open_group(session.store, mode="r")
+            self.spec = spec_of(self._root.attrs, self.uri)  # of a later format, so is the ledger
             self.ledger = read_ledger(self._root)
             if self.ledger.spec_digest not in ("", json_digest(dict(self._root.attrs))):
                 raise ValueError("its attributes differ from the digest in the ledger")
-            self.spec = spec_of(self._root.attrs, self.uri)
         self._sound: set[tuple[int, str]] = set()
         self._live_positions: dict[int, npt.NDArray[np.int64]] = {}
         self._origins: dict[int, dict[str, Origin]] = {}
@@ -427,6 +428,12 @@ class Archive(Described):
         if self.spec.classes:
             coordinates["class"] = list(self.spec.classes)
         return xarray.Dataset(variables, coords=coordinates, attrs=asdict(self.spec))
+
+    @property
+    def committed_at(self) -> dt.datetime:
+        """The time at which this snapshot was committed."""
+        with translate_errors(self.location):
+            return self.repository.lookup_snapshot(self.snapshot).written_at
 
     def snapshots(self) -> list[tuple[str, str, str]]:
         """Return (snapshot id, ISO time, message) of this snapshot and its ancestors."""

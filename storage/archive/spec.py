@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from storage.errors import ConfigError, SkysiftError
 from storage.parts import Parts
-from storage.values import Count, check_limits, check_types, json_digest
+from storage.values import Count, check_limits, check_types, json_digest, refuse_later
 
-_FORMAT = 1
+FORMAT = 1
 _LEAST_NORM = 1e-12
 _CACHED_ROWS = 512  # whose vectors stay in the processor's cache between two steps
 _GEOEMB = {
@@ -124,9 +124,13 @@ class ArchiveSpec:
 
 
 def root_attributes(spec: ArchiveSpec) -> dict[str, Any]:
-    """Return the attributes of a new archive's root group."""
+    """Return the attributes of a new archive's root group.
+
+    Fields that are None are left out: a release of before knows fewer fields and reads the archive.
+    """
+    stated = {name: value for name, value in asdict(spec).items() if value is not None}
     return {
-        "skysift": {"format": _FORMAT, **asdict(spec)},
+        "skysift": {"format": FORMAT, **stated},
         "zarr_conventions": [_GEOEMB],
         "geoemb:type": "chip",
         "geoemb:dimensions": spec.dimension,
@@ -149,10 +153,12 @@ def spec_of(attributes: Mapping[str, Any], uri: str) -> ArchiveSpec:
         The attributes are not those of an archive of this format.
     """
     stored = attributes.get("skysift")
-    if not isinstance(stored, dict) or stored.get("format") != _FORMAT:
+    if isinstance(stored, dict):
+        refuse_later(f"archive {uri}", stored.get("format"), FORMAT)
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         found = json.dumps(stored)[:60] if stored else "nothing"
         raise SkysiftError(
-            f"{uri} is not an archive of format {_FORMAT}: its root says {found}; "
+            f"{uri} is not an archive of format {FORMAT}: its root says {found}; "
             "open the archive that `skysift ingest` wrote"
         )
     values = {key: value for key, value in stored.items() if key != "format"}

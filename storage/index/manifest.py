@@ -24,7 +24,7 @@ from storage.index.quantizer import QuantizationError, ShardParameters
 from storage.location import Location
 from storage.locks import exchange
 from storage.parts import Parts
-from storage.values import json_digest
+from storage.values import json_digest, refuse_later
 
 FORMAT = 2
 _PATH = re.compile(r"[\w-]+/[\w-]+\.(faiss|arrow|vectors|lists|dead)")
@@ -176,8 +176,14 @@ class IndexManifest:
         return [self.trained, *(file for shard in self.shards for file in shard.files)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the manifest as JSON values."""
-        return asdict(self)
+        """Return the manifest as JSON values.
+
+        Vectors of one part have no ``parts``: a release of before reads the index.
+        """
+        values = asdict(self)
+        if self.parts is None:
+            del values["parts"]
+        return values
 
 
 def sealed(name: str, values: Mapping[str, Any]) -> bytes:
@@ -316,7 +322,9 @@ def read_manifest(index_uri: str | Location, version: str | None = None) -> Inde
             "a version current)"
         ) from error
     try:
-        manifest = _manifest(unsealed("manifest", data))
+        values = unsealed("manifest", data)
+        refuse_later(f"version {version} of index {index_uri}", values["format"], FORMAT)
+        manifest = _manifest(values)
         if manifest.version != version:
             raise ValueError(f"it is the manifest of version {manifest.version}")
     except (ValueError, KeyError, TypeError) as error:

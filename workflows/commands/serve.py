@@ -1,16 +1,8 @@
 """`skysift serve`: the map and searches over HTTP."""
 
-import os
-from typing import TYPE_CHECKING
-
 import click
 
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
-from workflows.recipe.schema import ServiceSection
-from workflows.recipe.sections import spec_from
-
-if TYPE_CHECKING:
-    from workflows.service.deploy import ServiceSpec
 
 
 @click.command(
@@ -36,23 +28,12 @@ def serve(run: Run) -> None:
     of the variable SKYSIFT_TOKEN (or of the recipe's service.token; several are separated by
     commas).
     """
-    from workflows.service.backend import BackendConfig, no_pictures_because
-    from workflows.service.deploy import check_exposure, prepare_proxy, serve_index
+    from workflows.service.backend import no_pictures_because
+    from workflows.service.deploy import check_exposure, from_recipe, prepare_proxy, serve_index
 
-    spec = _spec(run.recipe.service)
+    config, spec = from_recipe(run)
     check_exposure(spec)
     prepare_proxy()
-    section = run.recipe.service
-    config = BackendConfig(
-        index_uri=run.need_path("index.uri"),
-        encoder_uri=run.recipe.encoder.bundle,
-        catalog=run.catalog_spec() if run.recipe.catalog.source else None,
-        searches=None if section.searches is None else run.location(section.searches),
-        replicas=run.recipe.search.replicas,
-        max_image_px=section.max_image_px,
-        thumbnail_cache_bytes=section.thumbnail_cache_bytes,
-    )
-
     obstacle = no_pictures_because(config)
 
     def ready(address: str) -> None:
@@ -66,17 +47,3 @@ def serve(run: Run) -> None:
             serve_index(config, spec, ready=ready)
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
-
-
-def _spec(section: ServiceSection) -> "ServiceSpec":
-    from workflows.service.app import Limits, MapConfig
-    from workflows.service.deploy import ServiceSpec
-
-    rate = section.rate_per_s / section.replicas  # each replica counts alone
-    return spec_from(
-        ServiceSpec,
-        section,
-        token=section.token or os.environ.get("SKYSIFT_TOKEN"),
-        limits=spec_from(Limits, section, rate_per_s=rate),
-        map_config=spec_from(MapConfig, section),
-    )

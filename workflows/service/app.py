@@ -176,15 +176,15 @@ def _add_probes(app: FastAPI, backend: "IndexBackend", metrics: Metrics, guard: 
     def ready() -> ReadyAnswer:
         """Whether the index is loaded and answers; needs no token."""
         try:
-            answer = backend.ready()
+            return backend.ready()
         except SkysiftError as error:
             raise SearchUnavailableError(str(error)) from error
-        metrics.serving(answer.version, answer.rows)
-        return answer
 
     @app.get("/metrics", dependencies=guard, responses=documented(), response_class=Response)
     def metrics_text() -> Response:
         """Return the counters of the service in the Prometheus text format."""
+        if served := backend.served():
+            metrics.serving(served)
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

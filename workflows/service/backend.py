@@ -7,6 +7,7 @@ each request is answered by one version from beginning to end.
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -75,6 +76,7 @@ from workflows.service.schema import (
     ThumbnailQuery,
     TileAnswer,
 )
+from workflows.service.telemetry import Served
 from workflows.service.thumbnails import Thumbnail, Thumbnails
 
 logger = logging.getLogger(__name__)
@@ -335,6 +337,18 @@ class IndexBackend:
         manifest = self._current().searcher.manifest
         return ReadyAnswer(version=manifest.version, snapshot=manifest.snapshot, rows=manifest.rows)
 
+    def served(self) -> Served | None:
+        """Return the served version, for the metrics; None while none is loaded."""
+        if self._version is None:
+            return None
+        version = self._current()
+        return Served(
+            version=version.name,
+            rows=version.searcher.manifest.rows,
+            committed_at=version.committed_at,
+            scenes=Counter(entry.state for entry in version.ledger),
+        )
+
     def about(self) -> IndexAnswer:
         """Describe the index; the application adds its limits."""
         version = self._current()
@@ -448,6 +462,7 @@ class _Version:
         self.places = ScenePlaces(self.archive)
         self.layers = Layers(self.searcher)
         self.ledger = self.archive.scenes()
+        self.committed_at = self.archive.committed_at
 
     def prepare(self) -> None:
         """Read the boxes of the scenes, which the map needs first."""

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from io import StringIO
@@ -20,11 +20,12 @@ from ray import serve
 
 from storage.errors import ConfigError, SkysiftError
 from storage.index.manifest import current_version
-from storage.scene import CatalogSpec
+from workflows.recipe.sections import spec_from
 from workflows.service.app import LOOPBACK_HOSTS, Limits, MapConfig, create_app
 from workflows.service.backend import BackendConfig, IndexBackend
 from workflows.service.guard import token_digests
 from workflows.service.telemetry import log_to_stderr
+from workflows.stages import Stages
 
 logger = logging.getLogger(__name__)
 
@@ -118,32 +119,54 @@ class Arguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    index: str
-    encoder: str | None = None
-    scenes: str | None = None
-    searches: str | None = None
-    replicas: int = 1
+    recipe: str
 
 
 def application(arguments: Arguments) -> serve.Application:
     """Build the application for Ray Serve's config files, such as ``deploy/kuberay``'s.
 
-    Ray Serve listens on every node; the token is the variable SKYSIFT_TOKEN.
+    Ray Serve listens on every node, whatever address the recipe states; the token is the variable
+    SKYSIFT_TOKEN.
 
     Raises
     ------
     ConfigError
-        There is no token.
+        There is no token, or the recipe is wrong or names no index.
     """
-    spec = ServiceSpec(host="0.0.0.0", token=os.environ.get("SKYSIFT_TOKEN"))
-    config = BackendConfig(
-        index_uri=arguments.index,
-        encoder_uri=arguments.encoder,
-        catalog=CatalogSpec(source=arguments.scenes) if arguments.scenes else None,
-        searches=arguments.searches,
-        replicas=arguments.replicas,
-    )
+    from workflows.notebook.recipe import Recipe
+
+    config, stated = from_recipe(Recipe.load(arguments.recipe))
+    spec = replace(stated, host="0.0.0.0")
     return _application(config, spec, check_exposure(spec))
+
+
+def from_recipe(stages: Stages) -> tuple[BackendConfig, ServiceSpec]:
+    """Return the service of a recipe; a token that the recipe does not state is SKYSIFT_TOKEN.
+
+    Raises
+    ------
+    ConfigError
+        The recipe names no index, or a value of it is wrong.
+    """
+    recipe, section = stages.recipe, stages.recipe.service
+    config = BackendConfig(
+        index_uri=stages.need_path("index.uri"),
+        encoder_uri=recipe.encoder.bundle,
+        catalog=stages.catalog_spec() if recipe.catalog.source else None,
+        searches=None if section.searches is None else stages.location(section.searches),
+        replicas=recipe.search.replicas,
+        max_image_px=section.max_image_px,
+        thumbnail_cache_bytes=section.thumbnail_cache_bytes,
+    )
+    rate = section.rate_per_s / section.replicas  # each replica counts alone
+    spec = spec_from(
+        ServiceSpec,
+        section,
+        token=section.token or os.environ.get("SKYSIFT_TOKEN"),
+        limits=spec_from(Limits, section, rate_per_s=rate),
+        map_config=spec_from(MapConfig, section),
+    )
+    return config, spec
 
 
 def check_exposure(spec: ServiceSpec) -> tuple[str, ...]:

@@ -10,8 +10,10 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -23,9 +25,21 @@ from prometheus_client import (
 )
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from storage.archive.ledger import SceneState
+
 access_log = logging.getLogger("skysift.access")
 
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """A version of an index, and the commit that it was made of: its time, and scenes by state."""
+
+    version: str
+    rows: int
+    committed_at: datetime
+    scenes: Mapping[str, int]
 
 
 class Metrics:
@@ -49,6 +63,10 @@ class Metrics:
         self._inside = metric(Gauge, "http_requests_in_progress", "Requests being answered.")
         self._thumbnails = metric(Counter, "thumbnails", "Thumbnails given.", "source")
         self._rows = metric(Gauge, "index_rows", "Rows of the index that is served.", "version")
+        self._committed = metric(
+            Gauge, "archive_commit_time_seconds", "Unix time of the commit that is served."
+        )
+        self._scenes = metric(Gauge, "archive_scenes", "Scenes of the commit, by state.", "state")
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request."""
@@ -63,10 +81,13 @@ class Metrics:
         """Count a thumbnail: ``drawn``, ``cache`` or ``unchanged`` (the client has it)."""
         self._thumbnails.labels(self._replica, source).inc()
 
-    def serving(self, version: str, rows: int) -> None:
-        """Record the version of the index that is served."""
+    def serving(self, served: "Served") -> None:
+        """Record the version of the index that is served, and the commit of its archive."""
         self._rows.clear()
-        self._rows.labels(self._replica, version).set(rows)
+        self._rows.labels(self._replica, served.version).set(served.rows)
+        self._committed.labels(self._replica).set(served.committed_at.timestamp())
+        for state in get_args(SceneState):
+            self._scenes.labels(self._replica, state).set(served.scenes.get(state, 0))
 
     def text(self) -> bytes:
         """Return all metrics in the Prometheus text format."""

@@ -55,7 +55,7 @@ def test_a_file_of_version_1_is_read(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"version": 3}, "of version 3, not of 1 to 2"),
+        ({"version": 3}, "of format 3, which a later Skysift wrote"),
         ({"skysift": None}, "it is a None of version 2"),
         ({"threshold": 1.5}, "threshold is 1.5"),
         ({"marks": [{"mark": "right", "vector": "AACAPw=="}]}, "another length"),

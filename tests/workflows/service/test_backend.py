@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import struct
 import threading
 import time
@@ -281,6 +282,10 @@ def test_a_tile_lists_its_days_and_shows_each(client, folder):
     text = client.get("/metrics").text
     assert 'source="drawn"} 3.0' in text
     assert 'source="cache"} 1.0' in text
+    assert 'state="embedded"} 3.0' in text
+    assert 'state="quarantined"} 0.0' in text
+    committed = re.search(r"skysift_archive_commit_time_seconds{.*} (.*)", text)
+    assert 0 <= time.time() - float(committed[1]) < 3600
     known = {"If-None-Match": newest.headers["etag"]}
     assert client.get(path, params={"size": 32}, headers=known).status_code == 304
 

@@ -129,7 +129,9 @@ def test_the_application_of_ray_serve_shows_pictures_of_the_index_alone(
 
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     try:
-        made = application(Arguments(index=str(tmp_path / "index")))
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(json.dumps({"index": {"uri": str(tmp_path / "index")}}))
+        made = application(Arguments(recipe=str(recipe)))
         serve.run(made, name="pictures", route_prefix="/")
         about = json.loads(get("/v1/index"))
         assert about["pictures"] is True
