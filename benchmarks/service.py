@@ -36,9 +36,8 @@ from benchmarks.vectors import clustered, make_archive
 from pipeline.indexing.driver import build_index
 from pipeline.runtime.cluster import ray_session
 from pipeline.search.searcher import Searcher
-from workflows.service.app import Limits
-from workflows.service.backend import BackendConfig
-from workflows.service.deploy import ServiceSpec, prepare_proxy, serve_index
+from workflows.service.deploy import serve_index
+from workflows.service.settings import BackendConfig, Limits, ServiceSpec, prepare_proxy
 
 ROWS, DIMENSION, K = 100_000, 128, 10
 CLIENTS = (1, 8, 64)

@@ -1,16 +1,19 @@
 """`skysift serve`: the map and searches over HTTP."""
 
 import os
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import click
 
+from storage.index.manifest import current_version
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.recipe.schema import ServiceSection
 from workflows.recipe.sections import spec_from
 
 if TYPE_CHECKING:
-    from workflows.service.deploy import ServiceSpec
+    from workflows.service.settings import BackendConfig, ServiceSpec
 
 
 @click.command(
@@ -36,14 +39,48 @@ def serve(run: Run) -> None:
     of the variable SKYSIFT_TOKEN (or of the recipe's service.token; several are separated by
     commas).
     """
-    from workflows.service.backend import BackendConfig, no_pictures_because
-    from workflows.service.deploy import check_exposure, prepare_proxy, serve_index
+    from workflows.service.settings import check_exposure, check_free, prepare_proxy
 
-    spec = _spec(run.recipe.service)
+    spec, config = _spec(run.recipe.service), _config(run)
     check_exposure(spec)
+    check_free(spec.host, spec.port)
+    current_version(config.index)  # a missing index fails here
     prepare_proxy()
+    started_s = time.monotonic()
+
+    def stage(ended: str) -> None:
+        click.echo(f"{time.monotonic() - started_s:4.1f} s  {ended}", err=True)
+
+    def ready(address: str) -> None:
+        stage("ready")
+        line = f"serving {config.index_uri} at {address}; Ctrl-C stops"
+        run.show({"address": address}, [line])
+        run.stdout.flush()
+        if obstacle := no_pictures_because(config):
+            click.echo(f"no pictures: {obstacle}", err=True)
+
+    stage("starting Ray")
+    threading.Thread(target=_import_service, daemon=True).start()  # Ray's start mostly waits
+    with run.ray():
+        stage("Ray runs")
+        from workflows.service.backend import no_pictures_because
+        from workflows.service.deploy import serve_index
+
+        try:
+            serve_index(config, spec, ready=ready, stage=stage)
+        except KeyboardInterrupt:
+            click.echo("stopped", err=True)
+
+
+def _import_service() -> None:
+    import workflows.service.deploy  # noqa: F401
+
+
+def _config(run: Run) -> "BackendConfig":
+    from workflows.service.settings import BackendConfig
+
     section = run.recipe.service
-    config = BackendConfig(
+    return BackendConfig(
         index_uri=run.need_path("index.uri"),
         encoder_uri=run.recipe.encoder.bundle,
         catalog=run.catalog_spec() if run.recipe.catalog.source else None,
@@ -53,24 +90,9 @@ def serve(run: Run) -> None:
         thumbnail_cache_bytes=section.thumbnail_cache_bytes,
     )
 
-    obstacle = no_pictures_because(config)
-
-    def ready(address: str) -> None:
-        run.show({"address": address}, [f"serving {config.index_uri} at {address}; Ctrl-C stops"])
-        if obstacle:
-            click.echo(f"no pictures: {obstacle}", err=True)
-        run.stdout.flush()
-
-    with run.ray():
-        try:
-            serve_index(config, spec, ready=ready)
-        except KeyboardInterrupt:
-            click.echo("stopped", err=True)
-
 
 def _spec(section: ServiceSection) -> "ServiceSpec":
-    from workflows.service.app import Limits, MapConfig
-    from workflows.service.deploy import ServiceSpec
+    from workflows.service.settings import Limits, MapConfig, ServiceSpec
 
     rate = section.rate_per_s / section.replicas  # each replica counts alone
     return spec_from(

@@ -4,8 +4,8 @@ Beyond loopback a bearer token is required (:func:`workflows.service.deploy.serv
 this). The map at ``/`` is static and holds no data; it gets its data from the guarded routes.
 """
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,6 +50,7 @@ from workflows.service.schema import (
     ThumbnailQuery,
     TileAnswer,
 )
+from workflows.service.settings import LOOPBACK_HOSTS, Limits, MapConfig
 from workflows.service.telemetry import Metrics, RequestMetrics
 from workflows.service.thumbnails import Thumbnail
 from workflows.service.uploads import Asked, read_query, receive
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
     from workflows.service.backend import IndexBackend
     from workflows.service.layers import TileNumber
 
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 WEB = Path(__file__).parent / "web"
 _HATCHED = "Why scenes are hatched, where they are, and what helps."
 _MULTIPART = {
@@ -70,6 +70,8 @@ _MULTIPART = {
     },
 }
 
+logger = logging.getLogger(__name__)
+
 Accept = Annotated[str | None, Header(include_in_schema=False)]
 Grid = Annotated[str, InPath(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=128)]
 MVT = "application/vnd.mapbox-vector-tile"
@@ -78,29 +80,6 @@ NOTE = "Skysift-Note"
 """Header of a picture that does not show all; people read it."""
 Step = Annotated[int, InPath(ge=0, lt=2**MOST_ZOOM)]
 Cell = Annotated[int, InPath(ge=-(2**31), le=2**31 - 1)]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """Limits of one request and of one client; a rate of 0 disables the limit."""
-
-    max_k: int = 1000
-    max_body_bytes: int = 16 * 1024 * 1024
-    rate_per_s: float = 50.0
-    burst: int = 300
-    share: int = 32
-    upload_s: float = 30.0
-    drawing: int = 4
-    decoding: int = 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MapConfig:
-    """The base map (URL template of tiles) and the foreign origins that may use the service."""
-
-    base_map: str | None = None
-    base_map_attribution: str = ""
-    cors_origins: tuple[str, ...] = ()
 
 
 def create_app(
@@ -174,11 +153,11 @@ def _add_probes(app: FastAPI, backend: "IndexBackend", metrics: Metrics, guard: 
 
     @app.get("/v1/ready", responses={503: documented(503)[503]})
     def ready() -> ReadyAnswer:
-        """Whether the index is loaded and answers; needs no token."""
+        """Whether the index is loaded and its search actors answer; needs no token."""
         try:
             answer = backend.ready()
-        except SkysiftError as error:
-            raise SearchUnavailableError(str(error)) from error
+        except Exception as error:  # a probe asks for the reason, whatever is broken
+            raise SearchUnavailableError(_reason(error)) from error
         metrics.serving(answer.version, answer.rows)
         return answer
 
@@ -186,6 +165,14 @@ def _add_probes(app: FastAPI, backend: "IndexBackend", metrics: Metrics, guard: 
     def metrics_text() -> Response:
         """Return the counters of the service in the Prometheus text format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error of the project, only the kind of any other error."""
+    if isinstance(error, SkysiftError):
+        return str(error)
+    logger.error("the service is not ready", exc_info=error)
+    return f"the index cannot be read or searched ({type(error).__name__}); see the service's log"
 
 
 class _Queries:

@@ -2,49 +2,42 @@
 
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, redirect_stdout, suppress
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from io import StringIO
-from ipaddress import ip_address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 
-from storage.errors import ConfigError, SkysiftError
+from storage.errors import SkysiftError
 from storage.index.manifest import current_version
 from storage.scene import CatalogSpec
-from workflows.service.app import LOOPBACK_HOSTS, Limits, MapConfig, create_app
-from workflows.service.backend import BackendConfig, IndexBackend
-from workflows.service.guard import token_digests
-from workflows.service.telemetry import log_to_stderr
+from workflows.service.settings import (
+    LOOPBACK_HOSTS,
+    BackendConfig,
+    ServiceSpec,
+    check_exposure,
+    check_free,
+    is_loopback,
+)
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 logger = logging.getLogger(__name__)
 
+logging.getLogger("ray.serve").setLevel(logging.ERROR)  # its news are stages of the start
+
 _APPLICATION = "skysift"
 _LOADING_S = 20.0
+_POLL_S = 0.05
 _ONGOING = 100
 """Requests that one replica answers at a time; further requests wait."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServiceSpec:
-    """Address and settings; ``token`` (or several, with commas) never appears in ``repr``."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    token: str | None = field(default=None, repr=False)
-    limits: Limits = field(default_factory=Limits)
-    map_config: MapConfig = field(default_factory=MapConfig)
-    request_timeout_s: float = 60.0
-    replicas: int = 1
 
 
 def serve_index(
@@ -52,6 +45,7 @@ def serve_index(
     spec: ServiceSpec,
     *,
     ready: Callable[[str], object] = logger.info,
+    stage: Callable[[str], object] = logger.info,
     stop: threading.Event | None = None,
 ) -> None:
     """Serve an index until interrupted; this process has to be connected to Ray.
@@ -63,7 +57,9 @@ def serve_index(
     spec
         Address, token and limits.
     ready
-        Called with the address once the first page is answered at once, or after 20 s.
+        Called with the address once the service is ready, or after 20 s.
+    stage
+        Called with the name of each stage of the start when the stage ends.
     stop
         Ends the service when set; None waits for an interrupt.
 
@@ -78,6 +74,7 @@ def serve_index(
     current_version(config.index)  # a missing index fails here
     check_free(spec.host, spec.port)
     application = _application(config, spec, digests)
+    _start_searching(config, stage)
     serve.start(
         proxy_location="HeadOnly",
         http_options={
@@ -87,8 +84,10 @@ def serve_index(
         },
         logging_config={"log_level": "ERROR", "enable_access_log": False},
     )
+    stage("the HTTP proxy listens")
     try:
         serve.run(application, name=_APPLICATION, route_prefix="/")
+        stage("the HTTP replicas run")
         _wait_until_ready(spec)
         ready(f"http://{_in_url(spec.host)}:{spec.port}")
         (stop or threading.Event()).wait()
@@ -103,14 +102,16 @@ def serve_index(
             serve.shutdown()
 
 
-def prepare_proxy() -> None:
-    """Make HAProxy, where Ray Serve uses it, send a request to another replica when one dies.
+def _start_searching(config: BackendConfig, stage: Callable[[str], object]) -> None:
+    """Start the search actors in a thread, while the HTTP replicas start; these find them."""
+    from pipeline.search.searcher import Searcher
 
-    Call this before Ray starts: its processes inherit the variables. Requests only read, so a
-    retry is harmless.
-    """
-    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response junk-response")
-    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRIES", "10")
+    def start() -> None:
+        with suppress(SkysiftError):  # the replicas meet it too, and /v1/ready answers it
+            Searcher.connect(config.index, replicas=config.replicas)
+            stage("the search actors have loaded the index")
+
+    threading.Thread(target=start, name="skysift-search-actors", daemon=True).start()
 
 
 class Arguments(BaseModel):
@@ -146,57 +147,6 @@ def application(arguments: Arguments) -> serve.Application:
     return _application(config, spec, check_exposure(spec))
 
 
-def check_exposure(spec: ServiceSpec) -> tuple[str, ...]:
-    """Return the digests of the tokens; beyond loopback a token is required.
-
-    Raises
-    ------
-    ConfigError
-        The token is missing or too short.
-    """
-    if spec.token:
-        return token_digests(spec.token)
-    if not is_loopback(spec.host):
-        raise ConfigError(
-            f"serving on {spec.host} lets other machines in, which needs a token: set "
-            "SKYSIFT_TOKEN (make one with `openssl rand -hex 32`) or serve on 127.0.0.1"
-        )
-    return ()
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address.
-
-    Examples
-    --------
-    >>> is_loopback("::1"), is_loopback("0.0.0.0")
-    (True, False)
-    """
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def check_free(host: str, port: int) -> None:
-    """Check that the address can be bound.
-
-    Raises
-    ------
-    ConfigError
-        The address is in use, or not of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"cannot serve on {host} port {port}: {error.strerror}; choose another --port"
-            ) from error
-
-
 def _application(
     config: BackendConfig, spec: ServiceSpec, digests: tuple[str, ...]
 ) -> serve.Application:
@@ -204,7 +154,11 @@ def _application(
     hosts = LOOPBACK_HOSTS if is_loopback(spec.host) else None
     limits, map_config = spec.limits, spec.map_config
 
-    def build() -> FastAPI:
+    def build() -> "FastAPI":  # only the replicas import what answers
+        from workflows.service.app import create_app
+        from workflows.service.backend import IndexBackend
+        from workflows.service.telemetry import log_to_stderr
+
         log_to_stderr()
         backend = IndexBackend(config)
         backend.prepare()
@@ -228,7 +182,7 @@ def _application(
 
 
 def _wait_until_ready(spec: ServiceSpec) -> None:
-    """Wait, at most some seconds, until the index and the first pictures of the map are loaded."""
+    """Wait, at most some seconds, until the service is ready."""
     until = time.monotonic() + _LOADING_S
     while time.monotonic() < until:
         connection = HTTPConnection(spec.host, spec.port, timeout=_LOADING_S)
@@ -236,7 +190,7 @@ def _wait_until_ready(spec: ServiceSpec) -> None:
             connection.request("GET", "/v1/ready")
             if connection.getresponse().status == HTTPStatus.OK:
                 return
-        time.sleep(0.1)
+        time.sleep(_POLL_S)
 
 
 def _in_url(host: str) -> str:

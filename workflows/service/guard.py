@@ -22,33 +22,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from storage.errors import ConfigError
 from workflows.service.errors import error_response
 
-_MIN_TOKEN_CHARS = 16
 _MOST_CLIENTS = 10_000
 Client = tuple[str, int]
 """An address, and the position of its token; -1 without a valid one."""
 T = TypeVar("T")
 _bearer = HTTPBearer(auto_error=False, description="The service's token.")
-
-
-def token_digests(tokens: str) -> tuple[str, ...]:
-    """Return the digests of a token, or of several separated by commas.
-
-    Raises
-    ------
-    ConfigError
-        A token is too short to be secure.
-    """
-    stripped = [token.strip() for token in tokens.split(",")]
-    short = min(len(token) for token in stripped)
-    if short < _MIN_TOKEN_CHARS:
-        raise ConfigError(
-            f"a service token has {short} characters, at least {_MIN_TOKEN_CHARS} are needed; "
-            "make one with `openssl rand -hex 32`"
-        )
-    return tuple(hashlib.sha256(token.encode()).hexdigest() for token in stripped)
 
 
 class Authenticator:

@@ -17,9 +17,8 @@ from fastapi.testclient import TestClient
 
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError, SearchUnavailableError
 from storage.geometry import geojson_footprints
-from workflows.service.app import Limits, MapConfig, create_app
-from workflows.service.deploy import ServiceSpec, check_exposure
-from workflows.service.guard import Authenticator, token_digests
+from workflows.service.app import create_app
+from workflows.service.guard import Authenticator
 from workflows.service.mosaic import MapTile
 from workflows.service.schema import (
     HitBody,
@@ -33,6 +32,7 @@ from workflows.service.schema import (
     ThumbnailQuery,
     TileAnswer,
 )
+from workflows.service.settings import Limits, MapConfig, ServiceSpec, check_exposure, token_digests
 from workflows.service.thumbnails import Thumbnail
 
 TOKEN = "0123456789abcdef-token"
@@ -468,7 +468,11 @@ def test_a_web_page_elsewhere_cannot_reach_a_service_on_loopback(backend):
 def test_ready_says_what_is_served_or_503(client, backend):
     assert client.get("/v1/ready").json()["version"] == "0001-ab"
     backend.fault = NotFoundError("no index")
-    assert client.get("/v1/ready").status_code == 503
+    assert client.get("/v1/ready").json()["message"] == "no index"
+    backend.fault = OSError("/secret/path is not reachable")
+    answer = client.get("/v1/ready")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert "secret" not in answer.text
 
 
 def test_scenes_come_in_pages(client):

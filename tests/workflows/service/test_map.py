@@ -17,9 +17,9 @@ from storage.archive.reader import Archive
 from tests.support.map_page import CHROMIUM, Watched
 from tests.support.service_world import serving
 from workflows.service import mosaic
-from workflows.service.app import WEB, Limits, MapConfig, create_app
-from workflows.service.backend import BackendConfig, IndexBackend
-from workflows.service.guard import token_digests
+from workflows.service.app import WEB, create_app
+from workflows.service.backend import IndexBackend
+from workflows.service.settings import BackendConfig, Limits, MapConfig, token_digests
 
 TOKEN = "0123456789abcdef-token"
 

@@ -1,0 +1,162 @@
+"""Settings of the service, and the checks of them that come before anything starts.
+
+This module imports neither Ray nor FastAPI nor torch: the command checks its settings at once.
+"""
+
+import hashlib
+import os
+import socket
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from storage.errors import ConfigError
+from storage.location import Location
+from storage.scene import CatalogSpec
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+_MIN_TOKEN_CHARS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Limits of one request and of one client; a rate of 0 disables the limit."""
+
+    max_k: int = 1000
+    max_body_bytes: int = 16 * 1024 * 1024
+    rate_per_s: float = 50.0
+    burst: int = 300
+    share: int = 32
+    upload_s: float = 30.0
+    drawing: int = 4
+    decoding: int = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MapConfig:
+    """The base map (URL template of tiles) and the foreign origins that may use the service."""
+
+    base_map: str | None = None
+    base_map_attribution: str = ""
+    cors_origins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackendConfig:
+    """The index to serve; ``encoder_uri`` None takes the bundle that the archive was made with.
+
+    Thumbnails are drawn from the scenes of ``catalog``; None for those that the archive remembers.
+    The saved searches in the folder ``searches`` are layers.
+    """
+
+    index_uri: str | Location
+    encoder_uri: str | Location | None = None
+    catalog: CatalogSpec | None = None
+    searches: str | Location | None = None
+    replicas: int = 1
+    max_image_px: int = 16 * 1024 * 1024
+    thumbnail_cache_bytes: int = 64 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        # Replicas have other working directories than the command.
+        object.__setattr__(self, "index_uri", self.index)
+        if self.encoder_uri is not None:
+            object.__setattr__(self, "encoder_uri", Location.of(self.encoder_uri).absolute)
+        if self.searches is not None:
+            object.__setattr__(self, "searches", Location.of(self.searches).absolute)
+
+    @property
+    def index(self) -> Location:
+        """The location of the index."""
+        return Location.of(self.index_uri).absolute
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceSpec:
+    """Address and settings; ``token`` (or several, with commas) never appears in ``repr``."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = field(default=None, repr=False)
+    limits: Limits = field(default_factory=Limits)
+    map_config: MapConfig = field(default_factory=MapConfig)
+    request_timeout_s: float = 60.0
+    replicas: int = 1
+
+
+def check_exposure(spec: ServiceSpec) -> tuple[str, ...]:
+    """Return the digests of the tokens; beyond loopback a token is required.
+
+    Raises
+    ------
+    ConfigError
+        The token is missing or too short.
+    """
+    if spec.token:
+        return token_digests(spec.token)
+    if not is_loopback(spec.host):
+        raise ConfigError(
+            f"serving on {spec.host} lets other machines in, which needs a token: set "
+            "SKYSIFT_TOKEN (make one with `openssl rand -hex 32`) or serve on 127.0.0.1"
+        )
+    return ()
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address.
+
+    Examples
+    --------
+    >>> is_loopback("::1"), is_loopback("0.0.0.0")
+    (True, False)
+    """
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_free(host: str, port: int) -> None:
+    """Check that the address can be bound.
+
+    Raises
+    ------
+    ConfigError
+        The address is in use, or not of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot serve on {host} port {port}: {error.strerror}; choose another --port"
+            ) from error
+
+
+def prepare_proxy() -> None:
+    """Make HAProxy, where Ray Serve uses it, send a request to another replica when one dies.
+
+    Call this before Ray starts: its processes inherit the variables. Requests only read, so a
+    retry is harmless.
+    """
+    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response junk-response")
+    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRIES", "10")
+
+
+def token_digests(tokens: str) -> tuple[str, ...]:
+    """Return the digests of a token, or of several separated by commas.
+
+    Raises
+    ------
+    ConfigError
+        A token is too short to be secure.
+    """
+    stripped = [token.strip() for token in tokens.split(",")]
+    short = min(len(token) for token in stripped)
+    if short < _MIN_TOKEN_CHARS:
+        raise ConfigError(
+            f"a service token has {short} characters, at least {_MIN_TOKEN_CHARS} are needed; "
+            "make one with `openssl rand -hex 32`"
+        )
+    return tuple(hashlib.sha256(token.encode()).hexdigest() for token in stripped)
