@@ -3,13 +3,16 @@
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from storage.errors import ConfigError
 from storage.index.manifest import current_version
+from storage.location import Location
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
-from workflows.recipe.schema import ServiceSection
 from workflows.recipe.sections import spec_from
 
 if TYPE_CHECKING:
@@ -22,29 +25,42 @@ if TYPE_CHECKING:
     example="""
     skysift serve --index work/index
     curl http://127.0.0.1:8000/v1/search --json '{"lonlat": [103.75, 17.92], "k": 5}'
+    skysift serve coast=work/coast/index prairie=work/prairie/index --tokens tokens.yaml
     SKYSIFT_TOKEN=$(openssl rand -hex 32) skysift serve -r world.yaml --host 0.0.0.0""",
 )
+@click.argument("indexes", nargs=-1, metavar="[[NAME=]INDEX]...")
 @recipe_option("--index", "index.uri")
 @recipe_option("--encoder", "encoder.bundle", "Bundle for images; the archive's.")
 @recipe_option("--scenes", "catalog.source")
 @recipe_option("--host", "service.host")
 @recipe_option("--port", "service.port")
+@recipe_option("--tokens", "service.tokens", metavar="FILE")
 @recipe_option("--searches", "service.searches", metavar="FOLDER")
 @recipe_option("--base-map", "service.base_map", metavar="URL")
 @pass_run
-def serve(run: Run) -> None:
+def serve(run: Run, indexes: tuple[str, ...]) -> None:
     """Serve a map and an HTTP API until interrupted.
 
     Listens on this machine only by default; beyond this machine every request must carry a token
     of the variable SKYSIFT_TOKEN (or of the recipe's service.token; several are separated by
-    commas).
-    """
-    from workflows.service.settings import check_exposure, check_free, prepare_proxy
+    commas), which may do everything, or of the file --tokens, which gives each token its rights.
 
-    spec, config = _spec(run.recipe.service), _config(run)
+    Several indexes are served when they are named; each is at /v1/NAME/, and the first, the
+    default, at /v1/ too. Without a NAME, an index has that of its folder.
+    """
+    from workflows.service.settings import (
+        check_exposure,
+        check_free,
+        check_names,
+        prepare_proxy,
+    )
+
+    spec, configs = _spec(run), _configs(run, indexes)
+    check_names(configs)
     check_exposure(spec)
     check_free(spec.host, spec.port)
-    current_version(config.index)  # a missing index fails here
+    for config in configs.values():
+        current_version(config.index)  # a missing index fails here
     prepare_proxy()
     started_s = time.monotonic()
 
@@ -53,21 +69,22 @@ def serve(run: Run) -> None:
 
     def ready(address: str) -> None:
         stage("ready")
-        line = f"serving {config.index_uri} at {address}; Ctrl-C stops"
-        run.show({"address": address}, [line])
+        served = ", ".join(str(config.index_uri) for config in configs.values())
+        run.show({"address": address}, [f"serving {served} at {address}; Ctrl-C stops"])
         run.stdout.flush()
-        if obstacle := no_pictures_because(config):
-            click.echo(f"no pictures: {obstacle}", err=True)
+        for name, config in configs.items():
+            if obstacle := no_pictures_because(config):
+                click.echo(f"no pictures of {name}: {obstacle}", err=True)
 
     stage("starting Ray")
     threading.Thread(target=_import_service, daemon=True).start()  # Ray's start mostly waits
     with run.ray():
         stage("Ray runs")
         from workflows.service.backend import no_pictures_because
-        from workflows.service.deploy import serve_index
+        from workflows.service.deploy import serve_indexes
 
         try:
-            serve_index(config, spec, ready=ready, stage=stage)
+            serve_indexes(configs, spec, ready=ready, stage=stage)
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
 
@@ -76,29 +93,48 @@ def _import_service() -> None:
     import workflows.service.deploy  # noqa: F401
 
 
-def _config(run: Run) -> "BackendConfig":
-    from workflows.service.settings import BackendConfig
+def _configs(run: Run, indexes: Sequence[str]) -> "dict[str, BackendConfig]":
+    """Return the indexes to serve by their names; the catalog and the searches are the first's."""
+    from workflows.service.settings import BackendConfig, index_name
 
     section = run.recipe.service
-    return BackendConfig(
-        index_uri=run.need_path("index.uri"),
+    if indexes:
+        parts = [text.rpartition("=") for text in indexes]
+        named = [(name, run.location(uri)) for name, _, uri in parts]
+    else:
+        others = [(name, run.location(uri)) for name, uri in section.indexes.items()]
+        named = [("", Location.of(run.need_path("index.uri"))), *others]
+    common: dict[str, Any] = {
+        "replicas": run.recipe.search.replicas,
+        "max_image_px": section.max_image_px,
+        "thumbnail_cache_bytes": section.thumbnail_cache_bytes,
+    }
+    configs: dict[str, BackendConfig] = {}
+    for given, index in named:
+        name = given or index_name(index)
+        if name in configs:
+            raise ConfigError(f"two indexes have the name {name!r}; give names, as in NAME=INDEX")
+        configs[name] = BackendConfig(index_uri=index, **common)
+    first = next(iter(configs))
+    configs[first] = replace(
+        configs[first],
         encoder_uri=run.recipe.encoder.bundle,
         catalog=run.catalog_spec() if run.recipe.catalog.source else None,
         searches=None if section.searches is None else run.location(section.searches),
-        replicas=run.recipe.search.replicas,
-        max_image_px=section.max_image_px,
-        thumbnail_cache_bytes=section.thumbnail_cache_bytes,
     )
+    return configs
 
 
-def _spec(section: ServiceSection) -> "ServiceSpec":
+def _spec(run: Run) -> "ServiceSpec":
     from workflows.service.settings import Limits, MapConfig, ServiceSpec
 
+    section = run.recipe.service
     rate = section.rate_per_s / section.replicas  # each replica counts alone
     return spec_from(
         ServiceSpec,
         section,
         token=section.token or os.environ.get("SKYSIFT_TOKEN"),
+        tokens=None if section.tokens is None else run.location(section.tokens).path.absolute(),
         limits=spec_from(Limits, section, rate_per_s=rate),
         map_config=spec_from(MapConfig, section),
     )

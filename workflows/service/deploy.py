@@ -1,14 +1,15 @@
-"""Serve an index with Ray Serve: bind the address, require a token, run until stopped."""
+"""Serve indexes with Ray Serve: bind the address, require a token, run until stopped."""
 
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, redirect_stdout, suppress
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
@@ -23,6 +24,8 @@ from workflows.service.settings import (
     ServiceSpec,
     check_exposure,
     check_free,
+    check_names,
+    index_name,
     is_loopback,
 )
 
@@ -40,20 +43,20 @@ _ONGOING = 100
 """Requests that one replica answers at a time; further requests wait."""
 
 
-def serve_index(
-    config: BackendConfig,
+def serve_indexes(
+    configs: Mapping[str, BackendConfig],
     spec: ServiceSpec,
     *,
     ready: Callable[[str], object] = logger.info,
     stage: Callable[[str], object] = logger.info,
     stop: threading.Event | None = None,
 ) -> None:
-    """Serve an index until interrupted; this process has to be connected to Ray.
+    """Serve indexes until interrupted; this process has to be connected to Ray.
 
     Parameters
     ----------
-    config
-        The index and its files.
+    configs
+        The indexes and their files, by their names in addresses; the first is the default.
     spec
         Address, token and limits.
     ready
@@ -71,10 +74,12 @@ def serve_index(
         There is no such index.
     """
     digests = check_exposure(spec)
-    current_version(config.index)  # a missing index fails here
+    check_names(configs)
+    for config in configs.values():
+        current_version(config.index)  # a missing index fails here
     check_free(spec.host, spec.port)
-    application = _application(config, spec, digests)
-    _start_searching(config, stage)
+    application = _application(configs, spec, digests)
+    _start_searching(configs, stage)
     serve.start(
         proxy_location="HeadOnly",
         http_options={
@@ -102,16 +107,17 @@ def serve_index(
             serve.shutdown()
 
 
-def _start_searching(config: BackendConfig, stage: Callable[[str], object]) -> None:
+def _start_searching(configs: Mapping[str, BackendConfig], stage: Callable[[str], object]) -> None:
     """Start the search actors in a thread, while the HTTP replicas start; these find them."""
     from pipeline.search.searcher import Searcher
 
-    def start() -> None:
+    def start(name: str, config: BackendConfig) -> None:
         with suppress(SkysiftError):  # the replicas meet it too, and /v1/ready answers it
             Searcher.connect(config.index, replicas=config.replicas)
-            stage("the search actors have loaded the index")
+            stage(f"the search actors have loaded {name}")
 
-    threading.Thread(target=start, name="skysift-search-actors", daemon=True).start()
+    for named in configs.items():
+        threading.Thread(target=start, args=named, name="skysift-searching", daemon=True).start()
 
 
 class Arguments(BaseModel):
@@ -120,6 +126,8 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     index: str
+    indexes: dict[str, str] = {}
+    tokens: str | None = None
     encoder: str | None = None
     scenes: str | None = None
     searches: str | None = None
@@ -136,7 +144,11 @@ def application(arguments: Arguments) -> serve.Application:
     ConfigError
         There is no token.
     """
-    spec = ServiceSpec(host="0.0.0.0", token=os.environ.get("SKYSIFT_TOKEN"))
+    spec = ServiceSpec(
+        host="0.0.0.0",
+        token=os.environ.get("SKYSIFT_TOKEN"),
+        tokens=Path(arguments.tokens) if arguments.tokens else None,
+    )
     config = BackendConfig(
         index_uri=arguments.index,
         encoder_uri=arguments.encoder,
@@ -144,27 +156,35 @@ def application(arguments: Arguments) -> serve.Application:
         searches=arguments.searches,
         replicas=arguments.replicas,
     )
-    return _application(config, spec, check_exposure(spec))
+    others = {
+        name: BackendConfig(index_uri=uri, replicas=arguments.replicas)
+        for name, uri in arguments.indexes.items()
+    }
+    configs = {index_name(config.index): config, **others}
+    check_names(configs)
+    return _application(configs, spec, check_exposure(spec))
 
 
 def _application(
-    config: BackendConfig, spec: ServiceSpec, digests: tuple[str, ...]
+    configs: Mapping[str, BackendConfig], spec: ServiceSpec, digests: tuple[str, ...]
 ) -> serve.Application:
     """Bind the deployment; only the digests of the tokens travel to the replicas."""
     hosts = LOOPBACK_HOSTS if is_loopback(spec.host) else None
-    limits, map_config = spec.limits, spec.map_config
+    limits, map_config, tokens = spec.limits, spec.map_config, spec.tokens
 
     def build() -> "FastAPI":  # only the replicas import what answers
-        from workflows.service.app import create_app
+        from workflows.service.app import create_service
         from workflows.service.backend import IndexBackend
         from workflows.service.telemetry import log_to_stderr
+        from workflows.service.tokens import Access
 
         log_to_stderr()
-        backend = IndexBackend(config)
-        backend.prepare()
-        return create_app(
-            backend,
-            digests=digests,
+        backends = {name: IndexBackend(config) for name, config in configs.items()}
+        for backend in backends.values():
+            backend.prepare()
+        return create_service(
+            backends,
+            Access(digests, tokens),
             limits=limits,
             map_config=map_config,
             hosts=hosts,

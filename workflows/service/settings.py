@@ -3,23 +3,36 @@
 This module imports neither Ray nor FastAPI nor torch: the command checks its settings at once.
 """
 
-import hashlib
 import os
+import re
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import Path
 
 from storage.errors import ConfigError
 from storage.location import Location
 from storage.scene import CatalogSpec
+from workflows.service.tokens import read_token_file, token_digests
 
+DEFAULT_NAME = "default"
+"""Name of the index of a service that is built without names."""
+RESERVED_NAMES = (
+    *("change", "colours", "detections", "health", "index", "indexes", "marks", "mosaic", "ready"),
+    *("saved-search", "scenes", "scores", "search", "suggestions", "tiles"),
+)
+"""The first part of each route below ``/v1/``."""
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-_MIN_TOKEN_CHARS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Limits of one request and of one client; a rate of 0 disables the limit."""
+    """Limits of one request and of one client; a rate of 0 disables the limit.
+
+    The quota of a token is shared by ``replicas`` processes.
+    """
 
     max_k: int = 1000
     max_body_bytes: int = 16 * 1024 * 1024
@@ -29,6 +42,7 @@ class Limits:
     upload_s: float = 30.0
     drawing: int = 4
     decoding: int = 2
+    replicas: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,13 +84,51 @@ class BackendConfig:
         return Location.of(self.index_uri).absolute
 
 
+def index_name(index: Location) -> str:
+    """Return the name of an index in addresses: that of its folder, or of the folder above.
+
+    Examples
+    --------
+    >>> index_name(Location("/data/Coast 2024/index")), index_name(Location("/data/prairie"))
+    ('coast-2024', 'prairie')
+    """
+    parts = [part for part in index.uri.rstrip("/").split("/") if part]
+    last = parts[-2] if len(parts) > 1 and parts[-1] == "index" else parts[-1]
+    return re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-._")[:64] or DEFAULT_NAME
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Check the names of indexes in addresses.
+
+    Raises
+    ------
+    ConfigError
+        A name is used twice, is a route's, or has characters that need quoting.
+    """
+    seen = set()
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"the index name {name!r} does not fit an address: use lower-case letters, "
+                "digits, `.`, `_` and `-`, as in NAME=INDEX"
+            )
+        if name in RESERVED_NAMES or name in seen:
+            why = "is used twice" if name in seen else "is the name of a route"
+            raise ConfigError(f"the index name {name!r} {why}; give another, as in NAME=INDEX")
+        seen.add(name)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServiceSpec:
-    """Address and settings; ``token`` (or several, with commas) never appears in ``repr``."""
+    """Address and settings; ``token`` (or several, with commas) never appears in ``repr``.
+
+    ``tokens`` is a file of tokens with rights (:mod:`workflows.service.tokens`).
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
     token: str | None = field(default=None, repr=False)
+    tokens: Path | None = None
     limits: Limits = field(default_factory=Limits)
     map_config: MapConfig = field(default_factory=MapConfig)
     request_timeout_s: float = 60.0
@@ -84,19 +136,22 @@ class ServiceSpec:
 
 
 def check_exposure(spec: ServiceSpec) -> tuple[str, ...]:
-    """Return the digests of the tokens; beyond loopback a token is required.
+    """Return the digests of the tokens with every right; beyond loopback a token is required.
 
     Raises
     ------
     ConfigError
-        The token is missing or too short.
+        The token is missing or too short, or the file of tokens is invalid.
     """
+    if spec.tokens is not None:
+        read_token_file(spec.tokens)
     if spec.token:
         return token_digests(spec.token)
-    if not is_loopback(spec.host):
+    if spec.tokens is None and not is_loopback(spec.host):
         raise ConfigError(
             f"serving on {spec.host} lets other machines in, which needs a token: set "
-            "SKYSIFT_TOKEN (make one with `openssl rand -hex 32`) or serve on 127.0.0.1"
+            "SKYSIFT_TOKEN (make one with `openssl rand -hex 32`) or service.tokens, or serve on "
+            "127.0.0.1"
         )
     return ()
 
@@ -142,21 +197,3 @@ def prepare_proxy() -> None:
     """
     os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response junk-response")
     os.environ.setdefault("RAY_SERVE_HAPROXY_RETRIES", "10")
-
-
-def token_digests(tokens: str) -> tuple[str, ...]:
-    """Return the digests of a token, or of several separated by commas.
-
-    Raises
-    ------
-    ConfigError
-        A token is too short to be secure.
-    """
-    stripped = [token.strip() for token in tokens.split(",")]
-    short = min(len(token) for token in stripped)
-    if short < _MIN_TOKEN_CHARS:
-        raise ConfigError(
-            f"a service token has {short} characters, at least {_MIN_TOKEN_CHARS} are needed; "
-            "make one with `openssl rand -hex 32`"
-        )
-    return tuple(hashlib.sha256(token.encode()).hexdigest() for token in stripped)

@@ -1,7 +1,8 @@
 """Telemetry of the service: Prometheus metrics, and a JSON line of log for each request.
 
-A log line holds method, route, path, status, times and sizes. It never holds headers, queries or
-bodies, so neither a token nor a vector can get into the log.
+A log line holds method, route, path, status, times and sizes, the index, and the first characters
+of the token's digest. It never holds headers, queries or bodies, so neither a token nor a vector
+can get into the log.
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import platform
 import sys
 import time
+from copy import copy
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,15 +31,16 @@ _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 
 
 class Metrics:
-    """The metrics of one replica, named by their label ``replica``."""
+    """The metrics of one replica, named by their label ``replica``, about an index."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: str = "") -> None:
+        self.index = index
         self._replica = f"{platform.node()}:{os.getpid()}"
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
 
         def metric(kind: Any, name: str, text: str, *labels: str, **options: Any) -> Any:
-            names = ["replica", *labels]
+            names = ["replica", "index", *labels]
             return kind(f"skysift_{name}", text, names, registry=self.registry, **options)
 
         self._requests = metric(
@@ -48,25 +51,39 @@ class Metrics:
         )
         self._inside = metric(Gauge, "http_requests_in_progress", "Requests being answered.")
         self._thumbnails = metric(Counter, "thumbnails", "Thumbnails given.", "source")
+        self._version = ""
+        self._faulty = metric(Gauge, "token_file_invalid", "1 while the token file is invalid.")
         self._rows = metric(Gauge, "index_rows", "Rows of the index that is served.", "version")
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request."""
-        self._requests.labels(self._replica, method, route, status).inc()
-        self._seconds.labels(self._replica, route).observe(seconds)
+        self._requests.labels(self._replica, self.index, method, route, status).inc()
+        self._seconds.labels(self._replica, self.index, route).observe(seconds)
 
     def entered(self, change: int) -> None:
         """Count requests in progress up or down."""
-        self._inside.labels(self._replica).inc(change)
+        self._inside.labels(self._replica, self.index).inc(change)
 
     def thumbnail(self, source: str) -> None:
         """Count a thumbnail: ``drawn``, ``cache`` or ``unchanged`` (the client has it)."""
-        self._thumbnails.labels(self._replica, source).inc()
+        self._thumbnails.labels(self._replica, self.index, source).inc()
 
     def serving(self, version: str, rows: int) -> None:
         """Record the version of the index that is served."""
-        self._rows.clear()
-        self._rows.labels(self._replica, version).set(rows)
+        if self._version not in ("", version):
+            self._rows.remove(self._replica, self.index, self._version)
+        self._version = version
+        self._rows.labels(self._replica, self.index, version).set(rows)
+
+    def of(self, index: str) -> "Metrics":
+        """Return the same metrics about another index."""
+        other = copy(self)
+        other.index, other._version = index, ""
+        return other
+
+    def tokens(self, faulty: bool) -> None:
+        """Record whether the token file is invalid, so that older tokens are in force."""
+        self._faulty.labels(self._replica, "").set(faulty)
 
     def text(self) -> bytes:
         """Return all metrics in the Prometheus text format."""
@@ -84,6 +101,7 @@ class RequestMetrics:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope.setdefault("state", {})  # gets the token's digest
         started, status, sent_bytes = time.perf_counter(), 500, 0
 
         async def observed(message: Message) -> None:
@@ -102,16 +120,28 @@ class RequestMetrics:
             route = getattr(scope.get("route"), "path", "") or "other"
             self._metrics.answered(scope["method"], route, status, seconds)
             access_log.info(
-                "%s", _line(scope, route, status, milliseconds=seconds * 1e3, sent=sent_bytes)
+                "%s",
+                _line(
+                    scope,
+                    self._metrics.index,
+                    route,
+                    status,
+                    milliseconds=seconds * 1e3,
+                    sent=sent_bytes,
+                ),
             )
 
 
-def _line(scope: Scope, route: str, status: int, *, milliseconds: float, sent: int) -> str:
+def _line(
+    scope: Scope, index: str, route: str, status: int, *, milliseconds: float, sent: int
+) -> str:
     client = scope.get("client")
     return json.dumps(
         {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "client": client[0] if client else "",
+            "token": scope.get("state", {}).get("token", ""),
+            "index": index,
             "method": scope["method"],
             "route": route,
             "path": scope["path"][:512],

@@ -39,7 +39,8 @@ from workflows.service.app import create_app
 from workflows.service.backend import IndexBackend, no_pictures_because
 from workflows.service.mosaic import opening_tiles
 from workflows.service.schema import MosaicQuery
-from workflows.service.settings import BackendConfig, Limits, token_digests
+from workflows.service.settings import BackendConfig, Limits
+from workflows.service.tokens import token_digests
 
 TOKEN = "0123456789abcdef-token"
 
