@@ -548,7 +548,7 @@ def test_the_answers_are_what_openapi_says(served):
     )
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=config)
     operations = [result.ok() for result in schema.get_all_operations()]
-    assert len(operations) == 29
+    assert len(operations) == 30
     for operation in operations:
         modes = [operation.as_strategy(mode) for mode in GenerationMode]
 
