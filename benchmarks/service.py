@@ -36,9 +36,8 @@ from benchmarks.vectors import clustered, make_archive
 from pipeline.indexing.driver import build_index
 from pipeline.runtime.cluster import ray_session
 from pipeline.search.searcher import Searcher
-from workflows.service.app import Limits
-from workflows.service.backend import BackendConfig
-from workflows.service.deploy import ServiceSpec, prepare_proxy, serve_index
+from workflows.service.deploy import serve_indexes
+from workflows.service.settings import BackendConfig, Limits, ServiceSpec, prepare_proxy
 
 ROWS, DIMENSION, K = 100_000, 128, 10
 CLIENTS = (1, 8, 64)
@@ -85,8 +84,8 @@ def serving(index: str, replicas: int = 1) -> Iterator[str]:
     up, stop = threading.Event(), threading.Event()
     spec = ServiceSpec(port=port, limits=Limits(rate_per_s=0), replicas=replicas)
     thread = threading.Thread(
-        target=serve_index,
-        args=(BackendConfig(index_uri=index, replicas=replicas), spec),
+        target=serve_indexes,
+        args=({"rows": BackendConfig(index_uri=index, replicas=replicas)}, spec),
         kwargs={"ready": lambda _: up.set(), "stop": stop},
     )
     thread.start()

@@ -35,6 +35,8 @@ _RETIRE_AFTER_S = 600.0
 _STATE_TIMEOUT_S = 10.0
 _INLINE_BYTES = 100_000
 _AT_ONCE = 4
+_PROBES = "probes"
+"""Threads of an actor that answer probes, whatever the others are doing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,6 +188,25 @@ class ActorPool:
                     answers.append(answer)
         return self._partial_result(answers, missing)
 
+    def silent(self, timeout_s: float) -> list[str]:
+        """Return the shards of which no actor answers a probe in time; start actors that died.
+
+        An actor answers probes in a thread of their own, however many searches wait.
+        """
+        probes = [actor.ready.options(concurrency_group=_PROBES).remote() for actor in self._actors]
+        done, _ = ray.wait(probes, num_returns=len(probes), timeout=timeout_s)
+        alive = set()
+        for replica, probe in enumerate(probes):
+            try:
+                if probe in done:
+                    _get(probe, timeout_s)
+                    alive.add(replica)
+            except _NoAnswerError as error:
+                if self._is_up(replica):
+                    self._mark_down(replica, error)
+        holders = self.placement.holders
+        return [name for name, shard in self._shards.items() if alive.isdisjoint(holders(shard))]
+
     def process_ids(self) -> list[int]:
         """Return the process id of each actor."""
         return [_get(actor.ready.remote(), LOAD_TIMEOUT_S) for actor in self._actors]
@@ -274,7 +295,8 @@ class ActorPool:
             for name, shard in self._shards.items()
             if number in placement.holders(shard)
         }
-        remote: Any = ray.remote(SearchActor)
+        remote_class: Any = ray.remote  # its types do not know all of its options
+        remote = remote_class(concurrency_groups={_PROBES: 1})(SearchActor)
         return remote.options(
             name=f"{self._prefix}/{placement.actors}x{placement.replicas}/{number}",
             namespace=NAMESPACE,

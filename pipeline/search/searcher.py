@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 Where = Filter | Mapping[str, Any] | None
 """Which rows may be returned: a filter, a mapping of its fields, or every row."""
 _RECOVERY_POLL_S = 0.1
+_PROBE_S = 1.0
 _CACHED_PLANS = 64
 FIRST_DEPTH = 64
 """Hits of a query in the first round of a search by score."""
@@ -127,6 +128,20 @@ class Searcher(Described):
         index = Location.of(index_uri).absolute
         manifest = read_manifest(index, version)
         return cls(index, manifest, ShardSet.load(index, manifest))
+
+    def check(self) -> None:
+        """Check, within about a second, that every shard can be searched.
+
+        Raises
+        ------
+        SearchUnavailableError
+            No search actor of a shard answers; actors that died are started again.
+        """
+        if isinstance(self._backend, ActorPool) and (silent := self._backend.silent(_PROBE_S)):
+            raise SearchUnavailableError(
+                f"no search actor answers for {len(silent)} of {len(self.manifest.shards)} shards; "
+                "it is restarted where it died"
+            )
 
     def facts(self) -> dict[str, Any]:
         """Return rows, dates, box, encoder, kind, and where the shards are searched."""

@@ -26,7 +26,7 @@ from storage.catalog.read import read_scenes
 from storage.location import Location
 from storage.raster.writer import write_geotiff
 from storage.scene import CatalogSpec
-from workflows.service.backend import BackendConfig
+from workflows.service.settings import BackendConfig
 
 TILE_PX = 32
 TILES = 4

@@ -594,7 +594,10 @@ def test_serve_answers_over_http_and_stops_on_ctrl_c(world, variables):
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0
     assert out == ""  # after the address, not even Ray's own notes
-    assert re.fullmatch(r"\s*stopped\s*", err), err
+    *stages, last = err.strip().splitlines()
+    assert last == "stopped"
+    assert [line for line in stages if not re.fullmatch(r" *\d+\.\d s  \S.*", line)] == []
+    assert {"starting Ray", "Ray runs", "ready"} <= {line.split("  ")[-1] for line in stages}
 
 
 def test_prints_of_libraries_do_not_reach_stdout(monkeypatch):

@@ -1,7 +1,11 @@
 """`skysift serve`: the map and searches over HTTP."""
 
+import threading
+import time
+
 import click
 
+from storage.index.manifest import current_version
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
 
 
@@ -11,39 +15,70 @@ from workflows.commands.common import Run, Verb, pass_run, recipe_option
     example="""
     skysift serve --index work/index
     curl http://127.0.0.1:8000/v1/search --json '{"lonlat": [103.75, 17.92], "k": 5}'
+    skysift serve coast=work/coast/index prairie=work/prairie/index --tokens tokens.yaml
     SKYSIFT_TOKEN=$(openssl rand -hex 32) skysift serve -r world.yaml --host 0.0.0.0""",
 )
+@click.argument("indexes", nargs=-1, metavar="[[NAME=]INDEX]...")
 @recipe_option("--index", "index.uri")
 @recipe_option("--encoder", "encoder.bundle", "Bundle for images; the archive's.")
 @recipe_option("--scenes", "catalog.source")
 @recipe_option("--host", "service.host")
 @recipe_option("--port", "service.port")
+@recipe_option("--tokens", "service.tokens", metavar="FILE")
 @recipe_option("--searches", "service.searches", metavar="FOLDER")
 @recipe_option("--base-map", "service.base_map", metavar="URL")
 @pass_run
-def serve(run: Run) -> None:
+def serve(run: Run, indexes: tuple[str, ...]) -> None:
     """Serve a map and an HTTP API until interrupted.
 
     Listens on this machine only by default; beyond this machine every request must carry a token
     of the variable SKYSIFT_TOKEN (or of the recipe's service.token; several are separated by
-    commas).
-    """
-    from workflows.service.backend import no_pictures_because
-    from workflows.service.deploy import check_exposure, from_recipe, prepare_proxy, serve_index
+    commas), which may do everything, or of the file --tokens, which gives each token its rights.
 
-    config, spec = from_recipe(run)
+    Several indexes are served when they are named; each is at /v1/NAME/, and the first, the
+    default, at /v1/ too. Without a NAME, an index has that of its folder.
+    """
+    from workflows.service.settings import (
+        check_exposure,
+        check_free,
+        check_names,
+        from_recipe,
+        prepare_proxy,
+    )
+
+    configs, spec = from_recipe(run, indexes)
+    check_names(configs)
     check_exposure(spec)
+    check_free(spec.host, spec.port)
+    for config in configs.values():
+        current_version(config.index)  # a missing index fails here
     prepare_proxy()
-    obstacle = no_pictures_because(config)
+    started_s = time.monotonic()
+
+    def stage(ended: str) -> None:
+        click.echo(f"{time.monotonic() - started_s:4.1f} s  {ended}", err=True)
 
     def ready(address: str) -> None:
-        run.show({"address": address}, [f"serving {config.index_uri} at {address}; Ctrl-C stops"])
-        if obstacle:
-            click.echo(f"no pictures: {obstacle}", err=True)
+        stage("ready")
+        served = ", ".join(str(config.index_uri) for config in configs.values())
+        run.show({"address": address}, [f"serving {served} at {address}; Ctrl-C stops"])
         run.stdout.flush()
+        for name, config in configs.items():
+            if obstacle := no_pictures_because(config):
+                click.echo(f"no pictures of {name}: {obstacle}", err=True)
 
+    stage("starting Ray")
+    threading.Thread(target=_import_service, daemon=True).start()  # Ray's start mostly waits
     with run.ray():
+        stage("Ray runs")
+        from workflows.service.backend import no_pictures_because
+        from workflows.service.deploy import serve_indexes
+
         try:
-            serve_index(config, spec, ready=ready)
+            serve_indexes(configs, spec, ready=ready, stage=stage)
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
+
+
+def _import_service() -> None:
+    import workflows.service.deploy  # noqa: F401

@@ -1,10 +1,11 @@
 """The HTTP application: its routes and their middleware. This module does not use Ray.
 
-Beyond loopback a bearer token is required (:func:`workflows.service.deploy.serve_index` enforces
-this). The map at ``/`` is static and holds no data; it gets its data from the guarded routes.
+Beyond loopback a bearer token is required (:func:`workflows.service.settings.check_exposure`).
+The map at ``/`` is static and holds no data; it gets its data from the guarded routes.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,15 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from storage.errors import ConfigError, SearchUnavailableError, SkysiftError
 from workflows.service.errors import add_handlers, documented
 from workflows.service.features import add_features, landing
-from workflows.service.guard import Authenticator, BodyLimit, FairPlaces, OwnPages, SafeHeaders
+from workflows.service.guard import (
+    Authenticator,
+    BodyLimit,
+    FairPlaces,
+    Gate,
+    OwnPages,
+    SafeHeaders,
+)
+from workflows.service.indexes import NAMED, ByIndex, with_named_paths
 from workflows.service.marks import (
     DetectBody,
     DetectionsAnswer,
@@ -40,7 +49,9 @@ from workflows.service.schema import (
     ChangeQuery,
     HealthAnswer,
     IndexAnswer,
+    IndexesAnswer,
     MosaicQuery,
+    NamedIndexBody,
     ReadyAnswer,
     ScenesAnswer,
     ScenesQuery,
@@ -50,15 +61,16 @@ from workflows.service.schema import (
     ThumbnailQuery,
     TileAnswer,
 )
+from workflows.service.settings import DEFAULT_NAME, LOOPBACK_HOSTS, Limits, MapConfig
 from workflows.service.telemetry import Metrics, RequestMetrics
 from workflows.service.thumbnails import Thumbnail
+from workflows.service.tokens import Access
 from workflows.service.uploads import Asked, read_query, receive
 
 if TYPE_CHECKING:
     from workflows.service.backend import IndexBackend
     from workflows.service.layers import TileNumber
 
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 WEB = Path(__file__).parent / "web"
 _HATCHED = "Why scenes are hatched, where they are, and what helps."
 _MULTIPART = {
@@ -69,6 +81,8 @@ _MULTIPART = {
         "query": {"type": "string", "description": "The rest of the query, as JSON."},
     },
 }
+
+logger = logging.getLogger(__name__)
 
 Accept = Annotated[str | None, Header(include_in_schema=False)]
 Grid = Annotated[str, InPath(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=128)]
@@ -81,26 +95,13 @@ Cell = Annotated[int, InPath(ge=-(2**31), le=2**31 - 1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """Limits of one request and of one client; a rate of 0 disables the limit."""
+class _Shared:
+    """What the applications of all indexes of a service share."""
 
-    max_k: int = 1000
-    max_body_bytes: int = 16 * 1024 * 1024
-    rate_per_s: float = 50.0
-    burst: int = 300
-    share: int = 32
-    upload_s: float = 30.0
-    drawing: int = 4
-    decoding: int = 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MapConfig:
-    """The base map (URL template of tiles) and the foreign origins that may use the service."""
-
-    base_map: str | None = None
-    base_map_attribution: str = ""
-    cors_origins: tuple[str, ...] = ()
+    gate: Gate
+    limits: Limits
+    map_config: MapConfig
+    hosts: Sequence[str] | None
 
 
 def create_app(
@@ -111,15 +112,35 @@ def create_app(
     map_config: MapConfig | None = None,
     hosts: Sequence[str] | None = LOOPBACK_HOSTS,
 ) -> FastAPI:
-    """Build the application.
+    """Build the application of one index; ``digests`` are of tokens with every right.
+
+    See :func:`create_service`.
+    """
+    return create_service(
+        {DEFAULT_NAME: backend},
+        Access(digests),
+        limits=limits,
+        map_config=map_config,
+        hosts=hosts,
+    )
+
+
+def create_service(
+    backends: Mapping[str, "IndexBackend"],
+    access: Access,
+    *,
+    limits: Limits | None = None,
+    map_config: MapConfig | None = None,
+    hosts: Sequence[str] | None = LOOPBACK_HOSTS,
+) -> FastAPI:
+    """Build the application of several indexes.
 
     Parameters
     ----------
-    backend
-        Answers the requests.
-    digests
-        SHA-256 of the bearer tokens, one of which requests must carry; when empty, no token is
-        needed.
+    backends
+        Answer the requests, by the names of their indexes; the first is the default.
+    access
+        The tokens, with their rights on the indexes.
     limits
         Limits of one request and of one client.
     map_config
@@ -128,8 +149,25 @@ def create_app(
         Values of the Host header that are served, so that a web page elsewhere cannot reach a
         service on loopback by a name of its own; None serves any.
     """
-    limits, metrics = limits or Limits(), Metrics()
-    map_config = map_config or MapConfig()
+    limits = limits or Limits()
+    gate = Gate(access, limits.rate_per_s, limits.burst, limits.share, replicas=limits.replicas)
+    shared = _Shared(gate=gate, limits=limits, map_config=map_config or MapConfig(), hosts=hosts)
+    metrics = Metrics()
+    apps = {name: _index_app(name, backends, metrics.of(name), shared) for name in backends}
+    default, *others = backends
+    app = apps[default]
+    app.add_middleware(ByIndex, others={name: apps[name] for name in others}, default=default)
+    if others:
+        generated = app.openapi
+        app.openapi = lambda: with_named_paths(generated())  # type: ignore[method-assign]
+    return app
+
+
+def _index_app(
+    name: str, backends: Mapping[str, "IndexBackend"], metrics: Metrics, shared: _Shared
+) -> FastAPI:
+    """Build the application of one of the indexes."""
+    backend, limits, map_config = backends[name], shared.limits, shared.map_config
     app = FastAPI(
         title="Skysift",
         summary="Where else does it look like this?",
@@ -147,16 +185,18 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "Accept"],
         )
     app.add_middleware(OwnPages, origins=map_config.cors_origins)
-    if hosts is not None:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    if shared.hosts is not None:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(shared.hosts))
     app.add_middleware(RequestMetrics, metrics=metrics)
     _add_headers(app, _origins(map_config.base_map))
     add_handlers(app)
-    guard = [Depends(Authenticator(digests, limits.rate_per_s, limits.burst, limits.share))]
-    _add_probes(app, backend, metrics, guard)
+    door = Authenticator(shared.gate, name)
+    guard, marking = [Depends(door)], [Depends(door.needing("mark"))]
+    _add_probes(app, name, backends, metrics, door)
     queries = _Queries(limits)
     _add_search(app, backend, queries, limits, guard)
-    _add_saved(app, backend, queries, guard)
+    _add_marks(app, backend, queries, limits, marking)
+    _add_saved(app, backend, queries, marking)
     _add_change(app, backend, limits, guard)
     _add_archive(app, backend, limits, map_config, guard)
     _add_tiles(app, backend, limits, metrics, guard)
@@ -166,26 +206,58 @@ def create_app(
     return app
 
 
-def _add_probes(app: FastAPI, backend: "IndexBackend", metrics: Metrics, guard: list[Any]) -> None:
+def _add_probes(
+    app: FastAPI,
+    name: str,
+    backends: Mapping[str, "IndexBackend"],
+    metrics: Metrics,
+    door: Authenticator,
+) -> None:
     @app.get("/v1/health")
     async def health() -> HealthAnswer:  # needs no thread, so it answers when all are taken
         """Whether the process runs; needs no token."""
         return HealthAnswer()
 
     @app.get("/v1/ready", responses={503: documented(503)[503]})
-    def ready() -> ReadyAnswer:
-        """Whether the index is loaded and answers; needs no token."""
-        try:
-            return backend.ready()
-        except SkysiftError as error:
-            raise SearchUnavailableError(str(error)) from error
+    def ready(request: Request) -> ReadyAnswer:
+        """Whether every index, or the named one, is loaded and searched; needs no token."""
+        asked = [name] if request.scope.get(NAMED) else list(backends)
+        return {index: _ready(index, backends) for index in asked}[name]
 
-    @app.get("/metrics", dependencies=guard, responses=documented(), response_class=Response)
+    @app.get("/v1/indexes", dependencies=[Depends(door.needing(""))], responses=documented())
+    def indexes(request: Request) -> IndexesAnswer:
+        """List the indexes that the token may read, the default first where it may be."""
+        rights = {index: request.state.grant.right(index) for index in backends}
+        found = [
+            NamedIndexBody(name=index, right=right) for index, right in rights.items() if right
+        ]
+        return IndexesAnswer(indexes=found, default=next(iter(backends)))
+
+    admin = [Depends(door.needing("admin"))]
+
+    @app.get("/metrics", dependencies=admin, responses=documented(), response_class=Response)
     def metrics_text() -> Response:
         """Return the counters of the service in the Prometheus text format."""
-        if served := backend.served():
-            metrics.serving(served)
+        served = {index: of_index.served() for index, of_index in backends.items()}
+        metrics.serving({index: one for index, one in served.items() if one})
+        metrics.tokens(door.access.faulty)
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _ready(name: str, backends: Mapping[str, "IndexBackend"]) -> ReadyAnswer:
+    try:
+        return backends[name].ready()
+    except Exception as error:  # a probe asks for the reason, whatever is broken
+        which = f"index {name}: " if len(backends) > 1 else ""
+        raise SearchUnavailableError(which + _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error of the project, only the kind of any other error."""
+    if isinstance(error, SkysiftError):
+        return str(error)
+    logger.error("the service is not ready", exc_info=error)
+    return f"the index cannot be read or searched ({type(error).__name__}); see the service's log"
 
 
 class _Queries:
@@ -247,6 +319,12 @@ def _add_search(
 
         return await queries.answer(request, SearchBody, respond, takes_long=False)
 
+    _describe(app, SearchBody)
+
+
+def _add_marks(
+    app: FastAPI, backend: "IndexBackend", queries: _Queries, limits: Limits, guard: list[Any]
+) -> None:
     @app.post("/v1/suggestions", **_asks(SuggestBody, SearchAnswer, guard, content=CONTENT))
     async def suggestions(request: Request, accept: Accept = None) -> Response:
         """Choose the tiles whose marks would teach most."""
@@ -266,7 +344,7 @@ def _add_search(
 
         return await queries.answer(request, DetectBody, respond)
 
-    _describe(app, SearchBody, SuggestBody, DetectBody)
+    _describe(app, SuggestBody, DetectBody)
 
 
 def _add_saved(app: FastAPI, backend: "IndexBackend", queries: _Queries, guard: list[Any]) -> None:

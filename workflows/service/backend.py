@@ -11,13 +11,11 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from encoders.bundle import Encoder, load_encoder
 from encoders.spec import EncoderSpec, no_text, read_spec
 from pipeline.search.change import ChangeSpec, find_changes
 from pipeline.search.detections import suggest
@@ -34,7 +32,6 @@ from storage.index.filter import Filter
 from storage.index.manifest import current_version, read_manifest
 from storage.location import Location
 from storage.outlines import tile_outlines
-from storage.scene import CatalogSpec
 from workflows.report.colours import preset_of, presets_of
 from workflows.service.collections import Collections
 from workflows.service.decoding import Decoder
@@ -76,8 +73,12 @@ from workflows.service.schema import (
     ThumbnailQuery,
     TileAnswer,
 )
+from workflows.service.settings import BackendConfig
 from workflows.service.telemetry import Served
 from workflows.service.thumbnails import Thumbnail, Thumbnails
+
+if TYPE_CHECKING:
+    from encoders.bundle import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -88,36 +89,6 @@ _OPENING_S = 6.0
 _DRAWING = 4
 _MOST_ACQUISITIONS = 10_000
 _MOST_IN_BOX = 1_000
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BackendConfig:
-    """The index to serve; ``encoder_uri`` None takes the bundle that the archive was made with.
-
-    Thumbnails are drawn from the scenes of ``catalog``; None for those that the archive remembers.
-    The saved searches in the folder ``searches`` are layers.
-    """
-
-    index_uri: str | Location
-    encoder_uri: str | Location | None = None
-    catalog: CatalogSpec | None = None
-    searches: str | Location | None = None
-    replicas: int = 1
-    max_image_px: int = 16 * 1024 * 1024
-    thumbnail_cache_bytes: int = 64 * 1024 * 1024
-
-    def __post_init__(self) -> None:
-        # Replicas have other working directories than the command.
-        object.__setattr__(self, "index_uri", self.index)
-        if self.encoder_uri is not None:
-            object.__setattr__(self, "encoder_uri", Location.of(self.encoder_uri).absolute)
-        if self.searches is not None:
-            object.__setattr__(self, "searches", Location.of(self.searches).absolute)
-
-    @property
-    def index(self) -> Location:
-        """The location of the index."""
-        return Location.of(self.index_uri).absolute
 
 
 def no_pictures_because(config: BackendConfig) -> str:
@@ -137,18 +108,23 @@ class IndexBackend:
         self._version: _Version | None = None
         self._decode = Decoder(config.max_image_px)
         self._thumbnails = Thumbnails(config.catalog, config.thumbnail_cache_bytes)
-        self._preparing: threading.Thread | None = None
+        self._loading = threading.Event()
 
     def prepare(self) -> None:
-        """Load what a first page requests, in a thread; until then the service is not ready."""
-        self._preparing = threading.Thread(
-            target=self._prepare, name="skysift-prepare", daemon=True
-        )
-        self._preparing.start()
+        """Load the index, and then what a first page requests, in a thread.
+
+        The service is ready once the index is loaded; the pictures follow.
+        """
+        self._loading.set()
+        threading.Thread(target=self._prepare, name="skysift-prepare", daemon=True).start()
 
     def _prepare(self) -> None:
-        with suppress(SkysiftError):  # it is answered to the request that meets it
-            self._current().prepare()
+        try:
+            with suppress(SkysiftError):  # it is answered to the request that meets it
+                self._current().prepare()
+        finally:
+            self._loading.clear()
+        with suppress(SkysiftError):
             self._draw_opening()
 
     def _draw_opening(self) -> None:
@@ -330,11 +306,13 @@ class IndexBackend:
         Raises
         ------
         SearchUnavailableError
-            What a first page requests is not loaded yet.
+            The index is not loaded yet, or shards of it have no search actor that answers.
         """
-        if self._preparing is not None and self._preparing.is_alive():
-            raise SearchUnavailableError("the index and its first pictures are being loaded")
-        manifest = self._current().searcher.manifest
+        if self._loading.is_set():
+            raise SearchUnavailableError("the index is being loaded")
+        searcher = self._current().searcher
+        searcher.check()
+        manifest = searcher.manifest
         return ReadyAnswer(version=manifest.version, snapshot=manifest.snapshot, rows=manifest.rows)
 
     def served(self) -> Served | None:
@@ -479,7 +457,9 @@ class _Version:
         return Mosaic(self.archive, self.places)
 
     @cached_property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> "Encoder":
+        from encoders.bundle import load_encoder  # brings torch, which most queries do without
+
         return load_encoder(self._bundle)
 
     @property

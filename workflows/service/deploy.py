@@ -1,70 +1,66 @@
-"""Serve an index with Ray Serve: bind the address, require a token, run until stopped."""
+"""Serve indexes with Ray Serve: bind the address, require a token, run until stopped."""
 
 import logging
-import os
-import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, redirect_stdout, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from io import StringIO
-from ipaddress import ip_address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 
-from storage.errors import ConfigError, SkysiftError
+from storage.errors import SkysiftError
 from storage.index.manifest import current_version
-from workflows.recipe.sections import spec_from
-from workflows.service.app import LOOPBACK_HOSTS, Limits, MapConfig, create_app
-from workflows.service.backend import BackendConfig, IndexBackend
-from workflows.service.guard import token_digests
-from workflows.service.telemetry import log_to_stderr
-from workflows.stages import Stages
+from workflows.service.settings import (
+    LOOPBACK_HOSTS,
+    BackendConfig,
+    ServiceSpec,
+    check_exposure,
+    check_free,
+    check_names,
+    from_recipe,
+    is_loopback,
+)
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 logger = logging.getLogger(__name__)
 
+logging.getLogger("ray.serve").setLevel(logging.ERROR)  # its news are stages of the start
+
 _APPLICATION = "skysift"
 _LOADING_S = 20.0
+_POLL_S = 0.05
 _ONGOING = 100
 """Requests that one replica answers at a time; further requests wait."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServiceSpec:
-    """Address and settings; ``token`` (or several, with commas) never appears in ``repr``."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    token: str | None = field(default=None, repr=False)
-    limits: Limits = field(default_factory=Limits)
-    map_config: MapConfig = field(default_factory=MapConfig)
-    request_timeout_s: float = 60.0
-    replicas: int = 1
-
-
-def serve_index(
-    config: BackendConfig,
+def serve_indexes(
+    configs: Mapping[str, BackendConfig],
     spec: ServiceSpec,
     *,
     ready: Callable[[str], object] = logger.info,
+    stage: Callable[[str], object] = logger.info,
     stop: threading.Event | None = None,
 ) -> None:
-    """Serve an index until interrupted; this process has to be connected to Ray.
+    """Serve indexes until interrupted; this process has to be connected to Ray.
 
     Parameters
     ----------
-    config
-        The index and its files.
+    configs
+        The indexes and their files, by their names in addresses; the first is the default.
     spec
         Address, token and limits.
     ready
-        Called with the address once the first page is answered at once, or after 20 s.
+        Called with the address once the service is ready, or after 20 s.
+    stage
+        Called with the name of each stage of the start when the stage ends.
     stop
         Ends the service when set; None waits for an interrupt.
 
@@ -76,9 +72,12 @@ def serve_index(
         There is no such index.
     """
     digests = check_exposure(spec)
-    current_version(config.index)  # a missing index fails here
+    check_names(configs)
+    for config in configs.values():
+        current_version(config.index)  # a missing index fails here
     check_free(spec.host, spec.port)
-    application = _application(config, spec, digests)
+    application = _application(configs, spec, digests)
+    _start_searching(configs, stage)
     serve.start(
         proxy_location="HeadOnly",
         http_options={
@@ -88,8 +87,10 @@ def serve_index(
         },
         logging_config={"log_level": "ERROR", "enable_access_log": False},
     )
+    stage("the HTTP proxy listens")
     try:
         serve.run(application, name=_APPLICATION, route_prefix="/")
+        stage("the HTTP replicas run")
         _wait_until_ready(spec)
         ready(f"http://{_in_url(spec.host)}:{spec.port}")
         (stop or threading.Event()).wait()
@@ -104,14 +105,17 @@ def serve_index(
             serve.shutdown()
 
 
-def prepare_proxy() -> None:
-    """Make HAProxy, where Ray Serve uses it, send a request to another replica when one dies.
+def _start_searching(configs: Mapping[str, BackendConfig], stage: Callable[[str], object]) -> None:
+    """Start the search actors in a thread, while the HTTP replicas start; these find them."""
+    from pipeline.search.searcher import Searcher
 
-    Call this before Ray starts: its processes inherit the variables. Requests only read, so a
-    retry is harmless.
-    """
-    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response junk-response")
-    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRIES", "10")
+    def start(name: str, config: BackendConfig) -> None:
+        with suppress(SkysiftError):  # the replicas meet it too, and /v1/ready answers it
+            Searcher.connect(config.index, replicas=config.replicas)
+            stage(f"the search actors have loaded {name}")
+
+    for named in configs.items():
+        threading.Thread(target=start, args=named, name="skysift-searching", daemon=True).start()
 
 
 class Arguments(BaseModel):
@@ -135,105 +139,32 @@ def application(arguments: Arguments) -> serve.Application:
     """
     from workflows.notebook.recipe import Recipe
 
-    config, stated = from_recipe(Recipe.load(arguments.recipe))
+    configs, stated = from_recipe(Recipe.load(arguments.recipe))
+    check_names(configs)
     spec = replace(stated, host="0.0.0.0")
-    return _application(config, spec, check_exposure(spec))
-
-
-def from_recipe(stages: Stages) -> tuple[BackendConfig, ServiceSpec]:
-    """Return the service of a recipe; a token that the recipe does not state is SKYSIFT_TOKEN.
-
-    Raises
-    ------
-    ConfigError
-        The recipe names no index, or a value of it is wrong.
-    """
-    recipe, section = stages.recipe, stages.recipe.service
-    config = BackendConfig(
-        index_uri=stages.need_path("index.uri"),
-        encoder_uri=recipe.encoder.bundle,
-        catalog=stages.catalog_spec() if recipe.catalog.source else None,
-        searches=None if section.searches is None else stages.location(section.searches),
-        replicas=recipe.search.replicas,
-        max_image_px=section.max_image_px,
-        thumbnail_cache_bytes=section.thumbnail_cache_bytes,
-    )
-    rate = section.rate_per_s / section.replicas  # each replica counts alone
-    spec = spec_from(
-        ServiceSpec,
-        section,
-        token=section.token or os.environ.get("SKYSIFT_TOKEN"),
-        limits=spec_from(Limits, section, rate_per_s=rate),
-        map_config=spec_from(MapConfig, section),
-    )
-    return config, spec
-
-
-def check_exposure(spec: ServiceSpec) -> tuple[str, ...]:
-    """Return the digests of the tokens; beyond loopback a token is required.
-
-    Raises
-    ------
-    ConfigError
-        The token is missing or too short.
-    """
-    if spec.token:
-        return token_digests(spec.token)
-    if not is_loopback(spec.host):
-        raise ConfigError(
-            f"serving on {spec.host} lets other machines in, which needs a token: set "
-            "SKYSIFT_TOKEN (make one with `openssl rand -hex 32`) or serve on 127.0.0.1"
-        )
-    return ()
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address.
-
-    Examples
-    --------
-    >>> is_loopback("::1"), is_loopback("0.0.0.0")
-    (True, False)
-    """
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def check_free(host: str, port: int) -> None:
-    """Check that the address can be bound.
-
-    Raises
-    ------
-    ConfigError
-        The address is in use, or not of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"cannot serve on {host} port {port}: {error.strerror}; choose another --port"
-            ) from error
+    return _application(configs, spec, check_exposure(spec))
 
 
 def _application(
-    config: BackendConfig, spec: ServiceSpec, digests: tuple[str, ...]
+    configs: Mapping[str, BackendConfig], spec: ServiceSpec, digests: tuple[str, ...]
 ) -> serve.Application:
     """Bind the deployment; only the digests of the tokens travel to the replicas."""
     hosts = LOOPBACK_HOSTS if is_loopback(spec.host) else None
-    limits, map_config = spec.limits, spec.map_config
+    limits, map_config, tokens = spec.limits, spec.map_config, spec.tokens
 
-    def build() -> FastAPI:
+    def build() -> "FastAPI":  # only the replicas import what answers
+        from workflows.service.app import create_service
+        from workflows.service.backend import IndexBackend
+        from workflows.service.telemetry import log_to_stderr
+        from workflows.service.tokens import Access
+
         log_to_stderr()
-        backend = IndexBackend(config)
-        backend.prepare()
-        return create_app(
-            backend,
-            digests=digests,
+        backends = {name: IndexBackend(config) for name, config in configs.items()}
+        for backend in backends.values():
+            backend.prepare()
+        return create_service(
+            backends,
+            Access(digests, tokens),
             limits=limits,
             map_config=map_config,
             hosts=hosts,
@@ -251,7 +182,7 @@ def _application(
 
 
 def _wait_until_ready(spec: ServiceSpec) -> None:
-    """Wait, at most some seconds, until the index and the first pictures of the map are loaded."""
+    """Wait, at most some seconds, until the service is ready."""
     until = time.monotonic() + _LOADING_S
     while time.monotonic() < until:
         connection = HTTPConnection(spec.host, spec.port, timeout=_LOADING_S)
@@ -259,7 +190,7 @@ def _wait_until_ready(spec: ServiceSpec) -> None:
             connection.request("GET", "/v1/ready")
             if connection.getresponse().status == HTTPStatus.OK:
                 return
-        time.sleep(0.1)
+        time.sleep(_POLL_S)
 
 
 def _in_url(host: str) -> str:

@@ -61,7 +61,8 @@ async def _skysift_error(request: Request, error: Exception) -> JSONResponse:
         logger.error("%s %s: %s", request.method, request.url.path, error)
         return await _internal_error(request, error)
     bands = error.bands if isinstance(error, PictureBandsError) else None
-    return error_response(status, type(error).__name__, str(error), bands=bands)
+    headers = {"Retry-After": "1"} if status == 503 else None
+    return error_response(status, type(error).__name__, str(error), headers, bands=bands)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

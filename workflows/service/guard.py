@@ -1,16 +1,13 @@
 """Who may ask, and how much: tokens, origins, rates, shares, body sizes, response headers.
 
-Only the SHA-256 of a token is stored, and compared in constant time. Neither tokens nor headers
-are ever logged.
+Neither tokens nor headers are ever logged; the log names a token by the start of its digest.
 """
 
-import hashlib
-import hmac
 import math
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
@@ -22,67 +19,107 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from storage.errors import ConfigError
 from workflows.service.errors import error_response
+from workflows.service.tokens import Access, Grant
 
-_MIN_TOKEN_CHARS = 16
 _MOST_CLIENTS = 10_000
-Client = tuple[str, int]
-"""An address, and the position of its token; -1 without a valid one."""
+Client = tuple[str, str]
+"""An address, and the digest of its token; empty without a valid one."""
 T = TypeVar("T")
 _bearer = HTTPBearer(auto_error=False, description="The service's token.")
 
 
-def token_digests(tokens: str) -> tuple[str, ...]:
-    """Return the digests of a token, or of several separated by commas.
+class Buckets:
+    """Token buckets: how many requests each key may make, on average and at once."""
 
-    Raises
-    ------
-    ConfigError
-        A token is too short to be secure.
-    """
-    stripped = [token.strip() for token in tokens.split(",")]
-    short = min(len(token) for token in stripped)
-    if short < _MIN_TOKEN_CHARS:
-        raise ConfigError(
-            f"a service token has {short} characters, at least {_MIN_TOKEN_CHARS} are needed; "
-            "make one with `openssl rand -hex 32`"
-        )
-    return tuple(hashlib.sha256(token.encode()).hexdigest() for token in stripped)
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._left: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
+
+    def take(self, key: Hashable, rate_per_s: float, burst: float) -> float:
+        """Count a request; return the seconds that it has to wait. A rate of 0 does not limit."""
+        if not rate_per_s:
+            return 0.0
+        now = self._clock()
+        with self._lock:
+            left, since = self._left.pop(key, (burst, now))
+            left = min(burst, left + (now - since) * rate_per_s)
+            allowed = left >= 1
+            self._left[key] = (left - allowed, now)
+            if len(self._left) > _MOST_CLIENTS:
+                self._left.popitem(last=False)
+        return 0.0 if allowed else (1 - left) / rate_per_s
 
 
-class Authenticator:
-    """A dependency of every guarded route: counts the request, then checks its token.
-
-    ``request.state.client`` is the client of an admitted request.
+class Gate:
+    """What the requests of a service share, whichever index they are for.
 
     Parameters
     ----------
-    digests
-        SHA-256 of the valid bearer tokens; when empty, no token is needed.
+    access
+        The tokens and their rights.
     rate_per_s, burst
         Requests that a client (an address and a token) may make on average, and at once. A rate
         of 0 disables the limit.
     share
         Requests of one client that are answered at a time, from their headers to the end of
         their answers.
-    clock
-        Monotonic clock, in seconds.
+    replicas
+        Processes that share the quota of a token; each counts its own part.
     """
 
     def __init__(
         self,
-        digests: Sequence[str],
+        access: Access,
         rate_per_s: float,
         burst: int,
         share: int,
-        clock: Callable[[], float] = time.monotonic,
+        *,
+        replicas: int = 1,
+        buckets: Buckets | None = None,
     ) -> None:
-        self._digests = tuple(digests)
-        self._rate, self._burst, self._share, self._clock = rate_per_s, burst, share, clock
-        self._lock = threading.Lock()
-        self._clients: OrderedDict[Client, tuple[float, float]] = OrderedDict()
-        self._inside: Counter[Client] = Counter()  # changed by the event loop alone
+        self.access, self.share = access, share
+        self._rate, self._burst, self._replicas = rate_per_s, burst, replicas
+        self._buckets = buckets or Buckets()
+        self.inside: Counter[Client] = Counter()  # changed by the event loop alone
+
+    def take(self, client: Client, grant: Grant | None) -> None:
+        """Count a request against the rate of its client and the quota of its token.
+
+        Raises
+        ------
+        HTTPException
+            429 after too many requests.
+        """
+        wait_s = self._buckets.take(client, self._rate, self._burst)
+        message = f"more than {self._rate:g} requests a second"
+        if not wait_s and grant and grant.per_minute:
+            quota = grant.per_minute / self._replicas
+            wait_s = self._buckets.take(grant.digest, quota / 60, max(quota, 1))
+            message = f"more than {grant.per_minute:,} requests a minute with this token"
+        if wait_s:
+            after = {"Retry-After": str(math.ceil(wait_s))}
+            raise HTTPException(429, f"{message}; wait {wait_s:.1f} s", headers=after)
+
+
+class Authenticator:
+    """A dependency of every guarded route of an index: counts the request, checks its token.
+
+    ``request.state`` gets the ``client`` of an admitted request and what its token allows,
+    ``grant``.
+    """
+
+    def __init__(self, gate: Gate, index: str, right: str = "read") -> None:
+        self._gate, self._index, self._right = gate, index, right
+
+    @property
+    def access(self) -> Access:
+        """The tokens."""
+        return self._gate.access
+
+    def needing(self, right: str) -> "Authenticator":
+        """Return the dependency of routes that need another right; empty for none."""
+        return Authenticator(self._gate, self._index, right)
 
     async def __call__(
         self,
@@ -94,56 +131,40 @@ class Authenticator:
         Raises
         ------
         HTTPException
-            401 without a valid token, 429 after or beside too many requests.
+            401 without a valid token, 403 without the right, 429 after or beside too many requests.
         """
-        number = self._token_number(credentials.credentials if credentials else "")
-        client = (request.client.host if request.client else "", number)
-        wait_s = self._take(client)
-        if wait_s > 0:
-            raise HTTPException(
-                429,
-                f"more than {self._rate:g} requests a second; wait {wait_s:.1f} s",
-                headers={"Retry-After": str(math.ceil(wait_s))},
-            )
-        if self._digests and number < 0:
+        gate = self._gate
+        grant = gate.access.grant(credentials.credentials if credentials else "")
+        address = request.client.host if request.client else ""
+        client = (address, grant.digest if grant else "")
+        request.state.token = grant.short if grant else ""
+        gate.take(client, grant)
+        if grant is None:
             raise HTTPException(
                 401,
                 "this service needs the header `Authorization: Bearer <token>`",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        if self._inside[client] >= self._share:
+        if self._right and not grant.allows(self._index, self._right):
+            raise HTTPException(403, self._refusal(grant))
+        if gate.inside[client] >= gate.share:
             raise HTTPException(
                 429,
-                f"{self._share} requests of this client are being answered; wait for one of them",
+                f"{gate.share} requests of this client are being answered; wait for one of them",
                 headers={"Retry-After": "1"},
             )
-        request.state.client = client
-        self._inside[client] += 1
+        request.state.client, request.state.grant = client, grant
+        gate.inside[client] += 1
         try:
             yield
         finally:
-            self._inside[client] -= 1
-            self._inside += Counter()  # forget the clients without a request
+            gate.inside[client] -= 1
+            gate.inside += Counter()  # forget the clients without a request
 
-    def _token_number(self, token: str) -> int:
-        """Return the position of a token, -1 when it is not valid; takes constant time."""
-        digest = hashlib.sha256(token.encode()).hexdigest()
-        equal = [hmac.compare_digest(digest, known) for known in self._digests]
-        return equal.index(True) if True in equal else -1
-
-    def _take(self, client: Client) -> float:
-        """Count a request; return the seconds that the client has to wait."""
-        if not self._rate:
-            return 0.0
-        now = self._clock()
-        with self._lock:
-            left, since = self._clients.pop(client, (float(self._burst), now))
-            left = min(self._burst, left + (now - since) * self._rate)
-            allowed = left >= 1
-            self._clients[client] = (left - allowed, now)
-            if len(self._clients) > _MOST_CLIENTS:
-                self._clients.popitem(last=False)
-        return 0.0 if allowed else (1 - left) / self._rate
+    def _refusal(self, grant: Grant) -> str:
+        given = grant.right(self._index)
+        has = f"has the right {given}" if given else "has no right"
+        return f"the token {has} on the index {self._index!r}, and this needs {self._right}"
 
 
 class FairPlaces:

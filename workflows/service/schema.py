@@ -521,6 +521,20 @@ class ReadyAnswer(Message):
     rows: int
 
 
+class NamedIndexBody(Message):
+    """An index that a token may read."""
+
+    name: str = Field(description="Its routes are at `/v1/{name}/`.")
+    right: str = Field(description="`read`, `mark` or `admin`; each includes those before it.")
+
+
+class IndexesAnswer(Message):
+    """The indexes that a token may read."""
+
+    default: str = Field(description="The index whose routes are at `/v1/` without a name too.")
+    indexes: list[NamedIndexBody]
+
+
 class PairsBody(Message):
     """Scores that shares of the random pairs of tiles do not reach; both ascending."""
 

@@ -1,7 +1,8 @@
 """Telemetry of the service: Prometheus metrics, and a JSON line of log for each request.
 
-A log line holds method, route, path, status, times and sizes. It never holds headers, queries or
-bodies, so neither a token nor a vector can get into the log.
+A log line holds method, route, path, status, times and sizes, the index, and the first characters
+of the token's digest. It never holds headers, queries or bodies, so neither a token nor a vector
+can get into the log.
 """
 
 import json
@@ -11,6 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, get_args
@@ -43,15 +45,16 @@ class Served:
 
 
 class Metrics:
-    """The metrics of one replica, named by their label ``replica``."""
+    """The metrics of one replica, named by their label ``replica``, about an index."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: str = "") -> None:
+        self.index = index
         self._replica = f"{platform.node()}:{os.getpid()}"
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
 
         def metric(kind: Any, name: str, text: str, *labels: str, **options: Any) -> Any:
-            names = ["replica", *labels]
+            names = ["replica", "index", *labels]
             return kind(f"skysift_{name}", text, names, registry=self.registry, **options)
 
         self._requests = metric(
@@ -62,6 +65,7 @@ class Metrics:
         )
         self._inside = metric(Gauge, "http_requests_in_progress", "Requests being answered.")
         self._thumbnails = metric(Counter, "thumbnails", "Thumbnails given.", "source")
+        self._faulty = metric(Gauge, "token_file_invalid", "1 while the token file is invalid.")
         self._rows = metric(Gauge, "index_rows", "Rows of the index that is served.", "version")
         self._committed = metric(
             Gauge, "archive_commit_time_seconds", "Unix time of the commit that is served."
@@ -70,24 +74,36 @@ class Metrics:
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request."""
-        self._requests.labels(self._replica, method, route, status).inc()
-        self._seconds.labels(self._replica, route).observe(seconds)
+        self._requests.labels(self._replica, self.index, method, route, status).inc()
+        self._seconds.labels(self._replica, self.index, route).observe(seconds)
 
     def entered(self, change: int) -> None:
         """Count requests in progress up or down."""
-        self._inside.labels(self._replica).inc(change)
+        self._inside.labels(self._replica, self.index).inc(change)
 
     def thumbnail(self, source: str) -> None:
         """Count a thumbnail: ``drawn``, ``cache`` or ``unchanged`` (the client has it)."""
-        self._thumbnails.labels(self._replica, source).inc()
+        self._thumbnails.labels(self._replica, self.index, source).inc()
 
-    def serving(self, served: "Served") -> None:
-        """Record the version of the index that is served, and the commit of its archive."""
+    def serving(self, indexes: Mapping[str, Served]) -> None:
+        """Record the version of each index that is served, and the commit of its archive."""
         self._rows.clear()
-        self._rows.labels(self._replica, served.version).set(served.rows)
-        self._committed.labels(self._replica).set(served.committed_at.timestamp())
-        for state in get_args(SceneState):
-            self._scenes.labels(self._replica, state).set(served.scenes.get(state, 0))
+        for index, served in indexes.items():
+            names = (self._replica, index)
+            self._rows.labels(*names, served.version).set(served.rows)
+            self._committed.labels(*names).set(served.committed_at.timestamp())
+            for state in get_args(SceneState):
+                self._scenes.labels(*names, state).set(served.scenes.get(state, 0))
+
+    def of(self, index: str) -> "Metrics":
+        """Return the same metrics about another index."""
+        other = copy(self)
+        other.index = index
+        return other
+
+    def tokens(self, faulty: bool) -> None:
+        """Record whether the token file is invalid, so that older tokens are in force."""
+        self._faulty.labels(self._replica, "").set(faulty)
 
     def text(self) -> bytes:
         """Return all metrics in the Prometheus text format."""
@@ -105,6 +121,7 @@ class RequestMetrics:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope.setdefault("state", {})  # gets the token's digest
         started, status, sent_bytes = time.perf_counter(), 500, 0
 
         async def observed(message: Message) -> None:
@@ -123,16 +140,28 @@ class RequestMetrics:
             route = getattr(scope.get("route"), "path", "") or "other"
             self._metrics.answered(scope["method"], route, status, seconds)
             access_log.info(
-                "%s", _line(scope, route, status, milliseconds=seconds * 1e3, sent=sent_bytes)
+                "%s",
+                _line(
+                    scope,
+                    self._metrics.index,
+                    route,
+                    status,
+                    milliseconds=seconds * 1e3,
+                    sent=sent_bytes,
+                ),
             )
 
 
-def _line(scope: Scope, route: str, status: int, *, milliseconds: float, sent: int) -> str:
+def _line(
+    scope: Scope, index: str, route: str, status: int, *, milliseconds: float, sent: int
+) -> str:
     client = scope.get("client")
     return json.dumps(
         {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "client": client[0] if client else "",
+            "token": scope.get("state", {}).get("token", ""),
+            "index": index,
             "method": scope["method"],
             "route": route,
             "path": scope["path"][:512],

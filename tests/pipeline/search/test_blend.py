@@ -21,8 +21,9 @@ from storage.index.manifest import read_manifest
 from storage.parts import Parts
 from tests.support.archive_world import add_scenes, create_archive, live_rows
 from tests.support.command_line import run
-from workflows.service.app import Limits, create_app
-from workflows.service.backend import BackendConfig, IndexBackend
+from workflows.service.app import create_app
+from workflows.service.backend import IndexBackend
+from workflows.service.settings import BackendConfig, Limits
 
 PARTS = Parts(appearance=24, labels=8)
 COUNT = 300

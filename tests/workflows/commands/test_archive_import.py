@@ -16,7 +16,8 @@ from tests.support.command_line import run
 from tests.support.embeddings import clay_v0, make_chips
 from tests.support.paths import REAL_DATA
 from workflows.service.app import create_app
-from workflows.service.backend import BackendConfig, IndexBackend
+from workflows.service.backend import IndexBackend
+from workflows.service.settings import BackendConfig
 
 CLAY = REAL_DATA / "embeddings" / "clay_03WVN_20220610_20220610_v001.gpq"
 EARTH_INDEX = REAL_DATA / "embeddings" / "earth_index_21MNT.parquet"

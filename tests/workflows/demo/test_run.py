@@ -21,7 +21,8 @@ from workflows.demo.run import run_demo
 from workflows.report.rendering import TileRenderer
 from workflows.report.tile_images import archive_footprints, ledger_summary, tile_cards
 from workflows.service.app import create_app
-from workflows.service.backend import BackendConfig, IndexBackend
+from workflows.service.backend import IndexBackend
+from workflows.service.settings import BackendConfig
 
 
 def test_a_stopped_demo_goes_on_where_it_was(demo):

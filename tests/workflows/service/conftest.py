@@ -7,8 +7,9 @@ from playwright.sync_api import Browser, sync_playwright
 
 from tests.support.map_page import CHROMIUM, WEBGL, Watched
 from tests.support.service_world import make_world, serving
-from workflows.service.app import Limits, create_app
+from workflows.service.app import create_app
 from workflows.service.backend import IndexBackend
+from workflows.service.settings import Limits
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import datetime as dt
 import io
 import json
 import re
@@ -16,24 +15,15 @@ import pytest
 from fastapi.testclient import TestClient
 
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError, SearchUnavailableError
-from storage.geometry import geojson_footprints
-from workflows.service.app import Limits, MapConfig, create_app
-from workflows.service.deploy import ServiceSpec, check_exposure
-from workflows.service.guard import Authenticator, token_digests
-from workflows.service.mosaic import MapTile
+from tests.support.service_backend import PNG, OneRow
+from workflows.service.app import create_app
+from workflows.service.guard import Buckets
 from workflows.service.schema import (
-    HitBody,
-    IndexAnswer,
-    MosaicQuery,
-    ReadyAnswer,
-    SceneBody,
-    ScenesAnswer,
     SearchAnswer,
     SearchBody,
-    ThumbnailQuery,
-    TileAnswer,
 )
-from workflows.service.thumbnails import Thumbnail
+from workflows.service.settings import Limits, MapConfig, ServiceSpec, check_exposure
+from workflows.service.tokens import token_digests
 
 TOKEN = "0123456789abcdef-token"
 OTHER = "fedcba9876543210-token"
@@ -47,104 +37,11 @@ GUARDED = (
     "/metrics",
 )
 JSON = {"Content-Type": "application/json"}
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
-
-
-class _Backend:
-    """An index of one row; it records the requests."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[SearchBody, bytes | None]] = []
-        self.fault: Exception | None = None
-
-    def search(self, body: SearchBody, image: bytes | None) -> SearchAnswer:
-        self.requests.append((body, image))
-        if self.fault is not None:
-            raise self.fault
-        hit = HitBody(
-            rank=1,
-            score=0.5,
-            closer_than=0.99,
-            row=2**32 + 7,
-            tile_key="g/1/2",
-            scene="a",
-            datetime=dt.datetime(2020, 1, 2, tzinfo=dt.UTC),
-            bbox=[179.0, 1.0, -179.0, 2.0],
-            geometry=geojson_footprints([[179.0, 1.0, -179.0, 2.0]])[0],
-            cloud_fraction=0.0,
-            labels=["water"],
-        )
-        return SearchAnswer(
-            query="q",
-            snapshot="S",
-            version="0001-ab",
-            coverage=1.0,
-            ordinary=False,
-            learned=False,
-            like="ADw",
-            hits=[hit],
-        )
-
-    def scores(self, like: str, at: tuple[int, int, int]) -> bytes:
-        return f"{like} {at}".encode()
-
-    def colours(self, at: tuple[int, int, int]) -> bytes:
-        return str(at).encode()
-
-    def tile(self, key: str) -> TileAnswer:
-        raise NotFoundError(f"no tile {key}")
-
-    def thumbnail(self, key: str, how: ThumbnailQuery, known: str) -> Thumbnail:
-        etag = f'"{key}-{how.scene}-{how.size}"'
-        return Thumbnail(content=None if etag in known else PNG, etag=etag, source="drawn")
-
-    def mosaic(self, tile: MapTile, how: MosaicQuery, known: str) -> Thumbnail:
-        etag = f'"{tile.z}-{tile.x}-{tile.y}-{how.since}"'
-        return Thumbnail(content=None if etag in known else PNG, etag=etag, source="drawn")
-
-    def about(self) -> IndexAnswer:
-        return IndexAnswer(
-            version="0001-ab",
-            snapshot="S",
-            rows=1,
-            dimension=1,
-            bbox=[0, 0, 1, 1],
-            since=dt.datetime(2020, 1, 2, tzinfo=dt.UTC),
-            until=dt.datetime(2020, 1, 2, tzinfo=dt.UTC),
-            classes=["water"],
-            bands=["red"],
-            pairs=None,
-            pictures=True,
-            max_k=1,
-            base_map=None,
-            base_map_attribution="",
-        )
-
-    def scenes(self, offset: int, limit: int, state: str | None) -> ScenesAnswer:
-        box = [0.0, 0.0, 1.0, 1.0]
-        found = [
-            SceneBody(
-                scene=f"s{n}",
-                state="embedded",
-                reason="",
-                rows=1,
-                datetime=None,
-                bbox=box,
-                geometry=geojson_footprints([box])[0],
-            )
-            for n in range(offset, min(offset + limit, 3))
-        ]
-        return ScenesAnswer(snapshot="S", total=3, offset=offset, scenes=found)
-
-    def ready(self) -> ReadyAnswer:
-        if self.fault is not None:
-            raise self.fault
-        return ReadyAnswer(version="0001-ab", snapshot="S", rows=1)
 
 
 @pytest.fixture
 def backend():
-    return _Backend()
+    return OneRow()
 
 
 @pytest.fixture
@@ -360,11 +257,11 @@ def test_a_short_token_is_refused(tokens):
 
 def test_a_client_above_its_rate_waits_and_others_do_not(backend):
     now = [0.0]
-    authenticator = Authenticator((), 2.0, 3, 9, lambda: now[0])
-    assert [authenticator._take(("a", -1)) for _ in range(4)] == [0, 0, 0, 0.5]
-    assert authenticator._take(("b", -1)) == 0
+    buckets = Buckets(lambda: now[0])
+    assert [buckets.take("a", 2.0, 3) for _ in range(4)] == [0, 0, 0, 0.5]
+    assert buckets.take("b", 2.0, 3) == 0
     now[0] = 0.5
-    assert [authenticator._take(("a", -1)) for _ in range(2)] == [0, 0.5]
+    assert [buckets.take("a", 2.0, 3) for _ in range(2)] == [0, 0.5]
     client = _client(backend, limits=Limits(rate_per_s=0.001, burst=2))
     answers = [client.get("/v1/scenes") for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
@@ -468,7 +365,11 @@ def test_a_web_page_elsewhere_cannot_reach_a_service_on_loopback(backend):
 def test_ready_says_what_is_served_or_503(client, backend):
     assert client.get("/v1/ready").json()["version"] == "0001-ab"
     backend.fault = NotFoundError("no index")
-    assert client.get("/v1/ready").status_code == 503
+    assert client.get("/v1/ready").json()["message"] == "no index"
+    backend.fault = OSError("/secret/path is not reachable")
+    answer = client.get("/v1/ready")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert "secret" not in answer.text
 
 
 def test_scenes_come_in_pages(client):
@@ -499,6 +400,7 @@ def test_openapi_names_every_route(client):
         "/v1/detections",
         "/v1/health",
         "/v1/index",
+        "/v1/indexes",
         "/v1/marks",
         "/v1/mosaic/{z}/{x}/{y}",
         "/v1/ready",
@@ -621,7 +523,7 @@ def test_every_answer_stays_with_its_origin(backend):
 # ---------------------------------------------------------------- bounded and shared
 
 
-class _Slow(_Backend):
+class _Slow(OneRow):
     """A backend whose searches wait until they may go on."""
 
     def __init__(self) -> None:

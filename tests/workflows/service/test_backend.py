@@ -8,7 +8,9 @@ import struct
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,11 +36,12 @@ from storage.raster.writer import write_geotiff
 from storage.scene import CatalogSpec
 from tests.support.service_world import DAYS, TILE_PX, add_day, encoder_spec, make_world
 from workflows.service import mosaic
-from workflows.service.app import Limits, create_app
-from workflows.service.backend import BackendConfig, IndexBackend, no_pictures_because
-from workflows.service.guard import token_digests
+from workflows.service.app import create_app
+from workflows.service.backend import IndexBackend, no_pictures_because
 from workflows.service.mosaic import opening_tiles
 from workflows.service.schema import MosaicQuery
+from workflows.service.settings import BackendConfig, Limits
+from workflows.service.tokens import token_digests
 
 TOKEN = "0123456789abcdef-token"
 
@@ -464,30 +467,69 @@ def test_another_encoder_takes_over_without_a_dropped_answer(tmp_path, ray_sessi
     assert _search(client, vector=[1.0] * 16)
 
 
+def _not_ready(client: TestClient) -> str:
+    """Check that a service is not ready; return the reason that it gives."""
+    answer = client.get("/v1/ready")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1"), answer.text
+    return answer.json()["message"]
+
+
 def test_no_index_is_not_ready(tmp_path):
     client = _client(IndexBackend(BackendConfig(index_uri=str(tmp_path / "none"))))
-    assert client.get("/v1/ready").status_code == 503
+    assert "no finished index at" in _not_ready(client)
     assert client.post("/v1/search", json={"vector": [1.0]}).status_code == 404
 
 
-def test_the_service_is_ready_when_the_opening_view_is_drawn(tmp_path, ray_session, monkeypatch):
+def test_a_service_without_its_files_is_not_ready_until_they_are_back(tmp_path, ray_session):
     config = make_world(tmp_path)
-    backend, goes_on = IndexBackend(config), threading.Event()
-    drawn = backend.mosaic
+    for gone, reason in (("archive", "no archive"), ("index", "no finished index")):
+        (tmp_path / gone).rename(tmp_path / "elsewhere")
+        client = _client(IndexBackend(config))
+        assert reason in _not_ready(client)
+        (tmp_path / "elsewhere").rename(tmp_path / gone)
+        assert client.get("/v1/ready").is_success
+    current = tmp_path / "index" / "CURRENT"
+    current.write_bytes(b"\0\xff")
+    assert client.get("/v1/ready").is_success  # the version that is loaded goes on
+    assert "CURRENT" in _not_ready(_client(IndexBackend(config)))
 
-    def slowly(*asked, **how):
-        goes_on.wait()
-        return drawn(*asked, **how)
 
-    monkeypatch.setattr(backend, "mosaic", slowly)
+def test_a_service_whose_actors_died_is_not_ready_until_they_are_back(served):
+    backend = IndexBackend(served)
+    client = _client(backend)
+    assert client.get("/v1/ready").is_success
+    backend._current().searcher._backend.stop()
+    assert "no search actor answers" in _not_ready(client)
+    until = time.monotonic() + 30
+    while client.get("/v1/ready").status_code == 503 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert _search(client, vector=[1.0] * 16)
+
+
+def test_the_service_is_ready_when_its_index_is_loaded_and_then_draws_the_opening_view(
+    tmp_path, ray_session, monkeypatch
+):
+    config = make_world(tmp_path)
+    backend, loads, draws = IndexBackend(config), threading.Event(), threading.Event()
+    newest, drawn = backend._newest, backend.mosaic
+
+    def slowly(wait: threading.Event, work: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *asked, **how: (wait.wait(), work(*asked, **how))[1]
+
+    monkeypatch.setattr(backend, "_newest", slowly(loads, newest))
+    monkeypatch.setattr(backend, "mosaic", slowly(draws, drawn))
     client = _client(backend)
     backend.prepare()
-    assert client.get("/v1/ready").status_code == 503
-    goes_on.set()
+    assert "is being loaded" in _not_ready(client)
+    loads.set()
     while client.get("/v1/ready").status_code == 503:
         time.sleep(0.05)
+    draws.set()
     about = backend.about()
     tiles = opening_tiles(tuple(about.bbox), about.mosaic_zoom)
+    for thread in threading.enumerate():
+        if thread.name == "skysift-prepare":
+            thread.join()
     assert {drawn(tile, MosaicQuery(), "").source for tile in tiles} == {"cache"}
 
 
@@ -511,7 +553,7 @@ def test_the_answers_are_what_openapi_says(served):
     )
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=config)
     operations = [result.ok() for result in schema.get_all_operations()]
-    assert len(operations) == 29
+    assert len(operations) == 30
     for operation in operations:
         modes = [operation.as_strategy(mode) for mode in GenerationMode]
 

@@ -24,9 +24,10 @@ from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.index.filter import Filter
 from tests.support.service_world import DAYS, TILES, make_world, serving
-from workflows.service.app import Limits, create_app
-from workflows.service.backend import BackendConfig, IndexBackend
+from workflows.service.app import create_app
+from workflows.service.backend import IndexBackend
 from workflows.service.collections import _tile_feature
+from workflows.service.settings import BackendConfig, Limits
 
 ROWS = TILES * TILES * len(DAYS)
 TOKEN = "a-token-of-the-tests"

@@ -14,9 +14,10 @@ from tests.support.indexing_world import patch_out_ray
 from tests.support.service_world import make_world
 from tests.support.shard_world import Rows
 from tests.support.vector_tiles import read_tile
-from workflows.service.app import Limits, create_app
+from workflows.service.app import create_app
 from workflows.service.backend import IndexBackend
 from workflows.service.layers import Layers, from_text, to_text
+from workflows.service.settings import Limits
 from workflows.service.vector_tiles import EXTENT, mercator
 
 DIMENSION = 16

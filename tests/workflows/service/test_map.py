@@ -17,9 +17,10 @@ from storage.archive.reader import Archive
 from tests.support.map_page import CHROMIUM, Watched
 from tests.support.service_world import serving
 from workflows.service import mosaic
-from workflows.service.app import WEB, Limits, MapConfig, create_app
-from workflows.service.backend import BackendConfig, IndexBackend
-from workflows.service.guard import token_digests
+from workflows.service.app import WEB, create_app, create_service
+from workflows.service.backend import IndexBackend
+from workflows.service.settings import BackendConfig, Limits, MapConfig
+from workflows.service.tokens import Access, token_digests
 
 TOKEN = "0123456789abcdef-token"
 
@@ -361,6 +362,32 @@ def test_a_token_is_asked_for_once_and_kept_out_of_the_address(browser, backend)
         expect(page.locator("#about")).to_contain_text("tiles")
         expect(page.locator("#status")).to_contain_text("3 scenes")
         assert TOKEN not in page.url
+        page.close()
+
+
+def test_a_person_chooses_among_the_indexes_that_the_token_may_read(browser, backend, tmp_path):
+    tokens = tmp_path / "tokens.yaml"
+    tokens.write_text(f"tokens: [{{token: {TOKEN}, indexes: {{coast: read, lakes: read}}}}]")
+    backends = {"prairie": backend, "coast": backend, "lakes": backend}
+    app = create_service(backends, Access((), tokens), limits=Limits(rate_per_s=0))
+    asked: list[str] = []
+    with serving(app) as address:
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(address)
+        page.get_by_role("dialog").get_by_label("Token").fill(TOKEN)
+        page.get_by_role("dialog").get_by_role("button", name="Go on").click()
+        page.wait_for_url("**/?index=coast")  # the default may not be read
+        indexes = page.get_by_role("combobox", name="Index")
+        expect(indexes).to_have_value("coast")
+        assert indexes.locator("option").all_inner_texts() == ["coast", "lakes"]
+        asked.clear()
+        indexes.select_option("lakes")
+        page.wait_for_url("**/?index=lakes*")
+        expect(page.locator("#about")).to_contain_text("tiles")
+        expect(page.locator("#status")).to_contain_text("3 scenes")
+        routes = {url.split("/")[4] for url in asked if url.startswith(f"{address}/v1/")}
+        assert routes == {"lakes", "indexes"}
         page.close()
 
 

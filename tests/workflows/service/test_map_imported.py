@@ -9,8 +9,9 @@ from pipeline.indexing import build_index
 from tests.support.embeddings import clay_v0, make_chips
 from tests.support.map_page import Watched
 from tests.support.service_world import serving
-from workflows.service.app import Limits, create_app
-from workflows.service.backend import BackendConfig, IndexBackend
+from workflows.service.app import create_app
+from workflows.service.backend import IndexBackend
+from workflows.service.settings import BackendConfig, Limits
 
 
 def test_a_place_of_imported_embeddings_gives_hits_on_the_map(

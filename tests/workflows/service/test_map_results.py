@@ -14,8 +14,9 @@ from playwright.sync_api import Page, expect
 
 from tests.support.map_page import CHROMIUM, RULES, Watched
 from tests.support.service_world import DAYS, serving
-from workflows.service.app import Limits, create_app
-from workflows.service.guard import token_digests
+from workflows.service.app import create_app
+from workflows.service.settings import Limits
+from workflows.service.tokens import token_digests
 
 TOKEN = "0123456789abcdef-token"
 PLACES = 16

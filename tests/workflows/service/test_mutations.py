@@ -17,8 +17,9 @@ from pipeline.search.searcher import Searcher
 from tests.support.fuzz import ODD_VALUES, faults_of, mutate_bytes, mutate_document
 from tests.support.service_world import make_world
 from workflows.service import backend
-from workflows.service.app import Limits, create_app
+from workflows.service.app import create_app
 from workflows.service.decoding import Decoder
+from workflows.service.settings import Limits
 
 TILE = "epsg32632-10-32/1000/-15000"
 BODIES = (

@@ -19,9 +19,10 @@ from storage.location import Location
 from storage.scene import BandSource
 from tests.support.object_store import MotoS3
 from tests.support.service_world import TILE_PX, make_world, write_scene
-from workflows.service.app import Limits, create_app
-from workflows.service.backend import BackendConfig, IndexBackend, no_pictures_because
+from workflows.service.app import create_app
+from workflows.service.backend import IndexBackend, no_pictures_because
 from workflows.service.deploy import Arguments, application
+from workflows.service.settings import BackendConfig, Limits
 
 TOKEN = "0123456789abcdef" * 4
 SECRET = "HUSH"

@@ -15,8 +15,9 @@ from pipeline.search.query import WORDS
 from tests.support.map_page import CHROMIUM, RULES, Watched
 from tests.support.service_world import encoder_spec, make_world, serving
 from tests.support.two_towers import write_clip
-from workflows.service.app import Limits, create_app
+from workflows.service.app import create_app
 from workflows.service.backend import IndexBackend
+from workflows.service.settings import Limits
 
 ASKED = "solar farm"
 

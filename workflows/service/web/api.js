@@ -4,6 +4,10 @@ import { find } from "./dom.js";
 
 const KEPT = "skysift-token";
 
+/** The index that the address of the page names; null for the service's default. */
+export const chosenIndex = new URLSearchParams(location.search).get("index");
+const root = chosenIndex === null ? "v1/" : `v1/${encodeURIComponent(chosenIndex)}/`;
+
 /** A refusal of the service, with its own words. */
 export class Refused extends Error {
   constructor(status, { message, bands }) {
@@ -15,7 +19,7 @@ export class Refused extends Error {
 async function fetched(path, options) {
   const headers = { ...options.headers, ...tokenHeaders() };
   try {
-    return await fetch(path, { ...options, headers });
+    return await fetch(path.replace(/^v1\//, root), { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refused(0, { message: "The service cannot be reached. Check that it runs, then try again." });

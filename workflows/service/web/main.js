@@ -7,6 +7,7 @@ import { offerBands, withdrawBands } from "./bands.js";
 import { changeBody, changeInWords, fillChange, watchChange } from "./change.js";
 import { announce, complain, counted, day, find, sentence } from "./dom.js";
 import { lookOf } from "./ground.js";
+import { offerIndexes } from "./indexes.js";
 import { MapView } from "./mapview.js";
 import { THRESHOLD, detectedInWords, openedState, showMarking, watchThreshold } from "./marking.js";
 import { fillForms, swapped, watchAsk, watchFilters } from "./panel.js";
@@ -436,6 +437,7 @@ function describe() {
 
 async function start() {
   try {
+    offerIndexes().catch((error) => complain(error.message));
     about = await described;
   } catch (error) {
     complain(error.message);
