@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 # uv installs, or pip where uv cannot be had; `.ci/install.py` makes the environment first.
-INSTALL := $(PYTHON) .ci/install.py
+INSTALL := $(shell command -v $(PYTHON) || echo python3) .ci/install.py
 # Processes of the tests; each starts a Ray, an S3 server and a browser of its own.
 TEST_PROCESSES ?= 2
 
@@ -60,8 +60,7 @@ docs: env
 env: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt .ci/install.py
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch -e '.[dev]'
+	$(INSTALL) $(VENV) -c constraints.txt torch -e '.[dev]'
 	touch $@
 
 wheel: env
