@@ -86,8 +86,9 @@ def _packages() -> Finding:
         for package in distributions()
         if package.name
     }
-    if "faiss-gpu" in installed:  # it is the same module, with GPUs
-        installed.setdefault("faiss-cpu", installed["faiss-gpu"])
+    cpu, gpu = canonicalize_name("faiss-cpu"), canonicalize_name("faiss-gpu")
+    if gpu in installed:  # it is the same module, with GPUs
+        installed.setdefault(cpu, installed[gpu])
     wrong = [
         f"{requirement.name} {installed.get(name, 'missing')} (needs {requirement.specifier})"
         for requirement in required
