@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# uv installs, or pip where uv cannot be had; `.ci/install.py` makes the environment first.
+INSTALL := $(shell command -v $(PYTHON) || echo python3) .ci/install.py
 # Processes of the tests; each starts a Ray, an S3 server and a browser of its own.
 TEST_PROCESSES ?= 2
 
@@ -28,8 +30,7 @@ test-slow: env
 # `uv pip compile --resolution lowest-direct` made the constraints, with torch and the test tools as pinned.
 # Two tests compare with the pinned releases and are left out: a reference page by click, Ray's images.
 test-lowest:
-	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt torch -e '.[dev]'
+	$(INSTALL) .venv-lowest -c constraints-lowest.txt torch -e '.[dev]'
 	.venv-lowest/bin/python -m pytest -W ignore -m "not slow and not gpu" \
 	  --deselect tests/test_docs.py::test_the_reference_is_what_the_code_says \
 	  --deselect tests/test_kuberay_files.py::test_tokens_are_on_and_ray_is_the_version_of_the_tests
@@ -48,7 +49,7 @@ bench bench-full: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(if $(filter bench-full,$@),--full)
 
 $(VENV)/.bench: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(INSTALL) $(VENV) -c constraints.txt -e '.[bench]'
 	touch $@
 
 # Generate the pages of docs/reference from the code.
@@ -58,9 +59,8 @@ docs: env
 
 env: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch -e '.[dev]'
+$(VENV)/.ready: pyproject.toml constraints.txt .ci/install.py
+	$(INSTALL) $(VENV) -c constraints.txt torch -e '.[dev]'
 	touch $@
 
 wheel: env

@@ -86,6 +86,9 @@ def _packages() -> Finding:
         for package in distributions()
         if package.name
     }
+    cpu, gpu = canonicalize_name("faiss-cpu"), canonicalize_name("faiss-gpu")
+    if gpu in installed:  # it is the same module, with GPUs
+        installed.setdefault(cpu, installed[gpu])
     wrong = [
         f"{requirement.name} {installed.get(name, 'missing')} (needs {requirement.specifier})"
         for requirement in required
@@ -99,9 +102,13 @@ def _packages() -> Finding:
 
 
 def _faiss() -> Finding:
+    """Check that exactly one distribution ships the module faiss: the files of two are mixed."""
     names = sorted({d.name for d in distributions() if (d.name or "").startswith("faiss")})
-    found = " and ".join(f"{name} {version(name)}" for name in names)
-    advice = "both install the module faiss: uninstall faiss-cpu to use the GPU, else the other one"
+    found = " and ".join(f"{name} {version(name)}" for name in names) or "none is installed"
+    kept = "faiss-gpu" if shutil.which("nvidia-smi") else "faiss-cpu"
+    advice = f"`pip install -c constraints.txt --force-reinstall --no-deps {kept}`"
+    if names:
+        advice = f"`pip uninstall -y {' '.join(names)}`, then {advice}"
     return _checked("FAISS", len(names) == 1, found, advice)
 
 

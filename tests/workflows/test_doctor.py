@@ -39,6 +39,21 @@ def test_a_package_is_found_however_it_writes_its_name(monkeypatch):
     )
 
 
+def test_exactly_one_faiss_is_installed(monkeypatch):
+    there = namedtuple("Distribution", "name version")
+    monkeypatch.setattr(doctor, "version", lambda name: "1.15.1")
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
+    monkeypatch.setattr(doctor, "requires", lambda _: ["faiss-cpu>=1.13.2"])
+    gpu, cpu = there("faiss-gpu", "1.15.1"), there("faiss-cpu", "1.15.1")
+    monkeypatch.setattr(doctor, "distributions", lambda: [gpu])
+    assert (doctor._faiss().verdict, doctor._packages().verdict) == ("ok", "ok")
+    monkeypatch.setattr(doctor, "distributions", lambda: [gpu, cpu])
+    assert doctor._faiss().found == "faiss-cpu 1.15.1 and faiss-gpu 1.15.1"
+    assert doctor._faiss().advice.startswith("`pip uninstall -y faiss-cpu faiss-gpu`, then `pip")
+    monkeypatch.setattr(doctor, "distributions", list)
+    assert doctor._faiss().verdict == "broken"
+
+
 def test_what_is_broken_is_named_with_what_to_do(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "gdal_report", lambda: ("3.0", frozenset({"GTiff"})))
     usage = namedtuple("usage", "total used free")
