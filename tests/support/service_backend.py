@@ -17,6 +17,7 @@ from workflows.service.schema import (
     ThumbnailQuery,
     TileAnswer,
 )
+from workflows.service.telemetry import Served
 from workflows.service.thumbnails import Thumbnail
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
@@ -112,3 +113,7 @@ class OneRow:
         if self.fault is not None:
             raise self.fault
         return ReadyAnswer(version="0001-ab", snapshot="S", rows=1)
+
+    def served(self) -> Served:
+        committed = dt.datetime(2024, 7, 1, tzinfo=dt.UTC)
+        return Served(version="0001-ab", rows=1, committed_at=committed, scenes={"embedded": 3})

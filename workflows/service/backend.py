@@ -317,9 +317,9 @@ class IndexBackend:
 
     def served(self) -> Served | None:
         """Return the served version, for the metrics; None while none is loaded."""
-        if self._version is None:
+        version = self._version
+        if version is None:
             return None
-        version = self._current()
         return Served(
             version=version.name,
             rows=version.searcher.manifest.rows,
