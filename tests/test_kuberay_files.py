@@ -122,3 +122,13 @@ def test_every_value_that_a_user_must_set_is_marked():
             value, _, comment = line.partition("#")
             if re.search(r"image: &|s3://|karpenter", value) and value.strip():
                 assert "CHANGE-ME:" in comment, (path.name, line)
+
+
+def test_nodes_with_a_gpu_have_faiss_gpu_in_place_of_faiss_cpu():
+    """Both own the files of the module, so the removal has to come first."""
+    image = (REPOSITORY / "deploy/Dockerfile").read_text()
+    stage = image.partition("FROM gpu-base AS gpu")[2].partition("FROM ")[0]
+    nodes = " ".join(yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())["setup_commands"])
+    for commands in (stage, nodes):
+        _, _, after = re.sub(r"--\S+ |-y ", "", commands).partition("uninstall faiss-cpu")
+        assert re.search(r"install .*faiss-gpu", after)
