@@ -24,7 +24,7 @@ from workflows.commands.common import Run, Verb, pass_run, recipe_option
 @recipe_option("--scenes", "catalog.source")
 @recipe_option("--host", "service.host")
 @recipe_option("--port", "service.port")
-@recipe_option("--tokens", "service.tokens", metavar="FILE")
+@recipe_option("--tokens", "service.access", metavar="FILE")
 @recipe_option("--searches", "service.searches", metavar="FOLDER")
 @recipe_option("--base-map", "service.base_map", metavar="URL")
 @pass_run

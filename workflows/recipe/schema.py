@@ -319,7 +319,7 @@ class ServiceSection:
     token
         Secret that every request must carry; required beyond this machine. Several with commas
         between them are all accepted, so that one can be replaced.
-    tokens
+    access
         File of tokens with their rights on the indexes and their quotas; read again on change.
     indexes
         Locations of further indexes by their names in addresses, beside index.uri.
@@ -353,7 +353,7 @@ class ServiceSection:
     host: str = "127.0.0.1"
     port: Annotated[int, Ge(0), Le(65535)] = 8000
     token: str | None = field(default=None, repr=False)
-    tokens: str | None = None
+    access: str | None = None
     indexes: Mapping[str, str] = field(default_factory=dict)
     max_k: Count = 1000
     max_body_bytes: Count = 16 * 1024 * 1024

@@ -162,7 +162,7 @@ def from_recipe(
     """
     section = stages.recipe.service
     rate = section.rate_per_s / section.replicas  # each replica counts alone
-    tokens = section.tokens
+    tokens = section.access
     spec = spec_from(
         ServiceSpec,
         section,
@@ -218,7 +218,7 @@ def check_exposure(spec: ServiceSpec) -> tuple[str, ...]:
     if spec.tokens is None and not is_loopback(spec.host):
         raise ConfigError(
             f"serving on {spec.host} lets other machines in, which needs a token: set "
-            "SKYSIFT_TOKEN (make one with `openssl rand -hex 32`) or service.tokens, or serve on "
+            "SKYSIFT_TOKEN (make one with `openssl rand -hex 32`) or service.access, or serve on "
             "127.0.0.1"
         )
     return ()
