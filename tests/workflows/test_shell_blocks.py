@@ -85,7 +85,7 @@ PAGES = {
     "docs/service.md": Page(
         parts=("scenes", "searches"),
         before=(INGEST, INDEX),
-        not_run=2,
+        not_run=3,
     ),
 }
 ELSEWHERE = {
