@@ -5,7 +5,6 @@ import time
 
 import click
 
-from storage.index.manifest import current_version
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
 
 
@@ -38,6 +37,7 @@ def serve(run: Run, indexes: tuple[str, ...]) -> None:
     Several indexes are served when they are named; each is at /v1/NAME/, and the first, the
     default, at /v1/ too. Without a NAME, an index has that of its folder.
     """
+    from storage.index.manifest import current_version  # imports FAISS
     from workflows.service.settings import (
         check_exposure,
         check_free,
