@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from pipeline.search.searcher import Searcher
+from storage.scene import CatalogSpec
 from tests.support.fuzz import ODD_VALUES, faults_of, mutate_bytes, mutate_document
 from tests.support.service_world import make_world
 from workflows.service import backend
@@ -76,7 +77,7 @@ def client(folder: str) -> TestClient:
     """Return a client of the service."""
     config = backend.BackendConfig(
         index_uri=f"{folder}/index",
-        catalog=backend.CatalogSpec(source=f"{folder}/scenes/*.tif"),
+        catalog=CatalogSpec(source=f"{folder}/scenes/*.tif"),
         max_image_px=1_000_000,
     )
     app = create_app(backend.IndexBackend(config), limits=Limits(rate_per_s=0))
