@@ -388,7 +388,7 @@ def test_the_same_commands_work_on_an_object_store(world, moto_s3):
         (["ingest", "-r", "naip-serie"], "did you mean naip-series?"),
         (["ingest", "--set", "gird.tile_px=4"], "did you mean grid?"),
         (["ingest", "--bbox", "5", "0", "4", "-1"], "--bbox: catalog.query.bbox"),
-        (["serve", "--index", "/nowhere", "--host", "0.0.0.0"], "SKYSIFT_TOKEN"),
+        (["serve", "coast=/nowhere", "--host", "0.0.0.0"], "SKYSIFT_TOKEN"),
         (["archive", "info", "--archive", "/nowhere"], "--archive: archive.uri"),
     ],
 )
