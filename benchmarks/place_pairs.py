@@ -11,14 +11,7 @@ the date held out, the database those of the other dates, and a hit is the same 
 takes pairs from the western half of the ground only, and queries from the eastern half.
 """
 
-import argparse
-import hashlib
-import json
-import multiprocessing
 import os
-import tempfile
-import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch.optim import AdamW
 
-from benchmarks.results import DATA, ROOT
-from benchmarks.results_page import rebuild_page
+from benchmarks.kept_runs import columns_of, kept, parser_of, publish_section, run_all, seconds_of
+from benchmarks.results import DATA
 from benchmarks.results_runs import World, score
 from benchmarks.soft_labels import load_worlds
 from encoders.bundle import Encoder
@@ -181,21 +174,12 @@ def _blend(place: Floats, label: Floats, weight: float) -> Floats:
     return np.concatenate([np.sqrt(weight) * place, np.sqrt(1 - weight) * label], axis=1)
 
 
-def kept(
-    worlds: dict[str, World], series: dict[str, Series], part: Part, scratch: Path
+def run(
+    worlds: dict[str, World], series: dict[str, Series], scratch: Path, part: Part
 ) -> dict[str, Any]:
     """Return the figures of a run, from the scratch folder if it is known there."""
-    settings = json.dumps([asdict(part), worlds["AID"].digest, STEPS, WEIGHT])
-    record = scratch / f"places-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.json"
-    if record.exists():
-        found: dict[str, Any] = json.loads(record.read_text())
-        return found
-    started = time.perf_counter()
-    result = {"forms": figures(worlds, series, part)}
-    result["seconds"] = time.perf_counter() - started
-    record.write_text(json.dumps(result))
-    print(part, json.dumps(result), flush=True)
-    return result
+    settings = [asdict(part), worlds["AID"].digest, STEPS, WEIGHT]
+    return kept(scratch, "places", settings, lambda: {"forms": figures(worlds, series, part)})
 
 
 def collected(found: dict[Part, dict[str, Any]]) -> dict[str, Any]:
@@ -209,25 +193,14 @@ def collected(found: dict[Part, dict[str, Any]]) -> dict[str, Any]:
             if (other.series, other.uncovered) == (part.series, part.uncovered)
         ]
         tables.setdefault(part.series, {})[ground] = {
-            form: {
-                name: (
-                    float(np.mean([run[form][name] for run in runs])),
-                    float(np.std([run[form][name] for run in runs], ddof=len(runs) > 1)),
-                )
-                for name in columns
-            }
-            for form, columns in runs[0].items()
+            form: columns_of([run[form] for run in runs]) for form in runs[0]
         }
     return tables
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "results")
-    parser.add_argument("--output", type=Path, default=ROOT, help="root of docs/ and benchmarks/")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once")
-    chosen = parser.parse_args(arguments)
+    chosen = parser_of(__doc__).parse_args(arguments)
     worlds = load_worlds(chosen.scratch, ["AID"])
     if worlds is None or not (DATA / "scenes").exists():
         print(f"skipped: {DATA / 'scenes'} or the labelled set not found")
@@ -241,21 +214,13 @@ def main(arguments: list[str] | None = None) -> int:
         for name in SERIES
         for date in range(DATES)
     ]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        chosen.jobs, context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        results = pool.map(partial(kept, worlds, series, scratch=chosen.scratch), plan)
-        found = dict(zip(plan, results, strict=True))
+    found = run_all(partial(run, worlds, series, chosen.scratch), plan, chosen.jobs)
     result = {
         "series": collected(found),
         "tiles": {name: len(tiles.date) for name, tiles in series.items()},
-        "seconds": sum(run["seconds"] for run in found.values()),
+        "seconds": seconds_of(found.values()),
     }
-    folder = chosen.output / "benchmarks"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "place_pairs.json").write_text(json.dumps(result, indent=1) + "\n")
-    rebuild_page(chosen.output)
+    publish_section("place_pairs", result, chosen.output)
     return 0
 
 

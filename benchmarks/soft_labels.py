@@ -10,25 +10,24 @@ A share of the train rows keeps its labels, drawn at random; the others lose the
 search the train and validation rows by their true labels, as on the rest of the page.
 """
 
-import argparse
-import hashlib
-import json
-import multiprocessing
 import os
-import tempfile
-import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.results import DATA, ROOT
-from benchmarks.results_page import rebuild_page
+from benchmarks.kept_runs import (
+    columns_of,
+    kept,
+    parser_of,
+    publish_section,
+    run_all,
+    seconds_of,
+)
+from benchmarks.results import DATA
 from benchmarks.results_runs import World, load_world, score
 from pipeline.datasets.extend import measure
 from pipeline.datasets.soft_labels import f1_scores, soft_labels
@@ -87,19 +86,10 @@ def scored(world: World, vectors: Any) -> dict[str, float]:
     return {name: scores[name] for name in COLUMNS}
 
 
-def kept(worlds: dict[str, World], part: Part, scratch: Path) -> dict[str, float]:
+def run(worlds: dict[str, World], scratch: Path, part: Part) -> dict[str, Any]:
     """Return the figures of a run, from the scratch folder if it is known there."""
-    settings = json.dumps([asdict(part), worlds[part.world].digest])
-    record = scratch / f"soft-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.json"
-    if record.exists():
-        found: dict[str, float] = json.loads(record.read_text())
-        return found
-    started = time.perf_counter()
-    result = figures(worlds[part.world], part)
-    result["seconds"] = time.perf_counter() - started
-    record.write_text(json.dumps(result))
-    print(part, {name: round(value, 3) for name, value in result.items()}, flush=True)
-    return result
+    world = worlds[part.world]
+    return kept(scratch, "soft", [asdict(part), world.digest], partial(figures, world, part))
 
 
 def parts(worlds: dict[str, World], seeds: int) -> list[Part]:
@@ -119,14 +109,7 @@ def collected(found: dict[Part, dict[str, float]]) -> dict[str, Any]:
     for part in found:
         table = tables.setdefault(part.world, {}).setdefault(f"{part.share:.0%}", {})
         runs = [v for p, v in found.items() if _row(p) == _row(part)]
-        table[part.method] = {
-            name: (
-                float(np.mean([run[name] for run in runs])),
-                float(np.std([run[name] for run in runs], ddof=len(runs) > 1)),
-            )
-            for name in runs[0]
-            if name != "seconds"
-        }
+        table[part.method] = columns_of(runs)
         if part.method == DECISION:
             table[DECISION]["extends"] = [run["gain"] > run["error"] for run in runs]
     return tables
@@ -158,32 +141,21 @@ def load_worlds(scratch: Path, names: Sequence[str]) -> dict[str, World] | None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "results")
-    parser.add_argument("--output", type=Path, default=ROOT, help="root of docs/ and benchmarks/")
+    parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sets", nargs="*", choices=tuple(SHARES), default=tuple(SHARES))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once")
     chosen = parser.parse_args(arguments)
     worlds = load_worlds(chosen.scratch, chosen.sets)
     if worlds is None:
         return 0
     plan = parts(worlds, chosen.seeds)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        chosen.jobs, context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        results = pool.map(partial(kept, worlds, scratch=chosen.scratch), plan)
-        found = dict(zip(plan, results, strict=True))
+    found = run_all(partial(run, worlds, chosen.scratch), plan, chosen.jobs)
     result = {
         "sets": collected(found),
         "seeds": chosen.seeds,
-        "seconds": sum(run["seconds"] for run in found.values()),
+        "seconds": seconds_of(found.values()),
     }
-    folder = chosen.output / "benchmarks"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "soft_labels.json").write_text(json.dumps(result, indent=1) + "\n")
-    rebuild_page(chosen.output)
+    publish_section("soft_labels", result, chosen.output)
     return 0
 
 

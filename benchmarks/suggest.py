@@ -10,31 +10,29 @@ up to 10 %. Doubt is measured by the entropy of a logistic regression, fitted ag
 A head is then trained on these rows alone, and with probabilities for the labels of all others.
 """
 
-import argparse
-import hashlib
-import json
-import multiprocessing
-import os
-import tempfile
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from benchmarks.results import ROOT
-from benchmarks.results_page import rebuild_page
+from benchmarks.kept_runs import (
+    columns_of,
+    kept,
+    mean_and_deviation,
+    parser_of,
+    publish_section,
+    run_all,
+    seconds_of,
+)
 from benchmarks.results_runs import World
 from benchmarks.soft_labels import COLUMNS, SHARES, load_worlds, scored
 from encoders.projection import half_whitened
-from pipeline.datasets.coverage import covering_rows, farthest_rows
+from pipeline.datasets.coverage import covering_rows
 from pipeline.datasets.soft_labels import f1_scores, logistic_scores, soft_labels
 from pipeline.datasets.spec import SoftLabelSpec
 from pipeline.training.head import learned_vectors
@@ -60,7 +58,15 @@ def by_coverage(x_ND: Any, y_NC: Any, known: Rows, others: Rows, count: int, see
 
 def by_distance(x_ND: Any, y_NC: Any, known: Rows, others: Rows, count: int, seed: int) -> Rows:
     """Choose the row that is farthest from all chosen ones, again and again (k-centre)."""
-    return others[farthest_rows(x_ND[others], x_ND[known], count)]
+    candidates_ND = x_ND[others]
+    nearest_N = (candidates_ND @ x_ND[known].T).max(axis=1)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        row = int(nearest_N.argmin())
+        chosen.append(row)
+        np.maximum(nearest_N, candidates_ND @ candidates_ND[row], out=nearest_N)
+        nearest_N[row] = np.inf
+    return others[chosen]
 
 
 def by_entropy(x_ND: Any, y_NC: Any, known: Rows, others: Rows, count: int, seed: int) -> Rows:
@@ -115,19 +121,11 @@ def figures(world: World, part: Part) -> dict[str, float]:
     return {**scored(world, vectors), "F1": f1_scores(soft >= 0.5, y_NC[others])[0]}
 
 
-def kept(worlds: dict[str, World], part: Part, scratch: Path) -> dict[str, float]:
+def run(worlds: dict[str, World], scratch: Path, part: Part) -> dict[str, Any]:
     """Return the figures of a run, from the scratch folder if it is known there."""
-    settings = json.dumps([asdict(part), worlds[part.world].digest, START, SHARE])
-    record = scratch / f"suggest-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.json"
-    if record.exists():
-        found: dict[str, float] = json.loads(record.read_text())
-        return found
-    started = time.perf_counter()
-    result = figures(worlds[part.world], part)
-    result["seconds"] = time.perf_counter() - started
-    record.write_text(json.dumps(result))
-    print(part, {name: round(value, 3) for name, value in result.items()}, flush=True)
-    return result
+    world = worlds[part.world]
+    settings = [asdict(part), world.digest, START, SHARE]
+    return kept(scratch, "suggest", settings, partial(figures, world, part))
 
 
 def collected(found: dict[Part, dict[str, float]]) -> dict[str, Any]:
@@ -140,14 +138,11 @@ def collected(found: dict[Part, dict[str, float]]) -> dict[str, Any]:
         runs = {p.seed: v for p, v in found.items() if _row(p) == _row(part)}
         drawn = {p.seed: v for p, v in found.items() if _row(p) == (*_row(part)[:2], RANDOM)}
         table = tables.setdefault(part.world, {}).setdefault(_training(part), {})
-        table[part.strategy] = {
-            name: _mean_and_deviation([run[name] for run in runs.values()])
-            for name in next(iter(runs.values()))
-            if name != "seconds"
-        }
+        row: dict[str, Any] = dict(columns_of(list(runs.values())))
+        table[part.strategy] = row
         if part.strategy != RANDOM:
-            table[part.strategy]["ahead"] = {
-                name: _mean_and_deviation([runs[seed][name] - drawn[seed][name] for seed in runs])
+            row["ahead"] = {
+                name: mean_and_deviation([runs[seed][name] - drawn[seed][name] for seed in runs])
                 for name in COLUMNS
             }
     return tables
@@ -161,18 +156,11 @@ def _training(part: Part) -> str:
     return "with probabilities" if part.soft else "labelled rows only"
 
 
-def _mean_and_deviation(values: list[float]) -> tuple[float, float]:
-    return float(np.mean(values)), float(np.std(values, ddof=len(values) > 1))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "results")
-    parser.add_argument("--output", type=Path, default=ROOT, help="root of docs/ and benchmarks/")
+    parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sets", nargs="*", choices=tuple(SHARES), default=tuple(SHARES))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once")
     chosen = parser.parse_args(arguments)
     worlds = load_worlds(chosen.scratch, chosen.sets)
     if worlds is None:
@@ -184,21 +172,13 @@ def main(arguments: list[str] | None = None) -> int:
         for soft in (False, True)
         for strategy in STRATEGIES
     ]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        chosen.jobs, context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        results = pool.map(partial(kept, worlds, scratch=chosen.scratch), plan)
-        found = dict(zip(plan, results, strict=True))
+    found = run_all(partial(run, worlds, chosen.scratch), plan, chosen.jobs)
     result = {
         "sets": collected(found),
         "seeds": chosen.seeds,
-        "seconds": sum(run["seconds"] for run in found.values()),
+        "seconds": seconds_of(found.values()),
     }
-    folder = chosen.output / "benchmarks"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "suggest.json").write_text(json.dumps(result, indent=1) + "\n")
-    rebuild_page(chosen.output)
+    publish_section("suggest", result, chosen.output)
     return 0
 
 

@@ -82,6 +82,11 @@ class PlaceRows:
         The global batch follows from seed and step: different places, and two different
         acquisitions of each. Workers take equal parts of it in their order.
 
+        Raises
+        ------
+        ConfigError
+            There are fewer pairs in a batch than workers.
+
         Examples
         --------
         >>> rows = PlaceRows(inputs=np.zeros((4, 1)), places=(np.array([0, 1]), np.array([2, 3])))
@@ -91,6 +96,11 @@ class PlaceRows:
         """
         rng = np.random.default_rng((seed, step, _STREAM))
         count = min(self.batch_size, len(self.places)) // world_size * world_size
+        if not count:
+            raise ConfigError(
+                f"place pairs: {len(self.places)} places in batches of {self.batch_size} give none "
+                f"to each of {world_size} workers; ingest more ground, or train with fewer workers"
+            )
         drawn = rng.permutation(len(self.places))[:count]
         pairs = np.array([rng.permutation(self.places[place])[:2] for place in drawn])
         share = len(pairs) // world_size

@@ -39,7 +39,9 @@ HOMES = {
         "pipeline/importing/pixels.py",
     ),
     "faiss": within("storage/index", "gpu graph pilot quantizer shard"),
-    "fastapi": within("workflows/service", "app deploy errors features guard negotiation uploads"),
+    "fastapi": within(
+        "workflows/service", "app deploy errors features guard negotiation probes uploads"
+    ),
     "fsspec": ("storage/location.py",),
     "geopandas": ("pipeline/search/hits.py", "storage/areas.py"),
     "icechunk": (

@@ -7,11 +7,9 @@ returns its report. The verbs in :mod:`workflows.commands` print the reports;
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
-from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,9 +21,9 @@ from pipeline.indexing.spec import IndexSpec
 from pipeline.ingest.spec import IngestPlan, IngestReport, IngestSpec
 from pipeline.runtime.cluster import joins_cluster, ray_session
 from pipeline.training.spec import TrainingSpec
-from storage.errors import ConfigError
+from storage.errors import ConfigError, NotFoundError
 from storage.location import Location
-from storage.progress import EventSink, ProgressSink, ignore
+from storage.progress import EventSink, ignore
 from storage.scene import CatalogSpec, Scene
 from workflows.console import ProgressView, silence_ray, suppress_stderr
 from workflows.recipe.schema import Recipe
@@ -41,33 +39,15 @@ if TYPE_CHECKING:
     from pipeline.runtime.dask import Scheduler
     from pipeline.training.spec import TrainingResult
     from storage.archive.reader import Archive
-    from storage.dataset import DatasetInfo
     from storage.index.manifest import IndexManifest
+    from workflows.datasets import ImportedDataset
     from workflows.recipe.load import LoadedRecipe
-
-IMPORTER_KEYS = {
-    "folder": ("table", "tile_px", "bands", "resolution_m", "split"),
-    "dlrsd": ("min_share", "tile_px", "split"),
-    "whdld": ("min_share", "tile_px", "split"),
-    "uc-merced": ("tile_px", "split"),
-    "ml-aid": ("tile_px", "split"),
-    "bigearthnet": ("bands", "tile_px"),
-    "annotated": ("table", "add_to", "split"),
-}
-"""The recipe keys that each importer of images takes; one's own takes `importer_options`."""
 
 
 class MadeEncoder(NamedTuple):
     """The fingerprint of a new bundle, and why scenes are missing from its statistics."""
 
     fingerprint: str
-    left_out: dict[str, str]
-
-
-class ImportedDataset(NamedTuple):
-    """A new dataset, and why scenes are missing from it."""
-
-    info: "DatasetInfo"
     left_out: dict[str, str]
 
 
@@ -386,7 +366,7 @@ class Stages(ABC):
 
     # ------------------------------------------------------------ datasets and encoders
 
-    def import_dataset(self) -> ImportedDataset:
+    def import_dataset(self) -> "ImportedDataset":
         """Import a labelled dataset; an existing one from the same source is kept.
 
         Raises
@@ -394,75 +374,11 @@ class Stages(ABC):
         ConfigError, NotFoundError, CatalogError
             The source is not of the importer's layout, or cannot be read.
         """
+        from workflows.datasets import import_images, import_tiles
+
+        make = import_tiles if self.recipe.dataset.importer == "scenes" else import_images
         with ProgressView() as progress:
-            if self.recipe.dataset.importer == "scenes":
-                return self._import_scenes(progress)
-            return self._import_images(progress)
-
-    def _import_images(self, progress: ProgressSink) -> ImportedDataset:
-        from pipeline.datasets.importers import importers, own_importer
-        from pipeline.datasets.own import import_own
-
-        section = self.recipe.dataset
-        importer: Callable[..., DatasetInfo]
-        if section.importer in importers:
-            importer, keys = importers[section.importer], IMPORTER_KEYS[section.importer]
-            settings = {name: getattr(section, name) for name in keys}
-            if section.importer_options:
-                raise ConfigError(
-                    f"dataset.importer_options are for importers of your own; {section.importer!r} "
-                    f"has the keys {', '.join(f'dataset.{key}' for key in keys)}"
-                )
-        else:
-            importer = partial(import_own, own_importer(section.importer))
-            settings = {"options": section.importer_options, "split": section.split}
-        info = importer(
-            self.need_path("dataset.source").with_drivers(self.recipe.catalog.drivers),
-            self.need("dataset.uri"),
-            **settings,
-            progress=progress,
-        )
-        return ImportedDataset(info, {})
-
-    def _import_scenes(self, progress: ProgressSink) -> ImportedDataset:
-        from pipeline.datasets.scenes import import_scenes
-        from storage.catalog.read import read_scenes
-        from storage.quarantine import none_readable
-        from workflows.labels import label_scenes, marked_labels
-
-        section = self.recipe.dataset
-        listing = read_scenes(self.catalog_spec(), section.bands)
-        rejected = {item.scene_id: item.reason for item in listing.distinct_rejected}
-        if not listing.scenes:
-            raise none_readable(rejected)
-        unreadable: dict[str, str] = {}
-        tile_px = self.recipe.grid.tile_px or self.need("dataset.tile_px")
-        grid = replace(self.recipe.grid, tile_px=tile_px)
-        if section.marks is not None:
-            labels = marked_labels(self.need_path("dataset.marks"))
-        else:
-            labels = label_scenes(
-                listing.scenes,
-                grid,
-                self.need_path("dataset.landcover.href"),
-                self.need("dataset.landcover.classes"),
-                min_fraction=section.landcover.min_fraction,
-                left_out=unreadable,
-                progress=progress,
-            )
-        info = import_scenes(
-            listing.scenes,
-            grid,
-            labels,
-            self.need("dataset.uri"),
-            bands=section.bands,
-            rules=self.recipe.tiles,
-            split=section.split,
-            block_tiles=section.block_tiles,
-            left_out=unreadable,
-            progress=progress,
-        )
-        return ImportedDataset(info, rejected | unreadable)
+            return make(self, progress)
 
     def suggest_tiles(self) -> "Suggestion":
         """Choose tiles to label next, and write them for annotation programs.
@@ -483,8 +399,12 @@ class Stages(ABC):
         section = self.recipe.dataset
         output = Location.of(self.need("dataset.suggest.output"))
         spec, dataset = spec_from(SuggestSpec, section.suggest), None
-        if not spec.classes and section.uri is not None:
-            dataset = LabelledDataset.open(self.need_path("dataset.uri"))
+        if section.uri is not None:
+            try:
+                dataset = LabelledDataset.open(self.need_path("dataset.uri"))
+            except NotFoundError:
+                if not spec.classes:  # which begin a first dataset
+                    raise
         with ProgressView() as progress:
             if self.recipe.archive.uri is None and dataset is not None:
                 encoder = load_encoder(self.need_path("encoder.bundle"))
@@ -521,7 +441,6 @@ class Stages(ABC):
                 rows=section.extend.rows,
                 steps=section.extend.steps,
                 seed=section.extend.seed,
-                block_tiles=section.block_tiles,
                 progress=progress,
             )
 

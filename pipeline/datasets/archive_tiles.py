@@ -1,6 +1,6 @@
 """Tiles of an archive that join a dataset, beside the ground that the dataset holds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,10 +14,11 @@ from storage.archive.reader import Archive
 from storage.archive.samples import uniform_rows
 from storage.dataset import DatasetWriter, LabelledDataset
 from storage.errors import ConfigError
+from storage.index.sidecar import TILE_KEY
 from storage.progress import Progress, ProgressSink
 from storage.quarantine import none_readable, set_aside
 
-_BATCH = 64
+_BATCH, _LARGEST_BLOCK = 64, 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +51,33 @@ def block_of(tile_key: str, block_tiles: int) -> str:
     return f"{grid}/{int(column) // block_tiles}/{int(row) // block_tiles}"
 
 
+def side_of_blocks(dataset: LabelledDataset) -> int | None:
+    """Return the tiles on a side of the blocks of a dataset's splits, as its rows show it.
+
+    None without places, and for groups that are no blocks of tiles. The validation and test rows
+    are looked at: they come from the import, as the blocks do.
+    """
+    if not {"tile_key", "group"} <= set(dataset.rows.columns):
+        return None
+    placed = dataset.rows[dataset.split != "train"].dropna(subset=["tile_key", "group"])
+    pairs = list(zip(placed["tile_key"], placed["group"], strict=True))
+    if not all(TILE_KEY.fullmatch(str(key)) for key, _ in pairs):
+        return None
+    sides = range(1, _LARGEST_BLOCK + 1)
+    return next((s for s in sides if all(block_of(key, s) == group for key, group in pairs)), None)
+
+
+def blocks_kept_apart(dataset: LabelledDataset) -> Callable[[str], bool]:
+    """Return whether a tile, by its key, lies in a block of a dataset's validation or test rows."""
+    side = side_of_blocks(dataset)
+    if side is None:
+        return lambda _: False
+    apart = set(dataset.rows["group"][dataset.split != "train"])
+    return lambda key: block_of(key, side) in apart
+
+
 def tiles_beside(
-    dataset: LabelledDataset | None, archive: Archive, rows: int, seed: int, block_tiles: int
+    dataset: LabelledDataset | None, archive: Archive, rows: int, seed: int
 ) -> ArchiveTiles:
     """Draw rows of an archive uniformly, without those on the ground of a dataset.
 
@@ -66,7 +92,7 @@ def tiles_beside(
     columns = archive.read(uniform_rows(archive, rows, seed), names)
     tiles = ArchiveTiles(**{name: columns[name] for name in names})
     if dataset is not None:
-        tiles = tiles.at(~_on_its_ground(dataset, tiles.tile_key.tolist(), block_tiles))
+        tiles = tiles.at(~_on_its_ground(dataset, tiles.tile_key.tolist()))
     if not len(tiles):
         raise ConfigError(
             f"archive {archive.uri} has no tile beside the ground of the dataset; ingest more "
@@ -75,15 +101,11 @@ def tiles_beside(
     return tiles
 
 
-def _on_its_ground(
-    dataset: LabelledDataset, keys: list[str], block_tiles: int
-) -> NDArray[np.bool_]:
+def _on_its_ground(dataset: LabelledDataset, keys: list[str]) -> NDArray[np.bool_]:
     """Tell which tiles the dataset holds, or lie in a block of its validation or test rows."""
-    if not {"tile_key", "group"} <= set(dataset.rows.columns):
-        return np.zeros(len(keys), bool)  # images without a place
-    held = set(dataset.rows["tile_key"])
-    kept_apart = set(dataset.rows["group"][dataset.split != "train"])
-    return np.array([key in held or block_of(key, block_tiles) in kept_apart for key in keys])
+    held = set(dataset.rows["tile_key"]) if "tile_key" in dataset.rows.columns else set()
+    is_apart = blocks_kept_apart(dataset)
+    return np.array([key in held or is_apart(key) for key in keys])
 
 
 def append_rows(

@@ -84,28 +84,3 @@ def covering_rows(
         np.maximum(reached_N, likeness, out=reached_N)
         progress(Progress(stage="choose", done=len(chosen), total=count, unit="tiles"))
     return np.array(chosen, dtype=np.int64)
-
-
-def farthest_rows(vectors_ND: Floats, covered_MD: Floats, count: int) -> Int64:
-    """Return candidates of which each is the least like all rows before it (k-centre).
-
-    Parameters are those of :func:`covering_rows`. Without covered rows the first candidate is the
-    first choice.
-
-    Examples
-    --------
-    >>> vectors = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
-    >>> farthest_rows(vectors, vectors[:1], 1).tolist()
-    [2]
-    """
-    nearest_N = np.full(len(vectors_ND), -np.inf, np.float32)
-    for start in range(0, len(covered_MD), _CHUNK):
-        likeness = vectors_ND @ covered_MD[start : start + _CHUNK].T
-        np.maximum(nearest_N, likeness.max(axis=1), out=nearest_N)
-    chosen: list[int] = []
-    while len(chosen) < min(count, len(vectors_ND)):
-        row = int(nearest_N.argmin())
-        chosen.append(row)
-        np.maximum(nearest_N, vectors_ND @ vectors_ND[row], out=nearest_N)
-        nearest_N[row] = np.inf
-    return np.array(chosen, dtype=np.int64)

@@ -173,7 +173,6 @@ def extend(
     rows: int = 10_000,
     steps: int = 360,
     seed: int = 0,
-    block_tiles: int = 4,
     progress: ProgressSink = ignore,
 ) -> Extension:
     """Write a dataset with further train rows: tiles of an archive, with probabilities for labels.
@@ -195,8 +194,6 @@ def extend(
         Largest number of tiles to add, drawn uniformly with ``seed``.
     steps
         Steps of each training of the measurement.
-    block_tiles
-        Tiles on a side of a block of the dataset's splits.
 
     Raises
     ------
@@ -220,7 +217,7 @@ def extend(
             f"{dataset.tile_px} px; choose a matching pair"
         )
     labelled = dataset.labelled("train")
-    tiles = tiles_beside(dataset, archive, rows, seed, block_tiles)
+    tiles = tiles_beside(dataset, archive, rows, seed)
     features = np.concatenate(
         [
             embed_images(encoder, dataset, labelled, progress=progress),

@@ -29,6 +29,7 @@ from pipeline.datasets.archive_tiles import (
     append_rows,
     append_tiles,
     block_of,
+    side_of_blocks,
     tiles_beside,
 )
 from pipeline.datasets.coverage import covering_rows
@@ -82,12 +83,13 @@ def suggest_tiles(
     draw
         Draws the pictures.
     block_tiles
-        Tiles on a side of a block of the dataset's splits.
+        Tiles on a side of a block of the splits of a first dataset.
 
     Raises
     ------
     ConfigError
-        The folder holds suggestions already, there is no class, or no tile beside the dataset.
+        The folder holds suggestions already, there is no tile beside the dataset, or classes are
+        given twice or not at all.
     EncoderMismatchError
         The dataset has other bands than the archive's encoder.
     SceneError
@@ -95,7 +97,8 @@ def suggest_tiles(
     """
     classes = _classes(dataset, spec)
     _require_new(output)
-    tiles = tiles_beside(dataset, archive, spec.candidates, spec.seed, block_tiles)
+    tiles = tiles_beside(dataset, archive, spec.candidates, spec.seed)
+    side = block_tiles if dataset is None else side_of_blocks(dataset) or block_tiles
     features = tiles.embedding.astype(np.float32)
     covered = features[:0]
     if dataset is not None:
@@ -113,7 +116,7 @@ def suggest_tiles(
     none = np.zeros((len(chosen), len(classes)), np.uint8)
     more: dict[str, list[Any]] = {
         "number": list(range(1, len(chosen) + 1)),
-        "group": [block_of(key, block_tiles) for key in chosen.tile_key.tolist()],
+        "group": [block_of(key, side) for key in chosen.tile_key.tolist()],
     }
     with writer:
         left_out = append_tiles(writer, archive, chosen, none, more, progress)
@@ -197,6 +200,11 @@ def _chosen(
 
 def _classes(dataset: LabelledDataset | None, spec: SuggestSpec) -> tuple[str, ...]:
     if dataset is not None:
+        if spec.classes:
+            raise ConfigError(
+                f"suggest: the dataset has the classes {', '.join(dataset.classes)}; leave --class "
+                "out, or --dataset for a first dataset"
+            )
         return dataset.classes
     if not spec.classes:
         raise ConfigError(

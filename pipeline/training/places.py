@@ -5,12 +5,13 @@ choice, and the ground of the dataset's validation and test rows. The pixels of 
 in ``places/`` of the run, as a dataset without labels.
 """
 
+from collections.abc import Callable
 from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.datasets.archive_tiles import ArchiveTiles, append_tiles, block_of
+from pipeline.datasets.archive_tiles import ArchiveTiles, append_tiles, blocks_kept_apart
 from pipeline.training.spec import TrainingSpec
 from storage.archive.reader import Archive
 from storage.dataset import DatasetWriter, LabelledDataset, read_info
@@ -21,11 +22,12 @@ from storage.progress import ProgressSink, ignore
 PLACES = "places"
 """Name of the dataset of the acquisitions in the folder of a run."""
 _YEAR_DAYS = 366
-_BLOCK_TILES = 4
 Ints = NDArray[np.int64]
 
 
-def mined(archive: Archive, spec: TrainingSpec, kept_apart: frozenset[str] = frozenset()) -> Ints:
+def mined(
+    archive: Archive, spec: TrainingSpec, is_apart: Callable[[str], bool] = lambda _: False
+) -> Ints:
     """Return the rows of the archive that are acquisitions of places with two or more.
 
     Parameters
@@ -33,8 +35,8 @@ def mined(archive: Archive, spec: TrainingSpec, kept_apart: frozenset[str] = fro
     spec
         ``place_cloud``, ``place_season_days`` and ``most_places`` are the rules; ``seed`` draws the
         places where there are more. A season is around the day of the clearest acquisition.
-    kept_apart
-        Blocks of a dataset's splits whose tiles are left out.
+    is_apart
+        Tells which tiles, by their keys, are left out.
 
     Raises
     ------
@@ -51,7 +53,7 @@ def mined(archive: Archive, spec: TrainingSpec, kept_apart: frozenset[str] = fro
         of_place.setdefault(keys[row], []).append(row)
     places: list[Ints] = []
     for key, rows in of_place.items():
-        if len(rows) < 2 or block_of(key, _BLOCK_TILES) in kept_apart:
+        if len(rows) < 2 or is_apart(key):
             continue
         clearest = min(rows, key=lambda row: (np.nan_to_num(clouds[row]), row))
         apart = np.abs(day_of_year[rows] - day_of_year[clearest])
@@ -95,9 +97,7 @@ def write_places(
             f"{theirs[1]} px, the dataset {', '.join(ours[0])} and {ours[1]} px; take an archive "
             "of the dataset's bands and tile size"
         )
-    apart = dataset.split != "train"
-    groups = dataset.rows["group"][apart] if "group" in dataset.rows.columns else ()
-    rows = mined(archive, spec, frozenset(groups))
+    rows = mined(archive, spec, blocks_kept_apart(dataset))
     columns = archive.read(rows, [field.name for field in fields(ArchiveTiles)])
     tiles = ArchiveTiles(**columns)
     with DatasetWriter(

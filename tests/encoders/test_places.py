@@ -78,3 +78,9 @@ def test_workers_share_the_pairs_of_one_process():
 def test_places_of_one_acquisition_are_refused():
     with pytest.raises(ConfigError, match="ingest more dates"):
         PlaceRows(inputs=np.zeros((3, 1)), places=(np.array([0, 1]), np.array([2])))
+
+
+def test_a_batch_of_fewer_pairs_than_workers_is_refused():
+    rows = PlaceRows(inputs=np.zeros((4, 1)), places=(np.array([0, 1]), np.array([2, 3])))
+    with pytest.raises(ConfigError, match="none to each of 3 workers"):
+        rows.draw(0, 0, 0, 3)

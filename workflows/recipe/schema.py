@@ -152,7 +152,7 @@ class DatasetSection:
     marks
         File of right and wrong marks that labels the tiles of scenes, in place of the raster.
     block_tiles
-        Tiles on a side of one block of land cover read at once.
+        Tiles on a side of a block of neighbouring tiles that share a split.
     extend
         How `skysift dataset extend` labels the tiles of an archive.
     suggest

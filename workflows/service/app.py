@@ -20,7 +20,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from storage.errors import ConfigError, SearchUnavailableError, SkysiftError
+from storage.errors import ConfigError
 from workflows.service.errors import add_handlers, documented
 from workflows.service.features import add_features, landing
 from workflows.service.guard import (
@@ -31,7 +31,7 @@ from workflows.service.guard import (
     OwnPages,
     SafeHeaders,
 )
-from workflows.service.indexes import NAMED, ByIndex, with_named_paths
+from workflows.service.indexes import ByIndex, with_named_paths
 from workflows.service.marks import (
     DetectBody,
     DetectionsAnswer,
@@ -43,16 +43,13 @@ from workflows.service.marks import (
 from workflows.service.mosaic import MOST_ZOOM, MapTile
 from workflows.service.negotiation import CONTENT, negotiated
 from workflows.service.page import map_page
+from workflows.service.probes import add_probes
 from workflows.service.schema import (
     AskBody,
     ChangeAnswer,
     ChangeQuery,
-    HealthAnswer,
     IndexAnswer,
-    IndexesAnswer,
     MosaicQuery,
-    NamedIndexBody,
-    ReadyAnswer,
     ScenesAnswer,
     ScenesQuery,
     ScoresQuery,
@@ -192,7 +189,7 @@ def _index_app(
     add_handlers(app)
     door = Authenticator(shared.gate, name)
     guard, marking = [Depends(door)], [Depends(door.needing("mark"))]
-    _add_probes(app, name, backends, metrics, door)
+    add_probes(app, name, backends, metrics, door)
     queries = _Queries(limits)
     _add_search(app, backend, queries, limits, guard)
     _add_marks(app, backend, queries, limits, marking)
@@ -204,60 +201,6 @@ def _index_app(
     add_features(app, backend, FairPlaces(limits.drawing), guard)
     _add_map(app)
     return app
-
-
-def _add_probes(
-    app: FastAPI,
-    name: str,
-    backends: Mapping[str, "IndexBackend"],
-    metrics: Metrics,
-    door: Authenticator,
-) -> None:
-    @app.get("/v1/health")
-    async def health() -> HealthAnswer:  # needs no thread, so it answers when all are taken
-        """Whether the process runs; needs no token."""
-        return HealthAnswer()
-
-    @app.get("/v1/ready", responses={503: documented(503)[503]})
-    def ready(request: Request) -> ReadyAnswer:
-        """Whether every index, or the named one, is loaded and searched; needs no token."""
-        asked = [name] if request.scope.get(NAMED) else list(backends)
-        return {index: _ready(index, backends) for index in asked}[name]
-
-    @app.get("/v1/indexes", dependencies=[Depends(door.needing(""))], responses=documented())
-    def indexes(request: Request) -> IndexesAnswer:
-        """List the indexes that the token may read, the default first where it may be."""
-        rights = {index: request.state.grant.right(index) for index in backends}
-        found = [
-            NamedIndexBody(name=index, right=right) for index, right in rights.items() if right
-        ]
-        return IndexesAnswer(indexes=found, default=next(iter(backends)))
-
-    admin = [Depends(door.needing("admin"))]
-
-    @app.get("/metrics", dependencies=admin, responses=documented(), response_class=Response)
-    def metrics_text() -> Response:
-        """Return the counters of the service in the Prometheus text format."""
-        served = {index: of_index.served() for index, of_index in backends.items()}
-        metrics.serving({index: one for index, one in served.items() if one})
-        metrics.tokens(door.access.faulty)
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _ready(name: str, backends: Mapping[str, "IndexBackend"]) -> ReadyAnswer:
-    try:
-        return backends[name].ready()
-    except Exception as error:  # a probe asks for the reason, whatever is broken
-        which = f"index {name}: " if len(backends) > 1 else ""
-        raise SearchUnavailableError(which + _reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an error of the project, only the kind of any other error."""
-    if isinstance(error, SkysiftError):
-        return str(error)
-    logger.error("the service is not ready", exc_info=error)
-    return f"the index cannot be read or searched ({type(error).__name__}); see the service's log"
 
 
 class _Queries:

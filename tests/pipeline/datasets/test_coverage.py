@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.datasets.coverage import covering_rows, farthest_rows
+from pipeline.datasets.coverage import covering_rows
 
 
 def test_lazy_choices_are_those_of_the_plain_greedy_rule():
@@ -23,4 +23,3 @@ def test_lazy_choices_are_those_of_the_plain_greedy_rule():
 def test_equal_rows_and_more_rows_than_there_are():
     vectors = np.tile(np.array([[1, 0]], np.float32), (5, 1))
     assert sorted(covering_rows(vectors, vectors[:0], 9).tolist()) == [0, 1, 2, 3, 4]
-    assert sorted(farthest_rows(vectors, vectors[:1], 9).tolist()) == [0, 1, 2, 3, 4]

@@ -26,7 +26,7 @@ from storage.errors import ConfigError, NotFoundError, SceneError
 from storage.raster.writer import write_geotiff
 from tests.support.paths import REPOSITORY
 from workflows.cli import cli
-from workflows.stages import IMPORTER_KEYS
+from workflows.datasets import IMPORTER_KEYS
 
 import_dlrsd, import_whdld = importers["dlrsd"], importers["whdld"]
 import_uc_merced, import_ml_aid = importers["uc-merced"], importers["ml-aid"]

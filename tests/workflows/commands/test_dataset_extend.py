@@ -174,6 +174,9 @@ def test_tiles_are_suggested_labelled_by_people_and_imported(world: Path):
     assert np.array_equal(data.labels, truth[rows])
     bands = np.load(world / "pixels.npy")[rows]
     assert np.array_equal(data.images, bands.astype(np.float32))  # of the scene, not the picture
+    twice = run("dataset", "suggest", *place[:-1], f"{place[-1]}2", "--class", "water")
+    assert twice.code == 2
+    assert "leave --class out" in twice.err
     again = run("dataset", "suggest", *place)
     assert again.code == 2
     assert "choose another folder" in again.err

@@ -147,9 +147,10 @@ def test_an_open_hit_is_fitted_clear_of_its_panel(browser, address, size):
     watched.click_map(0.5, 0.45)
     watched.found(24)
     for rank in (0, 7, 15):
+        page.locator("#map").evaluate("map => delete map.dataset.open")
         watched.cards.nth(rank).locator(".show").click()
         expect(page.locator("#place")).to_be_visible()
-        page.wait_for_timeout(1000)  # the map moves
+        page.wait_for_selector("#map[data-open]")  # the map has moved
         hit = page.evaluate("document.querySelector('#map').dataset.open.split(',').map(Number)")
         panel = page.locator("#place").bounding_box()
         stage = page.locator("#map").bounding_box()
@@ -381,6 +382,7 @@ def test_a_person_chooses_among_the_indexes_that_the_token_may_read(browser, bac
         indexes = page.get_by_role("combobox", name="Index")
         expect(indexes).to_have_value("coast")
         assert indexes.locator("option").all_inner_texts() == ["coast", "lakes"]
+        page.wait_for_load_state("networkidle")  # nothing of this page comes after the next
         asked.clear()
         indexes.select_option("lakes")
         page.wait_for_url("**/?index=lakes*")

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,16 @@ def _ground(page: Page) -> np.ndarray:
     assert box
     clip = {"x": box["x"] + 200, "y": box["y"] + 80, "width": box["width"] - 400, "height": 200}
     return np.asarray(Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB"), np.int64)
+
+
+def _change(page: Page, before: np.ndarray, is_done: Callable[[float], bool]) -> float:
+    """The mean change of the map's pixels, once it is as wanted or after ten seconds."""
+    for _ in range(50):
+        change = float(np.abs(_ground(page) - before).mean())
+        if is_done(change):
+            break
+        page.wait_for_timeout(200)  # tiles are loaded and fade in
+    return change
 
 
 def test_one_hit_a_place_in_a_grid_of_whole_squares(wide, address):
@@ -158,11 +169,9 @@ def test_every_place_is_coloured(wide, address, layer):
     with page.expect_response(lambda answer: f"/v1/{layer}/" in answer.url) as answer:
         page.locator("#layer").select_option(layer)
     assert answer.value.status == 200
-    page.wait_for_timeout(1500)
-    assert np.abs(_ground(page) - before).mean() > 5
+    assert _change(page, before, lambda change: change > 5) > 5
     page.locator("#layer").select_option("")
-    page.wait_for_timeout(1500)
-    assert np.abs(_ground(page) - before).mean() < 1
+    assert _change(page, before, lambda change: change < 1) < 1
     assert wide.said == []
 
 
