@@ -10,11 +10,12 @@ from pathlib import Path
 import geopandas as gpd
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Error, Page, expect
 
 from storage.archive.reader import Archive
-from tests.support.map_page import CHROMIUM, Watched
+from tests.support.map_page import CHROMIUM, RULES, Watched
 from tests.support.service_world import serving
 from workflows.service import mosaic
 from workflows.service.app import WEB, create_app, create_service
@@ -366,6 +367,22 @@ def test_a_token_is_asked_for_once_and_kept_out_of_the_address(browser, backend)
         page.close()
 
 
+def test_a_refusal_from_before_the_token_does_not_ask_for_it_again(browser, backend):
+    app = create_app(backend, digests=token_digests(TOKEN), limits=Limits(rate_per_s=0))
+    with serving(app) as address:
+        page, held = browser.new_page(), []
+        page.route("**/v1/indexes", lambda route: held.append(route), times=1)
+        page.goto(address)
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Token").fill(TOKEN)
+        dialog.get_by_role("button", name="Go on").click()
+        expect(page.locator("#status")).to_contain_text("3 scenes")
+        with page.expect_response(lambda answer: answer.url.endswith("indexes") and answer.ok):
+            held[0].continue_()  # without a token, so the first answer is 401
+        expect(dialog).to_be_hidden()
+        page.close()
+
+
 def test_a_person_chooses_among_the_indexes_that_the_token_may_read(browser, backend, tmp_path):
     tokens = tmp_path / "tokens.yaml"
     tokens.write_text(f"tokens: [{{token: {TOKEN}, indexes: {{coast: read, lakes: read}}}}]")
@@ -382,6 +399,8 @@ def test_a_person_chooses_among_the_indexes_that_the_token_may_read(browser, bac
         indexes = page.get_by_role("combobox", name="Index")
         expect(indexes).to_have_value("coast")
         assert indexes.locator("option").all_inner_texts() == ["coast", "lakes"]
+        found = Axe().run(page, options={"runOnly": RULES}).response["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
         page.wait_for_load_state("networkidle")  # nothing of this page comes after the next
         asked.clear()
         indexes.select_option("lakes")

@@ -50,8 +50,10 @@ let asking = null;
 
 /** Request something; the answer's Response, or Refused with a message for people. */
 export async function request(path, options = {}) {
+  const sent = sessionStorage.getItem(KEPT);
   const response = await fetched(path, options);
   if (response.status === 401) {
+    if (sessionStorage.getItem(KEPT) !== sent) return request(path, options); // there is another by now
     sessionStorage.removeItem(KEPT);
     asking ??= askForToken().finally(() => { asking = null; });
     if (await asking) return request(path, options);
