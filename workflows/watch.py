@@ -1,4 +1,6 @@
-"""Keep an archive and its index up to date with a source: poll, embed new scenes, update, report.
+"""Keep an archive and its index up to date with a source: poll, take what is new, update, report.
+
+Scenes are embedded, published embeddings imported (:mod:`workflows.sources`).
 
 The ledger of the archive and the manifest of the index hold all that was done. So a watcher that
 was killed at any moment goes on where it was, and a poll without news reads the source once.
@@ -8,15 +10,15 @@ import datetime as dt
 import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 
+from pipeline.importing.spec import ImportSpec
 from pipeline.indexing.driver import build_index, update_index
 from pipeline.indexing.spec import IndexSpec
-from pipeline.ingest.cost import SAMPLE_SCENES, estimate_cost
-from pipeline.ingest.driver import existing_archive, ingest, plan_ingest, read_encoder
-from pipeline.ingest.spec import IngestPlan, IngestSpec, PlannedEncoder
+from pipeline.ingest.driver import existing_archive
+from pipeline.ingest.spec import IngestSpec
 from pipeline.search.searcher import Searcher
 from pipeline.search.standing import Event, StandingQuery
 from storage.archive.ledger import Ledger
@@ -33,24 +35,23 @@ from storage.index.manifest import read_manifest
 from storage.location import Location
 from storage.locks import watcher_lock
 from storage.progress import EventSink, ProgressSink, ignore
-from storage.scene import SceneQuery
+from workflows.sources import Embeddings, RaySession, SceneOutcome, Scenes
 
 logger = logging.getLogger(__name__)
 
-RaySession = Callable[[], AbstractContextManager[None]]
 # Errors of the job itself: the next poll would raise them again.
 _FATAL = (ConfigError, EncoderMismatchError, GridError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WatchJob:
-    """An ingest to keep up to date, and the index of its archive unless that is None.
+    """An ingest or import to repeat, and the index of its archive unless that is None.
 
     ``on_cluster`` says that another machine's memory is used, not this one's. The ``standing``
     queries need an index.
     """
 
-    ingest: IngestSpec
+    ingest: IngestSpec | ImportSpec
     index_uri: str | Location | None = None
     index: IndexSpec = field(default_factory=IndexSpec)
     on_cluster: bool = False
@@ -59,17 +60,6 @@ class WatchJob:
     def __post_init__(self) -> None:
         if self.standing and self.index_uri is None:
             raise ConfigError("watch: standing queries need an index; give --index")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SceneOutcome:
-    """The outcome of a scene in a poll; ``replaced`` when an older version was in the archive."""
-
-    scene_id: str
-    state: str
-    rows: int
-    reason: str
-    replaced: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +100,7 @@ class Watcher:
     Parameters
     ----------
     job
-        The ingest and the index.
+        The ingest or import, and the index.
     session
         Entered only when there is work for Ray.
     progress
@@ -128,12 +118,15 @@ class Watcher:
         events: EventSink = ignore,
     ) -> None:
         self._job, self._session = job, session
-        self._progress, self._events = progress, events
-        # Kept between polls, so that a poll compares versions and does not read weights.
-        self._encoder: PlannedEncoder | None = None
+        self._progress = progress
+        self._source: Scenes | Embeddings = (
+            Embeddings(job.ingest, progress, events)
+            if isinstance(job.ingest, ImportSpec)
+            else Scenes(job.ingest, session, progress, events, on_cluster=job.on_cluster)
+        )
 
     def poll(self) -> PollReport:
-        """Read the source once, embed new and changed scenes, and bring the index up to date.
+        """Read the source once, take new and changed scenes, and bring the index up to date.
 
         An index that is behind its archive, as after a kill between the two, is brought up to date
         as well.
@@ -142,30 +135,27 @@ class Watcher:
         ------
         SkysiftError
             The source cannot be read or holds nothing any more, the disk has no room, or as
-            :func:`pipeline.ingest.driver.ingest` and :func:`pipeline.indexing.driver.update_index`
-            say.
+            :func:`pipeline.ingest.driver.ingest`,
+            :func:`pipeline.importing.driver.import_embeddings` and
+            :func:`pipeline.indexing.driver.update_index` say.
         """
         started, started_at = time.monotonic(), dt.datetime.now(dt.UTC)
-        spec, nothing = self._job.ingest, ""
+        place, nothing = self._job.ingest.archive_uri, ""
         arrivals: tuple[SceneOutcome, ...] = ()
-        self._encoder = read_encoder(spec.encoder_uri, self._encoder)
         for query in self._job.standing:
             query.begin(self._indexed)
         try:
-            plan = plan_ingest(spec, encoder=self._encoder)
+            archive, arrivals = self._source.take_new()
         except EmptyCatalogError as error:
-            archive = existing_archive(spec.archive_uri)
+            archive = existing_archive(place)
             held_scenes = archive is not None and bool(archive.ledger.entries)
-            if held_scenes and spec.catalog.query == SceneQuery():
+            if held_scenes and self._source.is_whole:
                 raise  # as of a disk that is not mounted
             nothing = str(error)
-        else:
-            try:
-                archive, arrivals = self._embed(plan)
-            except SkysiftError:
-                # Scenes that were committed before become searchable all the same.
-                self._update_index(existing_archive(spec.archive_uri))
-                raise
+        except SkysiftError:
+            # Scenes that were committed before become searchable all the same.
+            self._update_index(existing_archive(place))
+            raise
         version, changed = self._update_index(archive)
         delivered = self._deliver()
         return PollReport(
@@ -247,33 +237,6 @@ class Watcher:
             for query in self._job.standing:
                 delivered += query.poll(searcher, ledger)
         return tuple(delivered)
-
-    def _embed(self, plan: IngestPlan) -> tuple[Archive | None, tuple[SceneOutcome, ...]]:
-        """Carry out a plan; return the archive after it and the outcome of each scene."""
-        if not (plan.todo or plan.rejected):
-            return plan.existing, ()
-        on_cluster = self._job.on_cluster
-        estimate_cost(plan, sample_scenes=SAMPLE_SCENES, on_cluster=on_cluster).require_room()
-        with self._session() if plan.todo else nullcontext():
-            ingest(plan, progress=self._progress, events=self._events)
-        archive = (
-            plan.existing.latest()
-            if plan.existing is not None
-            else Archive.open(plan.spec.archive_uri)
-        )
-        entries = archive.ledger.entries
-        ids = [scene.id for scene in plan.todo] + [item.scene_id for item in plan.rejected]
-        return archive, tuple(
-            SceneOutcome(
-                scene_id=name,
-                state=entries[name].state,
-                rows=entries[name].rows,
-                reason=entries[name].reason,
-                replaced=name in plan.reprocessed,
-            )
-            for name in ids
-            if name in entries
-        )
 
     def _update_index(self, archive: Archive | None) -> tuple[str | None, bool]:
         """Return the index's current version, and whether this poll made it.

@@ -104,6 +104,8 @@ def plan_import(spec: ImportSpec) -> ImportPlan:
         spec = as_before(spec, existing.spec)
     found, unusable = _candidates(spec)
     known = _known_model(existing, spec)
+    if known is None and not found:
+        raise _none_usable(spec, unusable)
     # Files with rows first: a table without any need not state the length of its vectors.
     found.sort(key=lambda candidate: not candidate.rows)
     model = known or found[0].model
@@ -127,8 +129,8 @@ def plan_import(spec: ImportSpec) -> ImportPlan:
         spec=spec,
         archive=_new_archive(spec, model, same[0]) if existing is None else existing.spec,
         model=model,
-        layout=same[0].layout,
-        columns=same[0].columns,
+        layout=same[0].layout if same else "",
+        columns=same[0].columns if same else {},
         existing=existing,
         todo=todo,
         rejected=tuple(item for item in rejected if not _is_recorded(item, entries)),
@@ -148,7 +150,7 @@ def _of_model(
         return candidate.model.is_same_model(model) or not candidate.rows
 
     same = list(filter(fits, found))
-    if not same:
+    if found and not same:
         raise EncoderMismatchError(
             f"archive {spec.archive_uri} holds vectors of {_described(model)}, and {spec.source} "
             f"of {_described(found[0].model)}; name another archive"
@@ -181,8 +183,8 @@ def _candidates(spec: ImportSpec) -> tuple[list[_Candidate], list[Unusable]]:
     source = Location.of(spec.source)
     if is_raster(source):
         headers = raster_headers(source, spec)
-        return _usable(
-            source, [h if isinstance(h, Unusable) else _raster_candidate(h, spec) for h in headers]
+        return _divided(
+            h if isinstance(h, Unusable) else _raster_candidate(h, spec) for h in headers
         )
     if not source.is_pattern and not source.exists():
         raise NotFoundError(f"{source} does not exist; check the path, the bucket and the key")
@@ -193,29 +195,27 @@ def _candidates(spec: ImportSpec) -> tuple[list[_Candidate], list[Unusable]]:
             "Zarr group"
         )
     with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
-        results = list(pool.map(lambda file: _tried(file, spec), files))
-    return _usable(source, results)
+        return _divided(pool.map(lambda file: _tried(file, spec), files))
 
 
-def _usable(
-    source: Location, results: Sequence[_Candidate | Unusable]
+def _divided(
+    results: Iterable[_Candidate | Unusable],
 ) -> tuple[list[_Candidate], list[Unusable]]:
-    """Return the readable files and the others.
-
-    Raises
-    ------
-    ConfigError
-        No file is readable.
-    """
-    found = [result for result in results if isinstance(result, _Candidate)]
-    unusable = [result for result in results if isinstance(result, Unusable)]
-    if not found and len(unusable) == 1:
-        raise ConfigError(unusable[0].reason)
-    if not found:
-        raise ConfigError(
-            f"{source}: none of {len(unusable)} files can be used; the first: {unusable[0].reason}"
-        )
+    found: list[_Candidate] = []
+    unusable: list[Unusable] = []
+    for result in results:
+        if isinstance(result, Unusable):
+            unusable.append(result)
+        else:
+            found.append(result)
     return found, unusable
+
+
+def _none_usable(spec: ImportSpec, unusable: Sequence[Unusable]) -> ConfigError:
+    """Return the error of a source of which an archive cannot be made."""
+    first, count = unusable[0].reason, len(unusable)
+    many = f"{spec.source}: none of {count} files can be used; the first: {first}"
+    return ConfigError(first if count == 1 else many)
 
 
 def _tried(file: Location, spec: ImportSpec) -> _Candidate | Unusable:

@@ -12,13 +12,17 @@ import shapely
 from PIL import Image
 from pyproj import Transformer
 
+from encoders.backbones.build import build_backbone
 from encoders.bundle import new_encoder, save_bundle
 from encoders.spec import EncoderSpec
 from pipeline.analysis.landcover import TileLabels
 from storage.raster.writer import write_geotiff
 from tests.support.embeddings import clay_v0, lists, make_chips, wkb, write, write_zarr
+from tests.support.own_losses import write_losses
 from tests.support.paths import REPOSITORY
 from tests.support.safe import safe_product
+from tests.support.training_world import write_dataset
+from workflows.recipe.load import read_recipe_text
 
 LON, LAT = 103.75, 17.92
 DAYS = ("20240223", "20240524", "20240822")
@@ -159,6 +163,16 @@ def write_embeddings(folder: Path) -> None:
     write_zarr(str(folder / "mosaic.zarr"), stored, attributes={}, years=[2024])
 
 
+def write_trainings(folder: Path) -> None:
+    """Write the dataset of the recipe aid, the recipe with short trainings, and the page's loss."""
+    write_dataset(str(folder / "work/aid/dataset"), 80, bands=BANDS, test_rows=20)
+    recipe = read_recipe_text("aid")[0]
+    (folder / "aid").write_text(recipe.replace("epochs: 40", "epochs: 2\n  batch_size: 16"))
+    network = build_backbone("mobilenet_v2", BANDS, config={"depth_multiplier": 0.25})
+    network.model.save_pretrained(folder / "weights/mobilenet_v2")
+    write_losses(folder)
+
+
 def write_collection(folder: Path) -> None:
     """Write the recipe of composites, and three days of Sentinel-2 with a cloud mask as STAC."""
     page = (REPOSITORY / "docs/composites.md").read_text()
@@ -194,6 +208,7 @@ PARTS: dict[str, Callable[[Path], None]] = {
     "other bundle": write_other_bundle,
     "series": write_series,
     "embeddings": write_embeddings,
+    "trainings": write_trainings,
     "collection": write_collection,
 }
 

@@ -1,10 +1,15 @@
 """A labelled dataset that a tiny network learns in seconds, and how to train on it."""
 
+from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from pipeline.training.spec import TrainingSpec
+from encoders.plugins import Plugin
+from pipeline.training import driver
+from pipeline.training.spec import TrainingJob, TrainingSpec
+from pipeline.training.worker import TrainingWorker
 from storage.dataset import DatasetWriter
 from storage.location import Location
 
@@ -21,7 +26,13 @@ SPEC = TrainingSpec(
 LONG = replace(SPEC, workers=2, epochs=10)
 
 
-def write_dataset(uri: str | Location, rows: int = 120) -> None:
+def write_dataset(
+    uri: str | Location,
+    rows: int = 120,
+    *,
+    bands: tuple[str, ...] = ("red", "nir"),
+    test_rows: int = 0,
+) -> None:
     """Stripes whose direction and spacing are the labels; where they begin tells nothing."""
     rng = np.random.default_rng(0)
     labels = (rng.random((rows, 3)) < 0.4).astype(np.uint8)
@@ -30,12 +41,26 @@ def write_dataset(uri: str | Location, rows: int = 120) -> None:
     shift = rng.uniform(0, 6, (3, rows, 1, 1))
     waves = np.stack([np.sin(1.5 * x + shift[0]), np.sin(1.5 * y + shift[1])])
     waves = np.concatenate([waves, np.sin(0.7 * (x + y) + shift[2])[None]])
-    images = np.einsum("nk,knhw->nhw", labels, waves)[:, None] * np.array([[[200]], [[100]]])
-    images = images + rng.normal(1000, 40, (rows, 2, 16, 16))
+    contrast = 200 / np.arange(1, len(bands) + 1).reshape(-1, 1, 1)
+    images = np.einsum("nk,knhw->nhw", labels, waves)[:, None] * contrast
+    images = images + rng.normal(1000, 40, (rows, len(bands), 16, 16))
     splits = np.where(np.arange(rows) % 5 == 0, "val", "train").tolist()
-    with DatasetWriter(
-        uri, bands=("red", "nir"), classes=("a", "b", "c"), resolution_m=10.0
-    ) as writer:
+    splits[rows - test_rows :] = ["test"] * test_rows
+    with DatasetWriter(uri, bands=bands, classes=("a", "b", "c"), resolution_m=10.0) as writer:
         source = [str(i) for i in range(rows)]
         writer.append(images.astype(np.float32), labels, {"source": source, "split": splits})
         writer.finish()
+
+
+def train_here() -> None:
+    """Let one worker train in this process from now on, without checkpoints; several on Ray."""
+    on_ray = driver._run_on_ray
+
+    def run(
+        job: TrainingJob, request: Any, plugins: Collection[Plugin], progress: Any, check_lock: Any
+    ) -> Any:
+        if job.spec.workers > 1:
+            return on_ray(job, request, plugins, progress, check_lock)
+        return TrainingWorker(job, progress=progress).run(None, lambda metrics, save: None)
+
+    driver._run_on_ray = run

@@ -27,8 +27,13 @@ from workflows.exit_codes import EXIT_DELIVERED, EXIT_QUARANTINED, one_line
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pipeline.importing.spec import ImportSpec
     from pipeline.search.standing import StandingQuery
     from workflows.watch import PollReport, WatchJob
+
+_OF_SCENES = ("--scenes", "--scenes-preset", "--encoder", "--since", "--until", "--polygon")
+_OF_SCENES += ("--max-cloud",)
+"""Options that say nothing about published embeddings."""
 
 
 @click.command(
@@ -38,10 +43,13 @@ if TYPE_CHECKING:
     skysift watch -r naip-series --interval 1h
     skysift watch -r naip-series --once
     skysift watch --scenes incoming --encoder work/bundle --archive work/archive
+    skysift watch --embeddings clay --archive work/clay --index work/clay-index --once
     skysift watch -r naip-series --once --saved searches/lake.json --deliver work/hits.jsonl""",
 )
 @catalog_options
 @recipe_option("--encoder", "encoder.bundle")
+@click.option("--embeddings", metavar="SOURCE",
+              help="Follow published embeddings, as for `skysift archive import`.")  # fmt: skip
 @recipe_option("--archive", "archive.uri")
 @recipe_option("--index", "index.uri")
 @click.option(
@@ -70,9 +78,13 @@ def watch(
     interval: dt.timedelta,
     events: Path | None,
     once: bool,
+    embeddings: str | None,
     **standing: Any,
 ) -> None:
     """Embed the new scenes of a source, update the index, and do so again and again.
+
+    With --embeddings, new and changed files of published embeddings are imported instead, as the
+    first import of the archive was.
 
     After any stop, the same command continues. One instance at a time works on an archive; a
     second instance fails at once. Without --once, an unreachable source is reported and polled
@@ -87,7 +99,7 @@ def watch(
     from storage.locks import watcher_lock
     from workflows.watch import Watcher
 
-    job = _job(run, standing)
+    job = _job(run, embeddings, standing)
     with event_log(events) as log, ProgressView() as progress:
         watcher = Watcher(job, session=run.ray, progress=progress, events=log)
         if not once:
@@ -99,15 +111,29 @@ def watch(
         ctx.exit(EXIT_DELIVERED if report.delivered else EXIT_QUARANTINED)
 
 
-def _job(run: Run, options: dict[str, Any]) -> "WatchJob":
+def _job(run: Run, embeddings: str | None, options: dict[str, Any]) -> "WatchJob":
     from workflows.watch import WatchJob
 
     return WatchJob(
-        ingest=run.ingest_spec(),
+        ingest=run.ingest_spec() if embeddings is None else _import_spec(run, embeddings),
         index_uri=run.recipe.index.uri,
         index=run.index_spec(),
         on_cluster=joins_cluster(run.recipe.cluster.address),
         standing=tuple(_standing(run, **options)),
+    )
+
+
+def _import_spec(run: Run, source: str) -> "ImportSpec":
+    """Return the import of a source; the archive remembers how its first import read it."""
+    from pipeline.importing.spec import ImportSpec
+
+    given = [option for option, value in run.overrides.values() if value is not None]
+    if wrong := [option for option in given if option in _OF_SCENES]:
+        raise click.UsageError(f"--embeddings is a source of its own; leave out {', '.join(wrong)}")
+    return ImportSpec(
+        source=run.location(source),
+        archive_uri=run.need("archive.uri"),
+        bbox=run.recipe.catalog.query.bbox,
     )
 
 

@@ -1,7 +1,6 @@
-"""`skysift loss`, and the page about a loss of one's own as its reader follows it."""
+"""`skysift loss`: a loss that is not exact, the test of docs/howto/loss.md, and the list."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -10,17 +9,8 @@ from tests.support.command_line import page_blocks, run, run_beside
 from tests.support.own_losses import write_losses
 
 
-def test_the_page_ends_in_an_exact_loss_and_shows_a_wrong_one(tmp_path: Path):
+def test_the_page_shows_what_a_wrong_loss_prints(tmp_path: Path):
     write_losses(tmp_path)
-    first, second = (
-        line
-        for line in page_blocks("loss.md", "sh")[0].splitlines()
-        if line.startswith("skysift loss check")
-    )
-    done = run_beside(tmp_path, "-m", "workflows.cli", *shlex.split(first)[1:])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("exact") == 3
-    assert "hardness=3" in second
     wrong = run_beside(
         tmp_path,
         *["-m", "workflows.cli", "loss", "check", "--loss", "my_losses:DividesOnItsOwn"],
