@@ -1,4 +1,4 @@
-"""Ingests in processes of their own, which can be killed at any line of their commits.
+"""Ingests and imports in processes of their own, which can be killed at any line of their commits.
 
 One process imports everything and is forked for every run, so a run costs tens of milliseconds.
 The stages run in the fork itself, without Ray; plan, driver, committer and archive are the real
@@ -20,8 +20,11 @@ from typing import Any
 import numpy as np
 
 from encoders.bundle import load_encoder
+from pipeline.importing.driver import import_embeddings
+from pipeline.importing.plan import plan_import
+from pipeline.importing.spec import ImportReport, ImportSpec
 from pipeline.ingest.driver import ingest, plan_ingest
-from pipeline.ingest.spec import IngestSpec
+from pipeline.ingest.spec import IngestReport, IngestSpec
 from storage.errors import SkysiftError
 from storage.location import Location, StorageOptions
 from storage.scene import CatalogSpec
@@ -29,6 +32,7 @@ from tests.support.paths import REPOSITORY
 
 TRACED = (
     "pipeline/ingest/driver.py",
+    "pipeline/importing/driver.py",
     "pipeline/ingest/commit.py",
     "storage/archive/reader.py",
     "storage/archive/writer.py",
@@ -38,15 +42,16 @@ TRACED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One ingest.
+    """One ingest, or without an encoder an import of pixel embeddings, ``tile_px`` a side.
 
     ``kill_at`` counts lines of the driver's modules, None lets it live. ``pid_file`` is where the
     process writes its number before it begins.
     """
 
     source: str
-    encoder: str
+    encoder: str = ""
     archive: str
+    tile_px: int = 0
     segment_rows: int = 1
     commit_interval_s: float = 0.0
     retry: bool = False
@@ -110,7 +115,7 @@ def _serve() -> None:
         runs = [Run(**values) for values in json.loads(request)]
         for encoder in {run.encoder for run in runs} - warm:
             warm.add(encoder)
-            if not encoder.startswith("s3:"):
+            if encoder and not encoder.startswith("s3:"):
                 load_encoder(encoder)  # the first use of torch is slow, and need not be repeated
         started = [_start(run) for run in runs]
         answers = [_wait(child, reading) for child, reading in started]
@@ -140,6 +145,18 @@ def _wait(child: int, reading: int) -> dict[str, Any]:
 def _carry_out(run: Run) -> dict[str, Any]:
     if run.pid_file:
         Path(run.pid_file).write_text(str(os.getpid()))
+    lines: list[str] = []
+    try:
+        with _traced(lines, run.kill_at):
+            report = _imported(run) if run.tile_px else _ingested(run)
+    except SkysiftError as error:
+        return {"error": f"{type(error).__name__}: {error}", "lines": lines}
+    except Exception as error:
+        return {"error": f"unexpected {type(error).__name__}: {error}", "lines": lines}
+    return {"rows": report.rows, "lines": lines}
+
+
+def _ingested(run: Run) -> IngestReport:
     options = StorageOptions(**run.options or {})
     spec = IngestSpec(
         catalog=CatalogSpec(source=Location(run.source, options)),
@@ -149,15 +166,18 @@ def _carry_out(run: Run) -> dict[str, Any]:
         commit_interval_s=run.commit_interval_s,
         retry_quarantined=run.retry,
     )
-    lines: list[str] = []
-    try:
-        with _traced(lines, run.kill_at):
-            report = ingest(plan_ingest(spec), local=True)
-    except SkysiftError as error:
-        return {"error": f"{type(error).__name__}: {error}", "lines": lines}
-    except Exception as error:
-        return {"error": f"unexpected {type(error).__name__}: {error}", "lines": lines}
-    return {"rows": report.rows, "lines": lines}
+    return ingest(plan_ingest(spec), local=True)
+
+
+def _imported(run: Run) -> ImportReport:
+    spec = ImportSpec(
+        source=run.source,
+        archive_uri=run.archive,
+        tile_px=run.tile_px,
+        segment_rows=run.segment_rows,
+        commit_interval_s=run.commit_interval_s,
+    )
+    return import_embeddings(plan_import(spec))
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from storage.scene import CatalogSpec
 from tests.support.bad_scenes import BAD
 from tests.support.command_line import run
 from tests.support.counted_reads import counted_reads
+from tests.support.embeddings import clay_v0, make_chips
 from tests.support.ingest_world import TILE_PX, make_bundle, rows_of, write_scene
 from workflows.exit_codes import EXIT_DELIVERED
 from workflows.watch import PollReport, Watcher, WatchJob
@@ -323,3 +324,61 @@ def test_new_hits_of_a_saved_search_are_reported_once(job: WatchJob, tmp_path: P
     save_search(replace(search, min_score=None), str(tmp_path / "all.json"))
     bare = run(*_cli(job), *standing)
     assert (bare.code, "has no least score" in bare.err) == (2, True)
+
+
+def _chips(folder: Path, month: int) -> Path:
+    """Write a table of published embeddings of one day."""
+    day = f"2022{month:02}10"
+    chips = make_chips(12, 768, day=f"2022-{month:02}-10", seed=month)
+    return clay_v0(folder, chips, f"clay_32TPT_{day}_{day}_v001.gpq")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_published_embeddings_are_followed_once_and_their_hits_reported_once(tmp_path: Path):
+    source, archive, told = (tmp_path / name for name in ("clay", "archive", "hits.jsonl"))
+    command = ("watch", "--embeddings", source, "--archive", archive, "--once", "--json")
+    indexed = (*command, "--index", tmp_path / "index", "-s", "index.kind=flat")
+    source.mkdir()
+    nothing = run(*command)
+    assert (nothing.code, nothing.data["snapshot"]) == (0, None)
+    assert "holds no embeddings" in nothing.data["nothing"]
+    first_file = _chips(source, 6)
+    first = run(*indexed).data
+    assert [one["rows"] for one in first["arrivals"]] == [12]
+    rows = Archive.open(str(archive))
+    search = SavedSearch(
+        title="everything",
+        encoder_fingerprint=rows.spec.encoder_fingerprint,
+        vector=tuple(rows.read(rows.live_rows(0)[:1])["embedding"][0].tolist()),
+        min_score=-1.0,
+    )
+    save_search(search, str(tmp_path / "all.json"))
+    standing = (*indexed, "--saved", tmp_path / "all.json", "--deliver", told)
+    assert run(*standing).data["arrivals"] == []
+
+    new_file = _chips(source, 7)
+    half = source / "half_20220810.gpq"
+    half.write_bytes(new_file.read_bytes()[:5000])
+    third = run(*standing)
+    assert third.code == EXIT_DELIVERED
+    outcomes = {one["scene_id"]: (one["state"], one["rows"]) for one in third.data["arrivals"]}
+    assert outcomes == {new_file.stem: ("embedded", 12), half.stem: ("quarantined", 0)}
+    again = run(*standing)
+    assert (again.code, again.data["arrivals"], again.data["delivered"]) == (0, [], [])
+    (event,) = map(json.loads, told.read_text().splitlines())
+    assert (event["scene"], len(event["hits"])) == (new_file.stem, 12)
+
+    for path in (first_file, new_file):
+        path.unlink()
+    assert run(*standing).code == 0  # the file that is left is known, and cannot be used
+    half.write_bytes(_chips(tmp_path / "later", 8).read_bytes())
+    late = run(*standing).data
+    assert [(one["scene_id"], one["rows"]) for one in late["arrivals"]] == [(half.stem, 12)]
+    assert [event["scene"] for event in late["delivered"]] == [half.stem]
+    assert len(Archive.open(str(archive))) == 3 * 12
+
+    half.unlink()
+    emptied = run(*standing)
+    assert (emptied.code, "holds no embeddings" in emptied.err) == (1, True)
+    wrong = run(*command, "--scenes", "scenes", "--max-cloud", "20")
+    assert (wrong.code, "leave out --scenes, --max-cloud" in wrong.err) == (2, True)
