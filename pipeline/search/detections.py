@@ -17,6 +17,7 @@ from pipeline.search.marks import (
     Float64,
     calibrate,
     expect,
+    marks_in_words,
     next_marks,
 )
 from pipeline.search.query import Query, units
@@ -204,8 +205,8 @@ def calibration_of(searcher: Searcher, query: Query) -> Calibration:
     """
     if not query.learned:
         raise ConfigError(
-            f"detections: the query has {len(query.right)} right and {len(query.wrong)} wrong "
-            "marks; give at least 10, 3 of each, so that scores have a probability"
+            f"detections: the query has {marks_in_words(len(query.right), len(query.wrong))}; give "
+            "at least 10, 3 of each, so that scores have a probability"
         )
     return calibrate(units(query.right), units(query.wrong), searcher.unlabelled(query.rows))
 

@@ -46,6 +46,18 @@ _QUANTILES, _WEAK, _PENALTY = 21, 0.25, 1e-3
 _BINS, _STEPS = 4096, 100
 
 
+def marks_in_words(right: int, wrong: int) -> str:
+    """Return numbers of marks for people.
+
+    Examples
+    --------
+    >>> marks_in_words(3, 1)
+    '3 right marks and 1 wrong mark'
+    """
+    kinds = ((right, "right"), (wrong, "wrong"))
+    return " and ".join(f"{n:,} {kind} mark{'' if n == 1 else 's'}" for n, kind in kinds)
+
+
 def learned_vector(right: Vectors, wrong: Vectors, unlabelled: Vectors) -> Float64:
     """Return the direction (D,) of unit length along which right marks lie beyond everything else.
 
@@ -235,8 +247,8 @@ def calibrate(right: Vectors, wrong: Vectors, unlabelled: Vectors) -> Calibratio
     """
     if min(len(right), len(wrong)) < LEAST_OF_EACH:
         raise ConfigError(
-            f"marks: {len(right)} right and {len(wrong)} wrong ones give no probabilities; mark at "
-            f"least {LEAST_OF_EACH} of each"
+            f"marks: {marks_in_words(len(right), len(wrong))} give no probabilities; mark at least "
+            f"{LEAST_OF_EACH} tiles of each kind"
         )
     yes, no = (np.asarray(part, dtype=np.float64) for part in (right, wrong))
     yes, no = (part[np.lexsort(part.T)] for part in (yes, no))

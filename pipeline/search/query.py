@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.search.marks import LEAST_MARKS, learned_vector
+from pipeline.search.marks import LEAST_MARKS, learned_vector, marks_in_words
 from pipeline.search.searcher import Searcher
 from storage.dates import parse_moment
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError, PictureBandsError
@@ -534,7 +534,7 @@ def _made_of(
     """Return the query of a vector (D,) that was made of examples."""
     label = _labels(right, " + ") + (f" - {_labels(wrong, ' - ')}" if wrong else "")
     if learned:
-        label = f"{len(right)} right and {len(wrong)} wrong marks"
+        label = marks_in_words(len(right), len(wrong))
     noted = [*right, *(query for query in wrong if query.of_words)]
     notes = [query.note for query in noted if query.note] + ([LEARNED] if learned else [])
     return Query(

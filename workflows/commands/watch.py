@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from pipeline.search.standing import StandingQuery
     from workflows.watch import PollReport, WatchJob
 
-_OF_SCENES = ("--scenes", "--scenes-preset", "--encoder", "--since", "--until", "--polygon")
-_OF_SCENES += ("--max-cloud",)
+_OF_SCENES = {"--scenes", "--scenes-preset", "--encoder"}
+_OF_SCENES |= {"--since", "--until", "--polygon", "--max-cloud"}
 """Options that say nothing about published embeddings."""
 
 

@@ -157,7 +157,7 @@ def test_a_calibration_is_reproducible_and_rises_with_the_score():
 
 def test_too_few_marks_give_no_probabilities():
     vectors, _ = world(50)
-    with pytest.raises(ConfigError, match="2 right and 20 wrong ones give no probabilities"):
+    with pytest.raises(ConfigError, match="2 right marks and 20 wrong marks give no probabilities"):
         calibrate(vectors[:2], vectors[2:22], vectors[22:])
     assert LEAST_MARKS == 10
 

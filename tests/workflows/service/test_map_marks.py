@@ -65,7 +65,7 @@ def _until_learned(wide: Watched) -> str:
         wide.cards.nth(card).get_by_role("button", name="Right").click()
     note = page.locator("#marks-note")
     expect(note).to_contain_text(
-        "3 right and 0 wrong marks, the query is a right one. In use: a mean"
+        "3 right marks and 0 wrong marks; the query is a right one. In use: a mean"
     )
     expect(page.get_by_role("button", name="Detections")).to_be_disabled()
     size = page.viewport_size
@@ -94,13 +94,17 @@ def _until_learned(wide: Watched) -> str:
 def _detect_and_review(wide: Watched, place: str) -> dict[str, Any]:
     """Detect, move the threshold, review; return the detections after the review."""
     page = wide.page
+    heading = page.locator("#results-title")
+    expect(heading).to_have_text("Hits")
     _answer_of(page, "detections", "Detections")
+    expect(heading).to_have_text("Detections")
     slider = page.get_by_role("slider", name="Probability at least")
     with page.expect_response("**/v1/detections") as answer:
         slider.fill(THRESHOLD)
     before = answer.value.json()
     expect(page.locator("#status")).to_contain_text(f"{before['total']} detections at 30 % or more")
     expect(page.locator("#threshold")).to_contain_text("30 %")
+    expect(page.locator("#expected")).to_contain_text("the range over resampled marks, which may")
     assert json.loads(answer.value.request.post_data)["threshold"] == float(THRESHOLD)
     page.get_by_role("button", name=f"Review {len(before['review'])} tiles").click()
     _mark_all(page, before["review"], place)
@@ -137,7 +141,9 @@ def test_marks_become_detections_that_the_command_line_finds_on_later_scenes(
     wide.open(address)
     page.locator("#file").set_input_files(saved)
     expect(page.locator("#status")).to_have_text(status)
-    expect(page.locator("#marks-note")).to_contain_text(f"3 right and {len(marks) - 3} wrong marks")
+    expect(page.locator("#marks-note")).to_contain_text(
+        f"3 right marks and {len(marks) - 3} wrong marks"
+    )
     slider = page.get_by_role("slider", name="Probability at least")
     expect(slider).to_have_value(THRESHOLD)
     page.goto("about:blank")

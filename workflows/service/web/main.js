@@ -77,6 +77,7 @@ function show() {
   map?.showQuery(state.query);
   map?.showArea(state.area);
   map?.colour(state.layer, like, scale);
+  find("#results-title").textContent = state.change ? "Changes" : state.detect ? "Detections" : "Hits";
   find("#legend").firstChild.textContent = about.pairs && scale === about.pairs ? "like random tiles " : "less ";
   find("#legend b").textContent = state.change ? "more change" : state.detect ? "more probable" : "more alike";
   layOut(state.grid);

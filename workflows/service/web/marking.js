@@ -20,7 +20,8 @@ function canDetect(state) {
 /** What the marks are and which query is in use; `learned` says so of the last answer. */
 function marksInWords(state, learned) {
   const { right, wrong } = numbersOf(state);
-  const words = [`${right} right and ${wrong} wrong marks${state.query ? ", the query is a right one" : ""}.`];
+  const marks = `${counted(right, "right mark")} and ${counted(wrong, "wrong mark")}`;
+  const words = [`${marks}${state.query ? "; the query is a right one" : ""}.`];
   if (learned) words.push("In use: a query learned from marks.");
   else if (right + wrong < LEARNS) words.push(`In use: a mean; from ${LEARNS} marks on the search learns from them.`);
   else words.push("In use: a mean; search again, and the search learns from the marks.");
@@ -35,7 +36,8 @@ function expectedInWords({ expected }) {
   if (!expected.rows) return "No tile without a mark is that probable.";
   const figure = (name, values) => `${name} ${percent(expected[name])} % (${values.map(percent).join(" to ")} %)`;
   return `Expected ${figure("precision", expected.precision_interval)}, `
-    + `${figure("recall", expected.recall_interval)}; in brackets the range over resampled marks.`;
+    + `${figure("recall", expected.recall_interval)}. In brackets is the range over resampled marks, `
+    + "which may miss the true figure: review tiles.";
 }
 
 /** How many detections there are, for people. */
