@@ -242,7 +242,7 @@ def read_spec(uri: str | Location) -> EncoderSpec:
 
 
 def no_text(backbone: str, fingerprint: str) -> str:
-    """Return why an encoder embeds no words, and what to do."""
+    """Return why an encoder embeds no words, and the next step."""
     return (
         f"encoder {fingerprint[:16]} ({backbone}) has no text tower: ask by a picture, place or "
         "tile, or embed the scenes with an encoder that has one (docs/search.md, Words)"

@@ -331,7 +331,7 @@ def covers(geometry: Mapping[str, Any], longitudes: Floats, latitudes: Floats) -
 
 
 def clip(rings: Floats, window: tuple[float, float, float, float]) -> list[Floats]:
-    """Return what of convex rings (n, m, 2) lies in a window: points (k, 2), without repetition.
+    """Return the parts of convex rings (n, m, 2) in a window: points (k, 2), without repetition.
 
     The points of a ring beyond the window are none.
 

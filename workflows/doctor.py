@@ -1,4 +1,4 @@
-"""The checks of `skysift doctor`: can this machine run Skysift, and what to do if it cannot.
+"""The checks of `skysift doctor`: can this machine run Skysift, and the next step if it cannot.
 
 Each check is a function that returns a :class:`Finding`. A check changes nothing, and a check that
 fails does not stop the others.

@@ -1,6 +1,6 @@
 """The sources that a watch follows: scenes to embed, and published embeddings to import.
 
-Both take what is new into the archive exactly once, whatever stopped an earlier run, because the
+Both take new data into the archive exactly once, whatever stopped an earlier run, because the
 archive's ledger holds all that was done.
 """
 

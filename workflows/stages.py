@@ -1,4 +1,4 @@
-"""The stages of a recipe, each a method: what the command line and Python carry out alike.
+"""The stages of a recipe, each a method, the same for the command line and Python.
 
 A stage takes its inputs from the recipe, shows its progress, connects to Ray where it has to, and
 returns its report. The verbs in :mod:`workflows.commands` print the reports;

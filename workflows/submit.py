@@ -219,7 +219,7 @@ def refuse_secrets(submission: Submission) -> None:
 
 
 def _yaml(text: str) -> Any:
-    """Return what YAML reads in a text; the text itself where it is not YAML."""
+    """Return the value that YAML reads in a text; the text itself where it is not YAML."""
     try:
         return read_document(text, "", None)[0]
     except ConfigError:

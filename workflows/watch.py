@@ -1,4 +1,4 @@
-"""Keep an archive and its index up to date with a source: poll, take what is new, update, report.
+"""Keep an archive and its index up to date with a source: poll, take new data, update, report.
 
 Scenes are embedded, published embeddings imported (:mod:`workflows.sources`).
 

@@ -287,7 +287,7 @@ def are_probabilities(y: Tensor) -> bool:
 
 
 def refusal(loss: str) -> str:
-    """Return why a loss refuses probabilities, and what to do."""
+    """Return why a loss refuses probabilities, and the next step."""
     return (
         f"loss {loss}: it needs labels of 0 and 1, and these are probabilities; take macl or "
         "another loss that weighs overlap (docs/howto/soft-labels.md), or a dataset without them"

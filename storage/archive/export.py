@@ -88,7 +88,7 @@ def _about(archive: Archive, times: npt.NDArray[np.datetime64]) -> dict[str, Any
 
 
 def _model(archive: Archive) -> dict[str, Any]:
-    """Return the name, the version and what else is known of the model of the vectors."""
+    """Return the name, the version and other facts of the model of the vectors."""
     spec = archive.spec
     if spec.published:
         return {"name": spec.published.name, "version": spec.published.version}

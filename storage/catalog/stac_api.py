@@ -160,7 +160,7 @@ def _answers(search: ItemSearch, requests: StacApiIO) -> Iterator[dict[str, Any]
 
 
 def _key(item: Any) -> str:
-    """Return what tells an item from the others: results shift while an archive grows."""
+    """Return the identity of an item: results shift while an archive grows."""
     if isinstance(item, dict) and isinstance(item.get("id"), str):
         return repr((item.get("collection"), item["id"]))
     return repr(item)

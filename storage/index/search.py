@@ -183,7 +183,7 @@ class ShardSet:
         return self._taken(self._starts[shard] + (places & 0xFFFFFFFF))
 
     def compile(self) -> None:
-        """Load what makes many searches faster; a single search is over before."""
+        """Load the parts that make many searches faster; a single search is over before."""
         for group in self._groups:
             group.compile()
 

@@ -216,7 +216,7 @@ def by_nodata(dataset: Any, bands: Sequence[BandSource]) -> list[list[int]]:
 
 
 def gaps_of(dataset: Any, bands: Sequence[BandSource], mapped: Sequence[int]) -> Gaps:
-    """Return what marks the gaps of some bands of an open file.
+    """Return the marks of the gaps of some bands of an open file.
 
     Within a file GDAL's order holds: a mask overrules the nodata value and the alpha band. Nodata
     that the catalog states replaces that of the file and counts beside a mask.

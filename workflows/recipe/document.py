@@ -170,7 +170,7 @@ class _Values:
         return values
 
     def _merged(self, node: yaml.Node, path: KeyPath) -> Iterator[tuple[str, Any]]:
-        """Yield what ``<<`` brings: a mapping, or several of which the first comes first."""
+        """Yield the entries of ``<<``: of a mapping, or of several, the first of them first."""
         if isinstance(node, yaml.MappingNode):
             yield from self.of(node, path).items()
         elif isinstance(node, yaml.SequenceNode):

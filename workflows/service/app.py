@@ -93,7 +93,7 @@ Cell = Annotated[int, InPath(ge=-(2**31), le=2**31 - 1)]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Shared:
-    """What the applications of all indexes of a service share."""
+    """The parts that the applications of all indexes of a service share."""
 
     gate: Gate
     limits: Limits

@@ -149,7 +149,7 @@ def decode(image: bytes, most_px: int) -> Float32:
 
 
 def _serve(descriptor: int, most_px: int) -> None:
-    """Decode what the parent sends until the parent ends."""
+    """Decode the files that the parent sends until the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _limit_memory(_BASE_BYTES + _BYTES_PER_PX * most_px)
     with suppress(EOFError, OSError), Connection(descriptor) as parent:

@@ -52,7 +52,7 @@ class Buckets:
 
 
 class Gate:
-    """What the requests of a service share, whichever index they are for.
+    """The state that the requests of a service share, whichever index they are for.
 
     Parameters
     ----------

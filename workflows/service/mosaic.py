@@ -154,7 +154,7 @@ _LASTING = ("", TOO_MANY)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drawn:
-    """A picture as a file, and a note about what it does not show; empty when it shows all."""
+    """A picture as a file, and a note about parts that are missing; empty when none is."""
 
     content: bytes
     note: str = ""
