@@ -45,7 +45,7 @@ def _rows(folder: Path, tiles_a_zoom: int) -> list[Row]:
     look = Look(period=Filter(), preset=preset_of(BANDS, None))
     started = time.perf_counter()
     archive = Archive.open(uri)
-    mosaic, renderer = Mosaic(archive, ScenePlaces(archive)), TileRenderer(archive)
+    mosaic, renderer = Mosaic.of_archive(archive, ScenePlaces(archive)), TileRenderer(archive)
     west, south, east, north = mosaic_box(archive)
     first = MapTile.at((west + east) / 2, (south + north) / 2, 12)
     mosaic.draw(first, look, renderer)

@@ -7,7 +7,7 @@ returns its report. The verbs in :mod:`workflows.commands` print the reports;
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from operator import attrgetter
@@ -123,8 +123,8 @@ class Stages(ABC):
         source = self.need_path("catalog.source")
         return spec_from(CatalogSpec, self.recipe.catalog, source=source)
 
-    def pictured_scenes(self, bands: Sequence[str]) -> tuple[Scene, ...] | None:
-        """Return the scenes to draw tiles from: those of the catalog, if one is given.
+    def pictured_scenes(self, archive: "Archive") -> tuple[Scene, ...] | None:
+        """Return the scenes to draw tiles of an archive from: those of the catalog, if given.
 
         Returns
         -------
@@ -133,8 +133,10 @@ class Stages(ABC):
         if not self.recipe.catalog.source:
             return None
         from storage.catalog.read import read_scenes
+        from workflows.report.by_place import bands_of_pictures
 
-        return read_scenes(self.catalog_spec(), bands).scenes
+        catalog = self.catalog_spec()
+        return read_scenes(catalog, bands_of_pictures(archive.spec, catalog)).scenes
 
     def ingest_spec(self) -> IngestSpec:
         """Return the scenes, encoder, archive and settings of an ingest."""

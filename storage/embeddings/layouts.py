@@ -191,6 +191,12 @@ TABLES = (
         chip_m=320.0,
     ),
     TableLayout(
+        name="skysift",
+        model="",  # the footer has it
+        columns=Columns(vector="embedding", date="datetime", **_WKB),
+        marks=frozenset({"tile_key", "datetime", "embedding", "geometry"}),
+    ),
+    TableLayout(
         name="clay-v1.5-naip",
         model="Clay",
         version="v1.5",

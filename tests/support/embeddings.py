@@ -15,9 +15,13 @@ import shapely
 import zarr
 from rasterio.transform import Affine
 
+from storage.raster.writer import write_geotiff
+
 CLAY_FILE = "clay_32TPT_20220610_20220610_v001.gpq"
 ORIGIN = (600_005.0, 5_100_025.0)
 """Left and top of the first chip in EPSG:32632."""
+PICTURE_PX = 256
+"""Pixels of a scene along a chip of 5,120 m."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,27 @@ def make_chips(
     lons, lats = _degrees(x, y)
     polygons = shapely.polygons(np.stack([lons, lats], axis=-1))
     return Chips(vectors, polygons, np.full(count, np.datetime64(day, "D")), side_m)
+
+
+def write_picture(folder: Path, name: str, seed: int, chips: int, empty: int = 0) -> np.ndarray:
+    """Write a scene over the first chips, 256 pixels along each; return uint8 (3, h, w).
+
+    The first ``empty`` columns have no data.
+    """
+    pixels = np.random.default_rng(seed).integers(
+        1, 255, (3, PICTURE_PX, PICTURE_PX * chips), np.uint8
+    )
+    pixels[..., :empty] = 0
+    metres = 5120 / PICTURE_PX
+    write_geotiff(
+        str(folder / f"{name}.tif"),
+        pixels,
+        "EPSG:32632",
+        (metres, 0, ORIGIN[0], 0, -metres, ORIGIN[1]),
+        nodata=0,
+        descriptions=("red", "green", "blue"),
+    )
+    return pixels
 
 
 def _degrees(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,15 @@ from encoders.bundle import new_encoder, save_bundle
 from encoders.spec import EncoderSpec
 from pipeline.analysis.landcover import TileLabels
 from storage.raster.writer import write_geotiff
-from tests.support.embeddings import clay_v0, lists, make_chips, wkb, write, write_zarr
+from tests.support.embeddings import (
+    clay_v0,
+    lists,
+    make_chips,
+    wkb,
+    write,
+    write_picture,
+    write_zarr,
+)
 from tests.support.own_losses import write_losses
 from tests.support.paths import REPOSITORY
 from tests.support.safe import safe_product
@@ -153,6 +161,8 @@ def write_embeddings(folder: Path) -> None:
     """Write tables of embeddings in the forms of the page; the mosaic is of 2,048 places."""
     chips = make_chips(40, 768)
     clay_v0(folder / "clay", chips)
+    (folder / "scenes").mkdir()
+    write_picture(folder / "scenes", "S2_20220612", _RANDOM_SEED, chips=3)
     small = make_chips(20, 8, side_m=640)
     vectors, centres = lists(small.vectors), small.centres
     columns = {"emb": vectors, "geom": wkb(small.polygons), "day": pa.array(small.days)}

@@ -20,8 +20,8 @@ def report(run: Run, out: str, queries: int, seed: int) -> None:
     """Draw the content of an archive and hits of its index as one self-contained HTML page."""
     from pipeline.search.searcher import Searcher
     from workflows.report.archive import ReportSpec, archive_report
+    from workflows.report.by_place import tile_renderer
     from workflows.report.html import write_report
-    from workflows.report.rendering import TileRenderer
 
     searcher = Searcher.local(run.need_path("index.uri"))
     archive, manifest = searcher.archive, searcher.manifest
@@ -31,7 +31,7 @@ def report(run: Run, out: str, queries: int, seed: int) -> None:
         training = None
     data = archive_report(
         searcher,
-        TileRenderer(archive, run.pictured_scenes(archive.spec.bands)),
+        tile_renderer(archive, run.pictured_scenes(archive)),
         ReportSpec(
             title=run.recipe.name or "Skysift",
             summary=run.recipe.description or f"The archive at {manifest.archive_uri}.",

@@ -62,15 +62,15 @@ def sheet(
     Without --tile, --of-scene and --hits, draws a random sample of the whole archive. The images
     come from the files that the archive remembers, or from those of a catalog that is given.
     """
+    from workflows.report.by_place import tile_renderer
     from workflows.report.contact_sheet import contact_sheet
-    from workflows.report.rendering import TileRenderer
 
     if sum(map(bool, (tiles, of_scene, hits))) > 1:
         raise click.UsageError("give at most one of --tile, --of-scene and --hits")
     archive = run.open_archive()
     chosen, source = _chosen(run, archive, tiles, of_scene, hits, count, seed)
     title = f"{len(chosen):,} of {source}  ·  {archive.uri}  ·  snapshot {archive.snapshot}"
-    renderer = TileRenderer(archive, run.pictured_scenes(archive.spec.bands), preset, gamma)
+    renderer = tile_renderer(archive, run.pictured_scenes(archive), preset, gamma)
     page = contact_sheet(chosen, renderer, title=title, columns=columns, side_px=side)
     run.location(out).write(page)
     run.show({"file": out, "tiles": len(chosen)})

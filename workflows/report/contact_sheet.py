@@ -84,7 +84,7 @@ def contact_sheet(
     for number, tile in enumerate(tiles):
         row, column = divmod(number, across)
         x, y = _MARGIN_PX + column * cell[0], head + row * cell[1]
-        image = renderer.draw(tile.scene, tile.tile_key)
+        image = renderer.draw_or_blank(tile.scene, tile.tile_key)
         sheet.paste(Image.fromarray(sized(image, side_px)), (x, y))
         for line, (text, ink) in enumerate(_lines(tile)[:lines]):
             corner = (x, y + side_px + 2 + line * _LINE_PX)

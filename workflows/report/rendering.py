@@ -5,7 +5,8 @@
 
 import base64
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from threading import Lock
@@ -36,8 +37,12 @@ logger = logging.getLogger(__name__)
 
 MOST_FILE_PIXELS = 16 * 1024 * 1024
 """Pixels of a band that one picture may decode; a scene without overviews may have any number."""
+ADD_OVERVIEWS = (
+    "add overviews to their files (gdaladdo -ro -r average FILE), or write them as cloud-optimized "
+    "GeoTIFFs"
+)
 _PREVIEW_PX = 256
-_SAMPLED_SCENES = 6
+SAMPLED_SCENES = 6
 _SAMPLED_ROWS = 64
 
 
@@ -97,7 +102,22 @@ class TileRenderer:
         SceneError
             The scene can no longer be read.
         """
-        scene = self.scene(scene_id)
+        grid, place = self.tile(tile_key)
+        with self._opened(self.scene(scene_id), grid.pixels, preset) as (reader, look):
+            return self._picture(reader, grid.window(*place), grid.id, look, gamma)[0]
+
+    def draw_or_blank(self, scene_id: str, tile_key: str) -> NDArray[np.uint8]:
+        """Draw one tile; light grey where having no picture of it is no fault."""
+        return self.draw(scene_id, tile_key)
+
+    def tile(self, tile_key: str) -> tuple[TileGrid, tuple[int, int]]:
+        """Return the grid of a tile, and its column and row.
+
+        Raises
+        ------
+        NotFoundError
+            The key is not of a grid of the archive.
+        """
         grid_id, place = grid_and_place(tile_key)
         grids = self.archive.ledger.grids
         if grid_id not in grids:
@@ -105,15 +125,28 @@ class TileRenderer:
                 f"tile {tile_key} is on no grid of archive {self.archive.uri}; "
                 f"it has {', '.join(grids)}"
             )
-        grid = TileGrid.from_dict(grids[grid_id])
+        return TileGrid.from_dict(grids[grid_id]), place
+
+    @contextmanager
+    def _opened(
+        self, scene: Scene, pixels: PixelGrid, preset: str | None, overviews: bool = False
+    ) -> Iterator[tuple[SceneReader, Preset]]:
+        """Open the bands of a preset, clouds and all."""
         look = preset_of(scene.band_names, preset or self._preset)
-        with SceneReader(replace(shown_bands(scene, look), mask=None), grid.pixels) as reader:
-            values = reader.read(grid.window(*place)).values
-            stretch = self.stretch(grid_id, look) if not reader.holds_bytes else BYTES
-        values = as_rgb(values, look)
+        shown = replace(shown_bands(scene, look), mask=None)
+        with SceneReader(shown, pixels, overviews=overviews) as reader:
+            yield reader, look
+
+    def _picture(
+        self, reader: SceneReader, window: Window, grid_id: str, look: Preset, gamma: float | None
+    ) -> tuple[NDArray[np.uint8], float]:
+        """Return the picture of a window, and the share of its pixels that have data."""
+        values = as_rgb(reader.read(window).values, look)
+        stretch = self.stretch(grid_id, look) if not reader.holds_bytes else BYTES
         image = coloured(values, stretch, gamma or self._gamma)
-        image[np.isnan(values).any(axis=0)] = LIGHT_GREY
-        return image
+        gaps = np.isnan(values).any(axis=0)
+        image[gaps] = LIGHT_GREY
+        return image, 1 - float(gaps.mean())
 
     def scene(self, scene_id: str) -> Scene:
         """Return a scene with its files.
@@ -145,18 +178,22 @@ class TileRenderer:
             return self._stretches[key]
 
     def _measured(self, grid_id: str, preset: Preset) -> Stretch:
-        entries = [e for e in self.archive.scenes() if e.grid_id == grid_id and e.rows]
-        entries.sort(key=lambda entry: (str(entry.datetime), entry.scene_id))
-        picked = np.linspace(0, len(entries) - 1, min(len(entries), _SAMPLED_SCENES))
-        grid = TileGrid.from_dict(self.archive.ledger.grids[grid_id])
         samples = []
-        for position in picked.round().astype(int).tolist():
-            with Quarantine(f"scene {entries[position].scene_id}") as fault:
-                scene = shown_bands(self.scene(entries[position].scene_id), preset)
+        for scene_id, grid in self._sampled(grid_id):
+            with Quarantine(f"scene {scene_id}") as fault:
+                scene = shown_bands(self.scene(scene_id), preset)
                 samples.append(as_rgb(_preview(scene, grid)[:, None], preset)[:, 0])
             if fault:
                 logger.warning("%s is left out of the stretch: %s", fault.subject, fault.reason)
         return stretch_of(samples, preset.joint)
+
+    def _sampled(self, grid_id: str) -> list[tuple[str, TileGrid]]:
+        """Return a few scenes on a grid, evenly spread over the dates, and that grid."""
+        entries = [e for e in self.archive.scenes() if e.grid_id == grid_id and e.rows]
+        entries.sort(key=lambda entry: (str(entry.datetime), entry.scene_id))
+        grid = TileGrid.from_dict(self.archive.ledger.grids[grid_id])
+        chosen = evenly(np.arange(len(entries)), SAMPLED_SCENES).tolist()
+        return [(entries[number].scene_id, grid) for number in chosen]
 
 
 def row_painter(dataset: LabelledDataset, side_px: int = 256) -> Callable[[int], bytes]:

@@ -44,7 +44,9 @@ def tile_cards(
         flags = columns["labels"][i] if classes else ()
         cards.append(
             TileCard(
-                picture=data_uri(renderer.draw(str(scene_id), str(columns["tile_key"][i]))),
+                picture=data_uri(
+                    renderer.draw_or_blank(str(scene_id), str(columns["tile_key"][i]))
+                ),
                 title=str(scene_id),
                 date=str(columns["datetime"][i].astype("datetime64[D]")),
                 labels=tuple(name for name, flag in zip(classes, flags, strict=True) if flag),

@@ -238,22 +238,23 @@ class IndexBackend:
         version = self._current()
         look = Look(
             period=Filter(since=how.since, until=how.until),
-            preset=preset_of(version.archive.spec.bands, how.preset),
+            preset=preset_of(self._thumbnails.bands(version.archive), how.preset),
             gamma=how.gamma,
         )
+        mosaic = self._thumbnails.mosaic(version.archive) or version.mosaic
 
         def draw() -> Drawn:
-            scenes = version.mosaic.scenes(tile, look.period)
+            scenes = mosaic.scenes(tile, look.period)
             if not scenes:
                 return NOTHING
-            renderer = self._thumbnails.renderer(version.archive, scenes[0][0].scene_id)
+            renderer = self._thumbnails.renderer(version.archive, scenes[0].id)
             try:
-                return version.mosaic.draw(tile, look, renderer)
+                return mosaic.draw(tile, look, renderer)
             except NotFoundError:
                 self._thumbnails.forget()
                 raise
 
-        return self._picture(version.mosaic.etag(tile, look), known, draw)
+        return self._picture(mosaic.etag(tile, look), known, draw)
 
     def _picture(self, etag: str, known: str, draw: Callable[[], Drawn]) -> Thumbnail:
         if etag in known:
@@ -349,7 +350,7 @@ class IndexBackend:
             no_pictures_because=obstacle,
             presets=[
                 PresetBody(name=preset.name, title=preset.title)
-                for preset in presets_of(version.archive.spec.bands)
+                for preset in presets_of(self._thumbnails.bands(version.archive))
             ],
             mosaic_zoom=zoom_of(version.archive),
             max_k=manifest.rows,
@@ -454,7 +455,7 @@ class _Version:
 
     @cached_property
     def mosaic(self) -> Mosaic:
-        return Mosaic(self.archive, self.places)
+        return Mosaic.of_archive(self.archive, self.places)
 
     @cached_property
     def encoder(self) -> "Encoder":

@@ -10,25 +10,32 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from storage.archive.ledger import LedgerEntry
 from storage.archive.reader import Archive
 from storage.errors import NotFoundError
-from storage.geometry import BBox, Mask, covers, touches
+from storage.geometry import BBox, Mask, covers, geojson_footprints, touches
 from storage.index.filter import Filter
 from storage.quarantine import Quarantine
 from storage.raster.pixel_grid import Block, PixelGrid, Window
 from storage.raster.reader import SceneReader
 from storage.scene import Scene
+from workflows.report.by_place import PlaceRenderer
 from workflows.report.colours import BYTES, Preset, coloured
-from workflows.report.rendering import MOST_FILE_PIXELS, TileRenderer, as_rgb, shown_bands
+from workflows.report.rendering import (
+    ADD_OVERVIEWS,
+    MOST_FILE_PIXELS,
+    TileRenderer,
+    as_rgb,
+    shown_bands,
+)
 from workflows.service.footprints import ScenePlace, ScenePlaces
 
 logger = logging.getLogger(__name__)
@@ -136,10 +143,7 @@ class MapTile:
         return rows, columns
 
 
-NO_OVERVIEWS = (
-    "scenes without overviews are hatched at this zoom: zoom in, or add overviews to their files "
-    "(gdaladdo -ro -r average FILE), or write them as cloud-optimized GeoTIFFs"
-)
+NO_OVERVIEWS = f"scenes without overviews are hatched at this zoom: zoom in, or {ADD_OVERVIEWS}"
 TOO_MANY = (
     f"scenes are hatched where a tile of the map would open more than {_MOST_SCENES}: zoom in, or "
     "choose a day"
@@ -174,42 +178,68 @@ class Look:
     gamma: float = 1.0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MosaicScene:
+    """A scene on the map; ``grid_id`` names the grid of its stretch."""
+
+    id: str
+    datetime: datetime | None
+    place: ScenePlace
+    grid_id: str
+
+
 class Mosaic:
-    """The embedded scenes of an archive on the map; safe to share between threads.
+    """Scenes on the map; safe to share between threads.
 
     Parameters
     ----------
-    archive
-        The archive; its scenes do not change.
-    places
-        The places of its scenes.
+    scenes
+        The scenes, in any order.
+    identity
+        Text that differs between sets of scenes.
     """
 
-    def __init__(self, archive: Archive, places: ScenePlaces) -> None:
-        embedded = [entry for entry in archive.ledger.entries.values() if entry.rows]
-        embedded.sort(key=lambda entry: entry.scene_id)
-        embedded.sort(key=lambda entry: str(entry.datetime), reverse=True)
-        found = [
-            (entry, place)
-            for entry, place in zip(embedded, places.of(embedded), strict=True)
-            if place
-        ]
-        self._found = found
-        self._boxes = np.array([place.box for _, place in found]).reshape(-1, 4)
-        self._dates = np.array(
-            [np.datetime64(e.datetime and e.datetime.replace(tzinfo=None), "ms") for e, _ in found],
-            "datetime64[ms]",
-        )
-        self._identity = f"{archive.uri} {archive.snapshot}"
+    def __init__(self, scenes: Iterable[MosaicScene], identity: str) -> None:
+        by_id = sorted(scenes, key=lambda scene: scene.id)
+        self._found = sorted(by_id, key=lambda scene: str(scene.datetime), reverse=True)
+        self._boxes = np.array([scene.place.box for scene in self._found]).reshape(-1, 4)
+        moments = (s.datetime and s.datetime.replace(tzinfo=None) for s in self._found)
+        self._dates = np.array([np.datetime64(m, "ms") for m in moments], "datetime64[ms]")
+        self._identity = identity
         self._told: set[str] = set()
+
+    @classmethod
+    def of_archive(cls, archive: Archive, places: ScenePlaces) -> "Mosaic":
+        """Return the mosaic of the scenes that an archive embedded."""
+        embedded = [entry for entry in archive.ledger.entries.values() if entry.rows]
+        scenes = (
+            MosaicScene(id=e.scene_id, datetime=e.datetime, place=place, grid_id=str(e.grid_id))
+            for e, place in zip(embedded, places.of(embedded), strict=True)
+            if place
+        )
+        return cls(scenes, f"{archive.uri} {archive.snapshot}")
+
+    @classmethod
+    def of_catalog(cls, renderer: PlaceRenderer) -> "Mosaic":
+        """Return the mosaic of the scenes that tiles of published embeddings are drawn from."""
+        scenes = (
+            MosaicScene(
+                id=scene.id,
+                datetime=scene.datetime,
+                place=ScenePlace(box=box, geometry=geojson_footprints([box])[0]),
+                grid_id="",
+            )
+            for scene, box in renderer.placed
+        )
+        return cls(scenes, renderer.identity)
 
     def etag(self, tile: MapTile, look: Look) -> str:
         """Return a tag that changes whenever the picture of a tile would."""
         identity = f"{self._identity} {tile} {look}"
         return f'"{hashlib.sha256(identity.encode()).hexdigest()[:24]}"'
 
-    def scenes(self, tile: MapTile, period: Filter) -> list[tuple[LedgerEntry, ScenePlace]]:
-        """Return the scenes of a period that touch a tile, and their places, the newest first."""
+    def scenes(self, tile: MapTile, period: Filter) -> list[MosaicScene]:
+        """Return the scenes of a period that touch a tile, the newest first."""
         start, end = period.interval
         chosen = touches(self._boxes, tile.bbox) if len(self._boxes) else np.zeros(0, np.bool_)
         if start is not None:
@@ -235,26 +265,26 @@ class Mosaic:
         left = _MOST_SCENES
         hidden: list[tuple[tuple[slice, slice], str]] = []
         tries = np.zeros(_blocks(clear).shape, np.uint8)
-        for entry, where in self.scenes(tile, look.period):
+        for scene in self.scenes(tile, look.period):
             if clear.all() or len(hidden) == _MOST_HATCHED:
                 break
-            ground = tile.blocks_of(where)
+            ground = tile.blocks_of(scene.place)
             painted = _blocks(image[..., 3] > 0)
             empty = ground & ~painted & (tries < _MOST_TRIES)
             cloudy = ground & _blocks((image[..., 3] > 0) & ~clear)
             if not (empty | cloudy).any():
                 continue
-            place = tile.slices_of(where.box)
+            place = tile.slices_of(scene.place.box)
             if not left or time.monotonic() > until:
                 hidden.append((place, TOO_LONG if left else TOO_MANY))
                 continue
             left -= 1
-            with Quarantine(f"scene {entry.scene_id}") as fault:
-                if _paint(image, clear, entry, tile, place, look, renderer):
+            with Quarantine(f"scene {scene.id}") as fault:
+                if _paint(image, clear, scene, tile, place, look, renderer):
                     tries[empty] += 1
                 else:
                     hidden.append((place, NO_OVERVIEWS))
-                    self._tell(entry)
+                    self._tell(scene.id)
             if fault:
                 logger.warning("%s is not on the map: %s", fault.subject, fault.reason)
             reason = reason or (fault.for_clients if fault else "")
@@ -263,11 +293,11 @@ class Mosaic:
             raise NotFoundError(f"no scene can be drawn here: {reason}")
         return Drawn(content=webp(image), note=note)
 
-    def _tell(self, entry: LedgerEntry) -> None:
+    def _tell(self, scene_id: str) -> None:
         """Write once into the log that a scene has no overviews."""
-        if entry.scene_id not in self._told:
-            self._told.add(entry.scene_id)
-            logger.warning("scene %s: %s", entry.scene_id, NO_OVERVIEWS)
+        if scene_id not in self._told:
+            self._told.add(scene_id)
+            logger.warning("scene %s: %s", scene_id, NO_OVERVIEWS)
 
 
 def zoom_of(archive: Archive) -> int:
@@ -323,7 +353,7 @@ def _blocks(pixels: Mask) -> Mask:
 def _paint(
     image: npt.NDArray[np.uint8],
     clear: npt.NDArray[np.bool_],
-    entry: LedgerEntry,
+    scene: MosaicScene,
     tile: MapTile,
     place: tuple[slice, slice],
     look: Look,
@@ -334,8 +364,8 @@ def _paint(
     ``place`` are the rows and columns that the scene covers. False where too much of its file
     would be decoded.
     """
-    scene = shown_bands(renderer.scene(entry.scene_id), look.preset)
-    block, holds_bytes = _read(scene, tile, place)
+    shown = shown_bands(renderer.scene(scene.id), look.preset)
+    block, holds_bytes = _read(shown, tile, place)
     if block is None:
         return False
     values = as_rgb(block.values, look.preset)
@@ -345,7 +375,7 @@ def _paint(
     below = valid & (part[..., 3] == 0)  # clouds, where nothing is yet
     if not (fresh.any() or below.any()):
         return True
-    stretch = BYTES if holds_bytes else renderer.stretch(str(entry.grid_id), look.preset)
+    stretch = BYTES if holds_bytes else renderer.stretch(scene.grid_id, look.preset)
     colours = coloured(values, stretch, look.gamma)
     added = fresh | below
     part[added, :3] = colours[added]

@@ -13,8 +13,9 @@ from storage.catalog.read import read_scenes
 from storage.errors import NotFoundError
 from storage.quarantine import Quarantine
 from storage.scene import CatalogSpec, Scene
+from workflows.report.by_place import PlaceRenderer, bands_of_pictures, tile_renderer
 from workflows.report.rendering import TileRenderer, encoded
-from workflows.service.mosaic import Drawn
+from workflows.service.mosaic import Drawn, Mosaic
 from workflows.service.schema import ThumbnailQuery
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,9 @@ class Thumbnails:
         self.catalog = catalog
         self._cache = _LruCache(cache_bytes)
         self._scenes: dict[str, Scene] = {}
+        self._is_listed = False
         self._renderer: TileRenderer | None = None
+        self._mosaic: Mosaic | None = None
         self._snapshot = ""
         self._listed_s = float("-inf")
         self._lock = threading.Lock()
@@ -90,7 +93,9 @@ class Thumbnails:
         entry = archive.ledger.entries.get(scene_id)
         if entry is None:
             raise NotFoundError(f"the archive has no scene {scene_id!r}; see /v1/scenes")
-        look = f"{how.size} {how.preset} {how.gamma}"
+        by_place = self._by_place(archive)
+        shown = by_place.identity if by_place else ""
+        look = f"{how.size} {how.preset} {how.gamma} {shown}"
         identity = f"{archive.uri} {tile} {scene_id} {entry.fingerprint} {look}"
         return f'"{hashlib.sha256(identity.encode()).hexdigest()[:24]}"'
 
@@ -130,23 +135,47 @@ class Thumbnails:
                 archive.scene(scene_id)
         return fault.reason
 
-    def renderer(self, archive: Archive, scene_id: str) -> TileRenderer:
+    def bands(self, archive: Archive) -> tuple[str, ...]:
+        """Return the names of the bands of pictures; none where there can be no picture."""
+        if self.catalog is None:
+            return archive.spec.bands
+        return bands_of_pictures(archive.spec, self.catalog)
+
+    def mosaic(self, archive: Archive) -> Mosaic | None:
+        """Return the scenes that tiles of published embeddings are drawn from; else None."""
+        renderer = self._by_place(archive)
+        if renderer is None:
+            return None
+        with self._lock:
+            self._mosaic = self._mosaic or Mosaic.of_catalog(renderer)
+            return self._mosaic
+
+    def renderer(self, archive: Archive, scene_id: str = "") -> TileRenderer:
         """Return the renderer; the catalog is read again when it lacks a scene of the archive."""
         with self._lock:
             stale = time.monotonic() - self._listed_s > _LIST_EVERY_S
-            if self.catalog is not None and scene_id not in self._scenes and stale:
-                scenes = read_scenes(self.catalog, archive.spec.bands).scenes
+            lacks = not self._is_listed or bool(
+                scene_id and not archive.spec.published and scene_id not in self._scenes
+            )
+            if self.catalog is not None and lacks and stale:
+                scenes = read_scenes(self.catalog, self.bands(archive)).scenes
                 self._scenes = {scene.id: scene for scene in scenes}
-                self._listed_s = time.monotonic()
+                self._is_listed, self._listed_s = True, time.monotonic()
                 self._renderer = None
             if self._renderer is None or self._snapshot != archive.snapshot:
                 listed = None if self.catalog is None else self._scenes.values()
-                self._renderer = TileRenderer(archive, listed)
+                self._renderer, self._mosaic = tile_renderer(archive, listed), None
                 self._snapshot = archive.snapshot
             return self._renderer
 
     def forget(self) -> None:
-        """Look the files of remembered scenes up again: they may have been moved."""
+        """Look the files of scenes up again: they may have been moved, or be new."""
         with self._lock:
+            self._is_listed = False
             if self.catalog is None:
                 self._renderer = None
+
+    def _by_place(self, archive: Archive) -> PlaceRenderer | None:
+        """Return the renderer of published embeddings where there is a catalog."""
+        renderer = self.renderer(archive) if archive.spec.published and self.catalog else None
+        return renderer if isinstance(renderer, PlaceRenderer) else None

@@ -10,6 +10,7 @@ import pytest
 from pipeline.importing import ImportSpec, import_embeddings, plan_import
 from pipeline.importing import driver as importing
 from storage.archive.audit import audit, verify
+from storage.archive.export import to_geoparquet
 from storage.archive.reader import Archive
 from storage.embeddings.layouts import Choice, Columns
 from storage.errors import ConfigError, EmptyCatalogError, EncoderMismatchError, NotFoundError
@@ -76,6 +77,23 @@ def test_vectors_are_centred_and_scaled_and_dates_of_a_place_share_its_key(
     assert (grid["crs"], grid["resolution"] * grid["tile_px"]) == ("EPSG:32632", 5120.0)
     left = grid["anchor"][0] + found["tile"][:6, 0] * grid["resolution"]
     np.testing.assert_allclose(left, embeddings.ORIGIN[0] + 5120 * np.arange(6), atol=1e-6)
+
+
+def test_the_export_of_an_archive_is_imported_with_its_model(spec: ImportSpec, tmp_path: Path):
+    three_files(tmp_path)
+    import_embeddings(plan_import(spec))
+    whole, table = Archive.open(spec.archive_uri), tmp_path / "rows.parquet"
+    to_geoparquet(whole, str(table))
+    again = ImportSpec(source=str(table), archive_uri=str(tmp_path / "again"), centre=False)
+    plan = plan_import(again)
+    assert (plan.layout, plan.model.title, plan.rows) == ("skysift", "Clay v0", 18)
+    import_embeddings(plan)
+    copy = Archive.open(again.archive_uri)
+    first, second = (one.read_all(["datetime", "bbox", "embedding"]) for one in (whole, copy))
+    orders = [np.lexsort((one["bbox"][:, 0].round(6), one["datetime"])) for one in (first, second)]
+    for name, tolerance in (("datetime", 0), ("bbox", 1e-6), ("embedding", 1e-3)):
+        pair = [one[name][order] for one, order in zip((first, second), orders, strict=True)]
+        np.testing.assert_allclose(*(np.asarray(v, np.float64) for v in pair), atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["earth_index", "earth_embeddings"])

@@ -138,7 +138,7 @@ def at(column: float, row: float, z: int = 14) -> MapTile:
 
 def drawn(archive: Archive, tile: MapTile, preset: str | None = None, **period: str) -> np.ndarray:
     look = Look(period=Filter(**period), preset=preset_of(BANDS, preset))
-    made = Mosaic(archive, ScenePlaces(archive)).draw(tile, look, TileRenderer(archive))
+    made = Mosaic.of_archive(archive, ScenePlaces(archive)).draw(tile, look, TileRenderer(archive))
     return pixels_of(made)
 
 
@@ -241,7 +241,7 @@ def test_a_large_file_without_overviews_is_hatched_where_it_would_be_read_whole(
 ):
     archive = make_archive(tmp_path, [scene(tmp_path, 0, cog=False)])
     monkeypatch.setattr(module, "MOST_FILE_PIXELS", 200_000)
-    mosaic, renderer = Mosaic(archive, ScenePlaces(archive)), TileRenderer(archive)
+    mosaic, renderer = Mosaic.of_archive(archive, ScenePlaces(archive)), TileRenderer(archive)
     look = Look(period=Filter(), preset=preset_of(BANDS, None))
     far = [mosaic.draw(at(256, 256, z=z), look, renderer) for z in (10, 9)]
     assert [made.note for made in far] == [module.NO_OVERVIEWS] * 2
@@ -271,7 +271,9 @@ def test_no_further_scene_is_begun_when_the_time_is_over(
 ):
     monkeypatch.setattr(module, "_SECONDS", -1.0)
     look = Look(period=Filter(), preset=preset_of(BANDS, None))
-    made = Mosaic(archive, ScenePlaces(archive)).draw(at(256, 256), look, TileRenderer(archive))
+    made = Mosaic.of_archive(archive, ScenePlaces(archive)).draw(
+        at(256, 256), look, TileRenderer(archive)
+    )
     assert made.note == module.TOO_LONG
     assert (pixels_of(made)[..., 3] == 0).mean() > 0.5  # stripes, and no picture
 
@@ -289,7 +291,7 @@ def test_a_scene_that_is_gone_is_passed_over_and_the_last_one_gives_the_reason(
 
 
 def test_the_tag_changes_with_what_is_shown(archive: Archive):
-    made = Mosaic(archive, ScenePlaces(archive))
+    made = Mosaic.of_archive(archive, ScenePlaces(archive))
     look = Look(period=Filter(), preset=preset_of(BANDS, None))
     looks = [
         look,

@@ -11,7 +11,7 @@ from workflows.service.thumbnails import Thumbnails
 
 class _Archive:
     snapshot = "S"
-    spec = type("Spec", (), {"bands": ("red",)})
+    spec = type("Spec", (), {"bands": ("red",), "published": None})
 
 
 class _Renderer:
@@ -33,7 +33,7 @@ class _Renderer:
 def test_a_scene_at_fault_is_not_there_and_says_why(monkeypatch, caplog, fault, told):
     """An unexpected error may say anything, so it goes to the log alone."""
     monkeypatch.setattr(thumbnails, "read_scenes", lambda *_: type("Read", (), {"scenes": ()}))
-    monkeypatch.setattr(thumbnails, "TileRenderer", lambda *_: _Renderer(fault))
+    monkeypatch.setattr(thumbnails, "tile_renderer", lambda *_: _Renderer(fault))
     drawn = Thumbnails(CatalogSpec(source="scenes"), 1000)
     with pytest.raises(NotFoundError, match=told) as caught:
         drawn.draw(_Archive(), "g/1/2", "a", ThumbnailQuery(size=64))
