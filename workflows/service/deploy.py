@@ -48,6 +48,7 @@ def serve_indexes(
     ready: Callable[[str], object] = logger.info,
     stage: Callable[[str], object] = logger.info,
     stop: threading.Event | None = None,
+    behind_haproxy: bool = False,
 ) -> None:
     """Serve indexes until interrupted; this process has to be connected to Ray.
 
@@ -63,6 +64,9 @@ def serve_indexes(
         Called with the name of each stage of the start when the stage ends.
     stop
         Ends the service when set; None waits for an interrupt.
+    behind_haproxy
+        HAProxy listens at the address (:func:`workflows.service.proxy.haproxy_at`), and Ray Serve
+        on loopback.
 
     Raises
     ------
@@ -81,7 +85,7 @@ def serve_indexes(
     serve.start(
         proxy_location="HeadOnly",
         http_options={
-            "host": spec.host,
+            "host": "127.0.0.1" if behind_haproxy else spec.host,
             "port": spec.port,
             "request_timeout_s": spec.request_timeout_s,
         },
@@ -159,6 +163,7 @@ def _application(
         from workflows.service.tokens import Access
 
         log_to_stderr()
+        _listen_at_the_node()
         backends = {name: IndexBackend(config) for name, config in configs.items()}
         for backend in backends.values():
             backend.prepare()
@@ -179,6 +184,19 @@ def _application(
     )
     application: serve.Application = deployment.bind()
     return application
+
+
+def _listen_at_the_node() -> None:
+    """Open the port of calls between deployments, of which there is one, at the node's address.
+
+    Ray Serve would open it on every interface; of a private Ray the address is the loopback's.
+    """
+    from ray.serve._private import replica
+    from ray.util import get_node_ip_address
+
+    add_port = replica.add_port_to_grpc_server
+    address = f"{_in_url(get_node_ip_address())}:0"
+    replica.add_port_to_grpc_server = lambda server, every: add_port(server, address)
 
 
 def _wait_until_ready(spec: ServiceSpec) -> None:
