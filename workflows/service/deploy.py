@@ -8,11 +8,13 @@ from contextlib import closing, redirect_stdout, suppress
 from dataclasses import replace
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
+from importlib import import_module
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
+from ray.exceptions import RayError
 
 from storage.errors import SkysiftError
 from storage.index.manifest import current_version
@@ -82,6 +84,23 @@ def serve_indexes(
     check_free(spec.host, spec.port)
     application = _application(configs, spec, digests)
     _start_searching(configs, stage)
+    try:
+        _start_proxy(spec, behind_haproxy)
+        stage("HAProxy listens" if behind_haproxy else "the HTTP proxy listens")
+        serve.run(application, name=_APPLICATION, route_prefix="/")
+        stage("the HTTP replicas run")
+        _wait_until_ready(spec)
+        ready(f"http://{_in_url(spec.host)}:{spec.port}")
+        (stop or threading.Event()).wait()
+    except RuntimeError as error:
+        raise SkysiftError(_not_started(error, behind_haproxy)) from error
+    finally:
+        # Ray prints that its controller ended.
+        with redirect_stdout(StringIO()):
+            serve.shutdown()
+
+
+def _start_proxy(spec: ServiceSpec, behind_haproxy: bool) -> None:
     serve.start(
         proxy_location="HeadOnly",
         http_options={
@@ -91,22 +110,15 @@ def serve_indexes(
         },
         logging_config={"log_level": "ERROR", "enable_access_log": False},
     )
-    stage("the HTTP proxy listens")
-    try:
-        serve.run(application, name=_APPLICATION, route_prefix="/")
-        stage("the HTTP replicas run")
-        _wait_until_ready(spec)
-        ready(f"http://{_in_url(spec.host)}:{spec.port}")
-        (stop or threading.Event()).wait()
-    except RuntimeError as error:
-        raise SkysiftError(
-            f"the service did not start ({' '.join(str(error).split())[:200]}); "
-            "run again with --debug"
-        ) from error
-    finally:
-        # Ray prints that its controller ended.
-        with redirect_stdout(StringIO()):
-            serve.shutdown()
+
+
+def _not_started(error: RuntimeError, behind_haproxy: bool) -> str:
+    words = str(error).strip()
+    if isinstance(error, RayError):  # the last line of a traceback
+        words = words.splitlines()[-1]
+    otherwise = " or with RAY_SERVE_ENABLE_HA_PROXY=0" if behind_haproxy else ""
+    said = " ".join(words.split())[:200]
+    return f"the service did not start ({said}); run again with --debug{otherwise}"
 
 
 def _start_searching(configs: Mapping[str, BackendConfig], stage: Callable[[str], object]) -> None:
@@ -191,9 +203,9 @@ def _listen_at_the_node() -> None:
 
     Ray Serve would open it on every interface; of a private Ray the address is the loopback's.
     """
-    from ray.serve._private import replica
     from ray.util import get_node_ip_address
 
+    replica: Any = import_module("ray.serve._private.replica")
     add_port = replica.add_port_to_grpc_server
     address = f"{_in_url(get_node_ip_address())}:0"
     replica.add_port_to_grpc_server = lambda server, every: add_port(server, address)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -122,11 +122,12 @@ def address_of_this_machine() -> str:
 
 @dataclass
 class Started:
-    """HAProxy as Ray Serve starts it, in a folder that this process holds."""
+    """HAProxy as Ray Serve starts it, in a folder that this process holds, and ends with it."""
 
     folder: Path
     port: int
     host: str = "127.0.0.1"
+    processes: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
 
     def start(self, replica: int | None, *more: str) -> "subprocess.Popen[bytes]":
         """Write a configuration and start HAProxy; return when it owns the control socket."""
@@ -135,6 +136,7 @@ class Started:
         process = subprocess.Popen(
             [starter, "-db", "-f", self.folder / "c", "-dR", *more], stderr=subprocess.DEVNULL
         )
+        self.processes.append(process)
         until = time.monotonic() + 20
         while self.owner() != process.pid:
             assert time.monotonic() < until
@@ -162,7 +164,9 @@ class Started:
 @pytest.fixture
 def started() -> Iterator[Started]:
     with private_folder(Path("/tmp")) as folder:
-        yield Started(folder, proxy._free_port())
+        yield (made := Started(folder, proxy._free_port()))
+    for process in made.processes:
+        assert process.wait(20) in (0, -signal.SIGKILL)  # replaced, or ended with the folder
 
 
 def test_haproxy_opens_one_port_and_believes_proxies_on_this_machine_only(started, replica):
@@ -181,16 +185,12 @@ def test_haproxy_opens_one_port_and_believes_proxies_on_this_machine_only(starte
     _, beyond = started.get(own, **said)
     assert beyond["x-forwarded-for"] == own
     assert "x-forwarded-proto" not in beyond
-    process.terminate()
-    process.wait(20)
 
 
 def test_haproxy_says_503_where_no_replica_answers(started):
-    process = started.start(proxy._free_port())
+    started.start(proxy._free_port())
     status, body = started.get()
     assert (status, body["error"]) == (503, "SearchUnavailableError")
-    process.terminate()
-    process.wait(20)
 
 
 def test_haproxy_is_taken_over_when_its_actor_died(started, replica):
@@ -201,16 +201,7 @@ def test_haproxy_is_taken_over_when_its_actor_died(started, replica):
     reloaded = started.start(replica, "-sf", str(after.pid), "-x", str(started.folder / "s"))
     assert started.get()[0] == 200
     assert after.wait(20) == 0
-    os.killpg(reloaded.pid, signal.SIGTERM)  # a group of its own
-    reloaded.wait(20)
-
-
-def test_haproxy_ends_with_the_process_of_the_service(replica):
-    with private_folder(Path("/tmp")) as folder:
-        started = Started(folder, proxy._free_port())
-        process = started.start(replica)
-        assert process.poll() is None
-    assert process.wait(20) == -signal.SIGKILL
+    assert os.getpgid(reloaded.pid) == reloaded.pid  # Ray ends the group of an actor that dies
 
 
 def test_haproxy_is_chosen_by_variables_in_a_private_folder(variables):
