@@ -25,12 +25,17 @@ from workflows.service.settings import ServiceSpec
 _ENABLE = "RAY_SERVE_ENABLE_HA_PROXY"
 _PROGRAM = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _ROOT_CHARS = 15  # 92 follow in the name of HAProxy's socket, which has at most 107
-_TUNED = {
-    # Requests only read, so a retry is harmless.
+REPEATING = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
     "RAY_SERVE_HAPROXY_RETRIES": "10",
-    # A request is repeated from this buffer: it holds a vector of 2,048 numbers.
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
+}
+"""Variables by which HAProxy repeats a request, from a buffer that holds a vector of 2,048 numbers.
+
+Requests only read, so a repetition is harmless.
+"""
+_TUNED = {
+    **REPEATING,
     # The replicas count requests themselves, where HAProxy would log each to a process of Ray's.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # A replica that ends waits this long for HAProxy to know.
@@ -46,8 +51,8 @@ def haproxy_at(
 ) -> Iterator[bool]:
     """Let the Ray that is started in the block serve through HAProxy, where that can be used.
 
-    Ray Serve must not be imported yet. A cluster that is joined, and RAY_SERVE_ENABLE_HA_PROXY=0,
-    keep their own proxy.
+    The processes of that Ray inherit the variables that are set here. A cluster that is joined, and
+    RAY_SERVE_ENABLE_HA_PROXY=0, keep their own proxy.
 
     Parameters
     ----------
@@ -66,17 +71,17 @@ def haproxy_at(
     if joins_cluster(cluster) or os.environ.get(_ENABLE) == "0":
         yield False
         return
-    root, missing = private_root(), ""
+    root, used = private_root(), True
     with private_folder(root if len(str(root)) <= _ROOT_CHARS else Path("/tmp")) as folder:
         try:
             chosen = _variables(spec, folder, _starter(folder, spec, _program()))
         except SkysiftError as error:
-            missing, chosen = str(error), {_ENABLE: "0"}
+            used, chosen = False, {_ENABLE: "0"}
             warn(f"Ray Serve's own proxy serves, and loses requests of replicas that die: {error}")
         for name, value in _TUNED.items():
             os.environ.setdefault(name, value)
         os.environ.update(chosen)
-        yield not missing
+        yield used
 
 
 def _variables(spec: ServiceSpec, folder: Path, starter: Path) -> dict[str, str]:
