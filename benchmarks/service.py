@@ -193,7 +193,7 @@ def _in_process(searcher: Searcher, clients: int, seconds: float) -> float:
     return total / (time.monotonic() - started)
 
 
-def _load(url: str, clients: int, seconds: float, rate: float = 0.0) -> dict[str, float]:
+def _load(url: str, clients: int, seconds: float, rate: float = 0.0) -> dict[str, Any]:
     """Send requests from another process, ``rate`` a second, or all at once when it is 0."""
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
         file.write(b"\n".join(_bodies()))
@@ -205,7 +205,7 @@ def _load(url: str, clients: int, seconds: float, rate: float = 0.0) -> dict[str
             text=True,
             check=True,
         )
-    found: dict[str, float] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
@@ -233,6 +233,7 @@ def _endurance(url: str, rate: float) -> list[Row]:
         thread.join()
     counts = ", ".join(f"{count} of {title}" for title, count in killed.items())
     text = f"{found['sent']:.0f} requests at {found['per_s']:.0f}/s; killed {counts}"
+    failures = f" Failed: {found['failures']}." if found["failures"] else ""
     return [
         Row(
             what=f"failed requests in {FULL_SECONDS / 60:.0f} min at 80 % load, processes killed",
@@ -241,7 +242,7 @@ def _endurance(url: str, rate: float) -> list[Row]:
             ratio=found["failed"],
             goal=0,
             direction="at most",
-            note=f"{text}; p99 {found['p99_ms']:.0f} ms.",
+            note=f"{text}; p99 {found['p99_ms']:.0f} ms.{failures}",
         ),
         Row(
             what=f"memory of the service after those {FULL_SECONDS / 60:.0f} min",

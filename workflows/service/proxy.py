@@ -40,6 +40,8 @@ _TUNED = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # A replica that ends waits this long for HAProxy to know.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    # Where HAProxy is replaced, it asks clients to reconnect before it closes idle connections.
+    "RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S": "10",
     # A HAProxy that ended is started again after three of these periods.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
 }
