@@ -116,9 +116,10 @@ def main(host: str, port: str, folder: str, program: str, *arguments: str) -> No
     errors, last = path.with_name("503.http"), path.with_name("last")
     errors.write_text(_answer(), newline="")
     text = confined(path.read_text(), host, int(port), errors)
-    succession = () if "-sf" in arguments else _succession(_CONTROL.findall(text)[0])
-    if succession:
-        text = last.read_text()  # the new actor does not know the replicas yet
+    succession: tuple[str, ...] = ()
+    if "-sf" not in arguments and last.exists():  # of a new actor, which knows no replica yet
+        succession = _succession(_CONTROL.findall(text)[0])
+        text = last.read_text()
     for file in (path, last):
         file.write_text(text)
     haproxy = os.getpid()

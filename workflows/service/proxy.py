@@ -43,7 +43,7 @@ _TUNED = {
     # Where HAProxy is replaced, it asks clients to reconnect before it closes idle connections.
     "RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S": "10",
     # A HAProxy that ended is started again after three of these periods.
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
 }
 
 

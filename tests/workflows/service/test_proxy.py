@@ -193,15 +193,19 @@ def test_haproxy_says_503_where_no_replica_answers(started):
     assert (status, body["error"]) == (503, "SearchUnavailableError")
 
 
-def test_haproxy_is_taken_over_when_its_actor_died(started, replica):
+def test_the_haproxy_of_a_new_actor_knows_the_replicas_of_the_last(started, replica):
     left = started.start(replica)
     after = started.start(None)  # as a new actor, which knows no replica yet
     assert started.get()[0] == 200
     assert left.wait(20) == 0
     reloaded = started.start(replica, "-sf", str(after.pid), "-x", str(started.folder / "s"))
+    assert os.getpgid(reloaded.pid) == reloaded.pid  # Ray ends the group of an actor that dies
     assert started.get()[0] == 200
     assert after.wait(20) == 0
-    assert os.getpgid(reloaded.pid) == reloaded.pid  # Ray ends the group of an actor that dies
+    reloaded.kill()
+    reloaded.wait(20)
+    started.start(None)
+    assert started.get()[0] == 200
 
 
 def test_haproxy_is_chosen_by_variables_in_a_private_folder(variables):
