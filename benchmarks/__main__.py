@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.measure import FOLDER, Row
 
 NAMES = ("search", "index", "losses", "training", "metrics", "ingest", "importing", "composite")
-NAMES += ("service", "service_haproxy", "mosaic", "map", "layers", "marks")
+NAMES += ("service", "mosaic", "map", "layers", "marks")
 PAGE = FOLDER.parent / "docs/performance.md"
 _OPENING = """\
 # Performance

@@ -1,12 +1,13 @@
-"""Searches over HTTP beside the same searches in process: overhead, throughput, a killed replica.
+"""Searches over HTTP beside the same searches in process: overhead, throughput, killed processes.
 
     python -m benchmarks.service [--full]
 
 The in-process limit is `pipeline.search.searcher.Searcher` with the same search actors, asked by as
 many threads as there are clients. The clients over HTTP are a process of their own (aiohttp), so
 that they do not share an interpreter with the service; they do share the machine's cores with it,
-as the threads of the limit do. ``--full`` adds ten minutes at 80 % load, a process killed every
-minute.
+as the threads of the limit do. ``--full`` adds ten minutes at 80 % load, in each of which a search
+actor, an HTTP replica and the actor that keeps HAProxy are killed. RAY_SERVE_ENABLE_HA_PROXY=0
+measures Ray Serve's own proxy.
 """
 
 import argparse
@@ -21,9 +22,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -37,62 +40,70 @@ from pipeline.indexing.driver import build_index
 from pipeline.runtime.cluster import ray_session
 from pipeline.search.searcher import Searcher
 from workflows.service.deploy import serve_indexes
-from workflows.service.settings import BackendConfig, Limits, ServiceSpec, prepare_proxy
+from workflows.service.proxy import haproxy_at
+from workflows.service.settings import BackendConfig, Limits, ServiceSpec
 
 ROWS, DIMENSION, K = 100_000, 128, 10
 CLIENTS = (1, 8, 64)
 SECONDS, TURNS = 5.0, 3
 PAIRS = 300
 QUERIES = 256
-FULL_SECONDS, KILL_EVERY_S = 600.0, 60.0
-_LIMITS = {
-    "service": "Ray Serve's proxy, which hands each request to a replica as a Ray call.",
-    "service_haproxy": "the application (FastAPI), and processes that wake each other up.",
-}
-_REPLICA, _SEARCHER = "ray::ServeReplica", "ray::SearchActor"
-_KILLED = ((_SEARCHER, "a search actor"), (_REPLICA, "an HTTP replica"))
+FULL_SECONDS, KILL_EVERY_S = 600.0, 20.0
+_LIMIT = "the application (FastAPI), and processes that wake each other up."
+_REPLICA, _SEARCHER, _PROXY = "ray::ServeReplica", "ray::SearchActor", "ray::HAProxyManager"
 
 
-def main(name: str = "service") -> None:
+def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true")
     given = parser.parse_args()
-    prepare_proxy()
-    with tempfile.TemporaryDirectory(prefix="bs") as folder, ray_session():
+    spec = _spec(2 if given.full else 1)
+    with (
+        tempfile.TemporaryDirectory(prefix="bs") as folder,
+        haproxy_at(spec, warn=print) as behind_haproxy,
+        ray_session(),
+    ):
         index = str(Path(folder) / "index")
         build_index(make_archive(Path(folder), ROWS, DIMENSION), index)
-        with serving(index, copies := 2 if given.full else 1) as address:
+        with serving(index, spec, behind_haproxy=behind_haproxy) as address:
             url = f"{address}/v1/search"
-            searcher = Searcher.connect(index, replicas=copies)
-            rows = [_overhead(url, searcher, _LIMITS[name])]
+            searcher = Searcher.connect(index, replicas=spec.replicas)
+            rows = [_overhead(url, searcher)]
             for clients in CLIENTS:
                 rows += _throughput(url, searcher, clients)
             if given.full:
                 best = max(row.ours for row in rows if row.unit == "requests/s")
-                for title, what in _KILLED:
-                    rows += _endurance(url, 0.8 * best, title, f"{what} each minute")
-    publish(name, rows)
+                rows += _endurance(url, 0.8 * best)
+    publish("service", rows)
 
 
-@contextmanager
-def serving(index: str, replicas: int = 1) -> Iterator[str]:
-    """Serve an index as `skysift serve` does, without a limit of requests a second."""
+def _spec(replicas: int = 1) -> ServiceSpec:
+    """Return a service at a free port, without limits of a client."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    limits = Limits(rate_per_s=0, share=max(CLIENTS))  # all clients have one address
+    return ServiceSpec(port=port, limits=limits, replicas=replicas)
+
+
+@contextmanager
+def serving(
+    index: str, spec: ServiceSpec | None = None, *, behind_haproxy: bool = False
+) -> Iterator[str]:
+    """Serve an index as `skysift serve` does."""
+    spec = spec or _spec()
     up, stop = threading.Event(), threading.Event()
-    spec = ServiceSpec(port=port, limits=Limits(rate_per_s=0), replicas=replicas)
     thread = threading.Thread(
         target=serve_indexes,
-        args=({"rows": BackendConfig(index_uri=index, replicas=replicas)}, spec),
-        kwargs={"ready": lambda _: up.set(), "stop": stop},
+        args=({"rows": BackendConfig(index_uri=index, replicas=spec.replicas)}, spec),
+        kwargs={"ready": lambda _: up.set(), "stop": stop, "behind_haproxy": behind_haproxy},
     )
     thread.start()
     try:
         if not up.wait(120):
             raise RuntimeError("the service did not start in 120 s")
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{spec.port}"
     finally:
         stop.set()
         thread.join()
@@ -106,7 +117,7 @@ def _bodies() -> list[bytes]:
     return [json.dumps({"vector": query.tolist(), "k": K}).encode() for query in _queries()]
 
 
-def _overhead(url: str, searcher: Searcher, limit: str) -> Row:
+def _overhead(url: str, searcher: Searcher) -> Row:
     """Ask in turns, one at a time, in process and over HTTP from one process."""
     queries = _queries()
     bodies = _bodies()
@@ -137,7 +148,7 @@ def _overhead(url: str, searcher: Searcher, limit: str) -> Row:
         ratio=ours - inside,
         goal=5.0,
         direction="at most",
-        note=f"The ratio is the ms added by HTTP, Ray Serve and JSON. Limit: {limit}",
+        note=f"The ratio is the ms added by HTTP, Ray Serve and JSON. Limit: {_LIMIT}",
     )
 
 
@@ -182,7 +193,7 @@ def _in_process(searcher: Searcher, clients: int, seconds: float) -> float:
     return total / (time.monotonic() - started)
 
 
-def _load(url: str, clients: int, seconds: float, rate: float = 0.0) -> dict[str, float]:
+def _load(url: str, clients: int, seconds: float, rate: float = 0.0) -> dict[str, Any]:
     """Send requests from another process, ``rate`` a second, or all at once when it is 0."""
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
         file.write(b"\n".join(_bodies()))
@@ -194,21 +205,24 @@ def _load(url: str, clients: int, seconds: float, rate: float = 0.0) -> dict[str
             text=True,
             check=True,
         )
-    found: dict[str, float] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def _endurance(url: str, rate: float, title: str, what: str) -> list[Row]:
+def _endurance(url: str, rate: float) -> list[Row]:
     """Ask for minutes at a steady rate while processes are killed; watch their memory."""
     over = threading.Event()
-    killed: list[int] = []
+    killed: Counter[str] = Counter()
     memory: list[float] = []
 
     def disturb() -> None:
-        while not over.wait(KILL_EVERY_S):
+        for title in cycle((_SEARCHER, _REPLICA, _PROXY)):
+            if over.wait(KILL_EVERY_S):
+                return
             memory.append(_memory_bytes())
-            killed.append(_processes(title)[0])
-            os.kill(killed[-1], signal.SIGKILL)
+            for found in _processes(title)[:1]:
+                os.kill(found, signal.SIGKILL)
+                killed[title] += 1
 
     thread = threading.Thread(target=disturb)
     thread.start()
@@ -217,16 +231,18 @@ def _endurance(url: str, rate: float, title: str, what: str) -> list[Row]:
     finally:
         over.set()
         thread.join()
-    text = f"{found['sent']:.0f} requests at {found['per_s']:.0f}/s, {len(killed)} killed"
+    counts = ", ".join(f"{count} of {title}" for title, count in killed.items())
+    text = f"{found['sent']:.0f} requests at {found['per_s']:.0f}/s; killed {counts}"
+    failures = f" Failed: {found['failures']}." if found["failures"] else ""
     return [
         Row(
-            what=f"failed requests in {FULL_SECONDS / 60:.0f} min at 80 % load, {what} killed",
+            what=f"failed requests in {FULL_SECONDS / 60:.0f} min at 80 % load, processes killed",
             ours=found["failed"],
             unit="requests",
             ratio=found["failed"],
             goal=0,
             direction="at most",
-            note=f"{text}; p99 {found['p99_ms']:.0f} ms.",
+            note=f"{text}; p99 {found['p99_ms']:.0f} ms.{failures}",
         ),
         Row(
             what=f"memory of the service after those {FULL_SECONDS / 60:.0f} min",
@@ -242,16 +258,21 @@ def _endurance(url: str, rate: float, title: str, what: str) -> list[Row]:
 
 
 def _processes(title: str) -> list[int]:
-    """Return the ids of the actors' processes with a title, such as ray::ServeReplica."""
+    """Return the ids of this Ray's actors with a title, such as ray::ServeReplica."""
     found = []
-    for folder in Path("/proc").iterdir():
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            words = (folder / "cmdline").read_bytes()
-        except (OSError, NotADirectoryError):
-            continue
-        if folder.name.isdigit() and words.startswith(title.encode()):
-            found.append(int(folder.name))
+            named = (folder / "cmdline").read_bytes().startswith(title.encode())
+            if named and _parent(_parent(int(folder.name))) == os.getpid():  # a child of the raylet
+                found.append(int(folder.name))
+        except OSError:
+            continue  # it has just ended
     return found
+
+
+def _parent(process: int) -> int:
+    stat = Path(f"/proc/{process}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[1])
 
 
 def _memory_bytes() -> float:

@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import aiohttp
@@ -19,13 +20,12 @@ HEADERS = {"Content-Type": "application/json"}
 
 
 async def ask(url: str, bodies: list[bytes], clients: int, seconds: float, rate: float) -> str:
-    """Send requests; return the rate, p99, failures and how many there were."""
+    """Send requests; return the rate, p99, failures by kind and how many there were."""
     times: list[float] = []
-    failed = 0
+    failures: Counter[str] = Counter()
     until = time.monotonic() + seconds
 
     async def client(first: int, session: aiohttp.ClientSession) -> None:
-        nonlocal failed
         number, due = first, time.monotonic() + (first / rate if rate else 0.0)
         while time.monotonic() < until:
             if rate:
@@ -36,9 +36,10 @@ async def ask(url: str, bodies: list[bytes], clients: int, seconds: float, rate:
             try:
                 async with session.post(url, data=body, headers=HEADERS) as answer:
                     await answer.read()
-                    failed += answer.status != 200
-            except aiohttp.ClientError:
-                failed += 1
+                    if answer.status != 200:
+                        failures[str(answer.status)] += 1
+            except aiohttp.ClientError as error:
+                failures[type(error).__name__] += 1
             times.append(1e3 * (time.perf_counter() - started))
             number += 1
 
@@ -48,8 +49,8 @@ async def ask(url: str, bodies: list[bytes], clients: int, seconds: float, rate:
         await asyncio.gather(*(client(n, session) for n in range(clients)))
         lasted = time.monotonic() - started
     p99 = statistics.quantiles(times, n=100)[98]
-    found = {"per_s": len(times) / lasted, "p99_ms": p99, "failed": failed, "sent": len(times)}
-    return json.dumps(found)
+    found = {"per_s": len(times) / lasted, "p99_ms": p99, "sent": len(times)}
+    return json.dumps({**found, "failed": failures.total(), "failures": failures})
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import yaml
 from tests.support.paths import REPOSITORY
 from workflows.cli import cli
 from workflows.recipe.load import load_recipe
+from workflows.service.proxy import REPEATING
 from workflows.service.telemetry import Metrics
 
 ROOT = REPOSITORY / "deploy/kustomize"
@@ -35,6 +36,7 @@ def _documents(folder: str) -> dict[tuple[str, str], dict]:
 
 BASE, MONITORING, EXAMPLE = map(_documents, ("base", "monitoring", "example"))
 CLUSTER = BASE["RayService", "skysift"]["spec"]["rayClusterConfig"]
+LABEL = {"app.kubernetes.io/name": "skysift"}
 CRON_POD = BASE["CronJob", "skysift-watch"]["spec"]["jobTemplate"]["spec"]["template"]
 TEMPLATES = {
     "head": CLUSTER["headGroupSpec"]["template"],
@@ -64,6 +66,19 @@ def test_pods_are_confined_and_have_the_recipe(role: str):
     assert (
         container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"]
     )
+
+
+def test_replicas_are_behind_haproxy_as_those_of_the_command():
+    for role in ("head", "search"):
+        (container,) = TEMPLATES[role]["spec"]["containers"]
+        given = {each["name"]: each.get("value") for each in container["env"]}
+        assert given["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+        retried = {name: text for name, text in given.items() if name in REPEATING}
+        assert retried == REPEATING
+    for rule in BASE["NetworkPolicy", "skysift"]["spec"]["ingress"]:
+        within = rule["from"] == [{"podSelector": {"matchLabels": LABEL}}]
+        opened = {port["port"] for port in rule.get("ports", ())}
+        assert within or (opened and not opened & {8404, 9101})  # HAProxy's state
 
 
 def test_no_group_of_the_service_asks_for_a_gpu():

@@ -69,7 +69,7 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     # No usage report is sent; the report would also start one more process.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS")
-    with nullcontext() if address else _private_folder() as folder:
+    with nullcontext() if address else private_folder(private_root()) as folder:
         try:
             with _signals_wait(), _handler_of_sigterm_stays():
                 if folder is None:
@@ -162,9 +162,11 @@ def _save_token() -> None:
 
 
 @contextmanager
-def _private_folder() -> Iterator[Path]:
-    """Make a folder that only this user may enter, and remove it after the block."""
-    root = private_root()
+def private_folder(root: Path) -> Iterator[Path]:
+    """Make a folder that only this user may enter, and remove it after the block.
+
+    This process holds a lock on it, however the process ends.
+    """
     root.mkdir(parents=True, exist_ok=True)
     for left in root.glob(f"{_PREFIX}*"):
         _remove_if_left(left)

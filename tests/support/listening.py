@@ -9,13 +9,19 @@ _LISTEN = "0A"
 
 def listening_addresses(root: int | None = None) -> set[IPv4Address | IPv6Address]:
     """Return the addresses of all TCP ports at which a process and its descendants listen."""
+    return {address for address, _ in listening_ports(root)}
+
+
+def listening_ports(root: int | None = None) -> set[tuple[IPv4Address | IPv6Address, int]]:
+    """Return the addresses and the numbers of those ports."""
     inodes = {inode for pid in _family(root or os.getpid()) for inode in _sockets(pid)}
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == _LISTEN and fields[9] in inodes:
-                found.add(_address(fields[1].partition(":")[0]))
+                address, _, port = fields[1].partition(":")
+                found.add((_address(address), int(port, 16)))
     return found
 
 

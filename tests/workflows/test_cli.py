@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import geopandas
@@ -23,6 +24,7 @@ from PIL import Image
 
 from storage.raster.writer import write_geotiff
 from tests.support.command_line import run
+from tests.support.listening import listening_ports
 from workflows.cli import VERBS, cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -565,29 +567,40 @@ def test_an_interrupted_ingest_says_so_in_one_line_and_is_completed_later(spoilt
 
 
 @pytest.mark.parametrize(
-    "variables", [{}, pytest.param({"RAY_SERVE_ENABLE_HA_PROXY": "1"}, marks=pytest.mark.slow)]
+    ("listens", "variables"),
+    [
+        ("HAProxy listens", {}),
+        pytest.param(
+            "the HTTP proxy listens", {"RAY_SERVE_ENABLE_HA_PROXY": "0"}, marks=pytest.mark.slow
+        ),
+    ],
 )
-def test_serve_answers_over_http_and_stops_on_ctrl_c(world, variables):
+def test_serve_answers_over_http_at_one_port_and_stops_on_ctrl_c(world, listens, variables):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    index = str(world.folder / "index")
-    process = _start("serve", "--index", index, "--port", str(port), **variables)
+    index, token = str(world.folder / "index"), "t" * 32
+    words = ("serve", "--index", index, "--host", "0.0.0.0", "--port", str(port))
+    process = _start(*words, SKYSIFT_TOKEN=token, **variables)
     try:
-        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+        assert f"http://0.0.0.0:{port}" in process.stdout.readline()
+        opened = {(at, number) for at, number in listening_ports(process.pid) if not at.is_loopback}
+        assert opened == {(IPv4Address("0.0.0.0"), port)}
+        headers = {"Authorization": f"Bearer {token}"}
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/v1/search",
             data=json.dumps(
                 {"lonlat": [float(part) for part in PLACE.split(",")], "k": 3}
             ).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", **headers},
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             served = json.load(answer)["hits"]
         told = _search(world, f"--lonlat={PLACE}", "-k", 3)
         assert [hit["row"] for hit in served] == [hit["row"] for hit in told]
         picture = f"http://127.0.0.1:{port}/v1/tiles/{served[0]['tile_key']}/thumbnail.png"
-        with urllib.request.urlopen(picture, timeout=60) as answer:
+        request = urllib.request.Request(picture, headers=headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
             assert answer.headers["Content-Type"] == "image/png"
     finally:
         process.send_signal(signal.SIGINT)
@@ -597,7 +610,9 @@ def test_serve_answers_over_http_and_stops_on_ctrl_c(world, variables):
     *stages, last = err.strip().splitlines()
     assert last == "stopped"
     assert [line for line in stages if not re.fullmatch(r" *\d+\.\d s  \S.*", line)] == []
-    assert {"starting Ray", "Ray runs", "ready"} <= {line.split("  ")[-1] for line in stages}
+    assert {"starting Ray", "Ray runs", listens, "ready"} <= {
+        line.split("  ")[-1] for line in stages
+    }
 
 
 def test_prints_of_libraries_do_not_reach_stdout(monkeypatch):

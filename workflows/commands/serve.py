@@ -2,6 +2,7 @@
 
 import threading
 import time
+from functools import partial
 
 import click
 
@@ -38,12 +39,12 @@ def serve(run: Run, indexes: tuple[str, ...]) -> None:
     default, at /v1/ too. Without a NAME, an index has that of its folder.
     """
     from storage.index.manifest import current_version  # imports FAISS
+    from workflows.service.proxy import haproxy_at
     from workflows.service.settings import (
         check_exposure,
         check_free,
         check_names,
         from_recipe,
-        prepare_proxy,
     )
 
     configs, spec = from_recipe(run, indexes)
@@ -52,7 +53,6 @@ def serve(run: Run, indexes: tuple[str, ...]) -> None:
     check_free(spec.host, spec.port)
     for config in configs.values():
         current_version(config.index)  # a missing index fails here
-    prepare_proxy()
     started_s = time.monotonic()
 
     def stage(ended: str) -> None:
@@ -68,16 +68,21 @@ def serve(run: Run, indexes: tuple[str, ...]) -> None:
                 click.echo(f"no pictures of {name}: {obstacle}", err=True)
 
     stage("starting Ray")
-    threading.Thread(target=_import_service, daemon=True).start()  # Ray's start mostly waits
-    with run.ray():
-        stage("Ray runs")
-        from workflows.service.backend import no_pictures_because
-        from workflows.service.deploy import serve_indexes
+    with haproxy_at(
+        spec, run.recipe.cluster.address, warn=partial(click.echo, err=True)
+    ) as behind_haproxy:
+        threading.Thread(target=_import_service, daemon=True).start()  # Ray's start mostly waits
+        with run.ray():
+            stage("Ray runs")
+            from workflows.service.backend import no_pictures_because
+            from workflows.service.deploy import serve_indexes
 
-        try:
-            serve_indexes(configs, spec, ready=ready, stage=stage)
-        except KeyboardInterrupt:
-            click.echo("stopped", err=True)
+            try:
+                serve_indexes(
+                    configs, spec, ready=ready, stage=stage, behind_haproxy=behind_haproxy
+                )
+            except KeyboardInterrupt:
+                click.echo("stopped", err=True)
 
 
 def _import_service() -> None:

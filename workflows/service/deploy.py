@@ -8,11 +8,13 @@ from contextlib import closing, redirect_stdout, suppress
 from dataclasses import replace
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
+from importlib import import_module
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
+from ray.exceptions import RayError
 
 from storage.errors import SkysiftError
 from storage.index.manifest import current_version
@@ -48,6 +50,7 @@ def serve_indexes(
     ready: Callable[[str], object] = logger.info,
     stage: Callable[[str], object] = logger.info,
     stop: threading.Event | None = None,
+    behind_haproxy: bool = False,
 ) -> None:
     """Serve indexes until interrupted; this process has to be connected to Ray.
 
@@ -63,6 +66,9 @@ def serve_indexes(
         Called with the name of each stage of the start when the stage ends.
     stop
         Ends the service when set; None waits for an interrupt.
+    behind_haproxy
+        HAProxy listens at the address (:func:`workflows.service.proxy.haproxy_at`), and Ray Serve
+        on loopback.
 
     Raises
     ------
@@ -78,31 +84,41 @@ def serve_indexes(
     check_free(spec.host, spec.port)
     application = _application(configs, spec, digests)
     _start_searching(configs, stage)
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={
-            "host": spec.host,
-            "port": spec.port,
-            "request_timeout_s": spec.request_timeout_s,
-        },
-        logging_config={"log_level": "ERROR", "enable_access_log": False},
-    )
-    stage("the HTTP proxy listens")
     try:
+        _start_proxy(spec, behind_haproxy)
+        stage("HAProxy listens" if behind_haproxy else "the HTTP proxy listens")
         serve.run(application, name=_APPLICATION, route_prefix="/")
         stage("the HTTP replicas run")
         _wait_until_ready(spec)
         ready(f"http://{_in_url(spec.host)}:{spec.port}")
         (stop or threading.Event()).wait()
     except RuntimeError as error:
-        raise SkysiftError(
-            f"the service did not start ({' '.join(str(error).split())[:200]}); "
-            "run again with --debug"
-        ) from error
+        raise SkysiftError(_not_started(error, behind_haproxy)) from error
     finally:
         # Ray prints that its controller ended.
         with redirect_stdout(StringIO()):
             serve.shutdown()
+
+
+def _start_proxy(spec: ServiceSpec, behind_haproxy: bool) -> None:
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={
+            "host": "127.0.0.1" if behind_haproxy else spec.host,
+            "port": spec.port,
+            "request_timeout_s": spec.request_timeout_s,
+        },
+        logging_config={"log_level": "ERROR", "enable_access_log": False},
+    )
+
+
+def _not_started(error: RuntimeError, behind_haproxy: bool) -> str:
+    words = str(error).strip()
+    if isinstance(error, RayError):  # the last line of a traceback
+        words = words.splitlines()[-1]
+    otherwise = " or with RAY_SERVE_ENABLE_HA_PROXY=0" if behind_haproxy else ""
+    said = " ".join(words.split())[:200]
+    return f"the service did not start ({said}); run again with --debug{otherwise}"
 
 
 def _start_searching(configs: Mapping[str, BackendConfig], stage: Callable[[str], object]) -> None:
@@ -159,6 +175,7 @@ def _application(
         from workflows.service.tokens import Access
 
         log_to_stderr()
+        _listen_at_the_node()
         backends = {name: IndexBackend(config) for name, config in configs.items()}
         for backend in backends.values():
             backend.prepare()
@@ -179,6 +196,19 @@ def _application(
     )
     application: serve.Application = deployment.bind()
     return application
+
+
+def _listen_at_the_node() -> None:
+    """Open the port of calls between deployments, of which there is one, at the node's address.
+
+    Ray Serve would open it on every interface; of a private Ray the address is the loopback's.
+    """
+    from ray.util import get_node_ip_address
+
+    replica: Any = import_module("ray.serve._private.replica")
+    add_port = replica.add_port_to_grpc_server
+    address = f"{_in_url(get_node_ip_address())}:0"
+    replica.add_port_to_grpc_server = lambda server, every: add_port(server, address)
 
 
 def _wait_until_ready(spec: ServiceSpec) -> None:

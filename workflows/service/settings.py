@@ -255,13 +255,3 @@ def check_free(host: str, port: int) -> None:
             raise ConfigError(
                 f"cannot serve on {host} port {port}: {error.strerror}; choose another --port"
             ) from error
-
-
-def prepare_proxy() -> None:
-    """Make HAProxy, where Ray Serve uses it, send a request to another replica when one dies.
-
-    Call this before Ray starts: its processes inherit the variables. Requests only read, so a
-    retry is harmless.
-    """
-    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response junk-response")
-    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRIES", "10")

@@ -101,7 +101,7 @@ def test_only_folders_of_ended_processes_are_removed(root: Path, monkeypatch) ->
     handle = os.open(folders["at-work"], os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     try:
-        with cluster._private_folder() as own:
+        with cluster.private_folder(private_root()) as own:
             assert stat.S_IMODE(own.stat().st_mode) == 0o700
             cluster._remove_if_left(own)
             os.utime(own, (hour_ago, hour_ago))
