@@ -134,8 +134,9 @@ def node_finding(node: Mapping[str, Any], here: Facts) -> Finding:
     """
     what, resources = f"node {node['address']}", node["resources"]
     if "facts" not in node:
-        found = node.get("fault", "not asked")
-        return Finding(what, "note", found, "`ray status` and the node's raylet.out tell more")
+        return Finding(
+            what, "note", node["fault"], "`ray status` and the node's raylet.out tell more"
+        )
     facts = Facts(**node["facts"])
     judged = [
         _releases(facts, here),
@@ -218,9 +219,9 @@ def _dashboard(url: str, open_status: int, status: int, release: str) -> Finding
         advice = "start Ray with `RAY_AUTH_MODE=token ray start --head`, or listen on loopback"
         return Finding("dashboard", "broken", f"{url} takes jobs from anyone, no token", advice)
     if status in {401, 403}:
-        told = "wants a token, and there is none" if status == 401 else "refuses this token"
+        fault = "wants a token, and there is none" if status == 401 else "refuses this token"
         advice = f"{_TOKEN}: `ray get-auth-token` on the head prints it"
-        return Finding("dashboard", "broken", f"{url} {told}", advice)
+        return Finding("dashboard", "broken", f"{url} {fault}", advice)
     if not release:
         advice = "correct cluster.dashboard: another program answers there"
         return Finding("dashboard", "broken", f"{url} is not Ray's ({status})", advice)

@@ -1,4 +1,4 @@
-"""What a machine has: versions, FAISS, GPUs, disk, clock; gathered here and on a cluster's nodes.
+"""Facts of a machine: versions, FAISS, GPUs, disk, clock; gathered here and on a cluster's nodes.
 
 A node runs :func:`gather` before anything of Skysift has to be installed there: the module travels
 by value, and its head imports the standard library only.
@@ -22,7 +22,7 @@ _NVIDIA_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What :func:`gather` saw of one machine.
+    """The facts of one machine, as :func:`gather` saw them.
 
     Attributes
     ----------
@@ -111,8 +111,8 @@ def nvidia_gpus() -> tuple[tuple[str, ...], str]:
             command, capture_output=True, text=True, timeout=_NVIDIA_S, check=True
         )
     except subprocess.CalledProcessError as error:
-        told = (error.stdout or error.stderr or "").strip().partition("\n")[0]
-        return (), told or f"exit code {error.returncode}"
+        text = (error.stdout or error.stderr or "").strip().partition("\n")[0]
+        return (), text or f"exit code {error.returncode}"
     except (subprocess.SubprocessError, OSError) as error:
         return (), str(error)
     return tuple(line.strip() for line in answer.stdout.splitlines() if line.strip()), ""

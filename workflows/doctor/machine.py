@@ -130,7 +130,7 @@ def gpu_finding(facts: Facts, wanted: int = 0) -> Finding:
 
 
 def disk_probe(named: Sequence[tuple[str, Path]]) -> Probe:
-    """Return the probe of the disks below folders, each with what it is for; a disk counts once."""
+    """Return the probe of the disks of folders, each with its purpose; a disk counts once."""
 
     def look() -> list[Finding]:
         disks: dict[int, tuple[str, Path]] = {}

@@ -1,6 +1,6 @@
 """Join Ray, or start a private instance, and look at each node; a program of its own.
 
-Ray cannot be told how long to try, so :mod:`workflows.doctor.cluster` runs this program and ends it
+Ray takes no limit of time, so :mod:`workflows.doctor.cluster` runs this program and ends it
 when its time is over. It reads an address or nothing on stdin, and writes one line of JSON::
 
     python -m workflows.doctor.on_ray <<< '{"address": "10.0.0.1:6379", "cpus": null}'
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from itertools import zip_longest
 from typing import Any
 
 import ray
@@ -28,7 +29,7 @@ _MOST_NODES = 64
 
 
 def look(address: str | None, cpus: int | None) -> dict[str, Any]:
-    """Return what Ray knows of its nodes, and for a cluster what each node tells of itself.
+    """Return the nodes as Ray knows them, and for a cluster the facts of each.
 
     Parameters
     ----------
@@ -49,8 +50,9 @@ def look(address: str | None, cpus: int | None) -> dict[str, Any]:
             for node in alive
         ]
         if address:
-            told = _ask([node["NodeID"] for node in alive[:_MOST_NODES]])
-            nodes = [{**node, **answer} for node, answer in zip(nodes, told, strict=False)]
+            answers = _ask([node["NodeID"] for node in alive[:_MOST_NODES]])
+            pairs = zip_longest(nodes, answers, fillvalue={"fault": "not asked"})
+            nodes = [{**node, **answer} for node, answer in pairs]
         return {"nodes": nodes, "grows": is_autoscaler_v2(fetch_from_server=True)}
 
 
@@ -68,15 +70,15 @@ def _ask(node_ids: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _answer(reference: Any, asked_s: float, until_s: float) -> dict[str, Any]:
-    """Return what a node told, and by how many seconds at least its clock differs from this one."""
+    """Return the facts of a node, and by how many seconds its clock differs at least."""
     try:
-        told = ray.get(reference, timeout=max(0.1, until_s - time.time()))
+        answer = ray.get(reference, timeout=max(0.1, until_s - time.time()))
     except GetTimeoutError:
         return {"fault": f"no worker started within {_NODES_S:g} s"}
     except RayError as error:
         return {"fault": str(error).strip().splitlines()[-1]}
-    early, late = asked_s - told["now_s"], told["now_s"] - time.time()
-    return {"facts": told, "ahead_s": early if early > 0 else -max(0.0, late)}
+    early, late = asked_s - answer["now_s"], answer["now_s"] - time.time()
+    return {"facts": answer, "ahead_s": early if early > 0 else -max(0.0, late)}
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from workflows.doctor.facts import existing
 from workflows.doctor.findings import Finding, Probe, first_line
 
 INPUTS = ("catalog.source", "dataset.source", "dataset.landcover.href", "dataset.marks")
-"""Recipe keys of what has to be there before a command runs; other places may come to be."""
+"""Recipe keys of places that a command only reads; other places may come to be."""
 _AMAZON = "https://s3.{region}.amazonaws.com"
 _ANSWER_S, _STORE_S = 3.0, 20.0
 _SKEW_S, _MOST_SKEW_S = 30.0, 900.0
@@ -38,7 +38,7 @@ _REASONS = {
     "Forbidden": "let the policy of this key list, read and write there; `aws sts "
     "get-caller-identity` tells whose key it is",
 }
-"""Text of a store's refusal -> what repairs it."""
+"""Text of a store's refusal -> its repair."""
 
 
 def place_probes(places: Mapping[str, Location]) -> list[Probe]:
@@ -59,13 +59,7 @@ def place_probes(places: Mapping[str, Location]) -> list[Probe]:
 
 
 def endpoint_of(place: Location) -> str:
-    """Return the address of the object store that holds a place.
-
-    Examples
-    --------
-    >>> endpoint_of(Location("s3://bucket/archive", StorageOptions(endpoint_url="http://minio:9000")))
-    'http://minio:9000'
-    """
+    """Return the address of the object store that holds a place."""
     options = place.options.resolved()
     return options.endpoint_url or _AMAZON.format(region=options.region or "us-east-1")
 
@@ -154,14 +148,14 @@ def _refused(key: str, place: Location, error: SkysiftError) -> Finding:
     text = str(error)
     try:
         place.ask()
-    except SkysiftError as told:
-        text = str(told)
+    except SkysiftError as refusal:
+        text = str(refusal)
     advice = next((advice for mark, advice in _REASONS.items() if mark in text), "")
     return Finding(key, "broken", text, advice or "check the credentials, the network and the disk")
 
 
 def _cannot_be_made(path: Path) -> str:
-    """Return what to do where a folder cannot be made; empty where it can."""
+    """Return the repair where a folder cannot be made; empty where it can."""
     parent = existing(path)
     blocked = [part for part in path.absolute().parents if part.exists() and not part.is_dir()]
     if blocked:

@@ -26,12 +26,14 @@ def port_finding(spec: ServiceSpec, stated: bool = True) -> Finding:
     try:
         check_free(spec.host, spec.port)
     except ConfigError as error:
-        status, told = _who_answers(spec)
-        if status == 200 and told == "ready":
+        status, answered = _who_answers(spec)
+        if status == 200 and answered == "ready":
             return Finding("service", "ok", f"Skysift answers at {where}, ready")
-        if told:
+        if answered:
             advice = "its stderr tells more: `skysift serve` prints the stages of its start"
-            return Finding("service", "broken", f"Skysift at {where} is not ready: {told}", advice)
+            return Finding(
+                "service", "broken", f"Skysift at {where} is not ready: {answered}", advice
+            )
         advice = (
             f"`ss -ltnp 'sport = :{spec.port}'` shows the program; or `skysift serve --port "
             f"{spec.port + 1}`"
@@ -42,7 +44,7 @@ def port_finding(spec: ServiceSpec, stated: bool = True) -> Finding:
 
 
 def _who_answers(spec: ServiceSpec) -> tuple[int, str]:
-    """Return the status of a service's readiness and what it tells; empty where it is another's."""
+    """Return status and text of a service's readiness; empty where another program answers."""
     host = "127.0.0.1" if spec.host in {"0.0.0.0", "::"} else spec.host
     connection = http.client.HTTPConnection(host, spec.port, timeout=_ANSWER_S)
     try:
@@ -53,8 +55,8 @@ def _who_answers(spec: ServiceSpec) -> tuple[int, str]:
         return 0, ""
     finally:
         connection.close()
-    told = document if isinstance(document, dict) else {}
-    return answer.status, str(told.get("status") or told.get("detail") or "")
+    answered = document if isinstance(document, dict) else {}
+    return answer.status, str(answered.get("status") or answered.get("detail") or "")
 
 
 def token_findings(spec: ServiceSpec) -> Sequence[Finding]:
