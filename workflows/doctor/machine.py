@@ -6,7 +6,8 @@ What a node of a cluster has in common with this machine is judged by the same f
 
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from pathlib import Path
 
@@ -35,8 +36,12 @@ def machine_probes(gpus: int = 0) -> list[Probe]:
         "GDAL": _gdal,
         "shared memory": _shared_memory,
     }
-    probes = [Probe(what, lambda check=check: [check()]) for what, check in checks.items()]
+    probes = [Probe(what, partial(_only, check)) for what, check in checks.items()]
     return [*probes, Probe("GPU and FAISS", lambda: _devices(gpus), limit_s=30.0)]
+
+
+def _only(check: Callable[[], Finding]) -> list[Finding]:
+    return [check()]
 
 
 def _devices(gpus: int) -> list[Finding]:

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 
 from storage.errors import NotFoundError, SkysiftError
@@ -47,15 +48,18 @@ def place_probes(places: Mapping[str, Location]) -> list[Probe]:
     probes = []
     for key, place in places.items():
         if place.is_local:
-            probes.append(Probe(key, lambda k=key, p=place: [place_finding(k, p)]))
+            probes.append(Probe(key, partial(_of_folder, key, place)))
         else:
             stores.setdefault(endpoint_of(place), {})[key] = place
     for endpoint, named in stores.items():
         keys = ", ".join(named)
-        probes.append(
-            Probe(keys, lambda e=endpoint, n=named: store_findings(e, n), limit_s=_STORE_S)
-        )
+        look = partial(store_findings, endpoint, named)
+        probes.append(Probe(keys, look, limit_s=_STORE_S))
     return probes
+
+
+def _of_folder(key: str, place: Location) -> list[Finding]:
+    return [place_finding(key, place)]
 
 
 def endpoint_of(place: Location) -> str:
