@@ -7,7 +7,7 @@ INSTALL := $(shell command -v $(PYTHON) || echo python3) .ci/install.py
 # Processes of the tests; each starts a Ray, an S3 server and a browser of its own.
 TEST_PROCESSES ?= 2
 
-.PHONY: browser demo test test-slow test-lowest check env results bench bench-full docs wheel clean
+.PHONY: browser demo test test-slow test-lowest test-gpu-build test-gpu check env results bench bench-full docs wheel clean
 
 demo: env
 	$(BIN)/skysift demo --folder skysift-demo
@@ -34,6 +34,23 @@ test-lowest:
 	.venv-lowest/bin/python -m pytest -W ignore -m "not slow and not gpu" \
 	  --deselect tests/test_docs.py::test_the_reference_is_what_the_code_says \
 	  --deselect tests/test_kuberay_files.py::test_tokens_are_on_and_ray_is_the_version_of_the_tests
+
+# The index and the searches with faiss-gpu in place of faiss-cpu, on the CPU. Run them nightly.
+test-gpu-build: .venv-gpu/.ready
+	.venv-gpu/bin/python -m pytest -m "not slow and not gpu" -n $(TEST_PROCESSES) --dist loadfile \
+	  tests/storage/index tests/pipeline/indexing tests/pipeline/search tests/workflows/doctor
+
+# What needs an NVIDIA GPU: the table of benchmarks/gpu.py, which fails at once without one, and the tests.
+test-gpu: .venv-gpu/.ready
+	.venv-gpu/bin/python -m benchmarks.gpu
+	.venv-gpu/bin/python -m pytest -m gpu
+
+# Both packages own the files of the module `faiss`, so both go before one of them comes.
+.venv-gpu/.ready: pyproject.toml constraints.txt .ci/install.py
+	$(INSTALL) .venv-gpu -c constraints.txt torch -e '.[dev]'
+	.venv-gpu/bin/python -m pip uninstall --quiet --quiet -y faiss-cpu faiss-gpu
+	$(INSTALL) .venv-gpu -c constraints.txt faiss-gpu
+	touch $@
 
 check: env
 	$(BIN)/ruff check .
@@ -67,4 +84,4 @@ wheel: env
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) dist skysift-demo
+	rm -rf $(VENV) .venv-gpu dist skysift-demo

@@ -12,12 +12,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any, Literal
 
 FOLDER = Path(__file__).parent
-_PACKAGES = ("dask", "faiss-cpu", "icechunk", "numpy", "rasterio", "ray", "torch", "zarr")
+_PACKAGES = (
+    "dask",
+    "faiss-cpu",
+    "faiss-gpu",
+    "icechunk",
+    "numpy",
+    "rasterio",
+    "ray",
+    "torch",
+    "zarr",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +118,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "python": platform.python_version(),
-        **{name: version(name) for name in _PACKAGES},
+        **{name: version(name) for name in _PACKAGES if any(distributions(name=name))},
     }
 
 

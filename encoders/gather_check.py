@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -34,6 +34,7 @@ ROWS_PER_WORKER, FEATURES, DIMENSION, CLASSES = 6, 5, 4, 4
 TOLERANCE = 1e-9
 _TIMEOUT = timedelta(seconds=60)
 
+Device = Literal["cpu", "gpu"]
 Step = tuple[Tensor, list[Tensor]]
 """A loss, and the gradients of all parameters of the encoder and of the loss."""
 Backward = Callable[[nn.Module, Loss, Tensor, Tensor, dist.ProcessGroup | None], Tensor]
@@ -91,6 +92,7 @@ def check_gather(
     options: Mapping[str, Any] | None = None,
     *,
     workers: Sequence[int] = (2, 3, 4),
+    device: Device = "cpu",
 ) -> list[GatherResult]:
     """Compare the gathered gradient of a loss with the gradient of one process.
 
@@ -100,6 +102,8 @@ def check_gather(
         Of the loss, as for :func:`encoders.losses.build_loss`.
     workers
         Numbers of workers to compare, each from 2 on. As many processes as the largest run at once.
+    device
+        Where the workers compute: ``cpu`` with gloo, or ``gpu`` with NCCL and a GPU for each.
 
     Returns
     -------
@@ -116,7 +120,7 @@ def check_gather(
     if not workers or min(workers) < 2:
         raise ConfigError(f"gather test: workers are {list(workers)}; give numbers from 2 on")
     alone = [_alone(name, options, count) for count in workers]
-    [gathered] = gathered_steps([Case(name, options)], workers)
+    [gathered] = gathered_steps([Case(name, options)], workers, device)
     return [
         _compare(count, one, many)
         for count, one, many in zip(workers, alone, gathered, strict=True)
@@ -132,7 +136,9 @@ def one_process_step(name: str, options: Mapping[str, Any], workers: int) -> Ste
     return value.detach(), gradients_of(model, loss)
 
 
-def gathered_steps(cases: Sequence[Case], workers: Sequence[int]) -> list[list[Step]]:
+def gathered_steps(
+    cases: Sequence[Case], workers: Sequence[int], device: Device = "cpu"
+) -> list[list[Step]]:
     """Return the steps of worker processes, averaged as DDP does.
 
     Returns
@@ -148,7 +154,7 @@ def gathered_steps(cases: Sequence[Case], workers: Sequence[int]) -> list[list[S
     with tempfile.TemporaryDirectory(prefix="skysift-gather-") as scratch:
         folder = Path(scratch)
         try:
-            arguments = folder, tuple(cases), tuple(workers)
+            arguments = folder, tuple(cases), tuple(workers), device
             spawn(_worker, arguments, nprocs=max(workers))  # type: ignore[no-untyped-call]
         except (ProcessRaisedException, ProcessExitedException) as error:
             reason = (str(error).strip().splitlines() or ["it ended"])[-1]
@@ -233,11 +239,15 @@ def gradients_of(*modules: nn.Module) -> list[Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
 
 
-def _worker(rank: int, folder: Path, cases: tuple[Case, ...], workers: tuple[int, ...]) -> None:
+def _worker(
+    rank: int, folder: Path, cases: tuple[Case, ...], workers: tuple[int, ...], device: Device
+) -> None:
     """Take one step of each case in each group of workers; the first worker writes the results."""
     torch.set_num_threads(1)
+    if device == "gpu":
+        torch.cuda.set_device(rank)
     dist.init_process_group(
-        "gloo",
+        "nccl" if device == "gpu" else "gloo",
         init_method=f"file://{folder / 'store'}",
         rank=rank,
         world_size=max(workers),
@@ -247,21 +257,26 @@ def _worker(rank: int, folder: Path, cases: tuple[Case, ...], workers: tuple[int
         group = dist.new_group(list(range(count)))
         for number, case in enumerate(cases):
             if rank < count:
-                value, gradients = _gathered_step(case, count, group)
-                parts = {str(i): part.contiguous() for i, part in enumerate([value, *gradients])}
+                place = torch.device("cuda", rank) if device == "gpu" else torch.device("cpu")
+                value, gradients = _gathered_step(case, count, group, place)
+                step = [part.cpu().contiguous() for part in (value, *gradients)]
+                parts = {str(at): part for at, part in enumerate(step)}
                 if rank == 0:
                     safetensors.torch.save_file(parts, _file(folder, number, count))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _gathered_step(case: Case, workers: int, group: dist.ProcessGroup | None) -> Step:
+def _gathered_step(
+    case: Case, workers: int, group: dist.ProcessGroup | None, place: torch.device
+) -> Step:
     x_GF, y_GC = small_batch(workers)
     first = dist.get_rank(group) * ROWS_PER_WORKER
     own = slice(first, first + ROWS_PER_WORKER)
-    model = DistributedDataParallel(small_encoder(), process_group=group)
-    loss = small_loss(case.name, case.options, y_GC)
-    value = case.backward(model, loss, x_GF[own], _labels_for(loss, y_GC)[own], group)
+    model = DistributedDataParallel(small_encoder().to(place), process_group=group)
+    loss = small_loss(case.name, case.options, y_GC).to(place)
+    x_BF, y_BC = x_GF[own].to(place), _labels_for(loss, y_GC)[own].to(place)
+    value = case.backward(model, loss, x_BF, y_BC, group)
     average_gradients(loss, group)
     dist.all_reduce(value, group=group)
     return value / workers, gradients_of(model.module, loss)

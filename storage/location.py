@@ -296,6 +296,24 @@ class Location:
         with named_failures(self):
             return bool(fs.exists(path))
 
+    def ask(self) -> None:
+        """Ask an object store for one name below this place, as a store tells why it refuses.
+
+        :meth:`exists` asks by HEAD, whose answers state no reason.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such bucket.
+        SkysiftError
+            The store refuses or cannot be reached.
+        """
+        fs, path = self.filesystem()
+        if not self.is_local:
+            bucket, _, prefix = path.partition("/")
+            with named_failures(self):
+                fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
+
     @property
     def is_pattern(self) -> bool:
         """Whether this is a glob pattern; a name that exists is none, whatever is in the name."""

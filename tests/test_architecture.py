@@ -38,7 +38,10 @@ HOMES = {
         *within("pipeline/composite", "driver stack"),
         "pipeline/importing/pixels.py",
     ),
-    "faiss": within("storage/index", "gpu graph pilot quantizer shard"),
+    "faiss": (
+        *within("storage/index", "gpu graph pilot quantizer shard"),
+        "workflows/doctor/facts.py",  # on nodes, where Skysift need not be installed
+    ),
     "fastapi": within(
         "workflows/service", "app deploy errors features guard negotiation probes uploads"
     ),
@@ -90,6 +93,7 @@ HOMES = {
         *within("pipeline/search", "actor fleet"),
         *within("pipeline/training", "driver network resources"),
         "workflows/commands/jobs.py",
+        "workflows/doctor/on_ray.py",
         "workflows/notebook/index.py",
         "workflows/service/deploy.py",
         "workflows/submit.py",
@@ -111,6 +115,7 @@ HOMES = {
         "encoders/losses/supcon.py",
         "encoders/losses/triplet.py",
         *within("pipeline/training", "driver head log network worker"),
+        "workflows/doctor/facts.py",
     ),
     "zarr": (
         *within("storage/archive", "reader repository writer"),

@@ -11,6 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from storage.errors import ConfigError
 from tests.support.paths import REPOSITORY
+from workflows.commands.doctor import doctor
 from workflows.service.deploy import Arguments, application
 
 DEFINITIONS = REPOSITORY.parent / "shared/schemas/kuberay"
@@ -132,3 +133,18 @@ def test_nodes_with_a_gpu_have_faiss_gpu_in_place_of_faiss_cpu():
     for commands in (stage, nodes):
         _, _, after = re.sub(r"--\S+ |-y ", "", commands).partition("uninstall faiss-cpu")
         assert re.search(r"install .*faiss-gpu", after)
+
+
+def test_a_node_with_a_gpu_is_looked_at_before_it_starts():
+    """The command is one that the installed doctor takes; the node's log has what it prints."""
+    groups = {group["groupName"]: group for group in _cluster("raycluster")["workerGroupSpecs"]}
+    pod = groups["gpu"]["template"]["spec"]
+    (look,), (worker,) = pod["initContainers"], pod["containers"]
+    assert look["image"] == worker["image"] == "CHANGE-ME/skysift:0.1.0-gpu"
+    assert look["resources"] == worker["resources"]
+    setup = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())["setup_commands"]
+    nodes = " ".join(setup).partition("nvidia-smi || ~/venv/bin/skysift ")[2]
+    options = re.match(r"doctor( --?\S+| \d+)+", nodes).group().split()
+    assert look["command"] == ["skysift", *options]
+    main = doctor.make_context("doctor", options[1:])
+    assert (main.params["no_ray"], main.params["gpus"]) == (True, 1)

@@ -5,8 +5,12 @@
 
 import json
 import tarfile
+import threading
+import time
+import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +20,12 @@ import zarr
 from encoders.bundle import load_encoder
 from encoders.spec import read_bundle
 from pipeline.indexing.driver import update_index
-from pipeline.ingest.driver import ingest, plan_ingest
+from pipeline.ingest.driver import _local_batches, ingest, plan_ingest
 from pipeline.ingest.spec import IngestSpec
 from pipeline.search.query import QueryResolver
 from pipeline.search.saved import load_search
 from pipeline.search.searcher import Searcher
+from pipeline.search.standing import StandingQuery
 from pipeline.tiles.spec import GridSpec
 from storage.archive.audit import row_faults
 from storage.archive.reader import Archive
@@ -33,8 +38,14 @@ from storage.scene import CatalogSpec
 from tests.support.indexing_world import patch_out_ray
 from tests.support.object_store import MotoS3
 from tests.support.paths import REPOSITORY
+from tests.support.service_world import serving
 from tests.support.write_release_before import BANDS, TILE_PX, write_scene
 from workflows.migrate import migrate
+from workflows.service.app import create_service
+from workflows.service.backend import IndexBackend
+from workflows.service.settings import BackendConfig, Limits
+from workflows.service.tokens import Access
+from workflows.watch import Watcher, WatchJob
 
 FIXTURES = REPOSITORY / "tests" / "fixtures" / "release-before.tar.gz"
 
@@ -63,6 +74,15 @@ def before(moto_s3: MotoS3) -> Before:
     return Before(moto_s3, facts)
 
 
+def _ingest(before: Before) -> IngestSpec:
+    return IngestSpec(
+        catalog=CatalogSpec(source=before.at("scenes")),
+        encoder_uri=before.at("bundle"),
+        archive_uri=before.at("archive"),
+        grid=GridSpec(tile_px=TILE_PX),
+    )
+
+
 def test_everything_is_read_and_finds_the_same(before: Before):
     archive, facts = Archive.open(before.at("archive")), before.facts["hits"]["hits"]
     stated = before.facts["archive"]
@@ -88,13 +108,7 @@ def test_an_archive_and_its_index_are_continued(before: Before, tmp_path, monkey
     patch_out_ray(monkeypatch)
     write_scene(tmp_path, "three_20240801", 3)
     before.at("scenes/three_20240801.tif").upload(tmp_path / "three_20240801.tif")
-    spec = IngestSpec(
-        catalog=CatalogSpec(source=before.at("scenes")),
-        encoder_uri=before.at("bundle"),
-        archive_uri=before.at("archive"),
-        grid=GridSpec(tile_px=TILE_PX),
-    )
-    plan = plan_ingest(spec)
+    plan = plan_ingest(_ingest(before))
     assert [scene.id for scene in plan.todo] == ["three_20240801"]
     ingest(plan, local=True)
     index = update_index(before.at("index"))
@@ -103,6 +117,61 @@ def test_an_archive_and_its_index_are_continued(before: Before, tmp_path, monkey
     query = QueryResolver(searcher).tile("epsg32632-10-32/1000/-15000", "three_20240801")
     assert len(searcher.answer(query, 5)) == 5
     assert not row_faults(Archive.open(before.at("archive")))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_upgrade_under_a_running_service_loses_nothing_and_tells_once(
+    before: Before, tmp_path, monkeypatch
+):
+    """Files are migrated and a scene arrives under queries; each is answered from one version."""
+    monkeypatch.setattr("workflows.service.backend._POLL_S", 0.2)
+    monkeypatch.setattr("pipeline.ingest.driver._batches_on_ray", _local_batches)
+    told, search = tmp_path / "told.jsonl", load_search(before.at("search.json"))
+    query = StandingQuery(replace(search, min_score=-1.0), before.at("standing"), told)
+    watcher = Watcher(
+        WatchJob(ingest=_ingest(before), index_uri=before.at("index"), standing=(query,))
+    )
+    backend = IndexBackend(BackendConfig(index_uri=before.at("index")))
+    service = create_service({"default": backend}, Access(), limits=Limits(rate_per_s=0))
+    answers, ended = [], threading.Event()
+    with serving(service) as address, ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(_ask_until, ended, f"{address}/v1/search", answers)
+        try:
+            watcher.poll()
+            for name in ("archive", "index", "bundle", "dataset", "search.json"):
+                migrate(before.at(name))
+            write_scene(tmp_path, "three_20240801", 3)
+            before.at("scenes/three_20240801.tif").upload(tmp_path / "three_20240801.tif")
+            watcher.poll()
+            assert not watcher.poll().changed
+            current = read_manifest(before.at("index")).version
+            until = time.monotonic() + 30
+            while (not answers or answers[-1]["version"] != current) and time.monotonic() < until:
+                time.sleep(0.05)
+        finally:
+            ended.set()
+        asking.result()  # no request failed
+    old, new = (
+        [answer["hits"] for answer in answers if (answer["version"] == current) == late]
+        for late in (False, True)
+    )
+    expected = [hit["tile_key"] for hit in before.facts["hits"]["hits"]]
+    assert {tuple(hit["tile_key"] for hit in hits) for hits in old} == {tuple(expected)}
+    assert new
+    assert all("three_20240801" in {hit["scene"] for hit in hits} for hits in new)
+    assert [json.loads(line)["scene"] for line in told.read_text().splitlines()] == [
+        "three_20240801"
+    ]
+    assert len(Archive.open(before.at("archive"))) == read_manifest(before.at("index")).rows == 48
+
+
+def _ask_until(ended: threading.Event, url: str, answers: list[dict[str, Any]]) -> None:
+    """Ask one query again and again; an error ends it."""
+    body = json.dumps({"lonlat": [6.78, 43.33], "k": 5}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    while not ended.is_set():
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            answers.append(json.load(answer))
 
 
 def test_what_is_written_today_is_read_by_the_release_before(before: Before, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.indexing.spec import IndexSpec
 from storage.display import Described
 from storage.errors import ConfigError
+from storage.index.gpu import CUDA_BYTES
 from storage.index.kinds import ESTIMATING, PQ_BITS, Kind
 from storage.index.pilot import Estimate
 from storage.index.quantizer import TRAINING_ROWS_PER_CENTRE, ShardParameters
@@ -26,7 +27,7 @@ FLAT_ROWS = 20_000
 """Below this row count an exact scan is as fast as IVF."""
 _ROWS_PER_LIST = 39
 _FILE_OVERHEAD_BYTES = 8192
-_PROCESS_BYTES = 500_000_000
+_PROCESS_BYTES = 500_000_000 + CUDA_BYTES
 _RERANK = {"ivf_sq8": 4, "ivf_rabitq": 16, "ivf_opq": 16, "ivf_pq": 16, "ivf_pq4": 16}
 
 

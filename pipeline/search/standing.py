@@ -13,6 +13,9 @@ again. The file of events is read from where it ended at step 1, so what it alre
 appended again: each event is in it once. A webhook gets an event again, with the same id, when the
 process ends between its acknowledgement and the write, or the acknowledgement was lost.
 
+Of two processes with one state, such as a watch that sleeps while another machine takes over, the
+slower one meets a state that it did not read: it writes nothing and tells nothing more.
+
 A scene is new when it was not searched before or its pixels differ, so that a rollback, a second
 ingest or a rebuilt index repeats nothing.
 """
@@ -27,9 +30,10 @@ from typing import Any
 from pipeline.search.saved import SavedSearch
 from pipeline.search.searcher import Searcher
 from storage.archive.ledger import Ledger
-from storage.errors import ConfigError, CorruptIndexError, NotFoundError
+from storage.errors import ConfigError, CorruptIndexError, NotFoundError, SkysiftError
 from storage.formats import hit_records
 from storage.location import Location
+from storage.locks import exchange
 from storage.values import json_digest
 from storage.webhook import Webhook
 
@@ -83,7 +87,8 @@ class StandingQuery:
         self.search, self._file, self._webhook = search, file, webhook
         # Another vector, filter or score is another search; the title is for people.
         self.id = json_digest({**asdict(search), "title": ""})[:16]
-        self._place = folder / f"{self.id}.json"
+        self._folder, self._name = folder, f"{self.id}.json"
+        self._seen = b""
 
     def begin(self, ledger: Callable[[], Ledger | None]) -> None:
         """Note the scenes that are there when a search is watched for the first time as known."""
@@ -174,12 +179,14 @@ class StandingQuery:
 
     def _read(self) -> _State | None:
         try:
-            document = json.loads(self._place.read())
+            self._seen = self._place.read()
+            document = json.loads(self._seen)
             kind, version = document.pop("skysift"), document.pop("version")
             if (kind, version) != (_KIND, _VERSION):
                 raise ValueError(f"it is a {kind!r} of version {version!r}, not of {_VERSION}")
             return _State(**{**document, "waiting": tuple(document["waiting"])})
         except NotFoundError:
+            self._seen = b""
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptIndexError(
@@ -187,9 +194,19 @@ class StandingQuery:
                 "the search begins with the scenes that come from then on"
             ) from error
 
+    @property
+    def _place(self) -> Location:
+        return self._folder / self._name
+
     def _write(self, state: _State) -> None:
         document = {"skysift": _KIND, "version": _VERSION, **asdict(state)}
-        self._place.write(json.dumps(document).encode())
+        after = json.dumps(document).encode()
+        if not exchange(self._folder, self._name, self._seen, after):
+            raise SkysiftError(
+                f"{self._place} was written by another watch meanwhile, which goes on with it; "
+                "stop one of the two"
+            )
+        self._seen = after
 
 
 def _scenes(ledger: Ledger | None) -> dict[str, str]:

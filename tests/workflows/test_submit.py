@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import json
 import os
 import re
 import shutil
@@ -294,10 +295,15 @@ def test_an_address_that_is_none_or_answers_not_is_named():
 class _Head:
     port: int
     token: str
+    folder: Path
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def cluster(self) -> str:
+        return (self.folder / "ray_current_cluster").read_text().strip()
 
     def skysift(self, *arguments: str, token: str | None = None) -> subprocess.CompletedProcess:
         environment = {
@@ -339,7 +345,7 @@ def head() -> Iterator[_Head]:
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline, (folder / "log").read_text()
             time.sleep(0.3)
-        yield _Head(port, token)
+        yield _Head(port, token, folder)
     finally:
         process.terminate()
         process.wait(timeout=60)
@@ -375,6 +381,24 @@ def test_a_job_runs_with_its_recipe_and_gives_log_and_exit_code(head, tmp_path):
     listed = head.skysift("jobs", "list", *target)
     assert re.search(rf"{job_id}\s+SUCCEEDED\s+recipe show", listed.stdout), listed.stdout
     assert "name: here" in head.skysift("jobs", "logs", *target, job_id).stdout
+
+
+def test_the_doctor_looks_at_each_node_of_the_cluster(head, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    wants = {"output": str(tmp_path / "run"), "device": "gpu", "workers": 4}
+    settings = {"cluster": {"address": head.cluster, "dashboard": head.address}, "training": wants}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(settings))
+    done = head.skysift("doctor", "--json", "-r", str(recipe))
+    found = {each["what"]: each for each in json.loads(done.stdout)["findings"]}
+    assert found["Ray"]["verdict"] == "ok", found
+    assert "1 nodes at" in found["Ray"]["found"]
+    (node,) = [found[what] for what in found if what.startswith("node ")]
+    assert "releases" not in node["found"] or "as here" in node["found"], node
+    assert found["dashboard"]["verdict"] == "ok"
+    assert found["training"]["verdict"] == "broken"
+    assert "room for 0" in found["training"]["found"]
+    assert done.returncode == 1
 
 
 def test_a_wrong_token_and_an_unknown_job_are_one_line(head):

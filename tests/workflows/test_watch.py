@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from pipeline.indexing.spec import IndexSpec
 from pipeline.ingest.driver import ingest, plan_ingest
 from pipeline.ingest.spec import IngestSpec
 from pipeline.search.saved import SavedSearch, save_search
+from pipeline.search.standing import StandingQuery
 from storage.archive.audit import verify
 from storage.archive.maintenance import create_tag, delete_scenes, rollback
 from storage.archive.reader import Archive
 from storage.errors import CatalogError, EncoderMismatchError, SkysiftError
 from storage.index.manifest import read_manifest
+from storage.location import Location
 from storage.locks import watcher_lock
 from storage.scene import CatalogSpec
 from tests.support.bad_scenes import BAD
@@ -292,6 +294,38 @@ def test_a_watch_that_was_killed_can_be_started_again(broken: WatchJob):
         report = Watcher(broken, session=_no_session).poll()
     assert [one.scene_id for one in report.arrivals] == ["bad_20240601"]
     assert report.scenes_known == 2
+
+
+@pytest.mark.usefixtures("ray_session", "_here")
+@pytest.mark.parametrize("step", ["_embed", "_update_index", "_deliver"])
+def test_a_watch_moves_to_another_node_amid_a_poll(job: WatchJob, tmp_path: Path, step: str):
+    """The first node sleeps before a step, and goes on when the second one has done all of it."""
+    Watcher(job).poll()
+    archive = Archive.open(job.ingest.archive_uri)
+    search = SavedSearch(
+        title="everything",
+        encoder_fingerprint=archive.spec.encoder_fingerprint,
+        vector=tuple(archive.read(archive.live_rows(0)[:1])["embedding"][0].tolist()),
+        min_score=-1.0,
+    )
+    told, states = tmp_path / "hits.jsonl", Location(str(tmp_path / "standing"))
+    nodes = []
+    for _ in range(2):
+        query = StandingQuery(search, states, told)
+        nodes.append(Watcher(replace(job, standing=(query,))))
+    first, second = nodes
+    second.poll()  # what is there is known
+    write_scene(_scenes(job), "site_20240701", seed=3)
+    ours = getattr(first, step)
+    setattr(first, step, lambda *given: (second.poll(), ours(*given))[1])
+    with suppress(SkysiftError):  # it may be refused; it must not spoil anything
+        first.poll()
+    assert _in_step(job)
+    assert len(rows_of(job.ingest.archive_uri)) == 3 * 16
+    assert [json.loads(line)["scene"] for line in told.read_text().splitlines()] == [
+        "site_20240701"
+    ]
+    assert not second.poll().changed
 
 
 @pytest.mark.usefixtures("ray_session", "_here")

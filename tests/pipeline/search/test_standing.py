@@ -310,3 +310,22 @@ def test_lines_of_other_programs_stay_as_they_are(tmp_path: Path):
         file.write_bytes(whole[:kept])  # the process ended while it wrote
         standing._append(file, events, len(b"a line\nhalf a line"))
         assert file.read_bytes() == whole
+
+
+def test_a_watch_that_was_overtaken_tells_nothing(world: tuple[str, str], tmp_path: Path):
+    """It slept between its search and its first write, as on a machine that was cut off."""
+    archive, index = world
+    file = tmp_path / "hits.jsonl"
+    _begin(index)
+    _add(archive, "new", "2024-02-01", 3)
+    update_index(index)
+    slow = StandingQuery(SEARCH, Location(f"{index}.standing"), file=file)
+
+    def overtaken() -> Searcher:
+        assert _poll(index, file=file) == ["new"]
+        return Searcher.local(index)
+
+    with pytest.raises(SkysiftError, match="written by another watch meanwhile"):
+        slow.poll(overtaken, _ledger(index))
+    assert [event["scene"] for event in _lines(file)] == ["new"]
+    assert _poll(index, file=file) == []
