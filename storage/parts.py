@@ -43,6 +43,11 @@ class Parts:
         """Width of a whole vector, D."""
         return self.appearance + self.labels
 
+    @property
+    def measured(self) -> tuple[float, ...]:
+        """Blends at which the recall of an index is measured: both ends and the default."""
+        return tuple(sorted({0.0, self.blend, 1.0}))
+
     def query(self, vector: npt.ArrayLike, blend: float) -> npt.NDArray[np.float64]:
         """Return the query (D,) whose dot product with a vector is its blended score.
 
@@ -120,3 +125,16 @@ class Parts:
             )
         ]
         return np.asarray(np.concatenate(scaled, axis=1), dtype=np.float32)
+
+
+def recall_queries(
+    parts: Parts | None, vectors: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Return the queries (W, n, D) that vectors (n, D) make at each of the W measured blends.
+
+    Vectors of one part, for which ``parts`` is None, are queries as they are, and W is 1.
+    """
+    if parts is None:
+        return vectors[None]
+    asked = [[parts.query(vector, blend) for vector in vectors] for blend in parts.measured]
+    return np.asarray(asked, dtype=np.float32)
