@@ -14,6 +14,8 @@ from storage.errors import ConfigError
 from storage.values import Count, Fraction, check_limits
 
 DEFAULT_BLEND = 0.2
+EVEN_BLEND = 0.5
+"""The blend of which a score is the cosine similarity of the whole vectors."""
 _NO_LENGTH = 1e-12
 
 
