@@ -6,8 +6,9 @@ comes with the score of a random ranking, because with few labels or few scenes 
 Shapes: Q queries, N database rows, D dimension, C labels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 from encoders.metrics import random_ranking_metrics, score_retrieval
 from encoders.ranking import nearest
 from storage.errors import ConfigError
+from storage.parts import EVEN_BLEND, Parts
+
+Vectors = Callable[[ArrayLike], NDArray[Any]]
+"""Vectors (N, D) to vectors (N, D) whose cosines are scores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +42,44 @@ class LabelEvaluation:
     metrics: Mapping[str, float]
     random: Mapping[str, float]
     label_ap: Mapping[str, float]
+
+
+def blends_to_score(parts: Parts | None, asked: Sequence[float] = ()) -> dict[str, Vectors]:
+    """Return by name how vectors are scored: at several blends of their two parts, or as they are.
+
+    Parameters
+    ----------
+    parts
+        The parts of the vectors; None where they have one, which is scored under the name "".
+    asked
+        Blends to score, from 0 to 1; by default both ends, the encoder's own and the even one.
+
+    Returns
+    -------
+    dict[str, Callable]
+        Functions from vectors (N, D) to vectors whose cosines are the scores of the blend.
+
+    Raises
+    ------
+    ConfigError
+        Blends are asked for, and the vectors have one part; or a blend is not from 0 to 1.
+
+    Examples
+    --------
+    >>> list(blends_to_score(Parts(appearance=2, labels=3)))
+    ['0', '0.2', '0.5', '1']
+    """
+    if parts is None:
+        if asked:
+            raise ConfigError(
+                "evaluate: blend is for vectors of two parts, and these have one; leave it out, or "
+                "make an encoder with `skysift encoder make --trained`"
+            )
+        return {"": np.asarray}
+    if wrong := [blend for blend in asked if not 0 <= blend <= 1]:
+        raise ConfigError(f"evaluate: blend is {wrong[0]:g}; give numbers from 0 to 1")
+    blends = sorted({*asked} or {*parts.measured, EVEN_BLEND})
+    return {f"{blend:g}": partial(parts.weighted, blend=blend) for blend in blends}
 
 
 def evaluate_labels(
