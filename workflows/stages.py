@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -529,6 +530,8 @@ class Stages(ABC):
     def train(self, *, resume: bool = False) -> "TrainingResult":
         """Train an encoder on the labelled dataset; a stopped run continues.
 
+        With ``training.appearance`` the result's bundle is the encoder of two parts.
+
         Parameters
         ----------
         resume
@@ -539,13 +542,33 @@ class Stages(ABC):
         ConfigError, NotFoundError
             As :func:`pipeline.training.driver.train`.
         """
+        from encoders.bundle import save_bundle
+        from pipeline.datasets.embed import two_part_encoder
         from pipeline.training.driver import train
 
         dataset, output = self.need_path("dataset.uri"), self.need("training.output")
+        section = self.recipe.training
         self._check_pretrained("training.pretrained")
-        spec = spec_from(TrainingSpec, self.recipe.training)
+        if section.appearance is not None and not section.freeze_backbone:
+            raise ConfigError(
+                "training: an appearance part needs a frozen backbone, whose features it keeps; "
+                "add --freeze, or leave --appearance out"
+            )
+        spec = spec_from(TrainingSpec, section)
         with self.ray(), ProgressView() as progress:
-            return train(dataset, spec, output, resume=resume, progress=progress)
+            result = train(dataset, spec, output, resume=resume, progress=progress)
+        if section.appearance is None:
+            return result
+        trained = Location.of(output) / "bundle"
+        two = two_part_encoder(trained, dataset, section.appearance, section.blend)
+        target = self.trained_bundle
+        return replace(result, bundle_uri=str(target), fingerprint=save_bundle(two, target))
+
+    @property
+    def trained_bundle(self) -> Location:
+        """Folder of the encoder that :meth:`train` makes."""
+        parts = self.recipe.training.appearance is not None
+        return Location.of(self.need("training.output")) / ("two-parts" if parts else "bundle")
 
 
 def _before_pattern(path: str) -> Path:

@@ -6,8 +6,9 @@ comes with the score of a random ranking, because with few labels or few scenes 
 Shapes: Q queries, N database rows, D dimension, C labels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 from encoders.metrics import random_ranking_metrics, score_retrieval
 from encoders.ranking import nearest
 from storage.errors import ConfigError
+from storage.parts import EVEN_BLEND, Parts
+
+Vectors = Callable[[ArrayLike], NDArray[Any]]
+"""Vectors (N, D) to vectors (N, D) whose cosines are scores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +42,44 @@ class LabelEvaluation:
     metrics: Mapping[str, float]
     random: Mapping[str, float]
     label_ap: Mapping[str, float]
+
+
+def blends_to_score(parts: Parts | None, asked: Sequence[float] = ()) -> dict[str, Vectors]:
+    """Return by name how vectors are scored: at several blends of their two parts, or as they are.
+
+    Parameters
+    ----------
+    parts
+        The parts of the vectors; None where they have one, which is scored under the name "".
+    asked
+        Blends to score, from 0 to 1; by default both ends, the encoder's own and the even one.
+
+    Returns
+    -------
+    dict[str, Callable]
+        Functions from vectors (N, D) to vectors whose cosines are the scores of the blend.
+
+    Raises
+    ------
+    ConfigError
+        Blends are asked for, and the vectors have one part; or a blend is not from 0 to 1.
+
+    Examples
+    --------
+    >>> list(blends_to_score(Parts(appearance=2, labels=3)))
+    ['0', '0.2', '0.5', '1']
+    """
+    if parts is None:
+        if asked:
+            raise ConfigError(
+                "evaluate: blend is for vectors of two parts, and these have one; leave it out, or "
+                "make an encoder with `skysift encoder make --trained`"
+            )
+        return {"": np.asarray}
+    if wrong := [blend for blend in asked if not 0 <= blend <= 1]:
+        raise ConfigError(f"evaluate: blend is {wrong[0]:g}; give numbers from 0 to 1")
+    blends = sorted({*asked} or {*parts.measured, EVEN_BLEND})
+    return {f"{blend:g}": partial(parts.weighted, blend=blend) for blend in blends}
 
 
 def evaluate_labels(
@@ -144,6 +187,42 @@ def same_place_recall(
         result[f"recall@{depth}"] = _mean(found_QK[:, :depth].any(1))
         result[f"random recall@{depth}"] = _mean(_chance(truths_N[chosen], others_Q, depth))
     return result
+
+
+def same_group_shares(
+    z_QD: ArrayLike,
+    group_Q: Sequence[str] | NDArray[Any],
+    z_ND: ArrayLike,
+    group_N: Sequence[str] | NDArray[Any],
+    k: int,
+    *,
+    exclude_self: ArrayLike | None = None,
+) -> NDArray[np.float64]:
+    """Return the share of the first k hits of each query that belong to its group, (Q,).
+
+    Parameters
+    ----------
+    z_QD, z_ND
+        Embeddings of the queries and of the database.
+    group_Q, group_N
+        Group of each query and of each item: the class of its scene, say.
+    k
+        Number of hits looked at; no more than the database has.
+    exclude_self
+        Database position of each query itself, or -1; shape (Q,).
+
+    Examples
+    --------
+    >>> z = np.eye(2)
+    >>> same_group_shares(z, ["town", "sea"], z, ["town", "town"], k=1).tolist()
+    [1.0, 0.0]
+    """
+    own_Q = np.full(len(group_Q), -1) if exclude_self is None else np.asarray(exclude_self)
+    _, hits_QK = nearest(z_QD, z_ND, k, groups=(own_Q, np.arange(len(group_N))))
+    is_same_QK = np.asarray(group_N)[hits_QK] == np.asarray(group_Q)[:, None]
+    is_hit_QK = hits_QK >= 0
+    shares_Q: NDArray[np.float64] = (is_same_QK & is_hit_QK).sum(1) / is_hit_QK.sum(1)
+    return shares_Q
 
 
 def _same_place_elsewhere(place_N: NDArray[np.int64], scene_N: NDArray[np.int64]) -> NDArray[Any]:

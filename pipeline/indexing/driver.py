@@ -75,6 +75,8 @@ def build_index(
 ) -> IndexManifest:
     """Index an archive's newest snapshot; nothing is done when that version is current and sound.
 
+    An index of two-part vectors whose recall was not measured at each blend is built again.
+
     Parameters
     ----------
     archive_uri, index_uri
@@ -106,7 +108,7 @@ def build_index(
     index = Location.of(index_uri).absolute
     digest = version_digest(archive.uri, archive.snapshot, asdict(spec))
     pointer, current = read_pointer(index), _current(index)
-    if current and current.digest == digest:
+    if current and current.digest == digest and (current.recall_by_blend or not current.parts):
         if (report := verify_index(index, current.version)).ok:
             return current
         logger.warning("building index %s again: %s", index, report.problems[0])
@@ -119,19 +121,19 @@ def build_index(
     plan = plan_once(index, version, archive, spec)
     logger.info("index %s: version %s: %s", index, version, plan)
     with ray_session(address):
-        sample, own_rows = draw_sample(archive, plan, spec.seed)
+        sample = draw_sample(archive, plan, spec.seed)
         builder = ShardBuilder(
             index=index,
             version=version,
             archive=archive.location,
             snapshot=archive.snapshot,
-            trained=train_lists(index, version, plan, sample, progress),
+            trained=train_lists(index, version, plan, sample[0], progress),
             keep_vectors=plan.rerank > 1,
             threads=threads_for(len(plan.pieces)),
         )
         shards = fill_shards(builder, plan.pieces, 0, progress)
-        recall = measure_recall(builder, plan, shards, sample, own_rows, progress)
-    pairs = pair_scores(archive, spec.seed, sample)
+        recall = measure_recall(builder, plan, shards, sample, archive.spec.parts, progress)
+    pairs = pair_scores(archive, spec.seed, sample[0])
     manifest = first_manifest(archive, spec, plan, builder, digest, shards, recall, pairs)
     return publish(manifest, index, pointer)
 

@@ -93,6 +93,18 @@ def index_versions(index_uri: str | Location) -> list[VersionInfo]:
     ]
 
 
+def recall_in_words(manifest: IndexManifest) -> str:
+    """Return the measured recall@10 of a version at its default nprobe, for people.
+
+    Vectors of two parts have the worst of the measured blends, and each of them.
+    """
+    recall = manifest.recall.get(str(manifest.nprobe))
+    if recall is None:
+        return "not measured"
+    each = ", ".join(f"blend {blend}: {value:.3f}" for blend, value in manifest.recalls.items())
+    return f"{recall:.3f} ({each})" if each else f"{recall:.3f}"
+
+
 def _info(index: Location, manifest: IndexManifest, current: str) -> VersionInfo:
     return VersionInfo(
         version=manifest.version,

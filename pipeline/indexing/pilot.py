@@ -38,7 +38,7 @@ def piloted(
     choose = spec.kind == "auto" and first.rows > FLAT_ROWS
     if first.rows <= _LEAST_ROWS or not (choose or first.parameters.lossy):
         return first
-    pilot = Pilot(_pilot_rows(archive, spec.seed), first.rows)
+    pilot = Pilot(_pilot_rows(archive, spec.seed), first.rows, archive.spec.parts)
     estimates = tuple(
         pilot.estimate(parameters, spec.recall, first.sample_rows, rerank=spec.rerank)
         for parameters in (_measured(first.contenders) if choose else [first.parameters])

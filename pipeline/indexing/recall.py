@@ -12,7 +12,7 @@ from storage.index.filter import Filter
 from storage.index.manifest import ShardEntry
 from storage.index.pilot import RECALL_AT
 from storage.index.quantizer import set_threads
-from storage.index.ranking import Float32, Int64, canonical_queries
+from storage.index.ranking import Float32, Float64, Int64, canonical_queries
 from storage.index.shard import Shard, ShardGroup
 from storage.location import Location
 
@@ -83,13 +83,13 @@ class RecallProbe:
 
 def measured_recall(
     parts: Sequence[ShardRecall], own_rows: Int64, rerank_depth: int
-) -> dict[int, float]:
-    """Return recall@10 by nprobe of all shards together; the query's own row does not count.
+) -> dict[int, Float64]:
+    """Return the recall@10 (Q,) of each query by nprobe; the query's own row does not count.
 
     Parameters
     ----------
     parts
-        The answers of each shard.
+        The answers of each shard to all queries.
     own_rows
         The archive row (Q,) of each query.
     rerank_depth
@@ -109,7 +109,7 @@ def measured_recall(
         final, true, rows = (np.take_along_axis(a, chosen, axis=1) for a in (final, true, rows))
         # Equal scores are equally right, so answers are judged by score, not by row.
         right = _best(final, true, rows, own_rows) >= least[:, None]
-        recall[nprobe] = float(np.mean(right.sum(axis=1) / np.maximum(count, 1)))
+        recall[nprobe] = right.sum(axis=1) / np.maximum(count, 1)
     return recall
 
 

@@ -39,13 +39,14 @@ from storage.index.pilot import RECALL_AT, RERANKS, Estimate
 from storage.index.quantizer import ShardParameters, set_threads, train
 from storage.index.ranking import Float32, Int64
 from storage.location import Location
+from storage.parts import Parts, recall_queries
 from storage.progress import Progress, ProgressSink
 from storage.values import json_digest
 
 logger = logging.getLogger(__name__)
 
-Recall = Mapping[int, Mapping[int, float]]
-"""Recall@10 by the candidates per hit and nprobe."""
+Recall = Mapping[int, Mapping[int, tuple[float, ...]]]
+"""Recall@10 by the candidates per hit and nprobe, for each of the measured blends (W,)."""
 RECALL_QUERIES = 256
 
 
@@ -140,33 +141,36 @@ def measure_recall(
     builder: ShardBuilder,
     plan: IndexPlan,
     shards: Sequence[ShardEntry],
-    sample: Float32,
-    own_rows: Int64,
+    sample: tuple[Float32, Int64],
+    parts: Parts | None,
     progress: ProgressSink,
 ) -> Recall:
-    """Return recall@10, measured with rows of the sample as queries.
+    """Return recall@10, measured with rows of the sample as queries of each measured blend.
 
     Where probing every list is exact, its recall is 1 and not measured.
     """
     nlist = plan.parameters.nlist
+    vectors, rows = sample
+    chosen = np.unique(np.linspace(0, len(rows) - 1, RECALL_QUERIES).astype(np.int64))
+    asked, own_rows = recall_queries(parts, vectors[chosen]), rows[chosen]
+    blends, queries, dimension = asked.shape
     if plan.parameters.kind == "flat":
-        return {1: {1: 1.0}}
+        return {1: {1: (1.0,) * blends}}
     reranks = RERANKS if plan.rerank > 1 else (1,)
     exact = not plan.parameters.lossy or plan.rerank > 1
     steps = sorted({2**i for i in range(31)} | {3 * 2**i for i in range(30)})
     grid = tuple(nprobe for nprobe in steps if nprobe <= max(nlist // 4, 1))
-    chosen = np.unique(np.linspace(0, len(sample) - 1, RECALL_QUERIES).astype(np.int64))
     depth = RECALL_AT * max(reranks) + 1
     probe = RecallProbe(
         index=builder.index,
         archive=builder.archive,
         snapshot=builder.snapshot,
-        queries=sample[chosen],
+        queries=asked.reshape(-1, dimension),
         nprobe_grid=grid if exact else (*grid, nlist),
         depth=depth,
         threads=builder.threads,
     )
-    parts = run_tasks(
+    found = run_tasks(
         probe,
         list(shards),
         stage="measure recall",
@@ -174,26 +178,25 @@ def measure_recall(
         cpus=builder.threads,
         progress=progress,
     )
-    everywhere = {nlist: 1.0} if exact else {}
-    return {
-        rerank: everywhere
-        | measured_recall(
-            parts,
-            own_rows[chosen],
-            RECALL_AT * rerank + 1 if plan.rerank > 1 else depth * len(shards),
-        )
-        for rerank in reranks
-    }
+    everywhere = {nlist: (1.0,) * blends} if exact else {}
+
+    def measured(rerank: int) -> dict[int, tuple[float, ...]]:
+        candidates = RECALL_AT * rerank + 1 if plan.rerank > 1 else depth * len(shards)
+        each = measured_recall(found, np.tile(own_rows, blends), candidates)
+        return {n: tuple(q.reshape(blends, queries).mean(axis=1).tolist()) for n, q in each.items()}
+
+    return {rerank: everywhere | measured(rerank) for rerank in reranks}
 
 
 def tuned(recall: Recall, plan: IndexPlan, target: float) -> tuple[int, int]:
     """Return the nprobe and the candidates per hit that reach a recall at the least cost.
 
-    Where none do, those with the highest recall.
+    The recall is that of the worst blend. Where none reach it, those with the highest recall.
     """
+    worst = {rerank: {n: min(of) for n, of in found.items()} for rerank, found in recall.items()}
     least = {
         (next((n for n in sorted(found) if found[n] >= target), max(found)), rerank): found
-        for rerank, found in recall.items()
+        for rerank, found in worst.items()
     }
     enough = [pair for pair, found in least.items() if found[pair[0]] >= target]
     if not enough:
@@ -220,7 +223,8 @@ def first_manifest(
             "%s of %s lists are empty; ask for fewer lists", empty, plan.parameters.nlist
         )
     nprobe, rerank = tuned(recalls, plan, spec.recall)
-    recall = recalls[rerank]
+    recall = {n: min(of) for n, of in recalls[rerank].items()}
+    parts = archive.spec.parts
     return IndexManifest(
         version=builder.version,
         digest=digest,
@@ -238,6 +242,10 @@ def first_manifest(
         rerank=rerank,
         recall={str(nprobe): value for nprobe, value in recall.items()},
         recall_version=builder.version,
+        recall_by_blend={
+            f"{blend:g}": {str(nprobe): of[number] for nprobe, of in recalls[rerank].items()}
+            for number, blend in enumerate(parts.measured if parts else ())
+        },
         fit=mean_fit([shard.fit for shard in shards], [shard.rows for shard in shards]),
         trained_imbalance=imbalance,
         list_imbalance=imbalance,
@@ -246,7 +254,7 @@ def first_manifest(
         advice=_recall_advice(recall, nprobe, spec.recall, plan),
         pairs=pairs,
         grids=archive.ledger.grids,
-        parts=archive.spec.parts,
+        parts=parts,
     )
 
 

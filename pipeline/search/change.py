@@ -35,7 +35,7 @@ from storage.geoarrow import tagged
 from storage.index.filter import Filter
 from storage.index.sidecar import Sidecar, encode_columns, hit_table
 from storage.progress import Progress, ProgressSink, ignore
-from storage.values import Count, as_spec, check_limits
+from storage.values import Count, Fraction, as_spec, check_limits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,6 +66,9 @@ class ChangeSpec:
         Most changes.
     min_score
         Least score; None takes the best ``k``, whatever their score.
+    blend
+        Weight of the appearance part of vectors of two parts, from 0 (labels only) to 1 (appearance
+        only); None for that of the encoder.
 
     Raises
     ------
@@ -78,6 +81,7 @@ class ChangeSpec:
     where: Filter = field(default_factory=Filter)
     k: Count = 100
     min_score: float | None = None
+    blend: Fraction | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "where", Filter.of(self.where))
@@ -200,7 +204,7 @@ def find_changes(
     Raises
     ------
     ConfigError
-        The conditions are invalid, or no place can be judged.
+        The conditions or the blend are invalid, or no place can be judged.
     EncoderMismatchError
         The search is of another encoder.
 
@@ -212,6 +216,7 @@ def find_changes(
     spec = as_spec(ChangeSpec, spec, "change")
     if toward is not None:
         toward.check_encoder(archive.spec.encoder_fingerprint, f"archive {archive.uri}")
+    blend = _blend_of(archive, spec, toward)
     pairs = _pairs(archive, spec)
     moved, similar = np.full(len(pairs), np.nan), np.ones(len(pairs), np.bool_)
     scores, usual, sizes = moved.copy(), moved.copy(), np.zeros(len(pairs), np.int64)
@@ -219,7 +224,7 @@ def find_changes(
     for group in _groups(archive, pairs):
         chosen = pairs.take(group)
         if toward is None:
-            moved[group] = _angles(archive, chosen)
+            moved[group] = _angles(archive, chosen, blend)
         else:
             moved[group], similar[group] = _gains(archive, chosen, toward)
         least = SMALLEST_SPREAD_DEGREES if toward is None else SMALLEST_SPREAD
@@ -238,6 +243,7 @@ def find_changes(
     best = ranked[np.argsort(-scores[ranked], kind="stable")][: spec.k]
     measures = {"score": scores, "moved": moved, "usual": usual, "pairs": sizes}
     kind = "change" if toward is None else f"toward {toward.title}"
+    kind += "" if blend is None else f" at blend {blend:g}"
     return Changes(
         table=_table(archive, pairs.rows[best], {n: v[best] for n, v in measures.items()}),
         compared=done,
@@ -247,6 +253,24 @@ def find_changes(
         title=f"{kind} from {spec.before} to {spec.after}",
         toward=toward is not None,
     )
+
+
+def _blend_of(archive: Archive, spec: ChangeSpec, toward: "SavedSearch | None") -> float | None:
+    """Return the blend at which vectors are compared; None where they are compared as they are."""
+    parts = archive.spec.parts
+    if spec.blend is not None and parts is None:
+        raise ConfigError(
+            f"change: blend is for vectors of two parts, and those of archive {archive.uri} have "
+            "one; leave it out"
+        )
+    if spec.blend is not None and toward is not None:
+        raise ConfigError(
+            f"change: the search {toward.title!r} has a blend of its own; leave blend out, or save "
+            "the search with another one"
+        )
+    if parts is None or toward is not None:
+        return None
+    return parts.blend if spec.blend is None else spec.blend
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -350,29 +374,33 @@ def _season(moment: dt.datetime | None) -> int:
     return -1 if moment is None else moment.month % 12 // 3
 
 
-def _blocks(archive: Archive, pairs: _Pairs) -> Iterator[tuple[Int64, Float64, Float64]]:
+def _blocks(
+    archive: Archive, pairs: _Pairs, blend: float | None = None
+) -> Iterator[tuple[Int64, Float64, Float64]]:
     """Yield numbers of pairs with the unit vectors before and after, in the order of the store."""
     order = np.argsort(pairs.rows[:, 0], kind="stable")
     for start in range(0, len(order), _BLOCK_ROWS):
         part = order[start : start + _BLOCK_ROWS]
-        before, after = (_vectors(archive, pairs.rows[part, side]) for side in (0, 1))
+        before, after = (_vectors(archive, pairs.rows[part, side], blend) for side in (0, 1))
         yield part, before, after
 
 
-def _vectors(archive: Archive, rows: Int64) -> Float64:
+def _vectors(archive: Archive, rows: Int64, blend: float | None) -> Float64:
     vectors = archive.read(rows, ["embedding"])["embedding"].astype(np.float64)
+    if blend is not None and archive.spec.parts is not None:
+        vectors = archive.spec.parts.weighted(vectors, blend).astype(np.float64)
     unit: Float64 = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return unit
 
 
-def _angles(archive: Archive, pairs: _Pairs) -> Float64:
+def _angles(archive: Archive, pairs: _Pairs, blend: float | None) -> Float64:
     """Return the angle (n,) of each pair, each date's mean subtracted."""
     sums = np.zeros((2, archive.spec.dimension))
-    for _, before, after in _blocks(archive, pairs):
+    for _, before, after in _blocks(archive, pairs, blend):
         sums += np.stack([before.sum(axis=0), after.sum(axis=0)])
     means = sums / len(pairs)
     angles = np.empty(len(pairs))
-    for part, before, after in _blocks(archive, pairs):
+    for part, before, after in _blocks(archive, pairs, blend):
         angles[part] = centred_angle(before, after, *means)
     return angles
 

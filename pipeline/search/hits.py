@@ -166,7 +166,7 @@ class Hits:
             notes.append(f"nothing in the archive is like the query{named}")
         if self.truncated:
             notes.append("more rows reach the score than the limit allows")
-        notes += dict.fromkeys(query.note for query in self.queries if query.note)
+        notes += dict.fromkeys(query.remarks for query in self.queries if query.remarks)
         if self.missing:
             notes.append(f"{self.coverage:.0%} of the shards answered")
         return notes

@@ -15,6 +15,7 @@ from storage.errors import ConfigError, EncoderMismatchError, NotFoundError, Pic
 from storage.geometry import EDGES, centres, wrapped
 from storage.index.filter import Filter
 from storage.location import Location
+from storage.parts import EVEN_BLEND
 from storage.raster.picture import fit_picture, read_picture
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ BLENDED = (
     "blend {:g}: scores weigh appearance by {:g} and labels by {:g}; compare them with scores of "
     "the same blend"
 )
-_EVEN = 0.5
-"""The blend of which a score is the cosine similarity of the whole vectors."""
 _LEAST_CONTRAST = 0.02
 """Deviation in a picture, in deviations of the encoder's bands, below which it is of one colour."""
 _CANDIDATES = 10_000
@@ -77,9 +76,16 @@ class Query:
     wrong: "tuple[Query, ...]" = ()
 
     @property
+    def remarks(self) -> str:
+        """The note, and what the scores of a blended query weigh."""
+        weight = self.blend
+        blend = "" if weight is None else BLENDED.format(weight, weight, 1 - weight)
+        return "; ".join(remark for remark in (self.note, blend) if remark)
+
+    @property
     def own_scale(self) -> bool:
         """Whether the scores between tiles are no measure of the scores of this query."""
-        return self.of_words or self.learned or self.blend not in (None, _EVEN)
+        return self.of_words or self.learned or self.blend not in (None, EVEN_BLEND)
 
     @property
     def scale(self) -> float:
@@ -506,12 +512,10 @@ def blended(searcher: Searcher, query: Query, blend: float | None = None) -> Que
             "one; leave it out, or make an encoder with `skysift encoder make --trained`"
         )
     weight = parts.blend if blend is None else blend
-    note = BLENDED.format(weight, weight, 1 - weight)
     return replace(
         query,
         vector=parts.query(query.vector, weight).astype(np.float32),
         blend=weight,
-        note="; ".join(part for part in (query.note, note) if part),
         right=query.right or (query,),
     )
 

@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.search.detections import REVIEWED, THRESHOLD, Detections, detect
 from pipeline.search.hits import Hits
 from pipeline.search.marks import Calibration
-from pipeline.search.query import BLENDED, LEARNED, WORDS, Query, QueryResolver
+from pipeline.search.query import LEARNED, WORDS, Query, QueryResolver
 from pipeline.search.searcher import DEFAULT_LIMIT, Searcher
 from storage.errors import ConfigError, EncoderMismatchError, SkysiftError
 from storage.index.filter import Filter
@@ -238,10 +238,7 @@ class SavedSearch:
             tuple(replace(one, row=rows.get((one.tile, one.scene))) for one in examples)
             for examples in self.examples
         )
-        weight = self.blend
         notes = [(WORDS, self.of_words), (LEARNED, self.learned)]
-        if weight is not None:
-            notes.append((BLENDED.format(weight, weight, 1 - weight), True))
         return Query(
             vector=np.array(self.vector, dtype=np.float32),
             label=self.title,
@@ -249,7 +246,7 @@ class SavedSearch:
             examples=tuple(sorted(rows.values())),
             of_words=self.of_words,
             learned=self.learned,
-            blend=weight,
+            blend=self.blend,
             right=right,
             wrong=wrong,
         )

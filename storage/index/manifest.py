@@ -104,7 +104,11 @@ class IndexManifest:
     nprobe, rerank
         Lists to probe and candidates per result to rescore, by default.
     recall
-        Measured recall@10 by nprobe on sampled rows, in version ``recall_version``.
+        Measured recall@10 by nprobe on sampled rows, in version ``recall_version``; of vectors of
+        two parts that of the worst measured blend.
+    recall_by_blend
+        The same for each measured blend of vectors of two parts; empty for others, and in an index
+        of before.
     predicted_bytes, measured_bytes
         Memory of all shards when loaded, before and after the build.
     fit, grown_fit
@@ -153,6 +157,7 @@ class IndexManifest:
     pairs: PairScores | None = None
     grids: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     parts: Parts | None = None
+    recall_by_blend: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     format: int = field(default=FORMAT)
 
     @property
@@ -171,6 +176,12 @@ class IndexManifest:
         return bool(self.spec["mapped"])
 
     @property
+    def recalls(self) -> dict[str, float]:
+        """Measured recall@10 with the default ``nprobe`` by blend; empty where not measured."""
+        probed = str(self.nprobe)
+        return {blend: found[probed] for blend, found in self.recall_by_blend.items()}
+
+    @property
     def files(self) -> list[FileEntry]:
         """Every file of the version but the manifest."""
         return [self.trained, *(file for shard in self.shards for file in shard.files)]
@@ -178,11 +189,11 @@ class IndexManifest:
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as JSON values.
 
-        Vectors of one part have no ``parts``: a release of before reads the index.
+        Vectors of one part have no ``parts`` and no blends: a release of before reads the index.
         """
         values = asdict(self)
         if self.parts is None:
-            del values["parts"]
+            del values["parts"], values["recall_by_blend"]
         return values
 
 

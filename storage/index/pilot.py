@@ -22,6 +22,7 @@ from storage.index.quantizer import (
 )
 from storage.index.ranking import Float32, Int64
 from storage.index.vectors import HalfVectors
+from storage.parts import Parts, recall_queries
 
 RECALL_AT = 10
 """Hits at which recall is measured."""
@@ -80,13 +81,17 @@ class Pilot:
         Vectors (n, D), more than 256 of them.
     total
         Number of rows of the index.
+    parts
+        The parts of the vectors, whose recall is that of the worst measured blend; None for one.
     """
 
-    def __init__(self, rows: Float32, total: int) -> None:
+    def __init__(self, rows: Float32, total: int, parts: Parts | None = None) -> None:
         self._rows, self._total = rows, total
         self._centres: dict[int, tuple[Float32, float]] = {}
         own = np.arange(0, len(rows), max(len(rows) // _QUERIES, 1))
-        self._queries = rows[own]
+        queries = recall_queries(parts, rows[own])
+        self._blends, own = len(queries), np.tile(own, len(queries))
+        self._queries = queries.reshape(len(own), -1)
         self._halves = rows.astype(np.float16)
         self._exact = self._queries @ rows.T
         self._exact[np.arange(len(own)), own] = -np.inf  # that a query finds itself does not count
@@ -172,10 +177,14 @@ class Pilot:
         return self._centres[parameters.nlist]
 
     def _recall(self, found: Int64, factor: int) -> float:
-        """Return the recall of exact scores of the first candidates (Q, depth), -1 where none."""
+        """Return the recall of exact scores of the first candidates (Q, depth), -1 where none.
+
+        Of several blends it is the lowest.
+        """
         found = found[:, : RECALL_AT * factor + 1]
         right = np.take_along_axis(self._exact, found, axis=1) >= self._least[:, None]
-        return float(np.minimum((right & (found >= 0)).sum(axis=1), RECALL_AT).mean() / RECALL_AT)
+        count = np.minimum((right & (found >= 0)).sum(axis=1), RECALL_AT)
+        return float(count.reshape(self._blends, -1).mean(axis=1).min() / RECALL_AT)
 
     def _nearest_centres(self, parameters: ShardParameters) -> Callable[[], object]:
         centres = faiss.IndexFlatIP(parameters.dimension)

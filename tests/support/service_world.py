@@ -62,6 +62,7 @@ def make_world(place: Path | Location, encoder: Encoder | None = None) -> Backen
             dimension=spec.dimension,
             bands=spec.bands,
             tile_px=TILE_PX,
+            parts=spec.parts,
         ),
     )
     if folder.is_local:

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 @recipe_option("--in-scene", "search.filter.scenes", "Only of this scene; again for more.")
 @recipe_option("--label", "search.filter.labels", "Later with this label; again for more.")
 @click.option("--min-score", type=float, metavar="S", help="Only changes of at least this score.")
+@click.option("--blend", type=float, metavar="W",
+              help="Weight of appearance against labels, 0 to 1, for an encoder of two parts; the "
+              "encoder's own without.")  # fmt: skip
 @click.option("--out", metavar="URI", help="Write changes to a .geojson, .parquet or .csv file.")
 @pass_run
 def change(run: Run, /, **options: Any) -> None:
@@ -65,6 +68,7 @@ def change(run: Run, /, **options: Any) -> None:
         where=run.recipe.search.filter,
         k=run.recipe.search.k,
         min_score=options["min_score"],
+        blend=options["blend"],
     )
     toward = load_search(run.location(options["toward"])) if options["toward"] else None
     with ProgressView() as progress:

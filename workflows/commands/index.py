@@ -119,6 +119,8 @@ def _figures(estimate: "Estimate", rows: int) -> str:
 
 
 def _show(run: Run, manifest: "IndexManifest") -> None:
+    from pipeline.indexing.maintenance import recall_in_words
+
     target = Location.of(run.need("index.uri"))
     facts: dict[str, Any] = {
         "index": target.uri,
@@ -132,7 +134,7 @@ def _show(run: Run, manifest: "IndexManifest") -> None:
         "memory measured": size(manifest.measured_bytes),
         "bytes per row measured": round(manifest.measured_bytes / manifest.rows, 1),
         "lists probed": f"{manifest.nprobe} of {manifest.parameters.nlist}",
-        "recall@10 measured": manifest.recall.get(str(manifest.nprobe)),
+        "recall@10 measured": recall_in_words(manifest),
         "drift": manifest.drift,
         "advice": manifest.advice or None,
     }

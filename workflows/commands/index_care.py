@@ -44,6 +44,7 @@ def list_(run: Run) -> None:
 @pass_run
 def info(run: Run, version: str | None) -> None:
     """Show the state of an index: memory, recall by lists probed, drift, and each shard."""
+    from pipeline.indexing.maintenance import recall_in_words
     from storage.index.manifest import read_manifest
 
     location = run.need_path("index.uri")
@@ -57,11 +58,16 @@ def info(run: Run, version: str | None) -> None:
         "bytes per row": round(manifest.measured_bytes / manifest.rows, 1),
         "lists": f"{manifest.parameters.nlist}, {manifest.empty_lists} empty",
         "imbalance": f"{manifest.list_imbalance:.2f} ({manifest.trained_imbalance:.2f} when built)",
+        "recall@10": recall_in_words(manifest),
         "rows added since": manifest.grown_rows,
         "drift": round(manifest.drift, 2),
         "advice": manifest.advice or None,
     }
-    probed = [(int(nprobe), value) for nprobe, value in manifest.recall.items()]
+    blends = manifest.recall_by_blend
+    probed = [
+        (int(nprobe), value, *(found[nprobe] for found in blends.values()))
+        for nprobe, value in manifest.recall.items()
+    ]
     shards = [
         (s.name, s.rows, s.dead_rows, size(s.memory_bytes), s.since[:10], s.until[:10])
         for s in manifest.shards
@@ -69,7 +75,9 @@ def info(run: Run, version: str | None) -> None:
     lines = [
         *format_pairs(facts),
         "",
-        *format_table(("lists probed", "recall@10"), sorted(probed)),
+        *format_table(
+            ("lists probed", "recall@10", *(f"blend {blend}" for blend in blends)), sorted(probed)
+        ),
         "",
         *format_table(("shard", "rows", "deleted", "memory", "since", "until"), shards),
     ]

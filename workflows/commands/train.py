@@ -10,13 +10,16 @@ from workflows.commands.common import Run, Verb, pass_run, recipe_option
     cls=Verb,
     example="""
     skysift train -r aid
-    skysift train --dataset work/aid/dataset --output work/run --loss macl --epochs 10""",
+    skysift train --dataset work/aid/dataset --output work/run --loss macl --epochs 10
+    skysift train -r aid --freeze --appearance 128""",
 )
 @recipe_option("--dataset", "dataset.uri")
 @recipe_option("--output", "training.output")
 @recipe_option("--backbone", "training.backbone")
 @recipe_option("--pretrained", "training.pretrained")
 @recipe_option("--freeze/--no-freeze", "training.freeze_backbone")
+@recipe_option("--appearance", "training.appearance", "Width of an added part, with --freeze.")
+@recipe_option("--blend", "training.blend", "With --appearance: its weight in searches, 0 to 1.")
 @recipe_option("--loss", "training.loss")
 @recipe_option("--epochs", "training.epochs")
 @recipe_option("--workers", "training.workers")
@@ -25,7 +28,9 @@ from workflows.commands.common import Run, Verb, pass_run, recipe_option
 def train(run: Run, resume: bool) -> None:
     """Train an encoder; the same command continues a stopped run.
 
-    The output folder holds the best encoder (bundle/), history.csv and checkpoints.
+    The output folder holds the best encoder (bundle/), history.csv and checkpoints. With
+    --appearance it holds an encoder of two parts as well (two-parts/), for `skysift search
+    --blend`, as `skysift encoder make --trained` makes it.
     """
     result = run.train(resume=resume)
     lines = {

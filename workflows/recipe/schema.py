@@ -183,11 +183,18 @@ class TrainingSection(Section):
 
     Attributes
     ----------
+    appearance
+        Width of an appearance part before the trained vectors, with ``freeze_backbone``; the
+        encoder of two parts is in ``two-parts`` of the output. None for an encoder of one part.
+    blend
+        With ``appearance``: its weight in a search that names none, from 0 to 1.
     output
         Folder of the run: bundle, checkpoints, logs.
     """
 
     output: str | Location | None = None
+    appearance: Count | None = None
+    blend: Fraction = DEFAULT_BLEND
 
 
 @section_of(EncoderSpec, without=("classes", "loss", "training", "text"))

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,7 @@ from workflows.service.schema import (
     IndexAnswer,
     MosaicQuery,
     PairsBody,
+    PartsBody,
     PlaceFilterBody,
     PresetBody,
     ReadyAnswer,
@@ -197,6 +199,7 @@ class IndexBackend:
             where=_filter(query.filter),
             k=query.k,
             min_score=query.min_score,
+            blend=query.blend,
         )
         toward = None
         if query.toward is not None:
@@ -337,6 +340,7 @@ class IndexBackend:
             snapshot=manifest.snapshot,
             rows=manifest.rows,
             dimension=manifest.parameters.dimension,
+            parts=manifest.parts and PartsBody(**asdict(manifest.parts)),
             bbox=list(manifest.bbox),
             since=parse_moment(min(shard.since for shard in manifest.shards), "index"),
             until=parse_moment(max(shard.until for shard in manifest.shards), "index"),
@@ -409,6 +413,7 @@ class IndexBackend:
             "tile": asked.tile,
             "scene": asked.scene,
             "note": query.note,
+            "blend": query.blend,
             "learned": query.learned,
             "like": to_text(query.vector),
         }

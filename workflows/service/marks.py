@@ -115,6 +115,10 @@ class OpenedSearch(Message):
     )
     threshold: float | None
     review: int
+    blend: float | None = Field(
+        description="Weight of appearance against labels; None where the vector has one part or "
+        "was learned from marks."
+    )
     filter: dict[str, Any] = Field(description="Conditions on the hits, as in a search.")
 
 
@@ -185,6 +189,7 @@ def opened(document: bytes, resolver: QueryResolver) -> OpenedSearch:
         left_out=len(search.marks) - len(right) - len(wrong),
         threshold=search.threshold,
         review=search.review,
+        blend=search.blend,
         filter=dict(search.filter),
     )
 

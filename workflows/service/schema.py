@@ -207,6 +207,11 @@ class QueryAnswer(Message):
     note: str = Field(
         "", description="What to know about the hits, such as that the picture has no contrast."
     )
+    blend: float | None = Field(
+        None,
+        description="The weight of appearance in the query; None where its vector has one part, or "
+        "was learned from marks.",
+    )
     learned: bool = Field(
         description="Whether the query was learned from marks, as it is from ten on; with fewer it "
         "is the mean of the right ones less half the mean of the wrong ones."
@@ -255,6 +260,13 @@ class ChangeQuery(_Request):
         max_length=175_000,
         description="`like` of the answer to a search: rank by how much more alike to it places "
         "became.",
+    )
+    blend: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Without `toward`, for an encoder of two parts: the weight of appearance "
+        "against labels; the encoder's without.",
     )
     k: int = Field(10, ge=1, le=2**31 - 1)
     min_score: float | None = Field(None, allow_inf_nan=False)
@@ -549,6 +561,14 @@ class PresetBody(Message):
     title: str = Field(description="For people.")
 
 
+class PartsBody(Message):
+    """The parts of the vectors of an encoder of two parts."""
+
+    appearance: int = Field(description="Width of the appearance part.")
+    labels: int = Field(description="Width of the label part.")
+    blend: float = Field(description="Weight of appearance in a query that names no `blend`.")
+
+
 class IndexAnswer(Message):
     """Description of the index, for the map."""
 
@@ -556,6 +576,9 @@ class IndexAnswer(Message):
     snapshot: str
     rows: int
     dimension: int
+    parts: PartsBody | None = Field(
+        None, description="The parts of the vectors, for `blend`; None where there is one part."
+    )
     bbox: Bounds
     since: dt.datetime
     until: dt.datetime

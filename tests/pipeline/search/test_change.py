@@ -13,6 +13,7 @@ from storage.archive.reader import Archive
 from storage.errors import ConfigError, EncoderMismatchError
 from storage.formats import write_hits
 from storage.index.filter import Filter
+from storage.parts import Parts
 from tests.support.archive_world import FINGERPRINT, create_archive
 from tests.support.dated_world import add_scene
 from tests.support.shard_world import GRID
@@ -88,6 +89,38 @@ def test_it_is_the_brute_force_answer(world, block: int, monkeypatch: pytest.Mon
     np.testing.assert_allclose(table["moved"], moved[expected], atol=1e-9)
     np.testing.assert_allclose(table["score"], scores[expected], atol=1e-7)
     assert table["usual"].unique().tolist() == pytest.approx([np.median(moved)])
+
+
+def test_vectors_of_two_parts_move_by_the_part_that_the_blend_weighs(tmp_path: Path):
+    """Some places look different later, others have other labels."""
+    rng = np.random.default_rng(8)
+    place, parts = str(tmp_path / "archive"), Parts(appearance=60, labels=20)
+    create_archive(place, parts.dimension, parts=parts)
+    ground = rng.normal(size=(COUNT, parts.dimension))
+    ground[:, 60:] *= np.sqrt(3)
+    later = ground.copy()
+    later[:10, :60], later[10:20, 60:] = rng.normal(size=(10, 60)), rng.normal(size=(10, 20))
+    for name, date, seen in (("A", "2019-07-01", ground), ("C", "2024-07-01", later)):
+        noisy = seen + 0.1 * rng.normal(size=ground.shape)
+        split = np.split(noisy, [60], axis=1)
+        add_scene(place, name, date, np.concatenate([_unit(part) for part in split], axis=1))
+    archive = Archive.open(place)
+
+    def first(**spec: float) -> set[int]:
+        table = find_changes(archive, {"before": "2019", "after": "2024", "k": 10, **spec}).table
+        return {int(key.rsplit("/", 2)[1]) for key in table["tile_key"].to_pylist()}
+
+    assert first(blend=1) == set(range(10))
+    assert first(blend=0) == set(range(10, 20))
+    assert first() == first(blend=0.2) == set(range(10, 20))
+    search = SavedSearch(title="s", encoder_fingerprint=FINGERPRINT, vector=tuple(ground[0]))
+    with pytest.raises(ConfigError, match="'s' has a blend of its own; leave blend out"):
+        find_changes(archive, {"before": "2019", "after": "2024", "blend": 1}, search)
+
+
+def test_a_blend_is_for_vectors_of_two_parts(world):
+    with pytest.raises(ConfigError, match="blend is for vectors of two parts"):
+        find_changes(Archive.open(world[0]), {"before": "2019", "after": "2024", "blend": 1})
 
 
 def test_conditions_select_what_is_ranked_and_not_what_is_usual(world):

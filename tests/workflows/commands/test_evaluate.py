@@ -1,11 +1,12 @@
 """`skysift evaluate` of a dataset: which rows search which, and which labels count."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from encoders.bundle import load_encoder
+from encoders.bundle import load_encoder, new_encoder, save_bundle, with_appearance
 from encoders.metrics import retrieval_metrics
 from pipeline.training.driver import baseline_bundle
 from storage.dataset import DatasetWriter, LabelledDataset
@@ -50,3 +51,37 @@ def test_a_split_searches_those_known_before_it(world: Path, split: str, items: 
     )
     for name in ("nDCG@50", "rare mAP"):
         assert found["metrics"][name] == pytest.approx(expected[name], abs=1e-6)
+
+
+def test_vectors_of_two_parts_are_scored_at_each_blend(world: Path):
+    data = LabelledDataset.open(str(world / "set"))
+    tiles, rows = np.asarray(data.images), data.labelled("test")
+    frozen = load_encoder(str(world / "bundle"))
+    plain = new_encoder(
+        replace(frozen.spec, dimension=8, head={"kind": "mlp"}, training={"freeze_backbone": True})
+    )
+    two = with_appearance(plain, plain.features(tiles), 6, 0.3)
+    save_bundle(two, str(world / "two"))
+    place = ("--dataset", world / "set", "--encoder", world / "two")
+    found = run("evaluate", *place, "--json").data
+    assert list(found["by_blend"]) == ["0", "0.3", "0.5", "1"]
+    assert found["blend"] == 0.3
+    assert found["metrics"] == found["by_blend"]["0.3"]["metrics"]
+    whole = two(tiles)
+    alone = {"0": plain(tiles), "0.5": whole, "1": whole[:, :6]}
+    for blend, z in alone.items():
+        known = np.arange(90)
+        expected = retrieval_metrics(
+            z[rows],
+            data.labels[rows],
+            z[known],
+            data.labels[known],
+            rare_counts=data.labels[:60].sum(0),
+        )
+        for name in ("nDCG@50", "Jaccard@10", "rare mAP"):
+            scored = found["by_blend"][blend]["metrics"][name]
+            assert scored == pytest.approx(expected[name], abs=1e-3), (blend, name)
+    table = run("evaluate", *place, "--blend", 1, "--blend", 0).out.splitlines()
+    assert table[0].split() == ["metric", "blend", "0", "blend", "1", "random"]
+    refused = run("evaluate", *place[:2], "--encoder", world / "bundle", "--blend", 0)
+    assert "these have one; leave it out" in refused.err

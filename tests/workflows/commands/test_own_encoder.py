@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from encoders.bundle import load_encoder
-from encoders.spec import read_spec
+from encoders.spec import read_bundle, read_spec
 from storage.parts import DEFAULT_BLEND
 from storage.raster.writer import write_geotiff
 from tests.support.command_line import page_blocks, run_beside
@@ -71,7 +71,9 @@ def test_evaluate_and_train_take_the_network(folder: Path, verb: str):
     write_dataset(str(place / "work" / "aid" / "dataset"), rows=60)
     assert run_beside(place, "-c", code).returncode == 0
     more = ["--epochs", "1", "-s", "training.batch_size=16", "-s", "training.device=cpu"]
-    if verb == "evaluate":
+    if verb == "train":
+        more += ["--appearance", "4"]
+    else:
         more = ["-s", "evaluate.split=val"]
     done = _skysift(place, line, *more)
     assert done.returncode == 0, done.stderr
@@ -80,6 +82,10 @@ def test_evaluate_and_train_take_the_network(folder: Path, verb: str):
         assert two.returncode == 0, two.stderr
         parts = read_spec(str(place / "work" / "two")).parts
         assert parts is not None
+        made, at_once = (
+            read_bundle(str(place / "work" / at)).fingerprint for at in ("two", "run/two-parts")
+        )
+        assert made == at_once
         assert (parts.appearance, parts.blend) == (4, DEFAULT_BLEND)
 
 

@@ -133,11 +133,14 @@ def test_the_map_is_asked_with_words(browser: Browser, spoken_to: str, width: in
 
 
 @needs_browser
-def test_the_map_of_an_encoder_without_words_has_no_field_and_says_why_to_a_link(
+def test_the_map_of_an_encoder_without_words_and_parts_has_no_fields_for_them(
     wide: Watched, address: str
 ):
-    page = wide.open(address).page
+    page = wide.open(f"{address}/#blend=0.5").page
     expect(page.locator("#words-row")).to_be_hidden()
+    expect(page.locator("#dial")).to_be_hidden()
+    wide.click_map(0.5, 0.45)
+    wide.found(24)  # the blend of a link is left out where there is one part
     page.goto(f"{address}/#text=farm")
     page.reload()
     expect(page.locator("#error")).to_contain_text("has no text tower")

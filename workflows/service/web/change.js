@@ -30,13 +30,14 @@ export function fillChange(change, words) {
 }
 
 /** The body of the request; the filters are those of the page without its dates. */
-export function changeBody({ change, k, area, cloud, label }, like) {
+export function changeBody({ change, blend, k, area, cloud, label }, like) {
   const filter = {};
   if (area) filter.bbox = area;
   if (cloud < 100) filter.max_cloud_fraction = cloud / 100;
   if (label) filter.labels = [label];
-  const toward = change.toward && like ? { toward: like } : {};
-  return { before: change.before, after: change.after, ...toward, k, filter };
+  const { before, after } = change;
+  if (change.toward && like) return { before, after, toward: like, k, filter };
+  return { before, after, ...(blend !== null && { blend }), k, filter };
 }
 
 /** What was found, for people. */

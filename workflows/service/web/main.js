@@ -5,6 +5,7 @@ import * as api from "./api.js";
 import { Asked } from "./asked.js";
 import { offerBands, withdrawBands } from "./bands.js";
 import { changeBody, changeInWords, fillChange, watchChange } from "./change.js";
+import { showDial, watchDial } from "./dial.js";
 import { announce, complain, counted, day, find, sentence } from "./dom.js";
 import { lookOf } from "./ground.js";
 import { offerIndexes } from "./indexes.js";
@@ -85,6 +86,7 @@ function show() {
   find("#distinct").setAttribute("aria-pressed", String(state.places));
   find("#distinct").disabled = Boolean(state.change || state.detect);
   find("#legend").hidden = !hits.length && state.layer !== "scores";
+  showDial(state, about.parts);
   showMarking(state, { learned, detected, able: canSearch(state) });
   for (const name of ["#geojson", "#geoparquet"]) find(name).disabled = !hits.length;
 }
@@ -147,6 +149,7 @@ function warn({ ordinary, note, hits: [best] }) {
 
 /** Do what the state asks for; a later call takes the place of an earlier one. */
 async function run(asNew = false) {
+  if (!about.parts) state.blend = null; // a link of an index of two parts
   queue.drop();
   withdrawBands();
   place.rescore(null);
@@ -346,6 +349,7 @@ function wire() {
   watchFilters((values) => { Object.assign(state, values); run(true); });
   walkByArrows();
   watchChange((change) => { Object.assign(state, { change, open: null, detect: null }); place.close(); run(true); });
+  if (about.parts) watchDial(about.parts, (blend) => { state.blend = blend; run(); });
   watchThreshold((detect) => { state.detect = detect; run(); });
   find("#refine").addEventListener("click", () => { state.change = null; run(true); });
   find("#distinct").addEventListener("click", () => { state.places = !state.places; run(true); });

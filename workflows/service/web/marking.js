@@ -1,20 +1,15 @@
 // Uses of marks: the query that they make, detections at a threshold, and a saved search.
 
 import { counted, find } from "./dom.js";
+import { LEARNS, learns, numbersOf } from "./state.js";
 
-const LEARNS = 10;
 const OF_EACH = 3;
 export const THRESHOLD = 0.5;
-
-/** The numbers of right and wrong marks; the query counts as right. */
-function numbersOf({ query, good, bad }) {
-  return { right: good.length + (query ? 1 : 0), wrong: bad.length };
-}
 
 /** Whether there are enough marks for probabilities. */
 function canDetect(state) {
   const { right, wrong } = numbersOf(state);
-  return right + wrong >= LEARNS && Math.min(right, wrong) >= OF_EACH;
+  return learns(state) && Math.min(right, wrong) >= OF_EACH;
 }
 
 /** What the marks are and which query is in use; `learned` says so of the last answer. */
@@ -23,7 +18,7 @@ function marksInWords(state, learned) {
   const marks = `${counted(right, "right mark")} and ${counted(wrong, "wrong mark")}`;
   const words = [`${marks}${state.query ? "; the query is a right one" : ""}.`];
   if (learned) words.push("In use: a query learned from marks.");
-  else if (right + wrong < LEARNS) words.push(`In use: a mean; from ${LEARNS} marks on the search learns from them.`);
+  else if (!learns(state)) words.push(`In use: a mean; from ${LEARNS} marks on the search learns from them.`);
   else words.push("In use: a mean; search again, and the search learns from the marks.");
   if (!canDetect(state)) words.push(`Detections need ${LEARNS} marks, ${OF_EACH} right and ${OF_EACH} wrong ones.`);
   return words.join(" ");
@@ -81,14 +76,14 @@ export function watchThreshold(on) {
 }
 
 /** The part of a state that a saved search brings, and what the page cannot show of it. */
-export function openedState({ positive, negative, threshold, review, filter, left_out: leftOut }) {
+export function openedState({ positive, negative, threshold, review, blend, filter, left_out: leftOut }) {
   const { bbox, since, until, max_cloud_fraction: cloud, labels = [], ...others } = filter;
   const notes = Object.keys(others).map((name) => `Its filter by ${name} is left out.`);
   if (labels.length > 1) notes.push(`Of its labels only ${labels[0]} is taken.`);
   if (leftOut) notes.push(`${counted(leftOut, "mark")} not of this archive's tiles: left out here; \`skysift detect --saved\` uses all.`);
   const state = {
     query: null, change: null, open: null, good: positive, bad: negative, detect: threshold,
-    review: review || 20, area: bbox ?? null, label: labels[0] ?? "",
+    review: review || 20, blend, area: bbox ?? null, label: labels[0] ?? "",
     since: since?.slice(0, 10) ?? "", until: until?.slice(0, 10) ?? "",
     cloud: cloud === undefined ? 100 : Math.round(cloud * 100),
   };

@@ -9,6 +9,7 @@ export function emptyState() {
     query: null, // { text } | { lonlat, date? } | { tile, scene } | { box } | { file }
     good: [], // { tile, scene }
     bad: [],
+    blend: null, // weight of appearance against labels; null for that of the encoder
     since: "", until: "", cloud: 100, label: "", area: null, k: 24,
     change: null, // { before, after, toward }: places by their change in place of hits
     detect: null, // least probability: detections in place of hits
@@ -44,6 +45,7 @@ export function toHash(state) {
   if (query?.tile) words.set("tile", pair(query));
   if (query?.box) words.set("box", query.box.join(","));
   for (const name of ["good", "bad"]) for (const one of state[name]) words.append(name, pair(one));
+  if (state.blend !== null) words.set("blend", state.blend);
   for (const name of ["since", "until", "label"]) if (state[name]) words.set(name, state[name]);
   if (state.cloud < 100) words.set("cloud", state.cloud);
   if (state.area) words.set("area", state.area.join(","));
@@ -75,6 +77,8 @@ export function fromHash(hash) {
   else if (tile) state.query = tile;
   else if (box) state.query = { box };
   for (const name of ["good", "bad"]) state[name] = words.getAll(name).map(unpair).filter(Boolean);
+  const blend = Number(words.get("blend") || NaN);
+  if (blend >= 0 && blend <= 1) state.blend = blend;
   for (const name of ["since", "until"]) {
     if (/^\d{4}-\d{2}-\d{2}$/.test(words.get(name) ?? "")) state[name] = words.get(name);
   }
@@ -98,6 +102,20 @@ export function fromHash(hash) {
   return state;
 }
 
+/** Marks from which the search learns. */
+export const LEARNS = 10;
+
+/** The numbers of right and wrong marks; the query counts as right. */
+export function numbersOf({ query, good, bad }) {
+  return { right: good.length + (query ? 1 : 0), wrong: bad.length };
+}
+
+/** Whether there are enough marks for the search to learn from them. */
+export function learns(state) {
+  const { right, wrong } = numbersOf(state);
+  return right + wrong >= LEARNS;
+}
+
 /** A query with its marks and filters, without the file of an image query. */
 export function queryBody(state) {
   const { query } = state;
@@ -114,6 +132,7 @@ export function queryBody(state) {
   if (query?.tile) Object.assign(asked, { tile: query.tile, scene: query.scene });
   if (query?.box) asked.box = query.box;
   if (query?.file && query.bands) asked.bands = query.bands;
+  if (state.blend !== null && !learns(state)) asked.blend = state.blend;
   return { ...asked, positive: state.good, negative: state.bad, filter };
 }
 
