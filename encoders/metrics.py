@@ -16,6 +16,7 @@ scores high too: always report :func:`random_ranking_metrics` as the baseline.
 ``ACG@k``          ``Σ r_i / k``
 ``WAP@k``          ``Σ rel_i ACG@i / Σ rel_i`` over the first k
 ``Jaccard@10``     mean Jaccard overlap of the first 10 hits
+``surplus@10``     labels of a hit that the query does not have, mean of the first 10 hits
 ``ANMRR``          normalised mean rank of the relevant items (MPEG-7), 0 is best
 ``mAP J>=0.6``     mAP where relevant means a Jaccard overlap of at least 0.6
 ``macro mAP``      mean over labels c of the mAP of "queries with c look for items with c"
@@ -60,16 +61,25 @@ class Scores:
     ----------
     metrics
         Mean score by name; NaN when no query can be scored.
-    label_ap
-        mAP of every label, shape (C,), NaN for labels that no query or no item holds; None without
-        the whole ranking.
+    by_query
+        The score of each query, shape (Q,), for every metric that is a mean over queries; NaN for
+        a query without a relevant item.
+    label_ap_QC
+        Average precision of each query for each of its labels, NaN for the others and for labels
+        that no item holds; None without the whole ranking.
     queries
         Number of queries with a relevant item.
     """
 
     metrics: dict[str, float]
-    label_ap: Floats | None
+    by_query: dict[str, Floats]
+    label_ap_QC: Floats | None
     queries: int
+
+    @property
+    def label_ap(self) -> Floats | None:
+        """The mAP of every label, shape (C,), NaN for one that cannot be scored; None as above."""
+        return None if self.label_ap_QC is None else _label_means(self.label_ap_QC)
 
 
 def retrieval_metrics(
@@ -208,6 +218,7 @@ def _score(keys: Keys, relevance: Relevance, full: bool, chunk_bytes: int) -> Sc
     k, near = (int(relevance.hits_q(depth).max(initial=1)) for depth in (relevance.k, JACCARD_HITS))
     depth = relevance.items if full else max(k, near)
     parts: list[dict[str, Floats]] = []
+    label_parts: list[Floats] = []
     rankings = _Rankings(relevance) if full else None
     keys = excluding_own(keys, relevance.exclude_Q)
     # The largest array of a chunk: keys of 8 bytes, or a few arrays of gains with V columns.
@@ -218,24 +229,35 @@ def _score(keys: Keys, relevance: Relevance, full: bool, chunk_bytes: int) -> Sc
         values = _first_hits(
             _sets(ranked_qK[:, :k], relevance), gains, relevance.hits_q(relevance.k, rows)
         )
-        jaccard_qK = _take(gains.jaccard_qV, _sets(ranked_qK[:, :near], relevance))
+        near_sets_qK = _sets(ranked_qK[:, :near], relevance)
         near_q = relevance.hits_q(JACCARD_HITS, rows)
-        values[f"Jaccard@{JACCARD_HITS}"] = jaccard_qK.sum(1) / near_q
+        for name, gain_qV in (("Jaccard", gains.jaccard_qV), ("surplus", gains.surplus_qV)):
+            values[f"{name}@{JACCARD_HITS}"] = _take(gain_qV, near_sets_qK).sum(1) / near_q
         if rankings is not None:
-            values |= rankings.score(ranked_qK, gains, rows)
+            whole, label_ap_qC = rankings.score(ranked_qK, gains, rows)
+            values |= whole
+            label_parts.append(label_ap_qC)
         usable_q = gains.relevant_q > 0
         parts.append({name: np.where(usable_q, value, np.nan) for name, value in values.items()})
-    metrics = {
-        name.replace("@k", f"@{relevance.k}"): _mean(np.concatenate([part[name] for part in parts]))
+    by_query = {
+        name.replace("@k", f"@{relevance.k}"): np.concatenate([part[name] for part in parts])
         for name in (parts[0] if parts else ())
     }
+    metrics = {name: _mean(value_Q) for name, value_Q in by_query.items()}
     queries = sum(int(np.isfinite(values["P@k"]).sum()) for values in parts)
     if rankings is None:
-        return Scores(metrics=metrics, label_ap=None, queries=queries)
-    label_ap_C = _divide(rankings.sum_C, rankings.count_C)
+        return Scores(metrics=metrics, by_query=by_query, label_ap_QC=None, queries=queries)
+    label_ap_QC = np.concatenate([*label_parts, np.empty((0, relevance.y_QC.shape[1]))])
+    label_ap_C = _label_means(label_ap_QC)
     metrics["macro mAP"] = _mean(label_ap_C)
     metrics["rare mAP"] = _mean(label_ap_C[rare_labels(relevance.rare_counts_C, label_ap_C)])
-    return Scores(metrics=metrics, label_ap=label_ap_C, queries=queries)
+    return Scores(metrics=metrics, by_query=by_query, label_ap_QC=label_ap_QC, queries=queries)
+
+
+def _label_means(label_ap_QC: Floats) -> Floats:
+    """Return the mean of the finite values of each column, NaN without any, shape (C,)."""
+    scored_QC = np.isfinite(label_ap_QC)
+    return _divide(np.where(scored_QC, label_ap_QC, 0).sum(0), scored_QC.sum(0))
 
 
 def _sets(ranked_qK: Ints, relevance: Relevance) -> Ints:
@@ -267,17 +289,16 @@ def _first_hits(set_qk: Ints, gains: Gains, depth_q: Ints) -> dict[str, Floats]:
 
 
 class _Rankings:
-    """Scores whole rankings, query by query, and sums the average precisions of each label."""
+    """Scores whole rankings, query by query, and each label that a query has."""
 
     def __init__(self, relevance: Relevance) -> None:
         self._relevance, self._most_relevant = relevance, relevance.most_relevant
         self._has_CV = np.ascontiguousarray(relevance.set_VC.T > 0)
         self._count_N = np.arange(1.0, relevance.items + 1)
         self._inverse_N = 1 / self._count_N
-        self.sum_C, self.count_C = np.zeros((2, len(self._has_CV)))
 
-    def score(self, ranked_qN: Ints, gains: Gains, rows: slice) -> dict[str, Floats]:
-        """Return the metrics of a chunk of queries."""
+    def score(self, ranked_qN: Ints, gains: Gains, rows: slice) -> tuple[dict[str, Floats], Floats]:
+        """Return the metrics of a chunk of queries, and the precision of their labels, (q, C)."""
 
         def score_query(query: int) -> tuple[tuple[float, float, float], dict[int, float]]:
             key_N = ranked_qN[query]
@@ -294,13 +315,12 @@ class _Rankings:
             return (whole, _anmrr(rank_R, self._most_relevant), similar), held
 
         scores = each_query(score_query, len(ranked_qN), self._relevance.items)
-        for _, held in scores:
+        label_ap_qC = np.full((len(ranked_qN), len(self._has_CV)), np.nan)
+        for query, (_, held) in enumerate(scores):
             for label, precision in held.items():
-                if math.isfinite(precision):
-                    self.sum_C[label] += precision
-                    self.count_C[label] += 1
+                label_ap_qC[query, label] = precision
         columns = np.array([values for values, _ in scores]).reshape(-1, 3).T
-        return dict(zip(("mAP", "ANMRR", "mAP J>=0.6"), columns, strict=True))
+        return dict(zip(("mAP", "ANMRR", "mAP J>=0.6"), columns, strict=True)), label_ap_qC
 
     def _ranks(self, relevant_V: NDArray[np.bool_], position_N: Ints) -> Ints:
         """Return the ranks (from 0, ascending) of the items with a relevant label set."""

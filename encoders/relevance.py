@@ -24,6 +24,7 @@ class Gains:
     shared_qV: Floats
     jaccard_qV: Floats
     cosine_qV: Floats
+    surplus_qV: Floats
     count_qV: Floats
 
     @property
@@ -121,6 +122,7 @@ class Relevance:
             shared_qV=shared_qV,
             jaccard_qV=shared_qV / np.maximum(size_q1 + size_V - shared_qV, 1),
             cosine_qV=shared_qV / np.sqrt(np.maximum(size_q1 * size_V, 1)),
+            surplus_qV=size_V - shared_qV,
             count_qV=count_qV,
         )
 

@@ -14,6 +14,7 @@ from storage.errors import ConfigError
 from storage.values import Count, Fraction, check_limits
 
 DEFAULT_BLEND = 0.2
+_NO_LENGTH = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,3 +81,42 @@ class Parts:
         weights = (blend / lengths[0], (1 - blend) / lengths[1])
         scaled = [weight * part for weight, part in zip(weights, parts, strict=True)]
         return np.asarray(np.sqrt(2) * np.concatenate(scaled))
+
+    def weighted(self, vectors_ND: npt.ArrayLike, blend: float) -> npt.NDArray[np.float32]:
+        """Return unit vectors (N, D) whose dot products are the blended scores of the vectors.
+
+        For scores of many queries at once, as in `encoders.metrics`: with p and l the parts of a
+        vector, scaled to unit length, its row is ``[√w p; √(1 − w) l]``.
+
+        Parameters
+        ----------
+        vectors_ND
+            Vectors of the encoder; a part without length stays zero.
+        blend
+            Weight w of the appearance part, from 0 to 1.
+
+        Raises
+        ------
+        ConfigError
+            The blend is not from 0 to 1, or the vectors have another width.
+
+        Examples
+        --------
+        >>> Parts(appearance=1, labels=2).weighted([[3.0, 0.0, 2.0]], 0.25).tolist()
+        [[0.5, 0.0, 0.8660253882408142]]
+        """
+        values = np.asarray(vectors_ND, dtype=np.float32)
+        if not 0 <= blend <= 1:
+            raise ConfigError(f"parts: blend is {blend}; give a number from 0 to 1")
+        if values.ndim != 2 or values.shape[1] != self.dimension:
+            raise ConfigError(
+                f"parts: vectors have shape {values.shape}, expected (N, {self.dimension})"
+            )
+        weights = (np.sqrt(blend), np.sqrt(1 - blend))
+        scaled = [
+            weight * part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), _NO_LENGTH)
+            for weight, part in zip(
+                weights, np.split(values, [self.appearance], axis=1), strict=True
+            )
+        ]
+        return np.asarray(np.concatenate(scaled, axis=1), dtype=np.float32)

@@ -146,6 +146,42 @@ def same_place_recall(
     return result
 
 
+def same_group_shares(
+    z_QD: ArrayLike,
+    group_Q: Sequence[str] | NDArray[Any],
+    z_ND: ArrayLike,
+    group_N: Sequence[str] | NDArray[Any],
+    k: int,
+    *,
+    exclude_self: ArrayLike | None = None,
+) -> NDArray[np.float64]:
+    """Return the share of the first k hits of each query that belong to its group, (Q,).
+
+    Parameters
+    ----------
+    z_QD, z_ND
+        Embeddings of the queries and of the database.
+    group_Q, group_N
+        Group of each query and of each item: the class of its scene, say.
+    k
+        Number of hits looked at; no more than the database has.
+    exclude_self
+        Database position of each query itself, or -1; shape (Q,).
+
+    Examples
+    --------
+    >>> z = np.eye(2)
+    >>> same_group_shares(z, ["town", "sea"], z, ["town", "town"], k=1).tolist()
+    [1.0, 0.0]
+    """
+    own_Q = np.full(len(group_Q), -1) if exclude_self is None else np.asarray(exclude_self)
+    _, hits_QK = nearest(z_QD, z_ND, k, groups=(own_Q, np.arange(len(group_N))))
+    is_same_QK = np.asarray(group_N)[hits_QK] == np.asarray(group_Q)[:, None]
+    is_hit_QK = hits_QK >= 0
+    shares_Q: NDArray[np.float64] = (is_same_QK & is_hit_QK).sum(1) / is_hit_QK.sum(1)
+    return shares_Q
+
+
 def _same_place_elsewhere(place_N: NDArray[np.int64], scene_N: NDArray[np.int64]) -> NDArray[Any]:
     """Count for each tile the tiles of the same place in other scenes."""
     both_N = place_N * (int(scene_N.max(initial=0)) + 1) + scene_N

@@ -81,6 +81,7 @@ def by_loops(z_QD, y_QC, z_ND, y_NC, k, own):
             f"ACG@{k}": acg[-1],
             f"WAP@{k}": sum(a for a, n in zip(acg, rel, strict=False) if n) / hits if hits else 0.0,
             "Jaccard@10": float(np.mean(j[:10])),
+            "surplus@10": float(np.mean([len(s - labels) for s in sets[:10]])),
             "ANMRR": (np.mean(places) - best) / (1.25 * window - best),
             "mAP J>=0.6": average_precision([value >= 0.6 for value in j]),
         }
@@ -128,6 +129,8 @@ def test_every_metric_follows_its_definition(world, exclude):
     assert np.isnan(label_ap[4])
     for name, value in metrics.items():
         assert scores.metrics[name] == pytest.approx(value), name
+        assert np.nanmean(scores.by_query[name]) == pytest.approx(value), name
+    assert np.isnan(scores.by_query["mAP"]).sum() == 2
     assert scores.metrics["macro mAP"] == pytest.approx(np.nanmean(label_ap))
     assert scores.metrics["rare mAP"] == pytest.approx(label_ap[3])
     assert set(scores.metrics) == {*metrics, "macro mAP", "rare mAP"}

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from encoders.metrics import random_ranking_metrics, score_retrieval
-from pipeline.analysis.evaluation import evaluate_labels, same_place_recall
+from pipeline.analysis.evaluation import evaluate_labels, same_group_shares, same_place_recall
+from pipeline.analysis.intervals import paired_difference
 from storage.errors import ConfigError
+from storage.parts import Parts
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +90,50 @@ def test_labels_are_scored_beside_a_random_ranking():
 def test_class_names_must_fit_the_labels():
     with pytest.raises(ConfigError, match="2 class names for labels"):
         evaluate_labels(np.eye(3), np.eye(3), np.eye(3), np.eye(3), ["a", "b"])
+
+
+def test_a_query_is_no_hit_of_itself():
+    z = np.array([[1, 0], [1, 0.1], [0, 1]])
+    groups = ["town", "sea", "town"]
+    alone = same_group_shares(z, groups, z, groups, k=1, exclude_self=[0, 1, 2])
+    assert alone.tolist() == [0, 0, 0]
+    assert same_group_shares(z, groups, z, groups, k=5, exclude_self=[0, -1, 2]).tolist() == [
+        0.5,
+        pytest.approx(1 / 3),
+        0.5,
+    ]
+
+
+def test_an_interval_of_a_difference_is_that_of_its_queries():
+    """For one score of each query it is the interval of a mean: two deviations of it."""
+    rng = np.random.default_rng(0)
+    other = rng.normal(size=400)
+    ours = other + rng.normal(0.1, 0.5, size=400)
+    found = paired_difference(ours, other)
+    assert found.mean == pytest.approx(np.mean(ours - other))
+    half = 1.96 * np.std(ours - other) / 20
+    assert (found.mean - found.low, found.high - found.mean) == pytest.approx((half, half), rel=0.1)
+
+
+def test_a_difference_of_labels_is_the_mean_over_labels():
+    ours = np.array([[1.0, np.nan], [0.5, np.nan], [np.nan, 0.25]])
+    found = paired_difference(ours, np.zeros_like(ours))
+    assert found.mean == pytest.approx((0.75 + 0.25) / 2)
+    assert 0.25 <= found.low <= found.high <= 1
+
+
+@pytest.mark.parametrize("blend", [0, 0.2, 0.5, 1])
+def test_weighted_vectors_rank_as_blended_queries(blend):
+    rng = np.random.default_rng(1)
+    parts, vectors = Parts(appearance=3, labels=5), rng.normal(size=(20, 8))
+    stored = parts.weighted(vectors, 0.5)
+    weighted = parts.weighted(vectors, blend)
+    scores = np.stack([stored @ parts.query(vector, blend) for vector in vectors])
+    np.testing.assert_allclose(weighted @ weighted.T, scores, atol=1e-6)
+
+
+def test_weighted_vectors_of_another_width_are_refused():
+    with pytest.raises(ConfigError, match=r"shape \(2, 7\), expected \(N, 8\)"):
+        Parts(appearance=3, labels=5).weighted(np.ones((2, 7)), 0.5)
+    with pytest.raises(ConfigError, match="blend is 2"):
+        Parts(appearance=3, labels=5).weighted(np.ones((2, 8)), 2)
