@@ -25,6 +25,7 @@ from benchmarks.dial_world import (
 )
 from benchmarks.results_runs import K
 from encoders.metrics import rare_labels, score_retrieval
+from encoders.ranking import nearest
 from pipeline.analysis.evaluation import same_group_shares, same_place_recall
 from pipeline.analysis.intervals import paired_difference, plain_mean
 from storage.dataset import searched_splits
@@ -33,9 +34,11 @@ Values = NDArray[np.float64]
 FROZEN, RANDOM = "frozen features", "random vectors"
 COVERAGE = ("nDCG@50", "rare mAP")
 ALIKE = ("mAP J>=0.6", "Jaccard@10", "same scene@10")
-FURTHER = ("rare mAP, 5 and more", "surplus@10")
 UNSEEN = ("same scene@1", "same scene@10", "Jaccard@10")
 PLACES = ("r@1", "r@10")
+TWIN = 0.93
+"""Cosine from which two images count as nearly equal: looked at, they are the same kind of texture
+or the same place beside it."""
 LEAST = 5
 """Queries and relevant items that a label needs to be scored, in the column that says so."""
 
@@ -89,15 +92,25 @@ def by_labels(table: Table, z_ND: Floats, name: str, split: str) -> dict[str, Va
         rare_labels(counts_C, ap)
         for ap in (found.label_ap, np.where(enough, found.label_ap, np.nan))
     )
+    ndcg_Q = found.by_query[f"nDCG@{K}"]
     return {
-        "nDCG@50": found.by_query[f"nDCG@{K}"],
+        "nDCG@50": ndcg_Q,
         "rare mAP": found.label_ap_QC[:, rare],
         "mAP J>=0.6": found.by_query["mAP J>=0.6"],
         "Jaccard@10": found.by_query["Jaccard@10"],
         "same scene@10": _same_scene(table, z_ND, queries, items, 10),
         "rare mAP, 5 and more": found.label_ap_QC[:, rare_enough],
         "surplus@10": found.by_query["surplus@10"],
+        "nDCG@50, no twins": np.where(twins(table, name, split), np.nan, ndcg_Q),
     }
+
+
+def twins(table: Table, name: str, split: str) -> NDArray[np.bool_]:
+    """Return which queries have an item that frozen features find nearly equal, (Q,)."""
+    queries, items = table.rows(name, split), table.rows(name, *searched_splits(split))
+    cosine_Q1, _ = nearest(table.features_NF[queries], table.features_NF[items], 1)
+    is_twin_Q: NDArray[np.bool_] = cosine_Q1[:, 0] >= TWIN
+    return is_twin_Q
 
 
 def by_unseen_class(table: Table, z_ND: Floats, source: str, fold: int) -> dict[str, Values]:

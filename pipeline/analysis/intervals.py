@@ -38,7 +38,8 @@ def paired_difference(
     ----------
     ours, others
         A score of each query (Q,), or several (Q, M): the mean over the queries is taken first,
-        then the mean over the M. NaN where a query has no score.
+        then the mean over the M. NaN where a query has no score; all three values are NaN when
+        none has.
     resamples, seed
         Number of resamples and seed of their draws.
 
@@ -55,13 +56,15 @@ def paired_difference(
     gap_QM = np.asarray(ours, np.float64) - np.asarray(others, np.float64)
     gap_QM = gap_QM.reshape(len(gap_QM), -1)
     queries, rng = len(gap_QM), np.random.default_rng(seed)
+    mean = float(_weighted_means(gap_QM, np.ones((1, queries)))[0])
+    if not np.isfinite(mean):
+        return Difference(mean=mean, low=mean, high=mean)
     drawn = [
         _weighted_means(gap_QM, _counts(rng.integers(queries, size=(size, queries))))
         for size in np.diff([*range(0, resamples, _CHUNK), resamples])
     ]
     low, high = np.nanpercentile(np.concatenate(drawn), _RANGE)
-    mean = _weighted_means(gap_QM, np.ones((1, queries)))[0]
-    return Difference(mean=float(mean), low=float(low), high=float(high))
+    return Difference(mean=mean, low=float(low), high=float(high))
 
 
 def _counts(drawn_BQ: NDArray[np.int64]) -> NDArray[np.int64]:
