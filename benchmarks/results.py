@@ -34,7 +34,7 @@ from benchmarks.results_plan import (
     SEARCH,
     SHARED_SEARCH,
     Budget,
-    dial,
+    exactness_runs,
     selection,
     trials,
     with_settings,
@@ -52,7 +52,7 @@ from benchmarks.results_runs import (
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
 _TOLD = ("loss", "options", "seed")
-PARTS = ("dial", "ablation", "search")
+PARTS = ("exactness", "ablation", "search")
 Spread = dict[str, tuple[float, float]]
 Say = Callable[[str], None]
 
@@ -94,7 +94,7 @@ class Bench:
             f"{loss}, tuned" if loss == DEFAULT else loss: found["run"]
             for loss, found in tuned.items()
         } | {DEFAULT: base}
-        dials = dial(base) if "dial" in parts else {}
+        dials = exactness_runs(base) if "exactness" in parts else {}
         parted = {
             name: with_settings(base, DEFAULT, settings)
             for name, settings in (ABLATION if "ablation" in parts else {}).items()
@@ -110,7 +110,7 @@ class Bench:
             "tuned": {name: _described(found, base) for name, found in tuned.items()},
         }
         if dials:
-            result["dial"] = {str(value): self.spread(run) for value, run in dials.items()}
+            result["exactness"] = {str(value): self.spread(run) for value, run in dials.items()}
         if parted:
             result["ablation"] = {name: self.spread(run) for name, run in parted.items()}
         if "search" in parts:

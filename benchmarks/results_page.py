@@ -65,10 +65,10 @@ def dominated_by(
 
 
 def write_page(result: Mapping[str, Any], folder: Path) -> None:
-    """Write ``results.md`` and, with a dial, ``images/frontier.png`` into a folder."""
+    """Write ``results.md`` and, with exactness, ``images/frontier.png`` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = [_opening(result), _losses(result), _bar(result), _tuning(result)]
-    if "dial" in result:
+    if "exactness" in result:
         (folder / "images").mkdir(exist_ok=True)
         draw_frontier(result, folder / "images" / "frontier.png")
         parts.append(_frontier(result))
@@ -98,11 +98,11 @@ def draw_frontier(result: Mapping[str, Any], path: Path) -> None:
         upwards = sorted(points, key=lambda name: points[name][EXACTNESS][0])
         for place, name in enumerate(upwards):
             _point(axes, points[name], name, side=-1 if place % 2 or name == nearest else 1)
-        line = list(result["dial"].values())
+        line = list(result["exactness"].values())
         x, y = ([scores[column][0] for scores in line] for column in (COVERAGE, EXACTNESS))
         x_off, y_off = ([scores[column][1] for scores in line] for column in (COVERAGE, EXACTNESS))
         axes.errorbar(x, y, y_off, x_off, color="#1b4f72", marker="o", lw=2, elinewidth=0.8)
-        for value, left, up in zip(result["dial"], x, y, strict=True):
+        for value, left, up in zip(result["exactness"], x, y, strict=True):
             text = f"{float(value):g}"
             axes.annotate(text, (left, up), (5, 5), textcoords="offset points", c="#1b4f72")
         axes.set_xlabel("coverage: mAP of the rarest third of the labels")
@@ -207,8 +207,8 @@ shows neighbours of them.
 
 
 def _frontier(result: Mapping[str, Any]) -> str:
-    rows = [[f"{float(v):g}", *_scores(scores)] for v, scores in result["dial"].items()]
-    beaten = {n: dominated_by(s, result["dial"]) for n, s in baselines(result).items()}
+    rows = [[f"{float(v):g}", *_scores(scores)] for v, scores in result["exactness"].items()]
+    beaten = {n: dominated_by(s, result["exactness"]) for n, s in baselines(result).items()}
     won = [f"{n} (at {', '.join(f'{float(v):g}' for v in by)})" for n, by in beaten.items() if by]
     left = [n for n, by in beaten.items() if not by]
     return f"""## Coverage against exactness

@@ -1,4 +1,4 @@
-"""Runs of the results page: the trials of each loss, the ablation, the dial, the search.
+"""Runs of the results page: the trials of each loss, the ablation, exactness, the search.
 
 Every loss gets the same number of trials (`TRIALS_EACH`) on the validation split, one seed, and the
 same budget of epochs, rows and head. Its best trial by `selection` goes to the test split.
@@ -141,6 +141,6 @@ def trials(budget: Budget) -> Iterator[tuple[str, Run]]:
             yield name, with_settings(budget.base, name.partition(",")[0], settings)
 
 
-def dial(run: Run) -> dict[float, Run]:
+def exactness_runs(run: Run) -> dict[float, Run]:
     """Return a run of MACL with its exactness turned up."""
     return {value: replace(run, options={**run.options, "exactness": value}) for value in DIAL}

@@ -7,7 +7,8 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from benchmarks import layers, losses, metrics, results, scale, scale_model, training, vectors
+from benchmarks import dial, layers, losses, metrics, results, scale, scale_model, training, vectors
+from benchmarks.dial_world import Table
 from benchmarks.results_page import baselines, dominated_by, gains, write_page
 from benchmarks.results_plan import (
     COLUMNS,
@@ -18,6 +19,7 @@ from benchmarks.results_plan import (
     with_settings,
 )
 from benchmarks.results_runs import Run, World, measure, score, train
+from benchmarks.results_sections import dial as dial_section
 from benchmarks.scale_fleet import Fleet, Routes, simulate
 from encoders.loop import TrainingRows
 from encoders.losses import LabelStatistics, build_loss, loss_names
@@ -47,7 +49,7 @@ def world():
 def result(world, tmp_path_factory):
     budget = Budget(base=BASE, seeds=2, losses=("macl", "mulsupcon", "bce"))
     bench = results.Bench(world, budget, tmp_path_factory.mktemp("scratch"), say=lambda line: None)
-    return bench.results(("dial",)) | {"seconds": {"runs": bench.seconds}}
+    return bench.results(("exactness",)) | {"seconds": {"runs": bench.seconds}}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("[a-z]*.py")))
@@ -233,3 +235,59 @@ def test_tables_replace_those_on_the_page(tmp_path):
     assert page.read_text() == (
         "A\n<!-- x -->\n1\n2\n<!-- end -->\nB\n<!-- y -->\n3\n<!-- end -->\n"
     )
+
+
+@pytest.fixture(scope="module")
+def dial_table():
+    """Two labelled sets of 60 rows and 6 scene classes, and a series of 2 dates of 10 tiles."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random((140, 3)) < [0.7, 0.4, 0.3]).astype(np.uint8)
+    labels[:, 0] |= labels.sum(1) == 0
+    features = labels @ rng.normal(size=(3, 6)) + 0.1 * rng.normal(size=(140, 6))
+    features[130:] = features[120:130]
+    return Table(
+        features_NF=features.astype(np.float32),
+        labels_NC=labels,
+        set_N=np.repeat(np.array(["one", "two", "series"], dtype=object), [60, 60, 20]),
+        split_N=np.array(["train", "val", "test"] * 40 + ["0"] * 10 + ["1"] * 10, dtype=object),
+        group_N=np.array(
+            [f"class {row % 6}" for row in range(120)] + [f"tile {n}" for n in range(10)] * 2,
+            dtype=object,
+        ),
+        digest="few rows",
+        epochs=1,
+        folds={name: tuple((f"class {n}",) for n in range(5)) for name in ("one", "two")},
+    )
+
+
+def test_the_dial_is_chosen_on_validation_and_its_section_says_what_is_met(
+    dial_table, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(dial, "SERIES", {"series": ()})
+    monkeypatch.setattr(dial, "WIDTHS", (4,))
+    monkeypatch.setattr(dial, "LABEL_LOSSES", ("macl",))
+    monkeypatch.setattr(dial, "TRIED", ((0.1, 0.3),))
+    monkeypatch.setattr(dial, "WEIGHTS", (0.0, 0.5, 1.0))
+    found = {p: dial.run(dial_table, tmp_path, p) for p in dial.trials(("one", "two"), 1)}
+    settings = dial.chosen(found)
+    best = max(setting["least"] for setting in settings)
+    near = [setting for setting in settings if setting["least"] >= best - dial.NEAR]
+    assert settings[0]["blend"] == max(setting["blend"] for setting in near)
+    tested = {
+        p: dial.run(dial_table, tmp_path, p) for p in dial.tests(("one", "two"), settings[0], 1)
+    }
+    figures = dial.collected(found, settings, tested) | {
+        "seeds": 1,
+        "seconds": 1.0,
+        "twins": {"one": [0, 20]},
+    }
+    # The label part alone and w 0 differ by float16; a still series finds every place.
+    ends = figures["bars"]["macl"]["labels alone"]
+    assert all(min(margins.values()) > 0 for margins in ends.values())
+    assert figures["places"]["series"]["one"]["macl, w 1"]["r@1"][0] == 1
+    page = dial_section(json.loads(json.dumps(figures)))
+    assert f"**macl, 4 numbers of appearance, w {settings[0]['blend']:g}**" in page
+    assert "- macl, at w 0 no column is more than .005 below the label part alone" in page
+    first = dial.tests(("one", "two"), settings[0], 1)[0]
+    again = dial.run(dial_table, tmp_path, first)
+    assert json.dumps(again) == json.dumps(tested[first]), "finished parts are kept"

@@ -8,10 +8,12 @@ B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+Floats = NDArray[np.float64]
 _RANGE = (2.5, 97.5)
 _CHUNK = 500
 
@@ -36,7 +38,8 @@ def paired_difference(
     ----------
     ours, others
         A score of each query (Q,), or several (Q, M): the mean over the queries is taken first,
-        then the mean over the M. NaN where a query has no score.
+        then the mean over the M. NaN where a query has no score; all three values are NaN when
+        none has.
     resamples, seed
         Number of resamples and seed of their draws.
 
@@ -52,19 +55,44 @@ def paired_difference(
     """
     gap_QM = np.asarray(ours, np.float64) - np.asarray(others, np.float64)
     gap_QM = gap_QM.reshape(len(gap_QM), -1)
-    finite_QM = np.isfinite(gap_QM)
-    total_QM, queries = np.where(finite_QM, gap_QM, 0), len(gap_QM)
-    rng = np.random.default_rng(seed)
-
-    def means(weights_BQ: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> ArrayLike:
-        counts_BM = weights_BQ @ finite_QM
-        with np.errstate(invalid="ignore"):  # a resample may miss all queries of a label
-            return np.nanmean((weights_BQ @ total_QM) / counts_BM, axis=1)
-
+    queries, rng = len(gap_QM), np.random.default_rng(seed)
+    mean = float(_weighted_means(gap_QM, np.ones((1, queries)))[0])
+    if not np.isfinite(mean):
+        return Difference(mean=mean, low=mean, high=mean)
     drawn = [
-        means(rng.multinomial(queries, np.full(queries, 1 / queries), size=size).astype(float))
+        _weighted_means(gap_QM, _counts(rng.integers(queries, size=(size, queries))))
         for size in np.diff([*range(0, resamples, _CHUNK), resamples])
     ]
-    low, high = np.percentile(np.concatenate(drawn), _RANGE)
-    mean = np.asarray(means(np.ones((1, queries))))[0]
-    return Difference(mean=float(mean), low=float(low), high=float(high))
+    low, high = np.nanpercentile(np.concatenate(drawn), _RANGE)
+    return Difference(mean=mean, low=float(low), high=float(high))
+
+
+def _counts(drawn_BQ: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how often each query was drawn by each resample, (B, Q)."""
+    resamples, queries = drawn_BQ.shape
+    cells = drawn_BQ + queries * np.arange(resamples)[:, None]
+    return np.bincount(cells.reshape(-1), minlength=drawn_BQ.size).reshape(drawn_BQ.shape)
+
+
+def plain_mean(values: ArrayLike) -> float:
+    """Return the mean over the queries of scores (Q,) or (Q, M), then over the M, without NaN.
+
+    Examples
+    --------
+    >>> plain_mean([[1.0, 0.5], [0.0, float("nan")]])
+    0.5
+    """
+    scores = np.asarray(values, np.float64)
+    return float(_weighted_means(scores.reshape(len(scores), -1), np.ones((1, len(scores))))[0])
+
+
+def _weighted_means(gap_QM: Floats, weights_BQ: NDArray[Any]) -> Floats:
+    """Return the mean over M of the weighted means over Q, for each row of weights, (B,)."""
+    scored_QM = np.isfinite(gap_QM)
+    counts_BM = weights_BQ @ scored_QM  # a resample may miss all queries of a label
+    totals_BM = weights_BQ @ np.where(scored_QM, gap_QM, 0)
+    means_BM = totals_BM / np.maximum(counts_BM, 1)
+    labels_B = (counts_BM > 0).sum(1)
+    means_B = np.full(len(weights_BQ), np.nan)
+    np.divide(means_BM.sum(1), labels_B, out=means_B, where=labels_B > 0)
+    return means_B
