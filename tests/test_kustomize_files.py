@@ -16,7 +16,7 @@ import yaml
 from tests.support.paths import REPOSITORY
 from workflows.cli import cli
 from workflows.recipe.load import load_recipe
-from workflows.service.proxy import REPEATING
+from workflows.service.proxy import WITHOUT_LOSS
 from workflows.service.telemetry import Metrics
 
 ROOT = REPOSITORY / "deploy/kustomize"
@@ -73,8 +73,8 @@ def test_replicas_are_behind_haproxy_as_those_of_the_command():
         (container,) = TEMPLATES[role]["spec"]["containers"]
         given = {each["name"]: each.get("value") for each in container["env"]}
         assert given["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
-        retried = {name: text for name, text in given.items() if name in REPEATING}
-        assert retried == REPEATING
+        retried = {name: text for name, text in given.items() if name in WITHOUT_LOSS}
+        assert retried == WITHOUT_LOSS
     for rule in BASE["NetworkPolicy", "skysift"]["spec"]["ingress"]:
         within = rule["from"] == [{"podSelector": {"matchLabels": LABEL}}]
         opened = {port["port"] for port in rule.get("ports", ())}

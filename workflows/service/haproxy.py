@@ -74,6 +74,9 @@ def confined(text: str, host: str, port: int, errors: Path) -> str:
             # The replicas see HAProxy's address, and believe these headers (Uvicorn's rule).
             f"http-request set-header X-Forwarded-For %[src] unless {_LOCAL}",
             f"http-request del-header X-Forwarded-Proto unless {_LOCAL}",
+            # A client cannot know whether a POST was served on a connection that closes meanwhile.
+            "http-request set-var(txn.post) bool(true) if METH_POST",
+            "http-after-response set-header Connection close if { var(txn.post) -m bool }",
         ],
     }
     lines = []

@@ -25,17 +25,19 @@ from workflows.service.settings import ServiceSpec
 _ENABLE = "RAY_SERVE_ENABLE_HA_PROXY"
 _PROGRAM = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _ROOT_CHARS = 15  # 92 follow in the name of HAProxy's socket, which has at most 107
-REPEATING = {
+WITHOUT_LOSS = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
     "RAY_SERVE_HAPROXY_RETRIES": "10",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
 }
-"""Variables by which HAProxy repeats a request, from a buffer that holds a vector of 2,048 numbers.
+"""Variables by which HAProxy repeats requests, which is harmless: they only read.
 
-Requests only read, so a repetition is harmless.
+A request is repeated from a buffer that holds a vector of 2,048 numbers, and only until the answer
+begins: in one thread, the head and the body of an answer leave a replica together.
 """
 _TUNED = {
-    **REPEATING,
+    **WITHOUT_LOSS,
     # The replicas count requests themselves, where HAProxy would log each to a process of Ray's.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # A replica that ends waits this long for HAProxy to know.

@@ -92,12 +92,17 @@ def test_an_unknown_configuration_starts_nothing(tmp_path, left_out):
 class Echo(http.server.BaseHTTPRequestHandler):
     """A replica that answers with the headers that it got."""
 
+    protocol_version = "HTTP/1.1"
+
     def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
         body = json.dumps({name.lower(): text for name, text in self.headers.items()}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    do_POST = do_GET
 
     def log_message(self, *words: object) -> None: ...
 
@@ -158,7 +163,12 @@ class Started:
         with closing(connection):
             connection.request("GET", "/v1/ready", headers=headers)
             answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
+            body = json.loads(answer.read())
+            assert connection.sock or answer.status == 503  # is kept
+            connection.request("POST", "/v1/search", b"{}")
+            connection.getresponse().read()
+            assert not connection.sock  # no further POST meets a connection that closes
+            return answer.status, body
 
 
 @pytest.fixture
