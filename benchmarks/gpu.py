@@ -75,7 +75,7 @@ def gradients(setting: Setting, folder: Path) -> Iterator[Row]:
 
 def training(setting: Setting, folder: Path) -> Iterator[Row]:
     """Images a second at 1 to N workers, and in bfloat16 beside float32."""
-    model = MODELS[0]
+    model = MODELS[1] if setting.small else MODELS[0]
     size = Size(images=128, epochs=1) if setting.small else Size(images=8192, epochs=3)
     uri = str(folder / "noise")
     write_dataset(uri, size)
