@@ -75,7 +75,7 @@ def gradients(setting: Setting, folder: Path) -> Iterator[Row]:
 
 def training(setting: Setting, folder: Path) -> Iterator[Row]:
     """Images a second at 1 to N workers, and in bfloat16 beside float32."""
-    model = MODELS[0]
+    model = MODELS[1] if setting.small else MODELS[0]
     size = Size(images=128, epochs=1) if setting.small else Size(images=8192, epochs=3)
     uri = str(folder / "noise")
     write_dataset(uri, size)
@@ -197,7 +197,7 @@ def one_index(archive: str, output: Path) -> None:
 
 def embedding(setting: Setting, folder: Path) -> Iterator[Row]:
     """Tiles a second of an ingest on Ray for each GPU, beside the encoder alone: who waits."""
-    side, copies = (512, 2) if setting.small else (4096, 12)
+    side, copies = (256, 24) if setting.small else (4096, 12)
     folder.mkdir(parents=True, exist_ok=True)
     scenes = write_scenes(folder, copies, side, 256)
     bundle = write_bundle(folder / "bundle", 64, 8 if setting.small else None)
@@ -261,11 +261,11 @@ def main(arguments: list[str] | None = None) -> int:
     with ray_session(), tempfile.TemporaryDirectory(prefix="skysift-gpu-") as folder:
         for name in chosen.only:
             print(f"== {name}", flush=True)
-            rows += PARTS[name](setting, Path(folder, name))
+            part = list(PARTS[name](setting, Path(folder, name)))
+            print(table(part), flush=True)
+            rows += part
     if setting.device == "gpu" and not setting.small:
         publish("gpu", rows, partial=len(chosen.only) < len(PARTS))
-    else:
-        print(table(rows))
     return int(any(row.met is False for row in rows)) if not setting.small else 0
 
 

@@ -6,8 +6,20 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import dial, layers, losses, metrics, results, scale, scale_model, training, vectors
+from benchmarks import (
+    dial,
+    gpu,
+    layers,
+    losses,
+    metrics,
+    results,
+    scale,
+    scale_model,
+    training,
+    vectors,
+)
 from benchmarks.dial_world import Table
 from benchmarks.results_page import baselines, dominated_by, gains, write_page
 from benchmarks.results_plan import (
@@ -61,6 +73,14 @@ def test_every_benchmark_can_be_imported(name: str):
         if error.name != "lancedb":
             raise
         pytest.skip("lancedb is not installed")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_the_table_of_gpus_ends_with_one_line_where_there_is_none(capsys):
+    assert gpu.main([]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("no CUDA device: ")
+    assert "skysift doctor --gpus 1" in line
 
 
 def test_every_loss_of_the_registry_has_equally_many_valid_trials(world):

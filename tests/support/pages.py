@@ -38,7 +38,7 @@ PAGES = {
     "docs/howto/geospatial.md": Page(parts=("scenes", "bands"), before=(INGEST,)),
     "docs/howto/analyst.md": Page(before=(INGEST, INDEX), not_run=2),
     "docs/howto/migrate-encoder.md": Page(parts=("scenes", "other bundle"), before=(INGEST, INDEX)),
-    "docs/howto/platform.md": Page(not_run=2),
+    "docs/howto/platform.md": Page(not_run=3),
     "docs/howto/kubernetes.md": Page(parts=(), not_run=1),
     "docs/howto/embeddings.md": Page(parts=("embeddings",)),
     "docs/howto/loss.md": Page(parts=("trainings",)),

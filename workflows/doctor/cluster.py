@@ -118,7 +118,7 @@ def _look(cluster: Cluster) -> dict[str, Any]:
         return {"fault": f"no answer within {limit_s:g} s"}
     except subprocess.CalledProcessError as error:
         return {"fault": (error.stderr or "").strip().rpartition("\n")[2] or str(error)}
-    answer: dict[str, Any] = json.loads(done.stdout)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from storage.errors import ConfigError
 from workflows.doctor.cluster import file_findings
-from workflows.doctor.findings import Finding, Probe
+from workflows.doctor.findings import Finding, Probe, Verdict
 from workflows.service.settings import ServiceSpec, check_exposure, check_free
 
 _ANSWER_S = 3.0
@@ -23,6 +23,7 @@ def service_probes(spec: ServiceSpec, stated: bool) -> list[Probe]:
 def port_finding(spec: ServiceSpec, stated: bool = True) -> Finding:
     """Check that the port is free, or that Skysift answers there."""
     where = f"{spec.host} port {spec.port}"
+    wrong: Verdict = "broken" if stated else "note"
     try:
         check_free(spec.host, spec.port)
     except ConfigError as error:
@@ -30,16 +31,15 @@ def port_finding(spec: ServiceSpec, stated: bool = True) -> Finding:
         if status == 200 and answered == "ready":
             return Finding("service", "ok", f"Skysift answers at {where}, ready")
         if answered:
-            advice = "its stderr tells more: `skysift serve` prints the stages of its start"
-            return Finding(
-                "service", "broken", f"Skysift at {where} is not ready: {answered}", advice
+            advice = "its stderr says more: `skysift serve` prints the stages of its start"
+            found = f"Skysift at {where} is not ready: {answered}"
+        else:
+            found = str(error).partition(";")[0]
+            advice = (
+                f"`ss -ltnp 'sport = :{spec.port}'` shows the program; or `skysift serve --port "
+                f"{spec.port + 1}`"
             )
-        advice = (
-            f"`ss -ltnp 'sport = :{spec.port}'` shows the program; or `skysift serve --port "
-            f"{spec.port + 1}`"
-        )
-        found = str(error).partition(";")[0]
-        return Finding("service", "broken" if stated else "note", found, advice)
+        return Finding("service", wrong, found, advice)
     return Finding("service", "ok", f"{where} is free")
 
 
