@@ -50,7 +50,8 @@ def doctor(run: Run, ctx: click.Context, /, no_ray: bool, gpus: int) -> None:
 
     This machine: versions, GDAL, FAISS, GPU, disks, memory. A recipe: its cluster (address,
     token, each node's releases, GPUs, disk and clock), its dashboard, its object store (endpoint,
-    clock, credentials, buckets), its folders, its training and its service (port, tokens).
+    clock, credentials, buckets), its folders, its index (recall), its training and its service
+    (port, tokens).
 
     Changes nothing. The checks run side by side, each within seconds. Exits with 1 when something
     is broken.
@@ -74,6 +75,7 @@ def _lines(finding: "Finding") -> Iterator[str]:
 
 def _probes(run: Run, no_ray: bool, gpus: int) -> Iterator["Probe"]:
     from workflows.doctor.cluster import cluster_probes
+    from workflows.doctor.index import index_probe
     from workflows.doctor.machine import disk_probe, machine_probes
     from workflows.doctor.places import place_probes
 
@@ -82,6 +84,7 @@ def _probes(run: Run, no_ray: bool, gpus: int) -> Iterator["Probe"]:
     yield disk_probe(list(_folders(places)))
     yield from place_probes(places)
     if run.recipe.index.uri is not None:
+        yield index_probe(Location.of(run.recipe.index.uri))
         yield from _of_service(run)
     if not no_ray:
         yield from cluster_probes(_cluster(run))

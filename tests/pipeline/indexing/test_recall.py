@@ -72,7 +72,7 @@ def test_recall_is_that_of_each_end_of_the_blend_and_the_worst_decides(folder: P
     assert manifest.nprobe == min(reached)
 
 
-def test_index_build_and_info_say_the_recall_of_each_blend(folder: Path):
+def test_index_build_info_and_doctor_say_the_recall_of_each_blend(folder: Path):
     index, archive = folder / "index", folder / "archive"
     manifest = read_manifest(str(index))
     each = ", ".join(f"blend {b}: {manifest.recalls[b]:.3f}" for b in BLENDS)
@@ -80,7 +80,7 @@ def test_index_build_and_info_say_the_recall_of_each_blend(folder: Path):
     recipe = folder / "recipe.yaml"
     lists = f"kind: ivf_flat, nlist: 16, recall: {TARGET}"
     recipe.write_text(f"archive: {{uri: {archive}}}\nindex: {{uri: {index}, {lists}}}\n")
-    for command in (("index", "build"), ("index", "info")):
+    for command in (("index", "build"), ("index", "info"), ("doctor", "--no-ray")):
         said = run(*command, "-r", recipe).out
         assert f"{worst} ({each})" in said, said
     assert read_manifest(str(index)).version == manifest.version

@@ -123,7 +123,9 @@ def test_a_search_that_learns_from_marks_does_not_take_the_dial_and_says_so(
     assert "blend" not in _asked(answer.value)
     assert answer.value.json()["learned"]
     expect(_dial(page)).to_be_disabled()
-    expect(page.locator("#dial")).to_contain_text("From 10 marks on the search weighs looks")
+    expect(page.locator("#dial")).to_contain_text(
+        "From 10 marks on, the marks weigh looks and labels"
+    )
     expect(page.locator("#error")).to_be_hidden()
     _accessible(page)
     page.locator("#examples button").first.click()

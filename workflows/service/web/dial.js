@@ -17,8 +17,8 @@ function inWords(blend) {
 /** Why the dial does nothing for a state; empty when it does something. */
 function obstacle(state) {
   if (state.change) return state.change.toward ? "Changes go toward the query as it was asked." : "";
-  if (state.detect) return "Detections weigh looks and labels as the marks tell.";
-  if (learns(state)) return `From ${LEARNS} marks on the search weighs looks and labels as they tell.`;
+  if (state.detect) return "In detections the marks weigh looks and labels.";
+  if (learns(state)) return `From ${LEARNS} marks on, the marks weigh looks and labels.`;
   return "";
 }
 
