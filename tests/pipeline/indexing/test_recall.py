@@ -18,7 +18,7 @@ from tests.support.two_parts import two_part_encoder
 
 COUNT = 250  # all of them are queries of the measurement
 TARGET = 0.9
-BLENDS = ("0", "0.2", "1")
+BLENDS = ("0", "0.15", "1")
 Floats = np.ndarray[Any, Any]
 
 

@@ -13,7 +13,7 @@ from storage.archive.reader import Archive
 from storage.errors import ConfigError, EncoderMismatchError
 from storage.formats import write_hits
 from storage.index.filter import Filter
-from storage.parts import Parts
+from storage.parts import DEFAULT_BLEND, Parts
 from tests.support.archive_world import FINGERPRINT, create_archive
 from tests.support.dated_world import add_scene
 from tests.support.shard_world import GRID
@@ -112,7 +112,7 @@ def test_vectors_of_two_parts_move_by_the_part_that_the_blend_weighs(tmp_path: P
 
     assert first(blend=1) == set(range(10))
     assert first(blend=0) == set(range(10, 20))
-    assert first() == first(blend=0.2) == set(range(10, 20))
+    assert first() == first(blend=DEFAULT_BLEND) == set(range(10, 20))
     search = SavedSearch(title="s", encoder_fingerprint=FINGERPRINT, vector=tuple(ground[0]))
     with pytest.raises(ConfigError, match="'s' has a blend of its own; leave blend out"):
         find_changes(archive, {"before": "2019", "after": "2024", "blend": 1}, search)

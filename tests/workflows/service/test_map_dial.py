@@ -63,9 +63,9 @@ def test_the_dial_asks_again_as_it_moves_and_is_in_the_link_and_the_saved_search
 ):
     page = wide.open(address).page
     about = page.request.get(f"{address}/v1/index").json()
-    assert about["parts"] == {"appearance": 8, "labels": 16, "blend": 0.2}
-    expect(_dial(page)).to_have_value("0.2")
-    expect(page.locator("#dial")).to_contain_text("looks 20 %, labels 80 %")
+    assert about["parts"] == {"appearance": 8, "labels": 16, "blend": 0.15}
+    expect(_dial(page)).to_have_value("0.15")
+    expect(page.locator("#dial")).to_contain_text("looks 15 %, labels 85 %")
     with page.expect_response("**/v1/search") as answer:
         wide.click_map(0.5, 0.45)
     assert "blend" not in _asked(answer.value)
