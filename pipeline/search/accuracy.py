@@ -6,7 +6,7 @@ the mathematics is in :mod:`pipeline.search.marks`. The marks of a check are not
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -102,6 +102,12 @@ class Check:
         ]
         return cls(strata=tuple(strata), tiles=tuple(tiles[at] for at in np.argsort(order)))
 
+    def with_marks(self, other: "Check") -> "Check":
+        """Return the check with the marks that another one has for its tiles."""
+        marks = {(one.tile, one.scene): one.mark for one in other.tiles}
+        tiles = [replace(one, mark=marks.get((one.tile, one.scene))) for one in self.tiles]
+        return replace(self, tiles=tuple(tiles))
+
     @property
     def marked(self) -> int:
         """The number of tiles with a mark."""
@@ -133,7 +139,7 @@ class Check:
         ours, theirs = (
             [(one.rows, one.lowest, one.expected) for one in each] for each in (self.strata, strata)
         )
-        return len(ours) == len(theirs) and np.allclose(ours, theirs, rtol=1e-5)
+        return len(ours) == len(theirs) and bool(np.allclose(ours, theirs, rtol=1e-5))
 
     def to_arrow(self, searcher: Searcher, query: Query) -> pa.Table:
         """Return the tiles in their order, as hits of a query with the columns of a check.

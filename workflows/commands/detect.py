@@ -99,8 +99,9 @@ def detect(run: Run, /, **options: Any) -> None:
             "out": found.to_arrow,
             "marks_out": lambda: found.marked(searcher),
             "review_out": found.to_review,
-            "check_out": lambda: search.check.to_arrow(searcher, found.hits.queries[0]),
         }
+        if (check := search.check) is not None:
+            tables["check_out"] = lambda: check.to_arrow(searcher, found.hits.queries[0])
         for name, uri in outputs.items():
             write_hits(tables[name](), run.location(uri))
     _show(run, search, found)
@@ -119,8 +120,6 @@ def _refuse_mixtures(options: dict[str, Any], outputs: dict[str, str]) -> None:
         raise click.UsageError("give either --marks or --saved, or --checked alone")
     if not sources and (outputs or options["save"] or options["check"]):
         raise click.UsageError("--checked alone prints; give --marks or --saved too")
-    if options["check"] and options["checked"]:
-        raise click.UsageError("give --check to draw tiles, or --checked with their marks")
     if options["check"] and not options["check_out"]:
         raise click.UsageError("--check draws tiles for --check-out; give that too")
 
@@ -137,6 +136,8 @@ def _with_check(
     run: Run, search: "SavedSearch", found: "Detections", options: dict[str, Any]
 ) -> "SavedSearch":
     """Return the search with the check that the options ask for, or with its own if that fits.
+
+    A check that is drawn again with more tiles keeps its marks.
 
     Raises
     ------
@@ -159,8 +160,9 @@ def _with_check(
                 f"{options['checked']} is a check of other detections: of other marks, another "
                 "threshold, region or version of the index; draw a new one with --check N"
             )
-    elif options["check"] or (options["check_out"] and check is None):
-        check = Check.of(found, options["check"] or CHECKED)
+    if options["check"] or (options["check_out"] and check is None):
+        drawn = Check.of(found, options["check"] or CHECKED)
+        check = drawn if check is None else drawn.with_marks(check)
     return replace(search, check=check)
 
 

@@ -182,6 +182,11 @@ def _checked(world: World, index: tuple[str, str], saved: Path, folder: Path) ->
     tiles = [feature["properties"] for feature in json.loads(again.read_text())["features"]]
     assert [one["tile_key"] for one in tiles] == [row["tile_key"] for row in rows]
     assert [one["mark"] for one in tiles] == [row["mark"].lower() for row in rows]
+    more = folder / "more.parquet"
+    larger = ("--checked", again, "--check", 90, "--check-out", more)
+    grown = _answer("detect", *index, "--saved", saved, *larger)["check"]
+    assert (grown["marked"], grown["tiles"]) == (len(rows), len(geopandas.read_parquet(more)))
+    assert grown["tiles"] > len(rows)
     other = run("detect", *index, "--saved", saved, "--threshold", 0.7, "--checked", again)
     assert other.code == 2
     assert "a check of other detections" in other.err
