@@ -60,7 +60,7 @@ export function showMarking(state, { learned, detected, measured, able }) {
   if (!state.detect) return;
   form.elements.threshold.value = state.detect;
   showThreshold(state.detect);
-  find("#expected").textContent = measured ? measuredInWords(measured) : detected ? expectedInWords(detected) : "";
+  find("#expected").textContent = measured?.marked ? measuredInWords(measured) : detected ? expectedInWords(detected) : "";
   find("#review").textContent = `Review ${counted(detected?.review.length ?? 0, "tile")}`;
   find("#review").disabled = !detected?.review.length;
   find("#check").disabled = !detected?.expected.rows;
