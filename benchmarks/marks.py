@@ -7,10 +7,14 @@ head of an encoder does it. The goals are of those that are not centred: centred
 a better query. Each label of 40 images up to 60 % of all is a search; a mark is right when the
 image has the label. Queries are scored by all images without a mark; sessions of marks by the half
 of the images that is never marked.
+
+Accuracy checks are of detections after a session, with the labels in the place of the person. The
+half that is never marked is too small for an archive, so each of its images stands for 100 rows; a
+second archive has right rows only a tenth as often, for which no calibration was made.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +28,19 @@ from benchmarks.real_vectors import image_features, reduced
 from pipeline.search.marks import (
     LEAST_MARKS,
     UNLABELLED_ROWS,
+    Calibration,
+    accuracies,
     calibrate,
+    draw,
     expect,
     learned_vector,
     next_marks,
+    stratify,
 )
 
 DIMENSION, SEEDS, SESSIONS = 128, 5, 3
 START, EACH, ROUNDS = 3, 10, 6
+THRESHOLD, FLOOR, CHECKS, DRAWS = 0.5, 0.01, (40, 80, 160), 10
 GOALS: dict[str, dict[int, float | None]] = {
     "UC Merced": {10: 2.6, 30: 4.6},
     "AID": {10: 4.0, 30: 6.3},
@@ -143,9 +152,9 @@ def curve_of(session: Session, sessions: int) -> Array:
     return np.asarray(np.mean(curves, axis=0))
 
 
-def calibration_rows(data: Labelled, sessions: int) -> Iterator[Row]:
-    """Yield how far expected precision and recall are from those of the images never marked."""
-    session, found = Session(data=data, choose=next_marks, learns=True), []
+def detections_of(data: Labelled, sessions: int) -> Iterator[tuple[Calibration, Array, Array]]:
+    """Yield calibration, scores and truth of the images never marked, after each session."""
+    session = Session(data=data, choose=next_marks, learns=True)
     held = np.random.default_rng(9).permutation(len(data.labels))[: len(data.labels) // 2]
     for number, has in data.searches():
         for seed in range(sessions):
@@ -154,13 +163,25 @@ def calibration_rows(data: Labelled, sessions: int) -> Iterator[Row]:
             if min(known.sum(), (~known).sum()) < START:
                 continue
             groups = data.vectors[marks[known]], data.vectors[marks[~known]], data.vectors[sample]
-            scores = data.vectors[held] @ learned_vector(*groups)
             calibration = calibrate(*groups)
-            hit = calibration.probability(scores) >= 0.5
-            if hit.any():
-                said, truth = expect(calibration, scores, 0.5), has[held]
-                precision, recall = truth[hit].mean(), truth[hit].sum() / truth.sum()
-                found.append((said.precision, precision, said.recall, recall))
+            scores = data.vectors[held] @ learned_vector(*groups)
+            if (calibration.probability(scores) >= THRESHOLD).any():
+                yield calibration, scores, has[held]
+
+
+def calibration_rows(data: Labelled, sessions: int) -> Iterator[Row]:
+    """Yield how far expected precision and recall are from those of the images never marked.
+
+    The rows of accuracy checks follow.
+    """
+    found, plain, rare = [], [], []
+    for calibration, scores, truth in detections_of(data, sessions):
+        probability = calibration.probability(scores)
+        hit, said = probability >= THRESHOLD, expect(calibration, scores, THRESHOLD)
+        precision, recall = truth[hit].mean(), truth[hit].sum() / truth.sum()
+        found.append((said.precision, precision, said.recall, recall))
+        plain.append(Detected.of(probability, truth, (100, 100)))
+        rare.append(Detected.of(probability, truth, (10, 100)))
     said_p, true_p, said_r, true_r = np.array(found).T
     for name, said, true in (("precision", said_p, true_p), ("recall", said_r, true_r)):
         error = float(np.abs(said - true).mean())
@@ -173,6 +194,59 @@ def calibration_rows(data: Labelled, sessions: int) -> Iterator[Row]:
             ratio=error,
             note=f"The ratio is the mean distance; expected minus true is "
             f"{float((said - true).mean()):+.3f}: expectations are cautious where negative.",
+        )
+    for count in CHECKS:
+        yield from check_rows(data.name, plain, count)
+    yield from check_rows(f"{data.name}, right rows a tenth as often", rare, CHECKS[1])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Detected:
+    """Rows of an archive in which a session detects: probabilities, highest first, and truth."""
+
+    probability: Array
+    right: Array
+
+    @classmethod
+    def of(cls, probability: Array, right: Array, times: tuple[int, int]) -> "Detected":
+        """Return rows above the floor; right and wrong images stand for ``times`` rows each."""
+        rows = np.repeat(np.arange(len(right)), np.where(right, *times))
+        rows = rows[probability[rows] >= FLOOR]
+        rows = rows[np.argsort(-probability[rows], kind="stable")]
+        return cls(probability=probability[rows], right=right[rows])
+
+    def check(self, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
+        """Draw and mark tiles; return truth and intervals (3, 2) of precision, recall and F1."""
+        strata = stratify(self.probability, THRESHOLD, FLOOR)
+        _, numbers = draw(strata, count)
+        edges = np.cumsum([0, *(one.rows for one in strata)])
+        marks = [
+            self.right[rng.choice(np.arange(start, end), drawn, False)]
+            for start, end, drawn in zip(edges, edges[1:], np.bincount(numbers), strict=False)
+        ]
+        found = accuracies(strata, [int(m.sum()) for m in marks], [int((~m).sum()) for m in marks])[
+            0
+        ]
+        hit = self.right[: strata[0].rows].sum()
+        every = max(self.right.sum(), 1)
+        truth = np.array([hit / found.rows, hit / every, 2 * hit / (found.rows + every)])
+        return truth, np.array([found.precision_interval, found.recall_interval, found.f1_interval])
+
+
+def check_rows(name: str, found: Sequence[Detected], count: int) -> Iterator[Row]:
+    """Yield how often the intervals of checks hold the truth, and how wide they are."""
+    rng = np.random.default_rng(count)
+    pairs = [one.check(count, rng) for one in found for _ in range(DRAWS)]
+    truth, intervals = (np.stack(parts) for parts in zip(*pairs, strict=True))
+    held = (intervals[..., 0] <= truth + 1e-9) & (truth - 1e-9 <= intervals[..., 1])
+    wide = np.diff(intervals)[..., 0].mean(axis=0)
+    for figure, shares, width in zip(("precision", "recall", "F1"), held.T, wide, strict=True):
+        yield Row(
+            what=f"{name}: 90 % interval of {figure} by a check of {count} tiles",
+            ours=float(shares.mean()),
+            unit="share that holds the truth",
+            ratio=float(shares.mean()),
+            note=f"Of {len(shares)} draws; mean width {width:.2f}.",
         )
 
 

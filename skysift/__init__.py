@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.indexing.spec import IndexSpec
     from pipeline.ingest.driver import ingest, plan_ingest
     from pipeline.ingest.spec import IngestSpec
+    from pipeline.search.accuracy import Check, read_check
     from pipeline.search.change import ChangeSpec, find_changes
     from pipeline.search.hits import Hits
     from pipeline.search.query import Query
@@ -57,6 +58,7 @@ __all__ = [
     "CatalogError",
     "CatalogSpec",
     "ChangeSpec",
+    "Check",
     "ConfigError",
     "CorruptIndexError",
     "Encoder",
@@ -97,6 +99,7 @@ __all__ = [
     "ingest",
     "open",
     "plan_ingest",
+    "read_check",
     "retrieval_metrics",
     "save_bundle",
     "update_index",
@@ -111,6 +114,7 @@ __getattr__ = public_names(
         "CatalogError": "storage.errors",
         "CatalogSpec": "storage.scene",
         "ChangeSpec": "pipeline.search.change",
+        "Check": "pipeline.search.accuracy",
         "ConfigError": "storage.errors",
         "CorruptIndexError": "storage.errors",
         "Encoder": "encoders.bundle",
@@ -151,6 +155,7 @@ __getattr__ = public_names(
         "ingest": "pipeline.ingest.driver",
         "open": "workflows.notebook.index",
         "plan_ingest": "pipeline.ingest.driver",
+        "read_check": "pipeline.search.accuracy",
         "retrieval_metrics": "encoders.metrics",
         "save_bundle": "encoders.bundle",
         "update_index": "pipeline.indexing.driver",

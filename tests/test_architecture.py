@@ -62,7 +62,7 @@ HOMES = {
         "storage/embeddings/table.py",
         "storage/index/sidecar.py",
         "pipeline/analysis/landcover.py",
-        *within("pipeline/search", "batch change detections distinct hits searcher"),
+        *within("pipeline/search", "accuracy batch change detections distinct hits searcher"),
         "pipeline/training/driver.py",
         "workflows/notebook/pictures.py",
         "workflows/report/contact_sheet.py",

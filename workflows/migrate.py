@@ -2,7 +2,7 @@
 
 All formats that this Skysift reads are read as they are, so nothing has to be migrated before an
 upgrade. Two of them gain by it: segments of an archive without digests, whose damage nothing would
-notice, and saved searches of version 1. docs/upgrades.md lists the formats.
+notice, and saved searches of versions 1 and 2. docs/upgrades.md lists the formats.
 """
 
 import json

@@ -3,6 +3,7 @@
 The mathematics is that of :mod:`pipeline.search.marks`; this module asks the index for rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,6 +56,8 @@ class Detections:
         Least probability of a detection.
     calibration, expected
         Probabilities of scores, and the expectation at the threshold among the unmarked rows.
+    floor
+        Least probability of a row that was looked at.
     review
         Positions of the unmarked rows whose probability is nearest to the threshold, nearest first.
     """
@@ -65,6 +68,7 @@ class Detections:
     threshold: float
     calibration: Calibration
     expected: Expected
+    floor: float
     review: npt.NDArray[np.int64]
 
     @property
@@ -74,6 +78,11 @@ class Detections:
         return np.asarray(
             (marks == RIGHT) | ((self.probability >= self.threshold) & (marks != WRONG))
         )
+
+    @property
+    def unmarked(self) -> npt.NDArray[np.int64]:
+        """Positions of the rows without a mark."""
+        return np.flatnonzero([name is None for name in self.mark])
 
     def to_arrow(self, *, everything: bool = False, most: int | None = None) -> pa.Table:
         """Return the detections as :meth:`pipeline.search.hits.Hits.to_arrow` returns hits.
@@ -88,11 +97,11 @@ class Detections:
             Return the best of them, at most as many.
         """
         keep = np.ones(len(self.probability), dtype=np.bool_) if everything else self.detected
-        return self._table(np.flatnonzero(keep)[:most])
+        return self.rows_at(np.flatnonzero(keep)[:most])
 
     def to_review(self) -> pa.Table:
         """Return the rows to review, nearest to the threshold first."""
-        table = self._table(np.sort(self.review))
+        table = self.rows_at(np.sort(self.review))
         return _ranked(table.take(pa.array(np.argsort(np.argsort(self.review)))))
 
     def marked(self, searcher: Searcher) -> pa.Table:
@@ -106,7 +115,7 @@ class Detections:
         (query,) = self.hits.queries
         return marked_tiles(searcher, query, self.calibration)
 
-    def _table(self, positions: npt.NDArray[np.int64]) -> pa.Table:
+    def rows_at(self, positions: npt.NDArray[np.int64]) -> pa.Table:
         """Return rows by their ascending positions; only these are read and outlined."""
         keep = np.zeros(self.hits.rows.shape, dtype=np.bool_)
         keep[0, positions] = True
@@ -134,18 +143,31 @@ def marked_tiles(
     """
     marks = marks_by_row(query)
     tiles = [one for one in (*query.right, *query.wrong) if one.tile and one.row is not None]
+    hits = tiles_as_hits(searcher, query, [(str(one.tile), str(one.scene)) for one in tiles])
+    names = tuple(marks[row] for row in hits.rows[0].tolist())
+    probability = None if calibration is None else calibration.probability(hits.scores[0])
+    return _with(hits.to_arrow(), names, probability)
+
+
+def tiles_as_hits(searcher: Searcher, query: Query, tiles: Sequence[tuple[str, str]]) -> Hits:
+    """Return tiles by key and scene as hits of a query; those that the index lacks are left out.
+
+    Raises
+    ------
+    SearchUnavailableError
+        A shard did not answer.
+    """
     where = Filter(
-        tiles=tuple(sorted({str(one.tile) for one in tiles})),
-        scenes=tuple(sorted({str(one.scene) for one in tiles})),
+        tiles=tuple(sorted({key for key, _ in tiles})),
+        scenes=tuple(sorted({scene for _, scene in tiles})),
     )
     most = max(len(where.tiles) * len(where.scenes), 1)
     hits = searcher.search(query.vector, min(most, searcher.manifest.rows), where)
-    hits = replace(hits, queries=(query,)).where(np.isin(hits.rows, list(marks)), most)
-    present = hits.rows[0][hits.rows[0] >= 0]
-    names = tuple(marks[row] for row in present.tolist())
-    scores = hits.scores[0][: len(present)]
-    probability = None if calibration is None else calibration.probability(scores)
-    return _with(hits.to_arrow(), names, probability)
+    table, wanted = hits.to_arrow(), set(tiles)
+    found = zip(table["tile_key"].to_pylist(), table["scene"].to_pylist(), strict=True)
+    keep = np.zeros(hits.rows.shape, dtype=np.bool_)
+    keep[0, : len(table)] = [key in wanted for key in found]
+    return replace(hits, queries=(query,)).where(keep, int(keep.sum()))
 
 
 def suggest(searcher: Searcher, query: Query, count: int = 10, where: Where = None) -> Hits:
@@ -250,7 +272,8 @@ def detect(
     if not 0 < threshold < 1:
         raise ConfigError(f"detections: threshold is {threshold}; give a number between 0 and 1")
     known = calibration or calibration_of(searcher, query)
-    lowest = float(np.clip(known.score_at(min(_FLOOR, threshold)), -1, 1))
+    floor = min(_FLOOR, threshold)
+    lowest = float(np.clip(known.score_at(floor), -1, 1))
     hits = searcher.answer(query, where=where, min_score=lowest, limit=limit, keep_own=True)
     rows = hits.rows[0][hits.rows[0] >= 0].tolist()
     probability = known.probability(hits.scores[0][: len(rows)])
@@ -265,6 +288,7 @@ def detect(
         threshold=threshold,
         calibration=known,
         expected=expect(known, hits.scores[0][unmarked], threshold),
+        floor=float(probability[-1]) if hits.truncated else floor,
         review=unmarked[np.argsort(distance, kind="stable")[:review]],
     )
 

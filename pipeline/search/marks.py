@@ -11,12 +11,16 @@ rows as weak negatives: C. Elkan and K. Noto, Learning classifiers from only pos
 data, KDD 2008. Marks: D. Lewis and W. Gale, A sequential algorithm for training text classifiers,
 SIGIR 1994 (uncertain); K. Brinker, Incorporating diversity in active learning with support vector
 machines, ICML 2003 (spread). Probabilities: J. Platt, Probabilistic outputs for support vector
-machines, 1999; H.-T. Lin et al., A note on Platt's probabilistic outputs, 2007. Intervals: B. Efron
-and R. Tibshirani, An Introduction to the Bootstrap, 1993.
+machines, 1999; H.-T. Lin et al., A note on Platt's probabilistic outputs, 2007. Accuracy by a
+stratified random sample: P. Olofsson et al., Good practices for estimating area and assessing
+accuracy of land change, Remote Sensing of Environment 148, 2014; strata and their posterior: T.
+Dalenius and J. Hodges, Minimum variance stratification, JASA 54, 1959; W. Ericson, Subjective
+Bayesian models in sampling finite populations, JRSS B 31, 1969.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,9 +45,11 @@ _RIGHT, _WRONG, _UNLABELLED = 200.0, 100.0, 100.0
 _FOLDS = 10
 _WIDE, _NARROW, _BEST = 10, 5, 3
 """Candidates for each tile to mark: uncertain ones in the first round and later; best ones."""
-_RESAMPLED, _INTERVAL = 200, (0.05, 0.95)
+_BELOW, _PRIOR, _DRAWS = 3, 2.0, 4000
+"""Strata below a threshold; marks that a calibration is worth in each stratum; posterior draws."""
+_CENTRAL = (0.05, 0.5, 0.95)
 _QUANTILES, _WEAK, _PENALTY = 21, 0.25, 1e-3
-_BINS, _STEPS = 4096, 100
+_STEPS = 100
 
 
 def marks_in_words(right: int, wrong: int) -> str:
@@ -176,17 +182,10 @@ class Calibration:
     slope, offset
         The probability that a row of a score is right is the logistic function of ``slope`` times
         the score plus ``offset``.
-    scores, right
-        The score of each mark by a query that was made without it, and whether the mark is right.
-    unlabelled
-        Quantiles of the scores of the archive's sample.
     """
 
     slope: float
     offset: float
-    scores: tuple[float, ...] = ()
-    right: tuple[bool, ...] = ()
-    unlabelled: tuple[float, ...] = ()
 
     def probability(self, scores: npt.ArrayLike) -> Float64:
         """Return the probability, from 0 to 1, that rows with these scores are right.
@@ -213,19 +212,17 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expected:
-    """Precision and recall at a threshold, as far as the calibration knows.
+    """Precision and recall that a calibration expects at a threshold; only a sample measures them.
 
     ``precision`` is the share of the rows at or above the threshold that are right, ``recall`` the
-    share of the right rows that are there. The intervals hold nine of ten resamples of the marks.
-    ``rows`` and ``right`` are the rows at or above the threshold, and those of them that are right.
+    share of the right rows that are there. ``rows`` and ``right`` are the rows at or above the
+    threshold, and those of them that are right.
     """
 
     rows: int
     right: float
     precision: float
-    precision_interval: tuple[float, float]
     recall: float
-    recall_interval: tuple[float, float]
 
 
 def calibrate(right: Vectors, wrong: Vectors, unlabelled: Vectors) -> Calibration:
@@ -263,15 +260,8 @@ def calibrate(right: Vectors, wrong: Vectors, unlabelled: Vectors) -> Calibratio
     of_sample = np.asarray(unlabelled, dtype=np.float64) @ learned_vector(yes, no, unlabelled)
     sample = np.quantile(of_sample, np.linspace(0, 1, _QUANTILES)) if len(of_sample) else of_sample
     known = np.repeat([True, False], [len(yes), len(no)])
-    held_back = np.concatenate(scores)
-    ((slope, offset),) = _curves(held_back, known, sample, np.ones((1, len(known))))
-    return Calibration(
-        slope=float(slope),
-        offset=float(offset),
-        scores=tuple(held_back.tolist()),
-        right=tuple(known.tolist()),
-        unlabelled=tuple(sample.tolist()),
-    )
+    slope, offset = _curve(np.concatenate(scores), known, sample)
+    return Calibration(slope=slope, offset=offset)
 
 
 def expect(calibration: Calibration, scores: npt.ArrayLike, threshold: float) -> Expected:
@@ -286,80 +276,221 @@ def expect(calibration: Calibration, scores: npt.ArrayLike, threshold: float) ->
     threshold
         Least probability.
     """
-    scored = np.asarray(scores, dtype=np.float64)
-    above = calibration.probability(scored) >= threshold
-    if not above.any():
-        nothing = (0.0, 0.0)
-        return Expected(
-            rows=0, right=0.0, precision=0.0, precision_interval=nothing,
-            recall=0.0, recall_interval=nothing,
-        )  # fmt: skip
-    known = np.asarray(calibration.right, dtype=bool)
-    groups = [np.flatnonzero(known), np.flatnonzero(~known)]
-    rng, weights = np.random.default_rng(0), np.zeros((_RESAMPLED, len(known)))
-    for group in groups:  # as many right and as many wrong marks in each resample
-        for resample in weights:
-            np.add.at(resample, rng.choice(group, len(group)), 1)
-    curves = _curves(np.asarray(calibration.scores), known, calibration.unlabelled, weights)
-    curves = np.vstack([[calibration.slope, calibration.offset], curves])
-    found, total = (_right_rows(curves, part) for part in (scored[above], scored))
-    precision, recall = found / above.sum(), found / np.maximum(total, 1e-12)
+    probability = calibration.probability(scores)
+    above = probability >= threshold
+    right = float(probability[above].sum())
     return Expected(
         rows=int(above.sum()),
-        right=float(found[0]),
-        precision=float(precision[0]),
-        precision_interval=_interval(precision[1:]),
-        recall=float(recall[0]),
-        recall_interval=_interval(recall[1:]),
+        right=right,
+        precision=right / max(int(above.sum()), 1),
+        recall=right / max(float(probability.sum()), 1e-12),
     )
 
 
-def _right_rows(curves: Float64, scores: Float64) -> Float64:
-    """Return how many rows of these scores are right, by each of the curves (B, 2)."""
-    from scipy.special import expit
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stratum:
+    """Rows of similar probability, of which some are drawn at random and marked.
 
-    counts, centres = np.ones(len(scores)), scores
-    if len(scores) > _BINS:
-        counts, edges = np.histogram(scores, _BINS)
-        centres = (edges[1:] + edges[:-1]) / 2
-    slope, offset = curves.T[:, :, None]
-    return np.asarray(expit(slope * centres + offset) @ counts)
+    ``rows`` is their number, ``lowest`` their least probability, and ``expected`` the share of them
+    that a calibration expects to be right.
+    """
 
-
-def _interval(values: Float64) -> tuple[float, float]:
-    low, high = np.quantile(values, _INTERVAL).tolist()
-    return low, high
+    rows: int
+    lowest: float
+    expected: float
 
 
-def _curves(
-    scores: Float64, known: npt.NDArray[np.bool_], unlabelled: npt.ArrayLike, weights: Float64
-) -> Float64:
-    """Return slope and offset (B, 2) of logistic curves through marks with weights (B, n).
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accuracy:
+    """Precision, recall and F1 at a threshold, measured by marks of a stratified random sample.
 
-    Newton's method for all curves at once; a small penalty keeps separable marks finite.
+    All are of the rows of the strata, ``rows`` of which are at or above the threshold. Intervals
+    hold 90 % of the posterior, and the figures are its medians.
+    """
+
+    threshold: float
+    rows: int
+    precision: float
+    precision_interval: tuple[float, float]
+    recall: float
+    recall_interval: tuple[float, float]
+    f1: float
+    f1_interval: tuple[float, float]
+
+
+def stratify(probability: npt.ArrayLike, threshold: float, floor: float) -> list[Stratum]:
+    """Divide rows into strata: those at or above a threshold, and three below.
+
+    The strata below are cut so that the sums of the standard deviations of their rows are equal
+    (Dalenius and Hodges), by which many improbable rows weigh as much as few uncertain ones.
+
+    Parameters
+    ----------
+    probability
+        That of each row (n,), highest first.
+    threshold
+        Least probability of a detection.
+    floor
+        Least probability of a row.
+
+    Returns
+    -------
+    list of Stratum
+        The most probable first; the first one has the rows at or above the threshold. Rows follow
+        each other as in ``probability``.
+
+    Raises
+    ------
+    ConfigError
+        No row reaches the threshold.
+
+    Examples
+    --------
+    >>> [one.rows for one in stratify([0.9, 0.8, 0.4, 0.3, 0.1, 0.02], 0.5, 0.01)]
+    [2, 1, 1, 2]
+    """
+    values = np.asarray(probability, dtype=np.float64)
+    above = int((values >= threshold).sum())
+    if not above:
+        raise ConfigError(
+            f"accuracy: no tile without a mark has a probability of {threshold:g} or more; lower "
+            "the threshold"
+        )
+    spread = np.sqrt(values[above:] * (1 - values[above:])).cumsum()
+    cuts = spread[-1] * np.arange(1, _BELOW) / _BELOW if len(spread) else np.empty(0)
+    inner = above + 1 + np.searchsorted(spread, cuts)
+    edges = np.unique([0, above, *inner, len(values)]).tolist()
+    lowest = [threshold, *values[[end - 1 for end in edges[2:-1]]].tolist(), floor]
+    return [
+        Stratum(rows=end - start, lowest=least, expected=float(values[start:end].mean()))
+        for start, end, least in zip(edges, edges[1:], lowest, strict=False)
+    ]
+
+
+def draw(strata: Sequence[Stratum], count: int) -> tuple[Int64, Int64]:
+    """Draw rows of strata at random: half from the first stratum, the others from those below.
+
+    A larger count draws the same rows and more of them. The rows of all strata are mixed, so that
+    the first rows to be marked are a sample too.
+
+    Parameters
+    ----------
+    strata
+        Of :func:`stratify`.
+    count
+        Rows to draw; fewer come where strata are smaller.
+
+    Returns
+    -------
+    positions, numbers
+        The rows (m,), and of each its stratum, from 0.
+
+    Examples
+    --------
+    >>> positions, numbers = draw([Stratum(rows=4, lowest=0.5, expected=0.8)], 2)
+    >>> len(positions), numbers.tolist()
+    (2, [0, 0])
+    """
+    below = max(len(strata) - 1, 1)
+    shares = [count / 2, *[count / 2 / below] * (len(strata) - 1)]
+    places, positions, numbers, start = [], [], [], 0
+    for number, (stratum, share) in enumerate(zip(strata, shares, strict=True)):
+        rows = min(max(round(share), 2), stratum.rows)
+        drawn = np.random.default_rng(number).permutation(stratum.rows)[:rows]
+        positions.append(start + drawn)
+        numbers.append(np.full(rows, number))
+        places.append((np.arange(rows) + 0.5) / rows)
+        start += stratum.rows
+    order = np.lexsort((np.concatenate(numbers), np.concatenate(places)))
+    return np.concatenate(positions)[order], np.concatenate(numbers)[order]
+
+
+def accuracies(
+    strata: Sequence[Stratum], right: Sequence[int], wrong: Sequence[int]
+) -> list[Accuracy]:
+    """Measure precision, recall and F1 at the lower end of each stratum.
+
+    The right rows of a stratum are those that were marked so and a part of those without a mark,
+    which is drawn from the beta-binomial posterior of the stratum. Its prior is worth two marks, as
+    many of them right as the calibration expects: with Jeffreys' prior, which expects half of the
+    rows to be right, recall is far too low where many rows are improbable.
+
+    Parameters
+    ----------
+    strata
+        The most probable first.
+    right, wrong
+        The marks of each kind in each stratum.
+
+    Returns
+    -------
+    list of Accuracy
+        That of the threshold first, then those of lower thresholds.
+
+    Notes
+    -----
+    The seed of the draws is fixed: equal marks give equal figures.
+
+    Examples
+    --------
+    >>> high = Stratum(rows=100, lowest=0.5, expected=0.8)
+    >>> low = Stratum(rows=900, lowest=0.01, expected=0.05)
+    >>> accuracies([high, low], right=[28, 1], wrong=[2, 29])[0].precision
+    0.94
+    """
+    rng, drawn = np.random.default_rng(0), []
+    for one, yes, no in zip(strata, right, wrong, strict=True):
+        expected = np.clip(one.expected, 1e-6, 1 - 1e-6)
+        share = rng.beta(yes + _PRIOR * expected, no + _PRIOR * (1 - expected), _DRAWS)
+        drawn.append(yes + rng.binomial(one.rows - yes - no, share))
+    found = np.cumsum(drawn, axis=0)
+    every = np.maximum(found[-1], 1e-9)
+    rows = np.cumsum([one.rows for one in strata])
+    return [
+        Accuracy(
+            threshold=one.lowest,
+            rows=int(count),
+            **_central("precision", detected / count),
+            **_central("recall", detected / every),
+            **_central("f1", 2 * detected / (count + every)),
+        )
+        for one, count, detected in zip(strata, rows, found, strict=True)
+    ]
+
+
+def _central(name: str, values: Float64) -> dict[str, Any]:
+    low, middle, high = np.quantile(values, _CENTRAL).tolist()
+    return {name: middle, f"{name}_interval": (low, high)}
+
+
+def _curve(
+    scores: Float64, known: npt.NDArray[np.bool_], unlabelled: npt.NDArray[np.floating]
+) -> tuple[float, float]:
+    """Return slope and offset of the logistic curve through marks.
+
+    Newton's method; a small penalty keeps separable marks finite.
     """
     from scipy.special import expit
 
-    sample = np.asarray(unlabelled, dtype=np.float64)
-    values = np.concatenate([scores, sample])
+    values = np.concatenate([scores, unlabelled])
     centre, spread = values.mean(), values.std() or 1.0
     right, wrong = int(known.sum()), int((~known).sum())
     marked = np.where(known, (right + 1) / (right + 2), 1 / (wrong + 2))
-    targets = np.concatenate([marked, np.zeros(len(sample))])
-    share = _WEAK * len(known) / max(len(sample), 1)
-    weighed = np.hstack([weights, np.full((len(weights), len(sample)), share)])
+    targets = np.concatenate([marked, np.zeros(len(unlabelled))])
+    share = _WEAK * len(known) / max(len(unlabelled), 1)
+    weights = np.repeat([1.0, share], [len(known), len(unlabelled)])
     rows = np.stack([(values - centre) / spread, np.ones(len(values))], axis=1)
-    found = np.zeros((len(weights), 2))
+    found = np.zeros(2)
     for _ in range(_STEPS):
-        expected = expit(found @ rows.T)
-        slopes = (weighed * (expected - targets)) @ rows + _PENALTY * found
-        bends = np.einsum("bn,ni,nj->bij", weighed * expected * (1 - expected), rows, rows)
-        step = np.linalg.solve(bends + _PENALTY * np.eye(2), slopes[:, :, None])[:, :, 0]
+        expected = expit(rows @ found)
+        slopes = (weights * (expected - targets)) @ rows + _PENALTY * found
+        bends = (rows.T * (weights * expected * (1 - expected))) @ rows
+        step = np.linalg.solve(bends + _PENALTY * np.eye(2), slopes)
         found -= np.clip(step, -1, 1)
         if np.abs(step).max() < 1e-9:
             break
-    slope = np.maximum(found[:, 0], _PENALTY) / spread  # a curve never falls
-    return np.stack([slope, found[:, 1] - slope * centre], axis=1)
+    slope = max(float(found[0]), _PENALTY) / float(spread)  # a curve never falls
+    return slope, float(found[1]) - slope * float(centre)
 
 
 def _logistic(rows: Float64, targets: Float64, weights: Float64, penalty: float) -> Float64:

@@ -1,10 +1,11 @@
 """Saved searches: a query that is a small file, to run again, to share, and to show as a layer.
 
-A file is one JSON document, ``{"skysift": "saved search", "version": 2, ...}`` with the fields of
+A file is one JSON document, ``{"skysift": "saved search", "version": 3, ...}`` with the fields of
 :class:`SavedSearch`. The query is its vector, which belongs to the encoder and not to an archive,
 so a file made on one archive runs on another of the same encoder. Each mark keeps its vector, from
 which the query is learned again with more marks, and its place and date, from which it can be made
-again for another encoder. Files of version 1 have no marks, and are read.
+again for another encoder. Files of version 1, without marks, and of version 2, without an accuracy
+check, are read.
 """
 
 import base64
@@ -18,9 +19,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.search.accuracy import Check, CheckedTile
 from pipeline.search.detections import REVIEWED, THRESHOLD, Detections, detect
 from pipeline.search.hits import Hits
-from pipeline.search.marks import Calibration
+from pipeline.search.marks import Calibration, Stratum
 from pipeline.search.query import LEARNED, WORDS, Query, QueryResolver
 from pipeline.search.searcher import DEFAULT_LIMIT, Searcher
 from storage.errors import ConfigError, EncoderMismatchError, SkysiftError
@@ -29,7 +31,7 @@ from storage.location import Location
 from storage.values import check_types, refuse_later
 
 _KIND = "saved search"
-VERSION = 2
+VERSION = 3
 _HEAD_BYTES = 1024
 _MOST_BYTES = 64 * 1024 * 1024
 _FILTERS = ("bbox", "polygon", "since", "until", "max_cloud_fraction", "scenes", "labels")
@@ -120,6 +122,8 @@ class SavedSearch:
         Least probability of a detection, between 0 and 1; None without detections.
     review
         The number of tiles nearest to the threshold that people look at.
+    check
+        The accuracy check of its detections; None where there is none.
     """
 
     title: str
@@ -136,6 +140,7 @@ class SavedSearch:
     calibration: Calibration | None = None
     threshold: float | None = None
     review: int = REVIEWED
+    check: Check | None = None
 
     @classmethod
     def of(
@@ -149,7 +154,7 @@ class SavedSearch:
             The index, the query, and the conditions on the hits.
         settings
             Fields of the search: ``title``, ``k``, ``min_score``, ``distinct``, ``calibration``,
-            ``threshold``, ``review``.
+            ``threshold``, ``review``, ``check``.
         """
         marks = [Mark.of(example, "right") for example in query.right or (query,)]
         marks += [Mark.of(example, "wrong") for example in query.wrong]
@@ -334,8 +339,6 @@ def save_search(search: SavedSearch, uri: str | Location) -> None:
 def search_document(search: SavedSearch) -> bytes:
     """Return the content of the file of a search."""
     document = {"skysift": _KIND, "version": VERSION, **asdict(search)}
-    if search.blend is None:
-        del document["blend"]  # as before there were parts: an older Skysift reads the file
     document["marks"] = [{**asdict(mark), "vector": _text(mark.vector)} for mark in search.marks]
     return (json.dumps(document, indent=1) + "\n").encode()
 
@@ -477,12 +480,17 @@ def _of_document(document: dict[str, Any]) -> SavedSearch:
     ]
     calibration = document.pop("calibration", None)
     if calibration is not None:
-        lists = {
-            name: tuple(calibration.get(name, ())) for name in ("scores", "right", "unlabelled")
-        }
-        calibration = Calibration(**{**calibration, **lists})
+        calibration = Calibration(slope=calibration["slope"], offset=calibration["offset"])
+    check = document.pop("check", None)
+    if check is not None:
+        check = Check(
+            strata=tuple(Stratum(**stratum) for stratum in check["strata"]),
+            tiles=tuple(CheckedTile(**tile) for tile in check["tiles"]),
+        )
     vector = tuple(float(value) for value in document.pop("vector"))
-    return SavedSearch(**document, vector=vector, marks=tuple(marks), calibration=calibration)
+    return SavedSearch(
+        **document, vector=vector, marks=tuple(marks), calibration=calibration, check=check
+    )
 
 
 def _check(search: SavedSearch) -> None:
@@ -506,12 +514,9 @@ def _check(search: SavedSearch) -> None:
         raise ValueError(f"threshold is {search.threshold}, not between 0 and 1")
     known = search.calibration
     if known is not None and not (
-        np.isfinite([known.slope, known.offset]).all()
-        and known.slope > 0
-        and len(known.scores) == len(known.right)
-        and set(known.right) == {True, False}
+        np.isfinite([known.slope, known.offset]).all() and known.slope > 0
     ):
-        raise ValueError("its calibration has no rising slope, or no score for each mark")
+        raise ValueError("its calibration has no rising slope")
     for mark in search.marks:
         if mark.date is not None:
             dt.datetime.fromisoformat(mark.date)

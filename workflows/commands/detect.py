@@ -1,5 +1,6 @@
 """`skysift detect`: every place that marks ask for, with its probability."""
 
+import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,14 @@ from workflows.commands.search import filter_options, marks_option, open_searche
 from workflows.console import format_table
 
 if TYPE_CHECKING:
+    from pipeline.search.accuracy import Check
     from pipeline.search.detections import Detections
     from pipeline.search.saved import SavedSearch
     from pipeline.search.searcher import Searcher
 
+_log = logging.getLogger(__name__)
 _SHOWN = 20
+_OUTPUTS = ("out", "marks_out", "review_out", "check_out")
 
 
 @click.command(
@@ -24,7 +28,9 @@ _SHOWN = 20
     skysift detect --index work/index --marks marks.geojson --out detections.geojson
     skysift detect --index work/index --marks marks.geojson --threshold 0.8 --save solar.json
     skysift detect --index work/next --saved solar.json --out detections.parquet
-    skysift detect --index work/index --saved solar.json --review-out review.geojson""",
+    skysift detect --index work/index --saved solar.json --review-out review.geojson
+    skysift detect --index work/index --saved solar.json --check 60 --check-out check.csv
+    skysift detect --checked check.csv""",
 )
 @recipe_option("--index", "index.uri")
 @marks_option
@@ -54,25 +60,39 @@ _SHOWN = 20
 @click.option("--out", metavar="URI", help="Write the detections: .geojson, .parquet or .csv.")
 @click.option("--marks-out", metavar="URI", help="Write the marks that are tiles of the index.")
 @click.option("--review-out", metavar="URI", help="Write the tiles to review.")
+@click.option(
+    "--check",
+    type=click.IntRange(20, 1000),
+    metavar="N",
+    help="Draw N tiles at random, whose marks measure precision and recall.",
+)
+@click.option("--check-out", metavar="URI", help="Write them; fill the column mark.")
+@click.option("--checked", metavar="FILE", help="That file with marks: print what it measures.")
 @pass_run
 def detect(run: Run, /, **options: Any) -> None:
     """Find every place that marks ask for, with the probability that it is right.
 
     Needs at least ten marks, three right and three wrong ones. The probabilities come from marks
-    that were held back; precision and recall are what they let expect at the threshold among the
-    tiles without a mark, with the range of nine in ten resamples of the marks. The tiles to review
-    are those nearest to the threshold: mark them, and detect again.
+    that were held back. The tiles to review are those nearest to the threshold: mark them, and
+    detect again.
+
+    Precision and recall are expected, not measured, until a random sample is checked: --check
+    draws it, a person fills the column mark with right or wrong, and --checked prints precision,
+    recall and F1 with intervals of 90 %. --save keeps the sample.
     """
     from storage.formats import check_format, write_hits
 
-    if bool(options["marks"]) == bool(options["saved"]):
-        raise click.UsageError("give either --marks or --saved")
-    outputs = {name: options[name] for name in ("out", "marks_out", "review_out") if options[name]}
+    outputs = {name: options[name] for name in _OUTPUTS if options[name]}
+    _refuse_mixtures(options, outputs)
     for uri in outputs.values():
         check_format(uri)
+    if not (options["marks"] or options["saved"]):
+        _show_checked(run, options["checked"])
+        return
     with open_searcher(run) as searcher:
         search = _search(run, searcher, options)
         found = search.detect(searcher, limit=options["limit"])
+        search = _with_check(run, search, found, options)
         if options["save"]:
             _save(run, search, options["save"])
         tables = {
@@ -80,9 +100,70 @@ def detect(run: Run, /, **options: Any) -> None:
             "marks_out": lambda: found.marked(searcher),
             "review_out": found.to_review,
         }
+        if (check := search.check) is not None:
+            tables["check_out"] = lambda: check.to_arrow(searcher, found.hits.queries[0])
         for name, uri in outputs.items():
             write_hits(tables[name](), run.location(uri))
     _show(run, search, found)
+
+
+def _refuse_mixtures(options: dict[str, Any], outputs: dict[str, str]) -> None:
+    """Refuse options that do not go together.
+
+    Raises
+    ------
+    click.UsageError
+        With the options in question.
+    """
+    sources = [name for name in ("marks", "saved") if options[name]]
+    if len(sources) == 2 or not (sources or options["checked"]):
+        raise click.UsageError("give either --marks or --saved, or --checked alone")
+    if not sources and (outputs or options["save"] or options["check"]):
+        raise click.UsageError("--checked alone prints; give --marks or --saved too")
+    if options["check"] and not options["check_out"]:
+        raise click.UsageError("--check draws tiles for --check-out; give that too")
+
+
+def _show_checked(run: Run, uri: str) -> None:
+    """Print what a check measures, without the index."""
+    from pipeline.search.accuracy import read_check
+
+    check = read_check(run.location(uri))
+    run.show(check.summary(), _measured(check))
+
+
+def _with_check(
+    run: Run, search: "SavedSearch", found: "Detections", options: dict[str, Any]
+) -> "SavedSearch":
+    """Return the search with the check that the options ask for, or with its own if that fits.
+
+    A check that is drawn again with more tiles keeps its marks.
+
+    Raises
+    ------
+    ConfigError
+        The file of a check is of other detections.
+    """
+    from dataclasses import replace
+
+    from pipeline.search.accuracy import CHECKED, Check, read_check
+    from storage.errors import ConfigError
+
+    check = search.check
+    if check is not None and not check.fits(found):
+        _log.warning("the accuracy check of the saved search is of other detections: left out")
+        check = None
+    if options["checked"]:
+        check = read_check(run.location(options["checked"]))
+        if not check.fits(found):
+            raise ConfigError(
+                f"{options['checked']} is a check of other detections: of other marks, another "
+                "threshold, region or version of the index; draw a new one with --check N"
+            )
+    if options["check"] or (options["check_out"] and check is None):
+        drawn = Check.of(found, options["check"] or CHECKED)
+        check = drawn if check is None else drawn.with_marks(check)
+    return replace(search, check=check)
 
 
 def _search(run: Run, searcher: "Searcher", options: dict[str, Any]) -> "SavedSearch":
@@ -130,6 +211,7 @@ def _show(run: Run, search: "SavedSearch", found: "Detections") -> None:
         "threshold": found.threshold,
         "marks": marks,
         "expected": asdict(expected),
+        "check": None if search.check is None else search.check.summary(),
         "truncated": bool(found.hits.truncated),
         "detections": records,
         "review": hit_records(found.to_review()),
@@ -137,9 +219,16 @@ def _show(run: Run, search: "SavedSearch", found: "Detections") -> None:
     figures = ["no tile without a mark reaches the threshold"]
     if expected.rows:
         figures = [
-            _percent("precision", expected.precision, expected.precision_interval),
-            _percent("recall", expected.recall, expected.recall_interval),
+            f"precision {expected.precision:.0%} and recall {expected.recall:.0%} expected from "
+            "the marks; an accuracy check measures them (--check)"
         ]
+    if search.check is not None and search.check.marked:
+        figures = _measured(search.check)
+    elif search.check is not None:
+        figures.append(
+            f"{len(search.check.tiles)} tiles drawn at random: fill their column mark with right "
+            "or wrong, and give the file as --checked"
+        )
     lines = [
         f"{len(records):,} detections at a probability of {found.threshold:g} or more",
         *figures,
@@ -163,6 +252,31 @@ def _show(run: Run, search: "SavedSearch", found: "Detections") -> None:
     run.show(answer, [*table, *([f"and {more:,} more; --out has all"] if more > 0 else []), *lines])
 
 
-def _percent(name: str, value: float, interval: tuple[float, float]) -> str:
+def _measured(check: "Check") -> list[str]:
+    """Return what a check measures, for people."""
+    figures = check.accuracy()
+    table = format_table(
+        ("probability", "tiles", "precision", "recall", "F1"),
+        [
+            [
+                f">= {one.threshold:.2g}",
+                f"{one.rows:,}",
+                _percent(one.precision, one.precision_interval),
+                _percent(one.recall, one.recall_interval),
+                _percent(one.f1, one.f1_interval),
+            ]
+            for one in figures[: max(len(figures) - 1, 1)]  # recall of all rows is 1
+        ],
+    )
+    return [
+        *table,
+        f"measured by {check.marked} of {len(check.tiles)} tiles drawn at random; in brackets the "
+        "interval of 90 %",
+        f"of the {figures[-1].rows:,} tiles without a mark whose probability is "
+        f"{figures[-1].threshold:.2g} or more; recall leaves out the others",
+    ]
+
+
+def _percent(value: float, interval: tuple[float, float]) -> str:
     low, high = interval
-    return f"expected {name} {value:.0%} ({low:.0%} to {high:.0%} over resampled marks)"
+    return f"{value:.0%} ({low:.0%}-{high:.0%})"

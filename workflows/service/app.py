@@ -33,12 +33,15 @@ from workflows.service.guard import (
 )
 from workflows.service.indexes import ByIndex, with_named_paths
 from workflows.service.marks import (
+    AccuracyAnswer,
+    CheckBody,
     DetectBody,
     DetectionsAnswer,
     MarksAnswer,
     OpenedSearch,
     SaveBody,
     SuggestBody,
+    measured,
 )
 from workflows.service.mosaic import MOST_ZOOM, MapTile
 from workflows.service.negotiation import CONTENT, negotiated
@@ -286,6 +289,16 @@ def _add_marks(
             return negotiated(backend.detect(body, image), accept)
 
         return await queries.answer(request, DetectBody, respond)
+
+    @app.post(
+        "/v1/accuracy",
+        response_model=AccuracyAnswer,
+        responses=documented(413, 422),
+        dependencies=guard,
+    )
+    def accuracy(check: CheckBody) -> AccuracyAnswer:
+        """Return precision, recall and F1 that the marks of an accuracy check measure."""
+        return measured(check)
 
     _describe(app, SuggestBody, DetectBody)
 

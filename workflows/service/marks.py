@@ -1,4 +1,4 @@
-"""Marks over HTTP: tiles to mark next, detections, saved searches; their messages and answers.
+"""Marks over HTTP: tiles to mark next, detections, accuracy checks, saved searches.
 
 A query with its marks is that of a search (:class:`workflows.service.schema.AskBody`). The
 mathematics is in :mod:`pipeline.search.marks`.
@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pipeline.search.accuracy import LEAST_CHECKED, Check, CheckedTile
 from pipeline.search.detections import REVIEWED, THRESHOLD, calibration_of, detect, marked_tiles
+from pipeline.search.marks import Stratum
 from pipeline.search.query import Query, QueryResolver
 from pipeline.search.saved import SavedSearch, marks_in, read_search
 from pipeline.search.searcher import Searcher
@@ -22,6 +24,7 @@ from workflows.service.schema import (
     ExampleBody,
     HitBody,
     Message,
+    Name,
     QueryAnswer,
 )
 
@@ -31,9 +34,72 @@ Threshold = Annotated[
 Review = Annotated[
     int, Field(ge=0, le=1_000, description="Tiles to review, nearest to the threshold.")
 ]
-Interval = Annotated[
-    tuple[float, float], Field(description="Range over resampled marks: nine in ten lie in it.")
-]
+Interval = Annotated[tuple[float, float], Field(description="It holds the figure 9 times in 10.")]
+Mark = Annotated[Literal["right", "wrong"] | None, Field(description="None before it is given.")]
+
+
+class StratumBody(Message):
+    """Tiles of similar probability, from which those of a check are drawn."""
+
+    rows: int = Field(ge=1, description="All of them.")
+    lowest: float = Field(ge=0, le=1, description="Their least probability.")
+    expected: float = Field(ge=0, le=1, description="Share that is expected to be right.")
+
+
+class CheckedTileBody(Message):
+    """A tile of a check."""
+
+    tile: Name = Field(description="Its key.")
+    scene: Name
+    stratum: int = Field(ge=1, description="Number of its stratum, from 1.")
+    probability: float = Field(ge=0, le=1)
+    mark: Mark = None
+
+
+class CheckBody(Message):
+    """An accuracy check: tiles that were drawn at random from strata, and their marks."""
+
+    strata: list[StratumBody] = Field(
+        min_length=1, max_length=16, description="Those at or above the threshold come first."
+    )
+    tiles: list[CheckedTileBody] = Field(max_length=1_000)
+
+    def plain(self) -> Check:
+        """Return the check.
+
+        Raises
+        ------
+        ConfigError
+            A tile is there twice, or of no stratum.
+        """
+        return Check(
+            strata=tuple(Stratum(**one.model_dump()) for one in self.strata),
+            tiles=tuple(CheckedTile(**one.model_dump()) for one in self.tiles),
+        )
+
+
+class AccuracyBody(Message):
+    """Precision, recall and F1 at a threshold, among the tiles that were in question."""
+
+    threshold: float
+    rows: int = Field(description="Tiles at or above the threshold.")
+    precision: float
+    precision_interval: Interval
+    recall: float = Field(description="Share of the right tiles in question that are there.")
+    recall_interval: Interval
+    f1: float
+    f1_interval: Interval
+
+
+class AccuracyAnswer(Message):
+    """What a check measures, at the threshold first and then at lower ones."""
+
+    tiles: int
+    marked: int = Field(description="Tiles of the check with a mark.")
+    accuracy: list[AccuracyBody] = Field(
+        description="The last is of all tiles in question: those without a mark of the query whose "
+        "probability is 1 % or more."
+    )
 
 
 class SuggestBody(AskBody):
@@ -48,6 +114,12 @@ class DetectBody(AskBody):
     threshold: Threshold = THRESHOLD
     review: Review = REVIEWED
     k: int = Field(1_000, ge=1, le=2**31 - 1, description="Most detections in the answer.")
+    check: int | None = Field(
+        None, ge=LEAST_CHECKED, le=1_000, description="Draw as many tiles for an accuracy check."
+    )
+    checked: CheckBody | None = Field(
+        None, description="A check from before; in the answer, if it is one of these detections."
+    )
 
 
 class SaveBody(AskBody):
@@ -59,17 +131,19 @@ class SaveBody(AskBody):
         None, description="Its hits are the detections; needs ten marks, three of each kind."
     )
     review: Review = REVIEWED
+    check: CheckBody | None = Field(None, description="The accuracy check of its detections.")
 
 
 class ExpectedBody(Message):
-    """Expectation at the threshold among the tiles without a mark, as far as the marks tell."""
+    """What the marks let expect at the threshold among the tiles without a mark.
+
+    It is no measurement: an accuracy check makes one.
+    """
 
     rows: int = Field(description="Tiles at or above the threshold.")
     right: float = Field(description="Those of them that are right.")
     precision: float = Field(description="Share of the tiles at or above it that are right.")
-    precision_interval: Interval
     recall: float = Field(description="Share of the right tiles that are at or above it.")
-    recall_interval: Interval
 
 
 class MarkBody(HitBody):
@@ -84,6 +158,21 @@ class DetectionBody(MarkBody):
     probability: float
 
 
+class DrawnTile(DetectionBody):
+    """A tile of an accuracy check, and whether it is a detection."""
+
+    stratum: int
+    detected: bool
+
+
+class DrawnCheck(Message):
+    """An accuracy check, its tiles in the order in which they are marked."""
+
+    strata: list[StratumBody]
+    tiles: list[DrawnTile]
+    measured: AccuracyAnswer
+
+
 class DetectionsAnswer(QueryAnswer):
     """Detections, the best first, and the tiles to review, nearest to the threshold first."""
 
@@ -95,6 +184,7 @@ class DetectionsAnswer(QueryAnswer):
     )
     hits: list[DetectionBody] = Field(description="The detections.")
     review: list[DetectionBody]
+    check: DrawnCheck | None = None
 
 
 class MarksAnswer(Message):
@@ -119,6 +209,7 @@ class OpenedSearch(Message):
         description="Weight of appearance against labels; None where the vector has one part or "
         "was learned from marks."
     )
+    check: CheckBody | None
     filter: dict[str, Any] = Field(description="Conditions on the hits, as in a search.")
 
 
@@ -127,6 +218,11 @@ def detections(
 ) -> DetectionsAnswer:
     """Return the places that marks ask for; ``about`` are the fields of every answer."""
     found = detect(searcher, query, threshold=body.threshold, where=where, review=body.review)
+    check = None if body.checked is None else body.checked.plain()
+    if body.check is not None:
+        check = Check.of(found, body.check)
+    elif check is not None and not check.fits(found):
+        check = None
     return DetectionsAnswer(
         **about,
         snapshot=found.hits.snapshot,
@@ -138,7 +234,29 @@ def detections(
         truncated=bool(found.hits.truncated),
         hits=[DetectionBody(**r) for r in hit_records(found.to_arrow(most=body.k))],
         review=[DetectionBody(**r) for r in hit_records(found.to_review())],
+        check=None if check is None else _drawn(searcher, query, check),
     )
+
+
+def _drawn(searcher: Searcher, query: Query, check: Check) -> DrawnCheck:
+    table = check.to_arrow(searcher, query)
+    table = table.drop_columns([name for name in table.column_names if name.startswith("stratum_")])
+    return DrawnCheck(
+        strata=[StratumBody(**asdict(one)) for one in check.strata],
+        tiles=[DrawnTile(**record) for record in hit_records(table)],
+        measured=AccuracyAnswer(**check.summary()),
+    )
+
+
+def measured(body: CheckBody) -> AccuracyAnswer:
+    """Return what an accuracy check measures.
+
+    Raises
+    ------
+    ConfigError
+        A tile is there twice, or of no stratum.
+    """
+    return AccuracyAnswer(**body.plain().summary())
 
 
 def marks_of_query(searcher: Searcher, query: Query) -> MarksAnswer:
@@ -155,11 +273,18 @@ def saved(searcher: Searcher, query: Query, body: SaveBody, where: Filter) -> Sa
     ConfigError
         There is a threshold, and there are too few marks.
     """
-    settings = {"title": body.title or query.label, "k": body.k, "review": body.review}
+    settings: dict[str, Any] = {
+        "title": body.title or query.label,
+        "k": body.k,
+        "review": body.review,
+    }
+    check = None if body.check is None else body.check.plain()
     if body.threshold is None:
         return SavedSearch.of(searcher, query, where, **settings)
     calibration = calibration_of(searcher, query)
-    search = SavedSearch.of(searcher, query, where, calibration=calibration, **settings)
+    search = SavedSearch.of(
+        searcher, query, where, calibration=calibration, check=check, **settings
+    )
     return search.at(body.threshold)
 
 
@@ -190,6 +315,7 @@ def opened(document: bytes, resolver: QueryResolver) -> OpenedSearch:
         threshold=search.threshold,
         review=search.review,
         blend=search.blend,
+        check=None if search.check is None else CheckBody(**asdict(search.check)),
         filter=dict(search.filter),
     )
 

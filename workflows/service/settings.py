@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 DEFAULT_NAME = "default"
 """Name of the index of a service that is built without names."""
 RESERVED_NAMES = (
-    *("change", "colours", "detections", "health", "index", "indexes", "marks", "mosaic", "ready"),
-    *("saved-search", "scenes", "scores", "search", "suggestions", "tiles"),
+    *("accuracy", "change", "colours", "detections", "health", "index", "indexes", "marks"),
+    *("mosaic", "ready", "saved-search", "scenes", "scores", "search", "suggestions", "tiles"),
 )
 """The first part of each route below ``/v1/``."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

@@ -1,11 +1,13 @@
 """Saved searches: the file, its versions, and what it refuses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.search.marks import Calibration
+from pipeline.search.accuracy import Check, CheckedTile
+from pipeline.search.marks import Calibration, Stratum
 from pipeline.search.saved import Mark, SavedSearch, load_search, save_search
 from storage.errors import ConfigError
 
@@ -25,9 +27,13 @@ _SEARCH = SavedSearch(
     learned=True,
     filter={"bbox": [0, 0, 1, 1], "scenes": ["A"]},
     marks=(_MARK, Mark(mark="wrong", vector=(1.0, 0.0))),
-    calibration=Calibration(slope=9.5, offset=-3.0, scores=(0.5, 0.25), right=(True, False)),
+    calibration=Calibration(slope=9.5, offset=-3.0),
     threshold=0.75,
     review=5,
+    check=Check(
+        strata=(Stratum(rows=9, lowest=0.75, expected=0.9),),
+        tiles=(CheckedTile(tile="a/1/2", scene="A", stratum=1, probability=0.8, mark="wrong"),),
+    ),
 )
 
 
@@ -52,11 +58,21 @@ def test_a_file_of_version_1_is_read(tmp_path: Path):
     assert (search.k, search.min_score, search.marks, search.threshold) == (7, 0.5, (), None)
 
 
+def test_a_file_of_version_2_is_read_without_what_its_calibration_kept(tmp_path: Path):
+    file = tmp_path / "old.json"
+    save_search(replace(_SEARCH, check=None), str(file))
+    old = json.loads(file.read_text()) | {"version": 2}
+    del old["check"], old["blend"]
+    old["calibration"] |= {"scores": [0.5, 0.25], "right": [True, False], "unlabelled": [0.1]}
+    file.write_text(json.dumps(old))
+    assert load_search(str(file)) == replace(_SEARCH, check=None)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"version": 3}, "of format 3, which a later Skysift wrote"),
-        ({"skysift": None}, "it is a None of version 2"),
+        ({"version": 4}, "of format 4, which a later Skysift wrote"),
+        ({"skysift": None}, "it is a None of version 3"),
         ({"threshold": 1.5}, "threshold is 1.5"),
         ({"marks": [{"mark": "right", "vector": "AACAPw=="}]}, "another length"),
         ({"marks": [{"mark": "right", "vector": "?"}]}, "no base64"),
@@ -65,7 +81,8 @@ def test_a_file_of_version_1_is_read(tmp_path: Path):
         ({"review": -1}, "review"),
         ({"calibration": {"slope": "steep", "offset": 0}}, "slope"),
         ({"calibration": {"slope": -1.0, "offset": 0.0}}, "no rising slope"),
-        ({"calibration": {"slope": 1.0, "offset": 0.0, "scores": [0.5]}}, "score for each mark"),
+        ({"check": {"strata": [], "tiles": []}}, "a stratum has no rows"),
+        ({"check": {"strata": []}}, "it has no 'tiles'"),
     ],
 )
 def test_a_damaged_file_is_refused_with_the_reason(tmp_path: Path, change: dict, reason: str):

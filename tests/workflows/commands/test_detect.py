@@ -1,5 +1,6 @@
 """`skysift search --marks`, `--suggest` and `skysift detect`: from marks to detections and back."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,7 @@ def test_marks_suggestions_detections_review_export_and_another_archive(
     assert frame["mark"].dropna().unique().tolist() == ["right"]
     precision = np.mean([truth[row] for row in probable["row"]])
     assert abs(found["expected"]["precision"] - precision) < 0.25
-    low, high = found["expected"]["precision_interval"]
-    assert low <= found["expected"]["precision"] <= high
+    assert found["check"] is None
     assert found["marks"]["right"] >= 6
     queue = json.loads(review.read_text())["features"]
     distances = [abs(f["properties"]["probability"] - 0.4) for f in queue]
@@ -145,11 +145,53 @@ def test_marks_suggestions_detections_review_export_and_another_archive(
     assert "expected precision" in csv.out
     assert len(kept.read_text().splitlines()) == 21
 
+    _checked(world, index, saved, tmp_path)
+
     (tmp_path / "second").mkdir()
     other = World(tmp_path / "second", 2, 1, "CD")
     elsewhere = _answer("detect", "--index", other.index, "--saved", saved)
     assert np.mean([other.truth()[hit["row"]] for hit in elsewhere["detections"]]) > 0.6
     assert elsewhere["marks"] == {"right": 0, "wrong": 0}
+
+
+def _checked(world: World, index: tuple[str, str], saved: Path, folder: Path) -> None:
+    """Draw tiles, mark them as a person does in a table, read them back and keep them."""
+    truth, drawn, kept = world.truth(), folder / "check.csv", folder / "checked.json"
+    _answer("detect", *index, "--saved", saved, "--check", 60, "--check-out", drawn)
+    with drawn.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["mark"] for row in rows] == [""] * len(rows)
+    for row in rows:
+        row["mark"] = "Right" if truth[int(row["row"])] else "wrong"
+    with drawn.open("w") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+
+    alone = _answer("detect", "--checked", drawn)
+    assert alone["marked"] == alone["tiles"] == len(rows)
+    with_index = _answer("detect", *index, "--saved", saved, "--checked", drawn, "--save", kept)
+    assert with_index["check"] == alone
+    unmarked = [hit for hit in with_index["detections"] if hit["mark"] is None]
+    precision = np.mean([truth[hit["row"]] for hit in unmarked])
+    low, high = alone["accuracy"][0]["precision_interval"]
+    assert low <= precision <= high
+    assert alone["accuracy"][0]["rows"] == len(unmarked)
+    again = folder / "again.geojson"
+    assert _answer("detect", *index, "--saved", kept, "--check-out", again)["check"] == alone
+    tiles = [feature["properties"] for feature in json.loads(again.read_text())["features"]]
+    assert [one["tile_key"] for one in tiles] == [row["tile_key"] for row in rows]
+    assert [one["mark"] for one in tiles] == [row["mark"].lower() for row in rows]
+    more = folder / "more.parquet"
+    larger = ("--checked", again, "--check", 90, "--check-out", more)
+    grown = _answer("detect", *index, "--saved", saved, *larger)["check"]
+    assert (grown["marked"], grown["tiles"]) == (len(rows), len(geopandas.read_parquet(more)))
+    assert grown["tiles"] > len(rows)
+    other = run("detect", *index, "--saved", saved, "--threshold", 0.7, "--checked", again)
+    assert other.code == 2
+    assert "a check of other detections" in other.err
+    printed = run("detect", *index, "--saved", kept)
+    assert "drawn at random; in brackets the interval of 90 %" in printed.out
 
 
 def test_shards_decide_neither_about_the_query_nor_about_the_answer(world: World, tmp_path: Path):
@@ -191,6 +233,8 @@ def test_shards_decide_neither_about_the_query_nor_about_the_answer(world: World
     ("arguments", "code", "words"),
     [
         ((), 2, "give either --marks or --saved"),
+        (("--marks", "{few}", "--check", 60), 2, "give that too"),
+        (("--checked", "{few}"), 2, "is no accuracy check: it has no column 'stratum'"),
         (("--marks", "{few}"), 2, "at least 10, 3 of each"),
         (("--marks", "{none}"), 2, "no feature has a mark"),
         (("--marks", "{odd}"), 2, "a mark is 'maybe'"),

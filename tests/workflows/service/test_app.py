@@ -395,6 +395,7 @@ def test_openapi_names_every_route(client):
         "/conformance",
         "/metrics",
         "/search",
+        "/v1/accuracy",
         "/v1/change",
         "/v1/colours/{z}/{x}/{y}.mvt",
         "/v1/detections",

@@ -170,6 +170,46 @@ def test_marks_are_suggested_and_detected_as_in_python(client, served):
     assert client.post("/v1/detections", json={**asked, "threshold": 1}).status_code == 422
 
 
+def test_an_accuracy_check_is_drawn_marked_measured_and_saved(client, served):
+    searcher = IndexBackend(served)._current().searcher
+    rows = searcher.archive.read(searcher.archive.live_rows(0), ["tile_key", "scene"])
+    keys = zip(rows["tile_key"].tolist(), rows["scene"].tolist(), strict=True)
+    named = [{"tile": tile, "scene": scene} for tile, scene in keys]
+    asked = {"positive": named[:6], "negative": named[-6:], "threshold": 0.2}
+    drawn = client.post("/v1/detections", json={**asked, "check": 20}).json()["check"]
+    found = client.post("/v1/detections", json=asked).json()
+    assert found["check"] is None
+    best = {hit["row"] for hit in found["hits"] if hit["mark"] is None}
+    assert {one["row"] for one in drawn["tiles"] if one["detected"]} <= best
+    assert {one["detected"] for one in drawn["tiles"]} == {True, False}
+    check = {
+        "strata": drawn["strata"],
+        "tiles": [
+            {
+                "tile": one["tile_key"],
+                "mark": "right" if one["detected"] else "wrong",
+                **{name: one[name] for name in ("scene", "stratum", "probability")},
+            }
+            for one in drawn["tiles"]
+        ],
+    }
+    measured = client.post("/v1/accuracy", json=check).json()
+    assert measured["marked"] == len(drawn["tiles"])
+    assert measured["accuracy"][0]["threshold"] == 0.2
+    assert measured["accuracy"][0]["precision"] > 0.9
+    again = client.post("/v1/detections", json={**asked, "checked": check}).json()["check"]
+    assert again["measured"] == measured
+    assert [one["mark"] for one in again["tiles"]] == [one["mark"] for one in check["tiles"]]
+    other = client.post("/v1/detections", json={**asked, "threshold": 0.3, "checked": check})
+    assert other.json()["check"] is None
+    file = client.post("/v1/saved-search", json={**asked, "check": check}).json()
+    assert client.post("/v1/saved-search/open", json=file).json()["check"] == check
+    twice = {**check, "tiles": check["tiles"][:1] * 2}
+    refused = client.post("/v1/accuracy", json=twice)
+    assert refused.status_code == 422
+    assert "a tile is there twice" in refused.json()["message"]
+
+
 def test_a_saved_search_keeps_marks_threshold_and_review_and_is_opened_again(client, served):
     searcher = IndexBackend(served)._current().searcher
     rows = searcher.archive.read(searcher.archive.live_rows(0), ["tile_key", "scene"])

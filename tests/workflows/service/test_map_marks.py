@@ -115,6 +115,27 @@ def _detect_and_review(wide: Watched, place: str) -> dict[str, Any]:
     return after
 
 
+def _check_accuracy(wide: Watched, place: str) -> str:
+    """Mark the tiles that are drawn; return the sentence with what they measure."""
+    page = wide.page
+    expect(page.locator("#expected")).to_contain_text("Expected from the marks: precision")
+    drawn = _answer_of(page, "detections", "Check accuracy")["check"]
+    note, marks = page.locator("#queue .note"), page.locator("#marks-note").inner_text()
+    expect(page.locator("#queue .hint").first).not_to_contain_text("probable")
+    page.keyboard.press("y" if drawn["tiles"][0]["tile_key"] == place else "n")
+    expect(note).to_contain_text(f"from 1 of {len(drawn['tiles'])} tiles drawn at random")
+    _accessible(page)
+    for tile in drawn["tiles"][1:]:
+        page.keyboard.press("y" if tile["tile_key"] == place else "n")
+    expect(note).to_contain_text(f"from {len(drawn['tiles'])} of {len(drawn['tiles'])} tiles")
+    after = _answer_of(page, "detections", "Show detections")["check"]
+    assert [one["mark"] is None for one in after["tiles"]] == [False] * len(after["tiles"])
+    expect(page.locator("#marks-note")).to_have_text(marks)  # they are not those of the query
+    found: str = page.locator("#expected").inner_text()
+    assert "90 % intervals" in found
+    return found
+
+
 def test_marks_become_detections_that_the_command_line_finds_on_later_scenes(
     wide, address, backend, tmp_path
 ):
@@ -124,6 +145,7 @@ def test_marks_become_detections_that_the_command_line_finds_on_later_scenes(
     assert sum(hit["mark"] == "right" for hit in found["hits"]) == 3
     unmarked = [hit["probability"] for hit in found["hits"] if hit["mark"] is None]
     assert all(probability >= float(THRESHOLD) for probability in unmarked)
+    measured = _check_accuracy(wide, place)
     status, link = page.locator("#status").inner_text(), page.url
 
     detections = gpd.read_file(_download(page, "GeoJSON", tmp_path))
@@ -141,6 +163,7 @@ def test_marks_become_detections_that_the_command_line_finds_on_later_scenes(
     wide.open(address)
     page.locator("#file").set_input_files(saved)
     expect(page.locator("#status")).to_have_text(status)
+    expect(page.locator("#expected")).to_have_text(measured)
     expect(page.locator("#marks-note")).to_contain_text(
         f"3 right marks and {len(marks) - 3} wrong marks"
     )
@@ -158,6 +181,7 @@ def test_marks_become_detections_that_the_command_line_finds_on_later_scenes(
         page.wait_for_timeout(100)
     again = run("detect", "--index", index, "--saved", saved, "--json")
     assert again.code == 0, again.err
+    assert "check of the saved search is of other detections" in again.err
     fresh = [hit for hit in again.data["detections"] if hit["scene"] == f"site_{LATER}"]
     assert place in [hit["tile_key"] for hit in fresh]
     assert all(hit["probability"] >= float(THRESHOLD) for hit in fresh)

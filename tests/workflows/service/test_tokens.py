@@ -62,6 +62,7 @@ OPERATIONS = {
     "picture": ("GET", "tiles/g/1/2/thumbnail.png", "read"),
     "suggestions": ("POST", "suggestions", "mark"),
     "detections": ("POST", "detections", "mark"),
+    "accuracy": ("POST", "accuracy", "mark"),
     "marks": ("POST", "marks", "mark"),
     "saved-search": ("POST", "saved-search", "mark"),
 }

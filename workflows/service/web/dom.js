@@ -47,3 +47,6 @@ export function numbers(text, count) {
   const parts = text.split(/[\s,;]+/).filter(Boolean).map(Number);
   return parts.length === count && parts.every(Number.isFinite) ? parts : null;
 }
+
+/** A share in whole percent. */
+export const percent = (share) => Math.round(share * 100);

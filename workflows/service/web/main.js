@@ -4,6 +4,7 @@ import { about as described } from "./about.js";
 import * as api from "./api.js";
 import { Asked } from "./asked.js";
 import { offerBands, withdrawBands } from "./bands.js";
+import * as checks from "./check.js";
 import { changeBody, changeInWords, fillChange, watchChange } from "./change.js";
 import { showDial, watchDial } from "./dial.js";
 import { announce, complain, counted, day, find, sentence } from "./dom.js";
@@ -31,10 +32,14 @@ let running = null;
 let like = ""; // the vector of the last answer
 let learned = false; // whether it was learned from marks
 let detected = null; // the last detections
+let check = null; // the last accuracy check; that of the detections, if they have one
+let checking = false; // whether its tiles are being marked
+let measured = null; // what it measures, if it is that of the detections
+let measuring = null;
 const files = []; // pictures that were asked with, for the way back
 let look = "";
 
-const mark = (hit) => markOf(state, hit);
+const mark = (hit) => (checking ? checks.markOf(check, hit) : markOf(state, hit));
 const openHit = () => (queue.running ? queue.turn : indexOf(hits, state.open));
 const place = new Place({
   close: () => open(null),
@@ -49,6 +54,7 @@ const asked = new Asked({
 
 const queue = new Queue({
   mark: (tile, name) => {
+    if (checking) return markChecked(tile, name);
     const was = setMark(state, tile, name);
     remember();
     return was;
@@ -57,7 +63,7 @@ const queue = new Queue({
     show();
     if (queue.turn?.bbox) map?.reveal(queue.turn.bbox, queue.panel);
   },
-  finish: (marked) => run(marked),
+  finish: (marked) => run(marked && !checking),
 });
 
 /** Put the state into the address; a new search is a step that Back undoes. */
@@ -87,13 +93,15 @@ function show() {
   find("#distinct").disabled = Boolean(state.change || state.detect);
   find("#legend").hidden = !hits.length && state.layer !== "scores";
   showDial(state, about.parts);
-  showMarking(state, { learned, detected, able: canSearch(state) });
+  showMarking(state, { learned, detected, measured, able: canSearch(state) });
   for (const name of ["#geojson", "#geoparquet"]) find(name).disabled = !hits.length;
 }
 
 /** Mark a tile; the same mark again takes it away. */
 function toggle(hit, name) {
-  setMark(state, hit, mark(hit) === name ? "" : name);
+  const wanted = mark(hit) === name ? "" : name;
+  if (checking) markChecked(hit, wanted);
+  else setMark(state, hit, wanted);
   remember();
   show();
 }
@@ -122,6 +130,7 @@ function open(hit) {
 /** Ask something new: marks of the last question do not count for it. */
 function ask(query) {
   Object.assign(state, { query, good: [], bad: [], open: null, change: null, detect: null });
+  check = null;
   place.close();
   return run(true);
 }
@@ -130,7 +139,7 @@ function forget() {
   hits = [];
   like = "";
   learned = false;
-  detected = null;
+  detected = measured = null;
   asked.clear();
   find("#ordinary").hidden = true;
   showStrip(hits, { about, markOf: mark, on: {} });
@@ -151,6 +160,7 @@ function warn({ ordinary, note, hits: [best] }) {
 async function run(asNew = false) {
   if (!about.parts) state.blend = null; // a link of an index of two parts
   queue.drop();
+  checking = false;
   withdrawBands();
   place.rescore(null);
   remember(asNew);
@@ -198,7 +208,7 @@ const showCards = () => showStrip(hits.slice(0, state.k), { about, markOf: mark,
 
 async function search(signal) {
   const answer = await (await post("search", toBody(state), { signal })).json();
-  detected = null;
+  detected = measured = null;
   warn(answer);
   announce(answer.hits.length
     ? `${counted(answer.hits.length, "hit")} like ${askedInWords(state)}` : "No hit: widen the filters.");
@@ -212,16 +222,54 @@ const detectBody = () => (
 
 /** Find every place that the marks ask for. */
 async function detect(signal) {
-  detected = await (await post("detections", detectBody(), { signal })).json();
+  const checked = check && checks.plain(check);
+  detected = await (await post("detections", { ...detectBody(), checked }, { signal })).json();
+  takeCheck();
   find("#ordinary").hidden = true;
   announce(detectedInWords(detected));
   showAnswer(detected);
 }
 
+/** Keep the check of the detections; one of other detections may fit again. */
+function takeCheck() {
+  if (detected.check) check = checks.named(detected.check);
+  measured = detected.check && detected.check.measured;
+}
+
+/** Mark tiles that are drawn at random, one after another, which measures precision and recall. */
+async function checkAccuracy(signal) {
+  if (!detected.check) {
+    detected = await (await post("detections", { ...detectBody(), check: checks.CHECKED }, { signal })).json();
+    takeCheck();
+  }
+  hits = check.tiles.map((one) => ({ ...one, probability: undefined })); // it would sway the person
+  checking = true;
+  showCards();
+  announce(`${counted(hits.length, "tile")} drawn at random: say of each whether it is right`);
+  const at = Math.max(check.tiles.findIndex((one) => !one.mark), 0);
+  queue.begin(hits, { title: "Check accuracy", done: "Show detections", pictures: about.pictures, at });
+}
+
+function markChecked(tile, name) {
+  const was = checks.setMark(check, tile, name);
+  measure().catch((error) => { if (error.name !== "AbortError") complain(error.message); });
+  return was;
+}
+
+/** Ask what the marks of the check measure so far; a later call takes the place of an earlier one. */
+async function measure() {
+  measuring?.abort();
+  measuring = new AbortController();
+  measured = await (await api.post("accuracy", checks.plain(check), { signal: measuring.signal })).json();
+  queue.say(checks.measuredInWords(measured));
+  show();
+}
+
 /** Mark the tiles that teach most, one after another. */
 async function suggest(signal) {
   const answer = await (await post("suggestions", { ...queryBody(state), k: SUGGESTED }, { signal })).json();
-  detected = null;
+  detected = measured = null;
+  checking = false;
   announce(`${counted(answer.hits.length, "tile")} to mark next, from which the search learns most`);
   showAnswer(answer);
   queue.begin(hits, { title: "Mark next", done: "Search again", pictures: about.pictures });
@@ -230,6 +278,7 @@ async function suggest(signal) {
 /** Mark the tiles that are nearest to the threshold, one after another. */
 function review() {
   place.close();
+  checking = false;
   state.open = null;
   hits = detected.review.map((hit) => ({ tile: hit.tile_key, ...hit }));
   showCards();
@@ -315,14 +364,17 @@ const saveMarks = (suffix) => (
 function saveSearch() {
   const { k, review: count, detect: threshold } = state;
   const title = askedInWords(state).slice(0, 512);
-  return save("saved-search.json", post("saved-search", { ...queryBody(state), title, k, review: count, threshold }));
+  const kept = threshold && measured ? checks.plain(check) : null;
+  return save("saved-search.json", post("saved-search", { ...queryBody(state), title, k, review: count, threshold, check: kept }));
 }
 
 /** Go on with a saved search: its marks, filters, threshold and review. */
 async function openSaved(file) {
   try {
-    const opened = openedState(await (await api.post("saved-search/open", await file.text())).json());
+    const answer = await (await api.post("saved-search/open", await file.text())).json();
+    const opened = openedState(answer);
     Object.assign(state, opened.state);
+    ({ check } = answer);
     place.close();
     await run(true);
     if (!canSearch(state)) complain("No right mark of the saved search is a tile of this archive.");
@@ -372,6 +424,11 @@ function wire() {
     run(true);
   });
   find("#review").addEventListener("click", review);
+  find("#check").addEventListener("click", () => {
+    place.close();
+    state.open = null;
+    work("Drawing tiles…", checkAccuracy);
+  });
   for (const name of ["query", "area"]) {
     find(`#draw-${name}`).addEventListener("click", () => drawMode(map.drawing === name ? null : name));
   }

@@ -1,6 +1,7 @@
 // Uses of marks: the query that they make, detections at a threshold, and a saved search.
 
-import { counted, find } from "./dom.js";
+import { measuredInWords } from "./check.js";
+import { counted, find, percent } from "./dom.js";
 import { LEARNS, learns, numbersOf } from "./state.js";
 
 const OF_EACH = 3;
@@ -24,15 +25,11 @@ function marksInWords(state, learned) {
   return words.join(" ");
 }
 
-const percent = (share) => Math.round(share * 100);
-
 /** Precision and recall that the marks let expect, for people. */
 function expectedInWords({ expected }) {
   if (!expected.rows) return "No tile without a mark is that probable.";
-  const figure = (name, values) => `${name} ${percent(expected[name])} % (${values.map(percent).join(" to ")} %)`;
-  return `Expected ${figure("precision", expected.precision_interval)}, `
-    + `${figure("recall", expected.recall_interval)}. In brackets is the range over resampled marks, `
-    + "which may miss the true figure: review tiles.";
+  const figures = ["precision", "recall"].map((name) => `${name} ${percent(expected[name])} %`);
+  return `Expected from the marks: ${figures.join(", ")}. Check accuracy measures them.`;
 }
 
 /** How many detections there are, for people. */
@@ -42,8 +39,8 @@ export function detectedInWords({ total, hits, truncated, threshold }) {
   return `${counted(total, "detection")} at ${percent(threshold)} % or more${shown}${more}`;
 }
 
-/** Show what marks there are and what can be done with them; `detected` is the last answer, or null. */
-export function showMarking(state, { learned, detected, able }) {
+/** Show what marks there are and what can be done with them; `detected` and `measured` are the last answers, or null. */
+export function showMarking(state, { learned, detected, measured, able }) {
   const has = state.good.length + state.bad.length > 0;
   find("#marking").hidden = !has;
   find("#marks-note").textContent = has ? marksInWords(state, learned) : "";
@@ -58,9 +55,10 @@ export function showMarking(state, { learned, detected, able }) {
   if (!state.detect) return;
   form.elements.threshold.value = state.detect;
   showThreshold(state.detect);
-  find("#expected").textContent = detected ? expectedInWords(detected) : "";
+  find("#expected").textContent = measured?.marked ? measuredInWords(measured) : detected ? expectedInWords(detected) : "";
   find("#review").textContent = `Review ${counted(detected?.review.length ?? 0, "tile")}`;
   find("#review").disabled = !detected?.review.length;
+  find("#check").disabled = !detected?.expected.rows;
 }
 
 function showThreshold(value) {

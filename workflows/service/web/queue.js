@@ -32,12 +32,19 @@ export class Queue {
     return this.tiles[this.at] ?? null;
   }
 
-  /** Begin with tiles; `title` says why these, `done` what comes after the last. */
-  begin(tiles, { title, done, pictures }) {
-    Object.assign(this, { tiles, title, done, pictures, at: 0, steps: [] });
+  /** Begin with tiles; `title` says why these, `done` what comes after the last. `at` is the first turn. */
+  begin(tiles, { title, done, pictures, at = 0 }) {
+    Object.assign(this, { tiles, title, done, pictures, at, note: "", steps: [] });
     this.panel.hidden = false;
     this.build();
     this.panel.scrollIntoView({ block: "nearest" }); // on a phone the cards are below it
+  }
+
+  /** Say what the marks tell so far. */
+  say(words) {
+    this.note = words;
+    const note = this.panel.querySelector(".note");
+    if (note) note.textContent = words;
   }
 
   /** Go to one of the tiles. */
@@ -95,6 +102,7 @@ export class Queue {
         element("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => this.close() }, "×")),
       element("progress", { max: this.tiles.length, value: this.at, "aria-label": "Tiles done" }),
       ...(one ? this.asks(one) : this.end()),
+      element("p", { class: "note hint", "aria-live": "polite" }, this.note),
     );
     find("button.first", this.panel)?.focus({ preventScroll: true });
     this.on.show();
