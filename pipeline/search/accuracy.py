@@ -175,7 +175,8 @@ class Check:
 
     def _marks(self, mark: str) -> list[int]:
         numbers = [one.stratum - 1 for one in self.tiles if one.mark == mark]
-        return np.bincount(numbers, minlength=len(self.strata)).tolist()
+        counts: list[int] = np.bincount(numbers, minlength=len(self.strata)).tolist()
+        return counts
 
 
 def read_check(uri: str | Location) -> Check:

@@ -60,7 +60,7 @@ TRAINING = TrainingSpec(
 class DemoSpec(WorldSpec):
     """The settings of a demo; the defaults take a few minutes on two cores."""
 
-    epochs: int = 40
+    epochs: int = 20
     batch_size: int = 128
     shards: int = 2
 
