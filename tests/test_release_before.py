@@ -23,7 +23,7 @@ from pipeline.indexing.driver import update_index
 from pipeline.ingest.driver import _local_batches, ingest, plan_ingest
 from pipeline.ingest.spec import IngestSpec
 from pipeline.search.query import QueryResolver
-from pipeline.search.saved import load_search
+from pipeline.search.saved import VERSION, load_search
 from pipeline.search.searcher import Searcher
 from pipeline.search.standing import StandingQuery
 from pipeline.tiles.spec import GridSpec
@@ -229,7 +229,12 @@ def _later_archive(before: Before) -> None:
             "dataset",
             "skysift-dataset/3",
         ),
-        (_later_document("search.json", "version", 3), load_search, "search.json", "3"),
+        (
+            _later_document("search.json", "version", VERSION + 1),
+            load_search,
+            "search.json",
+            str(VERSION + 1),
+        ),
     ],
     ids=["archive", "index", "bundle", "dataset", "saved search"],
 )
@@ -259,5 +264,5 @@ def test_migrate_names_every_format_and_renews_a_saved_search_once(before: Befor
     search = load_search(before.at("search.json"))
     assert [one.changed for one in map(migrate, map(before.at, names))] == [False] * 4 + [True]
     assert load_search(before.at("search.json")) == search
-    assert json.loads(before.at("search.json").read())["version"] == 2
+    assert json.loads(before.at("search.json").read())["version"] == VERSION
     assert not migrate(before.at("search.json")).change
