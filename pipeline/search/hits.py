@@ -166,7 +166,8 @@ class Hits:
             notes.append(f"nothing in the archive is like the query{named}")
         if self.truncated:
             notes.append("more rows reach the score than the limit allows")
-        notes += dict.fromkeys(query.remarks for query in self.queries if query.remarks)
+        said = [text for query in self.queries for text in (query.note, query.remark) if text]
+        notes += dict.fromkeys(said)
         if self.missing:
             notes.append(f"{self.coverage:.0%} of the shards answered")
         return notes

@@ -35,7 +35,7 @@ LEARNED = (
     "scores of a query that was learned from marks are lower than scores between tiles: compare "
     "them with each other, or take the probabilities of detections"
 )
-BLENDED = (
+_BLENDED = (
     "blend {:g}: scores weigh appearance by {:g} and labels by {:g}; compare them with scores of "
     "the same blend"
 )
@@ -56,8 +56,8 @@ class Query:
     :data:`FEATURELESS` for a picture without contrast, :data:`WORDS` for words, :data:`LEARNED` for
     a query that was learned from marks; empty otherwise. ``of_words``: words are part of the query.
     ``learned``: the vector was learned from marks. ``blend``: the weight of the appearance part, in
-    a query of :func:`blended`; None in others. ``right`` and ``wrong`` are the marks, or the
-    examples, that the query was made of.
+    a query of :func:`blended`; None in others. ``remark`` says what the scores of such a query are.
+    ``right`` and ``wrong`` are the marks, or the examples, that the query was made of.
     """
 
     vector: Float32
@@ -72,15 +72,9 @@ class Query:
     of_words: bool = False
     learned: bool = False
     blend: float | None = None
+    remark: str = ""
     right: "tuple[Query, ...]" = ()
     wrong: "tuple[Query, ...]" = ()
-
-    @property
-    def remarks(self) -> str:
-        """The note, and what the scores of a blended query weigh."""
-        weight = self.blend
-        blend = "" if weight is None else BLENDED.format(weight, weight, 1 - weight)
-        return "; ".join(remark for remark in (self.note, blend) if remark)
 
     @property
     def own_scale(self) -> bool:
@@ -516,8 +510,14 @@ def blended(searcher: Searcher, query: Query, blend: float | None = None) -> Que
         query,
         vector=parts.query(query.vector, weight).astype(np.float32),
         blend=weight,
+        remark=blend_remark(weight),
         right=query.right or (query,),
     )
+
+
+def blend_remark(blend: float) -> str:
+    """Return what the scores of a blend are, for people."""
+    return _BLENDED.format(blend, blend, 1 - blend)
 
 
 def units(queries: Sequence[Query]) -> npt.NDArray[np.float64]:

@@ -23,7 +23,7 @@ from pipeline.search.accuracy import Check, CheckedTile
 from pipeline.search.detections import REVIEWED, THRESHOLD, Detections, detect
 from pipeline.search.hits import Hits
 from pipeline.search.marks import Calibration, Stratum
-from pipeline.search.query import LEARNED, WORDS, Query, QueryResolver
+from pipeline.search.query import LEARNED, WORDS, Query, QueryResolver, blend_remark
 from pipeline.search.searcher import DEFAULT_LIMIT, Searcher
 from storage.errors import ConfigError, EncoderMismatchError, SkysiftError
 from storage.index.filter import Filter
@@ -252,6 +252,7 @@ class SavedSearch:
             of_words=self.of_words,
             learned=self.learned,
             blend=self.blend,
+            remark="" if self.blend is None else blend_remark(self.blend),
             right=right,
             wrong=wrong,
         )

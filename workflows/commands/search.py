@@ -374,7 +374,8 @@ def _show_hits(run: Run, label: str, hits: "Hits", k: int, out: str | None) -> N
     table = hits.to_arrow()
     if out:
         write_hits(table, run.location(out))
-    records, note = hit_records(table), hits.queries[0].remarks
+    query = hits.queries[0]
+    records, note = hit_records(table), "; ".join(filter(None, (query.note, query.remark)))
     result = {
         "query": label,
         "snapshot": hits.snapshot,

@@ -92,7 +92,7 @@ def test_a_query_without_blend_takes_that_of_the_encoder(folder, rows):
     unsaid, said = question.top(5), question.blended(0.15).top(5)
     assert unsaid.scores.tolist() == said.scores.tolist()
     assert unsaid.queries[0].blend == 0.15
-    assert "appearance by 0.15 and labels by 0.85" in unsaid.queries[0].remarks
+    assert "appearance by 0.15 and labels by 0.85" in unsaid.queries[0].remark
     assert np.isnan(unsaid.closer_than).all()  # pairs are of whole vectors: of a blend of 0.5
     assert np.isfinite(question.blended(0.5).top(5).closer_than).all()
     assert question.blended(1.0).top(5).rows.tolist() != unsaid.rows.tolist()
