@@ -67,7 +67,7 @@ def blends_to_score(parts: Parts | None, asked: Sequence[float] = ()) -> dict[st
     Examples
     --------
     >>> list(blends_to_score(Parts(appearance=2, labels=3)))
-    ['0', '0.2', '0.5', '1']
+    ['0', '0.15', '0.5', '1']
     """
     if parts is None:
         if asked:
