@@ -144,6 +144,8 @@ def marked_tiles(
     marks = marks_by_row(query)
     tiles = [one for one in (*query.right, *query.wrong) if one.tile and one.row is not None]
     hits = tiles_as_hits(searcher, query, [(str(one.tile), str(one.scene)) for one in tiles])
+    known = np.isin(hits.rows, list(marks))
+    hits = hits.where(known, int(known.sum()))
     names = tuple(marks[row] for row in hits.rows[0].tolist())
     probability = None if calibration is None else calibration.probability(hits.scores[0])
     return _with(hits.to_arrow(), names, probability)
