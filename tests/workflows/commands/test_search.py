@@ -178,7 +178,7 @@ def test_a_search_is_kept_run_again_and_drawn(world: tuple[str, Rows], tmp_path:
         ("k", 0, "k is below 1"),
         ("vector", [], "zero"),
         ("filter", {"colour": "red"}, "colour"),
-        ("version", 3, "of format 3"),
+        ("version", 4, "of format 4"),
         ("stars", [], "stars"),
     ):
         kept.write_text(json.dumps({**document, name: value}))
