@@ -171,13 +171,13 @@ def appearance_part(table: Table, scratch: Path, rows: Ints, width: int) -> Floa
     """Return unit half-whitened principal scores (N, width) of all rows, fitted to some."""
 
     def compute() -> Floats:
-        head = principal_head(table.features_NF[rows], width, HALF_WHITENING)
+        head = principal_head(table.features_NF[rows], width, HALF_WHITENING, centred=False)
         with torch.inference_mode():
             scores = head(torch.from_numpy(table.features_NF))
             unit: Floats = torch.nn.functional.normalize(scores).numpy()
         return unit
 
-    return _kept(table, scratch, rows, {"appearance": width}, compute)
+    return _kept(table, scratch, rows, {"appearance": width, "centred": False}, compute)
 
 
 def _kept(

@@ -404,7 +404,8 @@ def with_appearance(
 ) -> Encoder:
     """Return an encoder of two parts: what a frozen backbone sees, and what its head learned.
 
-    The appearance part is the half-whitened principal components of the backbone's features.
+    The appearance part is the half-whitened principal components of the backbone's features, about
+    zero and not about their mean: images of another collection have another mean.
 
     Parameters
     ----------
@@ -432,7 +433,8 @@ def with_appearance(
             "does not state that; train it with `skysift train --freeze`"
         )
     parts = Parts(appearance=dimension, labels=spec.dimension, blend=blend)
-    head = TwoParts(principal_head(features_NF, dimension, HALF_WHITENING), encoder.head)
+    appearance = principal_head(features_NF, dimension, HALF_WHITENING, centred=False)
+    head = TwoParts(appearance, encoder.head)
     options = {"kind": "parts", **asdict(parts), "head": dict(spec.head)}
     spec = replace(spec, head=options, dimension=parts.dimension)
     return Encoder(spec, encoder.backbone, head).eval()

@@ -85,12 +85,16 @@ class TwoParts(nn.Module):
 
 
 def principal_head(
-    features_NF: NDArray[np.float32], dimension: int, whitening: float = 0.0
+    features_NF: NDArray[np.float32],
+    dimension: int,
+    whitening: float = 0.0,
+    *,
+    centred: bool = True,
 ) -> nn.Linear:
     """Return the linear layer that projects features on their principal directions.
 
     The layer reduces features to D dimensions without training. Cosines between projected vectors
-    approximate the cosines between centred features.
+    approximate the cosines between centred features, or between the features as they are.
 
     Parameters
     ----------
@@ -101,6 +105,9 @@ def principal_head(
     whitening
         Each score is divided by its standard deviation to this power: 0 leaves the scores, 0.5 is
         half-whitening, 1 whitens. No variance counts as less than 1e-10 of the largest.
+    centred
+        Whether the mean of the sample is subtracted first. The mean of one collection of images is
+        not that of another.
 
     Raises
     ------
@@ -117,7 +124,9 @@ def principal_head(
             f"cannot reduce {rows} rows of {features} features to {dimension} dimensions; "
             "ask for fewer or give more tiles"
         )
-    mean_F = torch.from_numpy(features_NF.mean(0, dtype=np.float64))
+    mean_F = torch.zeros(features, dtype=torch.float64)
+    if centred:
+        mean_F = torch.from_numpy(features_NF.mean(0, dtype=np.float64))
     covariance_FF = torch.zeros(features, features, dtype=torch.float64)
     for start in range(0, rows, _ROWS):
         centred_RF = torch.from_numpy(features_NF[start : start + _ROWS]) - mean_F

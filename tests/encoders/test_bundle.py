@@ -183,6 +183,10 @@ def test_a_principal_head_is_the_projection_on_principal_components():
     np.testing.assert_allclose(np.abs(ours), np.abs(centred @ directions[:3].T), atol=1e-4)
     with pytest.raises(ConfigError, match="9 dimensions"):
         principal_head(features, 9)
+    shifted = features + 20
+    with torch.no_grad():
+        whole = principal_head(shifted, 8, centred=False)(torch.from_numpy(shifted)).numpy()
+    np.testing.assert_allclose(whole @ whole.T, shifted @ shifted.T, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -241,10 +245,9 @@ def test_a_frozen_head_becomes_the_label_part_beside_half_whitened_components(tm
     assert encoder.spec.parts == Parts(appearance=6, labels=16, blend=0.3)
     appearance, labels = np.split(encoder(tiles) * np.sqrt(2), [6], axis=1)
     np.testing.assert_allclose(labels, trained(tiles), atol=1e-6)
-    centred = trained.features(tiles).astype(np.float64)
-    centred -= centred.mean(0)
-    _, lengths, directions = np.linalg.svd(centred, full_matrices=False)
-    scores = centred @ directions[:6].T / np.sqrt(lengths[:6] / np.sqrt(len(tiles)))
+    features = trained.features(tiles).astype(np.float64)  # about zero: a mean is of one collection
+    _, lengths, directions = np.linalg.svd(features, full_matrices=False)
+    scores = features @ directions[:6].T / np.sqrt(lengths[:6] / np.sqrt(len(tiles)))
     scores /= np.linalg.norm(scores, axis=1, keepdims=True)
     np.testing.assert_allclose(appearance @ appearance.T, scores @ scores.T, atol=1e-4)
 
