@@ -42,8 +42,12 @@ def add_scenes(
     version: str = "v1",
     embedding: np.ndarray[Any, Any] | None = None,
     days: int = 0,
+    tile: np.ndarray[Any, Any] | None = None,
 ) -> str:
-    """Commit a segment with the given number of rows of each scene, dated ``days`` days later."""
+    """Commit a segment with the given number of rows of each scene, dated ``days`` days later.
+
+    Tiles are drawn at random, some of them twice, unless ``tile`` gives them.
+    """
     archive = Archive.open(place)
     writer = ArchiveWriter(archive)
     count = sum(scenes.values())
@@ -52,6 +56,7 @@ def add_scenes(
         name: rows[name] for name in ("tile", "bbox", "datetime", "cloud_fraction", "labels")
     }
     columns["datetime"] = columns["datetime"] + np.timedelta64(days, "D")
+    columns["tile"] = columns["tile"] if tile is None else tile
     vectors = rows["embedding"].astype(np.float32) if embedding is None else embedding
     columns |= {
         "embedding": vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
