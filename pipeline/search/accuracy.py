@@ -25,6 +25,7 @@ CHECKED = 60
 """Tiles of a check, where nothing else is said."""
 LEAST_CHECKED = 20
 """Fewest tiles of a check."""
+_MOST_ROWS = 2**53
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +55,10 @@ class Check:
     tiles: tuple[CheckedTile, ...]
 
     def __post_init__(self) -> None:
-        if not self.strata or min(one.rows for one in self.strata) < 1:
-            raise ConfigError("accuracy check: a stratum has no rows")
+        if not self.strata or not all(1 <= one.rows <= _MOST_ROWS for one in self.strata):
+            raise ConfigError(
+                f"accuracy check: a stratum has no rows or over {_MOST_ROWS:,}; draw a new check"
+            )
         numbers = {tile.stratum for tile in self.tiles}
         if not numbers <= set(range(1, len(self.strata) + 1)):
             raise ConfigError(

@@ -109,7 +109,7 @@ def clock_finding(other: str, ahead_s: float) -> Finding:
     Examples
     --------
     >>> clock_finding("the object store", -1200).found
-    '1,200 s behind the object store'
+    '1,200 s behind the object store; its requests are refused'
     """
     found = f"{abs(ahead_s):,.0f} s {'ahead of' if ahead_s > 0 else 'behind'} {other}"
     if abs(ahead_s) < _SKEW_S:

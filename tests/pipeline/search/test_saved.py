@@ -68,6 +68,9 @@ def test_a_file_of_version_2_is_read_without_what_its_calibration_kept(tmp_path:
     assert load_search(str(file)) == replace(_SEARCH, check=None)
 
 
+_HUGE = {"rows": 2**63, "lowest": 0.0, "expected": 0.0}
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -83,6 +86,7 @@ def test_a_file_of_version_2_is_read_without_what_its_calibration_kept(tmp_path:
         ({"calibration": {"slope": -1.0, "offset": 0.0}}, "no rising slope"),
         ({"check": {"strata": [], "tiles": []}}, "a stratum has no rows"),
         ({"check": {"strata": []}}, "it has no 'tiles'"),
+        ({"check": {"strata": [_HUGE], "tiles": []}}, "over 9,007"),
     ],
 )
 def test_a_damaged_file_is_refused_with_the_reason(tmp_path: Path, change: dict, reason: str):
