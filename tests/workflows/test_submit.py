@@ -1,7 +1,6 @@
 """Jobs: what travels to the cluster, what never does, and what comes back."""
 
 import contextlib
-import http.server
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import ConfigError, NotFoundError, SkysiftError
+from tests.support.http_server import Answers, answering
 from tests.support.own_losses import write_losses
 from workflows.recipe.load import packaged_recipes
 from workflows.recipe.schema import Recipe
@@ -245,28 +245,17 @@ def test_loopback_is_known(address, expected):
     assert is_loopback(address) is expected
 
 
-class _Dashboard(http.server.BaseHTTPRequestHandler):
+class _Dashboard(Answers):
     status = 200
 
     def do_GET(self) -> None:
-        self.send_response(type(self).status)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"[]")
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+        self.answer(type(self).status, "[]")
 
 
 @pytest.fixture
 def dashboard() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Dashboard)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering(_Dashboard) as address:
+        yield address
 
 
 def test_an_open_dashboard_elsewhere_is_refused(dashboard, monkeypatch):

@@ -1,15 +1,14 @@
 """A cluster's address, dashboard and token, nodes, and the room for a training."""
 
-import http.server
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from tests.support.http_server import Answers, answering
 from tests.support.training_world import SPEC
 from workflows.doctor.cluster import (
     Cluster,
@@ -23,7 +22,7 @@ from workflows.doctor.facts import Facts, gather
 TOKEN = "0123456789abcdef" * 4
 
 
-class _Dashboard(http.server.BaseHTTPRequestHandler):
+class _Dashboard(Answers):
     """A dashboard of Ray: 401 without a token, 403 with a wrong one."""
 
     release, wants = version("ray"), True
@@ -32,24 +31,13 @@ class _Dashboard(http.server.BaseHTTPRequestHandler):
         kind, given = type(self), self.headers.get("Authorization", "")
         right = not kind.wants or given == f"Bearer {TOKEN}"
         body = json.dumps({"ray_version": kind.release}) if right else "no"
-        self.send_response(200 if right else 403 if given else 401)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+        self.answer(200 if right else 403 if given else 401, body)
 
 
 @pytest.fixture
 def dashboard() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Dashboard)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering(_Dashboard) as address:
+        yield address
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """The object store, its clock and its credentials, and folders; by real servers on loopback."""
 
-import http.server
 import os
 import re
 import socket
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from storage.location import Location
+from tests.support.http_server import Answers, answering
 from workflows.doctor.findings import Finding, run_probes
 from workflows.doctor.places import clock_finding, place_finding, place_probes
 
@@ -59,7 +58,7 @@ def test_refused_credentials_are_told_by_the_reason_of_the_store(moto_s3, monkey
     assert "AWS_ACCESS_KEY_ID" in none.advice
 
 
-class _Skewed(http.server.BaseHTTPRequestHandler):
+class _Skewed(Answers):
     """An object store whose clock is twenty minutes ahead, and refuses requests for it."""
 
     def date_time_string(self, timestamp: float | None = None) -> str:
@@ -71,24 +70,13 @@ class _Skewed(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body = f"<Error><Code>RequestTimeTooSkewed</Code><Message>{TOO_LARGE}</Message></Error>"
-        self.send_response(403)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+        self.answer(403, body)
 
 
 @pytest.fixture
 def skewed() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Skewed)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering(_Skewed) as address:
+        yield address
 
 
 def test_a_clock_that_the_store_refuses_is_named(skewed, moto_s3):
