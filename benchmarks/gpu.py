@@ -4,8 +4,9 @@
 
 `make test-gpu` runs it where there is a GPU. Fine-tuning reads the multi-label images of AID
 (`AID_TAR`) and UC Merced (`UCM_TAR`) and the weights of MobileNetV2 (`MOBILENET_V2`).
-``--device cpu`` takes gloo and the cores for NCCL and the GPUs, ``--small`` few rows: the tests run
-this program so. Figures of a GPU are kept in ``benchmarks/gpu.json``.
+``--device cpu`` takes gloo and the cores for NCCL and the GPUs, ``--small`` few rows: so the code
+of all parts but fine-tuning runs where there is no GPU. Figures of a GPU are kept in
+``benchmarks/gpu.json``.
 """
 
 import argparse
@@ -82,26 +83,23 @@ def training(setting: Setting, folder: Path) -> Iterator[Row]:
     counts = [n for n in range(1, setting.workers + 1) if TrainingSpec().batch_size % n == 0]
     specs = {n: replace(specification(model, size, n), device=setting.device) for n in counts}
     rates = {n: ray_train(uri, spec, folder / f"workers{n}") for n, spec in specs.items()}
-    for count, rate in rates.items():
-        yield Row(
-            what=f"training, {model.name}, {count} workers by {setting.network}, float32",
+
+    def row(kind: str, rate: float, against: str, goal: float | None = None) -> Row:
+        return Row(
+            what=f"training, {model.name}, {kind}",
             ours=rate,
             unit="images/s",
             peer=rates[1],
-            against="one worker",
+            against=against,
             ratio=rate / rates[1],
-            goal=LEAST_GAIN * count if count > 1 else None,
+            goal=goal,
         )
-    half = replace(specs[1], precision="bf16")
-    rate = ray_train(uri, half, folder / "bf16")
-    yield Row(
-        what=f"training, {model.name}, one worker, bfloat16",
-        ours=rate,
-        unit="images/s",
-        peer=rates[1],
-        against="float32",
-        ratio=rate / rates[1],
-    )
+
+    for count, rate in rates.items():
+        goal = LEAST_GAIN * count if count > 1 else None
+        yield row(f"{count} workers by {setting.network}, float32", rate, "one worker", goal)
+    half = ray_train(uri, replace(specs[1], precision="bf16"), folder / "bf16")
+    yield row("one worker, bfloat16", half, "float32")
 
 
 def fine_tuning(setting: Setting, folder: Path) -> Iterator[Row]:

@@ -56,7 +56,7 @@ def _start(probe: Probe) -> Iterator[Finding]:
             answer.append(probe.look())
         except Exception as error:  # one probe's fault is a finding beside those of the others
             found = f"the check failed: {type(error).__name__}: {first_line(error)}"
-            advice = f"report it, with the output of `skysift doctor --debug`; {probe.what} is open"
+            advice = "report it, with the output of `skysift doctor --debug`"
             answer.append([Finding(probe.what, "broken", found, advice)])
 
     thread = threading.Thread(target=look, name=f"doctor-{probe.what}", daemon=True)

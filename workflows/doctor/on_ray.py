@@ -89,7 +89,7 @@ def main() -> None:
             answer = look(request["address"], request["cpus"])
     except (SkysiftError, RayError, OSError, RuntimeError, ValueError) as error:
         answer = {"fault": " ".join(str(error).split())}
-    print(json.dumps(answer))  # noqa: T201
+    sys.stdout.write(json.dumps(answer) + "\n")
 
 
 if __name__ == "__main__":

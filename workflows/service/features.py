@@ -22,8 +22,8 @@ from storage.index.filter import Filter
 from workflows.service.collections import Collection, Collections, Feature, Wanted, period
 from workflows.service.errors import documented
 from workflows.service.guard import FairPlaces
+from workflows.service.items import ItemSearchBody, ItemSearchQuery, ItemsQuery
 from workflows.service.negotiation import GEOJSON
-from workflows.service.schema import ItemSearchBody, ItemSearchQuery, ItemsQuery
 
 if TYPE_CHECKING:
     from workflows.service.backend import IndexBackend

@@ -1,11 +1,9 @@
 // The dial of an index of two-part vectors: how much looks count against labels.
 
-import { find } from "./dom.js";
+import { find, percent } from "./dom.js";
 import { LEARNS, learns } from "./state.js";
 
 const PAUSE_MS = 250;
-
-const percent = (share) => Math.round(share * 100);
 
 /** The weights of a blend, for people. */
 function inWords(blend) {
