@@ -69,7 +69,7 @@ HOMES = {
     ),
     "pydantic": (
         *within("workflows/recipe", "errors load"),
-        *within("workflows/service", "deploy marks schema uploads"),
+        *within("workflows/service", "deploy items marks schema uploads"),
     ),
     "pmtiles": ("workflows/report/score_map.py",),
     "pyproj": (
