@@ -55,16 +55,24 @@ def open_repository(place: Location) -> icechunk.Repository:
     if place.is_local and not place.path.exists():
         raise missing  # asking Icechunk would create the folder
     with translate_errors(place):
-        try:
-            return icechunk.Repository.open(place.icechunk())
-        except icechunk.IcechunkError as error:
-            if "doesn't exist" not in str(error):
-                raise
-            if _snapshot_files(place):
-                raise CorruptIndexError(
-                    f"archive {place}: {_BRANCH_FILE} is gone; {_way_back(place)}"
-                ) from error
-            raise missing from error
+        if repository := _opened(place):
+            return repository
+        if not _snapshot_files(place):
+            raise missing
+        # A snapshot after the first is written after the branch, perhaps since the first look.
+        if repository := _opened(place):
+            return repository
+    raise CorruptIndexError(f"archive {place}: {_BRANCH_FILE} is gone; {_way_back(place)}")
+
+
+def _opened(place: Location) -> icechunk.Repository | None:
+    """Return the repository of an archive, None when it has no branch."""
+    try:
+        return icechunk.Repository.open(place.icechunk())
+    except icechunk.IcechunkError as error:
+        if "doesn't exist" in str(error):
+            return None
+        raise
 
 
 def make_repository(place: Location) -> icechunk.Repository:

@@ -10,6 +10,7 @@ import icechunk
 import numpy as np
 import pytest
 
+import storage.archive.repository as repository_module
 import storage.archive.writer as writer_module
 from storage.archive.audit import unsealed_segments, verify
 from storage.archive.ledger import Ledger, LedgerEntry, Segment, fold_page, page_bytes
@@ -154,6 +155,19 @@ def test_a_damaged_branch_is_named_again(uri: str, damage: str):
         rollback(uri, "nowhere")
     assert rollback(uri, newest).previous == ""
     assert content(Archive.open(uri)) == before
+
+
+def test_an_archive_made_between_two_looks_is_found(uri: str, monkeypatch: pytest.MonkeyPatch):
+    ref = Path(uri, "refs", "branch.main", "ref.json")
+    named = ref.rename(f"{uri}.ref")
+    looked = repository_module._snapshot_files
+
+    def made_meanwhile(place: Location) -> list[Location]:
+        named.rename(ref)
+        return looked(place)
+
+    monkeypatch.setattr(repository_module, "_snapshot_files", made_meanwhile)
+    assert Archive.exists(uri)
 
 
 def test_a_damaged_newest_snapshot_leads_back_to_the_one_before(uri: str):
