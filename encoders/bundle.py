@@ -146,12 +146,13 @@ class Encoder(Described, nn.Module):
 
     def facts(self) -> dict[str, Any]:
         """Return network, bands, tile size, dimension, classes and fingerprint."""
-        pixel = self.spec.resolution_m
+        pixel, parts = self.spec.resolution_m, self.spec.parts
+        split = f": {parts.appearance} appearance, {parts.labels} labels" if parts else ""
         return {
             "backbone": self.spec.backbone,
             "bands": self.bands,
             "tiles of": f"{self.tile_px} px" + (f" of {pixel:g} m" if pixel else ""),
-            "vectors": f"{self.dimension} values",
+            "vectors": f"{self.dimension} values{split}",
             "trained on": self.spec.classes,
             "loss": self.spec.loss.get("name"),
             "words as": self.spec.text.get("prompt"),
@@ -402,15 +403,16 @@ def with_appearance(
     dimension: int,
     blend: float = DEFAULT_BLEND,
 ) -> Encoder:
-    """Return an encoder of two parts: what a frozen backbone sees, and what its head learned.
+    """Return an encoder of two parts: what its backbone sees, and what its head learned.
 
     The appearance part is the half-whitened principal components of the backbone's features, about
-    zero and not about their mean: images of another collection have another mean.
+    zero and not about their mean: images of another collection have another mean. A frozen backbone
+    knows nothing of the labels; one that was trained as well keeps more than its head does.
 
     Parameters
     ----------
     encoder
-        Encoder whose head was trained on a frozen backbone.
+        Encoder of one part.
     features_NF
         Features of the backbone for the tiles that the components are fitted to; at least
         ``dimension`` rows.
@@ -422,16 +424,11 @@ def with_appearance(
     Raises
     ------
     ConfigError
-        The encoder has two parts, or its backbone was not frozen; or as `principal_head` says.
+        The encoder has two parts already, or as `principal_head` says.
     """
     spec = encoder.spec
     if spec.parts is not None:
         raise ConfigError("encoder: it has two parts already; give the one that they were made of")
-    if not spec.training.get("freeze_backbone"):
-        raise ConfigError(
-            "encoder: two parts need a head that was trained on a frozen backbone, and this bundle "
-            "does not state that; train it with `skysift train --freeze`"
-        )
     parts = Parts(appearance=dimension, labels=spec.dimension, blend=blend)
     appearance = principal_head(features_NF, dimension, HALF_WHITENING, centred=False)
     head = TwoParts(appearance, encoder.head)

@@ -131,13 +131,14 @@ class Stages(ABC):
         -------
         None without a catalog: the scenes are those that the archive remembers.
         """
-        if not self.recipe.catalog.source:
-            return None
-        from storage.catalog.read import read_scenes
-        from workflows.report.by_place import bands_of_pictures
+        from workflows.report.by_place import catalog_scenes
 
-        catalog = self.catalog_spec()
-        return read_scenes(catalog, bands_of_pictures(archive.spec, catalog)).scenes
+        return catalog_scenes(archive.spec, self.pictured_catalog)
+
+    @property
+    def pictured_catalog(self) -> CatalogSpec | None:
+        """The catalog to draw tiles of an archive from, if one is given."""
+        return self.catalog_spec() if self.recipe.catalog.source else None
 
     def ingest_spec(self) -> IngestSpec:
         """Return the scenes, encoder, archive and settings of an ingest."""
@@ -549,11 +550,6 @@ class Stages(ABC):
         dataset, output = self.need_path("dataset.uri"), self.need("training.output")
         section = self.recipe.training
         self._check_pretrained("training.pretrained")
-        if section.appearance is not None and not section.freeze_backbone:
-            raise ConfigError(
-                "training: an appearance part needs a frozen backbone, whose features it keeps; "
-                "add --freeze, or leave --appearance out"
-            )
         spec = spec_from(TrainingSpec, section)
         with self.ray(), ProgressView() as progress:
             result = train(dataset, spec, output, resume=resume, progress=progress)

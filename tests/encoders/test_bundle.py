@@ -236,8 +236,8 @@ def test_two_encoders_saved_at_once_are_never_mixed(encoder: Encoder, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_a_frozen_head_becomes_the_label_part_beside_half_whitened_components(tmp_path: Path):
-    trained = new_encoder(replace(SPEC, training={"freeze_backbone": True}))
+def test_a_head_becomes_the_label_part_beside_half_whitened_components(tmp_path: Path):
+    trained = new_encoder(SPEC)
     tiles = _pixels(40)
     save_bundle(with_appearance(trained, trained.features(tiles), 6, 0.3), str(tmp_path))
     encoder = load_encoder(str(tmp_path))
@@ -252,12 +252,9 @@ def test_a_frozen_head_becomes_the_label_part_beside_half_whitened_components(tm
     np.testing.assert_allclose(appearance @ appearance.T, scores @ scores.T, atol=1e-4)
 
 
-def test_only_a_head_on_a_frozen_backbone_gets_an_appearance_part(encoder):
-    with pytest.raises(ConfigError, match="skysift train --freeze"):
-        with_appearance(encoder, encoder.features(_pixels(40)), 6)
-    frozen = new_encoder(replace(SPEC, training={"freeze_backbone": True}))
-    two = with_appearance(frozen, frozen.features(_pixels(40)), 6)
+def test_an_encoder_of_two_parts_gets_no_third(encoder: Encoder):
+    two = with_appearance(encoder, encoder.features(_pixels(40)), 6)
     with pytest.raises(ConfigError, match="two parts already"):
-        with_appearance(two, frozen.features(_pixels(40)), 6)
+        with_appearance(two, encoder.features(_pixels(40)), 6)
     with pytest.raises(ConfigError, match="22 values, but dimension is 16"):
         replace(two.spec, dimension=16)

@@ -140,7 +140,7 @@ def write_other_bundle(folder: Path) -> None:
 
 
 def write_series(folder: Path) -> None:
-    """Write what the recipes naip-series, landsat-series and aid read, and a bundle for them."""
+    """Write what the recipes naip-series and landsat-series read, and a bundle for them."""
     random = np.random.default_rng(_RANDOM_SEED)
     for year in ("20090818", "20120731"):
         pixels = random.integers(1, 255, (3, 192, 192), dtype=np.uint8)
@@ -174,10 +174,10 @@ def write_embeddings(folder: Path) -> None:
 
 
 def write_trainings(folder: Path) -> None:
-    """Write the dataset of the recipe aid, the recipe with short trainings, and the page's loss."""
+    """Write dataset and recipe of aid-labels, with short trainings, and the page's loss."""
     write_dataset(str(folder / "work/aid/dataset"), 80, bands=BANDS, test_rows=20)
-    recipe = read_recipe_text("aid")[0]
-    (folder / "aid").write_text(recipe.replace("epochs: 40", "epochs: 2\n  batch_size: 16"))
+    recipe = read_recipe_text("aid-labels")[0]
+    (folder / "aid-labels").write_text(recipe.replace("epochs: 40", "epochs: 2\n  batch_size: 16"))
     network = build_backbone("mobilenet_v2", BANDS, config={"depth_multiplier": 0.25})
     network.model.save_pretrained(folder / "weights/mobilenet_v2")
     write_losses(folder)

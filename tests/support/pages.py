@@ -44,7 +44,7 @@ PAGES = {
     "docs/howto/loss.md": Page(parts=("trainings",)),
     "docs/howto/researcher.md": Page(
         parts=("trainings", "series"),
-        before=("skysift ingest -r naip-series", "skysift train -r aid"),
+        before=("skysift ingest -r naip-series", "skysift train -r aid-labels"),
     ),
     "docs/howto/soft-labels.md": Page(parts=(), not_run=1),
     "docs/howto/label-next.md": Page(parts=(), not_run=1),

@@ -5,8 +5,6 @@ import click
 from workflows.commands.common import Run, Verb, pass_run
 from workflows.console import ProgressView, format_table
 
-_METRICS = ("rare mAP", "macro mAP", "mAP", "nDCG@50", "WAP@50")
-
 
 @click.command("demo", cls=Verb, example="skysift demo")
 @click.option(
@@ -19,11 +17,12 @@ def demo(run: Run, folder: str, seed: int) -> None:
 
     Needs no data. Finished stages are skipped, so an interrupted demo continues.
     """
+    from workflows.demo.evaluate import METRICS
     from workflows.demo.run import run_demo
 
     with ProgressView() as progress:
         result = run_demo(folder, seed=seed, cluster=run.ray, progress=progress)
-    rows = [[name, *(result.scores[name].get(m) for m in _METRICS)] for name in result.scores]
+    rows = [[name, *(result.scores[name].get(m) for m in METRICS)] for name in result.scores]
     data = {
         "folder": result.folder,
         "report": result.report,
@@ -34,7 +33,7 @@ def demo(run: Run, folder: str, seed: int) -> None:
         "seconds": sum(stage.seconds for stage in result.stages if not stage.skipped),
     }
     lines = [
-        *format_table(["encoder", *_METRICS], rows),
+        *format_table(["encoder", *METRICS], rows),
         "",
         f"report  {result.report}",
         f"recipe  {result.recipe}",

@@ -36,7 +36,7 @@ def encoder() -> None:
 @recipe_option("--backbone", "encoder.backbone")
 @recipe_option("--pretrained", "encoder.pretrained")
 @recipe_option("--prompt", "encoder.prompt")
-@recipe_option("--trained", "encoder.trained", "Bundle of a trained head: make two parts.")
+@recipe_option("--trained", "encoder.trained", "Bundle of a trained encoder: make two parts.")
 @recipe_option("--appearance", "encoder.appearance", "With --trained: width of the added part.")
 @recipe_option("--blend", "encoder.blend", "With --trained: its weight in searches, 0 to 1.")
 @recipe_option("--dataset", "dataset.uri", "Dataset whose bands and statistics to take.")
@@ -52,8 +52,8 @@ def make(ctx: click.Context, run: Run) -> None:
     its reason (exit code 3).
 
     With --trained, the encoder has two parts, for `skysift search --blend`: the appearance that the
-    frozen backbone of a trained bundle sees, fitted to the training rows of the dataset, and the
-    vectors of its head.
+    backbone of a trained bundle sees, fitted to the training rows of the dataset, and the vectors
+    of its head.
 
     Backbones clip and siglip bring the text tower of their model, for `skysift search --text`.
     """

@@ -11,14 +11,14 @@ from workflows.commands.common import Run, Verb, pass_run, recipe_option
     example="""
     skysift train -r aid
     skysift train --dataset work/aid/dataset --output work/run --loss macl --epochs 10
-    skysift train -r aid --freeze --appearance 128""",
+    skysift train -r aid-labels --loss mulsupcon --output work/mulsupcon""",
 )
 @recipe_option("--dataset", "dataset.uri")
 @recipe_option("--output", "training.output")
 @recipe_option("--backbone", "training.backbone")
 @recipe_option("--pretrained", "training.pretrained")
 @recipe_option("--freeze/--no-freeze", "training.freeze_backbone")
-@recipe_option("--appearance", "training.appearance", "Width of an added part, with --freeze.")
+@recipe_option("--appearance", "training.appearance", "Width of an added appearance part.")
 @recipe_option("--blend", "training.blend", "With --appearance: its weight in searches, 0 to 1.")
 @recipe_option("--loss", "training.loss")
 @recipe_option("--epochs", "training.epochs")

@@ -5,7 +5,6 @@ left out of its hits.
 """
 
 import time
-from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
@@ -16,21 +15,27 @@ from numpy.typing import NDArray
 from encoders.bundle import Encoder
 from pipeline.analysis.evaluation import evaluate_labels, same_place_recall
 from pipeline.analysis.landcover import TileLabels
+from pipeline.search.query import QueryResolver, blended
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.dataset import LabelledDataset
 from storage.geometry import centres
 
-METRICS = ("macro mAP", "rare mAP", "nDCG@50", "WAP@50", "mAP", "same place R@10")
+METRICS = ("macro mAP", "rare mAP", "nDCG@50", "mAP J>=0.6", "same place R@10")
+RANKINGS = ("trained", "labels only", "appearance only", "untrained", "random")
+"""What the demo scores: the trained encoder at its own blend and at both ends of the dial, the
+weights that training started from, and a random ranking."""
 QUERY_DAY = "20240618"
 _K, _TIMED = 40, 50
 
 
-def score(dataset: LabelledDataset, encoders: Mapping[str, Encoder]) -> dict[str, dict[str, float]]:
-    """Score encoders and a random ranking: the summer tiles of the test split search the autumn's.
+def score(
+    dataset: LabelledDataset, trained: Encoder, untrained: Encoder
+) -> dict[str, dict[str, float]]:
+    """Score the `RANKINGS`: the summer tiles of the test split search the autumn's.
 
-    Returns metrics by name for each encoder and ``random``, and in ``counts`` the numbers of
-    ``queries`` and ``items``.
+    The trained encoder has two parts. Returns metrics by name for each ranking, and in ``counts``
+    the numbers of ``queries`` and ``items``.
     """
     test = dataset.indices("test")
     is_query = dataset.rows["scene"].iloc[test].str.endswith(QUERY_DAY).to_numpy(bool)
@@ -39,8 +44,7 @@ def score(dataset: LabelledDataset, encoders: Mapping[str, Encoder]) -> dict[str
     labels, places = dataset.labels, dataset.rows["tile_key"].to_numpy()
     position = {place: i for i, place in enumerate(places[items])}
     scores: dict[str, dict[str, float]] = {}
-    for name, encoder in encoders.items():
-        z = encoder(dataset.images[rows])
+    for name, z in _vectors(dataset.images[rows], trained, untrained).items():
         by_label = evaluate_labels(
             z[: len(queries)],
             labels[queries],
@@ -55,6 +59,17 @@ def score(dataset: LabelledDataset, encoders: Mapping[str, Encoder]) -> dict[str
         scores["random"] = {**by_label.random, "same place R@10": by_place["random recall@10"]}
         scores["counts"] = {"queries": by_label.queries, "items": by_label.items}
     return {name: {m: float(v) for m, v in metrics.items()} for name, metrics in scores.items()}
+
+
+def _vectors(
+    images: NDArray[Any], trained: Encoder, untrained: Encoder
+) -> dict[str, NDArray[np.float32]]:
+    """Return vectors whose dot products are the scores of each ranking but the random one."""
+    parts, whole = trained.spec.parts, trained(images)
+    assert parts is not None
+    blends = dict(zip(RANKINGS, (parts.blend, 0.0, 1.0), strict=False))
+    blended = {name: parts.weighted(whole, blend) for name, blend in blends.items()}
+    return {**blended, "untrained": untrained(images)}
 
 
 def choose_queries(
@@ -86,19 +101,20 @@ def choose_queries(
 def search_queries(archive: Archive, searcher: Searcher, rows: NDArray[np.int64]) -> dict[str, Any]:
     """Search for the tiles most similar to rows of the archive, int64 (n,).
 
-    Returns JSON values: ``queries`` (row ids), for each query ``hits`` (row ids, best first, none
-    on the query's own ground) and ``scores``; ``median_ms`` of single searches; ``example``, the
-    tile key, scene and place of the first query.
+    Scores are those of the encoder's own blend. Returns JSON values: ``queries`` (row ids), for
+    each query ``hits`` (row ids, best first, none on the query's own ground) and ``scores``;
+    ``median_ms`` of single searches; ``example``, the tile key, scene and place of the first query.
     """
-    queries = archive.read(rows, ["embedding", "tile_key", "scene", "bbox"])
-    vectors = queries["embedding"].astype(np.float32)
-    table = searcher.search(vectors, k=_K).to_pandas()
+    queries = archive.read(rows, ["tile_key", "scene", "bbox"])
+    resolver = QueryResolver(searcher)
+    asked = [blended(searcher, resolver.row(int(row))) for row in rows]
+    table = searcher.answer(asked, k=_K).to_pandas()
     elsewhere = table[table["tile_key"] != queries["tile_key"][table["query"]]]
     answers = [elsewhere[elsewhere["query"] == number] for number in range(len(rows))]
     times_s = []
     for i in range(_TIMED):
         started = time.perf_counter()
-        searcher.search(vectors[i % len(vectors)], k=10)
+        searcher.answer(asked[i % len(asked)], k=10)
         times_s.append(time.perf_counter() - started)
     return {
         "queries": rows.tolist(),

@@ -21,7 +21,9 @@ _HITS = 6
 _Pairs = tuple[tuple[str, str], ...]
 _LIBRARIES = ("ray", "dask", "torch", "faiss-cpu", "icechunk", "zarr", "rasterio", "numpy")
 _ENCODERS = {
-    "trained": ("Trained", "MACL, negatives gathered from both workers"),
+    "trained": ("Trained", "as searched: some appearance beside the labels"),
+    "labels only": ("Labels only", "--blend 0: MACL, negatives gathered from both workers"),
+    "appearance only": ("Appearance only", "--blend 1: what the trained network sees"),
     "untrained": ("Untrained", "the weights that training started from"),
     "random": ("Random ranking", "the score of chance with these labels"),
 }
@@ -69,9 +71,9 @@ def write_page(
             f"{scores['counts']['items']:.0f} tiles of the autumn day. All lie on ground that "
             "training did not see, and a query's own ground is left out. Macro mAP is the mean "
             "over the labels of how well tiles with a label find others with it, rare mAP the "
-            "same for the rarest third. In plain mAP a hit counts when it shares any label, which "
-            "most do by chance. Same place R@10: how often the ground itself, on the other day, "
-            "is among the first ten. Bars show macro mAP."
+            "same for the rarest third. nDCG counts shared labels; in mAP J>=0.6 a hit counts when "
+            "it has nearly the same labels. Same place R@10: how often the ground itself, on the "
+            "other day, is among the first ten. Bars show macro mAP."
         ),
         answers=answers,
         answers_note=(

@@ -12,6 +12,7 @@ from storage.archive.reader import Archive
 from storage.errors import NotFoundError
 from storage.index.manifest import current_version, list_versions, read_pointer
 from storage.location import Location
+from storage.scene import CatalogSpec
 from workflows.notebook.pictures import ArchivePictures
 
 _connection = ExitStack()
@@ -34,6 +35,7 @@ class Index(Question):
         *,
         version: str | None = None,
         encoder: str | Location | None = None,
+        scenes: str | Location | CatalogSpec | None = None,
         cluster: bool | None = None,
         replicas: int = 1,
     ) -> "Index":
@@ -48,6 +50,9 @@ class Index(Question):
         encoder
             The bundle of the archive's encoder, where it was moved; only pictures as examples need
             it.
+        scenes
+            A catalog whose scenes the pictures of tiles are drawn from; None for the scenes that
+            the archive remembers. Published embeddings have no others.
         cluster
             Where shards are searched. None: by the search actors of the Ray cluster, if this
             process is connected to one (or ``RAY_ADDRESS`` names one) and actors of this index run
@@ -68,7 +73,10 @@ class Index(Question):
         place = Location.of(uri).absolute
         searcher = _searcher(place, version or current_version(place), cluster, replicas)
         resolver = QueryResolver(searcher, load=lambda: load_archive_encoder(searcher, encoder))
-        return cls(searcher=searcher, resolver=resolver, pictures=ArchivePictures(searcher))
+        if scenes is not None and not isinstance(scenes, CatalogSpec):
+            scenes = CatalogSpec(source=scenes)
+        pictures = ArchivePictures(searcher, scenes)
+        return cls(searcher=searcher, resolver=resolver, pictures=pictures)
 
     @property
     def archive(self) -> Archive:

@@ -11,6 +11,8 @@ from PIL import Image
 
 from storage.display import Picture
 from storage.errors import SkysiftError
+from storage.scene import CatalogSpec
+from workflows.report.by_place import catalog_scenes, tile_renderer
 from workflows.report.contact_sheet import contact_sheet, tiles_of_table
 from workflows.report.rendering import TileRenderer, data_uri
 
@@ -23,19 +25,27 @@ _KEPT = 2_000
 
 
 class ArchivePictures:
-    """Draws tiles of the archive that an index pins, from the files that the archive remembers.
+    """Draws tiles of the archive that an index pins.
 
     Keeps the pictures that it drew, about 3 kB each. Safe to share between threads.
+
+    Parameters
+    ----------
+    searcher
+        Searches the index.
+    catalog
+        Lists the scenes to draw from; None for those that the archive remembers.
     """
 
-    def __init__(self, searcher: "Searcher") -> None:
-        self._searcher = searcher
+    def __init__(self, searcher: "Searcher", catalog: CatalogSpec | None = None) -> None:
+        self._searcher, self._catalog = searcher, catalog
         self._drawn: dict[tuple[str, str], Picture] = {}
 
     @cached_property
     def renderer(self) -> TileRenderer:
         """Draws with one stretch for all answers."""
-        return TileRenderer(self._searcher.archive)
+        archive = self._searcher.archive
+        return tile_renderer(archive, catalog_scenes(archive.spec, self._catalog))
 
     def thumbnails(self, tiles: Sequence[tuple[str, str]]) -> tuple[list[Picture], str]:
         """Return the picture of each (scene id, tile key), and why some of them are missing."""

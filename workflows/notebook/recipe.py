@@ -80,7 +80,11 @@ class Recipe(Described, Stages):
         ConfigError, NotFoundError
             The recipe names no index, or there is none.
         """
-        return Index.open(self.need_path("index.uri"), encoder=self.recipe.encoder.bundle)
+        return Index.open(
+            self.need_path("index.uri"),
+            encoder=self.recipe.encoder.bundle,
+            scenes=self.pictured_catalog,
+        )
 
     def open_dataset(self) -> LabelledDataset:
         """Open the labelled dataset.

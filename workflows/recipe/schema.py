@@ -184,8 +184,8 @@ class TrainingSection(Section):
     Attributes
     ----------
     appearance
-        Width of an appearance part before the trained vectors, with ``freeze_backbone``; the
-        encoder of two parts is in ``two-parts`` of the output. None for an encoder of one part.
+        Width of an appearance part before the trained vectors; the encoder of two parts is in
+        ``two-parts`` of the output. None for an encoder of one part.
     blend
         With ``appearance``: its weight in a search that names none, from 0 to 1.
     output
@@ -208,8 +208,8 @@ class EncoderSection(Section):
     pretrained
         Folder of the backbone's weights, or their id on the model hub; None for random weights.
     trained
-        Bundle of a head that was trained on a frozen backbone: the encoder gets its vectors as the
-        label part, and an appearance part before them; None for an encoder of one part.
+        Bundle of a trained encoder: its vectors become the label part, with an appearance part
+        before them; None for an encoder of one part.
     appearance
         With ``trained``: width of the appearance part.
     blend

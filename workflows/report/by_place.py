@@ -17,6 +17,7 @@ from pipeline.tiles.grid import TileGrid, grid_for_scene
 from pipeline.tiles.spec import GridSpec
 from storage.archive.reader import Archive
 from storage.archive.spec import ArchiveSpec
+from storage.catalog.read import read_scenes
 from storage.dataset import evenly
 from storage.errors import NotFoundError, SceneError
 from storage.geometry import BBox, centres, touches
@@ -49,6 +50,19 @@ def bands_of_pictures(archive: ArchiveSpec, catalog: CatalogSpec) -> tuple[str, 
     else red, green and blue.
     """
     return archive.bands or tuple(catalog.bands) or _COLOURS
+
+
+def catalog_scenes(archive: ArchiveSpec, catalog: CatalogSpec | None) -> tuple[Scene, ...] | None:
+    """Return the scenes of a catalog for pictures of an archive; None without a catalog.
+
+    Raises
+    ------
+    CatalogError
+        The catalog cannot be read.
+    """
+    if catalog is None:
+        return None
+    return read_scenes(catalog, bands_of_pictures(archive, catalog)).scenes
 
 
 def tile_renderer(

@@ -92,14 +92,19 @@ class BackendConfig:
 def index_name(index: Location) -> str:
     """Return the name of an index in addresses: that of its folder, or of the folder above.
 
+    The name of a route gets an ending.
+
     Examples
     --------
     >>> index_name(Location("/data/Coast 2024/index")), index_name(Location("/data/prairie"))
     ('coast-2024', 'prairie')
+    >>> index_name(Location("/data/tiles")), index_name(Location("/index"))
+    ('tiles-index', 'default')
     """
-    parts = [part for part in index.uri.rstrip("/").split("/") if part]
-    last = parts[-2] if len(parts) > 1 and parts[-1] == "index" else parts[-1]
-    return re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-._")[:64] or DEFAULT_NAME
+    parts = ["", *filter(None, index.absolute.uri.split("/"))]
+    last = parts[-2] if parts[-1] == "index" else parts[-1]
+    name = re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-._")[:58] or DEFAULT_NAME
+    return f"{name}-index" if name in RESERVED_NAMES else name
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -197,7 +202,7 @@ def _configs(stages: "Stages", indexes: Sequence[str]) -> dict[str, BackendConfi
     configs[first] = replace(
         configs[first],
         encoder_uri=recipe.encoder.bundle,
-        catalog=stages.catalog_spec() if recipe.catalog.source else None,
+        catalog=stages.pictured_catalog,
         searches=None if section.searches is None else stages.location(section.searches),
     )
     return configs

@@ -57,9 +57,7 @@ def test_vectors_of_two_parts_are_scored_at_each_blend(world: Path):
     data = LabelledDataset.open(str(world / "set"))
     tiles, rows = np.asarray(data.images), data.labelled("test")
     frozen = load_encoder(str(world / "bundle"))
-    plain = new_encoder(
-        replace(frozen.spec, dimension=8, head={"kind": "mlp"}, training={"freeze_backbone": True})
-    )
+    plain = new_encoder(replace(frozen.spec, dimension=8, head={"kind": "mlp"}))
     two = with_appearance(plain, plain.features(tiles), 6, 0.3)
     save_bundle(two, str(world / "two"))
     place = ("--dataset", world / "set", "--encoder", world / "two")

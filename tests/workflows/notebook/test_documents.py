@@ -41,7 +41,7 @@ def folder(demo: DemoResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = place / "work"
     work.mkdir()
     for name, target in {
-        "bundle": "encoder/bundle",
+        "bundle": "encoder/two-parts",
         "archive": "archive",
         "index": "index",
     }.items():

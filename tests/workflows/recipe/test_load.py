@@ -234,7 +234,7 @@ def test_every_packaged_recipe_is_valid_and_says_what_it_is_for(name):
 
 
 def test_the_packaged_recipes_are_there():
-    assert {"naip-series", "landsat-series", "aid", "demo"} <= set(packaged_recipes())
+    assert {"naip-series", "landsat-series", "aid", "aid-labels", "demo"} <= set(packaged_recipes())
 
 
 def test_lines_survive_blank_lines_comments_and_flow_mappings():

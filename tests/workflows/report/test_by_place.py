@@ -19,6 +19,7 @@ from storage.scene import CatalogSpec
 from tests.support.command_line import run
 from tests.support.embeddings import PICTURE_PX as SIDE_PX
 from tests.support.embeddings import clay_v0, make_chips, write_alphaearth, write_picture
+from workflows.notebook.index import Index
 from workflows.report import by_place
 from workflows.report.by_place import PlaceRenderer, bands_of_pictures, tile_renderer
 from workflows.report.colours import LIGHT_GREY
@@ -118,6 +119,18 @@ def test_a_tile_of_few_pixels_is_drawn_as_large_as_others(tmp_path: Path):
         (0, 1): [40, 150, 40],
         (1, 1): [40, 40, 40],
     }
+
+
+def test_a_notebook_shows_hits_from_the_scenes_that_it_is_given(imported: str, tmp_path: Path):
+    write_picture(tmp_path / "scenes", "a_20220609", seed=2, chips=CHIPS)
+    index = str(tmp_path / "index")
+    build_index(imported, index)
+    (_, key), *_ = tiles_of(Archive.open(imported))
+    shown = []
+    for scenes in (None, str(tmp_path / "scenes")):
+        hits = Index.open(index, scenes=scenes).like(tile=key).top(CHIPS)
+        shown.append(hits._repr_html_().count("data:image/"))
+    assert shown == [0, CHIPS]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from storage.errors import ConfigError, NotFoundError
+from storage.location import Location
 from tests.support.service_backend import OneRow
 from workflows.service.app import create_app, create_service
 from workflows.service.settings import (
@@ -19,6 +20,7 @@ from workflows.service.settings import (
     ServiceSpec,
     check_exposure,
     check_names,
+    index_name,
 )
 from workflows.service.tokens import Access, read_token_file, token_digests
 
@@ -119,6 +121,13 @@ def test_the_named_routes_are_documented_and_an_unknown_index_is_not_found(path)
     assert client.get("/v1/nowhere/index", headers=_as(ADMIN)).status_code == 404
     own = {route.split("/")[2] for route in document["paths"] if route.startswith("/v1/")}
     assert own - {"{index}"} == set(RESERVED_NAMES)
+
+
+@pytest.mark.parametrize("folder", [*RESERVED_NAMES, "coast 2024", "Ä", "x" * 300])
+def test_a_name_from_a_folder_fits_an_address(folder: str, tmp_path: Path, monkeypatch):
+    check_names([index_name(Location(f"s3://bucket/{folder}"))])
+    monkeypatch.chdir(tmp_path)
+    check_names([index_name(Location(folder))])
 
 
 def test_each_index_answers_its_own_requests_and_the_log_names_index_and_token(path, caplog):

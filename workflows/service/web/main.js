@@ -492,7 +492,8 @@ function describe() {
   find("#drops").textContent = embeds ? "A picture or a saved search" : "A saved search";
   find("#needs").textContent = embeds
     ? `PNG, JPEG or GeoTIFF; the encoder needs ${about.bands.join(", ")}.`
-    : "No pictures: these embeddings were imported, and their encoder is not here.";
+    : "No query pictures: these embeddings were imported, and their encoder is not here."
+      + (about.pictures ? " A tile is shown as the scene nearest to its date shows it." : "");
   find("#words-row").hidden = !about.words;
   find("#map-hint").textContent = about.words ? "Or click a place on the map, or:" : "Click a place on the map, or:";
 }
