@@ -20,7 +20,7 @@ PAGE = REPOSITORY / "docs" / "tutorial.md"
 OPTIONAL = "Optional"
 # What a line says after one of these is the machine's or the run's own.
 OWN = ("archive grows by", "memory", "seconds", "snapshot", "index version", "version", "polled")
-OWN += ("fingerprint", "best epoch", "bundle", "history", "serving")
+OWN += ("fingerprint", "best epoch", "bundle", "history", "serving", "segments")
 
 pytestmark = pytest.mark.timeout(1200)
 
