@@ -49,10 +49,14 @@ class Check:
         All rows in question: those at or above the threshold, then three parts of those below.
     tiles
         The drawn tiles, in the order in which they are marked. Any number of them may have a mark.
+    below
+        Rows of the region that are not in question, as they are less probable; None in a check of
+        before they were counted.
     """
 
     strata: tuple[Stratum, ...]
     tiles: tuple[CheckedTile, ...]
+    below: int | None = None
 
     def __post_init__(self) -> None:
         if not self.strata or not all(1 <= one.rows <= _MOST_ROWS for one in self.strata):
@@ -103,7 +107,8 @@ class Check:
             CheckedTile(tile=tile, scene=scene, stratum=number + 1, probability=probability)
             for tile, scene, number, probability in keys
         ]
-        return cls(strata=tuple(strata), tiles=tuple(tiles[at] for at in np.argsort(order)))
+        drawn = tuple(tiles[at] for at in np.argsort(order))
+        return cls(strata=tuple(strata), tiles=drawn, below=found.below)
 
     def with_marks(self, other: "Check") -> "Check":
         """Return the check with the marks that another one has for its tiles."""
@@ -124,14 +129,33 @@ class Check:
         """
         return accuracies(self.strata, self._marks(RIGHT), self._marks(WRONG))
 
+    @property
+    def scope(self) -> str:
+        """Which tiles the figures are of, and how many they leave out, for people."""
+        rows, floor = sum(one.rows for one in self.strata), 100 * self.strata[-1].lowest
+        if self.below == 0:
+            return f"The figures are of {_counted(rows)} without a mark, and leave out none."
+        others = "those" if self.below is None else _counted(self.below)
+        return (
+            f"The figures are of {_counted(rows)} without a mark from {floor:.2g} % on, and leave "
+            f"out {others} below: recall does not count right tiles there."
+        )
+
     def summary(self) -> dict[str, Any]:
         """Return what the check measures as plain values.
 
-        These are the numbers of its ``tiles`` and of those ``marked``, and the ``accuracy`` at the
-        threshold first, then at lower ones; the last has all rows in question.
+        These are the numbers of its ``tiles`` and of those ``marked``, those ``below`` and its
+        ``scope`` in words, and the ``accuracy`` at the threshold first, then at lower ones; the
+        last has all rows in question.
         """
         accuracy = [asdict(one) for one in self.accuracy()]
-        return {"tiles": len(self.tiles), "marked": self.marked, "accuracy": accuracy}
+        return {
+            "tiles": len(self.tiles),
+            "marked": self.marked,
+            "below": self.below,
+            "scope": self.scope,
+            "accuracy": accuracy,
+        }
 
     def fits(self, found: Detections) -> bool:
         """Tell whether the check is one of these detections, and not of others."""
@@ -148,7 +172,7 @@ class Check:
         """Return the tiles in their order, as hits of a query with the columns of a check.
 
         These are ``probability``; ``stratum`` (from 1), ``stratum_rows``, ``stratum_from`` (its
-        least probability), ``stratum_expected``; ``detected``; and ``mark``.
+        least probability), ``stratum_expected``; ``rows_below``; ``detected``; and ``mark``.
 
         Raises
         ------
@@ -170,6 +194,7 @@ class Check:
             "stratum_rows": pa.array([one.rows for one in strata], pa.int64()),
             "stratum_from": pa.array([one.lowest for one in strata], pa.float64()),
             "stratum_expected": pa.array([one.expected for one in strata], pa.float64()),
+            "rows_below": pa.array([self.below] * len(tiles), pa.int64()),
             "detected": pa.array([one.stratum == 1 for one in tiles], pa.bool_()),
             "mark": pa.array([one.mark for one in tiles], pa.string()),
         }.items():
@@ -243,7 +268,16 @@ def _of_records(records: Sequence[dict[str, Any]]) -> Check:
         )
     if sorted(strata) != list(range(1, len(strata) + 1)):
         raise ValueError(f"its strata are {sorted(strata)}, which leave out some")
-    return Check(strata=tuple(strata[number] for number in sorted(strata)), tiles=tuple(tiles))
+    below = records[0].get("rows_below")
+    return Check(
+        strata=tuple(strata[number] for number in sorted(strata)),
+        tiles=tuple(tiles),
+        below=None if below in (None, "") else int(below),
+    )
+
+
+def _counted(tiles: int) -> str:
+    return f"{tiles:,} tile{'' if tiles == 1 else 's'}"
 
 
 def _mark(value: Any) -> Literal["right", "wrong"] | None:

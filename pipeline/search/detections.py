@@ -56,8 +56,9 @@ class Detections:
         Least probability of a detection.
     calibration, expected
         Probabilities of scores, and the expectation at the threshold among the unmarked rows.
-    floor
-        Least probability of a row that was looked at.
+    floor, below
+        Least probability of a row that was looked at, and the rows of the region that were not, as
+        theirs is lower.
     review
         Positions of the unmarked rows whose probability is nearest to the threshold, nearest first.
     """
@@ -69,6 +70,7 @@ class Detections:
     calibration: Calibration
     expected: Expected
     floor: float
+    below: int
     review: npt.NDArray[np.int64]
 
     @property
@@ -283,6 +285,7 @@ def detect(
     mark = tuple(marks.get(row) for row in rows)
     unmarked = np.flatnonzero([name is None for name in mark])
     distance = np.abs(probability[unmarked] - threshold)
+    region = sum(one.selected for one in searcher.explain(where=where).passes)
     return Detections(
         hits=hits,
         probability=probability,
@@ -291,6 +294,7 @@ def detect(
         calibration=known,
         expected=expect(known, hits.scores[0][unmarked], threshold),
         floor=float(probability[-1]) if hits.truncated else floor,
+        below=region - len(rows),
         review=unmarked[np.argsort(distance, kind="stable")[:review]],
     )
 

@@ -487,6 +487,7 @@ def _of_document(document: dict[str, Any]) -> SavedSearch:
         check = Check(
             strata=tuple(Stratum(**stratum) for stratum in check["strata"]),
             tiles=tuple(CheckedTile(**tile) for tile in check["tiles"]),
+            below=check.get("below"),
         )
     vector = tuple(float(value) for value in document.pop("vector"))
     return SavedSearch(

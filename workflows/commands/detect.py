@@ -272,8 +272,7 @@ def _measured(check: "Check") -> list[str]:
         *table,
         f"measured by {check.marked} of {len(check.tiles)} tiles drawn at random; in brackets the "
         "interval of 90 %",
-        f"of the {figures[-1].rows:,} tiles without a mark whose probability is "
-        f"{figures[-1].threshold:.2g} or more; recall leaves out the others",
+        check.scope,
     ]
 
 

@@ -188,11 +188,6 @@ class IndexBackend:
         """
         version = self._current()
         archive, manifest = version.archive, version.searcher.manifest
-        if len(archive) > _MOST_COMPARED:
-            raise ConfigError(
-                f"the archive has {len(archive):,} rows, and a request compares at most "
-                f"{_MOST_COMPARED:,}; run `skysift change`"
-            )
         spec = ChangeSpec(
             before=query.before,
             after=query.after,
@@ -201,6 +196,12 @@ class IndexBackend:
             min_score=query.min_score,
             blend=query.blend,
         )
+        if len(archive) > _MOST_COMPARED:
+            raise ConfigError(
+                f"change: the archive has {len(archive):,} rows, and a request compares at most "
+                f"{_MOST_COMPARED:,}, whatever its filter; on the command line `skysift change "
+                f"--before {spec.before} --after {spec.after}` has no such limit"
+            )
         toward = None
         if query.toward is not None:
             vector = from_text(query.toward, manifest.parameters.dimension)[0]

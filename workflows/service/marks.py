@@ -35,6 +35,14 @@ Review = Annotated[
     int, Field(ge=0, le=1_000, description="Tiles to review, nearest to the threshold.")
 ]
 Interval = Annotated[tuple[float, float], Field(description="It holds the figure 9 times in 10.")]
+Below = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        le=2**53,
+        description="Tiles less probable than those in question; None where they were not counted.",
+    ),
+]
 Mark = Annotated[Literal["right", "wrong"] | None, Field(description="None before it is given.")]
 
 
@@ -63,6 +71,7 @@ class CheckBody(Message):
         min_length=1, max_length=16, description="Those at or above the threshold come first."
     )
     tiles: list[CheckedTileBody] = Field(max_length=1_000)
+    below: Below = None
 
     def plain(self) -> Check:
         """Return the check.
@@ -75,6 +84,7 @@ class CheckBody(Message):
         return Check(
             strata=tuple(Stratum(**one.model_dump()) for one in self.strata),
             tiles=tuple(CheckedTile(**one.model_dump()) for one in self.tiles),
+            below=self.below,
         )
 
 
@@ -96,6 +106,10 @@ class AccuracyAnswer(Message):
 
     tiles: int
     marked: int = Field(description="Tiles of the check with a mark.")
+    below: Below
+    scope: str = Field(
+        description="Which tiles the figures are of, and how many they leave out, for people."
+    )
     accuracy: list[AccuracyBody] = Field(
         description="The last is of all tiles in question: those without a mark of the query whose "
         "probability is 1 % or more."
@@ -170,6 +184,7 @@ class DrawnCheck(Message):
 
     strata: list[StratumBody]
     tiles: list[DrawnTile]
+    below: Below
     measured: AccuracyAnswer
 
 
@@ -240,10 +255,12 @@ def detections(
 
 def _drawn(searcher: Searcher, query: Query, check: Check) -> DrawnCheck:
     table = check.to_arrow(searcher, query)
-    table = table.drop_columns([name for name in table.column_names if name.startswith("stratum_")])
+    of_all = [name for name in table.column_names if name.startswith(("stratum_", "rows_below"))]
+    table = table.drop_columns(of_all)
     return DrawnCheck(
         strata=[StratumBody(**asdict(one)) for one in check.strata],
         tiles=[DrawnTile(**record) for record in hit_records(table)],
+        below=check.below,
         measured=AccuracyAnswer(**check.summary()),
     )
 

@@ -164,6 +164,9 @@ def _checked(world: World, index: tuple[str, str], saved: Path, folder: Path) ->
 
     alone = _answer("detect", "--checked", drawn)
     assert alone["marked"] == alone["tiles"] == len(rows)
+    of_all = sum({row["stratum"]: int(row["stratum_rows"]) for row in rows}.values())
+    assert 0 < alone["below"] <= len(truth) - of_all  # the marks are neither, if they are probable
+    assert alone["below"] == int(rows[0]["rows_below"])
     with_index = _answer("detect", *index, "--saved", saved, "--checked", drawn, "--save", kept)
     assert with_index["check"] == alone
     unmarked = [hit for hit in with_index["detections"] if hit["mark"] is None]
@@ -186,6 +189,7 @@ def _checked(world: World, index: tuple[str, str], saved: Path, folder: Path) ->
     assert "a check of other detections" in other.err
     printed = run("detect", *index, "--saved", kept)
     assert "drawn at random; in brackets the interval of 90 %" in printed.out
+    assert f"and leave out {alone['below']} tiles below" in " ".join(printed.out.split())
 
 
 def test_shards_decide_neither_about_the_query_nor_about_the_answer(world: World, tmp_path: Path):

@@ -182,8 +182,11 @@ def test_an_accuracy_check_is_drawn_marked_measured_and_saved(client, served):
     best = {hit["row"] for hit in found["hits"] if hit["mark"] is None}
     assert {one["row"] for one in drawn["tiles"] if one["detected"]} <= best
     assert drawn["measured"]["marked"] == 0
+    assert sum(one["rows"] for one in drawn["strata"]) == searcher.manifest.rows - 12
+    assert drawn["below"] == 0
     check = {
         "strata": drawn["strata"],
+        "below": drawn["below"],
         "tiles": [
             {
                 "tile": one["tile_key"],
@@ -195,6 +198,9 @@ def test_an_accuracy_check_is_drawn_marked_measured_and_saved(client, served):
     }
     measured = client.post("/v1/accuracy", json=check).json()
     assert measured["marked"] == len(drawn["tiles"])
+    assert measured["scope"] == "The figures are of 36 tiles without a mark, and leave out none."
+    fewer = client.post("/v1/accuracy", json={**check, "below": 1500}).json()["scope"]
+    assert "and leave out 1,500 tiles below: recall does not count right tiles there" in fewer
     assert measured["accuracy"][0]["threshold"] == 0.2
     assert measured["accuracy"][0]["precision"] > 0.9
     again = client.post("/v1/detections", json={**asked, "checked": check}).json()["check"]
@@ -290,7 +296,10 @@ def test_places_are_ranked_by_their_change(client, monkeypatch):
     monkeypatch.setattr("workflows.service.backend._MOST_COMPARED", 47)
     refused = client.post("/v1/change", json=periods)
     assert refused.status_code == 422
-    assert "run `skysift change`" in refused.json()["message"]
+    assert refused.json()["message"].endswith(
+        "has 48 rows, and a request compares at most 47, whatever its filter; on the command line "
+        "`skysift change --before 2024-05 --after 2024-07` has no such limit"
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ const NAMES = { right: "good", wrong: "bad" };
 const MARKS = { good: "right", bad: "wrong", "": null };
 
 /** A check of an answer, with the names of tiles that queries and marks use. */
-export const named = ({ strata, tiles }) => (
-  { strata, tiles: tiles.map((one) => ({ tile: one.tile_key, ...one })) });
+export const named = ({ strata, tiles, below }) => (
+  { strata, below, tiles: tiles.map((one) => ({ tile: one.tile_key, ...one })) });
 
 /** A check as the service takes it. */
-export const plain = ({ strata, tiles }) => ({
+export const plain = ({ strata, tiles, below }) => ({
   strata,
+  below,
   tiles: tiles.map(({ tile, scene, stratum, probability, mark }) => ({ tile, scene, stratum, probability, mark })),
 });
 
@@ -29,11 +30,9 @@ export function setMark(check, hit, name) {
 }
 
 /** Precision, recall and F1 that a check measures, for people. */
-export function measuredInWords({ tiles, marked, accuracy: [at, ...lower] }) {
+export function measuredInWords({ tiles, marked, scope, accuracy: [at] }) {
   const figure = (name, title) => (
     `${title} ${percent(at[name])} % (${at[`${name}_interval`].map(percent).join(" to ")} %)`);
-  const floor = (lower.at(-1) ?? at).threshold;
   return `${figure("precision", "Precision")}, ${figure("recall", "recall")}, ${figure("f1", "F1")}: `
-    + `90 % intervals from ${marked} of ${tiles} tiles drawn at random. `
-    + `Tiles below ${percent(floor)} % are not counted.`;
+    + `90 % intervals from ${marked} of ${tiles} tiles drawn at random. ${scope}`;
 }
