@@ -63,6 +63,10 @@ class Check:
             raise ConfigError(
                 f"accuracy check: a stratum has no rows or over {_MOST_ROWS:,}; draw a new check"
             )
+        if self.below is not None and not 0 <= self.below <= _MOST_ROWS:
+            raise ConfigError(
+                f"accuracy check: {self.below:,} tiles are below its strata; draw a new check"
+            )
         numbers = {tile.stratum for tile in self.tiles}
         if not numbers <= set(range(1, len(self.strata) + 1)):
             raise ConfigError(

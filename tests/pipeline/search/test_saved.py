@@ -33,6 +33,7 @@ _SEARCH = SavedSearch(
     check=Check(
         strata=(Stratum(rows=9, lowest=0.75, expected=0.9),),
         tiles=(CheckedTile(tile="a/1/2", scene="A", stratum=1, probability=0.8, mark="wrong"),),
+        below=4321,
     ),
 )
 
