@@ -6,7 +6,8 @@ Frozen features of two labelled sets, reduced to 128 dimensions: as they are, an
 head of an encoder does it. The goals are of those that are not centred: centred features make means
 a better query. Each label of 40 images up to 60 % of all is a search; a mark is right when the
 image has the label. Queries are scored by all images without a mark; sessions of marks by the half
-of the images that is never marked.
+of the images that is never marked. Each difference has its standard error over the draws of the
+first marks; the labels are the same in all.
 
 Accuracy checks are of detections after a session, with the labels in the place of the person. The
 half that is never marked is too small for an archive, so each of its images stands for 100 rows; a
@@ -38,7 +39,7 @@ from pipeline.search.marks import (
     stratify,
 )
 
-DIMENSION, SEEDS, SESSIONS = 128, 5, 3
+DIMENSION, SEEDS, SESSIONS, DETECTING = 128, 20, 10, 3
 START, EACH, ROUNDS = 3, 10, 6
 THRESHOLD, FLOOR, CHECKS, DRAWS = 0.5, 0.01, (40, 80, 160), 10
 GOALS: dict[str, dict[int, float | None]] = {
@@ -74,8 +75,11 @@ def means(right: Array, wrong: Array) -> Array:
     return np.asarray(right.mean(axis=0) - 0.5 * wrong.mean(axis=0))
 
 
-def of_random_marks(data: Labelled, count: int, seeds: int) -> tuple[float, float]:
-    """Return the mean average precision of learned queries and of means, ``count`` marks a kind."""
+def of_random_marks(data: Labelled, count: int, seeds: int) -> tuple[Array, Array]:
+    """Return the average precision (seeds,) of learned queries and of means, each over all labels.
+
+    ``count`` marks a kind.
+    """
     found = []
     for number, has in data.searches():
         for seed in range(seeds):
@@ -89,7 +93,7 @@ def of_random_marks(data: Labelled, count: int, seeds: int) -> tuple[float, floa
             queries = learned_vector(yes, no, data.vectors[sample]), means(yes, no)
             scored = data.vectors[rest] @ np.stack(queries).T
             found.append([average_precision_score(has[rest], each) for each in scored.T])
-    learned, before = np.mean(found, axis=0).tolist()
+    learned, before = np.reshape(found, (-1, seeds, 2)).mean(axis=0).T
     return learned, before
 
 
@@ -143,13 +147,29 @@ class Session:
 
 
 def curve_of(session: Session, sessions: int) -> Array:
-    """Return the mean average precision (ROUNDS,) of sessions for each label."""
+    """Return the average precision (sessions, ROUNDS) of sessions, each over all labels."""
     curves = [
-        session.run(number, has, seed)[0]
+        [session.run(number, has, seed)[0] for seed in range(sessions)]
         for number, has in session.data.searches()
-        for seed in range(sessions)
     ]
     return np.asarray(np.mean(curves, axis=0))
+
+
+def compared(what: str, ours: Array, peer: Array, against: str, goal: float | None) -> Row:
+    """Return the row of two average precisions (draws,); the ratio is the difference in points."""
+    gain = 100 * (ours - peer)
+    error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else np.nan
+    return Row(
+        what=what,
+        ours=100 * float(ours.mean()),
+        peer=100 * float(peer.mean()),
+        unit="AP",
+        against=against,
+        ratio=float(gain.mean()),
+        goal=goal,
+        note=f"The ratio is the difference in points, with a standard error of {error:.2f} over "
+        f"{len(gain)} draws.",
+    )
 
 
 def detections_of(data: Labelled, sessions: int) -> Iterator[tuple[Calibration, Array, Array]]:
@@ -254,16 +274,8 @@ def measured(data: Labelled, seeds: int = SEEDS, sessions: int = SESSIONS) -> It
     """Yield the rows of a set; ratios are differences in points of average precision."""
     for count, goal in data.goals.items():
         learned, before = of_random_marks(data, count, seeds)
-        yield Row(
-            what=f"{data.name}: query of {count} right and {count} wrong marks",
-            ours=100 * learned,
-            peer=100 * before,
-            unit="AP",
-            against="mean of right - half the mean of wrong",
-            ratio=100 * (learned - before),
-            goal=goal,
-            note="The ratio is the difference in points.",
-        )
+        what = f"{data.name}: query of {count} right and {count} wrong marks"
+        yield compared(what, learned, before, "mean of right - half the mean of wrong", goal)
     ours, learning, before = (
         curve_of(Session(data=data, choose=choose, learns=learns), sessions)
         for choose, learns in ((next_marks, True), (best_hits, True), (best_hits, False))
@@ -274,17 +286,9 @@ def measured(data: Labelled, seeds: int = SEEDS, sessions: int = SESSIONS) -> It
             ("best hits of a query of means", before, goal if all(data.goals.values()) else None),
             ("best hits of a query that learns", learning, None),
         ):
-            yield Row(
-                what=f"{data.name}: {marks} marks, suggested, beside {name}",
-                ours=100 * float(ours[at]),
-                peer=100 * float(peer[at]),
-                unit="AP",
-                against=name,
-                ratio=100 * float(ours[at] - peer[at]),
-                goal=wanted,
-                note="The ratio is the difference in points.",
-            )
-    yield from calibration_rows(data, sessions)
+            what = f"{data.name}: {marks} marks, suggested, beside {name}"
+            yield compared(what, ours[:, at], peer[:, at], name, wanted)
+    yield from calibration_rows(data, min(sessions, DETECTING))
 
 
 def main(arguments: list[str] | None = None) -> int:
