@@ -109,6 +109,7 @@ def _check_accuracy(wide: Watched, place: str, folder: Path) -> None:
     expect(page.locator("#marks-note")).to_have_text(marks)  # they are not those of the query
     found = page.locator("#expected").inner_text()
     assert "90 % intervals" in found
+    assert after["measured"]["scope"] in found
     with page.expect_response("**/v1/detections") as answer:
         page.locator("#file").set_input_files(_download(page, "Saved search", folder))
     assert answer.value.json()["check"]["tiles"] == after["tiles"]
