@@ -312,7 +312,7 @@ def test_a_watch_moves_to_another_node_amid_a_poll(
     Watcher(job).poll()
     lease = moto_s3.location("archive")
     monkeypatch.setattr(
-        workflows.watch, "watcher_lock", lambda _: exclusive_lock(lease, "watch", lease_s=0.4)
+        workflows.watch, "watcher_lock", lambda _: exclusive_lock(lease, "watch", lease_s=4.0)
     )
     archive = Archive.open(job.ingest.archive_uri)
     search = SavedSearch(
