@@ -117,9 +117,10 @@ class Dying(Echo):
 
     def do_POST(self) -> None:
         if Dying.died:
-            return self.do_GET()
-        Dying.died = self.close_connection = True
-        self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+        else:
+            Dying.died = self.close_connection = True
+            self.rfile.read(int(self.headers["Content-Length"]))
 
 
 @contextmanager
