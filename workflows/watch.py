@@ -146,7 +146,7 @@ class Watcher:
         ----------
         check_lock
             Raises once another watcher took over, as from a process that slept; called before the
-            index is brought up to date and before events are told.
+            index is brought up to date and before events are delivered.
 
         Raises
         ------

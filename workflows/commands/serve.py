@@ -51,8 +51,8 @@ def serve(run: Run, indexes: tuple[str, ...]) -> None:
     configs, spec = from_recipe(run, indexes)
     check_names(configs)
     check_exposure(spec)
-    if spec.tokens and (told := unknown_indexes(read_token_file(spec.tokens), configs)):
-        click.echo(f"{spec.tokens} {told}", err=True)
+    if spec.tokens and (strays := unknown_indexes(read_token_file(spec.tokens), configs)):
+        click.echo(f"{spec.tokens} {strays}", err=True)
     check_free(spec.host, spec.port)
     for config in configs.values():
         current_version(config.index)  # a missing index fails here

@@ -78,9 +78,9 @@ def token_findings(spec: ServiceSpec, indexes: Sequence[str]) -> Sequence[Findin
         if spec.tokens:
             advice = f"correct {spec.tokens}; docs/service.md has an example"
         return [*readable, Finding("service tokens", "broken", str(error), advice)]
-    if spec.tokens and (told := unknown_indexes(read_token_file(spec.tokens), indexes)):
+    if spec.tokens and (strays := unknown_indexes(read_token_file(spec.tokens), indexes)):
         advice = f"correct {spec.tokens}, or name the indexes in service.indexes"
-        return [*readable, Finding("service tokens", "note", f"{spec.tokens} {told}", advice)]
+        return [*readable, Finding("service tokens", "note", f"{spec.tokens} {strays}", advice)]
     where = f" and those of {spec.tokens}" if spec.tokens else ""
     found = f"{len(digests)} of SKYSIFT_TOKEN or service.token{where}"
     return [*readable, Finding("service tokens", "ok", found)]

@@ -119,8 +119,8 @@ class Access:
 
     def _read(self, path: Path) -> tuple[Grant, ...]:
         grants = read_token_file(path)
-        if self._indexes is not None and (told := unknown_indexes(grants, self._indexes)):
-            logger.warning("%s %s", path, told)
+        if self._indexes is not None and (strays := unknown_indexes(grants, self._indexes)):
+            logger.warning("%s %s", path, strays)
         return grants
 
     def _follow(self) -> None:
