@@ -198,7 +198,7 @@ def _configs(stages: "Stages", indexes: Sequence[str]) -> dict[str, BackendConfi
         if name in configs:
             raise ConfigError(f"two indexes have the name {name!r}; give names, as in NAME=INDEX")
         configs[name] = BackendConfig(index_uri=index, **common)
-    first, *others = configs
+    first, *further = configs
     searches = None if section.searches is None else stages.location(section.searches)
     configs[first] = replace(
         configs[first],
@@ -206,8 +206,9 @@ def _configs(stages: "Stages", indexes: Sequence[str]) -> dict[str, BackendConfi
         catalog=stages.pictured_catalog,
         searches=searches,
     )
-    for name in others if searches is not None else ():
-        configs[name] = replace(configs[name], searches=searches / name)
+    if searches is not None:
+        for name in further:
+            configs[name] = replace(configs[name], searches=searches / name)
     return configs
 
 
