@@ -1,12 +1,13 @@
 """The kustomize base holds together: names, labels, commands and metrics exist.
 
-``kubectl kustomize`` builds it where that is installed.
+``kubectl kustomize`` builds it, and ``promtool`` raises its alarms, where these are installed.
 """
 
 import json
 import re
 import shutil
 import subprocess
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,52 @@ def test_the_alarm_of_replicas_counts_those_of_the_service():
     (deployment,) = served["deployments"]
     rules = (ROOT / "monitoring/rules.yaml").read_text()
     assert f'{{deployment="{deployment["name"]}"}}) < {deployment["num_replicas"]} ' in rules
+
+
+SERIES = {
+    'skysift_archive_commit_time_seconds{index="coast"}': "0x4000",
+    'skysift_archive_commit_time_seconds{index="prairie"}': "0+60x4000",
+    'skysift_archive_scenes{index="coast",state="embedded"}': "90x4000",
+    'skysift_archive_scenes{index="coast",state="quarantined"}': "10x4000",
+    'skysift_token_file_invalid{index="",replica="a"}': "0x4000",
+    'skysift_index_rows{index="coast"}': "9x4000",
+    'ray_serve_deployment_replica_healthy{deployment="search",replica="a"}': "1x4000",
+}
+
+
+@pytest.mark.skipif(
+    not shutil.which("promtool"), reason="promtool is not installed; Debian's prometheus has it"
+)
+def test_prometheus_raises_the_alarms(tmp_path: Path):
+    """Two days without a commit of one index, a tenth of its scenes set aside, one replica left."""
+    spec = deepcopy(MONITORING["PrometheusRule", "skysift"]["spec"])
+    raised = {
+        "SkysiftNothingNew": {"index": "coast"},
+        "SkysiftQuarantine": {"index": "coast"},
+        "SkysiftReplicaDown": {},
+    }
+    rules = {rule["alert"]: rule for group in spec["groups"] for rule in group["rules"]}
+    expected = [
+        {
+            "eval_time": "48h",
+            "alertname": name,
+            "exp_alerts": [{"exp_labels": {**rules[name]["labels"], **raised[name]}}]
+            if name in raised
+            else [],
+        }
+        for name in rules
+    ]
+    for rule in rules.values():
+        del rule["annotations"]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(spec))
+    series = [{"series": name, "values": values} for name, values in SERIES.items()]
+    checks = [{"interval": "1m", "input_series": series, "alert_rule_test": expected}]
+    (tmp_path / "test.yaml").write_text(
+        yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": checks})
+    )
+    command = ["promtool", "test", "rules", tmp_path / "test.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")

@@ -125,11 +125,28 @@ class Watcher:
             else Scenes(job.ingest, session, progress, events, on_cluster=job.on_cluster)
         )
 
-    def poll(self) -> PollReport:
+    def once(self) -> PollReport:
+        """Poll once, as the only watcher of the archive.
+
+        Raises
+        ------
+        SkysiftError
+            Another watcher is at work, or as :meth:`poll` says.
+        """
+        with watcher_lock(self._job.ingest.archive_uri) as check_lock:
+            return self.poll(check_lock)
+
+    def poll(self, check_lock: Callable[[], None] = lambda: None) -> PollReport:
         """Read the source once, take new and changed scenes, and bring the index up to date.
 
         An index that is behind its archive, as after a kill between the two, is brought up to date
         as well.
+
+        Parameters
+        ----------
+        check_lock
+            Raises once another watcher took over, as from a process that slept; called before the
+            index is brought up to date and before events are delivered.
 
         Raises
         ------
@@ -156,7 +173,9 @@ class Watcher:
             # Scenes that were committed before become searchable all the same.
             self._update_index(existing_archive(place))
             raise
+        check_lock()
         version, changed = self._update_index(archive)
+        check_lock()
         delivered = self._deliver()
         return PollReport(
             started_at=started_at,
@@ -200,7 +219,7 @@ class Watcher:
                 check_lock()
                 started = time.monotonic()
                 try:
-                    outcome: PollReport | SkysiftError = self.poll()
+                    outcome: PollReport | SkysiftError = self.poll(check_lock)
                 except _FATAL:
                     raise
                 except SkysiftError as error:

@@ -9,9 +9,10 @@ one atomic write of that file:
 3. The first event is sent to the webhook; it waits no longer. So with each.
 
 A process that ends between two steps goes on with the events that wait, which are not computed
-again. The file of events is read from where it ended at step 1, so what it already holds is not
-appended again: each event is in it once. A webhook gets an event again, with the same id, when the
-process ends between its acknowledgement and the write, or the acknowledgement was lost.
+again. An event whose id the file of events holds is not appended again: each is in it once, also
+after the state came back from a copy. A webhook gets an event again, with the same id, when the
+process ends between its acknowledgement and the write, the acknowledgement was lost, or the state
+came back from a copy that is older than the event.
 
 Of two processes with one state, such as a watch that sleeps while another machine takes over, the
 slower one meets a state that it did not read: it writes nothing and tells nothing more.
@@ -22,6 +23,7 @@ ingest or a rebuilt index repeats nothing.
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -38,6 +40,7 @@ from storage.values import json_digest
 from storage.webhook import Webhook
 
 _KIND, _VERSION = "standing query", 1
+_ID = re.compile(rb'"id": "(\w+)"')
 Event = dict[str, Any]
 
 
@@ -216,7 +219,7 @@ def _scenes(ledger: Ledger | None) -> dict[str, str]:
 
 
 def _append(file: Path, events: Sequence[Event], start: int) -> None:
-    """Append events that a file does not hold from ``start`` on; a line without an end goes."""
+    """Append events that a file does not hold; a line without an end after ``start`` goes."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+b") as stream:
         size = stream.seek(0, os.SEEK_END)
@@ -229,9 +232,10 @@ def _append(file: Path, events: Sequence[Event], start: int) -> None:
         whole = written[: written.rfind(b"\n") + 1]
         if len(whole) < len(written):
             stream.truncate(begin + len(whole))
-        held = set(whole.splitlines())
-        lines = [json.dumps(event, sort_keys=True).encode() for event in events]
-        lines = [line for line in lines if line not in held]
+        stream.seek(0)
+        held = {found.decode() for line in stream for found in _ID.findall(line)}
+        new = [event for event in events if event["id"] not in held]
+        lines = [json.dumps(event, sort_keys=True).encode() for event in new]
         start_line = [b""] if foreign and not whole else []
         stream.write(b"".join(line + b"\n" for line in [*start_line, *lines]))
         stream.flush()

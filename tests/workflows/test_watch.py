@@ -5,8 +5,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 import pipeline.ingest.driver
 import workflows.sources
+import workflows.watch
 from pipeline.indexing.spec import IndexSpec
 from pipeline.ingest.driver import ingest, plan_ingest
 from pipeline.ingest.spec import IngestSpec
@@ -25,13 +27,14 @@ from storage.archive.reader import Archive
 from storage.errors import CatalogError, EncoderMismatchError, SkysiftError
 from storage.index.manifest import read_manifest
 from storage.location import Location
-from storage.locks import watcher_lock
+from storage.locks import exclusive_lock, watcher_lock
 from storage.scene import CatalogSpec
 from tests.support.bad_scenes import BAD
 from tests.support.command_line import run
 from tests.support.counted_reads import counted_reads
 from tests.support.embeddings import clay_v0, make_chips
 from tests.support.ingest_world import TILE_PX, make_bundle, rows_of, write_scene
+from tests.support.object_store import MotoS3
 from workflows.exit_codes import EXIT_DELIVERED
 from workflows.watch import PollReport, Watcher, WatchJob
 
@@ -300,10 +303,17 @@ def test_a_watch_that_was_killed_can_be_started_again(broken: WatchJob):
 @pytest.mark.usefixtures("ray_session", "_here")
 @pytest.mark.parametrize("step", ["ingest", "_update_index", "_deliver"])
 def test_a_watch_moves_to_another_node_amid_a_poll(
-    job: WatchJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    job: WatchJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, moto_s3: MotoS3
 ):
-    """The first node sleeps before a step, and goes on when the second one has done all of it."""
+    """The first node sleeps before a step, and goes on when the second one has done all of it.
+
+    So do two of a CronJob that overlap. The lock is a lease, which a silent node loses.
+    """
     Watcher(job).poll()
+    lease = moto_s3.location("archive")
+    monkeypatch.setattr(
+        workflows.watch, "watcher_lock", lambda _: exclusive_lock(lease, "watch", lease_s=4.0)
+    )
     archive = Archive.open(job.ingest.archive_uri)
     search = SavedSearch(
         title="everything",
@@ -317,25 +327,33 @@ def test_a_watch_moves_to_another_node_amid_a_poll(
         query = StandingQuery(search, states, told)
         nodes.append(Watcher(replace(job, standing=(query,))))
     first, second = nodes
-    second.poll()  # what is there is known
+    second.once()  # what is there is known
     write_scene(_scenes(job), "site_20240701", seed=3)
     owner = workflows.sources if step == "ingest" else first
     ours = getattr(owner, step)
 
     def overtaken(*given: object, **named: object) -> object:
         monkeypatch.setattr(owner, step, ours)
-        second.poll()
+        with pytest.raises(SkysiftError, match=f"process {os.getpid()} on .* is at work"):
+            second.once()
+        (lease / ".owner.json").write(b"")  # as when it was silent for too long
+        assert [event["scene"] for event in second.once().delivered] == ["site_20240701"]
+        for renewal in [one for one in threading.enumerate() if one.name == "lease"]:
+            renewal.join(20)  # the first node notices its loss, and renews no more
         return ours(*given, **named)
 
     monkeypatch.setattr(owner, step, overtaken)
-    with suppress(SkysiftError):  # it may be refused; it must not spoil anything
-        first.poll()
+    if step == "_deliver":  # too late to be refused; it tells nothing
+        assert first.once().delivered == ()
+    else:
+        with pytest.raises(SkysiftError, match="has taken over"):
+            first.once()
     assert _in_step(job)
     assert len(rows_of(job.ingest.archive_uri)) == 3 * 16
     assert [json.loads(line)["scene"] for line in told.read_text().splitlines()] == [
         "site_20240701"
     ]
-    assert not second.poll().changed
+    assert not second.once().changed
 
 
 @pytest.mark.usefixtures("ray_session", "_here")

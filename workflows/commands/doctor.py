@@ -118,11 +118,11 @@ def _of_service(run: Run) -> "list[Probe]":
     from workflows.service.settings import from_recipe
 
     try:
-        _, spec = from_recipe(run, [str(run.recipe.index.uri)])
+        configs, spec = from_recipe(run)
     except ConfigError as error:
         finding = Finding("service", "broken", str(error), "correct the recipe's service section")
         return [Probe("service", lambda: [finding])]
-    return service_probes(spec, _states(run, "service"))
+    return service_probes(spec, list(configs), _states(run, "service"))
 
 
 def _states(run: Run, *key: str) -> bool:

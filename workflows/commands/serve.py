@@ -46,10 +46,13 @@ def serve(run: Run, indexes: tuple[str, ...]) -> None:
         check_names,
         from_recipe,
     )
+    from workflows.service.tokens import read_token_file, unknown_indexes
 
     configs, spec = from_recipe(run, indexes)
     check_names(configs)
     check_exposure(spec)
+    if spec.tokens and (strays := unknown_indexes(read_token_file(spec.tokens), configs)):
+        click.echo(f"{spec.tokens} {strays}", err=True)
     check_free(spec.host, spec.port)
     for config in configs.values():
         current_version(config.index)  # a missing index fails here

@@ -96,7 +96,6 @@ def watch(
     first poll are reported once, an event for each scene. With --once, exit code 4 says that there
     were events. SKYSIFT_WEBHOOK_SECRET in the environment signs the events of --webhook.
     """
-    from storage.locks import watcher_lock
     from workflows.watch import Watcher
 
     job = _job(run, embeddings, standing)
@@ -104,8 +103,7 @@ def watch(
         watcher = Watcher(job, session=run.ray, progress=progress, events=log)
         if not once:
             watcher.watch(interval.total_seconds(), report=lambda outcome: _write(run, outcome))
-        with watcher_lock(job.ingest.archive_uri):
-            report = watcher.poll()
+        report = watcher.once()
     run.show(report, _lines(report))
     if report.delivered or report.quarantined:
         ctx.exit(EXIT_DELIVERED if report.delivered else EXIT_QUARANTINED)

@@ -8,15 +8,19 @@ from storage.errors import ConfigError
 from workflows.doctor.cluster import file_findings
 from workflows.doctor.findings import Finding, Probe, Verdict
 from workflows.service.settings import ServiceSpec, check_exposure, check_free
+from workflows.service.tokens import read_token_file, unknown_indexes
 
 _ANSWER_S = 3.0
 
 
-def service_probes(spec: ServiceSpec, stated: bool) -> list[Probe]:
-    """Return the probes of a service; ``stated``: the recipe has settings of the service."""
+def service_probes(spec: ServiceSpec, indexes: Sequence[str], stated: bool) -> list[Probe]:
+    """Return the probes of a service of named indexes.
+
+    ``stated`` says that the recipe has settings of the service.
+    """
     return [
         Probe("service", lambda: [port_finding(spec, stated)]),
-        Probe("service tokens", lambda: token_findings(spec)),
+        Probe("service tokens", lambda: token_findings(spec, indexes)),
     ]
 
 
@@ -59,8 +63,11 @@ def _who_answers(spec: ServiceSpec) -> tuple[int, str]:
     return answer.status, str(answered.get("status") or answered.get("detail") or "")
 
 
-def token_findings(spec: ServiceSpec) -> Sequence[Finding]:
-    """Check that a service beyond this machine has tokens, and that their file is right."""
+def token_findings(spec: ServiceSpec, indexes: Sequence[str]) -> Sequence[Finding]:
+    """Check that a service beyond this machine has tokens, and that their file is right.
+
+    ``indexes`` are the names of the recipe's indexes; `skysift serve` may name others.
+    """
     readable = file_findings("service.access", spec.tokens)
     if spec.tokens is not None and not spec.tokens.exists():
         return readable
@@ -71,6 +78,9 @@ def token_findings(spec: ServiceSpec) -> Sequence[Finding]:
         if spec.tokens:
             advice = f"correct {spec.tokens}; docs/service.md has an example"
         return [*readable, Finding("service tokens", "broken", str(error), advice)]
+    if spec.tokens and (strays := unknown_indexes(read_token_file(spec.tokens), indexes)):
+        advice = f"correct {spec.tokens}, or name the indexes in service.indexes"
+        return [*readable, Finding("service tokens", "note", f"{spec.tokens} {strays}", advice)]
     where = f" and those of {spec.tokens}" if spec.tokens else ""
     found = f"{len(digests)} of SKYSIFT_TOKEN or service.token{where}"
     return [*readable, Finding("service tokens", "ok", found)]

@@ -347,7 +347,8 @@ class ServiceSection:
     thumbnail_cache_bytes
         Size of the pictures of tiles that each process keeps.
     searches
-        Folder of saved searches (.json), each of which is a layer.
+        Folder of saved searches (.json), each of which is a layer of the default index; its
+        subfolder NAME has those of the index NAME.
     base_map
         URL template of raster tiles below the map, such as https://host/{z}/{x}/{y}.png. None by
         default, and nothing foreign is loaded then.

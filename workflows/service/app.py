@@ -31,7 +31,7 @@ from workflows.service.guard import (
     OwnPages,
     SafeHeaders,
 )
-from workflows.service.indexes import ByIndex, with_named_paths
+from workflows.service.indexes import NAMED, ByIndex, with_named_paths
 from workflows.service.marks import (
     AccuracyAnswer,
     CheckBody,
@@ -503,7 +503,7 @@ def _add_map(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     def page(request: Request, accept: Accept = None) -> Response:
         """Return the map to browsers, the landing page of the layers for other programs."""
-        if "text/html" not in (accept or ""):
+        if "text/html" not in (accept or "") or NAMED in request.scope:
             return landing(request)
         headers = {"Cache-Control": "no-cache", "Vary": "Accept"}
         return HTMLResponse(map_page(WEB).html, headers=headers)

@@ -1,9 +1,9 @@
 """The collections of features: tiles, scenes and saved searches, a page at a time.
 
 A feature is GeoJSON and a STAC item at once. Addresses are left to
-:mod:`workflows.service.features`: an asset here is relative to the service. A page of tiles asks
-the search actors for the rows after a position, so its cost does not grow with the number of pages
-before it.
+:mod:`workflows.service.features`: an asset here is relative to the routes of the index. A page of
+tiles asks the search actors for the rows after a position, so its cost does not grow with the
+number of pages before it.
 """
 
 import datetime as dt
@@ -335,7 +335,7 @@ def _tile_feature(
 ) -> Feature:
     """Return a tile as a feature; its picture is its only asset."""
     scene = urlencode({"scene": properties["scene"]})
-    href = f"v1/tiles/{properties['tile_key']}/thumbnail.png?{scene}"
+    href = f"tiles/{properties['tile_key']}/thumbnail.png?{scene}"
     picture = {"href": href, "type": "image/png", "roles": ["thumbnail"]}
     row = str(properties["row"])
     return _feature(collection, row, properties, box, geometry, {"thumbnail": picture})

@@ -181,7 +181,7 @@ def _application(
             backend.prepare()
         return create_service(
             backends,
-            Access(digests, tokens),
+            Access(digests, tokens, list(configs)),
             limits=limits,
             map_config=map_config,
             hosts=hosts,

@@ -12,7 +12,7 @@ https://github.com/radiantearth/stac-api-spec.
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urljoin
 
 from fastapi import Body, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
@@ -198,7 +198,7 @@ def landing(request: Request) -> JSONResponse:
                 _link("self", base),
                 _link("root", base),
                 _link("service-desc", f"{base}openapi.json", "application/vnd.oai.openapi+json"),
-                _link("service-doc", f"{base}docs", "text/html"),
+                _link("service-doc", urljoin(base, "/docs"), "text/html"),
                 _link("conformance", f"{base}conformance"),
                 _link("data", f"{base}collections"),
                 _link("search", f"{base}search", GEOJSON, method="GET"),
@@ -321,7 +321,7 @@ def _linked(feature: Feature, base: str) -> Feature:
     """Return a feature with its links, and its own assets under the service's address."""
     collection = f"{base}collections/{feature['collection']}"
     assets = {
-        name: {**asset, "href": asset["href"] if "://" in asset["href"] else base + asset["href"]}
+        name: {**asset, "href": urljoin(_routes(base), asset["href"])}
         for name, asset in feature["assets"].items()
     }
     links = [
@@ -331,6 +331,17 @@ def _linked(feature: Feature, base: str) -> Feature:
         _link("root", base),
     ]
     return {**feature, "links": links, "assets": assets}
+
+
+def _routes(base: str) -> str:
+    """Return the address of the routes of the index whose layers are at ``base``.
+
+    Examples
+    --------
+    >>> _routes("http://host/"), _routes("http://host/v1/coast/layers/")
+    ('http://host/v1/', 'http://host/v1/coast/')
+    """
+    return base.removesuffix("layers/") if base.endswith("/layers/") else f"{base}v1/"
 
 
 def _described(one: Collection, known: Collections, base: str) -> dict[str, Any]:

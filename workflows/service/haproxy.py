@@ -66,7 +66,8 @@ def confined(text: str, host: str, port: int, errors: Path) -> str:
             f"stats socket {path} mode 600 level admin expose-fd listeners" for path in control
         ],
         "defaults": [
-            "timeout http-request 30s",  # a client has this long for its headers
+            "option http-buffer-request",  # it repeats only what was whole when it was sent
+            "timeout http-request 30s",  # a client has this long for headers, and a buffer of body
             *(f"errorfile {status} {errors}" for status in (502, 503, 504)),
         ],
         "frontend http_frontend": [

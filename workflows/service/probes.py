@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI, Request, Response
 
-from storage.errors import SearchUnavailableError, SkysiftError
+from storage.errors import NotFoundError, SearchUnavailableError, SkysiftError
 from workflows.service.errors import documented
 from workflows.service.guard import Authenticator
-from workflows.service.indexes import NAMED
+from workflows.service.indexes import NAMED, UNKNOWN
 from workflows.service.schema import HealthAnswer, IndexesAnswer, NamedIndexBody, ReadyAnswer
 from workflows.service.telemetry import Metrics
 
@@ -39,7 +39,9 @@ def add_probes(
         asked = [name] if request.scope.get(NAMED) else list(backends)
         return {index: _ready(index, backends) for index in asked}[name]
 
-    @app.get("/v1/indexes", dependencies=[Depends(door.needing(""))], responses=documented())
+    any_right = [Depends(door.needing(""))]
+
+    @app.get("/v1/indexes", dependencies=any_right, responses=documented())
     def indexes(request: Request) -> IndexesAnswer:
         """List the indexes that the token may read, the default first where it may be."""
         rights = {index: request.state.grant.right(index) for index in backends}
@@ -47,6 +49,14 @@ def add_probes(
             NamedIndexBody(name=index, right=right) for index, right in rights.items() if right
         ]
         return IndexesAnswer(indexes=found, default=next(iter(backends)))
+
+    @app.api_route(
+        UNKNOWN, methods=["GET", "POST"], dependencies=any_right, include_in_schema=False
+    )
+    def unknown(request: Request) -> None:
+        asked, grant = request.scope.get(NAMED, "unknown"), request.state.grant
+        known = ", ".join(index for index in backends if grant.right(index))
+        raise NotFoundError(f"no index is named {asked!r}; this token may use {known or 'none'}")
 
     admin = [Depends(door.needing("admin"))]
 

@@ -28,13 +28,14 @@ _ROOT_CHARS = 15  # 92 follow in the name of HAProxy's socket, which has at most
 WITHOUT_LOSS = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
     "RAY_SERVE_HAPROXY_RETRIES": "10",
-    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "262144",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
 }
 """Variables by which HAProxy repeats requests, which is harmless: they only read.
 
-A request is repeated from a buffer that holds a vector of 2,048 numbers, and only until the answer
-begins: in one thread, the head and the body of an answer leave a replica together.
+A request is repeated from a buffer that holds a picture of 256 by 256 pixels, and only until the
+answer begins: in one thread, the head and the body of an answer leave a replica together. HAProxy
+copies the whole buffer for each request, and holds some of them for each connection.
 """
 _TUNED = {
     **WITHOUT_LOSS,

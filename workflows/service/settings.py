@@ -198,13 +198,17 @@ def _configs(stages: "Stages", indexes: Sequence[str]) -> dict[str, BackendConfi
         if name in configs:
             raise ConfigError(f"two indexes have the name {name!r}; give names, as in NAME=INDEX")
         configs[name] = BackendConfig(index_uri=index, **common)
-    first = next(iter(configs))
+    first, *further = configs
+    searches = None if section.searches is None else stages.location(section.searches)
     configs[first] = replace(
         configs[first],
         encoder_uri=recipe.encoder.bundle,
         catalog=stages.pictured_catalog,
-        searches=None if section.searches is None else stages.location(section.searches),
+        searches=searches,
     )
+    if searches is not None:
+        for name in further:
+            configs[name] = replace(configs[name], searches=searches / name)
     return configs
 
 

@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,8 @@ class Access:
         SHA-256 of tokens with every right.
     path
         A token file, read now and again when it has changed.
+    indexes
+        Names of the service's indexes; a line of the log has those of the file that are none.
     clock
         Monotonic clock, in seconds.
 
@@ -90,13 +92,14 @@ class Access:
         self,
         digests: Sequence[str] = (),
         path: Path | None = None,
+        indexes: Collection[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._own = tuple(Grant(digest=digest, rights=ANYONE.rights) for digest in digests)
-        self._path, self._clock = path, clock
+        self._path, self._indexes, self._clock = path, indexes, clock
         self._lock = threading.Lock()
         self._seen = _state(path) if path else None
-        self._of_file = read_token_file(path) if path else ()
+        self._of_file = self._read(path) if path else ()
         self._looked_s = clock()
         self.faulty = False
 
@@ -114,6 +117,12 @@ class Access:
         found = [g for g in (*self._own, *self._of_file) if hmac.compare_digest(digest, g.digest)]
         return found[0] if found else None
 
+    def _read(self, path: Path) -> tuple[Grant, ...]:
+        grants = read_token_file(path)
+        if self._indexes is not None and (strays := unknown_indexes(grants, self._indexes)):
+            logger.warning("%s %s", path, strays)
+        return grants
+
     def _follow(self) -> None:
         """Read the file again when it has changed, looking at most once a second."""
         with self._lock:
@@ -125,7 +134,7 @@ class Access:
                 return
             self._seen = state
             try:
-                self._of_file = read_token_file(self._path)
+                self._of_file = self._read(self._path)
                 self.faulty = False
                 logger.info("the tokens of %s are in force", self._path)
             except ConfigError as error:
@@ -167,6 +176,19 @@ def read_token_file(path: Path) -> tuple[Grant, ...]:
     if len({grant.digest for grant in grants}) < len(grants):
         raise ConfigError(f"{path}: a token is listed twice")
     return grants
+
+
+def unknown_indexes(grants: Iterable[Grant], indexes: Collection[str]) -> str:
+    """Return what is said of a token file that names other indexes; empty where it names none.
+
+    Examples
+    --------
+    >>> unknown_indexes([Grant(digest="", rights={"cost": "read", "*": "read"})], ["coast"])
+    'has rights on cost, and the service has the indexes coast'
+    """
+    named = {name for grant in grants for name in grant.rights}
+    unknown, known = ", ".join(sorted(named - {EVERY, *indexes})), ", ".join(indexes)
+    return unknown and f"has rights on {unknown}, and the service has the indexes {known}"
 
 
 def _grant(where: str, entry: Any) -> Grant:

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,43 @@ def test_hits_of_new_scenes_are_told_once_also_after_a_rollback(
     build_index(archive, index, IndexSpec(kind="flat", shards=1))
     assert _poll(index, file=file) == []
     assert len(_lines(file)) == 1
+
+
+@pytest.mark.parametrize("state", ["kept", "copied"])
+@pytest.mark.parametrize("copied", ["before", "after"])
+def test_after_a_restore_nothing_is_told_twice_and_nothing_new_is_lost(
+    world: tuple[str, str], tmp_path: Path, state: str, copied: str
+):
+    """The archive was copied before a scene was told, or after; its queries' states before both."""
+    archive, index = world
+    file, copy = tmp_path / "hits.jsonl", tmp_path / "copy"
+
+    def copy_archive() -> None:
+        for place in (index, archive):
+            shutil.copytree(place, copy / Path(place).name)
+
+    _begin(index)
+    _add(archive, "first", "2024-02-01", 1)
+    update_index(index)
+    assert _poll(index, file=file) == ["first"]
+    shutil.copytree(f"{index}.standing", copy / "index.standing")
+    if copied == "before":
+        copy_archive()
+    _add(archive, "second", "2024-02-02", 3)
+    update_index(index)
+    assert _poll(index, file=file) == ["second"]
+    if copied == "after":
+        copy_archive()
+    for place in (archive, index, *([f"{index}.standing"] if state == "copied" else [])):
+        shutil.rmtree(place)
+        shutil.copytree(copy / Path(place).name, place)
+    if copied == "before":
+        _add(archive, "second", "2024-02-02", 3)  # the ingest embeds what the copy lacks
+    _add(archive, "third", "2024-02-03", 2)
+    update_index(index)
+    _poll(index, file=file)
+    assert [event["scene"] for event in _lines(file)] == ["first", "second", "third"]
+    assert _poll(index, file=file) == []
 
 
 def test_a_receiver_that_fails_gets_the_same_event_again_and_no_other(

@@ -61,21 +61,25 @@ def test_a_service_of_skysift_there_is_asked_whether_it_is_ready(service, monkey
 
 
 def test_tokens_are_there_and_their_file_is_for_its_user_only(tmp_path: Path):
-    assert [one.verdict for one in token_findings(ServiceSpec())] == ["ok"]
-    (outside,) = token_findings(ServiceSpec(host="0.0.0.0"))
+    assert [one.verdict for one in token_findings(ServiceSpec(), ["coast"])] == ["ok"]
+    (outside,) = token_findings(ServiceSpec(host="0.0.0.0"), ["coast"])
     assert outside.verdict == "broken"
     assert "`export SKYSIFT_TOKEN=$(openssl rand -hex 32)`" in outside.advice
     path = tmp_path / "tokens.yaml"
     spec = ServiceSpec(host="0.0.0.0", tokens=path)
-    assert [one.verdict for one in token_findings(spec)] == ["broken"]
+    assert [one.verdict for one in token_findings(spec, ["coast"])] == ["broken"]
     path.write_text(json.dumps({"tokens": [{"token": "0" * 32, "indexes": {"*": "read"}}]}))
     path.chmod(0o644)
-    readable, _ = token_findings(spec)
+    readable, _ = token_findings(spec, ["coast"])
     assert readable.advice == f"`chmod 600 {path}`"
     path.chmod(0o600)
-    assert [one.verdict for one in token_findings(spec)] == ["ok", "ok"]
+    assert [one.verdict for one in token_findings(spec, ["coast"])] == ["ok", "ok"]
+    path.write_text(json.dumps({"tokens": [{"token": "0" * 32, "indexes": {"cost": "read"}}]}))
+    _, named = token_findings(spec, ["coast"])
+    assert named.verdict == "note"
+    assert named.found.endswith("has rights on cost, and the service has the indexes coast")
     path.write_text("tokens: 5")
-    assert token_findings(spec)[1].verdict == "broken"
+    assert token_findings(spec, ["coast"])[1].verdict == "broken"
 
 
 def test_a_taken_port_stops_only_who_wants_it(capsys, tmp_path: Path):

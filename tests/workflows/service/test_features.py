@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -23,14 +24,18 @@ from pipeline.search.saved import SavedSearch, plain_filter, save_search
 from pipeline.search.searcher import Searcher
 from storage.archive.reader import Archive
 from storage.index.filter import Filter
+from storage.location import Location
 from tests.support.service_world import DAYS, TILES, make_world, serving
-from workflows.service.app import create_app
+from workflows.service.app import create_app, create_service
 from workflows.service.backend import IndexBackend
 from workflows.service.collections import _tile_feature
 from workflows.service.settings import BackendConfig, Limits
+from workflows.service.tokens import Access
 
 ROWS = TILES * TILES * len(DAYS)
 TOKEN = "a-token-of-the-tests"
+OTHER = "other"
+LANDING_PAGES = ["", f"/v1/{OTHER}/layers"]
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +51,16 @@ def config(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Backe
         k=20,
         filter=plain_filter(Filter(since="2024-05-15")),
     )
-    save_search(search, str(folder / "searches" / "first.json"))
+    for place in ("searches", f"searches/{OTHER}"):
+        save_search(search, str(folder / place / "first.json"))
     return BackendConfig(index_uri=made.index, searches=str(folder / "searches"))
 
 
 @pytest.fixture(scope="module")
 def app(config: BackendConfig):
-    return create_app(IndexBackend(config), limits=Limits(rate_per_s=0))
+    other = replace(config, searches=Location.of(config.searches or "") / OTHER)
+    backends = {"first": IndexBackend(config), OTHER: IndexBackend(other)}
+    return create_service(backends, Access(), limits=Limits(rate_per_s=0))
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +161,7 @@ def test_the_description_of_the_layers_names_the_answers_that_they_give(client: 
         for operation in operations.values()
         if "layers" in operation.get("tags", ())
     ]
-    assert len(layers) == 12
+    assert len(layers) == 2 * 12  # of the default index, and of the named one
     assert all("400" in one["responses"] and "422" not in one["responses"] for one in layers)
     assert "HTTPValidationError" not in json.dumps(document)
 
@@ -188,10 +196,11 @@ def test_what_is_not_there_is_404(client: TestClient):
     assert "tiles" in client.get("/collections/tile").json()["message"]
 
 
-def test_pystac_client_needs_nothing_new(address: str):
+@pytest.mark.parametrize("landing", LANDING_PAGES)
+def test_pystac_client_needs_nothing_new(address: str, landing: str):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        catalog = Client.open(address)
+        catalog = Client.open(address + landing)
         names = [collection.id for collection in catalog.get_collections()]
         assert names == ["tiles", "scenes", "searches/first"]
         for method in ("GET", "POST"):
@@ -223,14 +232,32 @@ def test_every_document_is_valid_stac(client: TestClient):
     assert client.get("/conformance").json()["conformsTo"] == landing["conformsTo"]
 
 
-def test_gdal_reads_the_layers(address: str):
+def test_the_layers_of_a_named_index_lead_to_no_other_index(client: TestClient):
+    landing = client.get(f"/v1/{OTHER}/layers", headers={"Accept": "text/html"}).json()
+    layers = f"{client.base_url}/v1/{OTHER}/layers/"
+    (page, *_) = pages(client, f"/v1/{OTHER}/layers/collections/tiles/items?limit=2")
+    (feature, _) = page["features"]
+    links = [*landing["links"], *page["links"], *feature["links"]]
+    elsewhere = {one["href"] for one in links if not one["href"].startswith(layers)}
+    assert elsewhere == {f"{client.base_url}/docs"}
+    picture = feature["assets"]["thumbnail"]["href"]
+    assert picture.startswith(f"{client.base_url}/v1/{OTHER}/tiles/")
+    assert client.get(picture).headers["content-type"] == "image/png"
+    for path in ("openapi.json", "conformance", "collections/searches/first"):
+        assert client.get(layers + path).status_code == 200
+    for path in ("metrics", "v1/index", "web/map.js"):
+        assert client.get(layers + path).status_code == 404
+
+
+@pytest.mark.parametrize("landing", LANDING_PAGES)
+def test_gdal_reads_the_layers(address: str, landing: str):
     """As QGIS does: the driver OAPIF, with the layers' extent, a filter, and pages."""
     ogrinfo = shutil.which("ogrinfo")
     if ogrinfo is None:
         pytest.skip("ogrinfo is not installed: `apt-get install gdal-bin` as root installs it")
 
     def run(*words: str) -> str:
-        command = [ogrinfo, "-ro", f"OAPIF:{address}", "-oo", "PAGE_SIZE=10", *words]
+        command = [ogrinfo, "-ro", f"OAPIF:{address}{landing}", "-oo", "PAGE_SIZE=10", *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     assert "tiles" in run()
@@ -296,9 +323,10 @@ for layer in sys.argv[2:]:
 """
 
 
-def test_a_newer_gdal_reads_the_layers(address: str):
+@pytest.mark.parametrize("landing", LANDING_PAGES)
+def test_a_newer_gdal_reads_the_layers(address: str, landing: str):
     """The GDAL of pyogrio is there wherever the tests are; it blocks, so it has its own process."""
-    command = [sys.executable, "-c", READ, address, "tiles", "searches/first"]
+    command = [sys.executable, "-c", READ, address + landing, "tiles", "searches/first"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     assert done.stdout.split("\n")[:2] == [f"{ROWS} True", "20 True"]
 
@@ -307,5 +335,5 @@ def test_the_picture_of_a_tile_is_that_of_its_scene_whatever_its_id():
     properties = {"tile_key": "g/1/2", "row": 5, "scene": "day 1 & 2 #a"}
     feature = _tile_feature("tiles", properties, (0, 0, 1, 1), {})
     address = urlsplit(feature["assets"]["thumbnail"]["href"])
-    assert (address.path, address.fragment) == ("v1/tiles/g/1/2/thumbnail.png", "")
+    assert (address.path, address.fragment) == ("tiles/g/1/2/thumbnail.png", "")
     assert parse_qs(address.query) == {"scene": ["day 1 & 2 #a"]}

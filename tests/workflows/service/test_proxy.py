@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,6 +54,9 @@ def configuration(folder: Path, port: int | None = None) -> str:
             server_state_base=str(folder),
             server_state_file=str(folder / "state"),
             has_received_routes=bool(servers),
+            bufsize=int(proxy.WITHOUT_LOSS["RAY_SERVE_HAPROXY_TUNE_BUFSIZE"]),
+            retry_on=proxy.WITHOUT_LOSS["RAY_SERVE_HAPROXY_RETRY_ON"],
+            retries=int(proxy.WITHOUT_LOSS["RAY_SERVE_HAPROXY_RETRIES"]),
             metrics_enabled=False,
         ),
         {"http-skysift": backend} if servers else {},
@@ -107,13 +110,32 @@ class Echo(http.server.BaseHTTPRequestHandler):
     def log_message(self, *words: object) -> None: ...
 
 
-@pytest.fixture
-def replica() -> Iterator[int]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+class Dying(Echo):
+    """A replica that takes the first POST whole, and hangs up."""
+
+    died = False
+
+    def do_POST(self) -> None:
+        if Dying.died:
+            self.do_GET()
+        else:
+            Dying.died = self.close_connection = True
+            self.rfile.read(int(self.headers["Content-Length"]))
+
+
+@contextmanager
+def listening(handler: type[Echo]) -> Iterator[int]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server.server_port
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def replica() -> Iterator[int]:
+    with listening(Echo) as port:
+        yield port
 
 
 def address_of_this_machine() -> str:
@@ -195,6 +217,23 @@ def test_haproxy_opens_one_port_and_believes_proxies_on_this_machine_only(starte
     _, beyond = started.get(own, **said)
     assert beyond["x-forwarded-for"] == own
     assert "x-forwarded-proto" not in beyond
+
+
+def test_a_picture_whose_replica_dies_is_asked_again(started, monkeypatch):
+    """Its body arrives after its headers, as over a network."""
+    monkeypatch.setattr(Dying, "died", False)
+    picture = bytes(256 * 256 * 3 + 10_000)
+    with listening(Dying) as port:
+        started.start(port)
+        connection = http.client.HTTPConnection("127.0.0.1", started.port, timeout=20)
+        with closing(connection):
+            connection.putrequest("POST", "/v1/search")
+            connection.putheader("Content-Length", str(len(picture)))
+            connection.endheaders()
+            time.sleep(0.2)
+            connection.send(picture)
+            assert connection.getresponse().status == 200
+    assert Dying.died
 
 
 def test_haproxy_says_503_where_no_replica_answers(started):

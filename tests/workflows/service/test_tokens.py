@@ -61,6 +61,7 @@ OPERATIONS = {
     "search": ("POST", "search", "read"),
     "scenes": ("GET", "scenes", "read"),
     "index": ("GET", "index", "read"),
+    "layers": ("GET", "layers/conformance", "read"),
     "picture": ("GET", "tiles/g/1/2/thumbnail.png", "read"),
     "suggestions": ("POST", "suggestions", "mark"),
     "detections": ("POST", "detections", "mark"),
@@ -118,7 +119,13 @@ def test_the_named_routes_are_documented_and_an_unknown_index_is_not_found(path)
     assert (name["name"], name["in"]) == ("index", "path")
     ids = [one["operationId"] for paths in document["paths"].values() for one in paths.values()]
     assert len(set(ids)) == len(ids)
-    assert client.get("/v1/nowhere/index", headers=_as(ADMIN)).status_code == 404
+    for token, known in ((ADMIN, "prairie, coast"), (READER, "coast")):
+        answer = client.get("/v1/nowhere/index", headers=_as(token))
+        assert (answer.status_code, answer.json()["message"]) == (
+            404,
+            f"no index is named 'nowhere'; this token may use {known}",
+        )
+    assert client.post("/v1/nowhere/search", json={}).status_code == 401
     own = {route.split("/")[2] for route in document["paths"] if route.startswith("/v1/")}
     assert own - {"{index}"} == set(RESERVED_NAMES)
 
@@ -164,7 +171,7 @@ def test_a_service_is_ready_when_all_of_its_indexes_are(path):
 
 def test_a_changed_file_is_in_force_and_a_bad_one_changes_nothing(path, caplog):
     now = [0.0]
-    access = Access((), path, lambda: now[0])
+    access = Access((), path, (COAST, PRAIRIE), lambda: now[0])
     client = _client(access)
 
     def after(text: str) -> int:
@@ -187,8 +194,13 @@ def test_a_changed_file_is_in_force_and_a_bad_one_changes_nothing(path, caplog):
     assert 'skysift_token_file_invalid{index="",replica=' in metrics
     assert access.faulty
     document["tokens"].pop(0)
+    document["tokens"][0]["indexes"]["praire"] = "read"
+    caplog.set_level(logging.WARNING)
+    caplog.clear()
     assert after(json.dumps(document)) == 401
     assert not access.faulty
+    (told,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert told == f"{path} has rights on praire, and the service has the indexes coast, prairie"
     path.unlink()
     now[0] += 2
     assert client.get("/v1/coast/index", headers=_as(MARKER)).status_code == 200
