@@ -7,7 +7,8 @@ trains MobileNetV2 (`MOBILENET_V2`) with MACL on the multi-label images of AID (
 Merced (`UCM_TAR`) as `skysift train` does, and writes ``benchmarks/finetune.json`` and a section of
 ``docs/results.md``. The CPU has a small budget: one seed and tiles of 128 px. ``--device gpu``
 (`make results-gpu`) is the whole: as many workers as GPUs, bfloat16, tiles in their own size, three
-seeds. Finished runs are kept in `--scratch`; a stopped run goes on from its last epoch.
+seeds. The page has what is finished, which `--scratch` keeps; a stopped run goes on from its last
+epoch.
 
 The best epoch is chosen on the validation split; the test split is scored once a run, its queries
 against the train and validation rows.
@@ -200,12 +201,11 @@ def main(arguments: list[str] | None = None) -> int:
         datasets[name] = str(chosen.scratch / f"{name} {px or 'own'}")
         import_folder(str(source), datasets[name], tile_px=px)
     spec = budget.spec(backbone)
+    found: dict[Part, dict[str, Any]] = {}
     with ray_session():
-        found = {
-            part: run(part, datasets[part.set], spec, chosen.scratch)
-            for part in plan(chosen.sets, chosen.forms or budget.forms, budget.seeds)
-        }
-    publish_section("finetune", collected(found, budget), chosen.output)
+        for part in plan(chosen.sets, chosen.forms or budget.forms, budget.seeds):
+            found[part] = run(part, datasets[part.set], spec, chosen.scratch)
+            publish_section("finetune", collected(found, budget), chosen.output)
     return 0
 
 
