@@ -231,6 +231,8 @@ def finetune(found: Mapping[str, Any]) -> str:
         f"{', '.join(tiles)}, those of frozen features too. The head learns",
         "at a rate of .001, the backbone at a tenth of it, or of it too (one rate). The best epoch",
         "is that of the validation split. Test queries search the train and validation rows.",
+        "Images are augmented where every weight is trained; the head alone learns from features",
+        "computed once. The minutes have the scoring in them.",
         f"All runs took {found['seconds']:,.0f} s.",
     ]
     for name, table in found["sets"].items():

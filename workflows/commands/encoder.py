@@ -92,7 +92,9 @@ def info(run: Run) -> None:
 @click.option("--output", metavar="URI", required=True, help="Folder to write.")
 @click.option("--name", metavar="TEXT", help="Name of the model; that of the folder without.")
 @click.option("--licence", metavar="ID", help="Licence of the weights, such as apache-2.0.")
-@click.option("--trained-on", metavar="NAME", help="Name of the data set, such as its id on the hub.")
+@click.option(
+    "--trained-on", metavar="NAME", help="Name of the data set, such as its id on the hub."
+)
 @click.option(
     "--evaluation",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
