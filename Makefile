@@ -7,7 +7,7 @@ INSTALL := $(shell command -v $(PYTHON) || echo python3) .ci/install.py
 # Processes of the tests; each starts a Ray, an S3 server and a browser of its own.
 TEST_PROCESSES ?= 2
 
-.PHONY: browser demo test test-slow test-lowest test-gpu-build test-gpu check env results bench bench-full docs wheel clean
+.PHONY: browser demo test test-slow test-lowest test-gpu-build test-gpu check env results results-gpu bench bench-full docs wheel clean
 
 demo: env
 	$(BIN)/skysift demo --folder skysift-demo
@@ -60,6 +60,11 @@ check: env
 # The losses on the real labelled set (see docs/results.md); needs AID_TAR and MOBILENET_V2.
 results: env
 	$(BIN)/python -m benchmarks.results
+
+# Fine-tuning of every weight on both labelled sets: all GPUs, bfloat16, three seeds (see docs/results.md);
+# needs AID_TAR, UCM_TAR and MOBILENET_V2, and ends with one line where there is no GPU. A stopped run goes on.
+results-gpu: .venv-gpu/.ready
+	.venv-gpu/bin/python -m benchmarks.finetune --device gpu
 
 # Every benchmark beside its peers, into docs/performance.md; the long forms take hours.
 bench bench-full: $(VENV)/.bench

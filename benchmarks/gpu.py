@@ -1,12 +1,10 @@
-"""What the GPUs of this machine do: gradients, training, fine-tuning, FAISS and embedding.
+"""What the GPUs of this machine do: gradients, training, FAISS and embedding.
 
     python -m benchmarks.gpu [--only PART ...] [--device cpu --workers 2 --small]
 
-`make test-gpu` runs it where there is a GPU. Fine-tuning reads the multi-label images of AID
-(`AID_TAR`) and UC Merced (`UCM_TAR`) and the weights of MobileNetV2 (`MOBILENET_V2`).
-``--device cpu`` takes gloo and the cores for NCCL and the GPUs, ``--small`` few rows: so the code
-of all parts but fine-tuning runs where there is no GPU. Figures of a GPU are kept in
-``benchmarks/gpu.json``.
+`make test-gpu` runs it where there is a GPU. ``--device cpu`` takes gloo and the cores for NCCL and
+the GPUs, ``--small`` few rows: so the code of all parts runs where there is no GPU. Figures of a
+GPU are kept in ``benchmarks/gpu.json``. Fine-tuning is measured by `benchmarks.finetune`.
 """
 
 import argparse
@@ -14,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,16 +22,13 @@ import torch
 
 from benchmarks.ingest_world import encode_for, job, steady_rate, write_bundle, write_scenes
 from benchmarks.measure import Row, publish, seconds, table
-from benchmarks.results import DATA
 from benchmarks.training import MODELS, Size, ray_train, specification, write_dataset
 from benchmarks.vectors import archive_of, clustered
 from encoders.gather_check import TOLERANCE, check_gather
-from pipeline.datasets.folder import import_folder
 from pipeline.indexing.driver import build_index
 from pipeline.indexing.spec import IndexSpec
 from pipeline.runtime.cluster import ray_session
 from pipeline.search.searcher import Searcher
-from pipeline.training.driver import train
 from pipeline.training.spec import TrainingSpec
 from workflows.doctor.facts import Facts, gather
 
@@ -100,48 +95,6 @@ def training(setting: Setting, folder: Path) -> Iterator[Row]:
         yield row(f"{count} workers by {setting.network}, float32", rate, "one worker", goal)
     half = ray_train(uri, replace(specs[1], precision="bf16"), folder / "bf16")
     yield row("one worker, bfloat16", half, "float32")
-
-
-def fine_tuning(setting: Setting, folder: Path) -> Iterator[Row]:
-    """Every weight of MobileNetV2 trained on AID and UC Merced, beside its head alone."""
-    weights = Path(os.environ.get("MOBILENET_V2", DATA / "weights/mobilenet_v2_imagenet_folded"))
-    sets = {
-        "AID": Path(os.environ.get("AID_TAR", DATA / "aid_multilabel_150px.tar")),
-        "UC Merced": Path(os.environ.get("UCM_TAR", DATA / "ucm_multilabel_256px.tar")),
-    }
-    for name, images in sets.items():
-        if setting.small or not (images.exists() and weights.exists()):
-            why = "not in the small form" if setting.small else f"needs {images} and {weights}"
-            print(f"fine-tuning on {name}: skipped; {why}")
-            continue
-        uri = str(folder / name)
-        import_folder(str(images), uri, tile_px=256 if name == "UC Merced" else None)
-        spec = TrainingSpec(backbone="mobilenet_v2", pretrained=str(weights), epochs=20)
-        yield from tuned(name, uri, spec, setting, folder / f"{name} runs")
-
-
-def tuned(name: str, uri: str, spec: TrainingSpec, setting: Setting, folder: Path) -> Iterator[Row]:
-    """Train a dataset's whole network in bfloat16 and float32, and its head alone."""
-    spec = replace(spec, device=setting.device, workers=setting.workers)
-    kinds: Mapping[str, TrainingSpec] = {
-        "head": replace(spec, freeze_backbone=True),
-        "float32": spec,
-        "bfloat16": replace(spec, precision="bf16"),
-    }
-    scores = {
-        kind: train(uri, each, str(folder / kind)).best_metrics[spec.monitor]
-        for kind, each in kinds.items()
-    }
-    for kind, against in (("float32", "head"), ("bfloat16", "float32")):
-        yield Row(
-            what=f"{name}: {spec.monitor} on the validation split, every weight in {kind}",
-            ours=scores[kind],
-            unit=spec.monitor,
-            peer=scores[against],
-            against=f"the {against} alone" if against == "head" else against,
-            ratio=scores[kind] / scores[against],
-            goal=1.0 if against == "head" else 0.98,
-        )
 
 
 def index(setting: Setting, folder: Path) -> Iterator[Row]:
@@ -220,21 +173,23 @@ Part = Callable[[Setting, Path], Iterator[Row]]
 PARTS: dict[str, Part] = {
     "gradients": gradients,
     "training": training,
-    "fine-tuning": fine_tuning,
     "index": index,
     "embedding": embedding,
 }
 
 
-def missing_gpu() -> str:
-    """Return why the GPUs cannot be measured here; empty where they can."""
+def missing_gpu(on_cpu: str) -> str:
+    """Return why the GPUs cannot be measured here; empty where they can.
+
+    ``on_cpu`` are the options that run the same code without one.
+    """
     if torch.cuda.is_available():
         return ""
     facts = Facts(**gather())
     seen = "; ".join(facts.gpus) or facts.gpu_fault or "nvidia-smi is not installed"
     return (
         f"no CUDA device: torch {torch.__version__} sees none ({seen}); `skysift doctor --gpus 1` "
-        "names what to repair, --device cpu --workers 2 --small runs the same code on the CPU"
+        f"names what to repair, {on_cpu} runs the same code on the CPU"
     )
 
 
@@ -250,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.one_index:
         one_index(chosen.one_index[0], Path(chosen.one_index[1]))
         return 0
-    if chosen.device == "gpu" and (reason := missing_gpu()):
+    if chosen.device == "gpu" and (reason := missing_gpu("--device cpu --workers 2 --small")):
         print(reason, file=sys.stderr)
         return 1
     workers = chosen.workers or max(1, torch.cuda.device_count())

@@ -217,6 +217,54 @@ def _dial_gaps(gaps: Mapping[str, Any], choice: Mapping[str, Any]) -> list[str]:
     return [*head, *lines] if lines else []
 
 
+def finetune(found: Mapping[str, Any]) -> str:
+    """Return the section of `benchmarks.finetune`."""
+    budget = found["budget"]
+    device, seeds = budget["device"], budget["seeds"]
+    how = "python -m benchmarks.finetune" if device == "cpu" else "make results-gpu"
+    tiles = [f"{n} {px or 'full'} px" for n, px in budget["tile_px"].items()]
+    lines = [
+        "## Fine-tuning every weight",
+        "",
+        f"Made by `{how}`: MobileNetV2 with MACL's default by `skysift train`, {budget['epochs']}",
+        f"epochs of batches of 128, {_workers(budget)}, {_seeds(seeds)}. Tiles:",
+        f"{', '.join(tiles)}, those of frozen features too. The head learns",
+        "at a rate of .001, the backbone at a tenth of it, or of it too (one rate). The best epoch",
+        "is that of the validation split. Test queries search the train and validation rows.",
+        "Images are augmented where every weight is trained; the head alone learns from features",
+        "computed once. The minutes have the scoring in them.",
+        f"All runs took {found['seconds']:,.0f} s.",
+    ]
+    for name, table in found["sets"].items():
+        columns = list(next(iter(table.values())))
+        lines += ["", f"### Fine-tuning on {name}", ""]
+        lines += [f"| trained | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
+        for form, scores in table.items():
+            cells = [_finetuned(column, scores, seeds) for column in columns]
+            lines.append(f"| {form} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _workers(budget: Mapping[str, Any]) -> str:
+    one = "core" if budget["device"] == "cpu" else "GPU"
+    return f"one {one}" if budget["workers"] == 1 else f"{budget['workers']} {one}s"
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"mean ± standard deviation of {count} seeds"
+
+
+def _finetuned(column: str, scores: Mapping[str, Any], seeds: int) -> str:
+    """Return a cell: a score, with its deviation of several seeds, an epoch or minutes."""
+    if column not in scores:
+        return ""
+    if column == "minutes":
+        return f"{scores[column]:.1f}"
+    if column == "best epoch":
+        return f"{scores[column][0]:.0f}"
+    return _figure(scores[column]) if seeds > 1 else f"{scores[column][0]:.3f}"
+
+
 def _lead(value: Sequence[float]) -> str:
     return f"{value[0]:+.3f} ± {value[1]:.3f}"
 
@@ -230,5 +278,6 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "suggest": suggest,
     "place_pairs": place_pairs,
     "dial": dial,
+    "finetune": finetune,
 }
 """Sections by the name of their benchmark, in the order of the page."""

@@ -44,7 +44,7 @@ METHODS = {
     "f1": SoftLabelSpec(method="f1"),
 }
 SHARES = {"AID": (0.1, 0.2), "UC Merced": (0.05, 0.1, 0.2)}
-_TILE_PX = {"UC Merced": 256}  # some of its images are a few pixels smaller
+TILE_PX = {"UC Merced": 256}  # some of its images are a few pixels smaller
 _FIRST_SEED = 50
 
 
@@ -119,8 +119,8 @@ def _row(part: Part) -> tuple[str, float, str]:
     return part.world, part.share, part.method
 
 
-def load_worlds(scratch: Path, names: Sequence[str]) -> dict[str, World] | None:
-    """Return the sets by name; None, with a note, without their data."""
+def labelled_sets(names: Sequence[str]) -> tuple[dict[str, Path], Path] | None:
+    """Return the images of the sets by name, and the backbone; None, with a note, without them."""
     sets = {
         "AID": Path(os.environ.get("AID_TAR", DATA / "aid_multilabel_150px.tar")),
         "UC Merced": Path(os.environ.get("UCM_TAR", DATA / "ucm_multilabel_256px.tar")),
@@ -131,11 +131,19 @@ def load_worlds(scratch: Path, names: Sequence[str]) -> dict[str, World] | None:
     if missing := [str(path) for path in (*sets.values(), backbone) if not path.exists()]:
         print(f"skipped: {' and '.join(missing)} not found; set AID_TAR, UCM_TAR, MOBILENET_V2")
         return None
+    return sets, backbone
+
+
+def load_worlds(scratch: Path, names: Sequence[str]) -> dict[str, World] | None:
+    """Return the sets by name with frozen features; None, with a note, without their data."""
+    if (found := labelled_sets(names)) is None:
+        return None
+    sets, backbone = found
     worlds = {}
     for name, images in sets.items():
         folder = scratch / (name if name != "AID" else "")
         folder.mkdir(parents=True, exist_ok=True)
-        worlds[name] = load_world(images, backbone, folder, _TILE_PX.get(name))
+        worlds[name] = load_world(images, backbone, folder, TILE_PX.get(name))
     return worlds
 
 

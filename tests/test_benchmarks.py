@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import (
     dial,
+    finetune,
     gpu,
     layers,
     losses,
@@ -32,11 +33,15 @@ from benchmarks.results_plan import (
 )
 from benchmarks.results_runs import Run, World, measure, score, train
 from benchmarks.results_sections import dial as dial_section
+from benchmarks.results_sections import finetune as finetune_section
 from benchmarks.scale_fleet import Fleet, Routes, simulate
+from encoders.bundle import load_encoder
 from encoders.loop import TrainingRows
 from encoders.losses import LabelStatistics, build_loss, loss_names
+from encoders.metrics import retrieval_metrics
+from pipeline.training.spec import TrainingSpec
 from storage.archive.reader import Archive
-from storage.dataset import LabelledDataset
+from storage.dataset import DatasetWriter, LabelledDataset
 from tests.support.paths import REPOSITORY
 
 FOLDER = REPOSITORY / "benchmarks"
@@ -76,8 +81,11 @@ def test_every_benchmark_can_be_imported(name: str):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_the_table_of_gpus_ends_with_one_line_where_there_is_none(capsys):
-    assert gpu.main([]) == 1
+@pytest.mark.parametrize(
+    ("program", "options"), [(gpu.main, []), (finetune.main, ["--device", "gpu"])]
+)
+def test_what_needs_a_gpu_ends_with_one_line_where_there_is_none(program, options, capsys):
+    assert program(options) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("no CUDA device: ")
     assert "skysift doctor --gpus 1" in line
@@ -311,3 +319,26 @@ def test_the_dial_is_chosen_on_validation_and_its_section_says_what_is_met(
     first = dial.tests(("one", "two"), settings[0], 1)[0]
     again = dial.run(dial_table, tmp_path, first)
     assert json.dumps(again) == json.dumps(tested[first]), "finished parts are kept"
+
+
+def test_frozen_features_are_scored_and_the_section_has_every_form(tmp_path):
+    uri, rng = str(tmp_path / "set"), np.random.default_rng(0)
+    labels = (rng.random((60, 3)) < 0.5).astype(np.uint8)
+    rows = {"source": [str(n) for n in range(60)], "group": ["town", "sea"] * 30}
+    with DatasetWriter(uri, bands=("red", "nir"), classes=("a", "b", "c")) as writer:
+        images = rng.normal(1000, 40, (60, 2, 16, 16)).astype(np.float32)
+        writer.append(images, labels, {**rows, "split": ["train", "val", "test"] * 20})
+        writer.finish()
+    spec = TrainingSpec(backbone="tiny-cnn", backbone_options={"width": 8})
+    found = finetune.figures(uri, spec, finetune.FROZEN, tmp_path)
+    z_ND = load_encoder(str(tmp_path / "bundle"))(images)
+    known, test = (np.flatnonzero(np.arange(60) % 3 != 2), np.arange(2, 60, 3))
+    own = retrieval_metrics(z_ND[test], labels[test], z_ND[known], labels[known])
+    assert found["nDCG@50"] == pytest.approx(own["nDCG@50"])
+    budget = finetune.Budget(device="cpu", epochs=2, seeds=1, tile_px={"one": 16})
+    parts = finetune.plan(["one"], budget.forms, budget.seeds)
+    trained = {part: {**found, "seconds": 60.0, "best epoch": 2} for part in parts}
+    page = finetune_section(finetune.collected(trained, budget))
+    assert [part.form for part in parts] == list(finetune.FORMS)[:-1]
+    assert all(f"| {form} | {own['nDCG@50']:.3f} |" in page for form in budget.forms)
+    assert "one seed" in page

@@ -566,6 +566,24 @@ class Stages(ABC):
         parts = self.recipe.training.appearance is not None
         return Location.of(self.need("training.output")) / ("two-parts" if parts else "bundle")
 
+    def finished_encoder(self) -> Location:
+        """Return the encoder to score or to export: the one named, or that of the training.
+
+        Raises
+        ------
+        ConfigError
+            Neither is there.
+        """
+        if self.recipe.encoder.bundle is None and self.recipe.training.output is not None:
+            trained = self.trained_bundle
+            if not trained.is_local or trained.path.exists():
+                return trained
+            raise ConfigError(
+                f"there is no encoder at {trained}: `skysift train` with the same recipe makes it; "
+                "or give one with --encoder"
+            )
+        return self.need_path("encoder.bundle")
+
 
 def _before_pattern(path: str) -> Path:
     """Return the folder in which a pattern begins; a path without one as it is."""

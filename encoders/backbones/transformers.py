@@ -38,6 +38,9 @@ _SEQUENCES = {"vit", "dinov2", "dinov3", "clip", "siglip"}
 SHARED = {"clip": "image_embeds", "siglip": "pooler_output"}
 """Image towers, and their output that lies in the space of a text tower."""
 
+KEY_MAPPING = {r"^backbone\.model\.": ""}
+"""Names in the weights of a bundle, as a pattern, to those of ``transformers``."""
+
 
 class TransformersBackbone(Backbone):
     """An image model of ``transformers`` with a stem for N bands.
@@ -164,6 +167,7 @@ def load_pretrained(
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
             dtype=torch.float32,  # else that of the file, which may be half
+            key_mapping=KEY_MAPPING,  # an exported bundle is a folder of weights too
             **(extra or {}),
         )
     except (OSError, SafetensorError) as error:
@@ -179,6 +183,16 @@ def load_pretrained(
     missing = {*loaded["missing_keys"], *(name for name, *_ in loaded["mismatched_keys"])}
     require_weights(source, name, missing, len(model.state_dict()))
     return model
+
+
+def hub_config(name: str, bands: tuple[str, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``config.json`` of an architecture, as `TransformersBackbone.options` state it."""
+    import transformers
+
+    config_class, model_class = ARCHITECTURES[name]
+    settings = {**options["config"], "num_channels": len(bands), "architectures": [model_class]}
+    config: dict[str, Any] = getattr(transformers, config_class)(**settings).to_diff_dict()
+    return config
 
 
 def byte_statistics(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,11 +1,13 @@
-"""`skysift encoder`: bundles of untrained encoders, and the content of a bundle."""
+"""`skysift encoder`: bundles of untrained encoders, their content, and export to a hub."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 
+from storage.location import Location
 from workflows.commands.common import (
     Run,
     Verb,
@@ -19,7 +21,7 @@ from workflows.exit_codes import EXIT_QUARANTINED
 
 @click.group()
 def encoder() -> None:
-    """Make an encoder from pretrained weights or a network of one's own, or show one."""
+    """Make an encoder from pretrained weights or a network of one's own, show or export one."""
 
 
 @encoder.command(
@@ -76,6 +78,57 @@ def info(run: Run) -> None:
     loaded = load_encoder(uri)
     facts = {"encoder": uri, "fingerprint": loaded.fingerprint, **asdict(loaded.spec)}
     run.show(facts, {name: _text(value) for name, value in facts.items()})
+
+
+@encoder.command(
+    "export",
+    cls=Verb,
+    example="""
+    skysift encoder export --encoder work/run/bundle --output hub/aid --licence cc-by-nc-4.0
+    skysift evaluate -r aid --json > scores.json
+    skysift encoder export -r aid --output hub/aid --evaluation scores.json --trained-on AID""",
+)
+@recipe_option("--encoder", "encoder.bundle")
+@click.option("--output", metavar="URI", required=True, help="Folder to write.")
+@click.option("--name", metavar="TEXT", help="Name of the model; that of the folder without.")
+@click.option("--licence", metavar="ID", help="Licence of the weights, such as apache-2.0.")
+@click.option(
+    "--trained-on", metavar="NAME", help="Name of the data set, such as its id on the hub."
+)
+@click.option(
+    "--evaluation",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Result of `skysift evaluate --json`; without, the validation scores of the training.",
+)
+@pass_run
+def export(
+    run: Run,
+    output: str,
+    name: str | None,
+    licence: str | None,
+    trained_on: str | None,
+    evaluation: Path | None,
+) -> None:
+    """Write an encoder and its model card to a folder that a model hub takes.
+
+    The folder is an encoder as any other, with the same fingerprint and vectors. `transformers`
+    reads the backbone of its architectures from it, and so does --pretrained. Nothing is uploaded:
+    the client of the hub does that.
+    """
+    from encoders.hub import Card, export_bundle, read_evaluation
+
+    bundle, folder = run.finished_encoder(), Location.of(output)
+    split, scores = read_evaluation(evaluation, bundle) if evaluation else ("", {})
+    card = Card(
+        name=name or folder.stem,
+        licence=licence,
+        trained_on=trained_on,
+        split=split,
+        scores=scores,
+    )
+    fingerprint = export_bundle(bundle, folder, card)
+    run.show({"folder": str(folder), "encoder": str(bundle), "fingerprint": fingerprint})
 
 
 def _text(value: Any) -> Any:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from storage.errors import ConfigError
-from storage.location import Location
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
 from workflows.console import ProgressView, format_table
 
@@ -160,7 +159,7 @@ def _dataset_labels(run: Run, blends: Sequence[float]) -> None:
         )
 
     each = {blend: scored(weigh(vectors)) for blend, weigh in ways.items()}
-    facts = {"dataset": uri, "encoder": source, "fingerprint": encoder.fingerprint}
+    facts = {"dataset": uri, "encoder": source, "fingerprint": encoder.fingerprint, "split": split}
     _show(run, facts, encoder.spec.parts, each)
 
 
@@ -172,28 +171,8 @@ def _encoder(run: Run) -> tuple[str, "Encoder"]:
     if run.is_given("encoder.pretrained") or run.is_given("encoder.backbone"):
         weights = section.pretrained or "random weights"
         return f"{section.backbone}, {weights}", run.untrained_encoder()[0]
-    bundle = _bundle(run)
+    bundle = run.finished_encoder()
     return str(bundle), load_encoder(bundle)
-
-
-def _bundle(run: Run) -> Location:
-    """Return the encoder to score: the one that is named, or that of the recipe's training.
-
-    Raises
-    ------
-    ConfigError
-        Neither is there.
-    """
-    output = run.recipe.training.output
-    if run.recipe.encoder.bundle is None and output is not None:
-        trained = run.trained_bundle
-        if not trained.is_local or trained.path.exists():
-            return trained
-        raise ConfigError(
-            f"there is no encoder at {trained}: `skysift train` with the same recipe makes it; or "
-            "give one with --encoder"
-        )
-    return run.need_path("encoder.bundle")
 
 
 def _own(parts: "Parts | None", each: Mapping[str, T]) -> tuple[dict[str, Any], T]:
