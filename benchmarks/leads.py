@@ -79,7 +79,7 @@ RANGES: Mapping[str, Mapping[str, tuple[str, Draw]]] = {
         **_COMMON,
     },
 }
-"""Ranges of the settings of each loss, in words and as draws; the name up to a comma is the loss."""
+"""Ranges of each loss, in words and as draws; the loss is the name up to a comma."""
 GAIN = f"{DEFAULT}, weights that copy nDCG's gain (beta 0, discount 1, DTS off)"
 _GAIN = {"beta": 0.0, "discount": 1.0, "alpha": 0.0, "gamma": 0.0}
 
@@ -127,7 +127,9 @@ def search(
     runs = {name: Run(**one["run"]) for name, one in found.items()}
     gain = with_settings(LOSSES[DEFAULT], DEFAULT, _GAIN)
     runs |= {f"{DEFAULT}, default": LOSSES[DEFAULT], GAIN: gain}
-    tested = scored(world, scratch, "test", [s for r in runs.values() for s in seeds(r, count)], jobs)
+    tested = scored(
+        world, scratch, "test", [s for r in runs.values() for s in seeds(r, count)], jobs
+    )
     for name, scores in zip(runs, np.reshape(tested, (len(runs), count)), strict=True):
         found.setdefault(name, {})["test"] = {
             column: mean_and_deviation([each[column] for each in scores]) for column in COLUMNS

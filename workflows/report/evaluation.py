@@ -1,0 +1,161 @@
+"""A report of an evaluation: an encoder beside its backbone and chance, with intervals.
+
+Also the scores of each query as a table, for a reader's own statistics.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.analysis.comparison import LEAST, TWIN, Comparison
+from pipeline.analysis.intervals import Difference
+from pipeline.datasets.score import DatasetScores
+from workflows.report.html import Cell, ReportData, Table
+
+_SMALLER_IS_BETTER = "surplus"
+_MEANINGS = (
+    f"macro mAP and rare mAP are means over labels with at least {LEAST} queries and {LEAST} "
+    "relevant items, rare over the rarest third of them. Same scene: share of the first 10 hits of "
+    "the query's scene class. Surplus: labels of a hit that the query lacks (fewer is better). No "
+    "twins: without queries that have a near-duplicate in the database, an image whose features "
+    f"have a cosine of {TWIN:g} or more. The best figure of a column is bold."
+)
+_INTERVALS = (
+    "Difference of the means, and below it the interval that holds 95 % of a paired bootstrap over "
+    "the queries; bold where the interval leaves out 0. It says how far other queries of this kind "
+    "could change the figure, not another training or another split."
+)
+
+
+def evaluation_report(
+    scores: Sequence[DatasetScores], encoder: str, fingerprint: str, split: str
+) -> ReportData:
+    """Gather the page: for each dataset its scores, and differences with their intervals.
+
+    Parameters
+    ----------
+    scores
+        With comparisons; the first dataset leads, others show the encoder off its domain.
+    encoder, fingerprint
+        The encoder and its fingerprint.
+    split
+        Split of the queries.
+    """
+    tables = [table for one in scores for table in _tables(one, split)]
+    return ReportData(
+        title="Evaluation of an encoder",
+        summary=(
+            f"Retrieval by {encoder}, beside the features of its backbone before the head and "
+            "beside random vectors: a head may be bought with what the backbone knew."
+        ),
+        figures=tuple(_figures(scores[0])),
+        tables=tuple(tables),
+        facts=(
+            ("Skysift", version("skysift")),
+            ("Encoder", encoder),
+            ("Encoder fingerprint", fingerprint),
+            *(("Dataset", one.uri) for one in scores),
+        ),
+    )
+
+
+def query_table(scores: Sequence[DatasetScores]) -> pa.Table:
+    """Return the scores of each query by each vectors, one row each; NaN where one has no score."""
+    parts = [
+        pa.table(
+            {
+                "dataset": [one.uri] * len(one.rows),
+                "row": one.rows,
+                "source": one.sources.tolist(),
+                "vectors": [name] * len(one.rows),
+                "near_duplicate": found.is_near_Q,
+                **{c: values for c, values in columns.items() if values.ndim == 1},
+            }
+        )
+        for one, found in _compared(scores)
+        for name, columns in found.by_query.items()
+    ]
+    return pa.concat_tables(parts, promote_options="default")
+
+
+def comparison_facts(scores: DatasetScores) -> dict[str, Any]:
+    """Return the figures of a comparison as plain values."""
+    ((_, found),) = _compared([scores])
+    return {
+        "vectors": found.means,
+        "differences": found.differences,
+        "near_duplicates": int(found.is_near_Q.sum()),
+        "labels_left_out": list(found.left_out),
+    }
+
+
+def _compared(scores: Sequence[DatasetScores]) -> Iterator[tuple[DatasetScores, Comparison]]:
+    for one in scores:
+        assert one.comparison is not None, "scored with compared=True"
+        yield one, one.comparison
+
+
+def _figures(first: DatasetScores) -> Iterator[tuple[str, str]]:
+    ((_, found),) = _compared([first])
+    yield f"{len(first.rows):,}", "queries"
+    yield f"{found.items:,}", "images searched"
+    yield f"{int(found.is_near_Q.sum()):,}", "queries with a near-duplicate"
+    yield str(len(found.left_out)), f"labels too few to score (below {LEAST})"
+
+
+def _tables(scores: DatasetScores, split: str) -> Iterator[Table]:
+    ((_, found),) = _compared([scores])
+    columns = tuple(next(iter(found.by_query.values())))
+    left_out = f" Too few to score: {', '.join(found.left_out)}." if found.left_out else ""
+    near = int(found.is_near_Q.sum())
+    yield Table(
+        title=scores.uri,
+        note=(
+            f"{len(scores.rows):,} queries of the {split} split search {found.items:,} images; "
+            f"{near:,} have a near-duplicate there.{left_out} {_MEANINGS}"
+        ),
+        corner="Vectors",
+        columns=columns,
+        rows=tuple(_scores(found.means, columns)),
+    )
+    yield Table(
+        title=f"Differences on {scores.uri}",
+        note=_INTERVALS,
+        corner="Difference",
+        columns=columns,
+        rows=tuple(
+            (f"{name} over {other}", tuple(_difference(gaps[column]) for column in columns))
+            for name, others in found.differences.items()
+            for other, gaps in others.items()
+        ),
+    )
+
+
+def _scores(
+    means: Mapping[str, Mapping[str, float]], columns: Sequence[str]
+) -> Iterator[tuple[str, tuple[Cell, ...]]]:
+    best = {}
+    for column in columns:
+        values = [row[column] for row in means.values() if math.isfinite(row[column])]
+        smaller = column.startswith(_SMALLER_IS_BETTER)
+        best[column] = (min if smaller else max)(values, default=math.nan)
+    for name, row in means.items():
+        cells = (Cell(text=_number(row[c]), strong=row[c] == best[c]) for c in columns)
+        yield name, tuple(cells)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "n/a"
+
+
+def _difference(gap: Difference) -> Cell:
+    if not math.isfinite(gap.mean):
+        return Cell(text="n/a")
+    return Cell(
+        text=f"{gap.mean:+.3f}",
+        below=f"[{gap.low:+.3f}, {gap.high:+.3f}]",
+        strong=gap.low > 0 or gap.high < 0,
+    )
