@@ -72,10 +72,9 @@ RANGES: Mapping[str, Mapping[str, tuple[str, Draw]]] = {
         "gamma": ("-2 to 1", _between(-2, 1)),
         **_COMMON,
     },
-    "mulsupcon": {"temperature": ("0.03 to 0.3 (logarithmic)", _by_factor(0.03, 0.3)), **_COMMON},
     "mulsupcon, falling temperature": {
-        "temperature": ("0.1 to 0.5 (logarithmic)", _by_factor(0.1, 0.5)),
-        "temperature_end": ("0.03 to 0.1 (logarithmic)", _by_factor(0.03, 0.1)),
+        "temperature": ("0.05 to 0.5 (logarithmic)", _by_factor(0.05, 0.5)),
+        "temperature_end": ("0.04 to 0.15 (logarithmic)", _by_factor(0.04, 0.15)),
         **_COMMON,
     },
 }
@@ -215,6 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sets", nargs="*", choices=SETS, default=SETS, help="sets of new splits")
     options = parser.parse_args(arguments)
     worlds = load_worlds(options.scratch, SETS)
     if worlds is None:
@@ -225,12 +225,12 @@ def main(arguments: list[str] | None = None) -> int:
     choice = json.loads((ROOT / "benchmarks/dial.json").read_text())["validation"]["settings"][0]
     plan = [
         (name, number, row, form)
-        for name in SETS
+        for name in options.sets
         for row, form in forms(choice, [*winners]).items()
         for number in range(SPLITS)
     ]
     done = run_all(partial(split_scores, table, options.scratch), plan, options.jobs)
-    rows: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in SETS}
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in options.sets}
     for (name, _, row, _), scores in done.items():
         rows[name].setdefault(row, []).append(scores)
     result = {
