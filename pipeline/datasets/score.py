@@ -1,6 +1,6 @@
 """Scores of an encoder on a labelled dataset, beside its backbone's features and chance."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,30 +83,25 @@ def score_dataset(
     chosen = np.concatenate([queries, items])
     features, vectors = _embedded(encoder, dataset, chosen, compared, progress)
     weighted = {blend: weigh(vectors) for blend, weigh in ways.items()}
-    by_blend = {}
-    for blend, z in weighted.items():
-        z_QD, z_ND = np.split(z, [len(queries)])
-        by_blend[blend] = evaluate_labels(
-            z_QD,
+    by_blend = {
+        blend: evaluate_labels(
+            z[: len(queries)],
             rows.y_QC,
-            z_ND,
+            z[len(queries) :],
             rows.y_NC,
             dataset.classes,
             k=k,
             exclude_self=rows.exclude_self,
             rare_counts=rows.counts_C,
         )
+        for blend, z in weighted.items()
+    }
     comparison = None
     if compared:
         own = {f"{OWN}, blend {blend}" if blend else OWN: z for blend, z in weighted.items()}
         frozen = {} if features is None else {FROZEN: features}
-        beside = {RANDOM: random_vectors(len(chosen), 0)} | frozen | own
-        split_up = {name: np.split(z, [len(queries)]) for name, z in beside.items()}
-        near_Q = near_duplicates(
-            *split_up[FROZEN if frozen else next(iter(own))], rows.exclude_self
-        )
-        pairs = {name: (z_QD, z_ND) for name, (z_QD, z_ND) in split_up.items()}
-        comparison = compare(pairs, rows, dataset.classes, k, near_Q)
+        known = vectors if features is None else features
+        comparison = _compared(frozen | own, known, rows, dataset.classes, k)
     return DatasetScores(
         uri=str(uri),
         by_blend=by_blend,
@@ -134,6 +129,21 @@ def _labelled_rows(
         group_N=group[items] if shared else None,
         exclude_self=np.arange(len(queries)) if own else None,
     )
+
+
+def _compared(
+    vectors: Mapping[str, NDArray[np.float32]],
+    known: NDArray[np.float32],
+    rows: LabelledRows,
+    classes: Sequence[str],
+    k: int,
+) -> Comparison:
+    """Compare vectors of the queries and items, and chance; ``known`` tells near-duplicates."""
+    q = len(rows.y_QC)
+    near_Q = near_duplicates(known[:q], known[q:], rows.exclude_self)
+    beside = {RANDOM: random_vectors(len(known), 0), **vectors}
+    pairs = {name: (z[:q], z[q:]) for name, z in beside.items()}
+    return compare(pairs, rows, classes, k, near_Q)
 
 
 def _embedded(
