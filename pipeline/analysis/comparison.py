@@ -27,6 +27,8 @@ LEAST = 5
 TWIN = 0.93
 """Cosine of features from which two images count as nearly equal: of a MobileNetV2, looked at, they
 are the same kind of texture or the same place beside it."""
+TWINLESS = ", no twins"
+"""End of the name of a column without the queries that have a nearly equal item."""
 SCENE_HITS = 10
 
 
@@ -214,7 +216,7 @@ def compare(
         columns = scores_by_query(z_QD, z_ND, rows, k)
         del columns["rare mAP, any"]
         ndcg_Q = columns[f"nDCG@{k}"]
-        by_query[name] = columns | {f"nDCG@{k}, no twins": np.where(is_near_Q, np.nan, ndcg_Q)}
+        by_query[name] = columns | {f"nDCG@{k}{TWINLESS}": np.where(is_near_Q, np.nan, ndcg_Q)}
     asked_C = rows.y_QC.any(0) & ~rows.scored_C
     left_out = [name for name, is_asked in zip(classes, asked_C, strict=True) if is_asked]
     return Comparison(

@@ -98,7 +98,7 @@ def score_dataset(
     }
     comparison = None
     if compared:
-        own = {f"{OWN}, blend {blend}" if blend else OWN: z for blend, z in weighted.items()}
+        own = {f"blend {blend}" if blend else OWN: z for blend, z in weighted.items()}
         frozen = {} if features is None else {FROZEN: features}
         known = vectors if features is None else features
         comparison = _compared(frozen | own, known, rows, dataset.classes, k)

@@ -10,24 +10,23 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.analysis.comparison import LEAST, TWIN, Comparison
+from pipeline.analysis.comparison import LEAST, TWIN, TWINLESS, Comparison
 from pipeline.analysis.intervals import Difference
 from pipeline.datasets.score import DatasetScores
 from workflows.report.html import Cell, ReportData, Table
 
 _SMALLER_IS_BETTER = "surplus"
-_MEANINGS = (
-    f"macro mAP and rare mAP are means over labels with at least {LEAST} queries and {LEAST} "
-    "relevant items, rare over the rarest third of them. Same scene: share of the first 10 hits of "
-    "the query's scene class. Surplus: labels of a hit that the query lacks (fewer is better). No "
-    "twins: without queries that have a near-duplicate in the database, an image whose features "
-    f"have a cosine of {TWIN:g} or more. The best figure of a column is bold."
+_PROTOCOL = (
+    "Each dataset is searched by queries of its own; off the domain that an encoder learned, its "
+    "head may do worse than the features before it. macro mAP and rare mAP are means over labels "
+    f"with at least {LEAST} queries and {LEAST} relevant items, rare over the rarest third of them. "
+    "Same scene: share of the first 10 hits of the query's scene class. Surplus: labels of a hit "
+    "that the query lacks (fewer is better). No twins: without queries that have a near-duplicate "
+    f"in the database, an image whose features have a cosine of {TWIN:g} or more. Intervals hold "
+    "95 % of a paired bootstrap over the queries: how sure a difference is for other queries, not "
+    "for another training or another split."
 )
-_INTERVALS = (
-    "Difference of the means, and below it the interval that holds 95 % of a paired bootstrap over "
-    "the queries; bold where the interval leaves out 0. It says how far other queries of this kind "
-    "could change the figure, not another training or another split."
-)
+_INTERVALS = "Differences of the means with their intervals, bold where 0 is left out."
 
 
 def evaluation_report(
@@ -51,6 +50,7 @@ def evaluation_report(
             f"Retrieval by {encoder}, beside the features of its backbone before the head and "
             "beside random vectors: a head may be bought with what the backbone knew."
         ),
+        protocol=_PROTOCOL,
         figures=tuple(_figures(scores[0])),
         tables=tuple(tables),
         facts=(
@@ -72,7 +72,11 @@ def query_table(scores: Sequence[DatasetScores]) -> pa.Table:
                 "source": one.sources.tolist(),
                 "vectors": [name] * len(one.rows),
                 "near_duplicate": found.is_near_Q,
-                **{c: values for c, values in columns.items() if values.ndim == 1},
+                **{
+                    c: columns[c]
+                    for c in columns
+                    if columns[c].ndim == 1 and not c.endswith(TWINLESS)
+                },
             }
         )
         for one, found in _compared(scores)
@@ -109,29 +113,30 @@ def _figures(first: DatasetScores) -> Iterator[tuple[str, str]]:
 def _tables(scores: DatasetScores, split: str) -> Iterator[Table]:
     ((_, found),) = _compared([scores])
     columns = tuple(next(iter(found.by_query.values())))
-    left_out = f" Too few to score: {', '.join(found.left_out)}." if found.left_out else ""
-    near = int(found.is_near_Q.sum())
+    left_out = f" Labels too few to score: {', '.join(found.left_out)}." if found.left_out else ""
     yield Table(
         title=scores.uri,
         note=(
             f"{len(scores.rows):,} queries of the {split} split search {found.items:,} images; "
-            f"{near:,} have a near-duplicate there.{left_out} {_MEANINGS}"
+            f"{int(found.is_near_Q.sum()):,} have a near-duplicate there.{left_out} The best "
+            "figure of a column is bold."
         ),
         corner="Vectors",
         columns=columns,
         rows=tuple(_scores(found.means, columns)),
     )
-    yield Table(
-        title=f"Differences on {scores.uri}",
-        note=_INTERVALS,
-        corner="Difference",
-        columns=columns,
-        rows=tuple(
-            (f"{name} over {other}", tuple(_difference(gaps[column]) for column in columns))
-            for name, others in found.differences.items()
-            for other, gaps in others.items()
-        ),
-    )
+    compared = tuple(column for column in columns if not column.endswith(TWINLESS))
+    for other in next(iter(found.differences.values())):
+        yield Table(
+            title=f"{scores.uri}, above {other}",
+            note=_INTERVALS,
+            corner="Vectors",
+            columns=compared,
+            rows=tuple(
+                (name, tuple(_difference(gaps[other][column]) for column in compared))
+                for name, gaps in found.differences.items()
+            ),
+        )
 
 
 def _scores(

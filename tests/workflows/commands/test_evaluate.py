@@ -120,7 +120,7 @@ def test_a_report_compares_the_encoder_with_its_features_query_by_query(
     assert own["nDCG@50"].mean() == pytest.approx(found["metrics"]["nDCG@50"], abs=1e-6)
     text = page.read_text()
     assert all(
-        name in text for name in (*scored, str(tmp_path / "other"), "Too few to score: rare")
+        name in text for name in (*scored, str(tmp_path / "other"), "Labels too few to score: rare")
     )
     gap = found["comparison"]["differences"]["encoder"]["frozen features"]["nDCG@50"]
     assert f"[{gap['low']:+.3f}, {gap['high']:+.3f}]" in text
