@@ -19,7 +19,7 @@ _SMALLER_IS_BETTER = "surplus"
 _PROTOCOL = (
     "Each dataset is searched by queries of its own; off the domain that an encoder learned, its "
     "head may do worse than the features before it. macro mAP and rare mAP are means over labels "
-    f"with at least {LEAST} queries and {LEAST} relevant items, rare over the rarest third of them. "
+    f"with at least {LEAST} queries and {LEAST} relevant items, rare over the rarest third. "
     "Same scene: share of the first 10 hits of the query's scene class. Surplus: labels of a hit "
     "that the query lacks (fewer is better). No twins: without queries that have a near-duplicate "
     f"in the database, an image whose features have a cosine of {TWIN:g} or more. Intervals hold "
