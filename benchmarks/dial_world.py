@@ -79,7 +79,6 @@ class Table:
     digest: str
     epochs: int = 40
     folds: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
-    losses: Mapping[str, Run] = field(default_factory=lambda: LOSSES)
 
     def rows(self, name: str, *splits: str) -> Ints:
         """Return the rows of a set or series, of all splits without any."""
@@ -150,7 +149,7 @@ def _folds(classes: list[str]) -> tuple[tuple[str, ...], ...]:
 
 def label_part(table: Table, scratch: Path, head: Head) -> Floats:
     """Return the vectors (N, 128) that a head gives all rows."""
-    run = replace(table.losses[head.loss], seed=head.seed, epochs=table.epochs, dimension=WIDTH)
+    run = replace(LOSSES[head.loss], seed=head.seed, epochs=table.epochs, dimension=WIDTH)
     rows = table.learned(head)
 
     def compute() -> Floats:

@@ -147,10 +147,10 @@ def resplit(table: Table, number: int) -> Table:
     return replace(table, split_N=split_N)
 
 
-def split_scores(table: Table, scratch: Path, part: tuple[str, int, str, Form]) -> dict[str, Any]:
+def split_scores(table: Table, scratch: Path, part: tuple[str, int, Form]) -> dict[str, Any]:
     """Return the columns of a form on one of the other splits of a set, one seed of training."""
-    name, number, row, form = part
-    run = table.losses[form.base]
+    name, number, form = part
+    run = LOSSES[form.base]
 
     def compute() -> dict[str, Any]:
         other = resplit(table, number)
@@ -158,17 +158,16 @@ def split_scores(table: Table, scratch: Path, part: tuple[str, int, str, Form]) 
         near = int(twins(other, name, "test").sum())
         return {column: plain_mean(values) for column, values in found.items()} | {"twins": near}
 
-    told = f"{name}, split {number}, {row}"
+    told = f"{name}, split {number}, {form.name}"
     return kept(
         scratch, "leads", [told, asdict(run), asdict(form), table.digest, table.epochs], compute
     )
 
 
-def forms(choice: Mapping[str, Any], searched: Sequence[str]) -> dict[str, Form]:
-    """Return the vectors that are scored on the other splits, by the name of their row."""
+def forms(choice: Mapping[str, Any]) -> list[Form]:
+    """Return the vectors that are scored on the other splits: ours alone, baselines, the dial's."""
     blended = Form(base=choice["loss"], width=choice["appearance"], weight=choice["blend"])
-    alone = [Form(base=name) for name in (DEFAULT, *BASELINES, *searched)]
-    return {form.name: form for form in (*alone, blended)}
+    return [*(Form(base=name) for name in (DEFAULT, *BASELINES)), blended]
 
 
 def compared(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
@@ -220,19 +219,18 @@ def main(arguments: list[str] | None = None) -> int:
     if worlds is None:
         return 0
     found, spent = search(worlds[TUNED_ON], options.scratch, options.seeds, options.jobs)
-    winners = {f"{name}, searched": Run(**found[name]["run"]) for name in RANGES}
-    table = replace(table_of(worlds, {}, options.scratch), losses={**LOSSES, **winners})
+    table = table_of(worlds, {}, options.scratch)
     choice = json.loads((ROOT / "benchmarks/dial.json").read_text())["validation"]["settings"][0]
     plan = [
-        (name, number, row, form)
+        (name, number, form)
         for name in options.sets
-        for row, form in forms(choice, [*winners]).items()
+        for form in forms(choice)
         for number in range(SPLITS)
     ]
     done = run_all(partial(split_scores, table, options.scratch), plan, options.jobs)
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in options.sets}
-    for (name, _, row, _), scores in done.items():
-        rows[name].setdefault(row, []).append(scores)
+    for (name, _, form), scores in done.items():
+        rows[name].setdefault(form.name, []).append(scores)
     result = {
         "search": found,
         "trials": TRIALS,

@@ -337,8 +337,8 @@ def test_the_section_of_the_lead_shows_equal_effort_and_intervals(dial_table, tm
         }
     choice = {"loss": "macl", "appearance": 4, "blend": 0.15}
     rows = {
-        row: [leads.split_scores(dial_table, tmp_path, ("one", n, row, form)) for n in range(2)]
-        for row, form in leads.forms(choice, []).items()
+        form.name: [leads.split_scores(dial_table, tmp_path, ("one", n, form)) for n in range(2)]
+        for form in leads.forms(choice)
     }
     splits = {"one": leads.compared(rows)}
     figures = {"search": searched, "splits": splits, "trials": 2, "seeds": 1, "seconds": 1.0}
