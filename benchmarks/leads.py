@@ -78,7 +78,7 @@ RANGES: Mapping[str, Mapping[str, tuple[str, Draw]]] = {
         **_COMMON,
     },
 }
-"""Ranges of each loss, in words and as draws; the loss is the name up to a comma."""
+"""Ranges of each loss, as text and as draws; the loss is the name up to a comma."""
 GAIN = f"{DEFAULT}, weights that copy nDCG's gain (beta 0, discount 1, DTS off)"
 _GAIN = {"beta": 0.0, "discount": 1.0, "alpha": 0.0, "gamma": 0.0}
 

@@ -275,8 +275,8 @@ def check_features(document: Mapping[str, Any]) -> None:
         raise ValueError("the digest of its features differs")
 
 
-def write_rows(table: pa.Table, uri: str | Location) -> None:
-    """Write rows of plain columns as the name says: ``.csv`` or ``.parquet``.
+def write_rows(columns: Mapping[str, Sequence[Any]], uri: str | Location) -> None:
+    """Write rows, given by their columns, as the name says: ``.csv`` or ``.parquet``.
 
     Raises
     ------
@@ -284,7 +284,7 @@ def write_rows(table: pa.Table, uri: str | Location) -> None:
         The name ends in something else; see :func:`check_rows_format`.
     """
     check_rows_format(uri)
-    sink = io.BytesIO()
+    table, sink = pa.table(dict(columns)), io.BytesIO()
     if _suffix(uri) == ".csv":
         pa.csv.write_csv(_without_formulas(table), sink)
     else:

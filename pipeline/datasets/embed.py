@@ -4,7 +4,6 @@ Also the encoder of two parts, whose first part is fitted to such vectors.
 """
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from encoders.bundle import Encoder, load_encoder, with_appearance
@@ -58,13 +57,6 @@ def embed_images(
         done = start + len(chosen)
         progress(Progress(stage="embed", done=done, total=len(rows), unit="images"))
     return np.concatenate(parts)
-
-
-def project_features(encoder: Encoder, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the vectors (n, D) of features (n, F) of the encoder's backbone, float32."""
-    with torch.inference_mode():
-        z_ND = encoder.project(torch.from_numpy(features).to(encoder.device))
-    return np.asarray(z_ND.cpu().numpy())
 
 
 def sampled_features(encoder: Encoder, dataset: LabelledDataset, most: int) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ from pipeline.analysis.comparison import (
     random_vectors,
 )
 from pipeline.analysis.evaluation import LabelEvaluation, Vectors, evaluate_labels
-from pipeline.datasets.embed import embed_images, project_features
+from pipeline.datasets.embed import embed_images
 from storage.dataset import LabelledDataset, searched_splits
 from storage.location import Location
 from storage.progress import ProgressSink, ignore
@@ -117,7 +117,7 @@ def _labelled_rows(
     """Return the labels of queries and items, and their scene classes where both sides share some.
 
     Groups that lie in one split, such as blocks of ground, are no scene classes; ``own`` queries
-    search their own split, where the two cannot be told apart.
+    search their own split, where the two look the same.
     """
     group = dataset.rows.get("group", dataset.rows["source"]).to_numpy(str)
     shared = not own and np.isin(group[queries], group[items]).any()
@@ -157,4 +157,4 @@ def _embedded(
     if not compared or encoder.spec.head.get("kind") == "identity":
         return None, embed_images(encoder, dataset, rows, progress=progress)
     features = embed_images(encoder, dataset, rows, projected=False, progress=progress)
-    return features, project_features(encoder, features)
+    return features, encoder.projected(features)

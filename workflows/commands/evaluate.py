@@ -230,7 +230,7 @@ def _write(
 ) -> dict[str, str]:
     """Write the page and the table of queries that are asked for, and return where they are."""
     from storage.formats import write_rows
-    from workflows.report.evaluation import evaluation_report, query_table
+    from workflows.report.evaluation import evaluation_report, query_rows
     from workflows.report.html import write_report
 
     written = {}
@@ -239,7 +239,7 @@ def _write(
         write_report(page, run.location(report))
         written["report"] = report
     if per_query is not None:
-        write_rows(query_table(scores), run.location(per_query))
+        write_rows(query_rows(scores), run.location(per_query))
         written["queries"] = per_query
     return written
 

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline.analysis.comparison import LEAST, TWIN, TWINLESS, Comparison
 from pipeline.analysis.intervals import Difference
 from pipeline.datasets.score import DatasetScores
@@ -62,27 +60,29 @@ def evaluation_report(
     )
 
 
-def query_table(scores: Sequence[DatasetScores]) -> pa.Table:
-    """Return the scores of each query by each vectors, one row each; NaN where one has no score."""
+def query_rows(scores: Sequence[DatasetScores]) -> dict[str, list[Any]]:
+    """Return columns of the scores of each query by each vectors; NaN where one has no score."""
     parts = [
-        pa.table(
-            {
-                "dataset": [one.uri] * len(one.rows),
-                "row": one.rows,
-                "source": one.sources.tolist(),
-                "vectors": [name] * len(one.rows),
-                "near_duplicate": found.is_near_Q,
-                **{
-                    c: columns[c]
-                    for c in columns
-                    if columns[c].ndim == 1 and not c.endswith(TWINLESS)
-                },
-            }
-        )
+        {
+            "dataset": [one.uri] * len(one.rows),
+            "row": one.rows.tolist(),
+            "source": one.sources.tolist(),
+            "vectors": [name] * len(one.rows),
+            "near_duplicate": found.is_near_Q.tolist(),
+            **{
+                column: values.tolist()
+                for column, values in columns.items()
+                if values.ndim == 1 and not column.endswith(TWINLESS)
+            },
+        }
         for one, found in _compared(scores)
         for name, columns in found.by_query.items()
     ]
-    return pa.concat_tables(parts, promote_options="default")
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {
+        name: [value for part in parts for value in part.get(name, [math.nan] * len(part["row"]))]
+        for name in names
+    }
 
 
 def comparison_facts(scores: DatasetScores) -> dict[str, Any]:
