@@ -23,7 +23,7 @@ from benchmarks.results_plan import (
     selection,
 )
 from benchmarks.results_runs import K
-from benchmarks.results_sections import SECTIONS
+from benchmarks.results_sections import SECTIONS, search_verdict
 
 TUNED = f"{DEFAULT}, tuned"
 _ANY_SLACK = 0.005
@@ -186,8 +186,16 @@ At least {100 * BAR:.1f} points ahead of the best tuned baseline, in {" and in "
 
 
 def _beside(result: Mapping[str, Any]) -> str:
-    told = "Here each loss has few trials and there is one split; both are widened"
-    return f"\n\n{told} [below](#how-sure-the-lead-is)." if "leads" in result else ""
+    """Return how the bar looks after equal effort of tuning, where that is measured."""
+    if "leads" not in result:
+        return ""
+    lines = "\n".join(search_verdict(result["leads"]["search"]))
+    return f"""
+
+After {result["leads"]["trials"]} random settings for each of the two
+([how](#how-sure-the-lead-is)):
+
+{lines}"""
 
 
 def _tuning(result: Mapping[str, Any]) -> str:

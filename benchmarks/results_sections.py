@@ -34,11 +34,11 @@ def leads(found: Mapping[str, Any]) -> str:
     for name, one in searched.items():
         row = f"{name}, {found['trials']} settings" if "ranges" in one else name
         lines.append(f"| {row} | {' | '.join(_figure(one['test'][c]) for c in columns)} |")
-    lines += ["", *_search_verdict(searched), "", *_gain_verdict(searched)]
+    lines += ["", *search_verdict(searched), "", *_gain_verdict(searched)]
     return "\n".join([*lines, *_splits(found["splits"])])
 
 
-def _search_verdict(searched: Mapping[str, Any]) -> list[str]:
+def search_verdict(searched: Mapping[str, Any]) -> list[str]:
     """Return how far MACL, searched and as it is, is above the searched baseline."""
     (other,) = (n for n, one in searched.items() if "ranges" in one and n != "macl")
     lines = []
@@ -48,7 +48,7 @@ def _search_verdict(searched: Mapping[str, Any]) -> list[str]:
         told = " and ".join(f"{100 * gap:+.1f} points of {column}" for column, gap in points)
         met = "reaches" if all(gap >= BAR for gap in gaps) else "does not reach"
         row = f"{name}, searched" if name == "macl" else name
-        lines.append(f"- {row}: {told} over the searched baseline; it {met} {100 * BAR:g} in both.")
+        lines.append(f"- {row}: {told} over the searched baseline; it {met} {100 * BAR:g} in each.")
     return lines
 
 
