@@ -22,7 +22,6 @@ from typing import Any
 from benchmarks.dial_scores import (
     ALIKE,
     COVERAGE,
-    FROZEN,
     PLACES,
     UNSEEN,
     Form,
@@ -46,6 +45,7 @@ from benchmarks.kept_runs import (
 from benchmarks.place_pairs import SERIES, load_series
 from benchmarks.results import DATA
 from benchmarks.soft_labels import load_worlds
+from pipeline.analysis.comparison import FROZEN
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 WIDTHS = (128, 256, 512)

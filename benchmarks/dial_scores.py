@@ -24,23 +24,25 @@ from benchmarks.dial_world import (
     two_parts,
 )
 from benchmarks.results_runs import K
-from encoders.metrics import rare_labels, score_retrieval
-from encoders.ranking import nearest
+from encoders.metrics import score_retrieval
+from pipeline.analysis.comparison import (
+    FROZEN,
+    RANDOM,
+    LabelledRows,
+    Values,
+    above,
+    near_duplicates,
+    random_vectors,
+    scores_by_query,
+)
 from pipeline.analysis.evaluation import same_group_shares, same_place_recall
-from pipeline.analysis.intervals import paired_difference, plain_mean
+from pipeline.analysis.intervals import plain_mean
 from storage.dataset import searched_splits
 
-Values = NDArray[np.float64]
-FROZEN, RANDOM = "frozen features", "random vectors"
 COVERAGE = ("nDCG@50", "rare mAP")
 ALIKE = ("mAP J>=0.6", "Jaccard@10", "same scene@10")
 UNSEEN = ("same scene@1", "same scene@10", "Jaccard@10")
 PLACES = ("r@1", "r@10")
-TWIN = 0.93
-"""Cosine from which two images count as nearly equal: looked at, they are the same kind of texture
-or the same place beside it."""
-LEAST = 5
-"""Queries and relevant items that a label needs to be scored, in the column that says so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +71,7 @@ def vectors(
     if form.base == FROZEN:
         return table.features_NF
     if form.base == RANDOM:
-        shape = len(table.features_NF), 128
-        return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+        return random_vectors(len(table.features_NF), seed)
     head = Head(source=source, loss=form.base, seed=seed, fold=fold)
     label = label_part(table, scratch, head)
     if not form.width:
@@ -82,35 +83,31 @@ def vectors(
 def by_labels(table: Table, z_ND: Floats, name: str, split: str) -> dict[str, Values]:
     """Return each column by query, (Q,) or (Q, M): a split of a set, which searches its own."""
     queries, items = table.rows(name, split), table.rows(name, *searched_splits(split))
-    counts_C = table.labels_NC[table.rows(name, "train")].sum(0).astype(float)
-    y_QC, y_NC = table.labels_NC[queries], table.labels_NC[items]
-    found = score_retrieval(z_ND[queries], y_QC, z_ND[items], y_NC, K, rare_counts=counts_C)
-    assert found.label_ap is not None
-    assert found.label_ap_QC is not None
-    enough = (y_QC.sum(0) >= LEAST) & (y_NC.sum(0) >= LEAST)
-    rare, rare_enough = (
-        rare_labels(counts_C, ap)
-        for ap in (found.label_ap, np.where(enough, found.label_ap, np.nan))
+    groups = table.group_N.astype(str)
+    rows = LabelledRows(
+        y_QC=table.labels_NC[queries],
+        y_NC=table.labels_NC[items],
+        counts_C=table.labels_NC[table.rows(name, "train")].sum(0).astype(float),
+        group_Q=groups[queries],
+        group_N=groups[items],
     )
-    ndcg_Q = found.by_query[f"nDCG@{K}"]
+    found = scores_by_query(z_ND[queries], z_ND[items], rows, K)
     return {
-        "nDCG@50": ndcg_Q,
-        "rare mAP": found.label_ap_QC[:, rare],
-        "mAP J>=0.6": found.by_query["mAP J>=0.6"],
-        "Jaccard@10": found.by_query["Jaccard@10"],
-        "same scene@10": _same_scene(table, z_ND, queries, items, 10),
-        "rare mAP, 5 and more": found.label_ap_QC[:, rare_enough],
-        "surplus@10": found.by_query["surplus@10"],
-        "nDCG@50, no twins": np.where(twins(table, name, split), np.nan, ndcg_Q),
+        "nDCG@50": found["nDCG@50"],
+        "rare mAP": found["rare mAP, any"],
+        "mAP J>=0.6": found["mAP J>=0.6"],
+        "Jaccard@10": found["Jaccard@10"],
+        "same scene@10": found["same scene@10"],
+        "rare mAP, 5 and more": found["rare mAP"],
+        "surplus@10": found["surplus@10"],
+        "nDCG@50, no twins": np.where(twins(table, name, split), np.nan, found["nDCG@50"]),
     }
 
 
 def twins(table: Table, name: str, split: str) -> NDArray[np.bool_]:
     """Return which queries have an item that frozen features find nearly equal, (Q,)."""
     queries, items = table.rows(name, split), table.rows(name, *searched_splits(split))
-    cosine_Q1, _ = nearest(table.features_NF[queries], table.features_NF[items], 1)
-    is_twin_Q: NDArray[np.bool_] = cosine_Q1[:, 0] >= TWIN
-    return is_twin_Q
+    return near_duplicates(table.features_NF[queries], table.features_NF[items])
 
 
 def by_unseen_class(table: Table, z_ND: Floats, source: str, fold: int) -> dict[str, Values]:
@@ -206,8 +203,7 @@ def gaps(by_query: Mapping[str, Mapping[str, Values]], names: Sequence[str]) -> 
         name: {
             other: {
                 column: [found.mean, found.low, found.high]
-                for column in columns
-                for found in [paired_difference(columns[column], by_query[other][column])]
+                for column, found in above(columns, by_query[other]).items()
             }
             for other in others
         }

@@ -255,6 +255,17 @@ class Encoder(Described, nn.Module):
         """Return the backbone's features (N, F), float32, of tiles as for `forward`."""
         return self._in_chunks(x_NCHW, projected=False)
 
+    def projected(self, features_NF: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the vectors (N, D), float32, of features that `features` returned."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                z_ND = self.project(torch.from_numpy(features_NF).to(self.device))
+        finally:
+            self.train(training)
+        return np.asarray(z_ND.cpu().numpy())
+
     def _in_chunks(self, x_NCHW: NDArray[Any], *, projected: bool) -> NDArray[np.float32]:
         training = self.training
         self.eval()

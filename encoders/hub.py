@@ -15,7 +15,7 @@ Nothing here reaches a network: uploading is left to the hub's own client.
 
 References
 ----------
-Model cards and ``model-index``: https://huggingface.co/docs/hub/model-cards
+Model cards and ``model-index``: the documentation of the Hugging Face Hub, "Model Cards".
 """
 
 import json

@@ -275,14 +275,50 @@ def check_features(document: Mapping[str, Any]) -> None:
         raise ValueError("the digest of its features differs")
 
 
+def write_rows(columns: Mapping[str, Sequence[Any]], uri: str | Location) -> None:
+    """Write rows, given by their columns, as the name says: ``.csv`` or ``.parquet``.
+
+    Raises
+    ------
+    ConfigError
+        The name ends in something else; see :func:`check_rows_format`.
+    """
+    check_rows_format(uri)
+    table, sink = pa.table(dict(columns)), io.BytesIO()
+    if _suffix(uri) == ".csv":
+        pa.csv.write_csv(_without_formulas(table), sink)
+    else:
+        pq.write_table(table, sink, **_PARQUET)
+    Location.of(uri).write(sink.getvalue())
+
+
+def check_rows_format(uri: str | Location) -> None:
+    """Check, before any work, that rows can be written to a file of this name.
+
+    Raises
+    ------
+    ConfigError
+        The name does not end in .parquet or .csv.
+    """
+    if _suffix(uri) not in (".parquet", ".csv"):
+        raise ConfigError(
+            f"rows cannot be written to {str(uri)!r}: end the name in .parquet or .csv"
+        )
+
+
 def _csv(hits: pa.Table) -> bytes:
-    flat, sink = _flat(hits), io.BytesIO()
+    sink = io.BytesIO()
+    pa.csv.write_csv(_without_formulas(_flat(hits)), sink)
+    return sink.getvalue()
+
+
+def _without_formulas(flat: pa.Table) -> pa.Table:
+    """Return a table whose texts no spreadsheet takes for a formula."""
     for position, column in enumerate(flat.schema):
         if pa.types.is_string(column.type):
             cells = pa.compute.replace_substring_regex(flat[column.name], _FORMULA, r"'\0")
             flat = flat.set_column(position, column.name, cells)
-    pa.csv.write_csv(flat, sink)
-    return sink.getvalue()
+    return flat
 
 
 def read_csv_hits(data: bytes) -> list[dict[str, Any]]:

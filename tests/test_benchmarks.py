@@ -13,6 +13,7 @@ from benchmarks import (
     finetune,
     gpu,
     layers,
+    leads,
     losses,
     metrics,
     results,
@@ -34,6 +35,7 @@ from benchmarks.results_plan import (
 from benchmarks.results_runs import Run, World, measure, score, train
 from benchmarks.results_sections import dial as dial_section
 from benchmarks.results_sections import finetune as finetune_section
+from benchmarks.results_sections import leads as leads_section
 from benchmarks.scale_fleet import Fleet, Routes, simulate
 from encoders.bundle import load_encoder
 from encoders.loop import TrainingRows
@@ -342,3 +344,40 @@ def test_frozen_features_are_scored_and_the_section_has_every_form(tmp_path):
     assert [part.form for part in parts] == list(finetune.FORMS)[:-1]
     assert all(f"| {form} | {own['nDCG@50']:.3f} |" in page for form in budget.forms)
     assert "one seed" in page
+
+
+def test_other_splits_keep_the_shares_of_each_scene_class(dial_table):
+    first, again, second = (leads.resplit(dial_table, number) for number in (0, 0, 1))
+    for name in ("one", "two"):
+        for group in set(dial_table.group_N[dial_table.rows(name)]):
+            rows = np.flatnonzero((dial_table.set_N == name) & (dial_table.group_N == group))
+            assert sorted(first.split_N[rows]) == sorted(dial_table.split_N[rows])
+    assert (first.split_N == again.split_N).all()
+    assert (first.split_N != second.split_N).any()
+
+
+def test_the_section_of_the_lead_shows_equal_effort_and_intervals(dial_table, tmp_path):
+    assert leads.drawn("macl", 3) == leads.drawn("macl", 3)
+    names = (leads.DEFAULT, "mulsupcon, falling temperature", leads.GAIN, "macl, default")
+    searched = {name: {"test": dict.fromkeys(COLUMNS, (0.5, 0.01))} for name in names}
+    for name in names[:2]:
+        searched[name] |= {
+            "ranges": {"temperature": "0.1 to 0.2"},
+            "chosen": {"temperature": 0.15},
+            "validation": {"nDCG@50": 0.6},
+        }
+    choice = {"loss": "macl", "appearance": 4, "blend": 0.15}
+    rows = {
+        form.name: [leads.split_scores(dial_table, tmp_path, ("one", n, form)) for n in range(2)]
+        for form in leads.forms(choice)
+    }
+    splits = {"one": leads.compared(rows)}
+    figures = {"search": searched, "splits": splits, "trials": 2, "seeds": 1, "seconds": 1.0}
+    page = leads_section(json.loads(json.dumps(figures)))
+    assert "- macl, searched: +0.0 points of nDCG@50" in page
+    assert "it does not reach 3.2 in each" in page
+    pairs = zip(rows["macl"], rows["mulsupcon"], strict=True)
+    gaps = [ours["nDCG@50"] - others["nDCG@50"] for ours, others in pairs]
+    (line,) = (n for n in page.splitlines() if n.startswith("| macl over mulsupcon |"))
+    assert f"| {np.mean(gaps):+.3f} [" in line
+    assert f"], {min(gaps):+.3f} to {max(gaps):+.3f}" in line

@@ -38,8 +38,13 @@ def embed_images(
     Raises
     ------
     EncoderMismatchError
-        The dataset has other bands.
+        The dataset has other bands, or tiles of another size.
     """
+    if dataset.tile_px != encoder.tile_px:
+        raise EncoderMismatchError(
+            f"the dataset has tiles of {dataset.tile_px} px, the encoder takes "
+            f"{encoder.tile_px} px; import it with --set dataset.tile_px={encoder.tile_px}"
+        )
     if dataset.bands != encoder.bands:
         raise EncoderMismatchError(
             f"the dataset has bands {', '.join(dataset.bands)}, the encoder takes "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +24,7 @@ from storage.formats import (
     read_csv_hits,
     write_geoparquet,
     write_hits,
+    write_rows,
 )
 from storage.geometry import EDGES, footprints
 from storage.index.sidecar import HIT_SCHEMA
@@ -155,3 +157,15 @@ def test_hits_have_one_schema_everywhere(hits: pa.Table, tmp_path: Path) -> None
     write_hits(hits, str(tmp_path / "hits.parquet"))
     assert tuple(pq.read_table(tmp_path / "hits.parquet").column_names) == HIT_COLUMNS
     assert tuple(hit_records(hits)[0]) == HIT_COLUMNS
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet"])
+def test_rows_are_written_as_their_name_says(tmp_path: Path, name: str) -> None:
+    rows = {"source": ["a/b.jpg", "=c.jpg"], "score": [0.25, float("nan")]}
+    write_rows(rows, str(tmp_path / name))
+    is_csv = name.endswith(".csv")
+    read = pd.read_csv(tmp_path / name) if is_csv else pd.read_parquet(tmp_path / name)
+    assert read["source"].tolist() == ["a/b.jpg", "'=c.jpg" if is_csv else "=c.jpg"]
+    np.testing.assert_array_equal(read["score"], rows["score"])
+    with pytest.raises(ConfigError, match=r"end the name in \.parquet or \.csv"):
+        write_rows(rows, str(tmp_path / "rows.geojson"))

@@ -8,12 +8,13 @@ import click
 
 from storage.errors import ConfigError
 from workflows.commands.common import Run, Verb, pass_run, recipe_option
-from workflows.console import ProgressView, format_table
+from workflows.console import ProgressView, format_pairs, format_table
 
 if TYPE_CHECKING:
     from encoders.bundle import Encoder
     from encoders.ranking import Floats
     from pipeline.analysis.evaluation import LabelEvaluation
+    from pipeline.datasets.score import DatasetScores
     from storage.parts import Parts
 
 T = TypeVar("T")
@@ -24,6 +25,7 @@ T = TypeVar("T")
     cls=Verb,
     example="""
     skysift evaluate --dataset work/aid/dataset --encoder work/aid/run/bundle
+    skysift evaluate -r aid --report report.html --per-query queries.csv --also work/ucm
     skysift evaluate --dataset work/aid/dataset --backbone dinov2 --pretrained facebook/dinov2-small
     skysift evaluate -r naip-series --same-place
     skysift evaluate --archive work/archive""",
@@ -45,8 +47,34 @@ T = TypeVar("T")
     help="Weights of appearance to score, 0 to 1, for vectors of two parts; repeatable. Both ends, "
     "the encoder's own and 0.5 without.",
 )
+@click.option(
+    "--also",
+    multiple=True,
+    metavar="URI",
+    help="Further dataset, whose own queries search its own images: how the encoder does off its "
+    "domain; repeatable.",
+)
+@click.option(
+    "--report",
+    metavar="URI",
+    help="Write a page: the encoder beside its backbone's features and random vectors, with "
+    "intervals of the differences.",
+)
+@click.option(
+    "--per-query",
+    metavar="URI",
+    help="Write the scores of each query to a .csv or .parquet file.",
+)
 @pass_run
-def evaluate(run: Run, same_place: bool, archive_labels: bool, blends: tuple[float, ...]) -> None:
+def evaluate(
+    run: Run,
+    same_place: bool,
+    archive_labels: bool,
+    blends: tuple[float, ...],
+    also: tuple[str, ...],
+    report: str | None,
+    per_query: str | None,
+) -> None:
     """Score retrieval, beside a random ranking.
 
     On a dataset: its test split searches its train and val splits by labels (val searches
@@ -54,13 +82,22 @@ def evaluate(run: Run, same_place: bool, archive_labels: bool, blends: tuple[flo
     would write. On an archive with labels: every tile searches all others. With --same-place: a
     tile of one scene should find the same ground in the other scenes. Vectors of two parts are
     scored at several blends.
+
+    With --report or --per-query the encoder is also compared, query by query, with the features of
+    its backbone before the head and with random vectors.
     """
-    if same_place:
+    on_dataset = not (same_place or archive_labels or run.recipe.dataset.uri is None)
+    if on_dataset:
+        _dataset_labels(run, blends, also, report, per_query)
+    elif also or report or per_query:
+        raise ConfigError(
+            "evaluate: --also, --report and --per-query are for a labelled dataset; give --dataset "
+            "and leave out --same-place and --archive-labels"
+        )
+    elif same_place:
         _by_place(run, blends)
-    elif archive_labels or run.recipe.dataset.uri is None:
-        _archive_labels(run, blends)
     else:
-        _dataset_labels(run, blends)
+        _archive_labels(run, blends)
 
 
 def _by_place(run: Run, blends: Sequence[float]) -> None:
@@ -126,41 +163,89 @@ def _archive_labels(run: Run, blends: Sequence[float]) -> None:
         )
 
     each = {blend: scored(weigh(vectors)) for blend, weigh in ways.items()}
-    _show(run, {"archive": archive.uri}, archive.spec.parts, each)
+    data, lines = _shown(archive.spec.parts, each)
+    run.show({"archive": archive.uri, **data}, lines)
 
 
-def _dataset_labels(run: Run, blends: Sequence[float]) -> None:
-    import numpy as np
+def _dataset_labels(
+    run: Run,
+    blends: Sequence[float],
+    also: Sequence[str],
+    report: str | None,
+    per_query: str | None,
+) -> None:
+    from pipeline.analysis.evaluation import blends_to_score
+    from pipeline.datasets.score import score_dataset
 
-    from pipeline.analysis.evaluation import blends_to_score, evaluate_labels
-    from pipeline.datasets.embed import embed_images
-    from storage.dataset import LabelledDataset, searched_splits
+    uris = [run.need_path("dataset.uri"), *map(run.location, also)]
+    if per_query is not None:
+        from storage.formats import check_rows_format
 
-    uri = run.need_path("dataset.uri")
+        check_rows_format(per_query)
     source, encoder = _encoder(run)
     ways = blends_to_score(encoder.spec.parts, blends)
-    dataset = LabelledDataset.open(uri)
-    split = run.recipe.evaluate.split
-    queries, database = dataset.labelled(split), dataset.labelled(*searched_splits(split))
+    section = run.recipe.evaluate
     with ProgressView() as progress:
-        rows = np.concatenate([queries, database])
-        vectors = embed_images(encoder, dataset, rows, progress=progress)
+        scores = [
+            score_dataset(
+                encoder,
+                uri,
+                ways,
+                split=section.split,
+                k=section.k,
+                compared=report is not None or per_query is not None,
+                progress=progress,
+            )
+            for uri in uris
+        ]
+    written = _write(run, scores, source, encoder.fingerprint, report, per_query)
+    facts = {
+        "dataset": str(uris[0]),
+        "encoder": source,
+        "fingerprint": encoder.fingerprint,
+        "split": section.split,
+    }
+    found = [_result(one, encoder.spec.parts) for one in scores]
+    data, lines = found[0]
+    for (_, table), one in zip(found[1:], scores[1:], strict=True):
+        lines = [*lines, "", f"{one.uri}:", *table]
+    more = {"also": {one.uri: data for one, (data, _) in zip(scores[1:], found[1:], strict=True)}}
+    run.show(
+        {**facts, **data, **(more if also else {}), **written},
+        [*lines, *([""] if written else []), *format_pairs(written)],
+    )
 
-    def scored(weighted: "Floats") -> "LabelEvaluation":
-        return evaluate_labels(
-            weighted[: len(queries)],
-            dataset.labels[queries],
-            weighted[len(queries) :],
-            dataset.labels[database],
-            dataset.classes,
-            k=run.recipe.evaluate.k,
-            exclude_self=np.arange(len(queries)) if split == "train" else None,
-            rare_counts=dataset.labels[dataset.labelled("train")].sum(axis=0),
-        )
 
-    each = {blend: scored(weigh(vectors)) for blend, weigh in ways.items()}
-    facts = {"dataset": uri, "encoder": source, "fingerprint": encoder.fingerprint, "split": split}
-    _show(run, facts, encoder.spec.parts, each)
+def _result(scores: "DatasetScores", parts: "Parts | None") -> tuple[dict[str, Any], list[str]]:
+    """Return the scores on a dataset as plain values, and as a table for people."""
+    from workflows.report.evaluation import comparison_facts
+
+    data, lines = _shown(parts, scores.by_blend)
+    return data | ({"comparison": comparison_facts(scores)} if scores.comparison else {}), lines
+
+
+def _write(
+    run: Run,
+    scores: "Sequence[DatasetScores]",
+    encoder: str,
+    fingerprint: str,
+    report: str | None,
+    per_query: str | None,
+) -> dict[str, str]:
+    """Write the page and the table of queries that are asked for, and return where they are."""
+    from storage.formats import write_rows
+    from workflows.report.evaluation import evaluation_report, query_rows
+    from workflows.report.html import write_report
+
+    written = {}
+    if report is not None:
+        page = evaluation_report(scores, encoder, fingerprint, run.recipe.evaluate.split)
+        write_report(page, run.location(report))
+        written["report"] = report
+    if per_query is not None:
+        write_rows(query_rows(scores), run.location(per_query))
+        written["queries"] = per_query
+    return written
 
 
 def _encoder(run: Run) -> tuple[str, "Encoder"]:
@@ -191,17 +276,14 @@ def _head(each: Mapping[str, object]) -> list[str]:
     return ["metric", *(f"blend {blend}" if blend else "found" for blend in each), "random"]
 
 
-def _show(
-    run: Run,
-    facts: Mapping[str, Any],
-    parts: "Parts | None",
-    each: "Mapping[str, LabelEvaluation]",
-) -> None:
+def _shown(
+    parts: "Parts | None", each: "Mapping[str, LabelEvaluation]"
+) -> tuple[dict[str, Any], list[str]]:
+    """Return scores by labels as plain values, and as a table for people."""
     own, found = _own(parts, each)
     rows = [
         [name, *(of.metrics[name] for of in each.values()), found.random.get(name)]
         for name in found.metrics
     ]
     note = f"{found.queries:,} queries over {found.items:,} items"
-    table = format_table(_head(each), rows)
-    run.show({**facts, **asdict(found), **own}, [*table, "", note])
+    return {**asdict(found), **own}, [*format_table(_head(each), rows), "", note]

@@ -96,6 +96,38 @@ class Command:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """A figure of a table, with a line below it; ``strong`` where it is to be seen first."""
+
+    text: str
+    below: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """A table of figures.
+
+    Attributes
+    ----------
+    title, note
+        Its heading and a sentence or two below it.
+    corner
+        What the rows are.
+    columns
+        Names of the columns after the first.
+    rows
+        The name of each row, and its cells in the order of the columns.
+    """
+
+    title: str
+    note: str = ""
+    corner: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ReportData:
     """The content of a report; a part that is empty or None is left out of the page.
 
@@ -109,6 +141,8 @@ class ReportData:
         Metric names of the score table, in order; ``scores`` has one row a system.
     protocol
         How the scores were made: the queries, the database, the exclusions.
+    tables
+        Further tables of figures, below the scores.
     history
         One mapping an epoch: ``epoch``, ``loss`` and validation metrics.
     facts
@@ -121,6 +155,7 @@ class ReportData:
     metrics: tuple[str, ...] = ()
     scores: tuple[Score, ...] = ()
     protocol: str = ""
+    tables: tuple[Table, ...] = ()
     answers: tuple[Answer, ...] = ()
     answers_note: str = ""
     footprints: Footprints | None = None

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from encoders.bundle import load_encoder, new_encoder, save_bundle, with_appearance
@@ -83,3 +84,57 @@ def test_vectors_of_two_parts_are_scored_at_each_blend(world: Path):
     assert table[0].split() == ["metric", "blend", "0", "blend", "1", "random"]
     refused = run("evaluate", *place[:2], "--encoder", world / "bundle", "--blend", 0)
     assert "these have one; leave it out" in refused.err
+
+
+def test_a_report_compares_the_encoder_with_its_features_query_by_query(
+    world: Path, tmp_path: Path
+):
+    plain = LabelledDataset.open(str(world / "plain"))
+    with DatasetWriter(
+        str(tmp_path / "other"), bands=plain.bands, classes=("x", "y", "rare")
+    ) as writer:
+        rows = {"source": plain.rows["source"].tolist(), "split": ["train"] * 80 + ["test"] * 40}
+        labels = plain.labels.copy()
+        labels[:, 2] = np.arange(120) == 100
+        labels[:, 0] |= labels.sum(1) == 0
+        writer.append(np.asarray(plain.images), labels, rows | {"group": ["town", "sea"] * 60})
+        writer.finish()
+    page, table = tmp_path / "page.html", tmp_path / "queries.csv"
+    wanted = ("--also", tmp_path / "other", "--report", page, "--per-query", table)
+    bundle = load_encoder(str(world / "bundle"))
+    spec = replace(bundle.spec, dimension=8, head={"kind": "mlp"})
+    save_bundle(new_encoder(spec, seed=1), str(tmp_path / "headed"))
+    place = ("--dataset", world / "set", "--encoder", tmp_path / "headed")
+    found = run("evaluate", *place, *wanted, "--json").data
+    other = found["also"][str(tmp_path / "other")]
+    assert other["comparison"]["labels_left_out"] == ["rare"]
+    scored = found["comparison"]["vectors"]
+    assert list(scored) == ["random vectors", "frozen features", "encoder"]
+    assert scored["encoder"]["nDCG@50"] == pytest.approx(found["metrics"]["nDCG@50"], abs=1e-6)
+    assert "same scene@10" in other["comparison"]["vectors"]["encoder"]
+    assert "same scene@10" not in scored["encoder"]
+    queries = pd.read_csv(table)
+    assert len(queries) == 3 * (20 + 40)
+    own = queries[(queries["vectors"] == "encoder") & (queries["dataset"] == str(world / "set"))]
+    assert own["row"].tolist() == list(range(90, 110))
+    assert own["nDCG@50"].mean() == pytest.approx(found["metrics"]["nDCG@50"], abs=1e-6)
+    text = page.read_text()
+    assert all(
+        name in text for name in (*scored, str(tmp_path / "other"), "Labels too few to score: rare")
+    )
+    gap = found["comparison"]["differences"]["encoder"]["frozen features"]["nDCG@50"]
+    assert f"[{gap['low']:+.3f}, {gap['high']:+.3f}]" in text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("--per-query", "queries.xlsx"), "end the name in .parquet or .csv"),
+        (("--report", "page.html", "--archive-labels"), "for a labelled dataset"),
+    ],
+)
+def test_a_report_that_cannot_be_is_refused_before_the_work(world: Path, wrong, said: str):
+    place = ("--dataset", world / "set", "--encoder", world / "nowhere")
+    refused = run("evaluate", *place, *wrong)
+    assert refused.code == 2
+    assert said in refused.err
