@@ -117,8 +117,9 @@ def _of_service(run: Run) -> "list[Probe]":
     from workflows.doctor.service import service_probes
     from workflows.service.settings import from_recipe
 
-    try:
-        configs, spec = from_recipe(run)
+    others = [f"{name}={uri}" for name, uri in run.recipe.service.indexes.items()]
+    try:  # named one by one, an index need not exist yet
+        configs, spec = from_recipe(run, [str(run.recipe.index.uri), *others])
     except ConfigError as error:
         finding = Finding("service", "broken", str(error), "correct the recipe's service section")
         return [Probe("service", lambda: [finding])]

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from storage.errors import ConfigError, NotFoundError
 from storage.location import Location
 from tests.support.service_backend import OneRow
+from workflows.notebook.recipe import Recipe
 from workflows.service.app import create_app, create_service
 from workflows.service.settings import (
     RESERVED_NAMES,
@@ -20,6 +21,7 @@ from workflows.service.settings import (
     ServiceSpec,
     check_exposure,
     check_names,
+    from_recipe,
     index_name,
 )
 from workflows.service.tokens import Access, read_token_file, token_digests
@@ -246,6 +248,17 @@ def test_a_file_that_is_no_token_file_is_refused_and_one_is_enough_beyond_loopba
             check_exposure(ServiceSpec(host="0.0.0.0", tokens=path))
     with pytest.raises(ConfigError, match="cannot be read"):
         read_token_file(path / "none")
+
+
+def test_each_index_has_its_own_folder_of_saved_searches(tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    index, searches = tmp_path / "coast/index", str(tmp_path / "searches")
+    index.mkdir(parents=True)
+    service = {"indexes": {PRAIRIE: "prairie/index"}, "searches": searches}
+    recipe.write_text(json.dumps({"index": {"uri": str(index)}, "service": service}))
+    configs, _ = from_recipe(Recipe.load(recipe))
+    folders = {name: str(config.searches) for name, config in configs.items()}
+    assert folders == {COAST: searches, PRAIRIE: f"{searches}/{PRAIRIE}"}
 
 
 @pytest.mark.parametrize("names", [["search"], ["Coast"], ["a/b"], ["", "a"], [".."]])
