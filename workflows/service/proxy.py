@@ -34,8 +34,8 @@ WITHOUT_LOSS = {
 """Variables by which HAProxy repeats requests, which is harmless: they only read.
 
 A request is repeated from a buffer that holds a picture of 256 by 256 pixels, and only until the
-answer begins: in one thread, the head and the body of an answer leave a replica together. HAProxy
-copies the whole buffer for each request, and holds some of them for each connection.
+answer begins: in one thread, the head and the body of an answer leave a replica together. A
+request in work takes about a buffer of memory, however small it is.
 """
 _TUNED = {
     **WITHOUT_LOSS,
