@@ -40,11 +40,12 @@ CANDIDATES = 1000
 UNLABELLED_ROWS = 1000
 """Rows of the archive that stand for everything that was not marked."""
 
-_RIGHT, _WRONG, _UNLABELLED = 200.0, 100.0, 100.0
-"""Total weights of the marks and of the unlabelled rows, beside a penalty of half the square."""
+_WRONG, _UNLABELLED = 14.0, 88.0
+"""Weight of the wrong marks for the square root of their number, and of all unlabelled rows, beside
+a penalty of half the square."""
 _FOLDS = 10
-_WIDE, _NARROW, _BEST = 10, 5, 3
-"""Candidates for each tile to mark: uncertain ones in the first round and later; best ones."""
+_UNCERTAIN, _BEST = 5, 3
+"""Candidates for each tile to mark: uncertain ones, and best ones."""
 _BELOW, _PRIOR, _DRAWS = 3, 2.0, 4000
 """Strata below a threshold; marks that a calibration is worth in each stratum; posterior draws."""
 _CENTRAL = (0.05, 0.5, 0.95)
@@ -67,9 +68,10 @@ def marks_in_words(right: int, wrong: int) -> str:
 def learned_vector(right: Vectors, wrong: Vectors, unlabelled: Vectors) -> Float64:
     """Return the direction (D,) of unit length along which right marks lie beyond everything else.
 
-    A logistic fit with an L2 penalty. Right marks weigh as much as wrong marks and unlabelled rows
-    together, each group by itself as much as any number of its members. The vectors are centred and
-    scaled by the sample, so that the penalty means the same for every encoder.
+    A logistic fit with an L2 penalty. The wrong marks weigh by the square root of their number,
+    since they are alike, the unlabelled rows the same for any number, and the right marks as much
+    as both together. The vectors are centred and scaled by the sample, so that the penalty means
+    the same for every encoder.
 
     Parameters
     ----------
@@ -86,7 +88,7 @@ def learned_vector(right: Vectors, wrong: Vectors, unlabelled: Vectors) -> Float
     --------
     >>> eye = np.eye(3)
     >>> learned_vector(eye[:1], eye[1:2], eye[2:]).round(2).tolist()
-    [0.82, -0.41, -0.41]
+    [0.81, -0.29, -0.52]
     """
     dimension = np.shape(right)[1]
     groups = [
@@ -94,9 +96,10 @@ def learned_vector(right: Vectors, wrong: Vectors, unlabelled: Vectors) -> Float
         for group in (right, wrong, unlabelled)
     ]
     groups = [group[np.lexsort(group.T)] for group in groups]  # the order decides about rounding
+    no = _WRONG * float(np.sqrt(len(groups[1])))
     weights = [
         np.full(len(group), total / max(len(group), 1))
-        for group, total in zip(groups, (_RIGHT, _WRONG, _UNLABELLED), strict=True)
+        for group, total in zip(groups, (no + _UNLABELLED, no, _UNLABELLED), strict=True)
     ]
     rows = np.concatenate(groups)
     archive = groups[2] if len(groups[2]) > 1 else rows
@@ -151,7 +154,7 @@ def next_marks(
     outside = no.mean() if len(no) else scored.min()
     boundary = yes.min() if first else (yes.mean() + outside) / 2
     near = np.argsort(np.abs(scored - boundary), kind="stable")
-    uncertain = near[: (_WIDE if first else _NARROW) * count]
+    uncertain = near[: _UNCERTAIN * count]
     top = np.arange(min(_BEST * best, len(scored)))
     pool = np.union1d(top, uncertain)
     vectors = np.asarray(read(pool), dtype=np.float64)

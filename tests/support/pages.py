@@ -45,6 +45,7 @@ PAGES = {
     "docs/howto/researcher.md": Page(
         parts=("trainings", "series"),
         before=("skysift ingest -r naip-series", "skysift train -r aid-labels"),
+        not_run=1,
     ),
     "docs/howto/soft-labels.md": Page(parts=(), not_run=1),
     "docs/howto/label-next.md": Page(parts=(), not_run=1),
