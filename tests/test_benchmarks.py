@@ -43,7 +43,8 @@ from encoders.losses import LabelStatistics, build_loss, loss_names
 from encoders.metrics import retrieval_metrics
 from pipeline.training.spec import TrainingSpec
 from storage.archive.reader import Archive
-from storage.dataset import DatasetWriter, LabelledDataset
+from storage.dataset import LabelledDataset
+from storage.dataset_writer import DatasetWriter
 from tests.support.paths import REPOSITORY
 
 FOLDER = REPOSITORY / "benchmarks"

@@ -24,7 +24,8 @@ from encoders.metrics import random_ranking_metrics, retrieval_metrics
 from pipeline.training.driver import _named, baseline_bundle, train
 from pipeline.training.spec import TrainingJob, TrainingResult, TrainingSpec
 from pipeline.training.worker import TrainingWorker
-from storage.dataset import DatasetWriter, LabelledDataset, read_info
+from storage.dataset import LabelledDataset, read_info
+from storage.dataset_writer import DatasetWriter
 from storage.errors import ConfigError, DivergedError, NotFoundError, SkysiftError
 from storage.location import Location
 from storage.progress import Progress
