@@ -163,9 +163,12 @@ def collected(found: Mapping[Part, Mapping[str, Any]], budget: Budget) -> dict[s
 
 
 def budget_of(chosen: argparse.Namespace) -> Budget:
-    """Return the budget: what the options say, else that of the device."""
+    """Return the budget: what the options say, else that of the device.
+
+    Workers share a batch evenly, so there may be fewer than GPUs.
+    """
     on_gpu = chosen.device == "gpu"
-    most = chosen.workers or max(1, torch.cuda.device_count())
+    most = chosen.workers or (max(1, torch.cuda.device_count()) if on_gpu else 1)
     workers = max(n for n in range(1, most + 1) if _BATCH % n == 0)
     return Budget(
         device=chosen.device,
@@ -182,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--seeds", type=int)
-    parser.add_argument("--workers", type=int, help="default: one a GPU")
+    parser.add_argument("--workers", type=int, help="default: one a GPU, one on CPUs")
     parser.add_argument("--sets", nargs="*", choices=tuple(SHARES), default=tuple(SHARES))
     parser.add_argument("--forms", nargs="*", choices=tuple(FORMS), help="default: all")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "finetune")

@@ -119,7 +119,7 @@ def write_world(folder: Path) -> None:
     import numpy as np
 
     from benchmarks.ingest_world import write_bundle, write_scenes
-    from storage.dataset import DatasetWriter
+    from storage.dataset_writer import DatasetWriter
 
     (folder / "scenes").mkdir()
     write_scenes(folder / "scenes", SCENES, 4 * TILE_PX, 4 * TILE_PX)

@@ -34,7 +34,8 @@ from pipeline.runtime.cluster import ray_session
 from pipeline.training.driver import train
 from pipeline.training.spec import TrainingJob, TrainingSpec
 from pipeline.training.worker import TrainingWorker, initial_encoder
-from storage.dataset import DatasetWriter, LabelledDataset, read_info
+from storage.dataset import LabelledDataset, read_info
+from storage.dataset_writer import DatasetWriter
 from storage.location import Location
 
 BANDS, LABELS = ("red", "green", "blue", "nir"), 17

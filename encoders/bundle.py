@@ -12,7 +12,7 @@ Shape legend: B batch, N tiles, C bands, H and W pixels, F features, D embedding
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -223,7 +223,7 @@ class Encoder(Described, nn.Module):
         """
         if isinstance(x_BCHW, Tensor):
             return self.project(self.backbone(self.normalise(x_BCHW)))
-        return self._in_chunks(x_BCHW, projected=True)
+        return self._in_chunks(self.forward, x_BCHW, self.dimension)
 
     __call__ = forward
 
@@ -253,33 +253,31 @@ class Encoder(Described, nn.Module):
 
     def features(self, x_NCHW: NDArray[Any]) -> NDArray[np.float32]:
         """Return the backbone's features (N, F), float32, of tiles as for `forward`."""
-        return self._in_chunks(x_NCHW, projected=False)
+        return self._in_chunks(
+            lambda x_BCHW: self.backbone(self.normalise(x_BCHW)).float(),
+            x_NCHW,
+            self.backbone.dimension,
+        )
 
     def projected(self, features_NF: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the vectors (N, D), float32, of features that `features` returned."""
-        training = self.training
-        self.eval()
-        try:
-            with torch.inference_mode():
-                z_ND = self.project(torch.from_numpy(features_NF).to(self.device))
-        finally:
-            self.train(training)
-        return np.asarray(z_ND.cpu().numpy())
+        return self._in_chunks(self.project, features_NF, self.dimension)
 
-    def _in_chunks(self, x_NCHW: NDArray[Any], *, projected: bool) -> NDArray[np.float32]:
+    def _in_chunks(
+        self, network: Callable[[Tensor], Tensor], rows: NDArray[Any], width: int
+    ) -> NDArray[np.float32]:
+        """Return what a part of the encoder makes of rows, (N, width), in evaluation mode."""
         training = self.training
         self.eval()
-        width = self.dimension if projected else self.backbone.dimension
-        out = np.empty((len(x_NCHW), width), dtype=np.float32)
+        out = np.empty((len(rows), width), dtype=np.float32)
         step = _CHUNK_TILES.get(self.device.type, _CHUNK_TILES_ELSEWHERE)
         try:
             with torch.inference_mode():
-                for start in range(0, max(len(x_NCHW), 1), step):
+                for start in range(0, max(len(rows), 1), step):
                     # Torch wants to own what it may write; a read-only memory map is copied.
-                    chunk = np.require(x_NCHW[start : start + step], np.float32, "W")
-                    y = self.backbone(self.normalise(torch.from_numpy(chunk).to(self.device)))
-                    y = self.project(y) if projected else y.float()
-                    out[start : start + step] = y.cpu().numpy()
+                    chunk = np.require(rows[start : start + step], np.float32, "W")
+                    made = network(torch.from_numpy(chunk).to(self.device))
+                    out[start : start + step] = made.cpu().numpy()
         finally:
             self.train(training)
         return out

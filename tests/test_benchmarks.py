@@ -1,8 +1,10 @@
 """The benchmarks work on a few rows: what they measure is left to `make results`."""
 
+import argparse
 import json
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,7 +45,8 @@ from encoders.losses import LabelStatistics, build_loss, loss_names
 from encoders.metrics import retrieval_metrics
 from pipeline.training.spec import TrainingSpec
 from storage.archive.reader import Archive
-from storage.dataset import DatasetWriter, LabelledDataset
+from storage.dataset import LabelledDataset
+from storage.dataset_writer import DatasetWriter
 from tests.support.paths import REPOSITORY
 
 FOLDER = REPOSITORY / "benchmarks"
@@ -344,6 +347,17 @@ def test_frozen_features_are_scored_and_the_section_has_every_form(tmp_path):
     assert [part.form for part in parts] == list(finetune.FORMS)[:-1]
     assert all(f"| {form} | {own['nDCG@50']:.3f} |" in page for form in budget.forms)
     assert "one seed" in page
+
+
+@pytest.mark.parametrize(("gpus", "workers"), [(0, 1), (1, 1), (3, 2), (8, 8)])
+def test_fine_tuning_has_a_worker_a_gpu_and_one_on_the_cpu(gpus, workers, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    given = argparse.Namespace(device="gpu", workers=None, epochs=None, seeds=None, sets=["AID"])
+    on_gpu = finetune.budget_of(given)
+    assert (on_gpu.workers, on_gpu.seeds, on_gpu.tile_px) == (workers, 3, {"AID": None})
+    assert on_gpu.spec(Path("weights")).precision == "bf16"
+    given.device = "cpu"
+    assert finetune.budget_of(given).workers == 1
 
 
 def test_other_splits_keep_the_shares_of_each_scene_class(dial_table):

@@ -173,7 +173,8 @@ def contrast(
 
     ``- Σ_i u_i Σ_p w_ip log( exp(l_ip) / Σ_{a≠i} v_ia exp(l_ia) )  over  Σ_i n_i`` with
 
-    * ``reduction="anchor"``: ``u_i = 1 / Σ_p w_ip`` and ``n_i = 1`` where anchor i has a positive,
+    * ``reduction="anchor"``: ``u_i = 1 / Σ_p w_ip`` and ``n_i = 1`` where anchor i has a positive
+      (weights that sum to less than 1e-31 in float32 count as none),
     * ``reduction="total"``: ``u_i = 1`` and ``n_i = Σ_p w_ip``,
     * ``count_R`` given: ``u_i = 1`` and ``n_i = count_i``.
 
@@ -203,7 +204,9 @@ def contrast(
         return Ratio(value_R.sum(), count_R.sum())
     if reduction == "total":
         return Ratio(value_R.sum(), total_R.sum())
-    usable_R = total_R > 0
+    # A sum of denormal weights has no reciprocal, and the gradient would not be a number.
+    limits = torch.finfo(total_R.dtype)
+    usable_R = total_R > limits.tiny / limits.eps
     value_R = value_R / torch.where(usable_R, total_R, 1)
     return Ratio(value_R.sum(), usable_R.sum().to(value_R.dtype))
 

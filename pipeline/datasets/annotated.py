@@ -15,7 +15,8 @@ from pipeline.datasets.archive_tiles import append_rows
 from pipeline.datasets.rows import finished
 from pipeline.datasets.spec import SplitRule
 from pipeline.datasets.suggest import TILES
-from storage.dataset import DatasetInfo, DatasetWriter, LabelledDataset
+from storage.dataset import DatasetInfo, LabelledDataset
+from storage.dataset_writer import DatasetWriter
 from storage.errors import ConfigError
 from storage.location import Location
 from storage.progress import Progress, ProgressSink, ignore

@@ -12,7 +12,8 @@ from pipeline.tiles.read import read_tiles
 from pipeline.tiles.spec import TileRules
 from storage.archive.reader import Archive
 from storage.archive.samples import uniform_rows
-from storage.dataset import DatasetWriter, LabelledDataset
+from storage.dataset import LabelledDataset
+from storage.dataset_writer import DatasetWriter
 from storage.errors import ConfigError
 from storage.index.sidecar import TILE_KEY
 from storage.progress import Progress, ProgressSink

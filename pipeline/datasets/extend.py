@@ -25,7 +25,8 @@ from pipeline.datasets.soft_labels import f1_scores, soft_labels
 from pipeline.datasets.spec import SoftLabelSpec
 from pipeline.training.head import learned_vectors
 from storage.archive.reader import Archive
-from storage.dataset import DatasetInfo, DatasetWriter, LabelledDataset
+from storage.dataset import DatasetInfo, LabelledDataset
+from storage.dataset_writer import DatasetWriter
 from storage.errors import ConfigError, EncoderMismatchError, SkysiftError
 from storage.location import Location
 from storage.progress import Progress, ProgressSink, ignore

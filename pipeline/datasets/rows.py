@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.dataset import DatasetInfo, DatasetWriter, check_files, read_info
+from storage.dataset import DatasetInfo, check_files, read_info
+from storage.dataset_writer import DatasetWriter
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError, SceneError
 from storage.location import Location
 from storage.progress import Progress, ProgressSink

@@ -17,7 +17,8 @@ from pipeline.datasets.spec import SplitRule
 from pipeline.tiles.grid import TileGrid, grid_for_scene
 from pipeline.tiles.read import TileBatch, read_tiles
 from pipeline.tiles.spec import GridSpec, TileRules
-from storage.dataset import DatasetInfo, DatasetWriter
+from storage.dataset import DatasetInfo
+from storage.dataset_writer import DatasetWriter
 from storage.errors import ConfigError
 from storage.location import Location
 from storage.progress import Progress, ProgressSink, ignore

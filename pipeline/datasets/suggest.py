@@ -36,7 +36,8 @@ from pipeline.datasets.coverage import covering_rows
 from pipeline.datasets.embed import embed_images
 from pipeline.datasets.spec import SuggestSpec
 from storage.archive.reader import Archive
-from storage.dataset import DatasetWriter, LabelledDataset
+from storage.dataset import LabelledDataset
+from storage.dataset_writer import DatasetWriter
 from storage.errors import ConfigError
 from storage.geometry import geojson
 from storage.location import Location

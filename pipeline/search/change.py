@@ -410,11 +410,11 @@ def _gains(
 ) -> tuple[Float64, npt.NDArray[np.bool_]]:
     """Return the gain (n,) in similarity, and whether the later tile reaches the least score."""
     gains, similar = np.empty(len(pairs)), np.ones(len(pairs), np.bool_)
-    query = np.asarray(toward.vector, np.float64)
+    query = toward.weights
     for part, before, after in _blocks(archive, pairs):
         gains[part] = gain(before, after, query)
         if toward.min_score is not None:
-            similar[part] = after @ query >= toward.min_score * np.linalg.norm(query)
+            similar[part] = after @ query >= toward.min_score
     return gains, similar
 
 

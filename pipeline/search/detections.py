@@ -4,7 +4,7 @@ The mathematics is that of :mod:`pipeline.search.marks`; this module asks the in
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from pipeline.search.marks import (
     marks_in_words,
     next_marks,
 )
-from pipeline.search.query import Query, units
+from pipeline.search.query import Query, blended, units
 from pipeline.search.searcher import Searcher, Where
 from storage.errors import ConfigError
 from storage.geometry import Mask
@@ -166,12 +166,12 @@ def tiles_as_hits(searcher: Searcher, query: Query, tiles: Sequence[tuple[str, s
         scenes=tuple(sorted({scene for _, scene in tiles})),
     )
     most = max(len(where.tiles) * len(where.scenes), 1)
-    hits = searcher.search(query.vector, min(most, searcher.manifest.rows), where)
+    hits = searcher.answer(query, min(most, searcher.manifest.rows), where, keep_own=True)
     table, wanted = hits.to_arrow(), set(tiles)
     found = zip(table["tile_key"].to_pylist(), table["scene"].to_pylist(), strict=True)
     keep = np.zeros(hits.rows.shape, dtype=np.bool_)
     keep[0, : len(table)] = [key in wanted for key in found]
-    return replace(hits, queries=(query,)).where(keep, int(keep.sum()))
+    return hits.where(keep, int(keep.sum()))
 
 
 def suggest(searcher: Searcher, query: Query, count: int = 10, where: Where = None) -> Hits:
@@ -202,7 +202,8 @@ def suggest(searcher: Searcher, query: Query, count: int = 10, where: Where = No
     """
     if count < 1:
         raise ConfigError(f"suggest: count is {count}; give at least 1")
-    vector = units([query])[0] * query.scale
+    query = blended(searcher, query)
+    vector = query.weights
     right, wrong = units(query.right or (query,)) @ vector, units(query.wrong)
     against = wrong @ vector if len(wrong) else np.empty(0)
     sample = searcher.unlabelled(query.rows) @ vector

@@ -87,6 +87,11 @@ class Query:
         return 1.0 if self.blend is None else float(np.linalg.norm(self.vector.astype(np.float64)))
 
     @property
+    def weights(self) -> npt.NDArray[np.float64]:
+        """The vector (D,) whose dot product with a vector of unit length is the score."""
+        return np.asarray(units([self])[0] * self.scale)
+
+    @property
     def rows(self) -> tuple[int, ...]:
         """The archive rows that the query is made of."""
         return self.examples if self.row is None else (self.row, *self.examples)
@@ -490,7 +495,8 @@ def blended(searcher: Searcher, query: Query, blend: float | None = None) -> Que
         The index, and a query of its encoder.
     blend
         Weight of the appearance part, from 0 (labels only) to 1 (appearance only); None for that of
-        the encoder. Where the encoder has one part, None returns the query as it is.
+        the encoder. None returns a query as it is that has a blend or was learned, and any query
+        where the encoder has one part.
 
     Raises
     ------
@@ -498,9 +504,9 @@ def blended(searcher: Searcher, query: Query, blend: float | None = None) -> Que
         The encoder has one part, or the blend is not from 0 to 1.
     """
     parts = searcher.manifest.parts
+    if blend is None and (parts is None or query.learned or query.blend is not None):
+        return query
     if parts is None:
-        if blend is None:
-            return query
         raise ConfigError(
             f"search: blend is for vectors of two parts, and those of index {searcher.index} have "
             "one; leave it out, or make an encoder with `skysift encoder make --trained`"

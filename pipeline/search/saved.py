@@ -23,10 +23,11 @@ from pipeline.search.accuracy import Check, CheckedTile
 from pipeline.search.detections import REVIEWED, THRESHOLD, Detections, detect
 from pipeline.search.hits import Hits
 from pipeline.search.marks import Calibration, Stratum
-from pipeline.search.query import LEARNED, WORDS, Query, QueryResolver, blend_remark
+from pipeline.search.query import LEARNED, WORDS, Query, QueryResolver, blend_remark, blended
 from pipeline.search.searcher import DEFAULT_LIMIT, Searcher
 from storage.errors import ConfigError, EncoderMismatchError, SkysiftError
 from storage.index.filter import Filter
+from storage.index.ranking import Float64
 from storage.location import Location
 from storage.values import check_types, refuse_later
 
@@ -146,7 +147,7 @@ class SavedSearch:
     def of(
         cls, searcher: Searcher, query: Query, where: Filter | None = None, **settings: Any
     ) -> "SavedSearch":
-        """Return the search of a query, with its marks.
+        """Return the search of a query, with its marks and, where it has none, the default blend.
 
         Parameters
         ----------
@@ -156,6 +157,7 @@ class SavedSearch:
             Fields of the search: ``title``, ``k``, ``min_score``, ``distinct``, ``calibration``,
             ``threshold``, ``review``, ``check``.
         """
+        query = blended(searcher, query)
         marks = [Mark.of(example, "right") for example in query.right or (query,)]
         marks += [Mark.of(example, "wrong") for example in query.wrong]
         return cls(
@@ -168,6 +170,12 @@ class SavedSearch:
             marks=tuple(marks),
             **{"title": query.label, **settings},
         )
+
+    @property
+    def weights(self) -> Float64:
+        """The vector (D,) whose dot product with a vector of unit length is the score."""
+        vector = np.array(self.vector, dtype=np.float32)
+        return Query(vector=vector, label=self.title, blend=self.blend).weights
 
     @property
     def where(self) -> Filter:

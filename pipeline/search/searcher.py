@@ -281,7 +281,8 @@ class Searcher(Described):
         ----------
         queries
             From a :class:`pipeline.search.query.QueryResolver`, each answered by itself; positive
-            and negative examples become one query by :func:`pipeline.search.query.combine`.
+            and negative examples become one query by :func:`pipeline.search.query.learn`. One of
+            which no blend was chosen has the encoder's (:func:`pipeline.search.query.blended`).
         k
             Rows to return of each query.
         where, nprobe, require_complete
@@ -307,7 +308,10 @@ class Searcher(Described):
         >>> query = QueryResolver(searcher).point(-99.15, 47.02)                  # doctest: +SKIP
         >>> searcher.answer(query, k=5).to_arrow()                                # doctest: +SKIP
         """
-        several = queries if isinstance(queries, Sequence) else [queries]
+        from pipeline.search.query import blended  # brings rasterio, and imports this module
+
+        given = queries if isinstance(queries, Sequence) else [queries]
+        several = [blended(self, query) for query in given]
         own = {} if keep_own else {n: rows for n, q in enumerate(several) if (rows := q.rows)}
         most = k if min_score is None else limit
         if not several or most < 1:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pipeline.datasets.archive_tiles import ArchiveTiles, append_tiles, blocks_kept_apart
 from pipeline.training.spec import TrainingSpec
 from storage.archive.reader import Archive
-from storage.dataset import DatasetWriter, LabelledDataset, read_info
+from storage.dataset import LabelledDataset, read_info
+from storage.dataset_writer import DatasetWriter
 from storage.errors import ConfigError, NotFoundError
 from storage.location import Location
 from storage.progress import ProgressSink, ignore

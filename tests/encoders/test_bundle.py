@@ -89,6 +89,16 @@ def test_arrays_and_tensors_agree_and_only_tensors_keep_a_graph(encoder):
     assert encoder.training
 
 
+def test_features_are_projected_to_the_vectors_of_their_tiles(encoder):
+    encoder.train()
+    tiles = _pixels(20)  # more than a chunk
+    features = encoder.features(tiles)
+    features.flags.writeable = False
+    assert np.array_equal(encoder.projected(features), encoder(tiles))
+    assert encoder.training
+    assert encoder.projected(features[:0]).shape == (0, SPEC.dimension)
+
+
 def test_an_invalid_pixel_counts_as_the_bands_mean(encoder):
     holed, filled = _pixels(2), _pixels(2)
     holed[0, 1, :10] = np.nan

@@ -15,18 +15,11 @@ from encoders.bundle import load_encoder, new_encoder, save_bundle
 from encoders.hub import Card, export_bundle, read_evaluation
 from encoders.spec import EncoderSpec
 from storage.errors import ConfigError
+from tests.support.small_vit import SMALL_VIT
 
-SMALL = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "patch_size": 4,
-    "image_size": 16,
-}
 SPEC = EncoderSpec(
     backbone="vit",
-    backbone_options={"config": SMALL},
+    backbone_options={"config": SMALL_VIT},
     bands=("red", "green", "blue", "nir"),
     band_mean=(500.0, 800.0, 900.0, 2000.0),
     band_std=(100.0, 150.0, 120.0, 700.0),

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.dataset import DatasetWriter, LabelledDataset, read_info
+from storage.dataset import LabelledDataset, read_info
+from storage.dataset_writer import DatasetWriter
 from storage.errors import ConfigError, CorruptIndexError, NotFoundError
 from storage.location import Location
 

@@ -10,7 +10,7 @@ from encoders.plugins import Plugin
 from pipeline.training import driver
 from pipeline.training.spec import TrainingJob, TrainingSpec
 from pipeline.training.worker import TrainingWorker
-from storage.dataset import DatasetWriter
+from storage.dataset_writer import DatasetWriter
 from storage.location import Location
 
 SPEC = TrainingSpec(

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from pmtiles.tile import Compression, TileType, zxy_to_tileid
 from pmtiles.writer import Writer
 
+from pipeline.search.query import Query, blended
 from storage.errors import ConfigError
 from storage.geometry import unwrapped
 from storage.location import Location
 from workflows.service.layers import Layers, to_text
 
 if TYPE_CHECKING:
-    from pipeline.search.query import Query
     from pipeline.search.searcher import Searcher
 
 _SCALE = 10**7
@@ -39,7 +39,7 @@ def check_score_map(uri: str | Location) -> None:
         raise ConfigError(f"a score map cannot be written to {str(uri)!r}: end it in .pmtiles")
 
 
-def write_score_map(searcher: "Searcher", query: "Query", uri: str | Location) -> int:
+def write_score_map(searcher: "Searcher", query: Query, uri: str | Location) -> int:
     """Write the similarity of every place of an index to a query; return the number of map tiles.
 
     The zooms go from 0 to the first at which most places are drawn with their own outlines;
@@ -51,7 +51,8 @@ def write_score_map(searcher: "Searcher", query: "Query", uri: str | Location) -
         The name does not end in .pmtiles.
     """
     check_score_map(uri)
-    layers, like = Layers(searcher), to_text(query.vector)
+    query = blended(searcher, query)
+    layers, like = Layers(searcher), to_text(query.weights)
     places = [(z, x, y) for z in range(layers.deepest + 1) for x, y in layers.tiles(z)]
     with Location.of(uri).staged() as path, path.open("wb") as stream:
         writer = Writer(stream)
@@ -78,11 +79,11 @@ def _header(searcher: "Searcher", deepest: int) -> dict[str, Any]:
     }
 
 
-def _about(query: "Query", deepest: int) -> dict[str, Any]:
+def _about(query: Query, deepest: int) -> dict[str, Any]:
     fields = {"score": "Number"}
     return {
         "name": f"like {query.label}",
-        "description": "Cosine similarity of every place to a query.",
+        "description": "Score of every place for a query.",
         "vector_layers": [
             {"id": name, "fields": more, "minzoom": 0, "maxzoom": deepest}
             for name, more in (

@@ -416,7 +416,7 @@ class IndexBackend:
             "note": query.note,
             "blend": query.blend,
             "learned": query.learned,
-            "like": to_text(query.vector),
+            "like": to_text(query.weights),
         }
 
     def _example(self, version: "_Version", body: AskBody, image: bytes | None) -> list[Query]:

@@ -56,14 +56,13 @@ _SPREAD = (2.0, 98.0)
 
 
 def to_text(vector: npt.ArrayLike) -> str:
-    """Return a query vector (D,) as text for an address: the base64 of float16 values."""
-    halves = np.asarray(vector, dtype=np.float64)
-    halves = halves / np.linalg.norm(halves)
-    return base64.urlsafe_b64encode(halves.astype("<f2").tobytes()).decode().rstrip("=")
+    """Return the weights (D,) of a query as text for an address: the base64 of float16 values."""
+    halves = np.asarray(vector, dtype="<f2")
+    return base64.urlsafe_b64encode(halves.tobytes()).decode().rstrip("=")
 
 
 def from_text(text: str, dimension: int) -> Float64:
-    """Read the text of :func:`to_text` as a query (1, D).
+    """Read the text of :func:`to_text` as the weights (1, D) of a query.
 
     Raises
     ------
@@ -77,7 +76,7 @@ def from_text(text: str, dimension: int) -> Float64:
         raise ConfigError(
             "`like` is not the text of a vector; take it from the answer to a search"
         ) from error
-    return canonical_queries(halves, dimension)
+    return canonical_queries(halves, dimension) * np.linalg.norm(halves.astype(np.float64))
 
 
 class Layers:

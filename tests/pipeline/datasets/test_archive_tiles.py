@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.datasets.archive_tiles import block_of, blocks_kept_apart, side_of_blocks
-from storage.dataset import DatasetWriter, LabelledDataset
+from storage.dataset import LabelledDataset
+from storage.dataset_writer import DatasetWriter
 
 KEYS = [f"epsg32632-10-16/{2003 + 3 * i}/{-30000 + 5 * i}" for i in range(12)]
 

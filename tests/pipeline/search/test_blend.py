@@ -1,28 +1,37 @@
 """The weight between appearance and labels at query time, in indexes that were built once."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
+import skysift
 from pipeline.indexing.driver import build_index
 from pipeline.indexing.spec import IndexSpec
+from pipeline.search.batch import search_many
+from pipeline.search.detections import marked_tiles, suggest
 from pipeline.search.examples import named_example
 from pipeline.search.query import QueryResolver, blended, learn
 from pipeline.search.question import Question
-from pipeline.search.saved import load_search
+from pipeline.search.saved import SavedSearch, load_search
 from pipeline.search.searcher import Searcher
+from pipeline.search.standing import StandingQuery
 from storage.archive.reader import Archive
 from storage.errors import ConfigError
 from storage.index.manifest import read_manifest
+from storage.location import Location
 from storage.parts import Parts
 from tests.support.archive_world import add_scenes, create_archive, live_rows
 from tests.support.command_line import run
+from tests.support.vector_tiles import read_tile
 from workflows.service.app import create_app
 from workflows.service.backend import IndexBackend
+from workflows.service.layers import Layers
 from workflows.service.settings import BackendConfig, Limits
 
 PARTS = Parts(appearance=24, labels=8)
@@ -96,6 +105,64 @@ def test_a_query_without_blend_takes_that_of_the_encoder(folder, rows):
     assert np.isnan(unsaid.closer_than).all()  # pairs are of whole vectors: of a blend of 0.5
     assert np.isfinite(question.blended(0.5).top(5).closer_than).all()
     assert question.blended(1.0).top(5).rows.tolist() != unsaid.rows.tolist()
+
+
+def test_every_door_takes_the_blend_of_the_encoder(folder, rows, tmp_path):
+    index, key, k = folder / "flat", rows["tile_key"][ASKED], 5
+    searcher = Searcher.local(str(index))
+    truth = _truth(rows, ASKED, PARTS.blend)
+    order = np.argsort(-truth)
+    order = order[order != ASKED][:k]
+    least = float(truth[order[-1]]) - 1e-3
+    resolver = QueryResolver(searcher)
+    query = resolver.tile(key)
+    doors: dict[str, list[tuple[int, float]]] = {}
+
+    def told(name: str, hits: list[dict[str, Any]]) -> None:
+        doors[name] = [(hit["row"], hit["score"]) for hit in hits[:k]]
+
+    told("searcher", searcher.answer(query, k).to_arrow().to_pylist())
+    told("places", searcher.answer(query, k, distinct="place").to_arrow().to_pylist())
+    told("by score", searcher.answer(query, min_score=least).to_arrow().to_pylist())
+    told("python", skysift.open(str(index)).like(tile=key).top(k).to_arrow().to_pylist())
+    (batch,) = search_many([query], partial(searcher.answer, k=k), k)
+    told("batch", batch.to_pylist())
+    search = SavedSearch.of(searcher, query, k=k, min_score=least)
+    told("saved", search.answer(searcher).to_arrow().to_pylist())
+    standing = StandingQuery(search, Location(str(tmp_path / "standing")))
+    standing.begin(lambda: None)
+    (event,) = standing.poll(lambda: searcher, searcher.archive.ledger)
+    told("standing", event["hits"])
+    told("suggestions", suggest(searcher, query, k).to_arrow().to_pylist())
+    told("command", run("search", "--index", index, "-k", k, "--tile", key, "--json").data["hits"])
+    out = tmp_path / "each.parquet"
+    each = run("search", "--index", index, "-k", k, "--tile", key, "--each", "--out", out)
+    assert each.code == 0, each.err
+    told("each", pq.read_table(out).to_pylist())
+    backend = IndexBackend(BackendConfig(index_uri=str(index)))
+    client = TestClient(create_app(backend, limits=Limits(rate_per_s=0)), "http://127.0.0.1:8000")
+    answer = client.post("/v1/search", json={"tile": key, "k": k}).json()
+    told("service", answer["hits"])
+
+    scores = dict(zip(rows["row"].tolist(), truth.tolist(), strict=True))
+    for name, found in doors.items():
+        assert [score for _, score in found] == pytest.approx(
+            [scores[row] for row, _ in found], abs=5e-4
+        ), name
+        if name != "suggestions":  # which are not the best hits
+            assert [row for row, _ in found] == rows["row"][order].tolist(), name
+    (own,) = marked_tiles(searcher, blended(searcher, query)).to_pylist()
+    assert own["score"] == pytest.approx(1, abs=5e-4)
+    squares = read_tile(Layers(searcher).scores(answer["like"], (0, 0, 0)))["scores"]
+    assert max(square["score"] for square in squares) == pytest.approx(1, abs=2e-3)
+
+
+def test_a_query_that_was_weighed_is_not_weighed_again(folder, rows):
+    searcher = Searcher.local(str(folder / "flat"))
+    query = QueryResolver(searcher).tile(rows["tile_key"][ASKED])
+    for weighed in (blended(searcher, query, 0.0), replace(query, learned=True)):
+        assert blended(searcher, weighed) is weighed
+        assert searcher.answer(weighed, 3).queries == (weighed,)
 
 
 def test_a_blend_that_does_not_apply_is_refused(folder, rows):

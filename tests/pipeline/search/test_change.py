@@ -113,7 +113,16 @@ def test_vectors_of_two_parts_move_by_the_part_that_the_blend_weighs(tmp_path: P
     assert first(blend=1) == set(range(10))
     assert first(blend=0) == set(range(10, 20))
     assert first() == first(blend=DEFAULT_BLEND) == set(range(10, 20))
-    search = SavedSearch(title="s", encoder_fingerprint=FINGERPRINT, vector=tuple(ground[0]))
+    changed = parts.query(later[0], DEFAULT_BLEND)
+    search = SavedSearch(
+        title="s",
+        encoder_fingerprint=FINGERPRINT,
+        vector=tuple(changed.tolist()),
+        blend=DEFAULT_BLEND,
+        min_score=0.9,  # of the blended score, whose cosine similarity is lower
+    )
+    toward = find_changes(archive, {"before": "2019", "after": "2024"}, search)
+    assert toward.table["tile_key"].to_pylist() == [f"{GRID}/0/0"]
     with pytest.raises(ConfigError, match="'s' has a blend of its own; leave blend out"):
         find_changes(archive, {"before": "2019", "after": "2024", "blend": 1}, search)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from ray.train import WorkerGroupError
 
@@ -24,7 +25,8 @@ from encoders.metrics import random_ranking_metrics, retrieval_metrics
 from pipeline.training.driver import _named, baseline_bundle, train
 from pipeline.training.spec import TrainingJob, TrainingResult, TrainingSpec
 from pipeline.training.worker import TrainingWorker
-from storage.dataset import DatasetWriter, LabelledDataset, read_info
+from storage.dataset import LabelledDataset, read_info
+from storage.dataset_writer import DatasetWriter
 from storage.errors import ConfigError, DivergedError, NotFoundError, SkysiftError
 from storage.location import Location
 from storage.progress import Progress
@@ -115,6 +117,33 @@ def test_a_run_continued_from_any_checkpoint_ends_with_the_same_bundle(dataset, 
         continued = _run(_worker(dataset, tmp_path / name, spec), tmp_path / "kept" / name)
         assert continued == straight
         assert len(_history(tmp_path / name)) == 3
+
+
+def test_the_moving_average_is_what_is_scored_and_saved(dataset, tmp_path: Path):
+    worker = _worker(dataset, tmp_path, replace(SPEC, ema_decay=0.9, eval_every=SPEC.epochs))
+    outcome = _run(worker)
+    saved = load_encoder(str(tmp_path / "bundle"))
+    average = worker.loop.average
+    for name, value in saved.state_dict().items():
+        assert torch.equal(value, average[name]), name
+    data = LabelledDataset.open(dataset)
+    rows = [data.indices(split) for split in ("val", "train")]
+    z_val, z_train = (saved(data.images[part]) for part in rows)
+    scores = retrieval_metrics(z_val, data.labels[rows[0]], z_train, data.labels[rows[1]])
+    assert scores["nDCG@50"] == pytest.approx(outcome["best_metrics"]["nDCG@50"], abs=1e-6)
+    assert outcome["best_epoch"] == SPEC.epochs
+
+
+def test_no_checkpoint_of_a_diverged_run_holds_what_is_not_finite(dataset, tmp_path: Path):
+    # The statistics of batch norm overflow some steps before the loss does.
+    wild = replace(SPEC, learning_rate=1e4, checkpoint_every_steps=1)
+    with pytest.raises(DivergedError):
+        _run(_worker(dataset, tmp_path / "run", wild), keep=tmp_path / "kept")
+    kept = sorted((tmp_path / "kept").iterdir())
+    assert kept
+    for folder in kept:
+        tensors = safetensors.torch.load_file(folder / "tensors.safetensors")
+        assert all(value.isfinite().all() for value in tensors.values()), folder.name
 
 
 def test_checkpoints_are_never_pickles(dataset, tmp_path: Path):

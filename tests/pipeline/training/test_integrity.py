@@ -14,7 +14,8 @@ from encoders.bundle import load_encoder
 from pipeline.training.record import resume_or_return, write_record
 from pipeline.training.spec import TrainingJob, TrainingResult
 from pipeline.training.worker import TrainingWorker
-from storage.dataset import DatasetWriter, read_info
+from storage.dataset import read_info
+from storage.dataset_writer import DatasetWriter
 from storage.errors import ConfigError
 from storage.location import Location
 from tests.support.training_world import SPEC, write_dataset

@@ -11,7 +11,8 @@ from encoders.spec import EncoderSpec
 from pipeline.ingest.driver import ingest, plan_ingest
 from pipeline.ingest.spec import IngestSpec
 from storage.archive.reader import Archive
-from storage.dataset import DatasetWriter, LabelledDataset
+from storage.dataset import LabelledDataset
+from storage.dataset_writer import DatasetWriter
 from storage.raster.writer import write_geotiff
 from storage.scene import CatalogSpec
 from tests.support.command_line import run

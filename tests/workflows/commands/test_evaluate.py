@@ -10,7 +10,8 @@ import pytest
 from encoders.bundle import load_encoder, new_encoder, save_bundle, with_appearance
 from encoders.metrics import retrieval_metrics
 from pipeline.training.driver import baseline_bundle
-from storage.dataset import DatasetWriter, LabelledDataset
+from storage.dataset import LabelledDataset
+from storage.dataset_writer import DatasetWriter
 from tests.support.command_line import run
 from tests.support.training_world import SPEC, write_dataset
 

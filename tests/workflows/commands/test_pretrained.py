@@ -13,17 +13,10 @@ from encoders.backbones.build import build_backbone
 from encoders.bundle import load_encoder
 from encoders.spec import pretrained_folder
 from tests.support.paths import REPOSITORY
+from tests.support.small_vit import SMALL_VIT
 from tests.support.training_world import write_dataset
 
 ID = "someone/small-vit"
-SMALL = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "patch_size": 4,
-    "image_size": 16,
-}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("hub")
     write_dataset(str(place / "set"), rows=60)
     torch.manual_seed(0)
-    network = build_backbone("vit", ["red", "green", "blue"], config=SMALL)
+    network = build_backbone("vit", ["red", "green", "blue"], config=SMALL_VIT)
     network.model.save_pretrained(place / "weights")
     repository = place / "home" / "hub" / f"models--{ID.replace('/', '--')}"
     commit = "0" * 40
