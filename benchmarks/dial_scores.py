@@ -17,14 +17,12 @@ from benchmarks.dial_world import (
     LOSSES,
     Floats,
     Head,
-    Ints,
     Table,
     appearance_part,
     label_part,
     two_parts,
 )
 from benchmarks.results_runs import K
-from encoders.metrics import score_retrieval
 from pipeline.analysis.comparison import (
     FROZEN,
     RANDOM,
@@ -33,9 +31,10 @@ from pipeline.analysis.comparison import (
     above,
     near_duplicates,
     random_vectors,
+    scene_scores_by_query,
     scores_by_query,
 )
-from pipeline.analysis.evaluation import same_group_shares, same_place_recall
+from pipeline.analysis.evaluation import same_place_recall
 from pipeline.analysis.intervals import plain_mean
 from storage.dataset import searched_splits
 
@@ -113,14 +112,16 @@ def twins(table: Table, name: str, split: str) -> NDArray[np.bool_]:
 def by_unseen_class(table: Table, z_ND: Floats, source: str, fold: int) -> dict[str, Values]:
     """Return each column by query: rows of classes left out search all other rows of the set."""
     queries, items = table.unseen(source, fold), table.rows(source)
-    own = np.searchsorted(items, queries)
-    y_QC, y_NC = table.labels_NC[queries], table.labels_NC[items]
-    found = score_retrieval(z_ND[queries], y_QC, z_ND[items], y_NC, K, exclude_self=own, full=False)
-    return {
-        "same scene@1": _same_scene(table, z_ND, queries, items, 1, own),
-        "same scene@10": _same_scene(table, z_ND, queries, items, 10, own),
-        "Jaccard@10": found.by_query["Jaccard@10"],
-    }
+    groups = table.group_N.astype(str)
+    rows = LabelledRows(
+        y_QC=table.labels_NC[queries],
+        y_NC=table.labels_NC[items],
+        counts_C=table.labels_NC[table.rows(source, "train")].sum(0).astype(float),
+        group_Q=groups[queries],
+        group_N=groups[items],
+        exclude_self=np.searchsorted(items, queries),
+    )
+    return scene_scores_by_query(z_ND[queries], z_ND[items], rows)
 
 
 def by_place(table: Table, z_ND: Floats, series: str) -> dict[str, float]:
@@ -130,15 +131,6 @@ def by_place(table: Table, z_ND: Floats, series: str) -> dict[str, float]:
         z_ND[rows], table.group_N[rows].astype(str), table.split_N[rows].astype(str), k=(1, 10)
     )
     return {f"r@{k}": found[f"recall@{k}"] for k in (1, 10)}
-
-
-def _same_scene(
-    table: Table, z_ND: Floats, queries: Ints, items: Ints, k: int, own: Ints | None = None
-) -> Values:
-    groups = table.group_N.astype(str)
-    return same_group_shares(
-        z_ND[queries], groups[queries], z_ND[items], groups[items], k, exclude_self=own
-    )
 
 
 def label_scores(

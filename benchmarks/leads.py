@@ -79,8 +79,6 @@ RANGES: Mapping[str, Mapping[str, tuple[str, Draw]]] = {
     },
 }
 """Ranges of each loss, as text and as draws; the loss is the name up to a comma."""
-GAIN = f"{DEFAULT}, weights that copy nDCG's gain (beta 0, discount 1, DTS off)"
-_GAIN = {"beta": 0.0, "discount": 1.0, "alpha": 0.0, "gamma": 0.0}
 
 
 def drawn(name: str, trials: int = TRIALS) -> list[Run]:
@@ -124,8 +122,7 @@ def search(
             "run": settings,
         }
     runs = {name: Run(**one["run"]) for name, one in found.items()}
-    gain = with_settings(LOSSES[DEFAULT], DEFAULT, _GAIN)
-    runs |= {f"{DEFAULT}, default": LOSSES[DEFAULT], GAIN: gain}
+    runs[f"{DEFAULT}, default"] = LOSSES[DEFAULT]
     tested = scored(
         world, scratch, "test", [s for r in runs.values() for s in seeds(r, count)], jobs
     )

@@ -64,8 +64,11 @@ TRIALS: Mapping[str, list[dict[str, Any]]] = {
     "bce": _grid(learning_rate=(4e-3, 8e-3, 16e-3, 32e-3)),
 }
 
+DEFAULT_ROW = "as it is"
+GAIN = "weights that copy nDCG's gain (beta 0, discount 1, DTS off)"
 ABLATION: Mapping[str, dict[str, Any]] = {
-    "as it is": {},
+    DEFAULT_ROW: {},
+    GAIN: {"beta": 0.0, "discount": 1.0, "gamma": 0.0, "alpha": 0.0},
     "no reweighting (PLR off)": {"reweighting": "none"},
     "single labels instead of label sets": {"reweighting": "labels"},
     "label pairs instead of label sets (beta 1)": {"reweighting": "pairs", "beta": 1.0},

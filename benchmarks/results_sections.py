@@ -34,7 +34,7 @@ def leads(found: Mapping[str, Any]) -> str:
     for name, one in searched.items():
         row = f"{name}, {found['trials']} settings" if "ranges" in one else name
         lines.append(f"| {row} | {' | '.join(_figure(one['test'][c]) for c in columns)} |")
-    lines += ["", *search_verdict(searched), "", *_gain_verdict(searched)]
+    lines += ["", *search_verdict(searched)]
     return "\n".join([*lines, *_splits(found["splits"])])
 
 
@@ -50,19 +50,6 @@ def search_verdict(searched: Mapping[str, Any]) -> list[str]:
         row = f"{name}, searched" if name == "macl" else name
         lines.append(f"- {row}: {told} over the searched baseline; it {met} {100 * BAR:g} in each.")
     return lines
-
-
-def _gain_verdict(searched: Mapping[str, Any]) -> list[str]:
-    """Return the ablation that explains the lead in nDCG, in words."""
-    (name,) = (n for n in searched if "copy" in n)
-    gain, default = (searched[n]["test"] for n in (name, "macl, default"))
-    return [
-        "Where the lead in nDCG@50 comes from: label sets with beta 0 and discount 1 weigh a pair",
-        "by 2^r - 1 for r shared labels, which is the gain that nDCG adds up. Without rarity and",
-        f"temperature scaling such weights reach nDCG@50 {gain['nDCG@50'][0]:.3f} (the default",
-        f"{default['nDCG@50'][0]:.3f}) and rare mAP {gain['rare mAP'][0]:.3f}",
-        f"({default['rare mAP'][0]:.3f}): the weights copy this metric; rarity lifts rare labels.",
-    ]
 
 
 def _splits(sets: Mapping[str, Any]) -> list[str]:

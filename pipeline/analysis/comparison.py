@@ -104,15 +104,41 @@ def scores_by_query(
         **{name: found.by_query[name] for name in ("mAP J>=0.6", "Jaccard@10", "surplus@10")},
     }
     if rows.group_Q is not None and rows.group_N is not None:
-        columns[f"same scene@{SCENE_HITS}"] = same_group_shares(
-            z_QD,
-            rows.group_Q,
-            z_ND,
-            rows.group_N,
-            min(SCENE_HITS, len(rows.y_NC)),
-            exclude_self=rows.exclude_self,
-        )
+        columns[f"same scene@{SCENE_HITS}"] = _same_scene(z_QD, z_ND, rows, SCENE_HITS)
     return columns
+
+
+def scene_scores_by_query(
+    z_QD: ArrayLike, z_ND: ArrayLike, rows: LabelledRows
+) -> dict[str, Values]:
+    """Return how alike the hits of queries are, by query (Q,), for rows that have scene classes.
+
+    Returns
+    -------
+    dict[str, ndarray]
+        ``same scene@1`` and ``same scene@10``, the share of the first hits of the query's scene
+        class, and ``Jaccard@10`` of the labels.
+    """
+    found = score_retrieval(
+        z_QD, rows.y_QC, z_ND, rows.y_NC, SCENE_HITS, exclude_self=rows.exclude_self, full=False
+    )
+    return {
+        **{f"same scene@{k}": _same_scene(z_QD, z_ND, rows, k) for k in (1, SCENE_HITS)},
+        "Jaccard@10": found.by_query["Jaccard@10"],
+    }
+
+
+def _same_scene(z_QD: ArrayLike, z_ND: ArrayLike, rows: LabelledRows, k: int) -> Values:
+    assert rows.group_Q is not None
+    assert rows.group_N is not None
+    return same_group_shares(
+        z_QD,
+        rows.group_Q,
+        z_ND,
+        rows.group_N,
+        min(k, len(rows.y_NC)),
+        exclude_self=rows.exclude_self,
+    )
 
 
 def _rare(rows: LabelledRows, label_ap_QC: Values, label_ap_C: Values) -> Values:
@@ -154,18 +180,22 @@ class Comparison:
     ----------
     by_query
         Columns by query of each vectors, by name: chance first, then `FROZEN`, then the others.
-    is_near_Q
-        Which queries have a nearly equal item, (Q,).
     items
         Number of rows of the database.
+    is_near_Q
+        Which queries have a nearly equal item, (Q,); None where that is not looked at.
     left_out
         Labels that some query has, and that are too few for the means over labels.
+    together_Q
+        Which queries the bootstrap draws together: see
+        :func:`pipeline.analysis.intervals.paired_difference`.
     """
 
     by_query: Mapping[str, ByQuery]
-    is_near_Q: NDArray[np.bool_]
     items: int
-    left_out: Sequence[str]
+    is_near_Q: NDArray[np.bool_] | None = None
+    left_out: Sequence[str] = ()
+    together_Q: NDArray[np.int64] | None = None
 
     @property
     def means(self) -> dict[str, dict[str, float]]:
@@ -180,15 +210,20 @@ class Comparison:
         """How far each own vectors are above `FROZEN` and above `RANDOM`, by a paired bootstrap."""
         others = [name for name in (FROZEN, RANDOM) if name in self.by_query]
         return {
-            name: {other: above(columns, self.by_query[other]) for other in others}
+            name: {other: above(columns, self.by_query[other], self.together_Q) for other in others}
             for name, columns in self.by_query.items()
             if name not in others
         }
 
 
-def above(ours: ByQuery, others: ByQuery) -> dict[str, Difference]:
+def above(
+    ours: ByQuery, others: ByQuery, together_Q: NDArray[np.int64] | None = None
+) -> dict[str, Difference]:
     """Return how far each column of ours is above that of others, by a paired bootstrap."""
-    return {name: paired_difference(values, others[name]) for name, values in ours.items()}
+    return {
+        name: paired_difference(values, others[name], together_Q=together_Q)
+        for name, values in ours.items()
+    }
 
 
 def compare(
@@ -220,5 +255,5 @@ def compare(
     asked_C = rows.y_QC.any(0) & ~rows.scored_C
     left_out = [name for name, is_asked in zip(classes, asked_C, strict=True) if is_asked]
     return Comparison(
-        by_query=by_query, is_near_Q=is_near_Q, items=len(rows.y_NC), left_out=left_out
+        by_query=by_query, items=len(rows.y_NC), is_near_Q=is_near_Q, left_out=left_out
     )

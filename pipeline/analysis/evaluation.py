@@ -129,16 +129,40 @@ def evaluate_labels(
     )
 
 
-def same_place_recall(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamePlace:
+    """Tiles of several scenes that look for their own place in the other scenes.
+
+    Attributes
+    ----------
+    rows
+        Position of each query among the tiles, (Q,).
+    place_Q
+        Number of the place of each query, from 0.
+    scenes
+        Number of scenes.
+    found, chance
+        By depth k: whether one of the first k hits shows the place of the query, 1 or 0 (Q,), and
+        the probability of that in a random order.
+    """
+
+    rows: NDArray[np.int64]
+    place_Q: NDArray[np.int64]
+    scenes: int
+    found: Mapping[int, NDArray[np.float64]]
+    chance: Mapping[int, NDArray[np.float64]]
+
+
+def find_same_place(
     z_ND: ArrayLike,
     tile_keys: Sequence[str] | NDArray[Any],
     scene_ids: Sequence[str] | NDArray[Any],
-    k: Sequence[int] = (1, 5, 10),
+    k: Sequence[int],
     *,
     most_queries: int | None = None,
     seed: int = 0,
-) -> dict[str, float]:
-    """Measure how often a tile finds its own place in other scenes: a ground truth without labels.
+) -> SamePlace:
+    """Let tiles look for their own place in other scenes: a ground truth without labels.
 
     Every tile whose place another scene shows too is a query; the tiles of all other scenes are
     the database. A query succeeds at k when one of its first k hits has its tile key.
@@ -152,13 +176,8 @@ def same_place_recall(
     k
         Numbers of hits looked at.
     most_queries
-        Take at most this many queries, drawn uniformly with ``seed``.
-
-    Returns
-    -------
-    dict[str, float]
-        ``recall@k`` and ``random recall@k`` for each k, ``queries`` and ``scenes``. Recall is NaN
-        when no place occurs in two scenes.
+        Take at most this many queries, drawn uniformly with ``seed``; the draw depends on the tiles
+        and not on their embeddings.
 
     Raises
     ------
@@ -182,10 +201,42 @@ def same_place_recall(
     _, hits_QK = nearest(z_ND[chosen], z_ND, max(k, default=1), groups=(scene_N[chosen], scene_N))
     found_QK = (hits_QK >= 0) & (place_N[hits_QK] == place_N[chosen, None])
     others_Q = len(z_ND) - np.bincount(scene_N)[scene_N[chosen]]
-    result = {"queries": float(len(chosen)), "scenes": float(len(scenes))}
+    return SamePlace(
+        rows=chosen,
+        place_Q=np.unique(place_N[chosen], return_inverse=True)[1].reshape(-1),
+        scenes=len(scenes),
+        found={depth: found_QK[:, :depth].any(1).astype(float) for depth in k},
+        chance={depth: _chance(truths_N[chosen], others_Q, depth) for depth in k},
+    )
+
+
+def same_place_recall(
+    z_ND: ArrayLike,
+    tile_keys: Sequence[str] | NDArray[Any],
+    scene_ids: Sequence[str] | NDArray[Any],
+    k: Sequence[int] = (1, 5, 10),
+    *,
+    most_queries: int | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Measure how often a tile finds its own place in other scenes: see `find_same_place`.
+
+    Returns
+    -------
+    dict[str, float]
+        ``recall@k`` and ``random recall@k`` for each k, ``queries`` and ``scenes``. Recall is NaN
+        when no place occurs in two scenes.
+
+    Raises
+    ------
+    ConfigError
+        When the lengths differ or a k is not positive.
+    """
+    found = find_same_place(z_ND, tile_keys, scene_ids, k, most_queries=most_queries, seed=seed)
+    result = {"queries": float(len(found.rows)), "scenes": float(found.scenes)}
     for depth in k:
-        result[f"recall@{depth}"] = _mean(found_QK[:, :depth].any(1))
-        result[f"random recall@{depth}"] = _mean(_chance(truths_N[chosen], others_Q, depth))
+        result[f"recall@{depth}"] = _mean(found.found[depth])
+        result[f"random recall@{depth}"] = _mean(found.chance[depth])
     return result
 
 

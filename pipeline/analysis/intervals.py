@@ -1,6 +1,7 @@
 """How sure a difference between two rankings of the same queries is: a paired bootstrap.
 
-Shapes: Q queries, M scores of each query (labels, say), B resamples.
+Shapes: Q queries, M scores of each query (labels, say), B resamples, U units that are drawn (the
+queries, or groups of them).
 
 References
 ----------
@@ -28,7 +29,12 @@ class Difference:
 
 
 def paired_difference(
-    ours: ArrayLike, others: ArrayLike, *, resamples: int = 5000, seed: int = 0
+    ours: ArrayLike,
+    others: ArrayLike,
+    *,
+    together_Q: ArrayLike | None = None,
+    resamples: int = 5000,
+    seed: int = 0,
 ) -> Difference:
     """Return how far the mean of some scores is above the mean of others, for the same queries.
 
@@ -40,6 +46,9 @@ def paired_difference(
         A score of each query (Q,), or several (Q, M): the mean over the queries is taken first,
         then the mean over the M. NaN where a query has no score; all three values are NaN when
         none has.
+    together_Q
+        A number of each query from 0 (Q,): queries of one number depend on each other and are drawn
+        together. None: each query alone.
     resamples, seed
         Number of resamples and seed of their draws.
 
@@ -55,23 +64,24 @@ def paired_difference(
     """
     gap_QM = np.asarray(ours, np.float64) - np.asarray(others, np.float64)
     gap_QM = gap_QM.reshape(len(gap_QM), -1)
-    queries, rng = len(gap_QM), np.random.default_rng(seed)
-    mean = float(_weighted_means(gap_QM, np.ones((1, queries)))[0])
+    mean, rng = plain_mean(gap_QM), np.random.default_rng(seed)
     if not np.isfinite(mean):
         return Difference(mean=mean, low=mean, high=mean)
+    unit_Q = np.arange(len(gap_QM)) if together_Q is None else np.asarray(together_Q)
+    units = int(unit_Q.max()) + 1
     drawn = [
-        _weighted_means(gap_QM, _counts(rng.integers(queries, size=(size, queries))))
+        _weighted_means(gap_QM, _counts(rng.integers(units, size=(size, units)))[:, unit_Q])
         for size in np.diff([*range(0, resamples, _CHUNK), resamples])
     ]
     low, high = np.nanpercentile(np.concatenate(drawn), _RANGE)
     return Difference(mean=mean, low=float(low), high=float(high))
 
 
-def _counts(drawn_BQ: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how often each query was drawn by each resample, (B, Q)."""
-    resamples, queries = drawn_BQ.shape
-    cells = drawn_BQ + queries * np.arange(resamples)[:, None]
-    return np.bincount(cells.reshape(-1), minlength=drawn_BQ.size).reshape(drawn_BQ.shape)
+def _counts(drawn_BU: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how often each unit was drawn by each resample, (B, U)."""
+    resamples, units = drawn_BU.shape
+    cells = drawn_BU + units * np.arange(resamples)[:, None]
+    return np.bincount(cells.reshape(-1), minlength=drawn_BU.size).reshape(drawn_BU.shape)
 
 
 def plain_mean(values: ArrayLike) -> float:

@@ -1,18 +1,25 @@
-"""A labelled dataset that a tiny network learns in seconds, and how to train on it."""
+"""A labelled dataset that a tiny network learns in seconds, how to train on it, and an archive."""
 
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from encoders.plugins import Plugin
+from encoders.spec import read_bundle
+from pipeline.ingest.driver import ingest, plan_ingest
+from pipeline.ingest.spec import IngestSpec
 from pipeline.training import driver
 from pipeline.training.spec import TrainingJob, TrainingSpec
 from pipeline.training.worker import TrainingWorker
 from storage.dataset_writer import DatasetWriter
 from storage.location import Location
+from storage.raster.writer import write_geotiff
+from storage.scene import CatalogSpec
 
+TILE_PX = 16
 SPEC = TrainingSpec(
     backbone_options={"width": 8},
     dimension=8,
@@ -37,19 +44,49 @@ def write_dataset(
     rng = np.random.default_rng(0)
     labels = (rng.random((rows, 3)) < 0.4).astype(np.uint8)
     labels[labels.sum(1) == 0, 0] = 1
-    y, x = np.mgrid[:16, :16]
+    y, x = np.mgrid[:TILE_PX, :TILE_PX]
     shift = rng.uniform(0, 6, (3, rows, 1, 1))
     waves = np.stack([np.sin(1.5 * x + shift[0]), np.sin(1.5 * y + shift[1])])
     waves = np.concatenate([waves, np.sin(0.7 * (x + y) + shift[2])[None]])
     contrast = 200 / np.arange(1, len(bands) + 1).reshape(-1, 1, 1)
     images = np.einsum("nk,knhw->nhw", labels, waves)[:, None] * contrast
-    images = images + rng.normal(1000, 40, (rows, len(bands), 16, 16))
+    images = images + rng.normal(1000, 40, (rows, len(bands), TILE_PX, TILE_PX))
     splits = np.where(np.arange(rows) % 5 == 0, "val", "train").tolist()
     splits[rows - test_rows :] = ["test"] * test_rows
     with DatasetWriter(uri, bands=bands, classes=("a", "b", "c"), resolution_m=10.0) as writer:
         source = [str(i) for i in range(rows)]
         writer.append(images.astype(np.float32), labels, {"source": source, "split": splits})
         writer.finish()
+
+
+def ingest_two_dates(folder: Path, side: int) -> None:
+    """Make ``archive`` by ``bundle``: the same ground at two dates, the second one brighter.
+
+    Tiles differ by the level and the roughness of their bands; ``side`` of them make a row.
+    """
+    spec = read_bundle(str(folder / "bundle")).spec
+    rng, scenes = np.random.default_rng(0), folder / "scenes"
+    scenes.mkdir()
+    shape = len(spec.bands), side, side
+    level = rng.uniform(600, 1400, shape).repeat(TILE_PX, 1).repeat(TILE_PX, 2)
+    rough = rng.uniform(0, 300, shape).repeat(TILE_PX, 1).repeat(TILE_PX, 2)
+    for date, light in (("20230501", 1.0), ("20240501", 1.5)):
+        ground = level + rough * rng.normal(size=level.shape)
+        write_geotiff(
+            str(scenes / f"site_{date}.tif"),
+            (ground * light).clip(1, 9999).astype(np.uint16),
+            "EPSG:32632",
+            (10, 0, 160 * 2000, 0, -10, 160 * 30000),
+            nodata=0,
+            block_px=128,
+            descriptions=spec.bands,
+        )
+    plan = IngestSpec(
+        catalog=CatalogSpec(source=str(scenes / "*.tif")),
+        encoder_uri=str(folder / "bundle"),
+        archive_uri=str(folder / "archive"),
+    )
+    ingest(plan_ingest(plan), local=True)
 
 
 def train_here() -> None:

@@ -13,8 +13,10 @@ from workflows.console import ProgressView, format_pairs, format_table
 if TYPE_CHECKING:
     from encoders.bundle import Encoder
     from encoders.ranking import Floats
-    from pipeline.analysis.evaluation import LabelEvaluation
-    from pipeline.datasets.score import DatasetScores
+    from pipeline.analysis.evaluation import LabelEvaluation, Vectors
+    from pipeline.datasets.score import Compared, DatasetScores
+    from storage.archive.reader import Archive
+    from storage.dataset import LabelledDataset
     from storage.parts import Parts
 
 T = TypeVar("T")
@@ -25,7 +27,7 @@ T = TypeVar("T")
     cls=Verb,
     example="""
     skysift evaluate --dataset work/aid/dataset --encoder work/aid/run/bundle
-    skysift evaluate -r aid --report report.html --per-query queries.csv --also work/ucm
+    skysift evaluate -r aid --report report.html --also work/ucm --places work/archive
     skysift evaluate --dataset work/aid/dataset --backbone dinov2 --pretrained facebook/dinov2-small
     skysift evaluate -r naip-series --same-place
     skysift evaluate --archive work/archive""",
@@ -55,6 +57,13 @@ T = TypeVar("T")
     "domain; repeatable.",
 )
 @click.option(
+    "--places",
+    multiple=True,
+    metavar="URI",
+    help="Archive of several dates, whose tiles look for their own ground on the other dates, by "
+    "this encoder; repeatable.",
+)
+@click.option(
     "--report",
     metavar="URI",
     help="Write a page: the encoder beside its backbone's features and random vectors, with "
@@ -72,6 +81,7 @@ def evaluate(
     archive_labels: bool,
     blends: tuple[float, ...],
     also: tuple[str, ...],
+    places: tuple[str, ...],
     report: str | None,
     per_query: str | None,
 ) -> None:
@@ -84,15 +94,17 @@ def evaluate(
     scored at several blends.
 
     With --report or --per-query the encoder is also compared, query by query, with the features of
-    its backbone before the head and with random vectors.
+    its backbone before the head and with random vectors: on each dataset; for queries of scene
+    classes that training never had, where the encoder's own dataset is among them; and on the
+    archives of --places.
     """
     on_dataset = not (same_place or archive_labels or run.recipe.dataset.uri is None)
     if on_dataset:
-        _dataset_labels(run, blends, also, report, per_query)
-    elif also or report or per_query:
+        _dataset_labels(run, blends, (also, places), report, per_query)
+    elif also or places or report or per_query:
         raise ConfigError(
-            "evaluate: --also, --report and --per-query are for a labelled dataset; give --dataset "
-            "and leave out --same-place and --archive-labels"
+            "evaluate: --also, --places, --report and --per-query are for a labelled dataset; give "
+            "--dataset and leave out --same-place and --archive-labels"
         )
     elif same_place:
         _by_place(run, blends)
@@ -170,50 +182,118 @@ def _archive_labels(run: Run, blends: Sequence[float]) -> None:
 def _dataset_labels(
     run: Run,
     blends: Sequence[float],
-    also: Sequence[str],
+    beside: tuple[Sequence[str], Sequence[str]],
     report: str | None,
     per_query: str | None,
 ) -> None:
+    """Score the dataset, and beside it further datasets and archives by place."""
     from pipeline.analysis.evaluation import blends_to_score
-    from pipeline.datasets.score import score_dataset
+    from storage.archive.reader import Archive
+    from storage.dataset import LabelledDataset
 
-    uris = [run.need_path("dataset.uri"), *map(run.location, also)]
+    also, places = beside
     if per_query is not None:
         from storage.formats import check_rows_format
 
         check_rows_format(per_query)
+    uris = [run.need_path("dataset.uri"), *map(run.location, also)]
     source, encoder = _encoder(run)
     ways = blends_to_score(encoder.spec.parts, blends)
-    section = run.recipe.evaluate
-    with ProgressView() as progress:
-        scores = [
-            score_dataset(
-                encoder,
-                uri,
-                ways,
-                split=section.split,
-                k=section.k,
-                compared=report is not None or per_query is not None,
-                progress=progress,
-            )
-            for uri in uris
-        ]
-    written = _write(run, scores, source, encoder.fingerprint, report, per_query)
+    datasets = {str(uri): LabelledDataset.open(uri) for uri in uris}
+    archives = [Archive.open(run.location(uri)) for uri in places]
+    scores = _scored(run, encoder, ways, datasets, report is not None or per_query is not None)
+    by_place = _scored_by_place(run, encoder, ways, archives)
+    written = _write(run, scores, by_place, (source, encoder.fingerprint), report, per_query)
     facts = {
         "dataset": str(uris[0]),
         "encoder": source,
         "fingerprint": encoder.fingerprint,
-        "split": section.split,
+        "split": run.recipe.evaluate.split,
     }
-    found = [_result(one, encoder.spec.parts) for one in scores]
-    data, lines = found[0]
-    for (_, table), one in zip(found[1:], scores[1:], strict=True):
-        lines = [*lines, "", f"{one.uri}:", *table]
-    more = {"also": {one.uri: data for one, (data, _) in zip(scores[1:], found[1:], strict=True)}}
+    data, lines = _results(scores, by_place, encoder.spec.parts)
     run.show(
-        {**facts, **data, **(more if also else {}), **written},
+        {**facts, **data, **written},
         [*lines, *([""] if written else []), *format_pairs(written)],
     )
+
+
+def _scored(
+    run: Run,
+    encoder: "Encoder",
+    ways: "Mapping[str, Vectors]",
+    datasets: "Mapping[str, LabelledDataset]",
+    compared: bool,
+) -> "list[DatasetScores]":
+    """Return the scores on each dataset, compared with other vectors where that is asked for."""
+    from pipeline.datasets.score import score_dataset
+    from pipeline.datasets.unseen import learned_classes
+
+    section, learned = run.recipe.evaluate, learned_classes(encoder, datasets.values())
+    with ProgressView() as progress:
+        return [
+            score_dataset(
+                encoder,
+                dataset,
+                uri,
+                ways,
+                split=section.split,
+                k=section.k,
+                compared=compared,
+                learned=learned,
+                progress=progress,
+            )
+            for uri, dataset in datasets.items()
+        ]
+
+
+def _scored_by_place(
+    run: Run, encoder: "Encoder", ways: "Mapping[str, Vectors]", archives: "Sequence[Archive]"
+) -> "list[Compared]":
+    """Return the scores of the same place on another date, on each archive."""
+    if not archives:
+        return []
+    from pipeline.datasets.place_scores import PlaceQueries, score_places
+    from pipeline.training.spec import TrainingSpec
+    from workflows.recipe.sections import spec_from
+
+    section, rules = run.recipe.evaluate, spec_from(TrainingSpec, run.recipe.training)
+    queries = PlaceQueries(
+        depths=section.same_place_k, most=section.most_queries, seed=section.seed
+    )
+    with ProgressView() as progress:
+        return [
+            score_places(encoder, archive, ways, rules, queries, progress) for archive in archives
+        ]
+
+
+def _results(
+    scores: "Sequence[DatasetScores]", by_place: "Sequence[Compared]", parts: "Parts | None"
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the scores as plain values, and as tables for people."""
+    from workflows.report.evaluation import comparison_facts
+
+    (data, lines), *further = [_result(one, parts) for one in scores]
+    if further:
+        uris = [one.uri for one in scores[1:]]
+        data["also"] = dict(zip(uris, (each for each, _ in further), strict=True))
+        for uri, (_, table) in zip(uris, further, strict=True):
+            lines = [*lines, "", f"{uri}:", *table]
+    if by_place:
+        data["places"] = {found.uri: comparison_facts(found) for found in by_place}
+        for found in by_place:
+            lines = [*lines, "", f"{found.uri}:", *_place_table(found)]
+    return data, lines
+
+
+def _place_table(found: "Compared") -> list[str]:
+    means = found.comparison.means
+    columns = next(iter(means.values()))
+    rows = [[column, *(each[column] for each in means.values())] for column in columns]
+    return [
+        *format_table(["metric", *means], rows),
+        "",
+        f"{len(found):,} queries, {found.note}",
+    ]
 
 
 def _result(scores: "DatasetScores", parts: "Parts | None") -> tuple[dict[str, Any], list[str]]:
@@ -221,29 +301,35 @@ def _result(scores: "DatasetScores", parts: "Parts | None") -> tuple[dict[str, A
     from workflows.report.evaluation import comparison_facts
 
     data, lines = _shown(parts, scores.by_blend)
-    return data | ({"comparison": comparison_facts(scores)} if scores.comparison else {}), lines
+    further = {"comparison": scores.compared, "classes_left_out": scores.unseen}
+    facts = {name: comparison_facts(found) for name, found in further.items() if found is not None}
+    return data | facts, lines
 
 
 def _write(
     run: Run,
     scores: "Sequence[DatasetScores]",
-    encoder: str,
-    fingerprint: str,
+    by_place: "Sequence[Compared]",
+    encoder: tuple[str, str],
     report: str | None,
     per_query: str | None,
 ) -> dict[str, str]:
-    """Write the page and the table of queries that are asked for, and return where they are."""
+    """Write the page and the table of queries that are asked for, and return where they are.
+
+    ``encoder`` is the encoder's name and fingerprint.
+    """
+    if report is None and per_query is None:
+        return {}
     from storage.formats import write_rows
-    from workflows.report.evaluation import evaluation_report, query_rows
+    from workflows.report.evaluation import evaluation_report, query_rows, sections_of
     from workflows.report.html import write_report
 
-    written = {}
+    sections, written = sections_of(scores, by_place, run.recipe.evaluate.split), {}
     if report is not None:
-        page = evaluation_report(scores, encoder, fingerprint, run.recipe.evaluate.split)
-        write_report(page, run.location(report))
+        write_report(evaluation_report(sections, *encoder), run.location(report))
         written["report"] = report
     if per_query is not None:
-        write_rows(query_rows(scores), run.location(per_query))
+        write_rows(query_rows(sections), run.location(per_query))
         written["queries"] = per_query
     return written
 

@@ -115,6 +115,21 @@ def test_an_interval_of_a_difference_is_that_of_its_queries():
     assert (found.mean - found.low, found.high - found.mean) == pytest.approx((half, half), rel=0.1)
 
 
+def test_queries_that_depend_on_each_other_are_drawn_together():
+    """Repeating each query makes nothing surer."""
+    rng = np.random.default_rng(0)
+    scores, place = rng.normal(size=50), np.arange(50)
+    once = paired_difference(scores, np.zeros(50))
+    again = paired_difference(
+        scores.repeat(4), np.zeros(200), together_Q=rng.permutation(place).repeat(4)
+    )
+    assert (again.mean, again.low, again.high) == pytest.approx(
+        (once.mean, once.low, once.high), rel=0.1
+    )
+    alone = paired_difference(scores.repeat(4), np.zeros(200))
+    assert alone.high - alone.low < 0.6 * (once.high - once.low)
+
+
 def test_a_difference_of_labels_is_the_mean_over_labels():
     ours = np.array([[1.0, np.nan], [0.5, np.nan], [np.nan, 0.25]])
     found = paired_difference(ours, np.zeros_like(ours))

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from encoders.bundle import load_encoder, new_encoder, save_bundle, with_appearance
+from encoders.bundle import Encoder, load_encoder, new_encoder, save_bundle, with_appearance
 from encoders.metrics import retrieval_metrics
 from pipeline.training.driver import baseline_bundle
 from storage.dataset import LabelledDataset
 from storage.dataset_writer import DatasetWriter
 from tests.support.command_line import run
-from tests.support.training_world import SPEC, write_dataset
+from tests.support.training_world import SPEC, ingest_two_dates, write_dataset
 
 SPLITS = ["train"] * 60 + ["val"] * 30 + ["test"] * 20 + ["train"] * 10
 
@@ -98,32 +98,56 @@ def test_a_report_compares_the_encoder_with_its_features_query_by_query(
         labels = plain.labels.copy()
         labels[:, 2] = np.arange(120) == 100
         labels[:, 0] |= labels.sum(1) == 0
-        writer.append(np.asarray(plain.images), labels, rows | {"group": ["town", "sea"] * 60})
-        writer.finish()
-    page, table = tmp_path / "page.html", tmp_path / "queries.csv"
-    wanted = ("--also", tmp_path / "other", "--report", page, "--per-query", table)
+        groups = ["town", "sea"] * 40 + ["town", "dam"] * 20
+        writer.append(np.asarray(plain.images), labels, rows | {"group": groups})
+        digest = writer.finish().digest
+    ingest_two_dates(world, 6)
+    page, table = tmp_path / "page.html", tmp_path / "queries.parquet"
+    other, archive = tmp_path / "other", world / "archive"
+    wanted = ("--also", other, "--places", archive, "--report", page, "--per-query", table)
     bundle = load_encoder(str(world / "bundle"))
-    spec = replace(bundle.spec, dimension=8, head={"kind": "mlp"})
-    save_bundle(new_encoder(spec, seed=1), str(tmp_path / "headed"))
+    spec = replace(bundle.spec, dimension=8, head={"kind": "mlp"}, training={"dataset": digest})
+    headed = Encoder(spec, bundle.backbone, new_encoder(spec, seed=1).head).eval()
+    save_bundle(headed, str(tmp_path / "headed"))
     place = ("--dataset", world / "set", "--encoder", tmp_path / "headed")
     found = run("evaluate", *place, *wanted, "--json").data
-    other = found["also"][str(tmp_path / "other")]
-    assert other["comparison"]["labels_left_out"] == ["rare"]
-    scored = found["comparison"]["vectors"]
+    scored, beside = found["comparison"]["vectors"], found["also"][str(other)]
     assert list(scored) == ["random vectors", "frozen features", "encoder"]
     assert scored["encoder"]["nDCG@50"] == pytest.approx(found["metrics"]["nDCG@50"], abs=1e-6)
-    assert "same scene@10" in other["comparison"]["vectors"]["encoder"]
+    assert beside["comparison"]["labels_left_out"] == ["rare"]
+    assert "same scene@10" in beside["comparison"]["vectors"]["encoder"]
     assert "same scene@10" not in scored["encoder"]
-    queries = pd.read_csv(table)
-    assert len(queries) == 3 * (20 + 40)
-    own = queries[(queries["vectors"] == "encoder") & (queries["dataset"] == str(world / "set"))]
-    assert own["row"].tolist() == list(range(90, 110))
-    assert own["nDCG@50"].mean() == pytest.approx(found["metrics"]["nDCG@50"], abs=1e-6)
+
+    left_out = beside["classes_left_out"]
+    assert (left_out["queries"], left_out["items"]) == (20, 119)
+    dams = np.arange(81, 120, 2)
+    for name, z in (("encoder", headed(plain.images)), ("frozen features", bundle(plain.images))):
+        alike = z[dams] @ z.T
+        alike[np.arange(20), dams] = -2
+        first = np.isin(alike.argmax(1), dams).mean()
+        assert left_out["vectors"][name]["same scene@1"] == pytest.approx(first)
+
+    (series,) = found["places"].values()
+    own = run("evaluate", "--archive", archive, "--same-place", "--json").data
+    assert series["queries"] == own["queries"] == 72
+    for k in (1, 10):  # the archive holds the features
+        assert series["vectors"]["frozen features"][f"same place@{k}"] == own[f"recall@{k}"]
+    assert list(series["differences"]["encoder"]) == ["frozen features", "random vectors"]
+
+    queries = pd.read_parquet(table)
+    assert len(queries) == 3 * (20 + 40 + 20 + 72)
+    mine = queries[(queries["vectors"] == "encoder") & (queries["dataset"] == str(world / "set"))]
+    assert mine["row"].tolist() == list(range(90, 110))
+    assert mine["nDCG@50"].mean() == pytest.approx(found["metrics"]["nDCG@50"], abs=1e-6)
     text = page.read_text()
-    assert all(
-        name in text for name in (*scored, str(tmp_path / "other"), "Labels too few to score: rare")
+    said = (
+        *scored,
+        "Labels too few to score: rare",
+        "no scene class of the name: dam",
+        "36 places",
     )
-    gap = found["comparison"]["differences"]["encoder"]["frozen features"]["nDCG@50"]
+    assert all(words in text for words in (*said, "The dataset has no scene classes"))
+    gap = series["differences"]["encoder"]["frozen features"]["same place@1"]
     assert f"[{gap['low']:+.3f}, {gap['high']:+.3f}]" in text
 
 

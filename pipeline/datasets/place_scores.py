@@ -1,0 +1,152 @@
+"""Whether tiles of an archive find their own ground on another date, by any encoder.
+
+The vectors of an archive are those of one encoder. To compare an encoder with its backbone's
+features, the tiles are read from their scenes again. Which acquisitions count is decided as for
+the pairs of a training, by its settings.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from encoders.bundle import Encoder
+from pipeline.analysis.comparison import Comparison
+from pipeline.analysis.evaluation import SamePlace, Vectors, find_same_place
+from pipeline.datasets.archive_tiles import ArchiveTiles, append_tiles
+from pipeline.datasets.embed import embed_images
+from pipeline.datasets.score import Compared, side_by_side
+from pipeline.training.places import mined
+from pipeline.training.spec import TrainingSpec
+from storage.archive.reader import Archive
+from storage.dataset import DatasetWriter, LabelledDataset
+from storage.errors import EncoderMismatchError
+from storage.progress import ProgressSink, ignore
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlaceQueries:
+    """How many tiles look for their place, and how deep.
+
+    Attributes
+    ----------
+    depths
+        Numbers of hits looked at.
+    most, seed
+        Largest number of queries, and seed of their draw.
+    """
+
+    depths: Sequence[int] = (1, 5, 10)
+    most: int = 2000
+    seed: int = 0
+
+
+def check_same_tiles(encoder: Encoder, archive: Archive) -> None:
+    """Check that an archive's tiles are such as an encoder takes.
+
+    Raises
+    ------
+    EncoderMismatchError
+        The archive has other bands or tiles of another size.
+    """
+    ours, theirs = (encoder.bands, encoder.tile_px), (archive.spec.bands, archive.spec.tile_px)
+    if ours != theirs:
+        raise EncoderMismatchError(
+            f"archive {archive.uri} has bands {', '.join(theirs[0])} and tiles of {theirs[1]} px, "
+            f"the encoder takes {', '.join(ours[0])} and {ours[1]} px; choose a matching pair"
+        )
+
+
+def score_places(
+    encoder: Encoder,
+    archive: Archive,
+    ways: Mapping[str, Vectors],
+    rules: TrainingSpec,
+    queries: PlaceQueries,
+    progress: ProgressSink = ignore,
+) -> Compared:
+    """Score how often a tile of an archive finds its own place in the other scenes, by query.
+
+    Parameters
+    ----------
+    encoder, archive
+        The encoder, and an archive of several dates with tiles such as it takes.
+    ways
+        See :func:`pipeline.analysis.evaluation.blends_to_score`.
+    rules
+        Which acquisitions count: see :func:`pipeline.training.places.mined`.
+    queries
+        How many of them are queries, and how deep they look. A resample of the bootstrap draws
+        places, since the acquisitions of a place depend on each other.
+
+    Raises
+    ------
+    ConfigError, EncoderMismatchError, SceneError
+        The archive has too few places, or other bands or tiles; or no scene can be read.
+    """
+    check_same_tiles(encoder, archive)
+    with tempfile.TemporaryDirectory(prefix="skysift-places-") as folder:
+        left_out = _write(archive, encoder, rules, folder, progress)
+        tiles = LabelledDataset.open(folder)
+        features = embed_images(
+            encoder, tiles, np.arange(len(tiles)), projected=False, progress=progress
+        )
+    vectors = encoder.projected(features)
+    weighted = {blend: weigh(vectors) for blend, weigh in ways.items()}
+    frozen = None if encoder.spec.head.get("kind") == "identity" else features
+    found = {
+        name: find_same_place(
+            z,
+            tiles.rows["tile_key"].to_numpy(str),
+            tiles.rows["scene"].to_numpy(str),
+            queries.depths,
+            most_queries=queries.most,
+            seed=queries.seed,
+        )
+        for name, z in side_by_side(frozen, weighted).items()
+    }
+    return _compared(archive, tiles, found, left_out)
+
+
+def _write(
+    archive: Archive, encoder: Encoder, rules: TrainingSpec, folder: str, progress: ProgressSink
+) -> dict[str, str]:
+    """Write the acquisitions as a dataset; return the scenes left out, by reason."""
+    columns = archive.read(mined(archive, rules), [field.name for field in fields(ArchiveTiles)])
+    tiles = ArchiveTiles(**columns)
+    with DatasetWriter(
+        folder,
+        bands=encoder.bands,
+        classes=("place",),
+        normalisation=(encoder.spec.band_mean, encoder.spec.band_std),
+    ) as writer:
+        labels = np.zeros((len(tiles), 1), np.uint8)
+        left_out = append_tiles(writer, archive, tiles, labels, {}, progress)
+        writer.finish()
+    return left_out
+
+
+def _compared(
+    archive: Archive,
+    tiles: LabelledDataset,
+    found: Mapping[str, SamePlace],
+    left_out: Mapping[str, str],
+) -> Compared:
+    """Return the scores of several vectors for the same queries."""
+    first = next(iter(found.values()))
+    places = tiles.rows["tile_key"].nunique()
+    missing = "".join(f" Scene {name} is left out: {why}." for name, why in left_out.items())
+    return Compared(
+        uri=archive.uri,
+        sources=tiles.rows["source"].to_numpy(str)[first.rows],
+        comparison=Comparison(
+            by_query={
+                name: {f"same place@{k}": values for k, values in one.found.items()}
+                for name, one in found.items()
+            },
+            items=len(tiles),
+            together_Q=first.place_Q,
+        ),
+        note=f"{places:,} places in {first.scenes} scenes.{missing}",
+    )
