@@ -33,7 +33,8 @@ def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.
         ``{"kind": "mlp", "hidden": 512}`` (linear, ReLU, linear), ``{"kind": "linear"}`` (a single
         linear layer, as returned by `principal_head`), ``{"kind": "identity"}`` (the features) or
         ``{"kind": "parts", "appearance": 128, "labels": 64, "blend": 0.2, "head": {...}}`` (a
-        `TwoParts`, whose label head has the options ``head``).
+        `TwoParts`, whose label head has the options ``head``; with ``"places": {...}`` its first
+        head has these options and has learned places, else it is linear).
 
     Raises
     ------
@@ -60,13 +61,14 @@ def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.
             )
         return nn.Identity()
     if kind == "parts":
-        appearance = nn.Linear(features, options["appearance"])
+        first = options.get("places", {"kind": "linear"})
+        appearance = build_head(features, options["appearance"], first)
         return TwoParts(appearance, build_head(features, options["labels"], options["head"]))
     raise ConfigError(f"no head is called {kind!r}; choose mlp, linear or identity")
 
 
 class TwoParts(nn.Module):
-    """Two heads side by side, each of unit length: appearance first, then labels.
+    """Two heads side by side, each of unit length: appearance or places first, then labels.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
 """A projection head trained on features in memory, in seconds and without a cluster.
 
-For measurements: whether soft labels pay (`pipeline.datasets.extend`) and how losses compare
-(`benchmarks.results`). The loop, the losses and the sampler are those of every training.
+`learned_vectors` is for measurements: whether soft labels pay (`pipeline.datasets.extend`) and how
+losses compare (`benchmarks.results`). Its loop, losses and sampler are those of every training.
+`place_head` is the first of two parts (`pipeline.training.place_part`).
 
 Shapes: N rows, n training rows, F features, D dimension, C labels.
 """
@@ -9,18 +10,25 @@ Shapes: N rows, n training rows, F features, D dimension, C labels.
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from encoders.backbones.stem import Backbone
 from encoders.bundle import Encoder
 from encoders.loop import TrainingLoop, TrainingRows
 from encoders.losses import build_loss
 from encoders.losses.statistics import LabelStatistics
-from encoders.places import PlaceRows
+from encoders.places import PlaceRows, place_loss
 from encoders.projection import build_head
 from encoders.spec import EncoderSpec, LoopSpec
 from storage.dataset import hard_labels
 
 Floats = NDArray[np.float32]
+HIDDEN = 512
+"""Width of the middle layer of a head."""
+STEPS = 360
+"""Steps of a training of a head."""
 
 
 class FrozenFeatures(Backbone):
@@ -53,7 +61,7 @@ def learned_vectors(
     labels_nC: NDArray[np.uint8] | Floats,
     *,
     seed: int = 0,
-    steps: int = 360,
+    steps: int = STEPS,
     batch_size: int = 256,
     loss: str = "macl",
     places: PlaceRows | None = None,
@@ -81,7 +89,7 @@ def learned_vectors(
         initial_seed=seed,
     )
     data = TrainingRows(inputs=features_NF, rows=rows, labels=labels_nC)
-    encoder = head_encoder(features_NF.shape[1], dimension, 512, seed)
+    encoder = head_encoder(features_NF.shape[1], dimension, HIDDEN, seed)
 
     def settings(epochs: int) -> LoopSpec:
         return LoopSpec(epochs=epochs, batch_size=batch_size, seed=seed, freeze_backbone=True)
@@ -93,3 +101,37 @@ def learned_vectors(
         for _ in loop.run_epoch():
             pass
     return loop.embed(np.arange(len(features_NF)))
+
+
+def place_head(
+    places: PlaceRows, dimension: int, *, seed: int = 0, steps: int = STEPS
+) -> nn.Module:
+    """Train a head on pairs of places alone, without labels.
+
+    Parameters
+    ----------
+    places
+        Pairs of places, whose inputs are features.
+    dimension
+        Length of a vector, D.
+    seed
+        Seed of the weights and of the pairs.
+    steps
+        Steps of AdamW, whose rate of 1e-3 falls to zero along a cosine.
+
+    Returns
+    -------
+    torch.nn.Module
+        The head `encoders.projection.build_head` makes from ``{"kind": "mlp", "hidden": 512}``.
+    """
+    encoder = head_encoder(places.inputs.shape[1], dimension, HIDDEN, seed)
+    optimizer = AdamW(encoder.head.parameters(), lr=1e-3, weight_decay=0.01)
+    schedule = CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        pair = (torch.from_numpy(places.inputs[rows]) for rows in places.draw(seed, step))
+        one, other = map(encoder.project, pair)
+        optimizer.zero_grad()
+        place_loss(one, other).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    return encoder.head

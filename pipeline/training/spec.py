@@ -63,8 +63,8 @@ class TrainingSpec(LoopSpec):
     loss_options
         Options of that loss.
     place_pairs
-        Archive of several dates of the same ground, whose pairs of acquisitions of a tile are a
-        second loss; None for none.
+        Archive, or catalog of scenes, of several dates of the same ground, whose pairs of
+        acquisitions of a tile are a second loss; None for none.
     place_weight
         Weight of that loss.
     place_batch
