@@ -440,15 +440,13 @@ def with_appearance(
     """
     require_one_part(encoder.spec)
     appearance = principal_head(features_NF, dimension, HALF_WHITENING, centred=False)
-    return _with_first_part(encoder, appearance, dimension, blend)
+    return _with_first_part(encoder, appearance, blend)
 
 
 def with_places(
     encoder: Encoder,
-    places: nn.Module,
-    options: Mapping[str, Any],
+    places: nn.Linear,
     learned: Mapping[str, Any],
-    dimension: int,
     blend: float = PLACE_BLEND,
 ) -> Encoder:
     """Return an encoder of two parts: a head that has learned places, and the encoder's head.
@@ -457,13 +455,12 @@ def with_places(
     ----------
     encoder
         Encoder of one part.
-    places, options
-        Head from the backbone's features to ``dimension`` values, and its options for
-        :func:`encoders.projection.build_head`.
+    places
+        Layer from the backbone's features to the place part.
     learned
         Provenance of the pairs, stated as ``places`` of the training.
-    dimension, blend
-        As for `with_appearance`.
+    blend
+        Weight of the place part in a query that names none, from 0 to 1.
 
     Raises
     ------
@@ -473,7 +470,7 @@ def with_places(
     require_one_part(encoder.spec)
     told = replace(encoder.spec, training={**encoder.spec.training, "places": dict(learned)})
     encoder = Encoder(told, encoder.backbone, encoder.head)
-    return _with_first_part(encoder, places, dimension, blend, places=dict(options))
+    return _with_first_part(encoder, places, blend)
 
 
 def require_one_part(spec: EncoderSpec) -> None:
@@ -488,13 +485,11 @@ def require_one_part(spec: EncoderSpec) -> None:
         raise ConfigError("encoder: it has two parts already; give the one that they were made of")
 
 
-def _with_first_part(
-    encoder: Encoder, first: nn.Module, dimension: int, blend: float, **options: Any
-) -> Encoder:
+def _with_first_part(encoder: Encoder, first: nn.Linear, blend: float) -> Encoder:
     spec = encoder.spec
-    parts = Parts(appearance=dimension, labels=spec.dimension, blend=blend)
-    head = {"kind": "parts", **asdict(parts), "head": dict(spec.head), **options}
-    spec = replace(spec, head=head, dimension=parts.dimension)
+    parts = Parts(appearance=first.out_features, labels=spec.dimension, blend=blend)
+    options = {"kind": "parts", **asdict(parts), "head": dict(spec.head)}
+    spec = replace(spec, head=options, dimension=parts.dimension)
     return Encoder(spec, encoder.backbone, TwoParts(first, encoder.head)).eval()
 
 

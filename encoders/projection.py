@@ -33,8 +33,7 @@ def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.
         ``{"kind": "mlp", "hidden": 512}`` (linear, ReLU, linear), ``{"kind": "linear"}`` (a single
         linear layer, as returned by `principal_head`), ``{"kind": "identity"}`` (the features) or
         ``{"kind": "parts", "appearance": 128, "labels": 64, "blend": 0.2, "head": {...}}`` (a
-        `TwoParts`, whose label head has the options ``head``; with ``"places": {...}`` its first
-        head has these options and has learned places, else it is linear).
+        `TwoParts`, whose label head has the options ``head``).
 
     Raises
     ------
@@ -61,8 +60,7 @@ def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.
             )
         return nn.Identity()
     if kind == "parts":
-        first = options.get("places", {"kind": "linear"})
-        appearance = build_head(features, options["appearance"], first)
+        appearance = nn.Linear(features, options["appearance"])
         return TwoParts(appearance, build_head(features, options["labels"], options["head"]))
     raise ConfigError(f"no head is called {kind!r}; choose mlp, linear or identity")
 

@@ -98,14 +98,13 @@ class EncoderSpec:
         """The parts of a vector, which the options of a head of two parts state; else None."""
         if self.head.get("kind") != "parts":
             return None
-        others = ("kind", "head", "places")
-        stated = {name: value for name, value in self.head.items() if name not in others}
+        stated = {name: value for name, value in self.head.items() if name not in ("kind", "head")}
         return as_spec(Parts, stated, "encoder.head")
 
     @property
     def first_part(self) -> Literal["appearance", "places"]:
         """What the first of two parts is: what the backbone sees, or places that were learned."""
-        return "places" if "places" in self.head else "appearance"
+        return "places" if "places" in self.training else "appearance"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

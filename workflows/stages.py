@@ -21,7 +21,6 @@ from pipeline.datasets.spec import SoftLabelSpec, SuggestSpec
 from pipeline.indexing.spec import IndexSpec
 from pipeline.ingest.spec import IngestPlan, IngestReport, IngestSpec
 from pipeline.runtime.cluster import joins_cluster, ray_session
-from pipeline.training.spec import TrainingSpec
 from storage.errors import ConfigError, NotFoundError
 from storage.location import Location
 from storage.progress import EventSink, ignore
@@ -549,12 +548,17 @@ class Stages(ABC):
         """
         from encoders.bundle import save_bundle
         from pipeline.training.driver import train
-        from workflows.two_parts import made_of_run, place_source, require_fitting_width
+        from workflows.two_parts import (
+            made_of_run,
+            place_source,
+            require_fitting_width,
+            training_spec,
+        )
 
         dataset, output = self.need_path("dataset.uri"), self.need("training.output")
         section = self.recipe.training
         self._check_pretrained("training.pretrained")
-        spec, source = spec_from(TrainingSpec, section), None
+        spec, source = training_spec(section), None
         if section.place_pairs is not None:
             source = place_source(self, "training.place_pairs")
         elif section.appearance is not None:

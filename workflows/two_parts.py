@@ -11,12 +11,19 @@ from storage.location import Location
 from storage.parts import DEFAULT_BLEND, PLACE_BLEND
 from storage.scene import CatalogSpec
 from workflows.console import ProgressView
+from workflows.recipe.schema import TrainingSection
 from workflows.recipe.sections import spec_from
 
 if TYPE_CHECKING:
     from encoders.bundle import Encoder
     from pipeline.training.place_sources import PlaceSpec
     from workflows.stages import Stages
+
+
+def training_spec(section: TrainingSection) -> TrainingSpec:
+    """Return the settings of a training; with a place part the label head learns labels alone."""
+    weight = 0.25 if section.appearance is None else 0.0
+    return spec_from(TrainingSpec, section, place_weight=_or(section.place_weight, weight))
 
 
 def place_source(stages: "Stages", key: str) -> "PlaceSpec":
@@ -60,7 +67,7 @@ def made_of_trained(stages: "Stages") -> "Encoder":
         return place_part_encoder(
             trained,
             place_source(stages, "encoder.place_pairs"),
-            spec_from(TrainingSpec, stages.recipe.training),
+            training_spec(stages.recipe.training),
             section.appearance,
             _or(section.blend, PLACE_BLEND),
             is_apart=blocks_kept_apart(labelled) if labelled else lambda _: False,
@@ -114,5 +121,5 @@ def require_fitting_width(stages: "Stages", dataset: Location, spec: TrainingSpe
         )
 
 
-def _or(blend: float | None, default: float) -> float:
-    return default if blend is None else blend
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

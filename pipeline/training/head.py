@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.functional import normalize
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -25,8 +26,6 @@ from encoders.spec import EncoderSpec, LoopSpec
 from storage.dataset import hard_labels
 
 Floats = NDArray[np.float32]
-HIDDEN = 512
-"""Width of the middle layer of a head."""
 STEPS = 360
 """Steps of a training of a head."""
 
@@ -89,7 +88,7 @@ def learned_vectors(
         initial_seed=seed,
     )
     data = TrainingRows(inputs=features_NF, rows=rows, labels=labels_nC)
-    encoder = head_encoder(features_NF.shape[1], dimension, HIDDEN, seed)
+    encoder = head_encoder(features_NF.shape[1], dimension, 512, seed)
 
     def settings(epochs: int) -> LoopSpec:
         return LoopSpec(epochs=epochs, batch_size=batch_size, seed=seed, freeze_backbone=True)
@@ -105,8 +104,8 @@ def learned_vectors(
 
 def place_head(
     places: PlaceRows, dimension: int, *, seed: int = 0, steps: int = STEPS
-) -> nn.Module:
-    """Train a head on pairs of places alone, without labels.
+) -> nn.Linear:
+    """Train a linear layer on pairs of places alone, without labels.
 
     Parameters
     ----------
@@ -118,20 +117,17 @@ def place_head(
         Seed of the weights and of the pairs.
     steps
         Steps of AdamW, whose rate of 1e-3 falls to zero along a cosine.
-
-    Returns
-    -------
-    torch.nn.Module
-        The head `encoders.projection.build_head` makes from ``{"kind": "mlp", "hidden": 512}``.
     """
-    encoder = head_encoder(places.inputs.shape[1], dimension, HIDDEN, seed)
-    optimizer = AdamW(encoder.head.parameters(), lr=1e-3, weight_decay=0.01)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = nn.Linear(places.inputs.shape[1], dimension)
+    optimizer = AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         pair = (torch.from_numpy(places.inputs[rows]) for rows in places.draw(seed, step))
-        one, other = map(encoder.project, pair)
+        one, other = (normalize(head(features_BF), dim=1) for features_BF in pair)
         optimizer.zero_grad()
         place_loss(one, other).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    return encoder.head
+    return head

@@ -13,7 +13,7 @@ from encoders.bundle import Encoder, load_encoder, require_one_part, with_places
 from encoders.places import PlaceRows
 from encoders.spec import read_spec
 from pipeline.datasets.embed import embed_images
-from pipeline.training.head import HIDDEN, place_head
+from pipeline.training.head import place_head
 from pipeline.training.place_sources import PlaceSpec
 from pipeline.training.places import PLACES, place_groups, write_places
 from pipeline.training.spec import TrainingSpec
@@ -80,5 +80,4 @@ def learn_place_part(
     groups = place_groups(dataset)
     pairs = PlaceRows(inputs=features, places=groups, batch_size=spec.place_batch)
     head = place_head(pairs, dimension, seed=spec.seed)
-    options, learned = {"kind": "mlp", "hidden": HIDDEN}, {"dataset": dataset.info.digest}
-    return with_places(encoder, head, options, learned, dimension, blend)
+    return with_places(encoder, head, {"dataset": dataset.info.digest}, blend)

@@ -126,7 +126,7 @@ class ArchivePlaces:
                 "an archive of these bands and tile size"
             )
         self._archive, self.name = archive, f"archive {archive.uri}"
-        self.origin = {"archive": archive.uri, "snapshot": archive.snapshot}
+        self.origin: Mapping[str, Any] = {"archive": archive.uri, "snapshot": archive.snapshot}
 
     def seen(self, progress: ProgressSink) -> Seen:
         """Return tiles and dates of all rows."""
@@ -161,22 +161,29 @@ class CatalogPlaces:
         self._scenes = {scene.id: scene for scene in listing.scenes}
         self._left_out = {item.scene_id: item.reason for item in listing.distinct_rejected}
         fingerprints = {scene.id: scene.fingerprint for scene in listing.scenes}
-        self.origin = {"catalog": str(spec.place), "scenes": fingerprints}
+        self.origin: Mapping[str, Any] = {"catalog": str(spec.place), "scenes": fingerprints}
 
     def seen(self, progress: ProgressSink) -> Seen:
         """Read all scenes; one that cannot be read is left out."""
-        tiles: list[tuple[str, str, np.datetime64, float]] = []
-        for number, scene_id in enumerate(self._scenes, start=1):
+        columns: dict[str, list[Any]] = {"scene": [], "key": [], "moment": [], "cloud": []}
+        for number, (scene_id, scene) in enumerate(self._scenes.items(), start=1):
             with set_aside(scene_id, self._left_out):
-                tiles += self._tiles_of(scene_id)
+                keys, clouds = self._tiles_of(scene_id)
+                moment = scene.datetime.replace(tzinfo=None)
+                ids, moments = [scene_id] * len(keys), [moment] * len(keys)
+                rows: tuple[list[Any], ...] = (ids, keys, moments, clouds)
+                for column, values in zip(columns.values(), rows, strict=True):
+                    column += values
             total = len(self._scenes)
             progress(Progress(stage="clouds", done=number, total=total, unit="scenes"))
-        if not tiles and self._left_out:
+        if not columns["key"] and self._left_out:
             raise none_readable(self._left_out)
-        scene, key, moment, cloud = zip(*tiles, strict=True) if tiles else ((), (), (), ())
-        self._scene, self._key = np.array(scene, object), np.array(key, object)
-        moments = np.array(moment, "datetime64[ms]")
-        return Seen(tile_key=self._key, datetime=moments, cloud_fraction=np.float32(cloud))
+        self._scene, self._key = (np.array(columns[name], object) for name in ("scene", "key"))
+        return Seen(
+            tile_key=self._key,
+            datetime=np.array(columns["moment"], "datetime64[ms]"),
+            cloud_fraction=np.array(columns["cloud"], np.float32),
+        )
 
     def append(
         self, writer: DatasetWriter, chosen: Ints, labels: NDArray[np.uint8], progress: ProgressSink
@@ -190,12 +197,13 @@ class CatalogPlaces:
         scene = self._scenes[scene_id]
         return scene, grid_for_scene(scene, self._grid), self._rules
 
-    def _tiles_of(self, scene_id: str) -> list[tuple[str, str, np.datetime64, float]]:
-        """Return scene, key, time and cloud fraction of the tiles of a scene."""
+    def _tiles_of(self, scene_id: str) -> tuple[list[str], list[float]]:
+        """Return the keys and cloud fractions of the tiles of a scene."""
         scene, grid, rules = self._cut(scene_id)
-        moment = np.datetime64(scene.datetime.replace(tzinfo=None), "ms")
-        named, found = grid.naming(rules.edge), []
+        named = grid.naming(rules.edge)
+        keys: list[str] = []
+        clouds: list[float] = []
         for batch in read_tiles(scene, grid, rules, batch_size=_BATCH):
-            pairs = zip(named.keys(batch.tiles), batch.cloud_fraction.tolist(), strict=True)
-            found += [(scene_id, key, moment, cloud) for key, cloud in pairs]
-        return found
+            keys += named.keys(batch.tiles)
+            clouds += batch.cloud_fraction.tolist()
+        return keys, clouds

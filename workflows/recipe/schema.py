@@ -189,6 +189,9 @@ class TrainingSection(Section):
     blend
         With ``appearance``: its weight in a search that names none, from 0 to 1; None for 0.15, or
         for 0.5 where the part has learned places.
+    place_weight
+        Weight of the loss of place pairs in the training of the label head; None for 0.25, or for 0
+        with ``appearance``, where a part of their own learns from the pairs.
     output
         Folder of the run: bundle, checkpoints, logs.
     """
@@ -196,6 +199,7 @@ class TrainingSection(Section):
     output: str | Location | None = None
     appearance: Count | None = None
     blend: Fraction | None = None
+    place_weight: NonNegative | None = None
 
 
 @section_of(EncoderSpec, without=("classes", "loss", "training", "text"))

@@ -21,13 +21,11 @@ from storage.dataset import LabelledDataset, read_info
 from storage.errors import ConfigError
 from storage.location import Location
 from storage.progress import ignore
-from storage.raster.writer import write_geotiff
 from storage.scene import CatalogSpec
 from tests.support.archive_world import create_archive
 from tests.support.dated_world import add_scene
+from tests.support.place_world import SIDE, TILE_PX, write_scenes
 from tests.support.training_world import SPEC, write_dataset
-
-SIDE, TILE_PX = 6, 16
 
 
 def test_cloud_and_season_decide_which_acquisitions_count(tmp_path: Path):
@@ -58,7 +56,7 @@ def test_cloud_and_season_decide_which_acquisitions_count(tmp_path: Path):
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
     """A run whose archive shows the same ground at two dates, the second one brighter."""
-    folder, rng = tmp_path_factory.mktemp("places"), np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("places")
     torch.set_num_threads(1)
     write_dataset(str(folder / "set"))
     info = read_info(str(folder / "set"))
@@ -73,22 +71,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
         head={"kind": "identity"},
     )
     save_bundle(new_encoder(spec), str(folder / "bundle"))
-    (folder / "scenes").mkdir()
-    level = rng.uniform(600, 1400, (2, SIDE, SIDE)).repeat(TILE_PX, 1).repeat(TILE_PX, 2)
-    rough = rng.uniform(0, 300, (2, SIDE, SIDE)).repeat(TILE_PX, 1).repeat(TILE_PX, 2)
-    for date, light in (("20230501", 1.0), ("20240501", 1.5)):
-        ground = level + rough * rng.normal(size=level.shape)
-        write_geotiff(
-            str(folder / f"scenes/site_{date}.tif"),
-            (ground * light).clip(1, 9999).astype(np.uint16),
-            "EPSG:32632",
-            (10, 0, 160 * 2000, 0, -10, 160 * 30000),
-            nodata=0,
-            block_px=128,
-            descriptions=info.bands,
-        )
+    write_scenes(folder / "scenes", info.bands)
     plan = IngestSpec(
-        catalog=CatalogSpec(source=str(folder / "scenes/*.tif")),
+        catalog=CatalogSpec(source=str(folder / "scenes")),
         encoder_uri=str(folder / "bundle"),
         archive_uri=str(folder / "archive"),
     )
