@@ -167,7 +167,7 @@ def run(
     worlds: dict[str, World], series: dict[str, Series], scratch: Path, part: Part
 ) -> dict[str, Any]:
     """Return the figures of a run, from the scratch folder if it is known there."""
-    settings = [asdict(part), worlds["AID"].digest, STEPS, WEIGHT]
+    settings = [asdict(part), worlds["AID"].digest, STEPS, WEIGHT, "linear"]
     return kept(scratch, "places", settings, lambda: {"forms": figures(worlds, series, part)})
 
 
