@@ -20,19 +20,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.optim import AdamW
 
 from benchmarks.kept_runs import columns_of, kept, parser_of, publish_section, run_all, seconds_of
 from benchmarks.results import DATA
 from benchmarks.results_runs import World, score
 from benchmarks.soft_labels import load_worlds
 from encoders.bundle import Encoder
-from encoders.places import PlaceRows, place_loss
+from encoders.places import PlaceRows
 from encoders.projection import HALF_WHITENING, principal_head
 from pipeline.tiles.grid import grid_for_scene
 from pipeline.tiles.read import read_tiles
 from pipeline.tiles.spec import GridSpec, TileRules
-from pipeline.training.head import head_encoder, learned_vectors
+from pipeline.training.head import learned_vectors, place_head
 from pipeline.training.spec import TrainingSpec
 from pipeline.training.worker import initial_encoder
 from storage.catalog.read import read_scenes
@@ -124,19 +123,9 @@ def figures(worlds: dict[str, World], series: dict[str, Series], part: Part) -> 
 
 def place_vectors(features: Floats, places: PlaceRows, seed: int) -> Floats:
     """Train a head on the pairs of places alone and return the vectors of all rows."""
-    encoder = head_encoder(features.shape[1], DIMENSION, 512, seed)
-    optimizer = AdamW(encoder.head.parameters(), lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    inputs = torch.from_numpy(features)
-    for step in range(STEPS):
-        one, other = (encoder.project(inputs[rows]) for rows in places.draw(seed, step))
-        optimizer.zero_grad()
-        place_loss(one, other).backward()
-        optimizer.step()
-        schedule.step()
+    head = place_head(places, DIMENSION, seed=seed, steps=STEPS)
     with torch.inference_mode():
-        vectors: Floats = encoder.project(inputs).numpy()
-    return vectors
+        return _unit(head(torch.from_numpy(features)).numpy())
 
 
 def _places(tiles: Series, usable: NDArray[np.bool_], first: int, features: Floats) -> PlaceRows:
@@ -178,7 +167,7 @@ def run(
     worlds: dict[str, World], series: dict[str, Series], scratch: Path, part: Part
 ) -> dict[str, Any]:
     """Return the figures of a run, from the scratch folder if it is known there."""
-    settings = [asdict(part), worlds["AID"].digest, STEPS, WEIGHT]
+    settings = [asdict(part), worlds["AID"].digest, STEPS, WEIGHT, "linear"]
     return kept(scratch, "places", settings, lambda: {"forms": figures(worlds, series, part)})
 
 

@@ -12,7 +12,7 @@ Shape legend: B batch, N tiles, C bands, H and W pixels, F features, D embedding
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -46,7 +46,7 @@ from storage.display import Described
 from storage.errors import ConfigError
 from storage.location import Location
 from storage.locks import exclusive_lock
-from storage.parts import DEFAULT_BLEND, Parts
+from storage.parts import DEFAULT_BLEND, PLACE_BLEND, Parts
 from storage.values import json_digest
 
 _CHUNK_TILES = {"cpu": 16}
@@ -147,7 +147,8 @@ class Encoder(Described, nn.Module):
     def facts(self) -> dict[str, Any]:
         """Return network, bands, tile size, dimension, classes and fingerprint."""
         pixel, parts = self.spec.resolution_m, self.spec.parts
-        split = f": {parts.appearance} appearance, {parts.labels} labels" if parts else ""
+        first = self.spec.first_part
+        split = f": {parts.appearance} {first}, {parts.labels} labels" if parts else ""
         return {
             "backbone": self.spec.backbone,
             "bands": self.bands,
@@ -435,15 +436,59 @@ def with_appearance(
     ConfigError
         The encoder has two parts already, or as `principal_head` says.
     """
-    spec = encoder.spec
+    require_one_part(encoder.spec)
+    appearance = principal_head(features_NF, dimension, HALF_WHITENING, centred=False)
+    return _with_first_part(encoder, appearance, blend)
+
+
+def with_places(
+    encoder: Encoder,
+    places: nn.Linear,
+    learned: Mapping[str, Any],
+    blend: float = PLACE_BLEND,
+) -> Encoder:
+    """Return an encoder of two parts: a head that has learned places, and the encoder's head.
+
+    Parameters
+    ----------
+    encoder
+        Encoder of one part.
+    places
+        Layer from the backbone's features to the place part.
+    learned
+        Provenance of the pairs, stated as ``places`` of the training.
+    blend
+        Weight of the place part in a query that names none, from 0 to 1.
+
+    Raises
+    ------
+    ConfigError
+        The encoder has two parts already.
+    """
+    require_one_part(encoder.spec)
+    told = replace(encoder.spec, training={**encoder.spec.training, "places": dict(learned)})
+    encoder = Encoder(told, encoder.backbone, encoder.head)
+    return _with_first_part(encoder, places, blend)
+
+
+def require_one_part(spec: EncoderSpec) -> None:
+    """Refuse an encoder of two parts, to which none can be added.
+
+    Raises
+    ------
+    ConfigError
+        The encoder has two parts.
+    """
     if spec.parts is not None:
         raise ConfigError("encoder: it has two parts already; give the one that they were made of")
-    parts = Parts(appearance=dimension, labels=spec.dimension, blend=blend)
-    appearance = principal_head(features_NF, dimension, HALF_WHITENING, centred=False)
-    head = TwoParts(appearance, encoder.head)
+
+
+def _with_first_part(encoder: Encoder, first: nn.Linear, blend: float) -> Encoder:
+    spec = encoder.spec
+    parts = Parts(appearance=first.out_features, labels=spec.dimension, blend=blend)
     options = {"kind": "parts", **asdict(parts), "head": dict(spec.head)}
     spec = replace(spec, head=options, dimension=parts.dimension)
-    return Encoder(spec, encoder.backbone, head).eval()
+    return Encoder(spec, encoder.backbone, TwoParts(first, encoder.head)).eval()
 
 
 def require_distinct_vectors(encoder: Encoder) -> None:

@@ -198,7 +198,7 @@ def _opening(spec: EncoderSpec) -> str:
     parts = spec.parts
     form = f"{spec.dimension} numbers of unit length"
     if parts is not None:
-        form += f": {parts.appearance} of appearance, then {parts.labels} of labels"
+        form += f": {parts.appearance} of {spec.first_part}, then {parts.labels} of labels"
     return (
         f"An encoder of satellite and aerial image tiles: {len(spec.bands)} bands of "
         f"{spec.tile_px} x {spec.tile_px} pixels to a vector of {form}. Vectors of similar ground "

@@ -317,11 +317,12 @@ class TrainingLoop:
         leaves them as they are.
         """
         pairs = places.draw(self.spec.seed, self.step, self.rank, self.world_size)
-        rows = np.concatenate(pairs)
+        rows = np.stack(pairs, axis=1).ravel()  # pair after pair: a worker's rows are contiguous
         x = torch.from_numpy(np.asarray(places.inputs[rows])).to(self.encoder.device)
         # Behind the rows of the labelled batch, so that no generator is used twice.
         x = self._prepared(x, self.spec.batch_size + self.rank * len(x))
-        first_BD, second_BD = self._encode(x).float().chunk(2)
+        z_2BD = self._encode(x)
+        first_BD, second_BD = z_2BD[::2], z_2BD[1::2]
         value = places.weight * place_loss(first_BD, second_BD)
         value.backward()  # type: ignore[no-untyped-call]
         return value.detach()

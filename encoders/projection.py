@@ -66,7 +66,7 @@ def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.
 
 
 class TwoParts(nn.Module):
-    """Two heads side by side, each of unit length: appearance first, then labels.
+    """Two heads side by side, each of unit length: appearance or places first, then labels.
 
     Parameters
     ----------

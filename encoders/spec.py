@@ -101,6 +101,11 @@ class EncoderSpec:
         stated = {name: value for name, value in self.head.items() if name not in ("kind", "head")}
         return as_spec(Parts, stated, "encoder.head")
 
+    @property
+    def first_part(self) -> Literal["appearance", "places"]:
+        """What the first of two parts is: what the backbone sees, or places that were learned."""
+        return "places" if "places" in self.training else "appearance"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopSpec:

@@ -15,6 +15,9 @@ from storage.values import Count, Fraction, check_limits
 
 DEFAULT_BLEND = 0.15
 """Chosen on the validation splits of two labelled sets (`benchmarks.dial`)."""
+PLACE_BLEND = 0.5
+"""Of a first part that has learned places: at this weight a date held out finds the same place
+first most often (`benchmarks.place_pairs`)."""
 EVEN_BLEND = 0.5
 """The blend of which a score is the cosine similarity of the whole vectors."""
 _NO_LENGTH = 1e-12

@@ -21,7 +21,6 @@ from pipeline.datasets.spec import SoftLabelSpec, SuggestSpec
 from pipeline.indexing.spec import IndexSpec
 from pipeline.ingest.spec import IngestPlan, IngestReport, IngestSpec
 from pipeline.runtime.cluster import joins_cluster, ray_session
-from pipeline.training.spec import TrainingSpec
 from storage.errors import ConfigError, NotFoundError
 from storage.location import Location
 from storage.progress import EventSink, ignore
@@ -461,14 +460,17 @@ class Stages(ABC):
             The network cannot be built, or the statistics not computed.
         """
         from encoders.bundle import save_bundle
-        from pipeline.datasets.embed import two_part_encoder
+        from workflows.two_parts import made_of_trained
 
         target = self.need("encoder.bundle")
         section = self.recipe.encoder
         if section.trained is not None:
-            trained, dataset = self.need_path("encoder.trained"), self.need_path("dataset.uri")
-            two = two_part_encoder(trained, dataset, section.appearance, section.blend)
-            return MadeEncoder(save_bundle(two, target), {})
+            return MadeEncoder(save_bundle(made_of_trained(self), target), {})
+        if section.place_pairs is not None:
+            raise ConfigError(
+                f"{self.settings.where('encoder.place_pairs')}: encoder.place_pairs adds a part to "
+                "a trained encoder; give the encoder with --trained"
+            )
         untrained, left_out = self.untrained_encoder()
         return MadeEncoder(save_bundle(untrained, target), left_out)
 
@@ -531,7 +533,8 @@ class Stages(ABC):
     def train(self, *, resume: bool = False) -> "TrainingResult":
         """Train an encoder on the labelled dataset; a stopped run continues.
 
-        With ``training.appearance`` the result's bundle is the encoder of two parts.
+        With ``training.appearance`` the result's bundle is the encoder of two parts. With
+        ``training.place_pairs`` as well its first part has learned places.
 
         Parameters
         ----------
@@ -541,23 +544,32 @@ class Stages(ABC):
         Raises
         ------
         ConfigError, NotFoundError
-            As :func:`pipeline.training.driver.train`.
+            The appearance part is too wide, or as :func:`pipeline.training.driver.train`.
         """
         from encoders.bundle import save_bundle
-        from pipeline.datasets.embed import two_part_encoder
         from pipeline.training.driver import train
+        from workflows.two_parts import (
+            made_of_run,
+            place_source,
+            require_fitting_width,
+            training_spec,
+        )
 
         dataset, output = self.need_path("dataset.uri"), self.need("training.output")
         section = self.recipe.training
         self._check_pretrained("training.pretrained")
-        spec = spec_from(TrainingSpec, section)
+        spec, source = training_spec(section), None
+        if section.place_pairs is not None:
+            source = place_source(self, "training.place_pairs")
+        elif section.appearance is not None:
+            require_fitting_width(self, dataset, spec)
         with self.ray(), ProgressView() as progress:
-            result = train(dataset, spec, output, resume=resume, progress=progress)
+            result = train(
+                dataset, spec, output, place_source=source, resume=resume, progress=progress
+            )
         if section.appearance is None:
             return result
-        trained = Location.of(output) / "bundle"
-        two = two_part_encoder(trained, dataset, section.appearance, section.blend)
-        target = self.trained_bundle
+        two, target = made_of_run(self, dataset, spec), self.trained_bundle
         return replace(result, bundle_uri=str(target), fingerprint=save_bundle(two, target))
 
     @property

@@ -1,7 +1,8 @@
-"""Tiles of an archive that join a dataset, beside the ground that the dataset holds."""
+"""Tiles of an archive, or of other scenes, that join a dataset beside the ground that it holds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,11 @@ from storage.errors import ConfigError
 from storage.index.sidecar import TILE_KEY
 from storage.progress import Progress, ProgressSink
 from storage.quarantine import none_readable, set_aside
+from storage.scene import Scene
 
 _BATCH, _LARGEST_BLOCK = 64, 256
+SceneTiles = tuple[Scene, TileGrid, TileRules]
+"""A scene, the tiles to cut it into, and the rules for keeping them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,10 +137,41 @@ def append_tiles(
     more: Mapping[str, Sequence[Any]],
     progress: ProgressSink,
 ) -> dict[str, str]:
-    """Append the tiles, scene by scene, all of the train split; return the scenes left out.
+    """Append tiles of an archive as `append_scenes` does."""
+    cut = partial(scene_tiles, archive)
+    return append_scenes(writer, cut, tiles.scene, tiles.tile_key, labels, more, progress)
+
+
+def scene_tiles(archive: Archive, scene_id: str) -> SceneTiles:
+    """Return a scene of an archive, and how the archive cut it.
+
+    Raises
+    ------
+    NotFoundError
+        The archive has no tiles of the scene, or does not know its files.
+    """
+    scene, entry = archive.scene(scene_id), archive.ledger.entries[scene_id]
+    grid = TileGrid.from_dict(archive.ledger.grids[entry.grid_id or ""])
+    return scene, grid, TileRules(**archive.spec.rules)
+
+
+def append_scenes(
+    writer: DatasetWriter,
+    cut: Callable[[str], SceneTiles],
+    scene: NDArray[np.object_],
+    tile_key: NDArray[np.object_],
+    labels: NDArray[Any],
+    more: Mapping[str, Sequence[Any]],
+    progress: ProgressSink,
+) -> dict[str, str]:
+    """Append tiles, scene by scene, all of the train split; return the scenes left out.
 
     Parameters
     ----------
+    cut
+        Returns a scene with its grid and rules, by its id.
+    scene, tile_key
+        Scene and key of each tile, (n,).
     labels, more
         Labels (n, K) and further columns of the tiles, by position.
 
@@ -146,12 +181,13 @@ def append_tiles(
         No scene can be read.
     """
     left_out: dict[str, str] = {}
-    before, scenes = writer.count, sorted(set(tiles.scene.tolist()))
-    for number, scene in enumerate(scenes, start=1):
-        count = writer.count
-        with set_aside(scene, left_out):
-            _append_scene(writer, archive, scene, tiles, labels, more)
-        if scene in left_out:
+    before, scenes = writer.count, sorted(set(scene.tolist()))
+    for number, scene_id in enumerate(scenes, start=1):
+        count, chosen = writer.count, np.flatnonzero(scene == scene_id)
+        position = dict(zip(tile_key[chosen].tolist(), chosen.tolist(), strict=True))
+        with set_aside(scene_id, left_out):
+            _append_scene(writer, cut(scene_id), position, labels, more)
+        if scene_id in left_out:
             writer.truncate(count)
         progress(Progress(stage="read", done=number, total=len(scenes), unit="scenes"))
     if writer.count == before:
@@ -161,16 +197,13 @@ def append_tiles(
 
 def _append_scene(
     writer: DatasetWriter,
-    archive: Archive,
-    scene_id: str,
-    tiles: ArchiveTiles,
+    cut: SceneTiles,
+    position: Mapping[str, int],
     labels: NDArray[Any],
     more: Mapping[str, Sequence[Any]],
 ) -> None:
-    chosen = np.flatnonzero(tiles.scene == scene_id)
-    position = dict(zip(tiles.tile_key[chosen].tolist(), chosen.tolist(), strict=True))
-    scene, rules = archive.scene(scene_id), TileRules(**archive.spec.rules)
-    grid = TileGrid.from_dict(archive.ledger.grids[tiles.grid[chosen[0]]])
+    """Append the tiles of a scene whose keys have a position in labels and further columns."""
+    scene, grid, rules = cut
     named = grid.naming(rules.edge)
     for batch in read_tiles(scene, grid, rules, batch_size=_BATCH):
         keys = named.keys(batch.tiles)
@@ -178,9 +211,9 @@ def _append_scene(
         if found:
             places = [position[keys[i]] for i in found]
             rows: dict[str, list[Any]] = {
-                "source": [f"{scene_id}/{keys[i]}" for i in found],
+                "source": [f"{scene.id}/{keys[i]}" for i in found],
                 "split": ["train"] * len(found),
-                "scene": [scene_id] * len(found),
+                "scene": [scene.id] * len(found),
                 "tile_key": [keys[i] for i in found],
                 **{name: [values[place] for place in places] for name, values in more.items()},
             }

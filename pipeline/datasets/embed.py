@@ -65,6 +65,12 @@ def sampled_features(encoder: Encoder, dataset: LabelledDataset, most: int) -> N
     return embed_images(encoder, dataset, rows, projected=False)
 
 
+def most_appearance(encoder: Encoder, dataset: LabelledDataset) -> int:
+    """Return the largest width of an appearance part: of the features, and of the train rows."""
+    rows = min(len(dataset.indices("train")), _APPEARANCE_ROWS)
+    return min(encoder.backbone.dimension, rows)
+
+
 def two_part_encoder(
     trained: str | Location, dataset: str | Location, dimension: int, blend: float
 ) -> Encoder:

@@ -7,22 +7,24 @@ the pairs of a training, by its settings.
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from encoders.bundle import Encoder
 from pipeline.analysis.comparison import Comparison
 from pipeline.analysis.evaluation import SamePlace, Vectors, find_same_place
-from pipeline.datasets.archive_tiles import ArchiveTiles, append_tiles
 from pipeline.datasets.embed import embed_images
 from pipeline.datasets.score import Compared, side_by_side
-from pipeline.training.places import mined
+from pipeline.training.place_sources import PlaceSpec
+from pipeline.training.places import PLACES, write_places
 from pipeline.training.spec import TrainingSpec
 from storage.archive.reader import Archive
-from storage.dataset import DatasetWriter, LabelledDataset
+from storage.dataset import LabelledDataset
 from storage.errors import EncoderMismatchError
+from storage.location import Location
 from storage.progress import ProgressSink, ignore
+from storage.scene import CatalogSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +89,10 @@ def score_places(
     """
     check_same_tiles(encoder, archive)
     with tempfile.TemporaryDirectory(prefix="skysift-places-") as folder:
-        left_out = _write(archive, encoder, rules, folder, progress)
-        tiles = LabelledDataset.open(folder)
+        source = PlaceSpec(catalog=CatalogSpec.of(archive.location))
+        unlabelled = replace(encoder.spec, classes=("place",))  # a dataset has at least one class
+        write_places(source, rules, unlabelled, Location(folder), progress=progress)
+        tiles = LabelledDataset.open(Location(folder) / PLACES)
         features = embed_images(
             encoder, tiles, np.arange(len(tiles)), projected=False, progress=progress
         )
@@ -106,36 +110,18 @@ def score_places(
         )
         for name, z in side_by_side(frozen, weighted).items()
     }
-    return _compared(archive, tiles, found, left_out)
-
-
-def _write(
-    archive: Archive, encoder: Encoder, rules: TrainingSpec, folder: str, progress: ProgressSink
-) -> dict[str, str]:
-    """Write the acquisitions as a dataset; return the scenes left out, by reason."""
-    columns = archive.read(mined(archive, rules), [field.name for field in fields(ArchiveTiles)])
-    tiles = ArchiveTiles(**columns)
-    with DatasetWriter(
-        folder,
-        bands=encoder.bands,
-        classes=("place",),
-        normalisation=(encoder.spec.band_mean, encoder.spec.band_std),
-    ) as writer:
-        labels = np.zeros((len(tiles), 1), np.uint8)
-        left_out = append_tiles(writer, archive, tiles, labels, {}, progress)
-        writer.finish()
-    return left_out
+    return _compared(archive, tiles, found)
 
 
 def _compared(
     archive: Archive,
     tiles: LabelledDataset,
     found: Mapping[str, SamePlace],
-    left_out: Mapping[str, str],
 ) -> Compared:
     """Return the scores of several vectors for the same queries."""
     first = next(iter(found.values()))
     places = tiles.rows["tile_key"].nunique()
+    left_out = tiles.info.origin.get("left_out", {})
     missing = "".join(f" Scene {name} is left out: {why}." for name, why in left_out.items())
     return Compared(
         uri=archive.uri,

@@ -20,7 +20,7 @@ from pipeline.ingest.commit import Committer
 from pipeline.ingest.kernels import Batch, EmbedScenes, SceneCollector
 from pipeline.ingest.spec import IngestPlan, IngestReport, IngestSpec, PlannedEncoder
 from pipeline.runtime.cluster import ray_session
-from pipeline.tiles.grid import grid_crs
+from pipeline.tiles.grid import encoder_grid
 from pipeline.tiles.read import local_revision
 from pipeline.tiles.spec import GridSpec
 from storage.archive.ledger import LedgerEntry
@@ -101,9 +101,7 @@ def plan_ingest(spec: IngestSpec, *, encoder: PlannedEncoder | None = None) -> I
     # Workers of a cluster and later searches have other working directories.
     spec = replace(spec, encoder_uri=Location.of(spec.encoder_uri).absolute)
     encoder = encoder or read_encoder(spec.encoder_uri)
-    grid = spec.grid or GridSpec(resolution=encoder.spec.resolution_m or "native")
-    grid = replace(grid, tile_px=grid.tile_px or encoder.spec.tile_px)
-    grid_crs(grid)  # a wrong one would quarantine every scene
+    grid = encoder_grid(spec.grid, encoder.spec.tile_px, encoder.spec.resolution_m)
     labels = _read_labels(spec, spec.labels_uri) if spec.labels_uri else None
     archive = _archive_spec(spec, encoder, grid, () if labels is None else labels.classes)
     listing = read_scenes(spec.catalog, encoder.spec.bands)

@@ -233,6 +233,19 @@ def grid_for_scene(scene: Scene, spec: GridSpec) -> TileGrid:
     )
 
 
+def encoder_grid(spec: GridSpec | None, tile_px: int, resolution_m: float | None) -> GridSpec:
+    """Return a grid whose tile size, and without a spec the resolution, are those of an encoder.
+
+    Raises
+    ------
+    ConfigError
+        The spec's CRS is not a CRS, or has no places on a map.
+    """
+    spec = spec or GridSpec(resolution=resolution_m or "native")
+    grid_crs(spec)  # a wrong one would quarantine every scene
+    return replace(spec, tile_px=spec.tile_px or tile_px)
+
+
 def grid_crs(spec: GridSpec) -> str | None:
     """Return the CRS that a spec states for all scenes; None for the CRS of each scene.
 

@@ -24,8 +24,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from encoders.plugins import Plugin
 from encoders.spec import pretrained_folder
+from pipeline.datasets.archive_tiles import blocks_kept_apart
 from pipeline.runtime.cluster import ray_session
 from pipeline.training.network import NodeTorchConfig
+from pipeline.training.place_sources import PlaceSpec
 from pipeline.training.places import write_places
 from pipeline.training.record import resume_or_return, write_record
 from pipeline.training.resources import ResourceRequest, SchedulingMonitor, refuse_impossible
@@ -36,6 +38,7 @@ from storage.errors import ConfigError, DivergedError, SkysiftError
 from storage.location import Location
 from storage.locks import exclusive_lock
 from storage.progress import ProgressSink, ignore
+from storage.scene import CatalogSpec
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ def train(
     spec: TrainingSpec,
     output_uri: str | Location,
     *,
+    place_source: PlaceSpec | None = None,
     resume: bool = False,
     progress: ProgressSink = ignore,
 ) -> TrainingResult:
@@ -67,6 +71,9 @@ def train(
         Settings.
     output_uri
         Folder of the run; on a cluster of several machines one that all of them reach.
+    place_source
+        What ``spec.place_pairs`` is and how its scenes are read; None for an archive or catalog at
+        that address, without options.
     resume
         Continue a run that was started with other settings, where a checkpoint permits the change.
     progress
@@ -94,20 +101,27 @@ def train(
         )
     dataset = Location.of(dataset_uri).absolute
     plugins = own_code(spec)
+    sources = {setting: plugin.digest for setting, plugin in plugins.items()}
+    if place_source is None and spec.place_pairs is not None:
+        place_source = PlaceSpec(catalog=CatalogSpec.of(spec.place_pairs))
+    if place_source is not None and (digest := place_source.digest):
+        sources["place_pairs"] = digest
     job = TrainingJob(
         dataset=dataset,
         dataset_digest=read_info(dataset).digest,
         spec=_with_absolute_paths(spec),
         output=Location.of(output_uri).absolute,
-        sources={setting: plugin.digest for setting, plugin in plugins.items()},
+        sources=sources,
     )
     if (done := resume_or_return(job, resume)) is not None:
         return done
     with exclusive_lock(job.output, "training") as check_lock:
         if (done := resume_or_return(job, resume)) is not None:
             return done  # another process held the lock and has finished the run
-        if job.spec.place_pairs is not None:
-            write_places(job.spec, LabelledDataset.open(dataset), job.output, progress)
+        if place_source is not None:
+            labelled = LabelledDataset.open(dataset)
+            is_apart = blocks_kept_apart(labelled)
+            write_places(place_source, spec, labelled.info, job.output, is_apart, progress)
         write_record(job, None)
         with ray_session():
             request = ResourceRequest.of(spec)

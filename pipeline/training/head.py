@@ -1,7 +1,8 @@
 """A projection head trained on features in memory, in seconds and without a cluster.
 
-For measurements: whether soft labels pay (`pipeline.datasets.extend`) and how losses compare
-(`benchmarks.results`). The loop, the losses and the sampler are those of every training.
+`learned_vectors` is for measurements: whether soft labels pay (`pipeline.datasets.extend`) and how
+losses compare (`benchmarks.results`). Its loop, losses and sampler are those of every training.
+`place_head` is the first of two parts (`pipeline.training.place_part`).
 
 Shapes: N rows, n training rows, F features, D dimension, C labels.
 """
@@ -9,18 +10,24 @@ Shapes: N rows, n training rows, F features, D dimension, C labels.
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.nn.functional import normalize
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from encoders.backbones.stem import Backbone
 from encoders.bundle import Encoder
 from encoders.loop import TrainingLoop, TrainingRows
 from encoders.losses import build_loss
 from encoders.losses.statistics import LabelStatistics
-from encoders.places import PlaceRows
+from encoders.places import PlaceRows, place_loss
 from encoders.projection import build_head
 from encoders.spec import EncoderSpec, LoopSpec
 from storage.dataset import hard_labels
 
 Floats = NDArray[np.float32]
+STEPS = 360
+"""Steps of a training of a head."""
 
 
 class FrozenFeatures(Backbone):
@@ -53,7 +60,7 @@ def learned_vectors(
     labels_nC: NDArray[np.uint8] | Floats,
     *,
     seed: int = 0,
-    steps: int = 360,
+    steps: int = STEPS,
     batch_size: int = 256,
     loss: str = "macl",
     places: PlaceRows | None = None,
@@ -93,3 +100,34 @@ def learned_vectors(
         for _ in loop.run_epoch():
             pass
     return loop.embed(np.arange(len(features_NF)))
+
+
+def place_head(
+    places: PlaceRows, dimension: int, *, seed: int = 0, steps: int = STEPS
+) -> nn.Linear:
+    """Train a linear layer on pairs of places alone, without labels.
+
+    Parameters
+    ----------
+    places
+        Pairs of places, whose inputs are features.
+    dimension
+        Length of a vector, D.
+    seed
+        Seed of the weights and of the pairs.
+    steps
+        Steps of AdamW, whose rate of 1e-3 falls to zero along a cosine.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = nn.Linear(places.inputs.shape[1], dimension)
+    optimizer = AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
+    schedule = CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        pair = (torch.from_numpy(places.inputs[rows]) for rows in places.draw(seed, step))
+        one, other = (normalize(head(features_BF), dim=1) for features_BF in pair)
+        optimizer.zero_grad()
+        place_loss(one, other).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    return head

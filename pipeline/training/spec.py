@@ -8,7 +8,7 @@ from typing import Any, Literal
 from encoders.spec import LoopSpec
 from storage.errors import ConfigError
 from storage.location import Location
-from storage.values import Count, Fraction, Positive, json_digest
+from storage.values import Count, Fraction, NonNegative, json_digest
 
 # Settings that may differ between two starts of one run: they decide where a run executes and do
 # not change its result.
@@ -63,10 +63,10 @@ class TrainingSpec(LoopSpec):
     loss_options
         Options of that loss.
     place_pairs
-        Archive of several dates of the same ground, whose pairs of acquisitions of a tile are a
-        second loss; None for none.
+        Archive, or catalog of scenes, of several dates of the same ground, whose pairs of
+        acquisitions of a tile are a second loss; None for none.
     place_weight
-        Weight of that loss.
+        Weight of that loss; with 0 the pairs are kept beside the run for a part of their own.
     place_batch
         Pairs of the global batch.
     place_cloud
@@ -110,7 +110,7 @@ class TrainingSpec(LoopSpec):
     loss: str = "macl"
     loss_options: Mapping[str, Any] = field(default_factory=dict)
     place_pairs: str | None = None
-    place_weight: Positive = 0.25
+    place_weight: NonNegative = 0.25
     place_batch: Count = 128
     place_cloud: Fraction = 0.1
     place_season_days: Count | None = None

@@ -163,7 +163,7 @@ class TrainingWorker:
             data,
             spec,
             pretrained=spec.pretrained is not None,
-            places=self._places() if spec.place_pairs is not None else None,
+            places=self._places() if spec.place_pairs and spec.place_weight else None,
             rank=self.rank,
             world_size=self.world_size,
         )

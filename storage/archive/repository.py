@@ -52,8 +52,8 @@ def open_repository(place: Location) -> icechunk.Repository:
         The store refuses or cannot be reached.
     """
     missing = NotFoundError(f"no archive at {place}; `skysift ingest` creates one")
-    if place.is_local and not place.path.exists():
-        raise missing  # asking Icechunk would create the folder
+    if place.is_local and not place.path.is_dir():
+        raise missing  # asking Icechunk would create the folder, or end this process at a file
     with translate_errors(place):
         if repository := _opened(place):
             return repository

@@ -15,6 +15,7 @@ from encoders.batch_norm import GlobalBatchNorm2d, convert_sync_batch_norm
 from encoders.bundle import Encoder, new_encoder
 from encoders.loop import TrainingLoop, TrainingRows, map_sharded
 from encoders.losses import LabelStatistics, build_loss
+from encoders.places import PlaceRows
 from encoders.spec import EncoderSpec, LoopSpec
 from storage.errors import ConfigError, DivergedError
 
@@ -76,11 +77,19 @@ SPEC = LoopSpec(augment=None, epochs=2, batch_size=12, learning_rate=1e-3, gradi
 AUGMENTED = replace(SPEC, augment={"noise": 0.1, "band_dropout": 0.3, "cutout": 0.2})
 
 
+def _augmented(**place) -> TrainingLoop:
+    """Return a loop with labels and pairs of places, whose six pairs 1, 2 and 3 workers share."""
+    pixels = np.random.default_rng(1).normal(3, 2, (18, 2, 16, 16)).astype(np.float32)
+    acquisitions = tuple(np.arange(2 * place, 2 * place + 2) for place in range(9))
+    places = PlaceRows(inputs=pixels, places=acquisitions, weight=2.0, batch_size=6)
+    return _loop(AUGMENTED, double=True, places=places, **place)
+
+
 def _one_of_several(rank: int, folder: str, workers: int) -> None:
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
-    loop = _loop(AUGMENTED, double=True, rank=rank, world_size=workers)
+    loop = _augmented(rank=rank, world_size=workers)
     steps = iter(loop.run_epoch())
     next(steps)
     rows = np.arange(ROWS - 1)  # not a multiple of the workers
@@ -106,7 +115,7 @@ def _one_of_several(rank: int, folder: str, workers: int) -> None:
 @pytest.mark.parametrize("workers", [2, 3])
 def test_several_workers_train_as_one_with_the_whole_augmented_batch(tmp_path: Path, workers: int):
     torch.multiprocessing.spawn(_one_of_several, (str(tmp_path), workers), nprocs=workers)
-    alone = _loop(AUGMENTED, double=True)
+    alone = _augmented()
     steps = iter(alone.run_epoch())
     next(steps)
     expected = _gradient(alone)

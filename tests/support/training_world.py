@@ -16,8 +16,8 @@ from pipeline.training.spec import TrainingJob, TrainingSpec
 from pipeline.training.worker import TrainingWorker
 from storage.dataset_writer import DatasetWriter
 from storage.location import Location
-from storage.raster.writer import write_geotiff
 from storage.scene import CatalogSpec
+from tests.support.place_world import write_scenes
 
 TILE_PX = 16
 SPEC = TrainingSpec(
@@ -59,30 +59,11 @@ def write_dataset(
         writer.finish()
 
 
-def ingest_two_dates(folder: Path, side: int) -> None:
-    """Make ``archive`` by ``bundle``: the same ground at two dates, the second one brighter.
-
-    Tiles differ by the level and the roughness of their bands; ``side`` of them make a row.
-    """
-    spec = read_bundle(str(folder / "bundle")).spec
-    rng, scenes = np.random.default_rng(0), folder / "scenes"
-    scenes.mkdir()
-    shape = len(spec.bands), side, side
-    level = rng.uniform(600, 1400, shape).repeat(TILE_PX, 1).repeat(TILE_PX, 2)
-    rough = rng.uniform(0, 300, shape).repeat(TILE_PX, 1).repeat(TILE_PX, 2)
-    for date, light in (("20230501", 1.0), ("20240501", 1.5)):
-        ground = level + rough * rng.normal(size=level.shape)
-        write_geotiff(
-            str(scenes / f"site_{date}.tif"),
-            (ground * light).clip(1, 9999).astype(np.uint16),
-            "EPSG:32632",
-            (10, 0, 160 * 2000, 0, -10, 160 * 30000),
-            nodata=0,
-            block_px=128,
-            descriptions=spec.bands,
-        )
+def ingest_two_dates(folder: Path) -> None:
+    """Make ``scenes`` and ``archive`` by ``bundle``: the same ground at two dates."""
+    write_scenes(folder / "scenes", read_bundle(str(folder / "bundle")).spec.bands)
     plan = IngestSpec(
-        catalog=CatalogSpec(source=str(scenes / "*.tif")),
+        catalog=CatalogSpec(source=str(folder / "scenes" / "*.tif")),
         encoder_uri=str(folder / "bundle"),
         archive_uri=str(folder / "archive"),
     )

@@ -14,7 +14,7 @@ from storage.errors import ConfigError
 from storage.location import Location
 from workflows.commands.common import Run, Verb, pass_run
 from workflows.exit_codes import EXIT_FAILED
-from workflows.recipe.sections import spec_from
+from workflows.two_parts import training_spec
 
 if TYPE_CHECKING:
     from workflows.doctor.cluster import Cluster
@@ -132,7 +132,6 @@ def _states(run: Run, *key: str) -> bool:
 
 
 def _cluster(run: Run) -> "Cluster":
-    from pipeline.training.spec import TrainingSpec
     from workflows.doctor.cluster import Cluster
 
     section, training = run.recipe.cluster, run.recipe.training
@@ -142,5 +141,5 @@ def _cluster(run: Run) -> "Cluster":
         address=address,
         cpus=section.cpus,
         dashboard=section.dashboard if stated else None,
-        training=spec_from(TrainingSpec, training) if training.output is not None else None,
+        training=training_spec(training) if training.output is not None else None,
     )

@@ -32,13 +32,17 @@ def encoder() -> None:
     skysift encoder make --backbone tiny-cnn --encoder work/untrained --dataset work/aid/dataset
     skysift encoder make --backbone clip --pretrained models/clip --encoder work/clip
     skysift encoder make -r own --backbone exported --pretrained network.pt2
-    skysift encoder make --trained work/run/bundle --dataset work/aid/dataset --encoder work/two""",
+    skysift encoder make --trained work/run/bundle --dataset work/aid/dataset --encoder work/two
+    skysift encoder make --trained work/run/bundle --place-pairs work/archive --encoder work/two""",
 )
 @recipe_option("--encoder", "encoder.bundle")
 @recipe_option("--backbone", "encoder.backbone")
 @recipe_option("--pretrained", "encoder.pretrained")
 @recipe_option("--prompt", "encoder.prompt")
 @recipe_option("--trained", "encoder.trained", "Bundle of a trained encoder: make two parts.")
+@recipe_option(
+    "--place-pairs", "encoder.place_pairs", "With --trained: archive or catalog of several dates."
+)
 @recipe_option("--appearance", "encoder.appearance", "With --trained: width of the added part.")
 @recipe_option("--blend", "encoder.blend", "With --trained: its weight in searches, 0 to 1.")
 @recipe_option("--dataset", "dataset.uri", "Dataset whose bands and statistics to take.")
@@ -55,7 +59,9 @@ def make(ctx: click.Context, run: Run) -> None:
 
     With --trained, the encoder has two parts, for `skysift search --blend`: the appearance that the
     backbone of a trained bundle sees, fitted to the training rows of the dataset, and the vectors
-    of its head.
+    of its head. With --place-pairs the first part is a head that learns to find the same place on
+    another date, from an archive or from scenes that were never ingested; a dataset, if given,
+    keeps its validation and test ground out.
 
     Backbones clip and siglip bring the text tower of their model, for `skysift search --text`.
     """

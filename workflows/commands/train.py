@@ -18,6 +18,7 @@ from workflows.commands.common import Run, Verb, pass_run, recipe_option
 @recipe_option("--backbone", "training.backbone")
 @recipe_option("--pretrained", "training.pretrained")
 @recipe_option("--freeze/--no-freeze", "training.freeze_backbone")
+@recipe_option("--place-pairs", "training.place_pairs")
 @recipe_option("--appearance", "training.appearance", "Width of an added appearance part.")
 @recipe_option("--blend", "training.blend", "With --appearance: its weight in searches, 0 to 1.")
 @recipe_option("--loss", "training.loss")
@@ -30,7 +31,8 @@ def train(run: Run, resume: bool) -> None:
 
     The output folder holds the best encoder (bundle/), history.csv and checkpoints. With
     --appearance it holds an encoder of two parts as well (two-parts/), for `skysift search
-    --blend`, as `skysift encoder make --trained` makes it.
+    --blend`, as `skysift encoder make --trained` makes it. With --place-pairs too the first part
+    has learned to find the same place on another date.
     """
     result = run.train(resume=resume)
     lines = {

@@ -18,7 +18,6 @@ from pipeline.tiles.spec import GridSpec, TileRules
 from pipeline.training.spec import TrainingSpec
 from storage.index.filter import Filter
 from storage.location import Location, StorageOptions
-from storage.parts import DEFAULT_BLEND
 from storage.scene import CatalogSpec
 from storage.values import Count, Fraction, NonNegative, Positive
 from workflows.recipe.sections import Key, Section, keys_of, section_in, section_of
@@ -184,17 +183,23 @@ class TrainingSection(Section):
     Attributes
     ----------
     appearance
-        Width of an appearance part before the trained vectors; the encoder of two parts is in
-        ``two-parts`` of the output. None for an encoder of one part.
+        Width of an appearance part before the trained vectors, or with ``place_pairs`` of a part
+        that learns from these pairs alone; the encoder of two parts is in ``two-parts`` of the
+        output. None for an encoder of one part.
     blend
-        With ``appearance``: its weight in a search that names none, from 0 to 1.
+        With ``appearance``: its weight in a search that names none, from 0 to 1; None for 0.15, or
+        for 0.5 where the part has learned places.
+    place_weight
+        Weight of the loss of place pairs in the training of the label head; None for 0.25, or for 0
+        with ``appearance``, where a part of their own learns from the pairs.
     output
         Folder of the run: bundle, checkpoints, logs.
     """
 
     output: str | Location | None = None
     appearance: Count | None = None
-    blend: Fraction = DEFAULT_BLEND
+    blend: Fraction | None = None
+    place_weight: NonNegative | None = None
 
 
 @section_of(EncoderSpec, without=("classes", "loss", "training", "text"))
@@ -210,10 +215,15 @@ class EncoderSection(Section):
     trained
         Bundle of a trained encoder: its vectors become the label part, with an appearance part
         before them; None for an encoder of one part.
+    place_pairs
+        With ``trained``: archive, or catalog of scenes, of several dates of the same ground. The
+        part before is then a head that learns from the pairs of acquisitions of a tile, which
+        ``training.place_cloud``, ``place_season_days``, ``most_places`` and ``place_batch`` choose.
     appearance
-        With ``trained``: width of the appearance part.
+        With ``trained``: width of the part before.
     blend
-        With ``trained``: weight of the appearance part in a search that names none, from 0 to 1.
+        With ``trained``: weight of the part before in a search that names none, from 0 to 1; None
+        for 0.15, or for 0.5 where the part has learned places.
     seed
         Seed of the weights that are drawn.
     prompt
@@ -224,8 +234,9 @@ class EncoderSection(Section):
     bundle: str | Location | None = None
     pretrained: str | None = None
     trained: str | Location | None = None
+    place_pairs: str | None = None
     appearance: Count = 128
-    blend: Fraction = DEFAULT_BLEND
+    blend: Fraction | None = None
     seed: int = 0
     prompt: str = "{}"
     backbone: str = "mobilenet_v2"

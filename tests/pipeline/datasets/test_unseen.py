@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.datasets.archive_tiles import block_of
 from pipeline.datasets.unseen import scene_classes, unseen_queries
-from storage.dataset import DatasetWriter, LabelledDataset
+from storage.dataset import LabelledDataset
+from storage.dataset_writer import DatasetWriter
 
 GROUPS = ["Town", "Sea"] * 10 + ["Dam"] * 8 + ["Pier"] * 6 + ["Lock"]
 SPLITS = ["train"] * 20 + ["test"] * 7 + ["val"] + ["test"] * 7

@@ -101,7 +101,7 @@ def test_a_report_compares_the_encoder_with_its_features_query_by_query(
         groups = ["town", "sea"] * 40 + ["town", "dam"] * 20
         writer.append(np.asarray(plain.images), labels, rows | {"group": groups})
         digest = writer.finish().digest
-    ingest_two_dates(world, 6)
+    ingest_two_dates(world)
     page, table = tmp_path / "page.html", tmp_path / "queries.parquet"
     other, archive = tmp_path / "other", world / "archive"
     wanted = ("--also", other, "--places", archive, "--report", page, "--per-query", table)

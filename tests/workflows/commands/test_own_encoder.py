@@ -87,7 +87,7 @@ def test_evaluate_and_train_take_the_network(folder: Path, verb: str):
         )
         assert made == at_once
         assert (parts.appearance, parts.blend) == (4, DEFAULT_BLEND)
-        exported = _skysift(place, page_blocks("encoder.md", "sh")[5].strip(), "--json")
+        exported = _skysift(place, page_blocks("encoder.md", "sh")[6].strip(), "--json")
         assert exported.returncode == 0, exported.stderr
         trained = read_bundle(str(place / "work/run/bundle")).fingerprint
         assert read_bundle(str(place / "hub/aid")).fingerprint == trained
