@@ -30,7 +30,7 @@ from encoders.backbones.build import BACKBONES, build_backbone
 from encoders.backbones.own import Own
 from encoders.backbones.stem import Backbone
 from encoders.plugins import find_plugin
-from encoders.projection import HALF_WHITENING, TwoParts, build_head, principal_head
+from encoders.projection import TwoParts, appearance_head, build_head
 from encoders.spec import (
     DESCRIPTION_FILE,
     FORMAT,
@@ -416,9 +416,10 @@ def with_appearance(
 ) -> Encoder:
     """Return an encoder of two parts: what its backbone sees, and what its head learned.
 
-    The appearance part is the half-whitened principal components of the backbone's features, about
-    zero and not about their mean: images of another collection have another mean. A frozen backbone
-    knows nothing of the labels; one that was trained as well keeps more than its head does.
+    The appearance part is the half-whitened principal components of the backbone's features, or of
+    their square roots where none is negative, about zero and not about their mean: images of
+    another collection have another mean. A frozen backbone knows nothing of the labels; one that
+    was trained as well keeps more than its head does.
 
     Parameters
     ----------
@@ -441,9 +442,9 @@ def with_appearance(
     if spec.parts is not None:
         raise ConfigError("encoder: it has two parts already; give the one that they were made of")
     parts = Parts(appearance=dimension, labels=spec.dimension, blend=blend)
-    appearance = principal_head(features_NF, dimension, HALF_WHITENING, centred=False)
+    appearance, roots = appearance_head(features_NF, dimension)
     head = TwoParts(appearance, encoder.head)
-    options = {"kind": "parts", **asdict(parts), "head": dict(spec.head)}
+    options = {"kind": "parts", **asdict(parts), "roots": roots, "head": dict(spec.head)}
     spec = replace(spec, head=options, dimension=parts.dimension)
     return Encoder(spec, encoder.backbone, head).eval()
 
