@@ -57,15 +57,13 @@ from benchmarks.results import DATA
 from benchmarks.soft_labels import load_worlds
 from pipeline.analysis.comparison import FROZEN
 
-WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+WEIGHTS = (0.0, 0.1, 0.2, 0.225, 0.25, 0.3, 0.5, 0.7, 1.0)
 WIDTHS = (128, 256, 512)
-TRIED = (0.075, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+TRIED = (0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.3, 0.4, 0.5)
 """Weights of the validation split; the ends of the dial give one part up."""
 EVEN = 0.5
 ELSEWHERE = ("AID", "UC Merced")
 """Heads of the first on the second, where no column should be below frozen features at `EVEN`."""
-NEAR = 0.005
-"""A difference of least margins that decides nothing: a deviation of one seed is as large."""
 LABEL_LOSSES = tuple(name for name in LOSSES if name not in (*BASELINES, PEER))
 DEFAULT = "macl"
 UNSEEN_LOSS = BASELINES[0]
@@ -173,9 +171,9 @@ def margins(
 def chosen(found: Mapping[Part, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return all settings of two parts, the one that the rule chooses first.
 
-    The rule: the largest of the least margins, on either set, and at `EVEN` over frozen features
-    `ELSEWHERE`; of all within `NEAR` of it the shortest vector, and of these the largest weight.
-    The rest follow by least margin.
+    The rule: the least margin is that of any column on either set, and at `EVEN` over frozen
+    features `ELSEWHERE`. The shortest vector whose least margin is not below 0, and of its weights
+    that with the largest; where there is none, the largest of all. The rest follow by least margin.
     """
     alone_of = {part.target: run["runs"] for part, run in found.items() if not part.forms[-1].width}
     others = {
@@ -198,9 +196,8 @@ def chosen(found: Mapping[Part, Mapping[str, Any]]) -> list[dict[str, Any]]:
         | {"least": min(v for row in (*by_set.values(), away[loss, width]) for v in row.values())}
         for (loss, width, weight), by_set in settings.items()
     ]
-    best = max(one["least"] for one in listed)
-    near = [one for one in listed if one["least"] >= best - NEAR]
-    choice = min(near, key=lambda one: (_length(one), -one["blend"], -one["least"]))
+    whole = [one for one in listed if one["least"] >= 0]
+    choice = min(whole or listed, key=lambda one: (_length(one) if whole else 0, -one["least"]))
     rest = (one for one in listed if one is not choice)
     return [choice, *sorted(rest, key=lambda one: -one["least"])]
 

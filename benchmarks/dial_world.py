@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,8 @@ LOSSES: Mapping[str, Run] = {
 }
 """MACL alone and in candidates for a label part, and the strongest baseline as tuned for the page.
 
-4 heads: with exactness .1, discount 1, dropout .1 and no lift of rare labels, which were found among
-some tens of settings on the validation split of AID.
+4 heads: with exactness .1, discount 1, dropout .1 and no lift of rare labels, which were found
+among some tens of settings on the validation split of AID.
 """
 BASELINES = ("mulsupcon", "mulsupcon, falling temperature")
 PEER = "mulsupcon, 4 heads"
