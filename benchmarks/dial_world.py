@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +20,53 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.place_pairs import Series
-from benchmarks.results_runs import Run, World, train
+from benchmarks.results_runs import Run, World, plain, train
 from encoders.losses import LabelStatistics
-from encoders.projection import HALF_WHITENING, principal_head
+from encoders.projection import appearance_head
 from storage.dataset import LabelledDataset
 from storage.parts import Parts
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 SETS = ("AID", "UC Merced")
-EXACTNESS = (0.0, 0.1, 0.2, 0.35)
 FOLDS, _FOLD_SEED = 5, 3
 WIDTH = 128
 """Width of a label part."""
+_ENSEMBLE = Run(
+    loss="macl",
+    options={"exactness": 0.1, "discount": 1.0},
+    heads=4,
+    dropout=0.1,
+    sampling_power=0.0,
+    dimension=WIDTH,
+)
 LOSSES: Mapping[str, Run] = {
-    **{
-        f"macl, exactness {value:g}" if value else "macl": Run(
-            loss="macl", options={"exactness": value} if value else {}
-        )
-        for value in EXACTNESS
-    },
-    "mulsupcon": Run(loss="mulsupcon", options={"temperature": 0.07}),
+    "macl": Run(loss="macl", dimension=WIDTH),
+    "macl, exactness 0.2": Run(loss="macl", options={"exactness": 0.2}, dimension=WIDTH),
+    "macl, 4 heads": _ENSEMBLE,
+    "macl, 4 heads of 64": replace(_ENSEMBLE, dimension=2 * WIDTH),
+    "mulsupcon": Run(loss="mulsupcon", options={"temperature": 0.07}, dimension=WIDTH),
     "mulsupcon, falling temperature": Run(
-        loss="mulsupcon", options={"temperature": 0.2}, temperature_end=0.1
+        loss="mulsupcon", options={"temperature": 0.2}, temperature_end=0.1, dimension=WIDTH
+    ),
+    "mulsupcon, 4 heads": Run(
+        loss="mulsupcon",
+        options={"temperature": 0.2},
+        temperature_end=0.1,
+        heads=4,
+        dropout=0.1,
+        sampling_power=0.0,
+        dimension=WIDTH,
     ),
 }
-"""MACL along its exactness, and the strongest baseline of the page as tuned there."""
-BASELINES = tuple(name for name in LOSSES if name.startswith("mulsupcon"))
+"""MACL alone and in candidates for a label part, and the strongest baseline as tuned for the page.
+
+4 heads: with exactness .1, discount 1, dropout .1 and no lift of rare labels, which were found
+among some tens of settings on the validation split of AID.
+"""
+BASELINES = ("mulsupcon", "mulsupcon, falling temperature")
+PEER = "mulsupcon, 4 heads"
+"""The baseline in the form of the label part: no bar asks for it, and fairness does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,8 +168,8 @@ def _folds(classes: list[str]) -> tuple[tuple[str, ...], ...]:
 
 
 def label_part(table: Table, scratch: Path, head: Head) -> Floats:
-    """Return the vectors (N, 128) that a head gives all rows."""
-    run = replace(LOSSES[head.loss], seed=head.seed, epochs=table.epochs, dimension=WIDTH)
+    """Return the vectors (N, D) that a head gives all rows."""
+    run = replace(LOSSES[head.loss], seed=head.seed, epochs=table.epochs)
     rows = table.learned(head)
 
     def compute() -> Floats:
@@ -164,20 +184,20 @@ def label_part(table: Table, scratch: Path, head: Head) -> Floats:
         )
         return train(world, run)
 
-    return _kept(table, scratch, rows, asdict(run), compute)
+    return _kept(table, scratch, rows, plain(run), compute)
 
 
 def appearance_part(table: Table, scratch: Path, rows: Ints, width: int) -> Floats:
-    """Return unit half-whitened principal scores (N, width) of all rows, fitted to some."""
+    """Return the appearance part (N, width) of all rows, fitted to some."""
 
     def compute() -> Floats:
-        head = principal_head(table.features_NF[rows], width, HALF_WHITENING, centred=False)
+        head, _ = appearance_head(table.features_NF[rows], width)
         with torch.inference_mode():
             scores = head(torch.from_numpy(table.features_NF))
             unit: Floats = torch.nn.functional.normalize(scores).numpy()
         return unit
 
-    return _kept(table, scratch, rows, {"appearance": width, "centred": False}, compute)
+    return _kept(table, scratch, rows, {"appearance": width, "roots": True}, compute)
 
 
 def _kept(

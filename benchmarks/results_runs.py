@@ -80,13 +80,21 @@ class Run:
     queue_rows: int = 0
     sampling_power: float = 0.5
     temperature_end: float | None = None
+    heads: int = 1
+    dropout: float = 0.0
 
     def digest(self, world: World, split: str) -> str:
         """Return 16 hexadecimal digits that name the run."""
-        settings = {name: value for name, value in asdict(self).items() if value is not None}
+        settings = plain(self)
         settings["options"] = {**loss_options(self.loss), **self.options}
         text = json.dumps([settings, world.digest, split, K], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def plain(run: Run) -> dict[str, Any]:
+    """Return the settings of a run as JSON values, those added later only where they differ."""
+    settings = {name: value for name, value in asdict(run).items() if value is not None}
+    return {k: v for k, v in settings.items() if (k, v) not in (("heads", 1), ("dropout", 0.0))}
 
 
 def load_world(images: Path, backbone: Path, scratch: Path, tile_px: int | None = None) -> World:
@@ -146,10 +154,17 @@ def train(world: World, run: Run) -> NDArray[np.float32]:
     rows = world.rows("train")
     labels = world.labels_NC[rows]
     loss = build_loss(
-        run.loss, world.statistics, dimension=run.dimension, initial_seed=run.seed, **run.options
+        run.loss,
+        world.statistics,
+        dimension=run.dimension,
+        heads=run.heads,
+        initial_seed=run.seed,
+        **run.options,
     )
     loop = TrainingLoop(
-        head_encoder(world.features_NF.shape[1], run.dimension, run.hidden, run.seed),
+        head_encoder(
+            world.features_NF.shape[1], run.dimension, run.hidden, run.seed, run.heads, run.dropout
+        ),
         loss,
         TrainingRows(inputs=world.features_NF, rows=rows, labels=labels),
         LoopSpec(
@@ -166,7 +181,9 @@ def train(world: World, run: Run) -> NDArray[np.float32]:
     while loop.epoch < run.epochs:
         if run.temperature_end is not None:
             gone = loop.epoch / run.epochs * (run.temperature_end - run.options["temperature"])
-            loss.temperature = run.options["temperature"] + gone
+            for part in loss.modules():
+                if hasattr(part, "temperature"):
+                    part.temperature = run.options["temperature"] + gone
         for _ in loop.run_epoch():
             pass
     return loop.embed(np.arange(len(world.features_NF)))

@@ -30,7 +30,7 @@ from encoders.backbones.build import BACKBONES, build_backbone
 from encoders.backbones.own import Own
 from encoders.backbones.stem import Backbone
 from encoders.plugins import find_plugin
-from encoders.projection import HALF_WHITENING, TwoParts, build_head, principal_head
+from encoders.projection import TwoParts, appearance_head, build_head
 from encoders.spec import (
     DESCRIPTION_FILE,
     FORMAT,
@@ -415,9 +415,10 @@ def with_appearance(
 ) -> Encoder:
     """Return an encoder of two parts: what its backbone sees, and what its head learned.
 
-    The appearance part is the half-whitened principal components of the backbone's features, about
-    zero and not about their mean: images of another collection have another mean. A frozen backbone
-    knows nothing of the labels; one that was trained as well keeps more than its head does.
+    The appearance part is the half-whitened principal components of the backbone's features, or of
+    their square roots where none is negative, about zero and not about their mean: images of
+    another collection have another mean. A frozen backbone knows nothing of the labels; one that
+    was trained as well keeps more than its head does.
 
     Parameters
     ----------
@@ -437,8 +438,8 @@ def with_appearance(
         The encoder has two parts already, or as `principal_head` says.
     """
     require_one_part(encoder.spec)
-    appearance = principal_head(features_NF, dimension, HALF_WHITENING, centred=False)
-    return _with_first_part(encoder, appearance, blend)
+    appearance, roots = appearance_head(features_NF, dimension)
+    return _with_first_part(encoder, appearance, dimension, blend, roots=roots)
 
 
 def with_places(
@@ -468,7 +469,7 @@ def with_places(
     require_one_part(encoder.spec)
     told = replace(encoder.spec, training={**encoder.spec.training, "places": dict(learned)})
     encoder = Encoder(told, encoder.backbone, encoder.head)
-    return _with_first_part(encoder, places, blend)
+    return _with_first_part(encoder, places, places.out_features, blend)
 
 
 def require_one_part(spec: EncoderSpec) -> None:
@@ -483,10 +484,14 @@ def require_one_part(spec: EncoderSpec) -> None:
         raise ConfigError("encoder: it has two parts already; give the one that they were made of")
 
 
-def _with_first_part(encoder: Encoder, first: nn.Linear, blend: float) -> Encoder:
+def _with_first_part(
+    encoder: Encoder, first: nn.Module, dimension: int, blend: float, *, roots: bool = False
+) -> Encoder:
     spec = encoder.spec
-    parts = Parts(appearance=first.out_features, labels=spec.dimension, blend=blend)
+    parts = Parts(appearance=dimension, labels=spec.dimension, blend=blend)
     options = {"kind": "parts", **asdict(parts), "head": dict(spec.head)}
+    if roots:
+        options["roots"] = True
     spec = replace(spec, head=options, dimension=parts.dimension)
     return Encoder(spec, encoder.backbone, TwoParts(first, encoder.head)).eval()
 

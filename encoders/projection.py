@@ -3,7 +3,7 @@
 Shape legend: B batch, N samples, F features, D embedding dimension.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from encoders.spec import dimension_of_each
 from storage.errors import ConfigError
 
 HALF_WHITENING = 0.5
@@ -30,15 +31,18 @@ def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.
     features, dimension
         F and D.
     options
-        ``{"kind": "mlp", "hidden": 512}`` (linear, ReLU, linear), ``{"kind": "linear"}`` (a single
-        linear layer, as returned by `principal_head`), ``{"kind": "identity"}`` (the features) or
-        ``{"kind": "parts", "appearance": 128, "labels": 64, "blend": 0.2, "head": {...}}`` (a
-        `TwoParts`, whose label head has the options ``head``).
+        ``{"kind": "mlp", "hidden": 512}`` (linear, ReLU, linear; with ``"heads": 4`` or
+        ``"dropout": 0.1`` an `Ensemble` of them), ``{"kind": "linear"}`` (a single linear layer, as
+        returned by `principal_head`), ``{"kind": "identity"}`` (the features) or ``{"kind":
+        "parts", "appearance": 128, "labels": 64, "blend": 0.2, "roots": true, "head": {...}}`` (a
+        `TwoParts`, whose label head has the options ``head``; with ``roots`` its appearance head
+        begins with `SquareRoots`).
 
     Raises
     ------
     ConfigError
-        The kind is unknown, or the dimension of an identity head differs from F.
+        The kind is unknown, the dimension of an identity head differs from F, or that of an
+        ensemble is no multiple of its heads.
 
     Examples
     --------
@@ -48,8 +52,14 @@ def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.
     kind = options.get("kind", "mlp")
     if kind == "mlp":
         # Without batch norm: a sample's vector must not depend on the other rows of a worker.
-        hidden = int(options.get("hidden", 512))
-        return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, dimension))
+        hidden, heads = int(options.get("hidden", 512)), int(options.get("heads", 1))
+        dropout = float(options.get("dropout", 0))
+        width = dimension_of_each(dimension, heads)
+        mlps = [
+            nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, width))
+            for _ in range(heads)
+        ]
+        return Ensemble(mlps, dropout) if heads > 1 or dropout else mlps[0]
     if kind == "linear":
         return nn.Linear(features, dimension)
     if kind == "identity":
@@ -60,9 +70,54 @@ def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.
             )
         return nn.Identity()
     if kind == "parts":
-        appearance = nn.Linear(features, options["appearance"])
+        appearance: nn.Module = nn.Linear(features, options["appearance"])
+        if options.get("roots"):
+            appearance = nn.Sequential(SquareRoots(), appearance)
         return TwoParts(appearance, build_head(features, options["labels"], options["head"]))
     raise ConfigError(f"no head is called {kind!r}; choose mlp, linear or identity")
+
+
+def mlp_options(hidden: int, heads: int = 1, dropout: float = 0.0) -> dict[str, Any]:
+    """Return the options of a multilayer perceptron for `build_head`."""
+    options: dict[str, Any] = {"kind": "mlp", "hidden": hidden}
+    return (
+        options
+        | ({"heads": heads} if heads > 1 else {})
+        | ({"dropout": dropout} if dropout else {})
+    )
+
+
+class Ensemble(nn.Module):
+    """Heads side by side for the same features, each of unit length.
+
+    The cosine of two vectors is the mean of the heads' cosines. With
+    `encoders.losses.EnsembleLoss` each head learns by itself.
+
+    Parameters
+    ----------
+    heads
+        Heads of the same dimension.
+    dropout
+        Share of the features that training sets to 0 at random, other ones for each head.
+    """
+
+    def __init__(self, heads: Sequence[nn.Module], dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features_BF: Tensor) -> Tensor:
+        """Return the vectors of all heads, (B, D), of length √H together."""
+        vectors = (head(self.dropout(features_BF)) for head in self.heads)
+        return torch.cat([F.normalize(vector, dim=1) for vector in vectors], dim=1)
+
+
+class SquareRoots(nn.Module):
+    """Square roots of features that are never negative: a few large ones decide less."""
+
+    def forward(self, features_BF: Tensor) -> Tensor:
+        """Return the roots, (B, F)."""
+        return features_BF.clamp(min=0).sqrt()
 
 
 class TwoParts(nn.Module):
@@ -143,6 +198,22 @@ def principal_head(
         head.weight.copy_((directions_FD * signs_D * scales_D).T)
         head.bias.copy_(-(head.weight.double() @ mean_F))
     return head
+
+
+def appearance_head(features_NF: NDArray[np.float32], dimension: int) -> tuple[nn.Module, bool]:
+    """Return a head of half-whitened principal components, and whether it begins with roots.
+
+    The components are about zero, of the square roots of the features where none is negative.
+
+    Raises
+    ------
+    ConfigError
+        As `principal_head` says.
+    """
+    roots = bool((features_NF >= 0).all())
+    fitted = np.sqrt(features_NF) if roots else features_NF
+    head = principal_head(fitted, dimension, HALF_WHITENING, centred=False)
+    return (nn.Sequential(SquareRoots(), head) if roots else head), roots
 
 
 def half_whitened(features_NF: NDArray[np.float32], most: int) -> NDArray[np.float32]:

@@ -98,7 +98,7 @@ class EncoderSpec:
         """The parts of a vector, which the options of a head of two parts state; else None."""
         if self.head.get("kind") != "parts":
             return None
-        stated = {name: value for name, value in self.head.items() if name not in ("kind", "head")}
+        stated = {k: v for k, v in self.head.items() if k not in ("kind", "roots", "head")}
         return as_spec(Parts, stated, "encoder.head")
 
     @property
@@ -174,6 +174,15 @@ class LoopSpec:
             )
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError(f"training: precision {self.precision!r} is not fp32 or bf16")
+
+
+def dimension_of_each(dimension: int, heads: int) -> int:
+    """Return the dimension of each head of an ensemble; raise ConfigError if it is no integer."""
+    if dimension % heads:
+        raise ConfigError(
+            f"{heads} heads cannot share {dimension} dimensions evenly; give a multiple of {heads}"
+        )
+    return dimension // heads
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ import torch
 from encoders.losses.bce import Bce
 from encoders.losses.cbml import Cbml
 from encoders.losses.core import Loss
+from encoders.losses.ensemble import EnsembleLoss
 from encoders.losses.grn import Grn
 from encoders.losses.icl import Icl
 from encoders.losses.ifnd import Ifnd
@@ -36,6 +37,7 @@ from encoders.losses.statistics import LabelStatistics
 from encoders.losses.supcon import SupCon
 from encoders.losses.triplet import Triplet
 from encoders.plugins import find_plugin, unknown_name
+from encoders.spec import dimension_of_each
 from storage.errors import ConfigError
 
 __all__ = ["LabelStatistics", "build_loss", "loss_names", "loss_options"]
@@ -93,6 +95,7 @@ def build_loss(
     statistics: LabelStatistics,
     *,
     dimension: int | None = None,
+    heads: int = 1,
     initial_seed: int = 0,
     **options: Any,
 ) -> Loss:
@@ -108,6 +111,8 @@ def build_loss(
     dimension
         D, the width of the embeddings; required by losses with parameters (``macl`` only with
         ``prototypes``), ignored by the others.
+    heads
+        Heads of the embeddings; each has a loss of its own.
     initial_seed
         Seed of the initial values of those parameters; a training gives its own seed.
     options
@@ -121,6 +126,15 @@ def build_loss(
     NotFoundError
         There is no module of that name.
     """
+    if heads > 1:
+        width = dimension if dimension is None else dimension_of_each(dimension, heads)
+        seeds = range(initial_seed, initial_seed + heads)
+        return EnsembleLoss(
+            [
+                build_loss(name, statistics, dimension=width, initial_seed=s, **options)
+                for s in seeds
+            ]
+        )
     kind, fixed = _find(name)
     known = loss_options(name)
     for option in options:

@@ -21,7 +21,7 @@ from encoders.loop import TrainingLoop, TrainingRows
 from encoders.losses import build_loss
 from encoders.losses.statistics import LabelStatistics
 from encoders.places import PlaceRows, place_loss
-from encoders.projection import build_head
+from encoders.projection import build_head, mlp_options
 from encoders.spec import EncoderSpec, LoopSpec
 from storage.dataset import hard_labels
 
@@ -38,7 +38,9 @@ class FrozenFeatures(Backbone):
         self.dimension = dimension
 
 
-def head_encoder(features: int, dimension: int, hidden: int, seed: int) -> Encoder:
+def head_encoder(
+    features: int, dimension: int, hidden: int, seed: int, heads: int = 1, dropout: float = 0.0
+) -> Encoder:
     """Return an encoder of F features in place of pixels, with a random head."""
     spec = EncoderSpec(
         backbone="features",
@@ -47,7 +49,7 @@ def head_encoder(features: int, dimension: int, hidden: int, seed: int) -> Encod
         band_std=(1.0,),
         tile_px=1,
         dimension=dimension,
-        head={"kind": "mlp", "hidden": hidden},
+        head=mlp_options(hidden, heads, dropout),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from encoders.spec import LoopSpec
+from encoders.spec import LoopSpec, dimension_of_each
 from storage.errors import ConfigError
 from storage.location import Location
 from storage.values import Count, Fraction, NonNegative, json_digest
@@ -21,6 +21,8 @@ RUNTIME = frozenset(
 ADDED: Mapping[str, Any] = {
     "backbone_learning_rate": None,
     "ema_decay": 0.0,
+    "heads": 1,
+    "dropout": 0.0,
     "place_pairs": None,
     "place_weight": 0.25,
     "place_batch": 128,
@@ -31,7 +33,7 @@ ADDED: Mapping[str, Any] = {
 # Settings that a checkpoint depends on: a run cannot resume after a change of one of these.
 FIXED = frozenset(
     {"backbone", "backbone_options", "pretrained", "freeze_backbone", "dimension", "hidden"}
-    | {"loss", "loss_options", "batch_size", "queue_rows", "sampling_power", "seed"}
+    | {"heads", "loss", "loss_options", "batch_size", "queue_rows", "sampling_power", "seed"}
 )
 
 
@@ -54,6 +56,11 @@ class TrainingSpec(LoopSpec):
         Length of a vector.
     hidden
         Width of the projection head's middle layer.
+    heads
+        Number of projection heads, which share the dimension and learn apart: the cosine of two
+        vectors is the mean of theirs.
+    dropout
+        Share of the features that each head does not see in a training step.
     embedding
         Embedding that the archive stores: the ``projection`` trained by the loss (default: it
         carries the label geometry, is small, and is the only trained part with a frozen backbone)
@@ -106,6 +113,8 @@ class TrainingSpec(LoopSpec):
     pretrained: str | None = None
     dimension: Count = 128
     hidden: Count = 512
+    heads: Count = 1
+    dropout: Fraction = 0.0
     embedding: Literal["projection", "features"] = "projection"
     loss: str = "macl"
     loss_options: Mapping[str, Any] = field(default_factory=dict)
@@ -137,6 +146,9 @@ class TrainingSpec(LoopSpec):
             raise ConfigError(
                 f"training: embedding {self.embedding!r} is not projection or features"
             )
+        dimension_of_each(self.dimension, self.heads)
+        if self.dropout == 1:
+            raise ConfigError("training: dropout 1 leaves no features; give less than 1")
         if self.freeze_backbone and self.embedding == "features":
             raise ConfigError(
                 "training: a frozen backbone's features cannot learn; "
@@ -180,18 +192,19 @@ class TrainingJob:
     @property
     def digest(self) -> str:
         """SHA-256 (hexadecimal) over the dataset and the settings that decide the result."""
-        settings = {
-            name: value
-            for name, value in plain(self.spec).items()
-            if name not in RUNTIME and not (name in ADDED and value == ADDED[name])
-        }
+        settings = {k: v for k, v in self._settings().items() if k not in RUNTIME}
         return self._digest_of(settings)
 
     @property
     def lineage(self) -> str:
         """SHA-256 (hexadecimal) over the dataset and the settings that no resumption changes."""
-        settings = {k: v for k, v in plain(self.spec).items() if k in FIXED}
+        settings = {k: v for k, v in self._settings().items() if k in FIXED}
         return self._digest_of(settings)
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings, those of `ADDED` only where they differ."""
+        known = plain(self.spec)
+        return {k: v for k, v in known.items() if k not in ADDED or v != ADDED[k]}
 
     def _digest_of(self, settings: Mapping[str, Any]) -> str:
         own = [dict(self.sources)] if self.sources else []

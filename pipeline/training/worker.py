@@ -31,6 +31,7 @@ from encoders.losses.core import refusal
 from encoders.losses.statistics import LabelStatistics
 from encoders.metrics import retrieval_metrics
 from encoders.places import PlaceRows
+from encoders.projection import mlp_options
 from encoders.spec import EncoderSpec
 from pipeline.training.log import TrainingLog
 from pipeline.training.places import PLACES, place_groups
@@ -106,6 +107,7 @@ class TrainingWorker:
             self.spec.loss,
             LabelStatistics.from_labels(self.train_labels),
             dimension=self.spec.dimension,
+            heads=self.spec.heads,
             initial_seed=self.spec.seed,
             **self.spec.loss_options,
         )
@@ -404,7 +406,7 @@ def initial_encoder(dataset: LabelledDataset, spec: TrainingSpec) -> Encoder:
         tile_px=info.tile_px,
         resolution_m=info.resolution_m,
         dimension=spec.dimension,
-        head={"kind": "mlp", "hidden": spec.hidden},
+        head=mlp_options(spec.hidden, spec.heads, spec.dropout),
         classes=info.classes,
     )
     return new_encoder(encoder_spec, pretrained=spec.pretrained, seed=spec.seed)

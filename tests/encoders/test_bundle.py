@@ -17,7 +17,7 @@ from encoders.bundle import (
     save_bundle,
     with_appearance,
 )
-from encoders.projection import principal_head
+from encoders.projection import appearance_head, principal_head
 from encoders.spec import EncoderSpec, read_spec
 from storage.errors import ConfigError, EncoderMismatchError, NotFoundError, SkysiftError
 from storage.locks import exclusive_lock
@@ -256,10 +256,22 @@ def test_a_head_becomes_the_label_part_beside_half_whitened_components(tmp_path:
     appearance, labels = np.split(encoder(tiles) * np.sqrt(2), [6], axis=1)
     np.testing.assert_allclose(labels, trained(tiles), atol=1e-6)
     features = trained.features(tiles).astype(np.float64)  # about zero: a mean is of one collection
+    assert (features >= 0).all()
+    features **= 0.5
     _, lengths, directions = np.linalg.svd(features, full_matrices=False)
     scores = features @ directions[:6].T / np.sqrt(lengths[:6] / np.sqrt(len(tiles)))
     scores /= np.linalg.norm(scores, axis=1, keepdims=True)
     np.testing.assert_allclose(appearance @ appearance.T, scores @ scores.T, atol=1e-4)
+
+
+def test_features_below_zero_have_no_roots():
+    features = np.random.default_rng(0).standard_normal((20, 8)).astype(np.float32)
+    assert appearance_head(features, 3)[1] is False
+    head, roots = appearance_head(np.abs(features), 3)
+    assert roots
+    same = principal_head(np.sqrt(np.abs(features)), 3, 0.5, centred=False)
+    inputs = torch.from_numpy(np.abs(features))
+    torch.testing.assert_close(head(inputs), same(inputs.sqrt()))
 
 
 def test_an_encoder_of_two_parts_gets_no_third(encoder: Encoder):

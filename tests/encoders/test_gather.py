@@ -43,6 +43,7 @@ def cached(model, loss, x_BF, y_BC, group):
 CASES = {
     **{name: Case(name, OPTIONS.get(name, {})) for name in loss_names()},
     "macl cached": Case("macl", OPTIONS["macl"], cached),
+    "macl, 2 heads": Case("macl", {"heads": 2, "exactness": 0.5}),
 }
 
 
