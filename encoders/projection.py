@@ -54,7 +54,7 @@ def build_head(features: int, dimension: int, options: Mapping[str, Any]) -> nn.
         # Without batch norm: a sample's vector must not depend on the other rows of a worker.
         hidden, heads = int(options.get("hidden", 512)), int(options.get("heads", 1))
         dropout = float(options.get("dropout", 0))
-        width = dimension_of_each(dimension, heads)
+        width = dimension if heads == 1 else dimension_of_each(dimension, heads)
         mlps = [
             nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, width))
             for _ in range(heads)

@@ -14,7 +14,7 @@ from storage.errors import ConfigError
 from storage.values import Count, Fraction, check_limits
 
 DEFAULT_BLEND = 0.15
-"""Chosen on the validation splits of two labelled sets (`benchmarks.dial`)."""
+"""For one head; recipes of others name the blend that `benchmarks.dial` chose for them."""
 PLACE_BLEND = 0.5
 """Of a first part that has learned places: at this weight a date held out finds the same place
 first most often (`benchmarks.place_pairs`)."""

@@ -1,7 +1,5 @@
 """Heads side by side: their vectors, and a loss for each."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -10,10 +8,20 @@ from torch.nn.functional import normalize
 from encoders.bundle import load_encoder, new_encoder, save_bundle
 from encoders.losses import LabelStatistics, build_loss
 from encoders.projection import Ensemble, build_head, mlp_options
+from encoders.spec import EncoderSpec
 from pipeline.training.spec import TrainingJob, TrainingSpec
 from storage.errors import ConfigError
 from storage.location import Location
-from tests.encoders.test_bundle import SPEC
+
+SPEC = EncoderSpec(
+    backbone="tiny-cnn",
+    bands=("red", "green", "blue"),
+    band_mean=(120.0, 120.0, 120.0),
+    band_std=(60.0, 60.0, 60.0),
+    tile_px=32,
+    dimension=16,
+    head=mlp_options(8, heads=4, dropout=0.5),
+)
 
 
 def batch(rows: int = 8, dimension: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,8 +52,7 @@ def test_the_loss_is_the_mean_of_the_losses_of_the_heads(name: str):
 
 
 def test_the_cosine_of_an_ensemble_is_the_mean_of_its_heads(tmp_path):
-    spec = replace(SPEC, head=mlp_options(8, heads=4, dropout=0.5))
-    save_bundle(new_encoder(spec), str(tmp_path))
+    save_bundle(new_encoder(SPEC), str(tmp_path))
     encoder = load_encoder(str(tmp_path))
     tiles = np.random.default_rng(1).integers(0, 255, (5, 3, 32, 32)).astype(np.uint8)
     vectors = encoder(tiles)

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from encoders.bundle import load_encoder
-from encoders.spec import read_bundle, read_spec
+from encoders.spec import read_spec
 from pipeline.training import driver
 from storage.parts import PLACE_BLEND
 from tests.support.command_line import Outcome, run
@@ -63,7 +64,8 @@ def test_a_part_that_has_learned_places_serves_searches(folder: Path, train):
     source = ("--place-pairs", folder / "archive", "--appearance", 16)
     of_archive = run("encoder", "make", *again, *source, "--dataset", folder / "set", "--json")
     assert of_archive.code == 0, of_archive.err
-    assert of_archive.data["fingerprint"] == read_bundle(two).fingerprint
+    weights = [load_encoder(uri).head.appearance.weight for uri in (two, folder / "again")]
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-5)  # threads sum in another order
     assert load_encoder(two).facts()["vectors"] == "24 values: 16 places, 8 labels"
 
     twice = run("encoder", "make", "--trained", two, *source, "--encoder", folder / "no")
