@@ -111,7 +111,7 @@ HOMES = {
             "augment batch_norm bundle gather gather_check loop places projection ranking text",
         ),
         *within("encoders/backbones", "build exported operators own pt2 stem timm transformers"),
-        *within("encoders/losses", "__init__ bce cbml core grn icl ifnd jspcl macl msc mulsupcon"),
+        *within("encoders/losses", "__init__ bce cbml core ensemble grn icl ifnd jspcl macl msc mulsupcon"),
         "encoders/losses/supcon.py",
         "encoders/losses/triplet.py",
         *within("pipeline/training", "driver head log network worker"),
