@@ -73,7 +73,7 @@ def soft_labels(
     widths = sorted({min(width, most) for width in spec.directions})
     spaces = [half_whitened(features_NF, d) for d in widths]
     first_UC, second_UC = _teacher_ranks(spaces, y_LC, spec.neighbours)
-    mean_UC = (first_UC + second_UC) / 2
+    mean_UC: Floats = (first_UC + second_UC) / np.float32(2)
     if spec.method == "f1":
         return _by_f1(spaces, y_LC, mean_UC, spec.neighbours)
     soft_UC = probabilities(mean_UC, y_LC.mean(0), spec)
@@ -86,7 +86,9 @@ def soft_labels(
             steps=steps,
         )
         third_UC = _ranks(propagated(learned_ND, y_LC, spec.neighbours)[labelled:])
-        soft_UC = probabilities((2 * mean_UC + third_UC) / 3, y_LC.mean(0), spec)
+        soft_UC = probabilities(
+            np.mean([first_UC, second_UC, third_UC], axis=0), y_LC.mean(0), spec
+        )
     return soft_UC
 
 
@@ -135,7 +137,8 @@ def _teacher_ranks(
 
 
 def _mean_ranks(scores: Sequence[Floats]) -> Floats:
-    return np.mean([_ranks(score_UC) for score_UC in scores], axis=0, dtype=np.float32)
+    mean_UC: Floats = np.mean([_ranks(score_UC) for score_UC in scores], axis=0, dtype=np.float32)
+    return mean_UC
 
 
 def _ranks(score_UC: Floats) -> Floats:
