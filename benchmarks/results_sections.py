@@ -103,22 +103,23 @@ def soft_labels(found: Mapping[str, Any]) -> str:
         "Made by `python -m benchmarks.soft_labels`. A share of the train rows keeps its labels;",
         "the others get probabilities from frozen features as by `skysift dataset extend`. MACL's",
         f"default, 360 steps, {found['seeds']} draws, mean ± standard deviation. F1 is that of the",
-        "probabilities of .5 and more. The command extends where its measured gain is larger than",
-        f"its error. All runs took {found['seconds']:,.0f} s.",
+        "probabilities of .5 and more. Four widths: teachers in 64, 128, 256, 512 directions, else",
+        "in 128. The command extends where nDCG@50 gains more than its error on hidden rows and",
+        f"macro mAP does not fall. All runs took {found['seconds']:,.0f} s.",
     ]
     for name, shares in found["sets"].items():
         for share, table in shares.items():
             columns = list(next(iter(table.values())))
             lines += ["", f"### {name}, {share} of the labels", ""]
-            if decision := table.get("decision"):
+            if decision := table.get("decision by query"):
                 taken = f"{sum(decision['extends'])} of {len(decision['extends'])}"
-                lines += [f"Extends {taken} draws; gain {_figure(decision['gain'])}.", ""]
+                lines += [f"Extends {taken} draws; measured gain {_figure(decision['gain'])}.", ""]
             lines += [
                 f"| training | {' | '.join(columns)} | F1 |",
                 f"| --- |{' --- |' * (len(columns) + 1)}",
             ]
             for method, scores in table.items():
-                if method != "decision":
+                if method != "decision by query":
                     cells = [_figure(scores[c]) for c in columns]
                     f1 = _figure(scores["F1"]) if "F1" in scores else ""
                     lines.append(f"| {method} | {' | '.join(cells)} | {f1} |")

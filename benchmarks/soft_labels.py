@@ -35,13 +35,16 @@ from pipeline.datasets.spec import SoftLabelSpec
 from pipeline.training.head import learned_vectors
 
 COLUMNS = ("nDCG@50", "rare mAP", "macro mAP", "mAP J>=0.6", "Jaccard@10")
-SUPERVISED, DECISION, DEFAULT = "labelled rows only", "decision", "ramp, band 0.75"
+SUPERVISED, DECISION = "labelled rows only", "decision by query"
+DEFAULT = "ramp, four widths"
+_ONE_WIDTH = (128,)
 METHODS = {
     DEFAULT: SoftLabelSpec(),
-    "ramp, band 0.5": SoftLabelSpec(band=0.5),
-    "cap": SoftLabelSpec(method="cap"),
-    "band": SoftLabelSpec(method="band", band=0.5),
-    "f1": SoftLabelSpec(method="f1"),
+    "ramp, band 0.75": SoftLabelSpec(directions=_ONE_WIDTH),
+    "ramp, band 0.5": SoftLabelSpec(directions=_ONE_WIDTH, band=0.5),
+    "cap": SoftLabelSpec(directions=_ONE_WIDTH, method="cap"),
+    "band": SoftLabelSpec(directions=_ONE_WIDTH, method="band", band=0.5),
+    "f1": SoftLabelSpec(directions=_ONE_WIDTH, method="f1"),
 }
 SHARES = {"AID": (0.1, 0.2), "UC Merced": (0.05, 0.1, 0.2)}
 TILE_PX = {"UC Merced": 256}  # some of its images are a few pixels smaller
@@ -70,11 +73,11 @@ def figures(world: World, part: Part) -> dict[str, float]:
     features = world.features_NF[rows]
     if part.method == DECISION:
         found = measure(features, y_LC, SoftLabelSpec(), seed=part.seed, steps=part.steps)
-        return {"gain": found.gain, "error": found.error, "F1": found.micro_f1}
+        return {"gain": found.gain, "error": found.error, "extends": float(found.pays)}
     learned = partial(learned_vectors, world.features_NF, seed=part.seed, steps=part.steps)
     if part.method == SUPERVISED:
         return scored(world, learned(labelled, y_LC))
-    soft = soft_labels(features, y_LC, METHODS[part.method])
+    soft = soft_labels(features, y_LC, METHODS[part.method], seed=part.seed, steps=part.steps)
     micro, _ = f1_scores(soft >= 0.5, world.labels_NC[others])
     vectors = learned(rows, np.concatenate([y_LC, soft]).astype(np.float32))
     return {**scored(world, vectors), "F1": micro}
@@ -111,7 +114,7 @@ def collected(found: dict[Part, dict[str, float]]) -> dict[str, Any]:
         runs = [v for p, v in found.items() if _row(p) == _row(part)]
         table[part.method] = columns_of(runs)
         if part.method == DECISION:
-            table[DECISION]["extends"] = [run["gain"] > run["error"] for run in runs]
+            table[DECISION]["extends"] = [run["extends"] > 0 for run in runs]
     return tables
 
 

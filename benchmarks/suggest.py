@@ -40,6 +40,7 @@ from pipeline.training.head import learned_vectors
 START, SHARE = 0.02, 0.1
 RANDOM = "at random"
 _DIRECTIONS, _FIRST_SEED = 128, 70
+_SOFT = SoftLabelSpec(directions=(_DIRECTIONS,))
 Rows = NDArray[np.int64]
 Choose = Callable[[NDArray[np.float32], NDArray[np.uint8], Rows, Rows, int, int], Rows]
 
@@ -116,7 +117,7 @@ def figures(world: World, part: Part) -> dict[str, float]:
         return scored(world, learned(labelled, y_NC[labelled]))
     others = np.setdiff1d(train, labelled)
     rows = np.concatenate([labelled, others])
-    soft = soft_labels(world.features_NF[rows], y_NC[labelled], SoftLabelSpec())
+    soft = soft_labels(world.features_NF[rows], y_NC[labelled], _SOFT)
     vectors = learned(rows, np.concatenate([y_NC[labelled], soft]).astype(np.float32))
     return {**scored(world, vectors), "F1": f1_scores(soft >= 0.5, y_NC[others])[0]}
 

@@ -430,7 +430,7 @@ class Stages(ABC):
         ConfigError, NotFoundError, EncoderMismatchError
             Archive and dataset do not fit, or there are too few labelled rows.
         SkysiftError
-            The measured gain is not larger than its error.
+            The measured gain is not larger than its error, or macro mAP falls.
         """
         from pipeline.datasets.extend import extend
 

@@ -6,14 +6,14 @@ dataset that would not gain is not written.
 Shapes: N rows, L labelled and U unlabelled rows, F features, C classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encoders.bundle import load_encoder
-from encoders.metrics import retrieval_metrics
+from encoders.metrics import Scores, score_retrieval
 from pipeline.datasets.archive_tiles import (
     ArchiveTiles,
     append_rows,
@@ -35,8 +35,8 @@ Floats = NDArray[np.float32]
 Labels = NDArray[np.uint8]
 
 FOLDS = 3
-COLUMNS = ("nDCG@50", "rare mAP", "Jaccard@10")
-_DECIDING = ("nDCG@50", "rare mAP")
+COLUMNS = ("nDCG@50", "macro mAP", "rare mAP", "Jaccard@10")
+_FIRST = "nDCG@50"
 _FEWEST_LABELLED = 30
 
 
@@ -52,31 +52,24 @@ class Measurement:
     supervised, extended
         Retrieval of the hidden rows among the other labelled rows, by name, after a training with
         those rows alone and with the probabilities of the unlabelled rows too.
-    fold_gains
-        Sum of the gains of nDCG@50 and rare mAP in each fold; a score that is not defined there
-        does not count.
+    gain, error
+        Mean gain of nDCG@50 over the hidden rows, each compared with itself, and the standard error
+        of that mean.
     """
 
     micro_f1: float
     macro_f1: float
     supervised: Mapping[str, float]
     extended: Mapping[str, float]
-    fold_gains: tuple[float, ...]
-
-    @property
-    def gain(self) -> float:
-        """Mean gain over the folds."""
-        return float(np.mean(self.fold_gains))
-
-    @property
-    def error(self) -> float:
-        """Standard error of the gain."""
-        return float(np.std(self.fold_gains, ddof=1) / np.sqrt(len(self.fold_gains)))
+    gain: float
+    error: float
 
     @property
     def pays(self) -> bool:
-        """Whether the gain is larger than its standard error."""
-        return self.gain > self.error
+        """Whether nDCG@50 gains more than its error, and macro mAP does not fall."""
+        return self.gain > self.error and not (
+            self.extended["macro mAP"] < self.supervised["macro mAP"]
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +116,7 @@ def measure(
             f"least {_FEWEST_LABELLED}"
         )
     fold_L = np.random.default_rng(seed).permutation(labelled) % folds
-    found: list[tuple[tuple[float, float], dict[str, float], dict[str, float]]] = []
+    found: list[tuple[tuple[float, float], Scores, Scores]] = []
     for fold in range(folds):
         known, hidden = np.flatnonzero(fold_L != fold), np.flatnonzero(fold_L == fold)
         order = np.concatenate([known, hidden, np.arange(labelled, len(features_NF))])
@@ -131,33 +124,43 @@ def measure(
         found.append(_measure_fold(features, y, len(known), spec, seed, steps))
         progress(Progress(stage="measure", done=fold + 1, total=folds, unit="trainings"))
     f1, supervised, extended = zip(*found, strict=True)
+    gain_L = np.concatenate(
+        [
+            after.by_query[_FIRST] - before.by_query[_FIRST]
+            for before, after in zip(supervised, extended, strict=True)
+        ]
+    )
+    gain_L = gain_L[np.isfinite(gain_L)]
     return Measurement(
         micro_f1=float(np.mean([micro for micro, _ in f1])),
         macro_f1=float(np.nanmean([macro for _, macro in f1])),
-        supervised={name: _mean([scores[name] for scores in supervised]) for name in COLUMNS},
-        extended={name: _mean([scores[name] for scores in extended]) for name in COLUMNS},
-        fold_gains=tuple(
-            float(np.nansum([after[name] - before[name] for name in _DECIDING]))
-            for before, after in zip(supervised, extended, strict=True)
-        ),
+        supervised=_columns(supervised),
+        extended=_columns(extended),
+        gain=float(gain_L.mean()),
+        error=float(gain_L.std(ddof=1) / np.sqrt(len(gain_L))),
     )
 
 
 def _measure_fold(
     features_NF: Floats, y_LC: Labels, known: int, spec: SoftLabelSpec, seed: int, steps: int
-) -> tuple[tuple[float, float], dict[str, float], dict[str, float]]:
+) -> tuple[tuple[float, float], Scores, Scores]:
     """Return F1, and the scores without and with probabilities; rows: known, hidden, unlabelled."""
     labelled = len(y_LC)
-    soft = soft_labels(features_NF, y_LC[:known], spec)
+    soft = soft_labels(features_NF, y_LC[:known], spec, seed=seed, steps=steps)
     f1 = f1_scores(soft[: labelled - known] >= 0.5, y_LC[known:])
     rows = np.concatenate([np.arange(known), np.arange(labelled, len(features_NF))])
     labels = np.concatenate([y_LC[:known], soft[labelled - known :]]).astype(np.float32)
 
-    def scores(chosen: NDArray[np.int64], learned: Labels | Floats) -> dict[str, float]:
+    def scores(chosen: NDArray[np.int64], learned: Labels | Floats) -> Scores:
         z = learned_vectors(features_NF, chosen, learned, seed=seed, steps=steps)
-        return retrieval_metrics(z[known:labelled], y_LC[known:], z[:known], y_LC[:known])
+        return score_retrieval(z[known:labelled], y_LC[known:], z[:known], y_LC[:known])
 
     return f1, scores(np.arange(known), y_LC[:known]), scores(rows, labels)
+
+
+def _columns(folds: Sequence[Scores]) -> dict[str, float]:
+    """Return the mean over the folds where a score is defined, by name."""
+    return {name: _mean([fold.metrics[name] for fold in folds]) for name in COLUMNS}
 
 
 def _mean(values: list[float]) -> float:
@@ -203,12 +206,13 @@ def extend(
     EncoderMismatchError
         Dataset and encoder have other bands or another tile size.
     SkysiftError
-        The measured gain is not larger than its error; nothing is written.
+        The measured gain is not larger than its error, or macro mAP falls; nothing is written.
 
     Notes
     -----
     Peak memory is that of `pipeline.datasets.soft_labels.soft_labels` over the labelled and drawn
-    rows, and of two strips of a scene. The measurement trains six heads on the features.
+    rows, and of two strips of a scene. The measurement trains six heads on the features, and
+    each round of ``spec`` after the first four more.
     """
     spec, dataset = spec or SoftLabelSpec(), LabelledDataset.open(dataset_uri)
     encoder = load_encoder(archive.encoder)
@@ -229,12 +233,11 @@ def extend(
     measured = measure(features, y_LC, spec, seed=seed, steps=steps, progress=progress)
     if not measured.pays:
         raise SkysiftError(
-            f"extend: the probabilities do not pay here: {_gains(measured)} on hidden labelled "
-            f"rows, together {measured.gain:+.3f} ± {measured.error:.3f} (F1 "
-            f"{measured.micro_f1:.3f}); nothing is written; label more tiles, or use an archive of "
-            "features that tell the classes apart"
+            f"extend: the probabilities do not pay here: {_gains(measured)} (F1 "
+            f"{measured.micro_f1:.3f}) on hidden labelled rows; nothing is written; label more "
+            "tiles, or use an archive of features that tell the classes apart"
         )
-    soft = soft_labels(features, y_LC, spec)
+    soft = soft_labels(features, y_LC, spec, seed=seed, steps=steps)
     info = _write(dataset, archive, tiles, soft, output, spec, progress)
     added = info.count - len(dataset)
     return Extension(
@@ -243,10 +246,8 @@ def extend(
 
 
 def _gains(measured: Measurement) -> str:
-    return ", ".join(
-        f"{name} {measured.supervised[name]:.3f} -> {measured.extended[name]:.3f}"
-        for name in _DECIDING
-    )
+    classes = f"{measured.supervised['macro mAP']:.3f} -> {measured.extended['macro mAP']:.3f}"
+    return f"{_FIRST} {measured.gain:+.3f} ± {measured.error:.3f}, macro mAP {classes}"
 
 
 def _write(

@@ -66,14 +66,25 @@ class SoftLabelSpec:
         Half the width of the ramp or band, as a share of the class's share.
     neighbours
         Neighbours of a row in the graph.
+    directions
+        Numbers of half-whitened principal directions of the features; the ranks are averaged over
+        them.
+    rounds
+        In each round after the first, a head learns from the probabilities so far, and the labels
+        spread over its neighbours are a third score beside the two of the features. ``f1`` has one
+        round.
     """
 
     method: Method = "ramp"
     band: PositiveFraction = 0.75
     neighbours: Count = 10
+    directions: tuple[Count, ...] = (64, 128, 256, 512)
+    rounds: Count = 1
 
     def __post_init__(self) -> None:
         check_limits(self, "soft labels")
+        if not self.directions:
+            raise ConfigError("soft labels: directions is empty; give numbers such as 128")
         if self.method not in get_args(Method):
             raise ConfigError(
                 f"soft labels: method {self.method!r} is not {', '.join(get_args(Method))}"

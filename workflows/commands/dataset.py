@@ -126,6 +126,7 @@ def suggest(ctx: click.Context, run: Run) -> None:
 @recipe_option("--rows", "dataset.extend.rows")
 @recipe_option("--method", "dataset.extend.method")
 @recipe_option("--band", "dataset.extend.band")
+@recipe_option("--rounds", "dataset.extend.rounds")
 @pass_run
 def extend(run: Run) -> None:
     """Add the tiles of an archive, with probabilities for labels.
@@ -133,7 +134,7 @@ def extend(run: Run) -> None:
     Two teachers on the archive's features label the tiles: a logistic regression, and a
     propagation along the nearest neighbours. Before anything is written, a part of the labelled
     rows is hidden: the F1 of their new labels, and the gain of a training with them, are shown.
-    Where the gain is not larger than its error, the command refuses.
+    Where the gain of nDCG@50 is not larger than its error, or macro mAP falls, the command refuses.
     """
     found = run.extend_dataset()
     measured = found.measured
@@ -147,6 +148,7 @@ def extend(run: Run) -> None:
         [
             f"{found.output}: {found.labelled:,} labelled rows, {found.added:,} added",
             f"F1 of hidden labels: {measured.micro_f1:.3f}, by class {measured.macro_f1:.3f}",
+            f"nDCG@50 of the same hidden rows: {measured.gain:+.3f} ± {measured.error:.3f}",
             "",
             *format_table(head, metrics),
         ],

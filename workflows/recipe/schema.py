@@ -92,7 +92,7 @@ class ExtendSection(Section):
     rows
         Largest number of tiles to add, drawn uniformly from the archive.
     steps
-        Steps of each of the six trainings that measure the gain.
+        Steps of each training that measures the gain, and of those of further rounds.
     seed
         Seed of that draw, and of the measurement.
     """

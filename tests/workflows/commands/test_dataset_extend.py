@@ -80,7 +80,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
 def write_dataset(folder: Path, images: np.ndarray, labels: np.ndarray, held: str) -> None:
     rows = {
         "source": [str(i) for i in range(len(images))],
-        "split": ["train"] * 90 + ["val"] * (len(images) - 90),
+        "split": ["train"] * 32 + ["val"] * (len(images) - 32),
         "group": [f"block {i}" for i in range(len(images))],
         "tile_key": [held] + [f"elsewhere/{i}/0" for i in range(1, len(images))],
     }
@@ -91,14 +91,15 @@ def write_dataset(folder: Path, images: np.ndarray, labels: np.ndarray, held: st
 
 def test_an_archive_extends_a_dataset_and_a_training_learns_from_it(world: Path):
     output = world / "extended"
-    settings = "dataset.extend.steps=60"
+    # Few rows, many steps: the labelled rows alone are overfitted, so the measurement finds a gain.
+    settings = ("--set", "dataset.extend.steps=250", "--set", "dataset.extend.seed=1")
     place = ("--dataset", world / "set", "--from", world / "archive", "--output", output)
-    outcome = run("dataset", "extend", *place, "--set", settings, "--json")
+    outcome = run("dataset", "extend", *place, *settings, "--json")
     assert outcome.code == 0, outcome.err
     found = json.loads(outcome.out)
     measured = found["measured"]
     assert measured["micro_f1"] > 0.7
-    assert measured["fold_gains"]
+    assert measured["gain"] > measured["error"] > 0
     data, before = LabelledDataset.open(str(output)), LabelledDataset.open(str(world / "set"))
     assert found["added"] == SIDE * SIDE - 1  # without the tile that the dataset holds
     assert len(data) == len(before) + found["added"]
