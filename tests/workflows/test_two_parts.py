@@ -21,6 +21,7 @@ TRAIN += ("-s", "training.hidden=16", "-s", "training.batch_size=16", "-s", "tra
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
     """A labelled dataset, and scenes of two dates that were never ingested."""
+    torch.set_num_threads(1)  # tiny networks lose time to threads that wait for each other
     folder = tmp_path_factory.mktemp("two-parts")
     write_dataset(str(folder / "set"))
     write_scenes(folder / "scenes", ("red", "nir"))
