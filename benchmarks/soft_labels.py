@@ -12,7 +12,7 @@ search the train and validation rows by their true labels, as on the rest of the
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,14 @@ from benchmarks.results_runs import World, load_world, score
 from pipeline.datasets.extend import measure
 from pipeline.datasets.soft_labels import f1_scores, soft_labels
 from pipeline.datasets.spec import SoftLabelSpec
-from pipeline.training.head import learned_vectors
+from pipeline.training.head import HEAD, learned_vectors
+from pipeline.training.spec import TrainingSpec
 
 COLUMNS = ("nDCG@50", "rare mAP", "macro mAP", "mAP J>=0.6", "Jaccard@10")
 SUPERVISED, DECISION = "labelled rows only", "decision by query"
 DEFAULT = "ramp, four widths"
+FOUR_HEADS = ", 4 heads of 64"
+"""A method with the label part that `benchmarks.dial` chose."""
 _ONE_WIDTH = (128,)
 METHODS = {
     DEFAULT: SoftLabelSpec(),
@@ -74,13 +77,29 @@ def figures(world: World, part: Part) -> dict[str, float]:
     if part.method == DECISION:
         found = measure(features, y_LC, SoftLabelSpec(), seed=part.seed, steps=part.steps)
         return {"gain": found.gain, "error": found.error, "extends": float(found.pays)}
-    learned = partial(learned_vectors, world.features_NF, seed=part.seed, steps=part.steps)
-    if part.method == SUPERVISED:
+    method = part.method.removesuffix(FOUR_HEADS)
+    spec = HEAD if method == part.method else _four_heads()
+    learned = partial(
+        learned_vectors, world.features_NF, seed=part.seed, steps=part.steps, spec=spec
+    )
+    if method == SUPERVISED:
         return scored(world, learned(labelled, y_LC))
-    soft = soft_labels(features, y_LC, METHODS[part.method], seed=part.seed, steps=part.steps)
+    soft = soft_labels(features, y_LC, METHODS[method], seed=part.seed, steps=part.steps)
     micro, _ = f1_scores(soft >= 0.5, world.labels_NC[others])
     vectors = learned(rows, np.concatenate([y_LC, soft]).astype(np.float32))
     return {**scored(world, vectors), "F1": micro}
+
+
+def _four_heads() -> TrainingSpec:
+    """Return the settings of the recipe ``aid``."""
+    return replace(
+        HEAD,
+        loss_options={"exactness": 0.1, "discount": 1.0},
+        dimension=256,
+        heads=4,
+        dropout=0.1,
+        sampling_power=0.0,
+    )
 
 
 def scored(world: World, vectors: Any) -> dict[str, float]:
@@ -99,7 +118,9 @@ def parts(worlds: dict[str, World], seeds: int) -> list[Part]:
     """Return all runs."""
     return [
         Part(world=name, share=share, seed=seed, method=method)
-        for method in dict.fromkeys((SUPERVISED, DEFAULT, DECISION, *METHODS))
+        for method in dict.fromkeys(
+            (SUPERVISED, DEFAULT, DECISION, *METHODS, SUPERVISED + FOUR_HEADS, DEFAULT + FOUR_HEADS)
+        )
         for name in worlds
         for share in SHARES[name]
         for seed in range(seeds)

@@ -7,6 +7,8 @@ losses compare (`benchmarks.results`). Its loop, losses and sampler are those of
 Shapes: N rows, n training rows, F features, D dimension, C labels.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,12 +24,15 @@ from encoders.losses import build_loss
 from encoders.losses.statistics import LabelStatistics
 from encoders.places import PlaceRows, place_loss
 from encoders.projection import build_head, mlp_options
-from encoders.spec import EncoderSpec, LoopSpec
+from encoders.spec import EncoderSpec
+from pipeline.training.spec import TrainingSpec
 from storage.dataset import hard_labels
 
 Floats = NDArray[np.float32]
 STEPS = 360
 """Steps of a training of a head."""
+HEAD = TrainingSpec(batch_size=256, freeze_backbone=True)
+"""MACL's default in one head of 128 numbers."""
 
 
 class FrozenFeatures(Backbone):
@@ -63,11 +68,10 @@ def learned_vectors(
     *,
     seed: int = 0,
     steps: int = STEPS,
-    batch_size: int = 256,
-    loss: str = "macl",
+    spec: TrainingSpec = HEAD,
     places: PlaceRows | None = None,
 ) -> Floats:
-    """Train a head of 128 dimensions on some rows and return the vectors of all rows, (N, D).
+    """Train a head on some rows and return the vectors of all rows, (N, D).
 
     Parameters
     ----------
@@ -77,27 +81,27 @@ def learned_vectors(
         The training rows, and their labels of 0 and 1 or probabilities.
     steps
         Steps to take at least; training ends with the epoch.
-    loss
-        Name of the loss.
+    spec
+        The head, its loss and its batches; ``epochs`` and ``seed`` of it are not used.
     places
         Pairs of places for a second loss, whose inputs are features too.
     """
-    dimension = 128
     built = build_loss(
-        loss,
+        spec.loss,
         LabelStatistics.from_labels(hard_labels(labels_nC)),
-        dimension=dimension,
+        dimension=spec.dimension,
+        heads=spec.heads,
         initial_seed=seed,
+        **spec.loss_options,
     )
     data = TrainingRows(inputs=features_NF, rows=rows, labels=labels_nC)
-    encoder = head_encoder(features_NF.shape[1], dimension, 512, seed)
-
-    def settings(epochs: int) -> LoopSpec:
-        return LoopSpec(epochs=epochs, batch_size=batch_size, seed=seed, freeze_backbone=True)
-
-    loop = TrainingLoop(encoder, built, data, settings(1))
+    encoder = head_encoder(
+        features_NF.shape[1], spec.dimension, spec.hidden, seed, spec.heads, spec.dropout
+    )
+    loop = TrainingLoop(encoder, built, data, replace(spec, epochs=1, seed=seed))
     epochs = -(-steps // loop.steps_per_epoch)
-    loop = TrainingLoop(encoder, built, data, settings(epochs), places=places)
+    spec = replace(spec, epochs=epochs, seed=seed)
+    loop = TrainingLoop(encoder, built, data, spec, places=places)
     while loop.epoch < loop.spec.epochs:
         for _ in loop.run_epoch():
             pass
