@@ -303,15 +303,21 @@ def test_the_dial_is_chosen_on_validation_and_its_section_says_what_is_met(
     dial_table, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(dial, "SERIES", {"series": ()})
-    monkeypatch.setattr(dial, "WIDTHS", (4,))
+    monkeypatch.setattr(dial, "WIDTHS", (4, 5))
     monkeypatch.setattr(dial, "LABEL_LOSSES", ("macl",))
-    monkeypatch.setattr(dial, "TRIED", ((0.1, 0.3),))
+    monkeypatch.setattr(dial, "TRIED", (0.1, 0.3))
+    monkeypatch.setattr(dial, "ELSEWHERE", ("one", "two"))
     monkeypatch.setattr(dial, "WEIGHTS", (0.0, 0.5, 1.0))
     found = {p: dial.run(dial_table, tmp_path, p) for p in dial.trials(("one", "two"), 1)}
     settings = dial.chosen(found)
-    best = max(setting["least"] for setting in settings)
-    near = [setting for setting in settings if setting["least"] >= best - dial.NEAR]
-    assert settings[0]["blend"] == max(setting["blend"] for setting in near)
+    assert len(settings) == 4
+    for one in settings:
+        margins = [*one["margins"]["one"].values(), *one["margins"]["two"].values()]
+        assert one["least"] == min(*margins, *one["elsewhere"].values())
+    whole = [one for one in settings if one["least"] >= 0]
+    short = min((one["appearance"] for one in whole), default=None)
+    among = [one for one in whole if one["appearance"] == short] or settings
+    assert settings[0]["least"] == max(one["least"] for one in among)
     tested = {
         p: dial.run(dial_table, tmp_path, p) for p in dial.tests(("one", "two"), settings[0], 1)
     }
@@ -325,7 +331,8 @@ def test_the_dial_is_chosen_on_validation_and_its_section_says_what_is_met(
     assert all(min(margins.values()) > 0 for margins in ends.values())
     assert figures["places"]["series"]["one"]["macl, w 1"]["r@1"][0] == 1
     page = dial_section(json.loads(json.dumps(figures)))
-    assert f"**macl, 4 numbers of appearance, w {settings[0]['blend']:g}**" in page
+    width, blend = settings[0]["appearance"], settings[0]["blend"]
+    assert f"**macl, {width} numbers of appearance, w {blend:g}**" in page
     assert "- At w 0 no column is more than .005 below the label part alone: met in 8 of 8" in page
     first = dial.tests(("one", "two"), settings[0], 1)[0]
     again = dial.run(dial_table, tmp_path, first)
