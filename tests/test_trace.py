@@ -20,8 +20,9 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trace]:
 # functions of the progress display run or not by the speed of the machine. An archive remembers the
 # files of its scenes: storage/archive/origins.py lies on the way of an ingest.
 # workflows/stages.py has the stages that commands and Python share, specifications may be given as
-# mappings, and hits have the footprints of their tiles. The format of every file is checked.
-CEILINGS = {"search": (31, 190), "ingest": (43, 307), "step": (9, 44)}
+# mappings, and hits have the footprints of their tiles. The format of every file is checked. Pairs
+# of places share the function that gives the grid of an encoder's tiles.
+CEILINGS = {"search": (31, 190), "ingest": (43, 308), "step": (9, 44)}
 
 
 @pytest.mark.parametrize("name", WAYS)
