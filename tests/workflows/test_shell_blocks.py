@@ -13,7 +13,6 @@ from tests.support.paths import REPOSITORY
 HOWTO = "docs/howto/"
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", [page for page in PAGES if not page.startswith(HOWTO)])
 def test_every_block_runs_as_printed(
     page: str, reader: Reader, tmp_path: Path, page_bucket: MotoS3
