@@ -460,12 +460,12 @@ class Stages(ABC):
             The network cannot be built, or the statistics not computed.
         """
         from encoders.bundle import save_bundle
-        from workflows.two_parts import made_of_trained
+        from workflows import two_parts
 
         target = self.need("encoder.bundle")
         section = self.recipe.encoder
         if section.trained is not None:
-            return MadeEncoder(save_bundle(made_of_trained(self), target), {})
+            return MadeEncoder(save_bundle(two_parts.made_of_trained(self), target), {})
         if section.place_pairs is not None:
             raise ConfigError(
                 f"{self.settings.where('encoder.place_pairs')}: encoder.place_pairs adds a part to "
@@ -548,28 +548,23 @@ class Stages(ABC):
         """
         from encoders.bundle import save_bundle
         from pipeline.training.driver import train
-        from workflows.two_parts import (
-            made_of_run,
-            place_source,
-            require_fitting_width,
-            training_spec,
-        )
+        from workflows import two_parts
 
         dataset, output = self.need_path("dataset.uri"), self.need("training.output")
         section = self.recipe.training
         self._check_pretrained("training.pretrained")
-        spec, source = training_spec(section), None
+        spec, source = two_parts.training_spec(section), None
         if section.place_pairs is not None:
-            source = place_source(self, "training.place_pairs")
+            source = two_parts.place_source(self, "training.place_pairs")
         elif section.appearance is not None:
-            require_fitting_width(self, dataset, spec)
+            two_parts.require_fitting_width(self, dataset, spec)
         with self.ray(), ProgressView() as progress:
             result = train(
                 dataset, spec, output, place_source=source, resume=resume, progress=progress
             )
         if section.appearance is None:
             return result
-        two, target = made_of_run(self, dataset, spec), self.trained_bundle
+        two, target = two_parts.made_of_run(self, dataset, spec), self.trained_bundle
         return replace(result, bundle_uri=str(target), fingerprint=save_bundle(two, target))
 
     @property

@@ -21,7 +21,6 @@ from pipeline.training.places import PLACES, write_places
 from pipeline.training.spec import TrainingSpec
 from storage.archive.reader import Archive
 from storage.dataset import LabelledDataset
-from storage.errors import EncoderMismatchError
 from storage.location import Location
 from storage.progress import ProgressSink, ignore
 from storage.scene import CatalogSpec
@@ -42,22 +41,6 @@ class PlaceQueries:
     depths: Sequence[int] = (1, 5, 10)
     most: int = 2000
     seed: int = 0
-
-
-def check_same_tiles(encoder: Encoder, archive: Archive) -> None:
-    """Check that an archive's tiles are such as an encoder takes.
-
-    Raises
-    ------
-    EncoderMismatchError
-        The archive has other bands or tiles of another size.
-    """
-    ours, theirs = (encoder.bands, encoder.tile_px), (archive.spec.bands, archive.spec.tile_px)
-    if ours != theirs:
-        raise EncoderMismatchError(
-            f"archive {archive.uri} has bands {', '.join(theirs[0])} and tiles of {theirs[1]} px, "
-            f"the encoder takes {', '.join(ours[0])} and {ours[1]} px; choose a matching pair"
-        )
 
 
 def score_places(
@@ -84,10 +67,9 @@ def score_places(
 
     Raises
     ------
-    ConfigError, EncoderMismatchError, SceneError
+    ConfigError, SceneError
         The archive has too few places, or other bands or tiles; or no scene can be read.
     """
-    check_same_tiles(encoder, archive)
     with tempfile.TemporaryDirectory(prefix="skysift-places-") as folder:
         source = PlaceSpec(catalog=CatalogSpec.of(archive.location))
         unlabelled = replace(encoder.spec, classes=("place",))  # a dataset has at least one class

@@ -122,9 +122,9 @@ class ArchivePlaces:
         ours, theirs = (inputs.bands, inputs.tile_px), (archive.spec.bands, archive.spec.tile_px)
         if ours != theirs:
             raise ConfigError(
-                f"training: the archive of place pairs has bands {', '.join(theirs[0])} and tiles "
-                f"of {theirs[1]} px, but expected are {', '.join(ours[0])} and {ours[1]} px; take "
-                "an archive of these bands and tile size"
+                f"archive {archive.uri} has bands {', '.join(theirs[0])} and tiles of {theirs[1]} "
+                f"px, but expected are {', '.join(ours[0])} and {ours[1]} px; take an archive of "
+                "these bands and tile size"
             )
         self._archive, self.name = archive, f"archive {archive.uri}"
         self.origin: Mapping[str, Any] = {"archive": archive.uri, "snapshot": archive.snapshot}
