@@ -6,7 +6,7 @@ Also the encoder of two parts, whose first part is fitted to such vectors.
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.bundle import Encoder, load_encoder, with_appearance
+from encoders.bundle import Encoder, load_encoder, require_one_part, with_appearance
 from storage.dataset import LabelledDataset, evenly
 from storage.errors import EncoderMismatchError
 from storage.location import Location
@@ -89,5 +89,6 @@ def two_part_encoder(
         See :func:`encoders.bundle.with_appearance` and :func:`embed_images`, or one is not there.
     """
     encoder = load_encoder(trained)
+    require_one_part(encoder.spec)
     features = sampled_features(encoder, LabelledDataset.open(dataset), _APPEARANCE_ROWS)
     return with_appearance(encoder, features, dimension, blend)

@@ -71,6 +71,8 @@ def test_a_part_that_has_learned_places_serves_searches(folder: Path, train):
 
     twice = run("encoder", "make", "--trained", two, *source, "--encoder", folder / "no")
     assert "two parts already" in twice.err
+    looks = ("--trained", two, "--dataset", folder / "set", "--appearance", 8)
+    assert "two parts already" in run("encoder", "make", *looks, "--encoder", folder / "no").err
 
 
 def test_what_cannot_be_made_is_refused_before_the_work(folder: Path, train):
